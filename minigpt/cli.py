@@ -1,0 +1,91 @@
+"""The command line: finds the command, runs it, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+
+from minigpt import __version__
+
+COMMANDS = {
+    "train": "train a model; every option is a config value (minigpt train model=rope)",
+    "sample": "write text with a trained run (minigpt sample latest --prompt ROMEO:)",
+    "eval": "measure a trained run on its whole text (minigpt eval latest)",
+    "data": "prepare the text and show what each tokenizer makes of it (minigpt data)",
+    "doctor": "show what this machine offers and what to do about what is missing",
+}
+TRACEBACK = "MINIGPT_TRACEBACK"
+
+
+def usage() -> str:
+    """The text of `minigpt --help`."""
+    lines = [f"  {name:<8} {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: minigpt COMMAND [...]",
+            "",
+            "Trains small GPTs on small text, and compares their designs.",
+            "",
+            *lines,
+            "",
+            "minigpt COMMAND --help shows a command's options. Exit codes: 0 done, 1 failed, 2 bad",
+            f"input, 130 or 143 stopped by a signal. {TRACEBACK}=1 shows where an error arose.",
+            f"version {__version__}",
+        ]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if command in ("-V", "--version"):
+        print(f"minigpt {__version__}")
+        return 0
+    completes = command in ("-sc", "--shell-completion")  # the shell asks the bare program
+    if command not in COMMANDS and not completes:
+        from minigpt.errors import did_you_mean
+
+        known = ", ".join(COMMANDS)
+        return _fail(
+            f"{command}: no such command.{did_you_mean(command, COMMANDS)} Known: {known}."
+        )
+    if completes:
+        command, rest = "train", arguments
+    return run_command(command, rest)
+
+
+def run_command(command: str, arguments: list[str]) -> int:
+    """Run a command by name. Known mistakes become one line on stderr."""
+    from minigpt.errors import Failure, UserError
+
+    try:
+        importlib.import_module(f"minigpt.commands.{command}").main(arguments)
+        return 0
+    except (UserError, Failure) as error:
+        if os.environ.get(TRACEBACK) == "1":
+            raise
+        code = 2 if isinstance(error, UserError) else 1
+        return code if error.reported else _fail(str(error), code)
+    except KeyboardInterrupt as stop:
+        number = getattr(stop, "number", signal.SIGINT)
+        if str(stop):
+            print(stop, file=sys.stderr)
+        return 128 + number
+    except BrokenPipeError:  # `minigpt ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(f"minigpt: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One file a command. Only the command that runs is imported."""

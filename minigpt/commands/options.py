@@ -1,0 +1,44 @@
+"""Options that commands working on a trained run share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from minigpt.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are one line and whose help keeps its shape."""
+
+    def __init__(self, command: str, description: str, examples: list[str]) -> None:
+        super().__init__(
+            prog=f"minigpt {command}",
+            description=description,
+            epilog="examples:\n" + "\n".join(f"  {line}" for line in examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the run, the checkpoint and the device."""
+    parser.add_argument("run", metavar="RUN", help="a run directory, or latest")
+    parser.add_argument(
+        "--checkpoint",
+        choices=("best", "last"),
+        default="best",
+        help="which weights: of the best validation loss (default), or the newest",
+    )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
+
+
+def number(kind: type, low: float, text: str) -> Any:
+    """Parse an argument as a number of at least `low`; argparse words the complaint."""
+    value = kind(text)
+    if not value >= low:
+        raise argparse.ArgumentTypeError(f"{text} is below {low}")
+    return value

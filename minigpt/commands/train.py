@@ -1,0 +1,71 @@
+"""`minigpt train`: Hydra composes a config for each job; `minigpt.train.start` runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from minigpt.errors import Failure, UserError
+from minigpt.hydra_app import run_hydra
+
+
+def main(arguments: list[str]) -> None:
+    """Let Hydra read the arguments and run one job, or with -m one after the other.
+
+    A job that fails does not stop a sweep; the first failure is raised at its end.
+    """
+    failures: list[Exception] = []
+
+    def guarded(composed: DictConfig) -> None:
+        try:
+            job(composed)
+        except Exception as error:  # Hydra would print lines of its own around it
+            failures.append(error)
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                _report(error, HydraConfig.get().job.num)
+
+    run_hydra(guarded, arguments)
+    if failures:
+        raise failures[0]
+
+
+def job(composed: DictConfig) -> None:
+    """Train one run."""
+    # Here and not above: --help, --cfg and shell completion do without torch.
+    from minigpt.config import resumed_config, to_config
+    from minigpt.run import RunDirectory, find_run
+    from minigpt.train.start import start
+
+    hydra = HydraConfig.get()
+    output = Path(hydra.runtime.output_dir)
+    try:
+        OmegaConf.set_struct(composed, False)
+        resume = composed.pop("resume", None)
+        if resume is not None:
+            run = find_run(str(resume))
+            config = resumed_config(run.config, composed, list(hydra.overrides.task))
+        else:
+            run = RunDirectory(output)
+            if hydra.mode == RunMode.MULTIRUN and composed.get("group") is None:
+                composed.group = Path(hydra.sweep.dir).name
+            config = to_config(composed)
+        start(config, run, resumed=resume is not None)
+    finally:
+        with contextlib.suppress(OSError):  # Hydra made them; leave nothing behind if unused
+            output.rmdir()
+            output.parent.rmdir()
+
+
+def _report(error: Exception, number: int) -> None:
+    if isinstance(error, UserError | Failure) and os.environ.get("MINIGPT_TRACEBACK") != "1":
+        print(f"minigpt: job {number} failed: {error}", file=sys.stderr)
+        error.reported = True
+    else:
+        traceback.print_exception(error)

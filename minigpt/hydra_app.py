@@ -1,0 +1,126 @@
+"""Hydra under `minigpt train`: where configs are, argument order, and errors in one line.
+
+Imports no torch, so that --help, --cfg and shell completion answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+
+from minigpt.errors import UserError, did_you_mean, first_line
+
+FLAGS_WITH_VALUE = (
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--config-dir", "-cd", "--info", "-i", "--experimental-rerun"),
+)
+ROOT = "train"  # configs/train.yaml
+
+
+def config_directory() -> Path:
+    """The folder of YAML files: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def register_resolvers() -> None:
+    """Offer the interpolations that configs/runtime.yaml names."""
+    OmegaConf.register_new_resolver(
+        "short_id", lambda: secrets.token_hex(2), use_cache=True, replace=True
+    )
+    OmegaConf.register_new_resolver("slug", _slug, replace=True)
+
+
+def _slug(text: str) -> str:
+    """A text as a file name: no separators, not too long for a file system."""
+    return re.sub(r"[^\w.=+-]+", "_", text)[:100].strip("_") or "default"
+
+
+def run_hydra(task: Callable[[DictConfig], Any], arguments: list[str]) -> None:
+    """Hand arguments to Hydra, flags before overrides, and run `task` for each job.
+
+    Raises UserError for whatever Hydra refuses.
+    """
+    register_resolvers()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of printing and exiting
+    sys.argv = [sys.argv[0], *flags_first(arguments)]
+    app = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=ROOT)
+    try:
+        app(task)()
+    except HydraException as error:
+        raise UserError(explain(error)) from None
+
+
+def compose_config(overrides: list[str]) -> DictConfig:
+    """The config that overrides give, without running anything. Raises UserError."""
+    register_resolvers()
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        try:
+            return compose(ROOT, overrides)
+        except HydraException as error:
+            raise UserError(explain(error)) from None
+
+
+def flags_first(arguments: list[str]) -> list[str]:
+    """The same arguments with flags before overrides: argparse stops reading flags between them."""
+    flags, overrides = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("-"):
+            overrides.append(argument)
+            continue
+        flags.append(argument)
+        if argument in FLAGS_WITH_VALUE:
+            value = next(rest, None)
+            flags.extend([] if value is None else [value])
+    return [*flags, *overrides]
+
+
+def explain(error: HydraException) -> str:
+    """Hydra's several lines as 'key=value: why. Did you mean ...?'."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        options = error.options or []
+        return (
+            f"{group}={name}: no such {group}.{did_you_mean(name, options)} "
+            f"Known: {', '.join(options)}."
+        )
+    message = str(error).strip()
+    unknown = re.match(r"Could not override '(.*)'", message)
+    if unknown:
+        return _unknown_key(unknown[1])
+    ambiguous = re.match(r"Ambiguous value for argument '(.*)'", message)
+    if ambiguous:
+        return f"{ambiguous[1]}: several values; add -m to run each of them"
+    cause = error.__cause__
+    return first_line(error) + (f" ({first_line(cause)})" if cause is not None else "")
+
+
+def _unknown_key(key: str) -> str:
+    known = [*config_groups(), *_keys(compose_config([]))]
+    ending = [name for name in known if name.endswith(f".{key}")]
+    guess = f" Did you mean {' or '.join(ending)}?" if ending else did_you_mean(key, known)
+    return f"{key}: no such option or config group.{guess} See them all: minigpt train --cfg job"
+
+
+def config_groups() -> list[str]:
+    """Names of the config groups."""
+    return sorted(path.name for path in config_directory().iterdir() if path.is_dir())
+
+
+def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        yield f"{prefix}{key}"
+        if OmegaConf.is_dict(config._get_node(key)):
+            yield from _keys(config[key], f"{prefix}{key}.")

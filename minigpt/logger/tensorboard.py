@@ -1,0 +1,59 @@
+"""TensorBoard event files."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+from minigpt.errors import UserError
+from minigpt.logger.base import LOGGERS, Logger, LoggerConfig, RunInfo
+
+
+@dataclass
+class TensorboardConfig(LoggerConfig):
+    """The files lie in the run directory; there is nothing to choose."""
+
+
+@LOGGERS.register("tensorboard", TensorboardConfig)
+class TensorboardLogger(Logger):
+    """Writes scalars, samples, config and summary to <run>/tensorboard.
+
+    A resumed run adds a second event file, and TensorBoard draws a step that both hold twice.
+    """
+
+    def __init__(self, options: TensorboardConfig, info: RunInfo) -> None:
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError as error:
+            raise UserError(
+                f"logger={options.name}: TensorBoard is not installed; "
+                "pip install 'minigpt[tensorboard]', or choose logger=none"
+            ) from error
+        directory = info.directory / "tensorboard"
+        self._writer = SummaryWriter(str(directory))
+        self._writer.add_text("config", _code(_json(info.config)))
+        self.notice = f"TensorBoard: tensorboard --logdir {directory}"
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def log_text(self, text: str, step: int) -> None:
+        self._writer.add_text("samples", _code(text), step)
+        self._writer.flush()  # samples are rare, and people wait for them
+
+    def finish(self, summary: dict[str, Any], failed: bool) -> None:
+        self._writer.add_text("summary", _code(_json(summary)))
+        self._writer.add_text("state", "failed" if failed else "finished")
+        self._writer.close()
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _code(text: str) -> str:
+    """Text as a Markdown code block, which keeps TensorBoard from reflowing it."""
+    return textwrap.indent(text, "    ", lambda line: True)

@@ -1,0 +1,50 @@
+"""ALiBi: the further back a key, the lower its score."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from minigpt.model.positional.base import (
+    POSITIONAL,
+    PositionalConfig,
+    PositionalScheme,
+    ScoreTerm,
+)
+
+if TYPE_CHECKING:
+    from minigpt.model.gpt import ModelConfig
+
+
+def alibi_slopes(n_head: int) -> list[float]:
+    """Slope of each head: 2^(-8/n), 2^(-16/n), ... for n a power of two.
+
+    Other head counts take the slopes of the next lower power of two, then every other slope of
+    the next higher one, as in the authors' code (Press et al. 2021, section 3).
+    """
+    power = 1 << (n_head.bit_length() - 1)
+    slopes = [2.0 ** (-8 * (h + 1) / power) for h in range(power)]
+    between = [2.0 ** (-8 * (h + 1) / (2 * power)) for h in range(0, 2 * power, 2)]
+    return slopes + between[: n_head - power]
+
+
+@POSITIONAL.register("alibi", PositionalConfig)
+class Alibi(PositionalScheme):
+    """score -= slope_h * (i - j) (Press et al. 2021). No parameters; defined at every length."""
+
+    score_is_shared = True
+    slopes: Tensor
+
+    def __init__(self, config: PositionalConfig, model: ModelConfig) -> None:
+        super().__init__(config, model)
+        self.register_buffer("slopes", torch.tensor(alibi_slopes(model.n_head)), persistent=False)
+
+    def score_term(
+        self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor, layer: int
+    ) -> ScoreTerm:
+        def term(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return self.slopes[h] * (k_positions[b, j] - q_positions[b, i])
+
+        return term

@@ -1,0 +1,51 @@
+"""Fixed sines and cosines of the absolute position."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from minigpt.errors import require
+from minigpt.model.positional.base import POSITIONAL, PositionalConfig, PositionalScheme
+
+if TYPE_CHECKING:
+    from minigpt.model.gpt import ModelConfig
+
+
+@dataclass
+class SinusoidalConfig(PositionalConfig):
+    """`base`: the longest wavelength is 2 pi * base positions."""
+
+    base: float
+
+    def __post_init__(self) -> None:
+        require(self.base > 1, "model.positional.base", self.base, "use a number above 1")
+
+
+@POSITIONAL.register("sinusoidal", SinusoidalConfig)
+class SinusoidalPositions(PositionalScheme):
+    """sqrt(d) x_t + P_t, P_t[2k], P_t[2k+1] = sin, cos of t / base^(2k/d) (Vaswani et al. 2017).
+
+    The factor sqrt(d) is the paper's (section 3.4). No parameters; defined at every length.
+    """
+
+    def __init__(self, config: SinusoidalConfig, model: ModelConfig) -> None:
+        super().__init__(config, model)
+        require(
+            model.n_embd % 2 == 0,
+            "model.n_embd",
+            model.n_embd,
+            "sinusoidal positions pair the channels; use an even width",
+        )
+        self.base, self.n_embd = config.base, model.n_embd
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        channel = torch.arange(0, self.n_embd, 2, device=x.device)
+        angle = positions[..., None] * self.base ** (-channel / self.n_embd)
+        table = rearrange([angle.sin(), angle.cos()], "two b t k -> b t (k two)")
+        return math.sqrt(self.n_embd) * x + table.to(x.dtype)

@@ -1,0 +1,72 @@
+"""Named variants of a config group. A variant is one file: options, class, registration."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, cast
+
+from minigpt.errors import UserError, did_you_mean
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+
+class Registry(Generic[T]):
+    """The variants of one config group, found by importing every module of one package.
+
+    `key` is where the group's options stand in the config, `group` is its name on the command
+    line, `package` is the package (or module) whose files register the variants.
+    """
+
+    def __init__(self, group: str, key: str, package: str) -> None:
+        self.group, self.key, self._package = group, key, package
+        self._variants: dict[str, tuple[type, type[T]]] = {}
+        self._discovered = False
+
+    def register(self, name: str, options: type) -> Callable[[type[V]], type[V]]:
+        """Register the decorated class under `name`, with the dataclass of its options."""
+
+        def add(variant: type[V]) -> type[V]:
+            assert name not in self._variants, f"{self.group}={name} is registered twice"
+            self._variants[name] = (options, cast(type[T], variant))
+            return variant
+
+        return add
+
+    def names(self) -> list[str]:
+        """Every registered name, sorted."""
+        self._discover()
+        return sorted(self._variants)
+
+    def options(self, name: str) -> type:
+        """The dataclass of a variant's options. Raises UserError for an unknown name."""
+        return self._find(name)[0]
+
+    def variant(self, name: str) -> type[T]:
+        """The class registered under `name`. Raises UserError for an unknown name."""
+        return self._find(name)[1]
+
+    def build(self, options: Any, *args: Any) -> T:
+        """Construct the variant that `options.name` names, as variant(options, *args)."""
+        construct = cast(Callable[..., T], self.variant(options.name))
+        return construct(options, *args)
+
+    def _find(self, name: str) -> tuple[type, type[T]]:
+        self._discover()
+        if name not in self._variants:
+            known = ", ".join(self.names())
+            raise UserError(
+                f"{self.key}.name={name}: no such {self.group}."
+                f"{did_you_mean(str(name), self._variants)} Known: {known}."
+            )
+        return self._variants[name]
+
+    def _discover(self) -> None:
+        if self._discovered:
+            return
+        self._discovered = True
+        package = importlib.import_module(self._package)
+        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+            importlib.import_module(f"{self._package}.{module.name}")

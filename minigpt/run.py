@@ -1,0 +1,137 @@
+"""The run directory: the only thing commands hand to each other."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from minigpt.errors import UserError
+
+RUNS = Path("runs")  # where `latest` looks, and where configs/runtime.yaml puts new runs
+PACKAGES = ("torch", "hydra-core", "omegaconf", "wandb", "tiktoken", "tokenizers", "safetensors")
+
+
+class RunDirectory:
+    """Paths and files of one run. Whole files are written atomically, logs are appended to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.manifest = path / "manifest.json"
+        self.tokenizer = path / "tokenizer.json"
+        self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples.txt"
+        self.result = path / "result.json"
+        self.last = path / "checkpoints" / "last"
+        self.best = path / "checkpoints" / "best"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training here meanwhile. Raises UserError if one does.
+
+        The system frees the lock of a killed process.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{self.path}: another process is training this run; wait for it or stop it first"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def append_metrics(self, values: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        self._append(self.metrics, json.dumps(values) + "\n")
+
+    def append_sample(self, step: int, text: str) -> None:
+        """Add one sampled text to samples.txt."""
+        self._append(self.samples, f"--- step {step} ---\n{text}\n\n")
+
+    def log_sizes(self) -> dict[str, int]:
+        """Bytes of the logs now: what `rewind_logs` needs to come back to this moment."""
+        return {file.name: file.stat().st_size if file.exists() else 0 for file in self._logs()}
+
+    def rewind_logs(self, sizes: dict[str, int]) -> None:
+        """Cut the logs back to earlier sizes, dropping what a resumed run will write again."""
+        for file in self._logs():
+            if file.exists():
+                with file.open("r+b") as handle:
+                    handle.truncate(sizes.get(file.name, 0))
+
+    def read_json(self, path: Path) -> dict[str, Any]:
+        """A JSON file of this run. Raises UserError if it is missing or broken."""
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{path}: not there; has this run started?") from None
+        except ValueError as error:
+            raise UserError(f"{path}: broken JSON ({error}); restore it or train again") from None
+
+    def _logs(self) -> tuple[Path, Path]:
+        return self.metrics, self.samples
+
+    @staticmethod
+    def _append(path: Path, text: str) -> None:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+
+
+def find_run(name: str) -> RunDirectory:
+    """The run directory a user names: a path, or `latest` for the newest under runs/.
+
+    Raises UserError where there is none.
+    """
+    if name == "latest":
+        starts = [(file.stat().st_mtime, file.parent) for file in RUNS.rglob("manifest.json")]
+        if not starts:
+            raise UserError(f"latest: no run under {RUNS}/ yet; start one with `minigpt train`")
+        return RunDirectory(max(starts)[1])
+    path = Path(name).expanduser()
+    if not (path / "config.yaml").is_file():
+        reason = "has no config.yaml, so it is no run" if path.is_dir() else "no such run directory"
+        raise UserError(f"{name}: {reason}; give a directory like runs/..., or `latest`")
+    return RunDirectory(path)
+
+
+def new_manifest() -> dict[str, Any]:
+    """What makes this run: command, versions, code and machine."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "minigpt": importlib.metadata.version("minigpt"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the code in use, with '+changes' if files differ; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=5
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", __file__)  # not someone else's repository around us
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

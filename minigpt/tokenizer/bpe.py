@@ -1,0 +1,142 @@
+"""Byte-level byte-pair encoding learned from the corpus (Sennrich et al. 2016; GPT-2's form)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import models, pre_tokenizers, trainers
+
+from minigpt.errors import UserError, require
+from minigpt.files import sha256
+from minigpt.tokenizer.base import (
+    TOKENIZERS,
+    Tokenizer,
+    TokenizerConfig,
+    load_tokenizer,
+    require_utf8,
+)
+
+# Threads would save little on one text, and using them makes the library warn at every later fork.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A word never reaches over a space that follows a visible character, so cutting a text there does
+# not change its tokens. The library needs some 200 bytes a character of what it is given at once.
+PIECE = 1 << 20
+CUT = re.compile(r"(?<=[!-~])(?=[ \n])")
+
+
+def _byte_symbols() -> dict[str, int]:
+    """The byte each character of GPT-2's byte alphabet stands for.
+
+    A visible Latin-1 character is its own byte; the others are numbered from U+0100 on.
+    """
+    visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    numbered = {chr(256 + n): byte for n, byte in enumerate(hidden)}
+    return {chr(byte): byte for byte in visible} | numbered
+
+
+BYTE_SYMBOLS = _byte_symbols()
+
+
+def symbol_bytes(symbol: str) -> bytes:
+    """The bytes of a token written in GPT-2's byte alphabet."""
+    return bytes(map(BYTE_SYMBOLS.__getitem__, symbol))
+
+
+@dataclass
+class BPEConfig(TokenizerConfig):
+    """`vocab_size` counts the 256 bytes; a corpus with too few pairs to merge gives fewer."""
+
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        why = "each of the 256 bytes has a token; use 256 or more"
+        require(self.vocab_size >= 256, "tokenizer.vocab_size", self.vocab_size, why)
+
+
+@TOKENIZERS.register("bpe", BPEConfig)
+class BPETokenizer(Tokenizer):
+    """Merges pairs of tokens in the order learned, within words as GPT-2 splits them.
+
+    `vocabulary` holds the tokens by id and `merges` the pairs "left right", both written in
+    GPT-2's byte alphabet.
+    """
+
+    kind = "bpe"
+
+    def __init__(self, vocabulary: list[str], merges: list[str]) -> None:
+        self._vocabulary, self._merges = vocabulary, merges
+        self._bytes = list(map(symbol_bytes, vocabulary))
+        ids = {symbol: token for token, symbol in enumerate(vocabulary)}
+        pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
+        self._engine = _engine(models.BPE(vocab=ids, merges=pairs))
+
+    @classmethod
+    def create(cls, config: BPEConfig, text: str, n_train: int, directory: Path) -> Tokenizer:
+        train_text = text[:n_train]
+        key = sha256(f"{tokenizers.__version__} {config.vocab_size} {train_text}")
+        path = directory / "tokenizers" / f"bpe-{config.vocab_size}-{key[:16]}.json"
+        try:
+            return load_tokenizer(path)
+        except UserError:
+            tokenizer = cls.train(train_text, config.vocab_size)
+            tokenizer.save(path)
+            return tokenizer
+
+    @classmethod
+    def train(cls, text: str, vocab_size: int) -> BPETokenizer:
+        """Learn merges until there are `vocab_size` tokens, or every word is one token."""
+        engine = _engine(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=[],
+            show_progress=False,
+        )
+        engine.train_from_iterator(_pieces(text), trainer)
+        learned = json.loads(engine.to_str())["model"]
+        vocabulary = sorted(learned["vocab"], key=learned["vocab"].__getitem__)
+        return cls(vocabulary, [" ".join(pair) for pair in learned["merges"]])
+
+    @property
+    def n_vocab(self) -> int:
+        return len(self._vocabulary)
+
+    def encode(self, text: str) -> list[int]:
+        require_utf8(text)
+        # The fast form leaves out offsets, which cost as much as the encoding.
+        encodings = (self._engine.encode_batch_fast([piece])[0] for piece in _pieces(text))
+        return [token for encoding in encodings for token in encoding.ids]
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._bytes[token]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"vocabulary": self._vocabulary, "merges": self._merges}
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> BPETokenizer:
+        return cls(saved["vocabulary"], saved["merges"])
+
+
+def _engine(model: models.BPE) -> tokenizers.Tokenizer:
+    engine = tokenizers.Tokenizer(model)
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return engine
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text in pieces of about PIECE characters that have the tokens of the whole."""
+    start = 0
+    while cut := CUT.search(text, start + PIECE):
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]

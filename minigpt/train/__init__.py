@@ -1,0 +1,1 @@
+"""Training: the loop, its state, the optimizer and the schedule."""

@@ -1,0 +1,76 @@
+"""Which device, precision and threads a run computes with, and why."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from minigpt.errors import UserError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device type, a precision, and one phrase for the reason of each."""
+
+    device: str
+    device_reason: str
+    precision: str
+    precision_reason: str
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which a forward pass runs."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def describe(self) -> str:
+        """One line for people."""
+        name = torch.cuda.get_device_name() if self.device == "cuda" else self.device
+        return f"{name} ({self.device_reason}), {self.precision} ({self.precision_reason})"
+
+
+def choose_compute(device: str, precision: str) -> Compute:
+    """Honour explicit choices or raise UserError; resolve `auto` to the fastest that is right."""
+    device, device_reason = _choose_device(device)
+    precision, precision_reason = _choose_precision(precision, device)
+    return Compute(device, device_reason, precision, precision_reason)
+
+
+def _choose_device(device: str) -> tuple[str, str]:
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if device == "auto":
+        found = next(name for name, here in available.items() if here)
+        return found, "no GPU that torch can use" if found == "cpu" else "found"
+    if not available[device]:
+        raise UserError(
+            f"trainer.device={device}: torch {torch.__version__} finds no such device here; "
+            f"use trainer.device=auto, or install a torch build for it"
+        )
+    return device, "asked for"
+
+
+def _choose_precision(precision: str, device: str) -> tuple[str, str]:
+    if device == "cuda":
+        fast, why = torch.cuda.is_bf16_supported(including_emulation=False), "tensor cores"
+    elif device == "cpu":
+        fast, why = cpu_has_bf16(), "bf16 instructions"
+    else:
+        fast, why = False, ""
+    if precision == "auto":
+        return ("bf16", why) if fast else ("fp32", "no fast bf16 here")
+    if precision == "bf16" and device == "mps":
+        raise UserError("trainer.precision=bf16: not offered on mps; use trainer.precision=fp32")
+    return precision, "asked for"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware; without, bf16 is slower than fp32."""
+    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))

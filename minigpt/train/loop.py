@@ -1,0 +1,344 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from minigpt.data import TokenData
+from minigpt.display import Display
+from minigpt.errors import Failure, require
+from minigpt.evaluate import Evaluation, evaluate, mean_loss, perplexity
+from minigpt.generate import Sampling, generate, stream_text
+from minigpt.logger import Logger
+from minigpt.model import GPT
+from minigpt.run import RunDirectory
+from minigpt.tokenizer import Tokenizer
+from minigpt.train.device import DEVICES, PRECISIONS, Compute
+from minigpt.train.optimizer import OPTIMIZERS
+from minigpt.train.schedule import SCHEDULES
+from minigpt.train.state import TrainState, load_last, save_best, save_last
+
+if TYPE_CHECKING:
+    from minigpt.config import Config
+
+
+@dataclass
+class TrainerConfig:
+    """How long and on what. Each `*_every` counts steps; null is never.
+
+    `accumulate`: pieces in which a batch is computed, to save memory; the result is the same.
+    `patience`: evaluations without a better validation loss before stopping early.
+    """
+
+    max_steps: int
+    batch_size: int
+    accumulate: int
+    log_every: int
+    eval_every: int | None
+    checkpoint_every: int | None
+    sample_every: int | None
+    sample_tokens: int
+    sample_prompt: str
+    patience: int | None
+    device: str
+    precision: str
+    compile: bool
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        require(self.max_steps >= 0, "trainer.max_steps", self.max_steps, "must be 0 or more")
+        require(self.sample_prompt != "", "trainer.sample_prompt", "", "must not be empty")
+        for key in ("batch_size", "accumulate", "log_every", "sample_tokens"):
+            value = getattr(self, key)
+            require(value >= 1, f"trainer.{key}", value, "must be 1 or more")
+        for key in ("eval_every", "checkpoint_every", "sample_every", "patience", "threads"):
+            value = getattr(self, key)
+            why = "must be 1 or more, or null"
+            require(value is None or value >= 1, f"trainer.{key}", value, why)
+        require(
+            self.batch_size % self.accumulate == 0,
+            "trainer.accumulate",
+            self.accumulate,
+            f"must divide trainer.batch_size={self.batch_size}",
+        )
+        for key, known in (("device", DEVICES), ("precision", PRECISIONS)):
+            value = getattr(self, key)
+            require(value in known, f"trainer.{key}", value, f"use one of {', '.join(known)}")
+
+
+class Diverged(Failure):
+    """The loss or the gradient is no longer a finite number."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to stop; the run is saved and can be resumed."""
+
+    def __init__(self, number: int, run: RunDirectory) -> None:
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name}, saved; go on with: minigpt train resume={run.path}")
+        self.number = number
+
+
+class Trainer:
+    """Trains one model in one run directory. `train` is the loop, the rest is what it calls."""
+
+    def __init__(
+        self,
+        config: Config,
+        run: RunDirectory,
+        tokenizer: Tokenizer,
+        data: TokenData,
+        compute: Compute,
+        display: Display,
+    ) -> None:
+        self.config, self.options, self.run = config, config.trainer, run
+        self.tokenizer, self.compute, self.display = tokenizer, compute, display
+        torch.manual_seed(config.seed)
+        self.batches = torch.Generator(compute.device).manual_seed(config.seed)
+        self.data = data.to(compute.device)
+        self.model = GPT(config.model, tokenizer.n_vocab).to(compute.device)
+        self.backend = self.model.use_backend(compute.device, compute.precision == "bf16")
+        self.loss = torch.compile(self.model.loss) if self.options.compile else self.model.loss
+        self.optimizer = OPTIMIZERS.build(config.optimizer, self.model)
+        self.schedule = SCHEDULES.build(config.schedule, self.options.max_steps)
+        self.state = TrainState()
+        self.logger: Logger  # `train` is given it: a tracker opens only once all else is ready
+        self.val: Evaluation | None = None  # the newest
+        self.losses: list[Tensor] = []  # of the steps since `_settle`, still on the device
+        self.norms: list[Tensor] = []
+
+    def resume(self) -> None:
+        """Go back to the last checkpoint, logs included; to the first step if there is none."""
+        saved = load_last(self.run.last, self.model, self.optimizer, self.batches)
+        self.state = saved or TrainState()
+        self.run.rewind_logs(self.state.log_sizes)
+
+    def train(self, logger: Logger) -> None:
+        """Train to the end.
+
+        Periodic work comes first, then one training step. A checkpoint is taken before the other
+        work of its step, so that a resumed run does that work again and ends bit-equal.
+        Raises Diverged at a non-finite loss, and Interrupted, the run saved, at a signal.
+        """
+        options, model, state = self.options, self.model, self.state
+        clip = math.inf if self.config.optimizer.clip is None else self.config.optimizer.clip
+        self.logger = logger
+        self.started = time.perf_counter() - state.seconds
+        self.stepping_since = time.perf_counter()
+        model.train()
+        with stop_signals() as stop:
+            while True:
+                end = state.step == options.max_steps
+                if self._due(options.checkpoint_every) or end or stop.number is not None:
+                    self._save()
+                if stop.number is not None:
+                    raise Interrupted(stop.number, self.run)
+                if self._due(options.log_every) or end:
+                    self._log()
+                if self._due(options.eval_every) or end:
+                    self._evaluate()
+                if self._due(options.sample_every) or end:
+                    self._sample()
+                if end or self._out_of_patience():
+                    return
+
+                # ---- one training step: nothing here waits for the device ----
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.lr(state.step)
+                batch = self.data.train.draw(
+                    options.batch_size, model.config.block_size, self.batches
+                )
+                losses = []
+                for piece in batch.chunk(options.accumulate):
+                    with self.compute.autocast():
+                        loss = self.loss(piece[:, :-1], piece[:, 1:]) / options.accumulate
+                    loss.backward()
+                    losses.append(loss.detach())
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                # ---- end of the step ----
+                self.losses.append(torch.stack(losses).sum())
+                self.norms.append(norm)
+                state.step += 1
+                self.display.step(state.step)
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.config.optimizer.lr * self.schedule.factor(step)
+
+    def result(self, status: str) -> dict[str, Any]:
+        """The content of result.json; null where the run has not come to a number."""
+        state, compute, val = self.state, self.compute, self.val
+        tokens = state.step * self.options.batch_size * self.config.model.block_size
+        finished = status == "finished"
+        train_split = self.data.train.head(len(self.data.val.tokens))
+        return {
+            "status": status,
+            "seed": self.config.seed,
+            "steps": state.step,
+            "best_step": state.best_step,
+            "train_loss": mean_loss(self.model, train_split, compute) if finished else None,
+            "val_loss": val.loss if val else None,
+            "best_val_loss": state.best_val_loss if math.isfinite(state.best_val_loss) else None,
+            "val_perplexity": val.perplexity if val else None,
+            "val_bits_per_byte": val.bits_per_byte if val else None,
+            "parameters": self.model.parameter_counts(),
+            "flops_per_token": self.model.flops_per_token(),
+            "tokens_per_second": tokens / state.step_seconds if state.step else None,
+            "seconds": state.seconds,
+            "peak_memory_bytes": peak_memory_bytes(compute.device),
+            "device": compute.device,
+            "precision": compute.precision,
+            "backend": self.backend,
+        }
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.state.step > 0 and self.state.step % every == 0
+
+    def _out_of_patience(self) -> bool:
+        patience = self.options.patience
+        return patience is not None and self.state.stale_evaluations >= patience
+
+    def _settle(self) -> None:
+        """Wait for the device, take its losses and norms over and stop the clock of stepping.
+
+        Raises Diverged where one of them is not finite; every piece of periodic work settles
+        first, so nothing is saved after that.
+        """
+        state = self.state
+        if self.losses:
+            losses, norms = torch.stack(self.losses).tolist(), torch.stack(self.norms).tolist()
+            first = state.step - len(losses)
+            for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), first):
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    raise Diverged(self._divergence(step, loss, norm))
+            state.recent_losses += losses
+            state.recent_norms += norms
+            self.losses, self.norms = [], []
+            state.step_seconds += time.perf_counter() - self.stepping_since
+        state.seconds = time.perf_counter() - self.started
+
+    def _divergence(self, step: int, loss: float, norm: float) -> str:
+        saved = self.run.last if self.run.last.exists() else None
+        return (
+            f"loss {loss} with gradient norm {norm} at step {step} (learning rate "
+            f"{self.lr(step):.3g}); last good checkpoint: {saved or 'none yet'}; "
+            f"lower optimizer.lr or set optimizer.clip"
+        )
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Periodic work: its time is not stepping time."""
+        self._settle()
+        yield
+        self.stepping_since = time.perf_counter()
+
+    def _save(self) -> None:
+        with self._paused():
+            self.state.log_sizes = self.run.log_sizes()
+            save_last(self.run.last, self.model, self.optimizer, self.batches, self.state)
+
+    def _log(self) -> None:
+        with self._paused():
+            state = self.state
+            if not state.recent_losses:
+                return
+            steps = len(state.recent_losses)
+            tokens_a_step = self.options.batch_size * self.config.model.block_size
+            loss = math.fsum(state.recent_losses) / steps
+            metrics = {
+                "train_loss": loss,
+                "train_perplexity": perplexity(loss),
+                "lr": self.lr(state.step - 1),
+                "grad_norm": math.fsum(state.recent_norms) / steps,
+                "tokens": state.step * tokens_a_step,
+                "tokens_per_second": state.step * tokens_a_step / state.step_seconds,
+                "seconds": state.seconds,
+            }
+            state.recent_losses, state.recent_norms = [], []
+            self._report(metrics)
+            self.display.train(state.step, metrics)
+
+    def _evaluate(self) -> None:
+        with self._paused():
+            state = self.state
+            self.val = evaluate(self.model, self.data.val, self.compute)
+            better = self.val.loss < state.best_val_loss
+            if better:
+                state.best_val_loss, state.best_step = self.val.loss, state.step
+                save_best(self.run.best, self.model, state)
+            state.stale_evaluations = 0 if better else state.stale_evaluations + 1
+            self._settle()
+            self._report({**self.val.metrics("val"), "seconds": state.seconds})
+            self.display.evaluation(state.step, self.val, better)
+
+    def _report(self, metrics: dict[str, float]) -> None:
+        self.run.append_metrics({"step": self.state.step, **metrics})
+        self.logger.log(metrics, self.state.step)
+
+    def _sample(self) -> None:
+        with self._paused():
+            # Its own generator: sampling must not move the random states of training.
+            generator = torch.Generator(self.compute.device)
+            generator.manual_seed(self.config.seed + self.state.step)
+            prompt = self.tokenizer.encode(self.options.sample_prompt)
+            tokens = generate(
+                self.model, prompt, self.options.sample_tokens, Sampling(), generator, self.compute
+            )
+            text = self.options.sample_prompt + "".join(stream_text(self.tokenizer, tokens))
+            self.run.append_sample(self.state.step, text)
+            self.logger.log_text(text, self.state.step)
+            self.display.sample(self.state.step, text)
+
+
+@dataclass
+class Stop:
+    """The signal that asked the run to stop, if one did."""
+
+    number: int | None = None
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # Python delivers signals to the main thread only
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if stop.number is not None:
+            raise KeyboardInterrupt
+        stop.number = number
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def peak_memory_bytes(device: str) -> int | None:
+    """Most memory held so far: of torch's on a GPU, of the whole process on a CPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

