@@ -87,7 +87,11 @@ def composed_config(overrides: list[str]) -> Config:
 
 def load_config(path: Path) -> Config:
     """Read the config.yaml of a run directory. Raises UserError if it is missing or broken."""
-    return to_config(_read_yaml(path))
+    saved = _read_yaml(path)
+    try:
+        return to_config(saved)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def resumed_config(path: Path, composed: DictConfig, overrides: list[str]) -> Config:
@@ -159,6 +163,8 @@ def _one_line(error: OmegaConfBaseException, composed: DictConfig) -> str:
     if isinstance(error, MissingMandatoryValue):
         return f"{key}: missing; give it a value, as {key}=..."
     value = OmegaConf.select(composed, key, throw_on_missing=False) if key else None
+    if value is None and why.startswith(("Incompatible value", "field")):
+        return f"{key}=null: needs a value"
     converted = re.match(r"Value '(.*)' of type '.*' could not be converted to (\w+)", why)
     if converted:
         return f"{key}={converted[1]}: not a valid {converted[2].lower()}"

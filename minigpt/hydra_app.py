@@ -15,7 +15,7 @@ from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from minigpt.errors import UserError, did_you_mean, first_line
@@ -65,11 +65,11 @@ def run_hydra(task: Callable[[DictConfig], Any], arguments: list[str]) -> None:
 def compose_config(overrides: list[str]) -> DictConfig:
     """The config that overrides give, without running anything. Raises UserError."""
     register_resolvers()
-    with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        try:
+    try:
+        with initialize_config_dir(str(config_directory()), version_base="1.3"):
             return compose(ROOT, overrides)
-        except HydraException as error:
-            raise UserError(explain(error)) from None
+    except HydraException as error:
+        raise UserError(explain(error)) from None
 
 
 def flags_first(arguments: list[str]) -> list[str]:
@@ -96,6 +96,8 @@ def explain(error: HydraException) -> str:
             f"{group}={name}: no such {group}.{did_you_mean(name, options)} "
             f"Known: {', '.join(options)}."
         )
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not understood; write key=value, special characters in quotes"
     message = str(error).strip()
     unknown = re.match(r"Could not override '(.*)'", message)
     if unknown:

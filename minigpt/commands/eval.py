@@ -18,14 +18,13 @@ def main(arguments: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from minigpt.data.prepare import prepare, require_same_text
+    from minigpt.data.prepare import prepare
     from minigpt.evaluate import evaluate
     from minigpt.files import write_json
     from minigpt.load import load_run
 
     trained = load_run(options.run, options.checkpoint, options.device)
-    prepared = prepare(trained.config.data, trained.config.tokenizer, trained.tokenizer)
-    require_same_text(trained.run, prepared)
+    prepared = prepare(trained.config.data, trained.config.tokenizer, of_run=trained.run)
     console = Console(highlight=False)
     table = Table("split", "tokens", "loss", "perplexity", "bits per byte")
     numbers: dict[str, float | str | int] = {"checkpoint": options.checkpoint}

@@ -52,7 +52,8 @@ def job(composed: DictConfig) -> None:
             run = find_run(str(resume))
             config = resumed_config(run.config, composed, list(hydra.overrides.task))
         else:
-            run = RunDirectory(output)
+            here = Path.cwd()
+            run = RunDirectory(output.relative_to(here) if output.is_relative_to(here) else output)
             if hydra.mode == RunMode.MULTIRUN and composed.get("group") is None:
                 composed.group = Path(hydra.sweep.dir).name
             config = to_config(composed)

@@ -9,7 +9,7 @@ from minigpt.data.corpus import CORPORA, Corpus, DataConfig
 from minigpt.data.tokens import TokenData, load_tokens
 from minigpt.errors import UserError
 from minigpt.run import RunDirectory
-from minigpt.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig
+from minigpt.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -22,23 +22,26 @@ class Prepared:
 
 
 def prepare(
-    data: DataConfig, tokenizer: TokenizerConfig, saved_tokenizer: Tokenizer | None = None
+    data: DataConfig, tokenizer: TokenizerConfig, of_run: RunDirectory | None = None
 ) -> Prepared:
-    """Read the corpus, make (or take the saved) tokenizer and load or make the tokens.
+    """Read the corpus, make the tokenizer, and load or make the tokens.
 
-    Raises UserError where the text cannot be had, is not UTF-8 or is too short.
+    With `of_run` the tokenizer is the one that run saved, and the text must be what it was trained
+    on. Raises UserError where that is not so, or the text cannot be had, is not UTF-8 or too short.
     """
     directory = Path(data.dir).expanduser()
     corpus = CORPORA.build(data).corpus()
-    made = saved_tokenizer or TOKENIZERS.variant(tokenizer.name).create(
-        tokenizer, corpus.text, corpus.n_train, directory
-    )
+    if of_run is None:
+        create = TOKENIZERS.variant(tokenizer.name).create
+        made = create(tokenizer, corpus.text, corpus.n_train, directory)
+    else:
+        _require_same_text(of_run, corpus)
+        made = load_tokenizer(of_run.tokenizer)
     return Prepared(corpus, made, load_tokens(corpus, made, directory))
 
 
-def require_same_text(run: RunDirectory, prepared: Prepared) -> None:
-    """Raise UserError unless the text is the one that a run was trained on."""
-    now, then = prepared.corpus.sha256, str(run.read_json(run.manifest).get("data_sha256"))
+def _require_same_text(run: RunDirectory, corpus: Corpus) -> None:
+    now, then = corpus.sha256, str(run.read_json(run.manifest).get("data_sha256"))
     if now != then:
         raise UserError(
             f"{run.path}: the text has changed since this run began (sha256 {now[:12]}, "

@@ -31,7 +31,7 @@ class RunInfo:
 class Logger:
     """Reports one run to a tracker. Every method must return soon, never prompt, print nothing.
 
-    Once constructed, a logger may warn but never raise: losing a chart must not end a training.
+    Once constructed, a logger warns where its tracker fails: a lost chart must not end a training.
     """
 
     tracker_id: str | None = None  # what a resumed run needs to continue the same tracker run

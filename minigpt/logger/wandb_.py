@@ -43,6 +43,11 @@ class WandbConfig(LoggerConfig):
     mode: str
     timeout_seconds: float
 
+    def __post_init__(self) -> None:
+        require(self.mode in MODES, "logger.mode", self.mode, f"use one of {', '.join(MODES)}")
+        seconds = self.timeout_seconds
+        require(seconds > 0, "logger.timeout_seconds", seconds, "must be above 0")
+
 
 class _Unavailable(Exception):
     """Why W&B cannot run in a mode."""
@@ -61,9 +66,7 @@ class WandbLogger(Logger):
     """
 
     def __init__(self, options: WandbConfig, info: RunInfo) -> None:
-        mode, seconds = options.mode, options.timeout_seconds
-        require(mode in MODES, "logger.mode", mode, f"use one of {', '.join(MODES)}")
-        require(seconds > 0, "logger.timeout_seconds", seconds, "must be above 0")
+        mode = options.mode
         self._options, self._info = options, info
         self._run: wandb.Run | None = None
         self._warned = False
@@ -71,7 +74,7 @@ class WandbLogger(Logger):
 
         # The terminal is the trainer's. W&B's telemetry goes out even from offline runs and,
         # where the network swallows packets, holds the process for 20 s at its exit.
-        os.environ.setdefault("WANDB_SILENT", "true")
+        os.environ["WANDB_SILENT"] = "true"
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
         obstacles = self._open()
@@ -115,7 +118,8 @@ class WandbLogger(Logger):
             run.summary.update(summary)
             run.finish(exit_code=int(failed))
             return
-        _end_service()  # most likely it has died, and the next run of this process needs another
+        # Only after a failure: W&B's process may have died, and the next run needs another.
+        _end_service()
 
     def _open(self) -> list[str]:
         """Start the run in the first mode that works; returns why the others did not."""
@@ -140,7 +144,7 @@ class WandbLogger(Logger):
         import wandb
 
         options, info = self._options, self._info
-        settings = wandb.setup(wandb.Settings(silent=True)).settings
+        settings = wandb.setup().settings
         if mode == "online":
             _require_online(settings, options.timeout_seconds)
         elif options.mode == "auto" and settings.mode == "disabled":
@@ -159,7 +163,6 @@ class WandbLogger(Logger):
                 config=info.config,
                 reinit="create_new",  # the default returns an unfinished run of this process
                 settings=wandb.Settings(
-                    silent=True,
                     console="off",
                     init_timeout=START_TIMEOUTS * options.timeout_seconds,
                     finish_timeout=FINISH_TIMEOUTS * options.timeout_seconds,
@@ -187,6 +190,18 @@ class WandbLogger(Logger):
                     RuntimeWarning,
                     stacklevel=4,
                 )
+
+
+def why_not_online(options: WandbConfig) -> str | None:
+    """What keeps W&B from running online here; None where it can."""
+    import wandb
+
+    os.environ["WANDB_SILENT"] = "true"
+    try:
+        _require_online(wandb.setup().settings, options.timeout_seconds)
+    except _Unavailable as error:
+        return str(error)
+    return None
 
 
 def _require_online(settings: wandb.Settings, seconds: float) -> None:
@@ -225,7 +240,7 @@ def _probe(url: str, seconds: float) -> str | None:
 
 
 def _said_by_user(settings: wandb.Settings) -> str:
-    where = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "mode in W&B's settings file"
+    where = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "W&B's settings file says mode"
     return f"{where}={settings.mode}"
 
 

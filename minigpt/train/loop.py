@@ -141,7 +141,8 @@ class Trainer:
         with stop_signals() as stop:
             while True:
                 end = state.step == options.max_steps
-                if self._due(options.checkpoint_every) or end or stop.number is not None:
+                save = self._due(options.checkpoint_every) or self._due(options.eval_every)
+                if save or end or stop.number is not None:
                     self._save()
                 if stop.number is not None:
                     raise Interrupted(stop.number, self.run)

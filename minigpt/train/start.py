@@ -7,14 +7,13 @@ from typing import Any
 import torch
 
 from minigpt.config import Config, save_config
-from minigpt.data.prepare import Prepared, prepare, require_same_text
+from minigpt.data.prepare import Prepared, prepare
 from minigpt.display import Display
 from minigpt.errors import UserError, first_line
 from minigpt.files import write_json
 from minigpt.logger import LOGGERS, RunInfo
 from minigpt.model import GPT
 from minigpt.run import RunDirectory, new_manifest
-from minigpt.tokenizer import load_tokenizer
 from minigpt.train.device import Compute, choose_compute
 from minigpt.train.loop import Trainer
 
@@ -31,8 +30,7 @@ def start(config: Config, run: RunDirectory, resumed: bool) -> None:
     compute = choose_compute(options.device, options.precision)
     with torch.device("meta"):  # no memory, no time: only what constructors refuse
         GPT(config.model, n_vocab=1)
-    saved = load_tokenizer(run.tokenizer) if resumed else None
-    prepared = prepare(config.data, config.tokenizer, saved)
+    prepared = prepare(config.data, config.tokenizer, of_run=run if resumed else None)
     prepared.tokens.require_block(config.model.block_size)
     prepared.tokenizer.encode(options.sample_prompt)
     trainer = Trainer(
@@ -45,14 +43,14 @@ def start(config: Config, run: RunDirectory, resumed: bool) -> None:
                 f"`minigpt train resume={run.path}`, or choose another directory"
             )
         if resumed:
+            _require_unfinished(run, options.max_steps)
             manifest = run.read_json(run.manifest)
-            require_same_text(run, prepared)
             trainer.resume()
         else:
-            save_config(config, run.config)
             prepared.tokenizer.save(run.tokenizer)
             manifest = {**new_manifest(), **_facts(prepared, compute, trainer.backend)}
             write_json(run.manifest, manifest)
+            save_config(config, run.config)  # last: from now on the run can be resumed
         _train(trainer, manifest)
 
 
@@ -99,3 +97,12 @@ def _facts(prepared: Prepared, compute: Compute, backend: str) -> dict[str, Any]
         "tokenizer_sha256": prepared.tokenizer.fingerprint,
         "vocabulary": prepared.tokenizer.n_vocab,
     }
+
+
+def _require_unfinished(run: RunDirectory, max_steps: int) -> None:
+    result = run.read_json(run.result) if run.result.exists() else {}
+    if result.get("status") == "finished" and result["steps"] >= max_steps:
+        raise UserError(
+            f"resume={run.path}: this run has finished its {result['steps']} steps; give it a "
+            f"larger trainer.max_steps, or start a new run"
+        )

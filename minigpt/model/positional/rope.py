@@ -51,7 +51,7 @@ class RotaryPositions(PositionalScheme):
         cos, sin = angle.cos(), angle.sin()
 
         def turn(x: Tensor) -> Tensor:
-            first, second = x.float().chunk(2, dim=-1)
+            first, second = x.chunk(2, dim=-1)  # times cos and sin, bf16 becomes fp32
             turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
             return turned.to(x.dtype)
 

@@ -1,0 +1,137 @@
+"""`minigpt doctor`: what this machine offers, and what to do about what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minigpt.commands.options import Parser
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `remedy` says what to do where something is missing."""
+
+    subject: str
+    found: str
+    remedy: str = ""
+
+
+def main(arguments: list[str]) -> None:
+    """Print versions, device, data, tokenizers and tracker, each with a remedy where one is due."""
+    Parser(
+        "doctor",
+        "Show versions, device, precision, data and tokenizers to be had offline, W&B's mode.",
+        ["minigpt doctor"],
+    ).parse_args(arguments)
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    with console.status("looking around ..."):
+        findings = [*_versions(), *_device(), *_data(), *_tokenizers(), _wandb(), _tensorboard()]
+    table = Table("subject", "found", show_edge=False)
+    for finding in findings:
+        table.add_row(finding.subject, Text(finding.found))
+    console.print(table)
+    problems = [finding for finding in findings if finding.remedy]
+    for finding in problems:
+        console.print(f"- {finding.subject}: {finding.remedy}", markup=False)
+    if not problems:
+        console.print("nothing is missing")
+
+
+def _versions() -> list[Finding]:
+    from minigpt.run import PACKAGES, new_manifest
+
+    manifest = new_manifest()
+    versions = ", ".join(f"{name} {manifest['versions'][name]}" for name in PACKAGES)
+    return [
+        Finding("minigpt", f"{manifest['minigpt']}, commit {manifest['commit'] or 'unknown'}"),
+        Finding("python", f"{manifest['python']} on {manifest['platform']}"),
+        Finding("packages", versions),
+    ]
+
+
+def _device() -> list[Finding]:
+    import os
+
+    import torch
+
+    from minigpt.model.attention import BackendConfig, choose_backend
+    from minigpt.train.device import choose_compute
+
+    compute = choose_compute("auto", "auto")
+    backend = choose_backend(BackendConfig("auto"), compute.device, compute.precision == "bf16")
+    build = "with CUDA " + torch.version.cuda if torch.version.cuda else "without CUDA"
+    remedy = ""
+    if compute.device == "cpu":
+        remedy = "training runs on the CPU; if there is a GPU, install a torch build for it"
+    return [
+        Finding("device", f"{compute.device}: {compute.device_reason}; torch {build}", remedy),
+        Finding("precision", f"{compute.precision}: {compute.precision_reason}"),
+        Finding("attention", f"{backend[0]}: {backend[1]}"),
+        Finding("threads", f"{torch.get_num_threads()} of {os.cpu_count()} (trainer.threads)"),
+    ]
+
+
+def _data() -> list[Finding]:
+    from minigpt.config import composed_config
+    from minigpt.data.corpus import CORPORA
+    from minigpt.errors import UserError
+
+    findings = []
+    for name in ("tinyshakespeare", "shakespeare"):
+        config = composed_config([f"data={name}"]).data
+        try:
+            corpus = CORPORA.build(config).corpus()
+            findings.append(
+                Finding(f"data={name}", f"{len(corpus.text):,} characters, {corpus.sha256[:12]}")
+            )
+        except UserError as error:
+            findings.append(Finding(f"data={name}", "cannot be had", str(error)))
+    return findings
+
+
+def _tokenizers() -> list[Finding]:
+    from pathlib import Path
+
+    from minigpt.config import composed_config
+    from minigpt.errors import UserError
+    from minigpt.tokenizer import TOKENIZERS
+
+    findings = []
+    sample = "To be, or not to be"
+    for name in TOKENIZERS.names():
+        config = composed_config([f"tokenizer={name}"])
+        subject = f"tokenizer={name}"
+        try:
+            tokenizer = TOKENIZERS.variant(name).create(
+                config.tokenizer, sample, len(sample), Path(config.data.dir)
+            )
+            findings.append(Finding(subject, f"ready, {tokenizer.n_vocab:,} tokens for a sample"))
+        except UserError as error:
+            findings.append(Finding(subject, "cannot be had", str(error)))
+    return findings
+
+
+def _wandb() -> Finding:
+    from minigpt.config import composed_config
+    from minigpt.logger.wandb_ import WandbConfig, why_not_online
+
+    options = composed_config(["logger=wandb"]).logger
+    assert isinstance(options, WandbConfig)
+    why = why_not_online(options)
+    if why is None:
+        return Finding("logger=wandb", "online")
+    remedy = "runs are kept offline; `wandb login`, and `wandb sync` what is there, to see them"
+    return Finding("logger=wandb", f"offline: {why}", remedy)
+
+
+def _tensorboard() -> Finding:
+    from importlib.util import find_spec
+
+    if find_spec("tensorboard"):
+        return Finding("logger=tensorboard", "ready")
+    return Finding("logger=tensorboard", "not installed (pip install 'minigpt[tensorboard]')")

@@ -1,0 +1,354 @@
+"""Splits, evaluation and generation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from minigpt import evaluate as evaluate_module
+from minigpt.config import composed_config
+from minigpt.data.corpus import Corpus
+from minigpt.data.tokens import Split, TokenData, load_tokens
+from minigpt.errors import UserError
+from minigpt.evaluate import Evaluation, evaluate, mean_loss, perplexity
+from minigpt.generate import Sampling, generate, stream_text
+from minigpt.model import GPT, ModelConfig
+from minigpt.tokenizer import TOKENIZERS, Tokenizer
+from minigpt.train.device import Compute
+
+CPU = Compute("cpu", "", "fp32", "")
+N_VOCAB = 13
+TEXT = "naïve €5 👩‍👩‍👧 ok"  # characters of one to four bytes, some together one emoji
+
+
+@cache
+def tiny_config(name: str) -> ModelConfig:
+    small = {"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 8}
+    return replace(composed_config([f"model={name}"]).model, **small)
+
+
+def tiny_model(name: str = "rope", n_vocab: int = N_VOCAB, dropout: float = 0.0) -> GPT:
+    model = GPT(replace(tiny_config(name), dropout=dropout), n_vocab)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=1.0, generator=generator)
+    return model
+
+
+def tiny_split(n_tokens: int, n_vocab: int = N_VOCAB) -> Split:
+    generator = torch.Generator().manual_seed(n_tokens)
+    tokens = torch.randint(n_vocab, (n_tokens,), dtype=torch.int32, generator=generator)
+    return Split("val", tokens, target_bytes=2 * (n_tokens - 1))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def counting_split(n_tokens: int) -> Split:
+    """Token i is i, so that a window shows where it lies."""
+    return Split("train", torch.arange(n_tokens, dtype=torch.int32), n_tokens - 1)
+
+
+# --- windows and draws
+
+
+@given(
+    n_blocks=st.integers(0, 5),
+    beyond=st.integers(-1, 2),
+    block_size=st.integers(1, 9),
+    batch_size=st.integers(1, 4),
+)
+def test_windows_hold_each_target_once_in_order(
+    n_blocks: int, beyond: int, block_size: int, batch_size: int
+) -> None:
+    n_tokens = max(2, n_blocks * block_size + beyond)
+    split = counting_split(n_tokens)
+    windows = [*split.windows(block_size, batch_size)]
+    for window in windows:
+        assert window.dtype == torch.int64
+        assert window.shape[0] <= batch_size and 2 <= window.shape[1] <= block_size + 1
+    assert all(window.shape[1] == block_size + 1 for window in windows[:-1])
+    inputs = torch.cat([window[:, :-1].flatten() for window in windows])
+    targets = torch.cat([window[:, 1:].flatten() for window in windows])
+    assert targets.tolist() == [*range(1, n_tokens)]
+    assert inputs.tolist() == [*range(n_tokens - 1)]
+
+
+@settings(deadline=None)
+@given(block_size=st.integers(1, 9), extra=st.integers(1, 6), seed=st.integers(0, 2**32))
+def test_draws_reach_every_window(block_size: int, extra: int, seed: int) -> None:
+    split = counting_split(block_size + extra)
+    windows = split.draw(500, block_size, seeded(seed))
+    assert windows.shape == (500, block_size + 1) and windows.dtype == torch.int64
+    assert torch.equal(windows, windows[:, :1] + torch.arange(block_size + 1))
+    assert {*windows[:, 0].tolist()} == {*range(extra)}
+    assert windows.max() == len(split.tokens) - 1
+
+
+def test_draws_follow_the_generator() -> None:
+    split = tiny_split(100)
+    first = split.draw(4, 8, seeded(1))
+    torch.randn(3)  # the global generator plays no part
+    assert torch.equal(split.draw(4, 8, seeded(1)), first)
+    assert not torch.equal(split.draw(4, 8, seeded(2)), first)
+
+
+def test_head_of_a_split() -> None:
+    split = Split("val", torch.arange(10), target_bytes=30)
+    head = split.head(4)
+    assert head.tokens.tolist() == [0, 1, 2, 3] and head.target_bytes == 12
+    assert split.head(99).tokens.tolist() == [*range(10)] and split.head(99).target_bytes == 30
+
+
+def test_require_block() -> None:
+    data = TokenData(counting_split(20), tiny_split(9))
+    data.require_block(8)
+    with pytest.raises(UserError, match=r"^model\.block_size=9: the val split has only 9 tokens"):
+        data.require_block(9)
+
+
+# --- evaluation
+
+
+def plain_nats(model: GPT, tokens: Tensor, block_size: int) -> float:
+    """Summed cross-entropy, one window and one token at a time."""
+    nats = 0.0
+    for first in range(0, len(tokens) - 1, block_size):
+        window = tokens[first : first + block_size + 1].long()
+        logits = model(window[None, :-1])[0].double()
+        for row, target in zip(logits, window[1:], strict=True):
+            nats += (row.logsumexp(0) - row[target]).item()
+    return nats
+
+
+@pytest.mark.parametrize("n_tokens", [2, 8, 9, 10, 100])
+@pytest.mark.parametrize("name", ["rope", "learned"])
+def test_evaluation_equals_a_plain_loop(name: str, n_tokens: int) -> None:
+    model, split = tiny_model(name).eval(), tiny_split(n_tokens)
+    with torch.no_grad():
+        nats = plain_nats(model, split.tokens, block_size=8)
+    found = evaluate(model, split, CPU)
+    assert found.loss == pytest.approx(nats / (n_tokens - 1), rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(nats / math.log(2) / split.target_bytes, rel=1e-5)
+    assert found.perplexity == pytest.approx(math.exp(nats / (n_tokens - 1)), rel=1e-4)
+    assert mean_loss(model, split, CPU) == found.loss
+
+
+def test_evaluation_does_not_depend_on_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, split = tiny_model(), tiny_split(1000)
+    at_once = evaluate(model, split, CPU)
+    for n_logits in (1, 3 * 8 * N_VOCAB):
+        monkeypatch.setattr(evaluate_module, "LOGITS_AT_ONCE", n_logits)
+        assert evaluate(model, split, CPU).loss == pytest.approx(at_once.loss, rel=1e-6)
+
+
+def test_evaluation_is_deterministic_and_leaves_the_mode() -> None:
+    model, split = tiny_model(dropout=0.5), tiny_split(50)
+    found = evaluate(model.train(), split, CPU)
+    assert model.training and model.blocks.training
+    assert evaluate(model.eval(), split, CPU) == found
+    assert not model.training and not model.blocks.training
+    assert evaluate(tiny_model(), split, CPU) == found  # without dropout
+
+
+def test_bits_per_byte_of_a_text_by_hand(tmp_path: Path) -> None:
+    corpus = Corpus(text="ab€é😀bé", n_train=2)  # validation: 3 + 2 + 4 + 1 + 2 bytes
+    config = TOKENIZERS.options("char")(name="char")
+    tokenizer = TOKENIZERS.variant("char").create(config, corpus.text, corpus.n_train, tmp_path)
+    split = load_tokens(corpus, tokenizer, tmp_path).val
+    assert split.target_bytes == 2 + 4 + 1 + 2
+    model = tiny_model("bigram", tokenizer.n_vocab)
+    nn.init.zeros_(model.head.weight)  # every character is equally likely: log2(5) bits each
+    found = evaluate(model, split, CPU)
+    assert found.loss == pytest.approx(math.log(5))
+    assert found.bits_per_byte == pytest.approx(4 * math.log2(5) / 9)
+
+
+def test_perplexity_overflows_to_infinity() -> None:
+    assert perplexity(0.0) == 1.0
+    assert perplexity(math.log(65)) == pytest.approx(65)
+    assert perplexity(1000.0) == math.inf
+    metrics = Evaluation(loss=1000.0, bits_per_byte=2.0).metrics("val")
+    assert metrics == {
+        "val_loss": 1000.0,
+        "val_perplexity": math.inf,
+        "val_bits_per_byte": 2.0,
+    }
+
+
+# --- sampling
+
+
+def cut(probabilities: list[float], **options: float) -> list[float]:
+    """The distribution that is sampled from, rounded."""
+    logits = torch.tensor([probabilities]).log()
+    kept = Sampling(**options).probabilities(logits)[0]  # type: ignore[arg-type]
+    assert kept.sum().item() == pytest.approx(1)
+    return [round(p, 4) for p in kept.tolist()]
+
+
+def test_temperature_sharpens_and_flattens() -> None:
+    assert cut([0.8, 0.2], temperature=1.0) == [0.8, 0.2]
+    assert cut([0.8, 0.2], temperature=0.5) == [round(16 / 17, 4), round(1 / 17, 4)]
+    assert cut([0.8, 0.2], temperature=2.0) == [round(2 / 3, 4), round(1 / 3, 4)]
+
+
+def test_top_k_keeps_the_likeliest() -> None:
+    assert cut([0.1, 0.4, 0.2, 0.3], top_k=2) == [0, round(4 / 7, 4), 0, round(3 / 7, 4)]
+    assert cut([0.1, 0.4, 0.2, 0.3], top_k=99) == [0.1, 0.4, 0.2, 0.3]
+
+
+def test_top_p_keeps_the_minimal_set() -> None:
+    assert cut([0.1, 0.4, 0.2, 0.3], top_p=0.69) == [0, round(4 / 7, 4), 0, round(3 / 7, 4)]
+    assert cut([0.1, 0.4, 0.2, 0.3], top_p=0.71) == [0, round(4 / 9, 4), *(0.2222, 0.3333)]
+    assert cut([0.1, 0.4, 0.2, 0.3], top_p=0.01) == [0, 1, 0, 0]
+    assert cut([0.1, 0.4, 0.2, 0.3], top_p=1.0) == [0.1, 0.4, 0.2, 0.3]
+
+
+def test_top_p_counts_what_top_k_left() -> None:
+    # The two that top_k leaves weigh 4/7 and 3/7: 0.5 is reached by the first, 0.6 by both.
+    assert cut([0.1, 0.4, 0.2, 0.3], top_k=2, top_p=0.5) == [0, 1, 0, 0]
+    assert cut([0.1, 0.4, 0.2, 0.3], top_k=2, top_p=0.6) == [0, 0.5714, 0, 0.4286]
+
+
+@settings(deadline=None)
+@given(
+    weights=st.lists(st.integers(1, 1000), min_size=1, max_size=20, unique=True),
+    top_p=st.floats(0.01, 1),
+)
+def test_top_p_set_is_minimal(weights: list[int], top_p: float) -> None:
+    logits = torch.tensor([weights]).float().log()
+    kept = Sampling(top_p=top_p).probabilities(logits)[0] > 0
+    plain = sorted((weight / sum(weights) for weight in weights), reverse=True)
+    n_kept = int(kept.sum())
+    assert kept[logits[0].topk(n_kept).indices].all()
+    assert sum(plain[:n_kept]) >= top_p - 1e-5
+    assert sum(plain[: n_kept - 1]) <= top_p + 1e-5
+
+
+def test_rows_are_cut_on_their_own() -> None:
+    logits = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
+    kept = Sampling(top_p=0.8).probabilities(logits)
+    torch.testing.assert_close(kept, torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
+    assert Sampling().choose(logits, seeded()).shape == (2, 1)
+    assert Sampling(temperature=0).choose(logits, seeded()).shape == (2, 1)
+
+
+def test_samples_follow_the_distribution() -> None:
+    logits = torch.tensor([0.1, 0.6, 0.3]).log().expand(20000, -1)
+    drawn = Sampling().choose(logits, seeded()).flatten().bincount() / 20000
+    torch.testing.assert_close(drawn, torch.tensor([0.1, 0.6, 0.3]), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "--temperature=-1.0: "),
+        ({"top_k": 0}, "--top-k=0: "),
+        ({"top_p": 0.0}, "--top-p=0.0: "),
+        ({"top_p": 1.1}, "--top-p=1.1: "),
+    ],
+)
+def test_sampling_refuses(options: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        Sampling(**options)  # type: ignore[arg-type]
+
+
+# --- generation
+
+
+def continued(
+    model: GPT, prompt: list[int], n: int, sampling: Sampling, seed: int = 0
+) -> list[int]:
+    return [*generate(model, prompt, n, sampling, seeded(seed), CPU)]
+
+
+@pytest.mark.parametrize("name", ["rope", "learned", "sinusoidal", "nope", "alibi", "bigram"])
+def test_greedy_is_repeated_argmax(name: str) -> None:
+    model = tiny_model(name).eval()
+    tokens = [3, 1, 4]
+    with torch.no_grad():
+        for _ in range(12):  # past block_size
+            seen = torch.tensor([tokens[-8:]])
+            tokens.append(int(model(seen)[0, -1].argmax()))
+    greedy = Sampling(temperature=0)
+    assert continued(model, [3, 1, 4], 12, greedy) == tokens[3:]
+    assert continued(model, [3, 1, 4], 12, greedy, seed=1) == tokens[3:]
+    assert continued(model, [3, 1, 4], 12, Sampling(top_k=1)) == tokens[3:]
+    assert continued(model, [3, 1, 4], 12, Sampling(top_p=1e-6)) == tokens[3:]
+
+
+def test_seed_decides_the_text() -> None:
+    model = tiny_model()
+    text = continued(model, [0], 30, Sampling(), seed=1)
+    torch.randn(3)  # the global generator plays no part
+    assert continued(model, [0], 30, Sampling(), seed=1) == text
+    assert continued(model, [0], 30, Sampling(), seed=2) != text
+    assert len(text) == 30 and all(0 <= token < N_VOCAB for token in text)
+
+
+@pytest.mark.parametrize("name", ["rope", "learned"])
+def test_long_prompts_count_by_their_end(name: str) -> None:
+    model = tiny_model(name)
+    prompt = [i % N_VOCAB for i in range(20)]
+    text = continued(model, prompt, 12, Sampling())
+    assert text == continued(model, prompt[-8:], 12, Sampling())
+    assert text != continued(model, prompt[:8], 12, Sampling())
+
+
+def test_generation_uses_no_dropout_and_leaves_the_mode() -> None:
+    expected = continued(tiny_model(), [0], 9, Sampling(temperature=0))
+    model = tiny_model(dropout=0.5).train()
+    tokens = generate(model, [0], 9, Sampling(temperature=0), seeded(), CPU)
+    assert next(tokens) == expected[0]
+    assert model.training and model.blocks.training  # between tokens as well
+    assert [*tokens] == expected[1:]
+    assert model.training
+    assert continued(model.eval(), [0], 9, Sampling(temperature=0)) == expected
+    assert not model.training
+
+
+def test_generation_on_a_cpu_is_in_fp32() -> None:
+    bf16 = replace(CPU, precision="bf16")
+    found = [*generate(tiny_model(), [0], 20, Sampling(), seeded(), bf16)]
+    assert found == continued(tiny_model(), [0], 20, Sampling())
+
+
+@cache
+def gpt2_tokenizer() -> Tokenizer:
+    config = TOKENIZERS.options("gpt2")(name="gpt2")
+    return TOKENIZERS.variant("gpt2").create(config, "", 0, Path("unused"))
+
+
+def test_stream_joins_characters_of_several_tokens() -> None:
+    tokenizer = gpt2_tokenizer()
+    tokens = tokenizer.encode(TEXT)
+    pieces = [*stream_text(tokenizer, tokens)]
+    assert "".join(pieces) == TEXT
+    assert "�" not in "".join(pieces)
+    assert "" in pieces[:-1]  # an emoji is spread over tokens and waits for its last byte
+    assert [*stream_text(tokenizer, [])] == [""]
+
+
+def test_stream_shows_a_cut_character_at_the_end() -> None:
+    tokenizer = gpt2_tokenizer()
+    tokens = tokenizer.encode("ok 😀")[:-1]
+    pieces = [*stream_text(tokenizer, tokens)]
+    assert "".join(pieces) == tokenizer.decode(tokens)
+    assert pieces[-1] == "�"
+
+
+@settings(deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+def test_stream_equals_the_text(text: str) -> None:
+    tokenizer = gpt2_tokenizer()
+    assert "".join(stream_text(tokenizer, tokenizer.encode(text))) == text

@@ -1,0 +1,277 @@
+"""The whole model: every feed-forward layer and norm, its start, its vocabulary, its counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import FEED_FORWARDS, NORMS, reference_logits, reference_loss
+from tiny import (
+    N_VOCAB,
+    composed,
+    default_dtype,
+    gradients,
+    random_model,
+    random_tokens,
+    tiny_config,
+)
+from torch import Tensor
+
+from minigpt.config import composed_config
+from minigpt.errors import UserError
+from minigpt.generate import Sampling, generate
+from minigpt.model import GPT
+from minigpt.model.ffn import FFN
+from minigpt.model.gpt import EMBEDDINGS, RESIDUAL_INITS
+from minigpt.model.norm import KINDS, PLACEMENTS, NormConfig
+from minigpt.model.positional import POSITIONAL
+from minigpt.train.device import Compute
+
+SCHEMES = POSITIONAL.names()
+CPU = Compute("cpu", "", "fp32", "")
+
+
+def loss_of(model: GPT, tokens: Tensor) -> Tensor:
+    return model.loss(tokens[:, :-1], tokens[:, 1:])
+
+
+@pytest.mark.parametrize("ffn", FFN.names())
+def test_every_registered_ffn_has_a_reference(ffn: str) -> None:
+    assert ffn in FEED_FORWARDS, (
+        f"ffn={ffn} is registered: give it a row in FEED_FORWARDS of reference.py"
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_norm_has_a_reference(kind: str) -> None:
+    assert kind in NORMS, f"model.norm.kind={kind}: give it a row in NORMS of reference.py"
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ffn", FFN.names())
+@pytest.mark.parametrize(("embedding", "qk_norm"), [("tied", False), ("untied", True)])
+def test_equals_the_reference(
+    ffn: str, kind: str, placement: str, embedding: str, qk_norm: bool
+) -> None:
+    with default_dtype(torch.float64):
+        config = tiny_config(
+            *("learned", ffn, "eager", embedding, placement, kind), bias=True, qk_norm=qk_norm
+        )
+        model = random_model(config)
+        tokens, targets = random_tokens(2, 3), random_tokens(2, 3, seed=1)
+        logits = model(tokens)
+        weights = dict(model.named_parameters())
+        positions = torch.arange(3).expand(2, -1)
+        expected = reference_logits(config, weights, N_VOCAB, tokens, positions)
+        found = gradients(F.cross_entropy(logits.flatten(0, 1), targets.flatten()), model)
+        wanted = gradients(reference_loss(expected, targets), model)
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("residual_init", RESIDUAL_INITS)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ffn", FFN.names())
+def test_every_parameter_learns(ffn: str, kind: str, placement: str, residual_init: str) -> None:
+    torch.manual_seed(0)
+    config = tiny_config(
+        *("learned", ffn, "sdpa", "untied", placement, kind), bias=True, residual_init=residual_init
+    )
+    model = GPT(config, N_VOCAB)
+    tokens = random_tokens(4, 17)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = loss_of(model, tokens)
+    loss.backward()
+    optimizer.step()  # branches that start at zero pass a gradient only after it
+    optimizer.zero_grad()
+    after = loss_of(model, tokens)
+    after.backward()
+    assert loss.isfinite() and after < loss
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name} got no gradient"
+        assert parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+def test_loss_is_the_mean_in_nats() -> None:
+    model = random_model(tiny_config())
+    tokens, targets = random_tokens(2, 7), random_tokens(2, 7, seed=1)
+    expected = reference_loss(model(tokens), targets)
+    torch.testing.assert_close(model.loss(tokens, targets), expected)
+    torch.testing.assert_close(model.loss(tokens, targets, reduction="sum"), 14 * expected)
+
+
+def test_fresh_model_knows_nothing() -> None:
+    torch.manual_seed(0)
+    for name in SCHEMES:
+        loss = loss_of(GPT(tiny_config(name), N_VOCAB), random_tokens(4, 17))
+        assert loss.item() == pytest.approx(torch.tensor(N_VOCAB).log().item(), abs=0.05)
+
+
+def test_tied_head_is_the_token_table() -> None:
+    tied = GPT(tiny_config(embedding="tied"), N_VOCAB)
+    untied = GPT(tiny_config(embedding="untied"), N_VOCAB)
+    assert tied.head.weight is tied.token_embedding.weight
+    assert untied.head.weight.data_ptr() != untied.token_embedding.weight.data_ptr()
+    counts, more = tied.parameter_counts(), untied.parameter_counts()
+    assert more["total"] - counts["total"] == N_VOCAB * 12
+    assert more["non_embedding"] == counts["non_embedding"]
+
+
+def test_gpt2_parameter_counts() -> None:
+    n_layer, n_head, d, block, n_vocab = 3, 4, 32, 20, 65
+    overrides = [f"model.n_layer={n_layer}", f"model.n_head={n_head}", f"model.n_embd={d}"]
+    model = GPT(composed("model=gpt2", *overrides, f"model.block_size={block}"), n_vocab)
+    attention = (d * 3 * d + 3 * d) + (d * d + d)
+    ffn = (d * 4 * d + 4 * d) + (4 * d * d + d)
+    norms = 2 * 2 * d
+    non_embedding = n_layer * (attention + ffn + norms) + 2 * d
+    assert model.parameter_counts() == {
+        "total": non_embedding + n_vocab * d + block * d,
+        "non_embedding": non_embedding,
+        "positional": block * d,
+    }
+
+
+def test_llama_parameter_counts() -> None:
+    n_layer, n_head, d, n_vocab = 3, 4, 32, 65
+    overrides = [f"model.n_layer={n_layer}", f"model.n_head={n_head}", f"model.n_embd={d}"]
+    model = GPT(composed("model=llama", *overrides), n_vocab)
+    hidden = 88  # 8/3 * 32 = 85.3, rounded up to a multiple of 8
+    non_embedding = n_layer * (4 * d * d + 3 * d * hidden + 2 * d) + d
+    assert model.parameter_counts() == {
+        "total": non_embedding + 2 * n_vocab * d,
+        "non_embedding": non_embedding,
+        "positional": 0,
+    }
+
+
+def test_schemes_differ_in_positional_parameters_alone() -> None:
+    counts = {name: GPT(tiny_config(name), N_VOCAB).parameter_counts() for name in SCHEMES}
+    assert len({count["non_embedding"] for count in counts.values()}) == 1
+    assert len({count["total"] - count["positional"] for count in counts.values()}) == 1
+    assert counts["learned"]["positional"] == 16 * 12
+    assert {counts[name]["positional"] for name in ("alibi", "nope", "rope", "sinusoidal")} == {0}
+
+
+@pytest.mark.parametrize("embedding", EMBEDDINGS)
+def test_flops_per_token(embedding: str) -> None:
+    config = tiny_config("learned", "gelu", embedding=embedding, bias=False)
+    # Two layers of 12 d^2 and two gains, one more gain, the head; 12 L d T for the scores.
+    matrices = 2 * (12 * 12**2 + 2 * 12) + 12 + N_VOCAB * 12
+    # An embedding is looked up, not multiplied: tied or not, positions or not, it costs nothing.
+    assert GPT(config, N_VOCAB).flops_per_token() == 6 * matrices + 12 * 2 * 12 * 16
+
+
+@pytest.mark.parametrize("embedding", EMBEDDINGS)
+def test_padding_never_leaves_the_model(embedding: str) -> None:
+    n_vocab = 65
+    config = tiny_config(embedding=embedding)
+    plain = random_model(config, n_vocab)
+    padded = random_model(replace(config, vocab_multiple=64), n_vocab)
+    tokens = random_tokens(2, 9, n_vocab)
+    with torch.no_grad():
+        for name, weight in plain.named_parameters():
+            padded.get_parameter(name)[: len(weight)] = weight
+        padded.head.weight[n_vocab:] = 100.0
+    assert padded.head.weight.shape == padded.token_embedding.weight.shape == (128, 12)
+
+    assert padded(tokens).shape == (2, 9, n_vocab)
+    assert torch.equal(padded(tokens), plain(tokens))
+    loss, expected = loss_of(padded, tokens), loss_of(plain, tokens)
+    assert torch.equal(loss, expected)
+    found, wanted = gradients(loss, padded), gradients(expected, plain)
+    for name in wanted:
+        torch.testing.assert_close(found[name][: len(wanted[name])], wanted[name])
+        assert not found[name][len(wanted[name]) :].any(), f"{name}: padding has a gradient"
+
+
+def test_sampling_never_yields_padding() -> None:
+    model = random_model(tiny_config(vocab_multiple=64), n_vocab=3)
+    with torch.no_grad():
+        model.head.weight[3:] = 100.0
+    generator = torch.Generator().manual_seed(0)
+    sampled = [*generate(model, [0], 100, Sampling(temperature=10.0), generator, CPU)]
+    assert {*sampled} == {0, 1, 2}
+
+
+def test_vocabulary_is_padded_up_to_a_multiple() -> None:
+    for multiple, n_vocab, padded in ((1, 65, 65), (64, 64, 64), (64, 65, 128), (8, 3, 8)):
+        model = GPT(tiny_config(vocab_multiple=multiple), n_vocab)
+        assert model.head.weight.shape[0] == padded
+
+
+@pytest.mark.parametrize("ffn", FFN.names())
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_zero_residual_init_starts_as_identity(scheme: str, ffn: str) -> None:
+    model = GPT(tiny_config(scheme, ffn, residual_init="zero", bias=True), N_VOCAB)
+    tokens = random_tokens(2, 9)
+    x = model.positional.embed(model.token_embedding(tokens), torch.arange(9)[None])
+    assert torch.equal(model(tokens), model.head(model.final_norm(x)))
+
+
+@pytest.mark.parametrize("ffn", FFN.names())
+def test_scaled_residual_init(ffn: str) -> None:
+    torch.manual_seed(0)
+    config = tiny_config("learned", ffn, n_layer=8, n_embd=96, residual_init="scaled", bias=True)
+    n_residual = 0
+    for name, parameter in GPT(config, n_vocab=200).named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+        elif parameter.ndim == 1:
+            assert (parameter == 1).all(), name
+        else:
+            is_residual = name.endswith("out.weight")
+            n_residual += is_residual
+            assert parameter.std().item() == pytest.approx(0.005 if is_residual else 0.02, rel=0.05)
+    assert n_residual == 2 * 8  # over sqrt(2 * 8) = 4
+
+
+def test_bigram_sees_the_current_token_only() -> None:
+    model = random_model(composed("model=bigram"))
+    rows = model(random_tokens(4, 9))
+    for row, tokens in zip(rows, random_tokens(4, 9), strict=True):
+        for logits, token in zip(row, tokens, strict=True):
+            torch.testing.assert_close(logits, model(token[None, None])[0, 0])
+    assert model.parameter_counts()["non_embedding"] == composed("model=bigram").n_embd
+    model(random_tokens(1, 9)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.n_head=5"], r"model\.n_head=5: must divide model\.n_embd=128; use 2, 4, 8 heads"),
+        (["model.n_head=0"], r"model\.n_head=0: "),
+        (["model.n_layer=-1"], r"model\.n_layer=-1: "),
+        (["model.n_embd=0"], r"model\.n_embd=0: "),
+        (["model.block_size=0"], r"model\.block_size=0: "),
+        (["model.vocab_multiple=0"], r"model\.vocab_multiple=0: "),
+        (["model.dropout=1"], r"model\.dropout=1.*: must be in \[0, 1\)"),
+        (["model.dropout=-0.1"], r"model\.dropout=-0\.1: "),
+        (["model.residual_init=scald"], r"model\.residual_init=scald: .*Did you mean scaled\?"),
+        (["model.norm.kind=rms"], r"model\.norm\.kind=rms: not one of layernorm, rmsnorm"),
+        (["model.norm.placement=pree"], r"model\.norm\.placement=pree: .*Did you mean pre\?"),
+        (["model.embedding.name=tie"], r"model\.embedding\.name=tie: .*Did you mean tied"),
+        (["model.ffn.expansion=0"], r"model\.ffn\.expansion=0.*: must be above 0"),
+        (["model.positional.base=1"], r"model\.positional\.base=1.*: "),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_values_that_cannot_be_honoured(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=rf"^{message}"):
+        composed_config(overrides)
+
+
+def test_schemes_refuse_sizes_they_cannot_pair() -> None:
+    with pytest.raises(UserError, match=r"^model\.n_head=4: rope .* odd head size of 3; "):
+        GPT(tiny_config("rope", n_head=4), N_VOCAB)
+    with pytest.raises(UserError, match=r"^model\.n_embd=15: .*even width"):
+        GPT(tiny_config("sinusoidal", n_embd=15), N_VOCAB)
+
+
+def test_unknown_norm_is_named() -> None:
+    with pytest.raises(UserError, match=r"^model\.norm\.kind=layer_norm: .*Did you mean layernorm"):
+        NormConfig("pre", "layer_norm")

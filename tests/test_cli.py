@@ -1,0 +1,364 @@
+"""What people type: right answers, one line for each mistake, and nothing left behind by it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import TINY, Cli, the_run
+
+MISTAKES = {
+    "modle=rope": "modle: no such option or config group. Did you mean model?",
+    "model=ropee": "model=ropee: no such model. Did you mean rope",
+    "model.n_head=7": "model.n_head=7: must divide model.n_embd=128; use 2, 4, 8 heads",
+    "model.n_hed=2": "model.n_hed: no such option or config group. Did you mean model.n_head",
+    "+model.n_hed=2": "model.n_hed: no such option. Did you mean n_head",
+    "+depth=2": "depth: no such option.",
+    "lr=1": "lr: no such option or config group. Did you mean optimizer.lr?",
+    "positional.base=1": "Did you mean model.positional.base?",
+    "optimizer.lr=fast": "optimizer.lr=fast: not a valid float",
+    "optimizer.lr=-1": "optimizer.lr=-1.0: must be 0 or more",
+    "optimizer.lr=nan": "optimizer.lr=nan: ",
+    "optimizer.clip=0": "optimizer.clip=0.0: must be above 0, or null",
+    "trainer.max_steps=-1": "trainer.max_steps=-1: must be 0 or more",
+    "trainer.max_steps=1.5": "trainer.max_steps=1.5: not a valid integer",
+    "trainer.max_steps=null": "trainer.max_steps=null: ",
+    "trainer.log_every=0": "trainer.log_every=0: must be 1 or more",
+    "trainer.accumulate=3": "trainer.accumulate=3: must divide trainer.batch_size",
+    "trainer.device=tpu": "trainer.device=tpu: use one of auto, cpu, cuda, mps",
+    "trainer.precision=fp8": "trainer.precision=fp8: use one of",
+    "trainer.sample_prompt='§'": "'§' (U+00A7) at offset 0: not among the",
+    "model.block_size=1000000": "model.block_size=1000000: the val split has only",
+    "model.dropout=1": "model.dropout=1.0: must be in [0, 1)",
+    "model.norm.kind=rms": "model.norm.kind=rms: not one of layernorm, rmsnorm. Did you mean",
+    "model.positional.name=x": "model.positional.name=x: no such positional.",
+    "model.positional.base=0": "model.positional.base=0.0: use a number above 1",
+    "model.n_head=128": "gives an odd head size",
+    "schedule.final_fraction=2": "schedule.final_fraction=2.0: must be from 0 to 1",
+    "data.train_fraction=1": "data.train_fraction=1.0: must be between 0 and 1",
+    "seed=-1": "seed=-1: must be from 0",
+    "seed=1,2": "seed=1,2: several values; add -m",
+    "backend=flex": "backend=flex: no such backend. Known: auto, eager, sdpa.",
+    "experiment=nano": "experiment=nano: no such experiment.",
+    "model=[": "model=[: not understood; write key=value",
+    "resume=nowhere": "nowhere: no such run directory",
+    "resume=latest": "latest: no run under runs/ yet",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing(cli: Cli, workdir: Path, mistake: str) -> None:
+    before = sorted(workdir.rglob("*"))
+    outcome = cli("train", "logger=none", mistake)
+    assert outcome.code == 2
+    assert MISTAKES[mistake] in outcome.err
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert outcome.out == ""
+    assert sorted(workdir.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "data.path=own.txt: no such file, folder or matching files"),
+        (b"", "own.txt: the file is empty (offset 0)"),
+        (b"good \xff bad" * 99, "own.txt: byte 0xff at offset 5 is not UTF-8"),
+        (b"ab", "the train split has only 1 tokens, one window needs 65"),
+        (b"a", "data=text: 1 characters are too few to split"),
+    ],
+)
+def test_bad_text(cli: Cli, workdir: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (workdir / "own.txt").write_bytes(content)
+    outcome = cli("train", "logger=none", "data=text", "data.path=own.txt")
+    assert outcome.code == 2
+    assert message in outcome.err and outcome.err.count("\n") == 1
+    assert not (workdir / "runs").exists()
+
+
+def test_text_without_path(cli: Cli) -> None:
+    assert "data.path: missing; give it a value" in cli("train", "data=text").err
+
+
+def test_unknown_command(cli: Cli) -> None:
+    outcome = cli("trian")
+    assert outcome.code == 2
+    assert outcome.err.startswith("minigpt: trian: no such command. Did you mean train?")
+
+
+@pytest.mark.parametrize("command", ["sample", "eval"])
+def test_commands_on_no_run(cli: Cli, command: str) -> None:
+    outcome = cli(command, "nowhere")
+    assert outcome.code == 2
+    assert outcome.err == (
+        "minigpt: nowhere: no such run directory; give a directory like runs/..., or `latest`\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["sample", "eval", "data", "doctor"])
+def test_help_has_an_example(cli: Cli, command: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli(command, "--help")
+    assert stop.value.code == 0
+
+
+def test_help_needs_no_torch() -> None:
+    """The imports of a process tell more surely than its seconds."""
+    for arguments in (["--help"], ["train", "--help"], ["train", "--cfg", "job", "--resolve"]):
+        code = f"import minigpt.cli, sys\ntry: minigpt.cli.main({arguments})\nexcept SystemExit: 0"
+        check = f"{code}\nassert 'torch' not in sys.modules and 'wandb' not in sys.modules"
+        subprocess.run([sys.executable, "-c", check], check=True, capture_output=True)
+
+
+def test_train_help_lists_groups(cli: Cli) -> None:
+    with pytest.raises(SystemExit):
+        cli("train", "--help")
+
+
+def test_flags_before_and_after_overrides() -> None:
+    from minigpt.hydra_app import flags_first
+
+    expected = ["-m", "--config-dir", "x", "model=rope", "seed=1,2"]
+    assert flags_first(["model=rope", "-m", "--config-dir", "x", "seed=1,2"]) == expected
+    assert flags_first(["-m", "model=rope", "seed=1,2", "--config-dir", "x"]) == expected
+    assert flags_first(["model=rope", "--cfg"]) == ["--cfg", "model=rope"]
+
+
+@pytest.mark.parametrize("order", ["flag first", "flag last"])
+def test_sweep(cli: Cli, workdir: Path, order: str) -> None:
+    options = [*TINY, "model=rope,alibi", "seed=1,2", "trainer.max_steps=2"]
+    outcome = cli("train", *(["-m", *options] if order == "flag first" else [*options, "-m"]))
+    assert outcome.code == 0, outcome.err
+    runs = sorted(path.parent for path in (workdir / "runs").rglob("result.json"))
+    assert len(runs) == 4
+    configs = [(run / "config.yaml").read_text() for run in runs]
+    assert sum("name: alibi" in config for config in configs) == 2
+    group = runs[0].parent.name
+    assert all(f"group: {group}" in config for config in configs)
+
+
+def test_a_failing_job_does_not_stop_a_sweep(cli: Cli, workdir: Path) -> None:
+    outcome = cli("train", "-m", *TINY, "model.n_head=2,3,4", "trainer.max_steps=2")
+    assert outcome.code == 2
+    assert "job 1 failed: model.n_head=3: must divide model.n_embd=16" in outcome.err
+    assert outcome.err.count("must divide") == 1
+    assert len(list((workdir / "runs").rglob("result.json"))) == 2
+
+
+def test_command_line_choice_wins_over_a_preset(cli: Cli) -> None:
+    assert cli("train", *TINY, "model=llama", "positional=alibi", "norm=post").code == 0
+    from minigpt.config import load_config
+
+    model = load_config(the_run(Path("runs")) / "config.yaml").model
+    assert (model.positional.name, model.norm.placement) == ("alibi", "post")
+    assert (model.norm.kind, model.ffn.name, model.embedding.name) == (
+        "rmsnorm",
+        "swiglu",
+        "untied",
+    )
+
+
+def test_run_directory(cli: Cli, workdir: Path) -> None:
+    outcome = cli("train", *TINY)
+    assert outcome.code == 0, outcome.err
+    run = the_run(workdir / "runs")
+    assert (
+        outcome.out.strip()
+        .splitlines()[-1]
+        .endswith(f"minigpt sample {run.relative_to(workdir)} --prompt ROMEO:")
+    )
+    files = {path.name for path in run.iterdir() if path.name != ".lock"}
+    assert files == {
+        *("config.yaml", "manifest.json", "result.json", "tokenizer.json", "metrics.jsonl"),
+        *("samples.txt", "checkpoints"),
+    }
+    result = json.loads((run / "result.json").read_text())
+    numbers = {
+        *("status", "seed", "steps", "best_step", "train_loss", "val_loss", "best_val_loss"),
+        *("val_perplexity", "val_bits_per_byte", "parameters", "flops_per_token"),
+        *("tokens_per_second", "seconds", "peak_memory_bytes", "device"),
+    }
+    assert numbers <= result.keys()
+    assert all(result[key] is not None for key in numbers)
+    assert set(result["parameters"]) == {"total", "non_embedding", "positional"}
+    assert result["status"] == "finished" and result["steps"] == 12
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert {"command", "commit", "versions", "device", "data_sha256", "tokenizer_sha256"} <= set(
+        manifest
+    )
+
+
+def test_a_saved_config_runs_again(cli: Cli, workdir: Path) -> None:
+    assert cli("train", *TINY, "hydra.run.dir=first").code == 0
+    again = cli("train", "--config-dir", "first", "--config-name", "config", "seed=2")
+    assert again.code == 0, again.err
+    second = the_run(workdir / "runs")
+    configs = [
+        (run / "config.yaml").read_text().splitlines()[2:] for run in (Path("first"), second)
+    ]
+    assert set(configs[0]) ^ set(configs[1]) == {"seed: 1", "seed: 2"}
+
+
+def test_a_run_is_not_overwritten(cli: Cli) -> None:
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    outcome = cli("train", *TINY, "hydra.run.dir=run")
+    assert outcome.code == 2
+    assert "holds a run already" in outcome.err
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+
+
+def test_sample(cli: Cli) -> None:
+    assert cli("train", *TINY).code == 0
+    arguments = ["sample", "latest", "--prompt", "Line", "--max-new-tokens", "20", "--seed", "3"]
+    first = cli(*arguments)
+    assert first.code == 0, first.err
+    assert first.out.startswith("Line") and len(first.out) == len("Line") + 20 + 1
+    assert cli(*arguments).out == first.out
+    assert cli(*arguments[:-1], "4").out != first.out
+    several = cli(*arguments, "--num-samples", "2").out
+    assert several.startswith("--- sample 1 of 2 ---\n" + first.out)
+    greedy = [cli(*arguments[:-1], seed, "--greedy").out for seed in ("1", "2")]
+    assert greedy[0] == greedy[1]
+    assert cli(*arguments[:-1], "9", "--top-k", "1").out == greedy[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "§"], "'§' (U+00A7) at offset 0"),
+        (["--prompt", ""], "--prompt=: empty"),
+        (["--top-p", "0"], "--top-p=0.0: must be above 0"),
+        (["--top-k", "0"], "--top-k=0: must be 1 or more"),
+        (["--temperature", "-1"], "--temperature=-1.0: must be 0 or more"),
+        (["--temperature", "hot"], "invalid float value: 'hot'"),
+        (["--max-new-tokens", "0"], "--max-new-tokens=0: must be 1 or more"),
+        (["--greedy", "--top-k", "3"], "--greedy: excludes --top-k"),
+        (["--num-sample", "3"], "unrecognized arguments: --num-sample"),
+        (["--seed", "-1"], "--seed=-1: must be from 0"),
+    ],
+)
+def test_sample_mistakes(cli: Cli, arguments: list[str], message: str) -> None:
+    assert cli("train", *TINY, "trainer.max_steps=1").code == 0
+    outcome = cli("sample", "latest", *arguments)
+    assert outcome.code == 2
+    assert message in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_eval_agrees_with_training(cli: Cli) -> None:
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+    outcome = cli("eval", "run", "--checkpoint", "last")
+    assert outcome.code == 0, outcome.err
+    result = json.loads(Path("run/result.json").read_text())
+    evaluated = json.loads(Path("run/eval.json").read_text())
+    for key in ("val_loss", "val_perplexity", "val_bits_per_byte"):
+        assert evaluated[key] == result[key]
+    assert {"train_loss", "train_perplexity", "train_bits_per_byte"} <= evaluated.keys()
+
+
+def damage(path: Path, how: str) -> None:
+    """Spoil a file in one of the ways disks and people do."""
+    content = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "garbage":
+        path.write_bytes(os.urandom(500))
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "garbage", "missing"])
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("checkpoints/best/model.safetensors", ["sample", "run"]),
+        ("checkpoints/last/model.safetensors", ["train", "resume=run"]),
+        ("checkpoints/last/training.pt", ["train", "resume=run"]),
+        ("tokenizer.json", ["sample", "run"]),
+        ("config.yaml", ["eval", "run"]),
+        ("manifest.json", ["eval", "run"]),
+    ],
+)
+def test_a_damaged_run_is_named(cli: Cli, file: str, command: list[str], how: str) -> None:
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+    Path("run/result.json").unlink()
+    damage(Path("run") / file, how)
+    outcome = cli(*command)
+    assert outcome.code == 2
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert file in outcome.err or "run: has no config.yaml" in outcome.err
+
+
+def test_foreign_weights(cli: Cli) -> None:
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+    assert cli("train", *TINY, "model.n_embd=8", "hydra.run.dir=other").code == 0
+    name = "checkpoints/best/model.safetensors"
+    (Path("run") / name).write_bytes((Path("other") / name).read_bytes())
+    outcome = cli("sample", "run")
+    assert outcome.code == 2
+    assert "weights of another design" in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_a_checkpoint_cannot_run_code(cli: Cli) -> None:
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+    Path("run/result.json").unlink()
+
+    class Attack:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, ("attacked",)
+
+    torch.save(Attack(), "run/checkpoints/last/training.pt")
+    assert cli("train", "resume=run").code == 2
+    assert not Path("attacked").exists()
+
+
+def test_data(cli: Cli) -> None:
+    outcome = cli("data", "data=text", "data.path=text.txt")
+    assert outcome.code == 0, outcome.err
+    for word in ("bytes/token", "50,257", "char", "gpt2", "bpe", "sha256"):
+        assert word in outcome.out
+    assert cli("data", "dta=text").code == 2
+
+
+def test_doctor(cli: Cli) -> None:
+    outcome = cli("doctor")
+    assert outcome.code == 0, outcome.err
+    for word in ("torch", "device", "precision", "threads", "tokenizer=gpt2", "logger=wandb"):
+        assert word in outcome.out
+
+
+@pytest.mark.parametrize("experiment", sorted(Path("configs/experiment").glob("*.yaml")))
+def test_every_experiment_runs_a_step(cli: Cli, experiment: Path) -> None:
+    outcome = cli(
+        *("train", f"experiment={experiment.stem}", "logger=none", "trainer.max_steps=1"),
+        *("data=text", "data.path=text.txt", "data.train_fraction=0.8", "trainer.device=cpu"),
+        *("trainer.sample_tokens=2", "trainer.batch_size=2"),
+    )
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize("model", sorted(Path("configs/model").glob("*.yaml")))
+def test_every_model_runs(cli: Cli, model: Path) -> None:
+    outcome = cli("train", f"model={model.stem}", *TINY, "trainer.max_steps=1")
+    assert outcome.code == 0, outcome.err
+
+
+def test_wandb_runs_of_a_sweep(cli: Cli, workdir: Path) -> None:
+    tiny = [option for option in TINY if option != "logger=none"]
+    outcome = cli("train", "-m", *tiny, "logger.mode=offline", "tokenizer=char,bpe")
+    assert outcome.code == 0, outcome.err
+    offline = list((workdir / "runs").rglob("offline-run-*/run-*.wandb"))
+    assert len(offline) == 2
+    assert len({path.parents[2] for path in offline}) == 2
+    inspected = subprocess.run(
+        ["wandb", "leet", "inspect", "--json", str(offline[0])], capture_output=True, text=True
+    )
+    assert "val_loss" in inspected.stdout

@@ -1,0 +1,192 @@
+"""A resumed run equals one that never stopped, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from minigpt.display import Display
+from minigpt.tokenizer import TOKENIZERS
+from minigpt.train.schedule import SCHEDULES
+from tests.conftest import TINY, Cli, read_metrics
+
+TOKENIZER_OPTIONS = {
+    "char": [],
+    "gpt2": ["model.vocab_multiple=64"],
+    "bpe": ["tokenizer.vocab_size=300"],
+    "tiktoken": ["tokenizer.encoding=gpt2"],
+}
+
+
+def same_end(first: Path, second: Path) -> None:
+    """Assert that two runs left the same weights, metrics, samples and numbers."""
+    for checkpoint in ("last", "best"):
+        weights = [
+            run / "checkpoints" / checkpoint / "model.safetensors" for run in (first, second)
+        ]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert read_metrics(first) == read_metrics(second)
+    assert (first / "samples.txt").read_text() == (second / "samples.txt").read_text()
+    results = [json.loads((run / "result.json").read_text()) for run in (first, second)]
+    for key in ("status", "steps", "best_step", "train_loss", "val_loss", "best_val_loss"):
+        assert results[0][key] == results[1][key], key
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
+    """Send this process a real signal once a step is done."""
+    show = Display.step
+
+    def show_and_signal(self: Display, done: int) -> None:
+        show(self, done)
+        if done == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Display, "step", show_and_signal)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.names())
+@pytest.mark.parametrize("tokenizer", TOKENIZERS.names())
+def test_stopped_and_resumed(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tokenizer: str, schedule: str
+) -> None:
+    options = [
+        *TINY,
+        f"tokenizer={tokenizer}",
+        *TOKENIZER_OPTIONS[tokenizer],
+        f"schedule={schedule}",
+        "model.dropout=0.1",
+    ]
+    assert cli("train", *options, "hydra.run.dir=whole").code == 0
+    stop_at(7, monkeypatch)
+    stopped = cli("train", *options, "hydra.run.dir=parts")
+    assert stopped.code == 128 + signal.SIGTERM
+    assert stopped.err.strip().endswith("minigpt train resume=parts")
+    assert json.loads(Path("parts/result.json").read_text())["status"] == "interrupted"
+    assert cli("train", "resume=parts").code == 0
+    same_end(Path("whole"), Path("parts"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_the_step_in_hand(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    stop_at(3, monkeypatch, number)  # no checkpoint is due before step 5
+    stopped = cli("train", *TINY, "hydra.run.dir=run")
+    assert stopped.code == 128 + number
+    assert json.loads(Path("run/result.json").read_text())["steps"] == 3
+    assert Path("run/checkpoints/last/training.pt").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_at_any_moment_and_resumed(workdir: Path, seed: int) -> None:
+    """Real processes, real SIGKILL, at moments drawn at random: also while files are written."""
+    steps = ["trainer.max_steps=800", "trainer.checkpoint_every=3", "trainer.eval_every=7"]
+    options = [*TINY, *steps, "trainer.sample_every=50", "model.dropout=0.1"]
+    subprocess.run(command("train", *options, "hydra.run.dir=whole"), check=True, timeout=120)
+    draw = random.Random(seed)
+    arguments = [*options, "hydra.run.dir=parts"]
+    kills = 0
+    for _ in range(4):
+        process = subprocess.Popen(command("train", *arguments), stderr=subprocess.DEVNULL)
+        started = time.monotonic()
+        seen = size(Path("parts/metrics.jsonl"))
+        while process.poll() is None and size(Path("parts/metrics.jsonl")) <= seen:
+            assert time.monotonic() - started < 60
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.4))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+        arguments = ["resume=parts"]
+    assert kills >= 2, "the run is too short to be killed"
+    subprocess.run(command("train", "resume=parts"), check=True, timeout=120)
+    same_end(Path("whole"), Path("parts"))
+
+
+def command(*arguments: str) -> list[str]:
+    """A real process of the command line."""
+    return [sys.executable, "-m", "minigpt.cli", *arguments]
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, 0 if there is none."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def test_killed_before_the_first_checkpoint(cli: Cli) -> None:
+    options = [*TINY, "trainer.checkpoint_every=null"]
+    assert cli("train", *options, "hydra.run.dir=whole").code == 0
+    assert cli("train", *options, "hydra.run.dir=parts").code == 0
+    # What a kill in the first steps leaves: logs of a little work, and no checkpoint.
+    for leftover in Path("parts/checkpoints").rglob("*"):
+        if leftover.is_file():
+            leftover.unlink()
+    for folder in sorted(Path("parts/checkpoints").rglob("*"), reverse=True):
+        folder.rmdir()
+    Path("parts/result.json").unlink()
+    assert cli("train", "resume=parts").code == 0
+    same_end(Path("whole"), Path("parts"))
+
+
+def test_kill_between_the_two_renames_of_a_checkpoint(cli: Cli) -> None:
+    assert cli("train", *TINY, "hydra.run.dir=whole").code == 0
+    assert cli("train", *TINY, "hydra.run.dir=parts").code == 0
+    last = Path("parts/checkpoints/last")
+    last.rename(last.with_name(".last.old"))
+    Path("parts/result.json").unlink()
+    assert cli("train", "resume=parts").code == 0
+    same_end(Path("whole"), Path("parts"))
+
+
+def test_resume_may_extend_but_not_change(cli: Cli) -> None:
+    options = [*TINY, "schedule=constant", "hydra.run.dir=run"]
+    assert cli("train", *options).code == 0
+    refused = cli("train", "resume=run", "optimizer.lr=1")
+    assert refused.code == 2
+    assert refused.err.startswith("minigpt: optimizer.lr=1: a resumed run keeps its config")
+    assert cli("train", "resume=run", "trainer.max_steps=20").code == 0
+    assert json.loads(Path("run/result.json").read_text())["steps"] == 20
+
+
+def test_resume_of_a_finished_run_says_so(cli: Cli) -> None:
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+    before = Path("run/metrics.jsonl").read_text()
+    again = cli("train", "resume=run")
+    assert again.code == 2
+    assert "finished" in again.err and "trainer.max_steps" in again.err
+    assert Path("run/metrics.jsonl").read_text() == before
+
+
+def test_resume_refuses_another_text(cli: Cli, workdir: Path) -> None:
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+    Path("run/result.json").unlink()
+    (workdir / "text.txt").write_text("another text entirely, of fox and dog. 0123456789\n" * 30)
+    refused = cli("train", "resume=run")
+    assert refused.code == 2
+    assert "the text has changed" in refused.err
+
+
+def test_two_processes_cannot_train_one_run(workdir: Path) -> None:
+    options = [*TINY, "trainer.max_steps=100000", "hydra.run.dir=run"]
+    first = subprocess.Popen(command("train", *options), stdout=subprocess.DEVNULL)
+    try:
+        started = time.monotonic()
+        while not Path("run/checkpoints/last").exists():
+            assert time.monotonic() - started < 60
+            time.sleep(0.05)
+        second = subprocess.run(command("train", "resume=run"), capture_output=True, text=True)
+        assert second.returncode == 2
+        assert "another process is training this run" in second.stderr
+    finally:
+        first.kill()
+        first.wait()
