@@ -38,7 +38,7 @@ class Evaluation:
 
 def perplexity(loss: float) -> float:
     """exp(loss), infinite where that overflows."""
-    return math.exp(loss) if loss < 700 else math.inf
+    return math.inf if loss > 700 else math.exp(loss)
 
 
 def evaluate(model: GPT, split: Split, compute: Compute) -> Evaluation:

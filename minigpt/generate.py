@@ -42,10 +42,12 @@ class Sampling:
 
         top_p keeps the fewest likeliest tokens whose sum reaches p (Holtzman et al. 2020).
         """
-        logits = logits.float() / self.temperature
+        logits = logits.float()
+        # The likeliest at 0, so that no temperature overflows.
+        logits = (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
-            kth = logits.topk(self.top_k).values[:, -1:]
-            logits = logits.masked_fill(logits < kth, -torch.inf)
+            values, kept = logits.topk(self.top_k)  # exactly k, also among equals
+            logits = torch.full_like(logits, -torch.inf).scatter(-1, kept, values)
         probabilities = logits.softmax(dim=-1)
         if self.top_p is not None:
             ordered, order = probabilities.sort(dim=-1, descending=True)

@@ -153,7 +153,7 @@ class WandbLogger(Logger):
             run = wandb.init(
                 project=options.project,
                 entity=options.entity,
-                dir=info.directory,
+                dir=info.directory.resolve(),  # its process may have another working directory
                 mode=mode,
                 id=info.tracker_id,
                 resume=None if info.tracker_id is None else "allow",

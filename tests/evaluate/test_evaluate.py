@@ -318,9 +318,11 @@ def test_generation_uses_no_dropout_and_leaves_the_mode() -> None:
 
 
 def test_generation_on_a_cpu_is_in_fp32() -> None:
+    model, dtypes = tiny_model(), set[torch.dtype]()
+    model.head.register_forward_hook(lambda _module, _inputs, logits: dtypes.add(logits.dtype))
     bf16 = replace(CPU, precision="bf16")
-    found = [*generate(tiny_model(), [0], 20, Sampling(), seeded(), bf16)]
-    assert found == continued(tiny_model(), [0], 20, Sampling())
+    assert len([*generate(model, [0], 9, Sampling(), seeded(), bf16)]) == 9
+    assert dtypes == {torch.float32}
 
 
 @cache

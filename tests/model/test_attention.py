@@ -161,6 +161,15 @@ def test_each_row_has_its_own_positions(scheme: str, backend: str) -> None:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_order_is_that_of_positions(scheme: str, backend: str) -> None:
+    model = random_model(tiny_config(scheme, backend=backend))
+    tokens, shuffled = random_tokens(2, 6), torch.tensor([3, 0, 5, 1, 4, 2])
+    assert_equal(model(tokens[:, shuffled], shuffled[None]), model(tokens)[:, shuffled])
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scheme", RELATIVE)
 def test_relative_schemes_see_no_absolute_position(scheme: str, backend: str) -> None:
     model = random_model(tiny_config(scheme, backend=backend))

@@ -1,0 +1,205 @@
+"""The loop: what a step computes, what is saved when, and how a run may end."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minigpt.config import composed_config
+from minigpt.model import GPT
+from minigpt.train.device import choose_compute
+from minigpt.train.optimizer import OPTIMIZERS
+from minigpt.train.schedule import SCHEDULES, Schedule
+from tests.conftest import TINY, Cli, read_metrics
+
+
+def weights(run: str, checkpoint: str = "last") -> dict[str, torch.Tensor]:
+    """The weights a run saved."""
+    return load_file(f"{run}/checkpoints/{checkpoint}/model.safetensors")
+
+
+def result(run: str) -> dict[str, object]:
+    """A run's result.json."""
+    return json.loads(Path(run, "result.json").read_text())
+
+
+def test_accumulation_equals_the_large_batch(cli: Cli) -> None:
+    options = [*TINY, "trainer.precision=fp32", "trainer.max_steps=5"]
+    assert cli("train", *options, "hydra.run.dir=one").code == 0
+    assert cli("train", *options, "hydra.run.dir=four", "trainer.accumulate=4").code == 0
+    for name, weight in weights("one").items():
+        torch.testing.assert_close(weights("four")[name], weight, rtol=1e-4, atol=1e-6)
+    for one, four in zip(read_metrics(Path("one")), read_metrics(Path("four")), strict=True):
+        assert one == pytest.approx(four, rel=1e-5)
+
+
+def test_same_seed_same_run_other_seed_other_run(cli: Cli) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert cli("train", *TINY, f"seed={seed}", f"hydra.run.dir={name}").code == 0
+    assert read_metrics(Path("a")) == read_metrics(Path("b")) != read_metrics(Path("c"))
+
+
+def test_it_learns(cli: Cli) -> None:
+    """A text of one repeated line is learned nearly by heart."""
+    Path("text.txt").write_text("abcdefgh\n" * 400)
+    options = [*TINY, "trainer.max_steps=150", "optimizer.lr=1e-2", "hydra.run.dir=run"]
+    assert cli("train", *options).code == 0
+    assert float(str(result("run")["val_loss"])) < 0.3 < math.log(9)
+
+
+def test_best_changes_only_when_the_loss_improves(cli: Cli) -> None:
+    """The text is learned by heart, so the validation loss turns up again."""
+    options = ["trainer.max_steps=400", "optimizer.lr=3e-2", "trainer.eval_every=20"]
+    assert cli("train", *TINY, *options, "hydra.run.dir=run").code == 0
+    evaluations = {
+        line["step"]: line["val_loss"] for line in read_metrics(Path("run")) if "val_loss" in line
+    }
+    best_step = min(evaluations, key=lambda step: (evaluations[step], step))
+    assert best_step < 400, "the loss never turned, so this test shows nothing"
+    found = result("run")
+    assert (found["best_step"], found["best_val_loss"]) == (best_step, evaluations[best_step])
+    assert found["val_loss"] == evaluations[400]
+    info = json.loads(Path("run/checkpoints/best/info.json").read_text())
+    assert info == {"step": best_step, "val_loss": evaluations[best_step]}
+    assert cli("eval", "run").code == 0
+    assert json.loads(Path("run/eval.json").read_text())["val_loss"] == evaluations[best_step]
+
+
+def test_early_stopping(cli: Cli) -> None:
+    options = ["optimizer.lr=0", "trainer.patience=2", "trainer.max_steps=100"]
+    assert cli("train", *TINY, *options, "hydra.run.dir=run").code == 0
+    # The first evaluation is the best, the next two are no better.
+    assert result("run")["steps"] == 12
+    assert result("run")["status"] == "finished"
+    assert result("run")["best_step"] == 4
+
+
+def test_no_steps_at_all_evaluates(cli: Cli) -> None:
+    assert cli("train", *TINY, "trainer.max_steps=0", "hydra.run.dir=run").code == 0
+    assert result("run")["steps"] == 0
+    assert result("run")["val_loss"] is not None
+
+
+@pytest.mark.parametrize("log_every", [1, 5])
+def test_divergence_names_step_rate_and_checkpoint(cli: Cli, log_every: int) -> None:
+    options = [*TINY, "optimizer.lr=1e30", "optimizer.clip=null", "schedule=constant"]
+    logging = [f"trainer.log_every={log_every}", "trainer.checkpoint_every=1"]
+    outcome = cli("train", *options, *logging, "schedule.warmup_steps=0", "hydra.run.dir=run")
+    assert outcome.code == 1
+    assert outcome.err.count("\n") == 1
+    assert "at step 1 (learning rate 1e+30); last good checkpoint: run/checkpoints/last" in (
+        outcome.err
+    )
+    assert result("run")["status"] == "failed"
+    assert "learning rate 1e+30" in str(result("run")["error"])
+    for weight in weights("run").values():
+        assert weight.isfinite().all()
+
+
+def test_wandb_gets_what_metrics_and_result_hold(cli: Cli) -> None:
+    tiny = [option for option in TINY if option != "logger=none"]
+    assert cli("train", *tiny, "logger.mode=offline", "tags=[a,b]", "hydra.run.dir=run").code == 0
+    (offline,) = Path("run/wandb").glob("offline-run-*/run-*.wandb")
+    inspected = inspect_wandb(offline)
+    manifest = json.loads(Path("run/manifest.json").read_text())
+    assert manifest["tracker_id"] in offline.name
+    for line in read_metrics(Path("run")):
+        for name, value in line.items():
+            assert f'"{name}"' in inspected
+            assert value is not None
+    assert str(result("run")["val_loss"])[:10] in inspected
+
+
+def inspect_wandb(path: Path) -> str:
+    """What W&B's own reader says is in a run's file."""
+    program = str(Path(sys.executable).with_name("wandb"))
+    command = [program, "leet", "inspect", "--json", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_resumed_run_continues_its_wandb_run(cli: Cli) -> None:
+    tiny = [option for option in TINY if option != "logger=none"]
+    options = [*tiny, "logger.mode=offline", "schedule=constant", "hydra.run.dir=run"]
+    assert cli("train", *options).code == 0
+    assert cli("train", "resume=run", "trainer.max_steps=14").code == 0
+    names = {path.name for path in Path("run/wandb").glob("offline-run-*/run-*.wandb")}
+    assert len(names) == 1  # one id in two files
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_compile_trains_the_same_model(cli: Cli) -> None:
+    options = [*TINY, "trainer.precision=fp32", "trainer.max_steps=3", "trainer.sample_every=null"]
+    assert cli("train", *options, "hydra.run.dir=plain").code == 0
+    assert cli("train", *options, "trainer.compile=true", "hydra.run.dir=compiled").code == 0
+    for name, weight in weights("plain").items():
+        torch.testing.assert_close(weights("compiled")[name], weight, rtol=1e-3, atol=1e-5)
+
+
+def schedule(name: str, max_steps: int, *options: str) -> Schedule:
+    """A schedule as the command line would make it."""
+    config = composed_config([f"schedule={name}", *(f"schedule.{option}" for option in options)])
+    return SCHEDULES.build(config.schedule, max_steps)
+
+
+@pytest.mark.parametrize("name", SCHEDULES.names())
+def test_schedules_rise_then_never_rise_again(name: str) -> None:
+    made = schedule(name, 100, "warmup_steps=10")
+    factors = [made.factor(step) for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert factors[10] == 1.0
+    assert all(0 <= late <= early for early, late in itertools.pairwise(factors[10:]))
+    short = schedule(name, 5, "warmup_steps=10")
+    assert [short.factor(step) for step in range(5)] == factors[:5]
+
+
+def test_schedule_formulas() -> None:
+    cosine = schedule("cosine", 1000, "warmup_steps=0", "final_fraction=0.1")
+    assert cosine.factor(500) == pytest.approx(0.55)
+    assert cosine.factor(250) == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)
+    linear = schedule("linear", 1000, "warmup_steps=0", "final_fraction=0.2")
+    assert linear.factor(500) == pytest.approx(0.6)
+    wsd = schedule("wsd", 1000, "warmup_steps=0", "final_fraction=0", "decay_fraction=0.2")
+    assert [wsd.factor(step) for step in (799, 800, 900)] == pytest.approx([1, 1, 0.5])
+    assert schedule("wsd", 1000, "warmup_steps=0", "decay_fraction=0").factor(999) == 1
+    assert schedule("constant", 10).factor(200) == 1
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_decay_on_matrices_only(name: str) -> None:
+    config = composed_config([f"optimizer={name}", "model=gpt2", "optimizer.weight_decay=0.5"])
+    model = GPT(config.model, 65)
+    optimizer = OPTIMIZERS.build(config.optimizer, model)
+    decay = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
+    assert len(decay) == len(list(model.parameters()))
+    for parameter in model.parameters():
+        assert decay[id(parameter)] == (0.5 if parameter.ndim >= 2 else 0.0)
+
+
+def test_explicit_devices_and_precisions_are_honoured() -> None:
+    compute = choose_compute("cpu", "fp32")
+    assert (compute.device, compute.precision) == ("cpu", "fp32")
+    assert choose_compute("cpu", "bf16").precision == "bf16"
+    if not torch.cuda.is_available():
+        with pytest.raises(
+            ValueError, match=r"^trainer.device=cuda: torch .* finds no such device"
+        ):
+            choose_compute("cuda", "auto")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_trains_in_bf16_without_waiting(cli: Cli) -> None:
+    options = [option for option in TINY if not option.startswith("trainer.device")]
+    assert cli("train", *options, "trainer.device=cuda", "hydra.run.dir=run").code == 0
+    assert result("run")["device"] == "cuda"
+    assert result("run")["precision"] == "bf16"
