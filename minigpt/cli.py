@@ -47,17 +47,30 @@ def main(arguments: list[str] | None = None) -> int:
     if command in ("-V", "--version"):
         print(f"minigpt {__version__}")
         return 0
-    completes = command in ("-sc", "--shell-completion")  # the shell asks the bare program
-    if command not in COMMANDS and not completes:
+    if command in ("-sc", "--shell-completion"):  # the shell asks the bare program
+        return complete(arguments)
+    if command not in COMMANDS:
         from minigpt.errors import did_you_mean
 
         known = ", ".join(COMMANDS)
         return _fail(
             f"{command}: no such command.{did_you_mean(command, COMMANDS)} Known: {known}."
         )
-    if completes:
-        command, rest = "train", arguments
     return run_command(command, rest)
+
+
+def complete(arguments: list[str]) -> int:
+    """Complete a line for the shell: commands by ourselves, what follows `train` by Hydra."""
+    if any(argument.startswith("query=") for argument in arguments):
+        program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
+        command, typed, overrides = rest.lstrip().partition(" ")
+        if not typed:
+            print(" ".join(name for name in COMMANDS if name.startswith(command)))
+            return 0
+        if command != "train":
+            return 0
+        os.environ["COMP_LINE"] = f"{program} {overrides}"
+    return run_command("train", arguments)
 
 
 def run_command(command: str, arguments: list[str]) -> int:

@@ -121,6 +121,24 @@ def test_train_help_lists_groups(cli: Cli) -> None:
         cli("train", "--help")
 
 
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("minigpt tr", "train"),
+        ("minigpt train model=r", "model=rope"),
+        ("minigpt train model.n_he", "model.n_head="),
+        ("minigpt train positional=al", "positional=alibi"),
+        ("minigpt sample ", ""),
+    ],
+)
+def test_shell_completion(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, line: str, offered: str
+) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    assert cli("-sc", "query=bash").out.strip() == offered
+    assert "complete" in cli("-sc", "install=bash").out
+
+
 def test_flags_before_and_after_overrides() -> None:
     from minigpt.hydra_app import flags_first
 
