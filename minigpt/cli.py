@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -40,6 +41,8 @@ def usage() -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # texts hold what a code page may not
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in ("-h", "--help", "help"):
         print(usage())
@@ -86,13 +89,14 @@ def run_command(command: str, arguments: list[str]) -> int:
         code = 2 if isinstance(error, UserError) else 1
         return code if error.reported else _fail(str(error), code)
     except KeyboardInterrupt as stop:
-        number = getattr(stop, "number", signal.SIGINT)
-        if str(stop):
-            print(stop, file=sys.stderr)
-        return 128 + number
+        return 128 + getattr(stop, "number", signal.SIGINT)
     except BrokenPipeError:  # `minigpt ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a folder that may not be written
+        if os.environ.get(TRACEBACK) == "1":
+            raise
+        return _fail(f"{error.filename or command}: {error.strerror or error}", 1)
 
 
 def _fail(message: str, code: int = 2) -> int:

@@ -30,10 +30,10 @@ REGISTRIES: dict[str, Registry[Any]] = {
     for registry in (CORPORA, TOKENIZERS, POSITIONAL, FFN, OPTIMIZERS, SCHEDULES, LOGGERS)
 }
 
-# What a resumed run may change and still be the same experiment.
+# What a resumed run may change: its end (to which schedules stretch) and what it writes on the way.
 RESUME_MAY_CHANGE = (
-    *("trainer.max_steps", "trainer.log_every", "trainer.eval_every", "trainer.patience"),
-    *("trainer.checkpoint_every", "trainer.sample_every"),
+    *("trainer.max_steps", "trainer.patience"),
+    *("trainer.log_every", "trainer.checkpoint_every", "trainer.sample_every"),
 )
 
 
@@ -131,8 +131,8 @@ def _read_yaml(path: Path) -> DictConfig:
 def save_config(config: Config, path: Path) -> None:
     """Write config.yaml: every value resolved, re-runnable with --config-dir and --config-name."""
     header = (
-        "# Every value of this run. Run it again, with changes if you like:\n"
-        f"#   minigpt train --config-dir {path.parent} --config-name {path.stem}\n"
+        "# Every value of this run, resolved. Run it again, with other values if you like:\n"
+        f"#   minigpt train --config-dir '{path.parent}' --config-name {path.stem} seed=2\n"
     )
     content = {"defaults": ["runtime", "_self_"], "resume": None, **config.to_dict()}
     write_text(path, header + OmegaConf.to_yaml(OmegaConf.create(content)))

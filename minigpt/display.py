@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -106,7 +108,12 @@ class Display:
             indented = "\n".join(f"    {line}" for line in text.splitlines())
             self.line(f"step {step}/{self.max_steps}  sample:\n{indented}")
 
-    def end(self, run: RunDirectory, result: dict[str, Any], notice: str | None) -> None:
+    def stopped(self, number: int, run: RunDirectory) -> None:
+        """Say how to go on, at once: a tracker may take its time to close."""
+        name, path = signal.Signals(number).name, shlex.quote(str(run.path))
+        self.line(f"stopped by {name}, saved; go on with: minigpt train resume={path}")
+
+    def end(self, run: RunDirectory, result: dict[str, Any]) -> None:
         """Say what came out, where it is and what to type next."""
         self.line(
             f"validation loss {result['val_loss']:.4f} nats a token, perplexity "
@@ -114,7 +121,7 @@ class Display:
             f"(full pass); best {result['best_val_loss']:.4f} at step {result['best_step']}; "
             f"{result['seconds']:.1f} s"
         )
-        self.line(f"run in {run.path}; next: minigpt sample {run.path} --prompt ROMEO:")
+        self.line(f"run in {run.path}; next: minigpt sample {shlex.quote(str(run.path))}")
 
     def _time_left(self, step: int) -> str:
         done = step - self.first_step

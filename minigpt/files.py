@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -43,9 +44,22 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode("utf-8"))
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON that every reader takes: what is no finite number becomes null."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically, indented."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, to_json(value, indent=2) + "\n")
 
 
 @contextmanager
@@ -53,7 +67,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """A temporary directory that takes the place of `path` when the block ends without an error.
 
     No system call swaps two directories everywhere, so there is an instant at which only
-    `.<name>.old` exists; `recover_directory` puts it back after a kill in that instant.
+    `.<name>.old` exists; readers ask `readable_directory`, the writer puts it back first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
@@ -69,8 +83,14 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def readable_directory(path: Path) -> Path:
+    """Where the content of an `atomic_directory` is now: also in the middle of another's swap."""
+    old = path.with_name(f".{path.name}.old")
+    return old if old.exists() and not path.exists() else path
+
+
 def recover_directory(path: Path) -> None:
-    """Finish an `atomic_directory` swap that a kill cut in two."""
+    """Finish an `atomic_directory` swap that a kill cut in two. For its only writer."""
     old = path.with_name(f".{path.name}.old")
     if not old.exists():
         return
@@ -87,5 +107,5 @@ def sha256(content: bytes | str) -> str:
 
 
 def _flush_to_disk(path: Path) -> None:
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows flushes no file that is open for reading only
         os.fsync(file.fileno())

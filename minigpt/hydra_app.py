@@ -17,6 +17,7 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from minigpt.errors import UserError, did_you_mean, first_line
 
@@ -58,7 +59,7 @@ def run_hydra(task: Callable[[DictConfig], Any], arguments: list[str]) -> None:
     app = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=ROOT)
     try:
         app(task)()
-    except HydraException as error:
+    except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from None
 
 
@@ -68,7 +69,7 @@ def compose_config(overrides: list[str]) -> DictConfig:
     try:
         with initialize_config_dir(str(config_directory()), version_base="1.3"):
             return compose(ROOT, overrides)
-    except HydraException as error:
+    except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from None
 
 
@@ -87,11 +88,13 @@ def flags_first(arguments: list[str]) -> list[str]:
     return [*flags, *overrides]
 
 
-def explain(error: HydraException) -> str:
+def explain(error: Exception) -> str:
     """Hydra's several lines as 'key=value: why. Did you mean ...?'."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = error.options or []
+        if not group:
+            return f"--config-name={name}: no such config in {config_directory()} or --config-dir"
         return (
             f"{group}={name}: no such {group}.{did_you_mean(name, options)} "
             f"Known: {', '.join(options)}."

@@ -26,13 +26,15 @@ class TrainedRun:
 def load_run(name: str, checkpoint: str, device: str) -> TrainedRun:
     """Load a run by path or `latest`; `checkpoint` is best or last.
 
-    It computes in the run's own precision, so that numbers agree with those of training.
-    Raises UserError where something is missing, damaged or does not fit.
+    On the kind of device the run was trained on it computes in the same precision, so that numbers
+    agree with those of training. Raises UserError where something is missing, damaged or foreign.
     """
     run = find_run(name)
     config = load_config(run.config)
     tokenizer = load_tokenizer(run.tokenizer)
-    compute = choose_compute(device, config.trainer.precision)
+    compute = choose_compute(device, "auto")
+    if compute.device == config.trainer.device:
+        compute = choose_compute(device, config.trainer.precision)
     model = GPT(config.model, tokenizer.n_vocab)
     load_weights(run.best if checkpoint == "best" else run.last, model)
     model.to(compute.device).eval()

@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from minigpt.errors import UserError
+from minigpt.files import to_json
 
 RUNS = Path("runs")  # where `latest` looks, and where configs/runtime.yaml puts new runs
 PACKAGES = ("torch", "hydra-core", "omegaconf", "wandb", "tiktoken", "tokenizers", "safetensors")
@@ -56,7 +56,7 @@ class RunDirectory:
 
     def append_metrics(self, values: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
-        self._append(self.metrics, json.dumps(values) + "\n")
+        self._append(self.metrics, to_json(values) + "\n")
 
     def append_sample(self, step: int, text: str) -> None:
         """Add one sampled text to samples.txt."""
@@ -71,7 +71,7 @@ class RunDirectory:
         for file in self._logs():
             if file.exists():
                 with file.open("r+b") as handle:
-                    handle.truncate(sizes.get(file.name, 0))
+                    handle.truncate(min(sizes.get(file.name, 0), file.stat().st_size))
 
     def read_json(self, path: Path) -> dict[str, Any]:
         """A JSON file of this run. Raises UserError if it is missing or broken."""
@@ -108,10 +108,10 @@ def find_run(name: str) -> RunDirectory:
     return RunDirectory(path)
 
 
-def new_manifest() -> dict[str, Any]:
-    """What makes this run: command, versions, code and machine."""
+def provenance(command: list[str]) -> dict[str, Any]:
+    """What makes a run, or goes on with it: command, time, versions, code and machine."""
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": command,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "minigpt": importlib.metadata.version("minigpt"),
         "commit": _commit(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,8 +90,3 @@ def the_run(under: Path) -> Path:
     runs = [path.parent for path in under.rglob("manifest.json")]
     assert len(runs) == 1, runs
     return runs[0]
-
-
-def environment(workdir: Path) -> dict[str, str]:
-    """The environment of a real process in a test's working directory."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from tests.conftest import TINY, Cli, the_run
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 MISTAKES = {
     "modle=rope": "modle: no such option or config group. Did you mean model?",
     "model=ropee": "model=ropee: no such model. Did you mean rope",
@@ -47,6 +49,9 @@ MISTAKES = {
     "backend=flex": "backend=flex: no such backend. Known: auto, eager, sdpa.",
     "experiment=nano": "experiment=nano: no such experiment.",
     "model=[": "model=[: not understood; write key=value",
+    "name='${nope}'": "nope",
+    "hydra.run.dir='${nope}'": "nope",
+    "--config-name=nope": "--config-name=nope: no such config",
     "resume=nowhere": "nowhere: no such run directory",
     "resume=latest": "latest: no run under runs/ yet",
 }
@@ -69,7 +74,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(cli: Cli, workdir: Path, mista
         (None, "data.path=own.txt: no such file, folder or matching files"),
         (b"", "own.txt: the file is empty (offset 0)"),
         (b"good \xff bad" * 99, "own.txt: byte 0xff at offset 5 is not UTF-8"),
-        (b"ab", "the train split has only 1 tokens, one window needs 65"),
+        (b"ab", "the train split has only 1 tokens, one window needs 129"),
         (b"a", "data=text: 1 characters are too few to split"),
     ],
 )
@@ -102,10 +107,11 @@ def test_commands_on_no_run(cli: Cli, command: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["sample", "eval", "data", "doctor"])
-def test_help_has_an_example(cli: Cli, command: str) -> None:
+def test_help_has_an_example(cli: Cli, capfd: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as stop:
         cli(command, "--help")
     assert stop.value.code == 0
+    assert f"examples:\n  minigpt {command}" in capfd.readouterr().out
 
 
 def test_help_needs_no_torch() -> None:
@@ -116,9 +122,12 @@ def test_help_needs_no_torch() -> None:
         subprocess.run([sys.executable, "-c", check], check=True, capture_output=True)
 
 
-def test_train_help_lists_groups(cli: Cli) -> None:
+def test_train_help_lists_groups_and_values(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli("train", "--help")
+    shown = capfd.readouterr().out
+    for line in ("tokenizer: bpe, char, gpt2, tiktoken", "minigpt train model=rope", "  lr: 0.004"):
+        assert line in shown
 
 
 @pytest.mark.parametrize(
@@ -186,11 +195,9 @@ def test_run_directory(cli: Cli, workdir: Path) -> None:
     outcome = cli("train", *TINY)
     assert outcome.code == 0, outcome.err
     run = the_run(workdir / "runs")
-    assert (
-        outcome.out.strip()
-        .splitlines()[-1]
-        .endswith(f"minigpt sample {run.relative_to(workdir)} --prompt ROMEO:")
-    )
+    last = outcome.out.strip().splitlines()[-1]
+    assert last.endswith(f"next: minigpt sample {run.relative_to(workdir)}")
+    assert cli("sample", str(run)).code == 0
     files = {path.name for path in run.iterdir() if path.name != ".lock"}
     assert files == {
         *("config.yaml", "manifest.json", "result.json", "tokenizer.json", "metrics.jsonl"),
@@ -260,6 +267,7 @@ def test_sample(cli: Cli) -> None:
         (["--greedy", "--top-k", "3"], "--greedy: excludes --top-k"),
         (["--num-sample", "3"], "unrecognized arguments: --num-sample"),
         (["--seed", "-1"], "--seed=-1: must be from 0"),
+        (["--device", "gpu"], "invalid choice: 'gpu'"),
     ],
 )
 def test_sample_mistakes(cli: Cli, arguments: list[str], message: str) -> None:
@@ -288,12 +296,16 @@ def damage(path: Path, how: str) -> None:
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "garbage":
-        path.write_bytes(os.urandom(500))
+        path.write_bytes(random.Random(0).randbytes(500))
+    elif how == "text":
+        path.write_text("some words\n")
+    elif how == "dot":
+        path.write_bytes(b".\x80" * 50)
     else:
         path.unlink()
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "garbage", "missing"])
+@pytest.mark.parametrize("how", ["truncated", "empty", "garbage", "text", "dot", "missing"])
 @pytest.mark.parametrize(
     ("file", "command"),
     [
@@ -353,7 +365,21 @@ def test_doctor(cli: Cli) -> None:
         assert word in outcome.out
 
 
-@pytest.mark.parametrize("experiment", sorted(Path("configs/experiment").glob("*.yaml")))
+def test_a_tracker_that_cannot_be_had_leaves_nothing(cli: Cli, workdir: Path) -> None:
+    tiny = [option for option in TINY if option != "logger=none"]
+    outcome = cli("train", *tiny, "logger.mode=online")
+    assert outcome.code == 2
+    assert outcome.err.startswith("minigpt: logger.mode=online: ") and outcome.err.count("\n") == 1
+    assert not (workdir / "runs").exists()
+
+
+def test_a_folder_that_cannot_be_written(cli: Cli) -> None:
+    outcome = cli("train", *TINY, "hydra.run.dir=/proc/nowhere")
+    assert outcome.code == 1
+    assert outcome.err.count("\n") == 1 and "/proc/nowhere" in outcome.err
+
+
+@pytest.mark.parametrize("experiment", sorted((CONFIGS / "experiment").glob("*.yaml")))
 def test_every_experiment_runs_a_step(cli: Cli, experiment: Path) -> None:
     outcome = cli(
         *("train", f"experiment={experiment.stem}", "logger=none", "trainer.max_steps=1"),
@@ -363,7 +389,7 @@ def test_every_experiment_runs_a_step(cli: Cli, experiment: Path) -> None:
     assert outcome.code == 0, outcome.err
 
 
-@pytest.mark.parametrize("model", sorted(Path("configs/model").glob("*.yaml")))
+@pytest.mark.parametrize("model", sorted((CONFIGS / "model").glob("*.yaml")))
 def test_every_model_runs(cli: Cli, model: Path) -> None:
     outcome = cli("train", f"model={model.stem}", *TINY, "trainer.max_steps=1")
     assert outcome.code == 0, outcome.err

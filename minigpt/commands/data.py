@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> None:
         "Takes the overrides of minigpt train; what is prepared is kept in data.dir.",
         [
             "minigpt data",
-            "minigpt data data=shakespeare tokenizer.vocab_size=4096",
+            "minigpt data data=shakespeare tokenizer=bpe tokenizer.vocab_size=4096",
             "minigpt data data=text data.path='my/*.txt'",
         ],
     )
@@ -23,7 +23,13 @@ def main(arguments: list[str]) -> None:
     overrides = parser.parse_args(arguments).overrides
 
     from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
     from rich.table import Column, Table
 
     from minigpt.config import composed_config
@@ -36,18 +42,20 @@ def main(arguments: list[str]) -> None:
     rows = Table("tokenizer", "vocabulary", "train tokens", "val tokens", "bytes/token", "sha256")
     with Progress(
         SpinnerColumn(),
+        BarColumn(),
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
         console=console,
         transient=True,
     ) as progress:
-        task = progress.add_task("")
+        task = progress.add_task("", total=len(configs))
         prepared = None
         for config in configs:
             name = config.tokenizer.name
             progress.update(task, description=f"{config.data.name} as {name} tokens")
             prepared = prepare(config.data, config.tokenizer)
             train, val = prepared.tokens.train, prepared.tokens.val
+            progress.advance(task)
             total_bytes = len(prepared.corpus.text.encode("utf-8"))
             rows.add_row(
                 name,

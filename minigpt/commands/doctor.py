@@ -43,9 +43,9 @@ def main(arguments: list[str]) -> None:
 
 
 def _versions() -> list[Finding]:
-    from minigpt.run import PACKAGES, new_manifest
+    from minigpt.run import PACKAGES, provenance
 
-    manifest = new_manifest()
+    manifest = provenance([])
     versions = ", ".join(f"{name} {manifest['versions'][name]}" for name in PACKAGES)
     return [
         Finding("minigpt", f"{manifest['minigpt']}, commit {manifest['commit'] or 'unknown'}"),
@@ -96,6 +96,7 @@ def _data() -> list[Finding]:
 
 def _tokenizers() -> list[Finding]:
     from pathlib import Path
+    from tempfile import TemporaryDirectory
 
     from minigpt.config import composed_config
     from minigpt.errors import UserError
@@ -103,16 +104,19 @@ def _tokenizers() -> list[Finding]:
 
     findings = []
     sample = "To be, or not to be"
-    for name in TOKENIZERS.names():
+    for name in ("char", "gpt2", "bpe"):
         config = composed_config([f"tokenizer={name}"])
-        subject = f"tokenizer={name}"
+        create, subject = TOKENIZERS.variant(name).create, f"tokenizer={name}"
         try:
-            tokenizer = TOKENIZERS.variant(name).create(
-                config.tokenizer, sample, len(sample), Path(config.data.dir)
+            with TemporaryDirectory() as scratch:  # for what is learned; gpt2 may lie in data.dir
+                directory = Path(config.data.dir if name == "gpt2" else scratch)
+                tokenizer = create(config.tokenizer, sample, len(sample), directory)
+            findings.append(
+                Finding(subject, f"ready, {len(tokenizer.encode(sample))} tokens in a line")
             )
-            findings.append(Finding(subject, f"ready, {tokenizer.n_vocab:,} tokens for a sample"))
         except UserError as error:
             findings.append(Finding(subject, "cannot be had", str(error)))
+    findings.append(Finding("tokenizer=tiktoken", "downloads an encoding at its first use"))
     return findings
 
 

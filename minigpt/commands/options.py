@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from minigpt.errors import UserError
 
@@ -33,12 +33,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default="best",
         help="which weights: of the best validation loss (default), or the newest",
     )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
-
-
-def number(kind: type, low: float, text: str) -> Any:
-    """Parse an argument as a number of at least `low`; argparse words the complaint."""
-    value = kind(text)
-    if not value >= low:
-        raise argparse.ArgumentTypeError(f"{text} is below {low}")
-    return value
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="where to compute (default: auto)",
+    )

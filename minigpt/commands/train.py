@@ -23,28 +23,29 @@ def main(arguments: list[str]) -> None:
     """
     failures: list[Exception] = []
 
-    def guarded(composed: DictConfig) -> None:
+    def job(composed: DictConfig) -> None:
         try:
-            job(composed)
-        except Exception as error:  # Hydra would print lines of its own around it
-            failures.append(error)
+            _job(composed, arguments)
+        except Exception as error:  # kept from Hydra, which would print lines of its own
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 _report(error, HydraConfig.get().job.num)
+                error = error.with_traceback(None)  # its frames hold a whole model
+            failures.append(error)
 
-    run_hydra(guarded, arguments)
+    run_hydra(job, arguments)
     if failures:
         raise failures[0]
 
 
-def job(composed: DictConfig) -> None:
-    """Train one run."""
+def _job(composed: DictConfig, arguments: list[str]) -> None:
     # Here and not above: --help, --cfg and shell completion do without torch.
     from minigpt.config import resumed_config, to_config
     from minigpt.run import RunDirectory, find_run
     from minigpt.train.start import start
 
     hydra = HydraConfig.get()
-    output = Path(hydra.runtime.output_dir)
+    sweep = hydra.mode == RunMode.MULTIRUN
+    output, here = Path(hydra.runtime.output_dir), Path.cwd()
     try:
         OmegaConf.set_struct(composed, False)
         resume = composed.pop("resume", None)
@@ -52,12 +53,12 @@ def job(composed: DictConfig) -> None:
             run = find_run(str(resume))
             config = resumed_config(run.config, composed, list(hydra.overrides.task))
         else:
-            here = Path.cwd()
             run = RunDirectory(output.relative_to(here) if output.is_relative_to(here) else output)
-            if hydra.mode == RunMode.MULTIRUN and composed.get("group") is None:
+            if sweep and composed.get("group") is None:
                 composed.group = Path(hydra.sweep.dir).name
             config = to_config(composed)
-        start(config, run, resumed=resume is not None)
+        command = ["minigpt", "train", *(hydra.overrides.task if sweep else arguments)]
+        start(config, run, resumed=resume is not None, command=command)
     finally:
         with contextlib.suppress(OSError):  # Hydra made them; leave nothing behind if unused
             output.rmdir()

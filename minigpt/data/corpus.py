@@ -122,7 +122,7 @@ class Shakespeare(Source):
     def read(self) -> str:
         try:
             return shakespeare.all_plays()
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ValueError) as error:
             raise UserError(f"data=shakespeare: {error}") from None
 
 

@@ -37,6 +37,10 @@ class Logger:
     tracker_id: str | None = None  # what a resumed run needs to continue the same tracker run
     notice: str | None = None  # one line for the user once constructed, e.g. how to sync
 
+    @classmethod
+    def check(cls, options: Any) -> None:
+        """Raise UserError for what cannot be had, before a run directory is begun."""
+
     def __init__(self, options: LoggerConfig, info: RunInfo) -> None:
         """Open the run, or raise UserError when what the user asked for cannot be had."""
 

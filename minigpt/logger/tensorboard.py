@@ -23,14 +23,20 @@ class TensorboardLogger(Logger):
     A resumed run adds a second event file, and TensorBoard draws a step that both hold twice.
     """
 
-    def __init__(self, options: TensorboardConfig, info: RunInfo) -> None:
+    @classmethod
+    def check(cls, options: TensorboardConfig) -> None:
         try:
-            from torch.utils.tensorboard.writer import SummaryWriter
+            import torch.utils.tensorboard.writer  # noqa: F401
         except ImportError as error:
             raise UserError(
                 f"logger={options.name}: TensorBoard is not installed; "
                 "pip install 'minigpt[tensorboard]', or choose logger=none"
             ) from error
+
+    def __init__(self, options: TensorboardConfig, info: RunInfo) -> None:
+        self.check(options)
+        from torch.utils.tensorboard.writer import SummaryWriter
+
         directory = info.directory / "tensorboard"
         self._writer = SummaryWriter(str(directory))
         self._writer.add_text("config", _code(_json(info.config)))

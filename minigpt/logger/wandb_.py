@@ -65,6 +65,11 @@ class WandbLogger(Logger):
     what a resumed run reports again would be dropped.
     """
 
+    @classmethod
+    def check(cls, options: WandbConfig) -> None:
+        if options.mode == "online" and (why := why_not_online(options)) is not None:
+            raise UserError(f"logger.mode=online: {why}; mend that, or use logger.mode=auto")
+
     def __init__(self, options: WandbConfig, info: RunInfo) -> None:
         mode = options.mode
         self._options, self._info = options, info

@@ -22,21 +22,17 @@ Backend = Callable[[Tensor, Tensor, Tensor, Scores, int, float], Tensor]
 
 def eager(q: Tensor, k: Tensor, v: Tensor, scores: Scores, layer: int, dropout: float) -> Tensor:
     """softmax(q k^T / sqrt(e) + term + mask) v, written out. q, k, v and result (b, h, t, e)."""
-    weights = (q / math.sqrt(q.shape[-1])) @ k.mT + scores.mask()
-    bias = scores.bias(q, k, layer)
-    if bias is not None:
-        weights = weights + bias
+    weights = (q / math.sqrt(q.shape[-1])) @ k.mT + scores.additive(q, k, layer)
     weights = F.dropout(weights.softmax(dim=-1), dropout)
     return weights.to(v.dtype) @ v
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, scores: Scores, layer: int, dropout: float) -> Tensor:
     """The same through torch's scaled_dot_product_attention: flash kernels where they apply."""
-    bias = scores.bias(q, k, layer)
-    if bias is None and scores.plain_causal:
+    if scores.plain_causal and scores.term(q, k, layer) is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-    bias = scores.mask() if bias is None else scores.mask() + bias
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=dropout)
+    additive = scores.additive(q, k, layer).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=additive, dropout_p=dropout)
 
 
 BACKENDS: dict[str, Backend] = {"eager": eager, "sdpa": sdpa}

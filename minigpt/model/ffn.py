@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ class FeedForwardConfig:
 
     def hidden(self, n_embd: int) -> int:
         """The hidden width."""
-        return -(-int(self.expansion * n_embd) // 8) * 8
+        return math.ceil(self.expansion * n_embd / 8) * 8
 
 
 class FeedForward(nn.Module):

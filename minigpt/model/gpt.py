@@ -96,7 +96,7 @@ class GPT(nn.Module):
         if config.embedding.name == "tied":
             self.head.weight = self.token_embedding.weight
         self._initialise()
-        self.backend = BACKENDS[choose_backend(config.backend, "cpu", bf16=False)[0]]
+        self.use_backend("cpu", bf16=False)
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Logits (b, t, n_vocab) of the token after each of `tokens` (b, t).
@@ -130,9 +130,9 @@ class GPT(nn.Module):
 
     def use_backend(self, device: str, bf16: bool) -> str:
         """Choose the attention backend for a device type and precision; returns 'name (reason)'."""
-        name, reason = choose_backend(self.config.backend, device, bf16)
-        self.backend = BACKENDS[name]
-        return f"{name} ({reason})"
+        self.backend_name, reason = choose_backend(self.config.backend, device, bf16)
+        self.backend = BACKENDS[self.backend_name]
+        return f"{self.backend_name} ({reason})"
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters: `total`, `non_embedding` (without vocabulary and positions), `positional`."""

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from minigpt.model.positional import PositionalScheme
+from minigpt.model.positional import PositionalScheme, ScoreTerm
 
 
 class Scores:
@@ -29,29 +29,26 @@ class Scores:
         self.q_positions, self.k_positions = q_positions, k_positions
         self.plain_causal = plain_causal
         self._shared: Tensor | None = None
-        self._mask: Tensor | None = None
 
-    def bias(self, q: Tensor, k: Tensor, layer: int) -> Tensor | None:
-        """The scheme's term for all pairs, (b or 1, h, i, j), without the mask, or None."""
+    def term(self, q: Tensor, k: Tensor, layer: int) -> ScoreTerm | None:
+        """The scheme's formula for a layer, or None."""
+        return self.scheme.score_term(q, k, self.q_positions, self.k_positions, layer)
+
+    def additive(self, q: Tensor, k: Tensor, layer: int) -> Tensor:
+        """Term and mask for all pairs: -inf where query i may not see key j. (b or 1, h or 1, i, j)
+
+        Made once a forward where it is the same for every layer.
+        """
         if self._shared is not None:
             return self._shared
-        term = self.scheme.score_term(q, k, self.q_positions, self.k_positions, layer)
-        if term is None:
-            return None
-        batch = self.q_positions.shape[0] if self.scheme.score_is_shared else q.shape[0]
-        bias = term(*self._grid(batch))
-        if self.scheme.score_is_shared:
-            self._shared = bias
-        return bias
-
-    def mask(self) -> Tensor:
-        """0 where query i may see key j and -inf elsewhere, (b or 1, 1, i, j)."""
-        if self._mask is None:
-            b, h, i, j = self._grid(self.q_positions.shape[0])
-            hidden = ~self.visible(b, h, i, j)
-            self._mask = torch.zeros(hidden.shape, device=hidden.device)
-            self._mask.masked_fill_(hidden, -math.inf)
-        return self._mask
+        term = self.term(q, k, layer)
+        shared = term is None or self.scheme.score_is_shared
+        grid = self._grid(self.q_positions.shape[0] if shared else q.shape[0])
+        zero = torch.zeros((), device=self.q_positions.device)
+        total = (zero if term is None else term(*grid)).masked_fill(~self.visible(*grid), -math.inf)
+        if shared:
+            self._shared = total
+        return total
 
     def visible(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """The causal mask: True where key j stands at or before query i."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from minigpt.errors import UserError
 
+DEFAULT_THREADS = torch.get_num_threads()  # before any run of this process changes it
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -50,8 +54,8 @@ def _choose_device(device: str) -> tuple[str, str]:
         return found, "no GPU that torch can use" if found == "cpu" else "found"
     if not available[device]:
         raise UserError(
-            f"trainer.device={device}: torch {torch.__version__} finds no such device here; "
-            f"use trainer.device=auto, or install a torch build for it"
+            f"device={device}: torch {torch.__version__} finds no such device here; "
+            f"use auto, or install a torch build for it"
         )
     return device, "asked for"
 
@@ -68,6 +72,26 @@ def _choose_precision(precision: str, device: str) -> tuple[str, str]:
     if precision == "bf16" and device == "mps":
         raise UserError("trainer.precision=bf16: not offered on mps; use trainer.precision=fp32")
     return precision, "asked for"
+
+
+def reset_peak_memory(device: str) -> None:
+    """Begin to measure peak memory anew, so that a run of a sweep is not charged another's."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):  # Linux alone; 5 resets the high-water mark
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes(device: str) -> int | None:
+    """Most memory held since the reset: torch's on a GPU, else the process's; None if unknown."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        found = re.search(r"VmHWM:\s*(\d+) kB", status)
+        return int(found[1]) * 1024 if found else None
+    return None
 
 
 def cpu_has_bf16() -> bool:

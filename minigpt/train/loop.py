@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -19,13 +18,19 @@ from torch import Tensor
 from minigpt.data import TokenData
 from minigpt.display import Display
 from minigpt.errors import Failure, require
-from minigpt.evaluate import Evaluation, evaluate, mean_loss, perplexity
+from minigpt.evaluate import evaluate, mean_loss, perplexity
 from minigpt.generate import Sampling, generate, stream_text
 from minigpt.logger import Logger
 from minigpt.model import GPT
 from minigpt.run import RunDirectory
 from minigpt.tokenizer import Tokenizer
-from minigpt.train.device import DEVICES, PRECISIONS, Compute
+from minigpt.train.device import (
+    DEVICES,
+    PRECISIONS,
+    Compute,
+    peak_memory_bytes,
+    reset_peak_memory,
+)
 from minigpt.train.optimizer import OPTIMIZERS
 from minigpt.train.schedule import SCHEDULES
 from minigpt.train.state import TrainState, load_last, save_best, save_last
@@ -36,7 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainerConfig:
-    """How long and on what. Each `*_every` counts steps; null is never.
+    """How long and on what. `*_every` counts steps; null is only at the end, for samples never.
 
     `accumulate`: pieces in which a batch is computed, to save memory; the result is the same.
     `patience`: evaluations without a better validation loss before stopping early.
@@ -78,6 +83,9 @@ class TrainerConfig:
             require(value in known, f"trainer.{key}", value, f"use one of {', '.join(known)}")
 
 
+BATCH_SEED = 2**32  # added to the seed, so that batches and initial weights are not one stream
+
+
 class Diverged(Failure):
     """The loss or the gradient is no longer a finite number."""
 
@@ -85,9 +93,8 @@ class Diverged(Failure):
 class Interrupted(KeyboardInterrupt):
     """A signal asked the run to stop; the run is saved and can be resumed."""
 
-    def __init__(self, number: int, run: RunDirectory) -> None:
-        name = signal.Signals(number).name
-        super().__init__(f"stopped by {name}, saved; go on with: minigpt train resume={run.path}")
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
         self.number = number
 
 
@@ -105,8 +112,10 @@ class Trainer:
     ) -> None:
         self.config, self.options, self.run = config, config.trainer, run
         self.tokenizer, self.compute, self.display = tokenizer, compute, display
+        reset_peak_memory(compute.device)
+        torch.compiler.reset()  # its limit of compiled variants counts over a whole sweep
         torch.manual_seed(config.seed)
-        self.batches = torch.Generator(compute.device).manual_seed(config.seed)
+        self.batches = torch.Generator(compute.device).manual_seed(config.seed + BATCH_SEED)
         self.data = data.to(compute.device)
         self.model = GPT(config.model, tokenizer.n_vocab).to(compute.device)
         self.backend = self.model.use_backend(compute.device, compute.precision == "bf16")
@@ -115,7 +124,7 @@ class Trainer:
         self.schedule = SCHEDULES.build(config.schedule, self.options.max_steps)
         self.state = TrainState()
         self.logger: Logger  # `train` is given it: a tracker opens only once all else is ready
-        self.val: Evaluation | None = None  # the newest
+        self.stopped_by: int | None = None
         self.losses: list[Tensor] = []  # of the steps since `_settle`, still on the device
         self.norms: list[Tensor] = []
 
@@ -124,12 +133,18 @@ class Trainer:
         saved = load_last(self.run.last, self.model, self.optimizer, self.batches)
         self.state = saved or TrainState()
         self.run.rewind_logs(self.state.log_sizes)
+        require(
+            self.state.step <= self.options.max_steps,
+            "trainer.max_steps",
+            self.options.max_steps,
+            f"this run has done {self.state.step} steps already; ask for more",
+        )
 
     def train(self, logger: Logger) -> None:
         """Train to the end.
 
-        Periodic work comes first, then one training step. A checkpoint is taken before the other
-        work of its step, so that a resumed run does that work again and ends bit-equal.
+        Periodic work comes first, then one training step. The state knows what a step's periodic
+        work has done, so that a resumed run neither repeats nor misses any and ends bit-equal.
         Raises Diverged at a non-finite loss, and Interrupted, the run saved, at a signal.
         """
         options, model, state = self.options, self.model, self.state
@@ -141,18 +156,21 @@ class Trainer:
         with stop_signals() as stop:
             while True:
                 end = state.step == options.max_steps
-                save = self._due(options.checkpoint_every) or self._due(options.eval_every)
-                if save or end or stop.number is not None:
+                if stop.number is not None and not end:
                     self._save()
-                if stop.number is not None:
-                    raise Interrupted(stop.number, self.run)
-                if self._due(options.log_every) or end:
+                    self.display.stopped(stop.number, self.run)
+                    raise Interrupted(stop.number)
+                if end or self._due(options.log_every):
                     self._log()
-                if self._due(options.eval_every) or end:
+                if end or self._due(options.eval_every):
                     self._evaluate()
-                if self._due(options.sample_every) or end:
+                if self._due(options.sample_every) or (end and options.sample_every is not None):
                     self._sample()
-                if end or self._out_of_patience():
+                end = end or self._out_of_patience()
+                if end or self._due(options.checkpoint_every):
+                    self._save()
+                if end:
+                    self.stopped_by = stop.number  # too late for this run, not for its sweep
                     return
 
                 # ---- one training step: nothing here waits for the device ----
@@ -181,8 +199,11 @@ class Trainer:
         return self.config.optimizer.lr * self.schedule.factor(step)
 
     def result(self, status: str) -> dict[str, Any]:
-        """The content of result.json; null where the run has not come to a number."""
-        state, compute, val = self.state, self.compute, self.val
+        """The content of result.json; null where the run has not come to a number.
+
+        The training loss is of a slice of the training split as long as the validation split.
+        """
+        state, compute = self.state, self.compute
         tokens = state.step * self.options.batch_size * self.config.model.block_size
         finished = status == "finished"
         train_split = self.data.train.head(len(self.data.val.tokens))
@@ -192,13 +213,13 @@ class Trainer:
             "steps": state.step,
             "best_step": state.best_step,
             "train_loss": mean_loss(self.model, train_split, compute) if finished else None,
-            "val_loss": val.loss if val else None,
-            "best_val_loss": state.best_val_loss if math.isfinite(state.best_val_loss) else None,
-            "val_perplexity": val.perplexity if val else None,
-            "val_bits_per_byte": val.bits_per_byte if val else None,
+            "val_loss": state.val_loss,
+            "best_val_loss": state.best_val_loss,
+            "val_perplexity": None if state.val_loss is None else perplexity(state.val_loss),
+            "val_bits_per_byte": state.val_bits_per_byte,
             "parameters": self.model.parameter_counts(),
             "flops_per_token": self.model.flops_per_token(),
-            "tokens_per_second": tokens / state.step_seconds if state.step else None,
+            "tokens_per_second": tokens / state.step_seconds if state.step_seconds else None,
             "seconds": state.seconds,
             "peak_memory_bytes": peak_memory_bytes(compute.device),
             "device": compute.device,
@@ -225,19 +246,19 @@ class Trainer:
             first = state.step - len(losses)
             for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), first):
                 if not (math.isfinite(loss) and math.isfinite(norm)):
-                    raise Diverged(self._divergence(step, loss, norm))
+                    self._diverged(step, f"loss {loss} with gradient norm {norm}")
             state.recent_losses += losses
             state.recent_norms += norms
             self.losses, self.norms = [], []
             state.step_seconds += time.perf_counter() - self.stepping_since
+            self.stepping_since = time.perf_counter()
         state.seconds = time.perf_counter() - self.started
 
-    def _divergence(self, step: int, loss: float, norm: float) -> str:
-        saved = self.run.last if self.run.last.exists() else None
-        return (
-            f"loss {loss} with gradient norm {norm} at step {step} (learning rate "
-            f"{self.lr(step):.3g}); last good checkpoint: {saved or 'none yet'}; "
-            f"lower optimizer.lr or set optimizer.clip"
+    def _diverged(self, step: int, what: str) -> NoReturn:
+        saved = self.run.last if self.run.last.exists() else "none yet"
+        raise Diverged(
+            f"{what} at step {step} (learning rate {self.lr(step):.3g}); last good checkpoint: "
+            f"{saved}; lower optimizer.lr or set optimizer.clip"
         )
 
     @contextmanager
@@ -249,6 +270,9 @@ class Trainer:
 
     def _save(self) -> None:
         with self._paused():
+            finite = torch.stack([p.isfinite().all() for p in self.model.parameters()])
+            if not finite.all():
+                self._diverged(max(0, self.state.step - 1), "weights are no finite numbers")
             self.state.log_sizes = self.run.log_sizes()
             save_last(self.run.last, self.model, self.optimizer, self.batches, self.state)
 
@@ -276,15 +300,21 @@ class Trainer:
     def _evaluate(self) -> None:
         with self._paused():
             state = self.state
-            self.val = evaluate(self.model, self.data.val, self.compute)
-            better = self.val.loss < state.best_val_loss
+            if state.evaluated_at == state.step:
+                return
+            val = evaluate(self.model, self.data.val, self.compute)
+            if not math.isfinite(val.loss):
+                self._diverged(max(0, state.step - 1), f"validation loss {val.loss}")
+            better = val.loss < state.best_val_loss
             if better:
-                state.best_val_loss, state.best_step = self.val.loss, state.step
+                state.best_val_loss, state.best_step = val.loss, state.step
                 save_best(self.run.best, self.model, state)
             state.stale_evaluations = 0 if better else state.stale_evaluations + 1
+            state.evaluated_at = state.step
+            state.val_loss, state.val_bits_per_byte = val.loss, val.bits_per_byte
             self._settle()
-            self._report({**self.val.metrics("val"), "seconds": state.seconds})
-            self.display.evaluation(state.step, self.val, better)
+            self._report({**val.metrics("val"), "seconds": state.seconds})
+            self.display.evaluation(state.step, val, better)
 
     def _report(self, metrics: dict[str, float]) -> None:
         self.run.append_metrics({"step": self.state.step, **metrics})
@@ -292,6 +322,9 @@ class Trainer:
 
     def _sample(self) -> None:
         with self._paused():
+            if self.state.sampled_at == self.state.step:
+                return
+            self.state.sampled_at = self.state.step
             # Its own generator: sampling must not move the random states of training.
             generator = torch.Generator(self.compute.device)
             generator.manual_seed(self.config.seed + self.state.step)
@@ -331,15 +364,3 @@ def stop_signals() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def peak_memory_bytes(device: str) -> int | None:
-    """Most memory held so far: of torch's on a GPU, of the whole process on a CPU."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

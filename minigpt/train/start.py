@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,79 +13,106 @@ from minigpt.config import Config, save_config
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.display import Display
 from minigpt.errors import UserError, first_line
-from minigpt.files import write_json
+from minigpt.files import recover_directory, write_json
 from minigpt.logger import LOGGERS, RunInfo
 from minigpt.model import GPT
-from minigpt.run import RunDirectory, new_manifest
-from minigpt.train.device import Compute, choose_compute
-from minigpt.train.loop import Trainer
+from minigpt.model.attention import BackendConfig
+from minigpt.run import RunDirectory, provenance
+from minigpt.train.device import DEFAULT_THREADS, Compute, choose_compute
+from minigpt.train.loop import Interrupted, Trainer
 
 
-def start(config: Config, run: RunDirectory, resumed: bool) -> None:
+def start(config: Config, run: RunDirectory, resumed: bool, command: list[str]) -> None:
     """Train what a config says in a new run directory, or go on in one that has begun.
 
-    All is checked before the directory is begun, so that a mistake leaves nothing behind.
-    Raises UserError for what cannot be honoured.
+    All is checked before the directory is begun, so that a mistake leaves nothing behind. Raises
+    UserError for what cannot be honoured, and Interrupted where a signal came.
     """
     options = config.trainer
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads or DEFAULT_THREADS)
     compute = choose_compute(options.device, options.precision)
+    LOGGERS.variant(config.logger.name).check(config.logger)
     with torch.device("meta"):  # no memory, no time: only what constructors refuse
         GPT(config.model, n_vocab=1)
     prepared = prepare(config.data, config.tokenizer, of_run=run if resumed else None)
     prepared.tokens.require_block(config.model.block_size)
     prepared.tokenizer.encode(options.sample_prompt)
-    trainer = Trainer(
-        config, run, prepared.tokenizer, prepared.tokens, compute, Display(options.max_steps)
-    )
+    display = Display(options.max_steps)
+    trainer = Trainer(config, run, prepared.tokenizer, prepared.tokens, compute, display)
+    config = trainer.config = resolved(config, compute, trainer.model.backend_name)
+
     with run.locked():
-        if not resumed and run.config.exists():
-            raise UserError(
-                f"hydra.run.dir={run.path}: holds a run already; go on with "
-                f"`minigpt train resume={run.path}`, or choose another directory"
-            )
+        made = provenance(command)
         if resumed:
+            for checkpoint in (run.last, run.best):
+                recover_directory(checkpoint)
             _require_unfinished(run, options.max_steps)
-            manifest = run.read_json(run.manifest)
             trainer.resume()
+            manifest = run.read_json(run.manifest)
+            manifest["resumed"] = [*manifest.get("resumed", []), made]
+            run.result.unlink(missing_ok=True)  # it speaks of an end that is none
         else:
+            if run.config.exists():
+                raise UserError(
+                    f"hydra.run.dir={run.path}: holds a run already; go on with "
+                    f"`minigpt train resume={run.path}`, or choose another directory"
+                )
             prepared.tokenizer.save(run.tokenizer)
-            manifest = {**new_manifest(), **_facts(prepared, compute, trainer.backend)}
-            write_json(run.manifest, manifest)
-            save_config(config, run.config)  # last: from now on the run can be resumed
-        _train(trainer, manifest)
+            manifest = made | _facts(prepared, compute, trainer.backend)
+        write_json(run.manifest, manifest)
+        save_config(config, run.config)  # last: from now on the run can be resumed
+
+        info = RunInfo(
+            directory=run.path,
+            name=run.path.name,
+            group=config.group,
+            tags=config.tags,
+            config=config.to_dict() | {"parameters": trainer.model.parameter_counts()},
+            tracker_id=manifest.get("tracker_id"),
+        )
+        logger = LOGGERS.build(config.logger, info)
+        result = trainer.result("failed")
+        try:
+            write_json(run.manifest, manifest | {"tracker_id": logger.tracker_id})
+            display.start(trainer, manifest, logger.notice)
+            trainer.train(logger)
+            result = trainer.result("finished")
+        except KeyboardInterrupt:
+            result = trainer.result("interrupted")
+            raise
+        except BaseException as error:
+            result = trainer.result("failed") | {"error": first_line(error)}
+            raise
+        finally:
+            display.stop()
+            try:
+                write_json(run.result, result)
+            finally:
+                logger.finish(result, failed=result["status"] == "failed")
+    display.end(run, result)
+    if trainer.stopped_by is not None:
+        raise Interrupted(trainer.stopped_by)
 
 
-def _train(trainer: Trainer, manifest: dict[str, Any]) -> None:
-    config, run, display = trainer.config, trainer.run, trainer.display
-    info = RunInfo(
-        directory=run.path,
-        name=run.path.name,
-        group=config.group,
-        tags=config.tags,
-        config=config.to_dict() | {"parameters": trainer.model.parameter_counts()},
-        tracker_id=manifest.get("tracker_id"),
+def resolved(config: Config, compute: Compute, backend: str) -> Config:
+    """The config with what `auto` and relative paths stood for, so that it means the same later."""
+    trainer = replace(
+        config.trainer,
+        device=compute.device,
+        precision=compute.precision,
+        threads=torch.get_num_threads(),
     )
-    logger = LOGGERS.build(config.logger, info)
-    write_json(run.manifest, manifest | {"tracker_id": logger.tracker_id})
-    status, error = "failed", None
-    try:
-        display.start(trainer, manifest, logger.notice)
-        trainer.train(logger)
-        status = "finished"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    except BaseException as caught:
-        error = first_line(caught)
-        raise
-    finally:
-        display.stop()
-        result = trainer.result(status) | ({} if error is None else {"error": error})
-        write_json(run.result, result)
-        logger.finish(result, failed=status == "failed")
-    display.end(run, result, logger.notice)
+    paths = {
+        field.name: os.path.abspath(os.path.expanduser(getattr(config.data, field.name)))
+        for field in dataclasses.fields(config.data)
+        if field.name in ("dir", "path")
+    }
+    return replace(
+        config,
+        trainer=trainer,
+        data=replace(config.data, **paths),
+        model=replace(config.model, backend=BackendConfig(backend)),
+    )
 
 
 def _facts(prepared: Prepared, compute: Compute, backend: str) -> dict[str, Any]:
@@ -90,7 +120,6 @@ def _facts(prepared: Prepared, compute: Compute, backend: str) -> dict[str, Any]
     return {
         "device": compute.describe(),
         "backend": backend,
-        "threads": torch.get_num_threads(),
         "data_sha256": corpus.sha256,
         "characters": {name: len(text) for name, text in corpus.splits.items()},
         "tokens": {split.name: len(split.tokens) for split in (tokens.train, tokens.val)},

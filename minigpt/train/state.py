@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from minigpt.errors import UserError, first_line
-from minigpt.files import atomic_directory, recover_directory
+from minigpt.files import atomic_directory, readable_directory, recover_directory
 
 WEIGHTS, TRAINING, INFO = "model.safetensors", "training.pt", "info.json"
 
@@ -31,6 +30,10 @@ class TrainState:
     best_val_loss: float = math.inf
     best_step: int = 0
     stale_evaluations: int = 0  # evaluations since the best one
+    evaluated_at: int | None = None  # the step of the newest evaluation, and what it found
+    val_loss: float | None = None
+    val_bits_per_byte: float | None = None
+    sampled_at: int | None = None
     recent_losses: list[float] = field(default_factory=list)  # of steps not yet logged
     recent_norms: list[float] = field(default_factory=list)
     log_sizes: dict[str, int] = field(default_factory=dict)
@@ -57,7 +60,8 @@ def save_last(
         "state": dataclasses.asdict(state),
         "random": {
             "cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            "cuda": torch.cuda.get_rng_state() if batches.device.type == "cuda" else None,
+            "mps": torch.mps.get_rng_state() if batches.device.type == "mps" else None,
             "batches": batches.get_state(),
         },
     }
@@ -82,8 +86,10 @@ def load_last(
         optimizer.load_state_dict(training["optimizer"])
         random = training["random"]
         torch.set_rng_state(random["cpu"])
-        if random["cuda"] is not None and torch.cuda.is_available():
+        if random["cuda"] is not None:
             torch.cuda.set_rng_state(random["cuda"])
+        if random["mps"] is not None:
+            torch.mps.set_rng_state(random["mps"])
         batches.set_state(random["batches"])
         return TrainState(**training["state"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -95,12 +101,17 @@ def load_last(
 
 def load_weights(path: Path, model: nn.Module) -> None:
     """Read weights into a model of the same design. Raises UserError if they do not fit."""
-    recover_directory(path)
     file = path / WEIGHTS
     try:
-        load_model(model, str(file))
+        try:
+            load_model(model, str(readable_directory(path) / WEIGHTS))
+        except FileNotFoundError:  # a training process swapped it just then
+            load_model(model, str(readable_directory(path) / WEIGHTS))
     except FileNotFoundError:
-        raise UserError(f"{file}: no such checkpoint; train the run first") from None
+        raise UserError(
+            f"{file}: no such checkpoint yet; try --checkpoint last, or train on with "
+            f"`minigpt train resume={path.parent.parent}`"
+        ) from None
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{file}: damaged or no safetensors file ({first_line(error)}); "
@@ -115,10 +126,10 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 def _read_training(file: Path) -> dict[str, Any]:
     try:
-        return torch.load(file, weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{file}: missing, so this checkpoint cannot be resumed") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # foreign bytes end in whatever the reader stumbles over
         raise UserError(
             f"{file}: damaged or no training state ({first_line(error)}); "
             f"remove {file.parent} to start this run from its first step"

@@ -234,7 +234,7 @@ def test_score_is_shared_is_truthful(scheme: str) -> None:
     def bias(seed: int, layer: int) -> Tensor | None:
         generator = torch.Generator().manual_seed(seed)
         q, k = torch.randn(2, 2, 3, 6, 4, generator=generator)
-        return Scores(model.positional, 3, positions, positions, True).bias(q, k, layer)
+        return Scores(model.positional, 3, positions, positions, True).additive(q, k, layer)
 
     first, second = bias(0, 0), bias(1, 1)
     assert first is not None and second is not None

@@ -68,7 +68,7 @@ def test_stopped_and_resumed(
     stop_at(7, monkeypatch)
     stopped = cli("train", *options, "hydra.run.dir=parts")
     assert stopped.code == 128 + signal.SIGTERM
-    assert stopped.err.strip().endswith("minigpt train resume=parts")
+    assert "saved; go on with: minigpt train resume=parts\n" in stopped.out
     assert json.loads(Path("parts/result.json").read_text())["status"] == "interrupted"
     assert cli("train", "resume=parts").code == 0
     same_end(Path("whole"), Path("parts"))
@@ -156,6 +156,42 @@ def test_resume_may_extend_but_not_change(cli: Cli) -> None:
     assert refused.err.startswith("minigpt: optimizer.lr=1: a resumed run keeps its config")
     assert cli("train", "resume=run", "trainer.max_steps=20").code == 0
     assert json.loads(Path("run/result.json").read_text())["steps"] == 20
+
+
+def test_an_extension_that_is_stopped_goes_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = [*TINY, "schedule=constant"]
+    assert cli("train", *options, "trainer.max_steps=20", "hydra.run.dir=whole").code == 0
+    assert cli("train", *options, "hydra.run.dir=parts").code == 0
+    with monkeypatch.context() as patch:
+        stop_at(15, patch)
+        assert cli("train", "resume=parts", "trainer.max_steps=20").code == 143
+    assert cli("train", "resume=parts", "trainer.max_steps=13").code == 2
+    assert cli("train", "resume=parts").code == 0
+    assert json.loads(Path("parts/result.json").read_text())["steps"] == 20
+    last = "checkpoints/last/model.safetensors"
+    assert Path("whole", last).read_bytes() == Path("parts", last).read_bytes()
+    manifest = json.loads(Path("parts/manifest.json").read_text())
+    assert [made["command"][2] for made in manifest["resumed"]] == ["resume=parts"] * 2
+
+
+def test_best_weights_are_those_of_the_best_step_after_an_extension(cli: Cli) -> None:
+    options = [*TINY, "schedule=constant", "trainer.eval_every=5", "hydra.run.dir=run"]
+    assert cli("train", *options).code == 0  # its last evaluation, at step 12, is the best
+    assert cli("train", "resume=run", "trainer.max_steps=13").code == 0
+    result = json.loads(Path("run/result.json").read_text())
+    info = json.loads(Path("run/checkpoints/best/info.json").read_text())
+    assert info == {"step": result["best_step"], "val_loss": result["best_val_loss"]}
+    steps = [line["step"] for line in read_metrics(Path("run")) if "val_loss" in line]
+    assert steps == [5, 10, 12, 13]
+
+
+def test_resume_of_an_early_stopped_run_ends_the_same(cli: Cli) -> None:
+    options = [*TINY, "optimizer.lr=0", "trainer.patience=1", "hydra.run.dir=run"]
+    assert cli("train", *options, "trainer.max_steps=99").code == 0
+    before = read_metrics(Path("run")), json.loads(Path("run/result.json").read_text())["val_loss"]
+    assert cli("train", "resume=run").code == 0
+    after = read_metrics(Path("run")), json.loads(Path("run/result.json").read_text())["val_loss"]
+    assert before == after
 
 
 def test_resume_of_a_finished_run_says_so(cli: Cli) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import math
@@ -15,8 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from minigpt.config import composed_config
+from minigpt.display import Display
 from minigpt.model import GPT
 from minigpt.train.device import choose_compute
+from minigpt.train.loop import Trainer
 from minigpt.train.optimizer import OPTIMIZERS
 from minigpt.train.schedule import SCHEDULES, Schedule
 from tests.conftest import TINY, Cli, read_metrics
@@ -89,20 +92,42 @@ def test_no_steps_at_all_evaluates(cli: Cli) -> None:
     assert result("run")["val_loss"] is not None
 
 
-@pytest.mark.parametrize("log_every", [1, 5])
-def test_divergence_names_step_rate_and_checkpoint(cli: Cli, log_every: int) -> None:
+@pytest.mark.parametrize("log_every", [1, 5, 100])
+@pytest.mark.parametrize("checkpoint_every", ["1", "null"])
+def test_divergence_names_step_rate_and_checkpoint(
+    cli: Cli, log_every: int, checkpoint_every: str
+) -> None:
     options = [*TINY, "optimizer.lr=1e30", "optimizer.clip=null", "schedule=constant"]
-    logging = [f"trainer.log_every={log_every}", "trainer.checkpoint_every=1"]
+    logging = [f"trainer.log_every={log_every}", f"trainer.checkpoint_every={checkpoint_every}"]
     outcome = cli("train", *options, *logging, "schedule.warmup_steps=0", "hydra.run.dir=run")
     assert outcome.code == 1
     assert outcome.err.count("\n") == 1
-    assert "at step 1 (learning rate 1e+30); last good checkpoint: run/checkpoints/last" in (
-        outcome.err
-    )
+    saved = "run/checkpoints/last" if checkpoint_every == "1" else "none yet"
+    assert f"at step 1 (learning rate 1e+30); last good checkpoint: {saved};" in outcome.err
     assert result("run")["status"] == "failed"
     assert "learning rate 1e+30" in str(result("run")["error"])
-    for weight in weights("run").values():
-        assert weight.isfinite().all()
+    if checkpoint_every == "1":
+        assert all(weight.isfinite().all() for weight in weights("run").values())
+
+
+def test_weights_that_are_no_numbers_are_never_saved(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last update may overflow although its loss and gradient were finite."""
+    show = Display.step
+
+    def spoil(self: Display, step: int) -> None:
+        show(self, step)
+        if step == 10:
+            for model in (found for found in gc.get_objects() if isinstance(found, GPT)):
+                with torch.no_grad():
+                    model.head.weight[0, 0] = torch.inf
+
+    monkeypatch.setattr(Display, "step", spoil)
+    outcome = cli("train", *TINY, "trainer.eval_every=null", "hydra.run.dir=run")
+    assert outcome.code == 1
+    assert "weights are no finite numbers at step 9" in outcome.err
+    assert all(weight.isfinite().all() for weight in weights("run").values())
 
 
 def test_wandb_gets_what_metrics_and_result_hold(cli: Cli) -> None:
@@ -191,15 +216,27 @@ def test_explicit_devices_and_precisions_are_honoured() -> None:
     assert (compute.device, compute.precision) == ("cpu", "fp32")
     assert choose_compute("cpu", "bf16").precision == "bf16"
     if not torch.cuda.is_available():
-        with pytest.raises(
-            ValueError, match=r"^trainer.device=cuda: torch .* finds no such device"
-        ):
+        with pytest.raises(ValueError, match=r"^device=cuda: torch .* finds no such device"):
             choose_compute("cuda", "auto")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_gpu_trains_in_bf16_without_waiting(cli: Cli) -> None:
+def test_gpu_trains_in_bf16_without_waiting(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch raises at any wait for the device between two pieces of periodic work."""
+    settle, show = Trainer._settle, Display.step
+
+    def allow_and_settle(self: Trainer) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+        settle(self)
+
+    def show_and_forbid(self: Display, step: int) -> None:
+        show(self, step)
+        torch.cuda.set_sync_debug_mode("error")
+
+    monkeypatch.setattr(Trainer, "_settle", allow_and_settle)
+    monkeypatch.setattr(Display, "step", show_and_forbid)
     options = [option for option in TINY if not option.startswith("trainer.device")]
-    assert cli("train", *options, "trainer.device=cuda", "hydra.run.dir=run").code == 0
+    never = ["trainer.eval_every=null", "trainer.sample_every=null", "trainer.log_every=100"]
+    assert cli("train", *options, *never, "trainer.device=cuda", "hydra.run.dir=run").code == 0
     assert result("run")["device"] == "cuda"
     assert result("run")["precision"] == "bf16"

@@ -1,0 +1,48 @@
+"""A run's validation loss by nanoGPT's protocol and by ours.
+
+    python scripts/random_batch_loss.py RUN
+
+nanoGPT averages 20 batches of 12 random windows (its recipe for a laptop). That estimate is drawn
+here many times over, to show how far one draw may lie from the full pass.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+
+import torch
+
+from minigpt.data.prepare import prepare
+from minigpt.evaluate import evaluate
+from minigpt.load import load_run
+
+N_BATCHES, BATCH_SIZE, N_ESTIMATES = 20, 12, 50
+
+
+@torch.inference_mode()
+def main(run: str) -> None:
+    """Print the full-pass loss, and mean and spread of estimates from random batches."""
+    trained = load_run(run, "last", "cpu")
+    prepared = prepare(trained.config.data, trained.config.tokenizer, of_run=trained.run)
+    val, generator = prepared.tokens.val, torch.Generator().manual_seed(0)
+
+    def estimate() -> float:
+        losses = []
+        for _ in range(N_BATCHES):
+            batch = val.draw(BATCH_SIZE, trained.config.model.block_size, generator)
+            with trained.compute.autocast():
+                losses.append(trained.model.loss(batch[:, :-1], batch[:, 1:]).item())
+        return statistics.fmean(losses)
+
+    estimates = [estimate() for _ in range(N_ESTIMATES)]
+    print(f"full pass: {evaluate(trained.model, val, trained.compute).loss:.4f}")
+    print(
+        f"{N_BATCHES} random batches of {BATCH_SIZE}: mean {statistics.fmean(estimates):.4f}, "
+        f"standard deviation {statistics.stdev(estimates):.4f}, from {min(estimates):.4f} to "
+        f"{max(estimates):.4f} in {N_ESTIMATES} estimates"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
