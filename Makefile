@@ -6,7 +6,7 @@ VENV ?= .venv
 
 train:
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q -c constraints.txt -e .
+	$(VENV)/bin/pip install -c constraints.txt -e .
 	$(VENV)/bin/minigpt train model=rope
 
 test:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,3 +91,10 @@ def the_run(under: Path) -> Path:
     runs = [path.parent for path in under.rglob("manifest.json")]
     assert len(runs) == 1, runs
     return runs[0]
+
+
+def inspect_wandb(path: Path) -> str:
+    """What W&B's own reader says is in a run's file."""
+    program = str(Path(sys.executable).with_name("wandb"))
+    command = [program, "leet", "inspect", "--json", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import TINY, Cli, the_run
+from tests.conftest import TINY, Cli, inspect_wandb, the_run
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MISTAKES = {
@@ -402,7 +402,4 @@ def test_wandb_runs_of_a_sweep(cli: Cli, workdir: Path) -> None:
     offline = list((workdir / "runs").rglob("offline-run-*/run-*.wandb"))
     assert len(offline) == 2
     assert len({path.parents[2] for path in offline}) == 2
-    inspected = subprocess.run(
-        ["wandb", "leet", "inspect", "--json", str(offline[0])], capture_output=True, text=True
-    )
-    assert "val_loss" in inspected.stdout
+    assert all('"val_loss"' in inspect_wandb(path) for path in offline)

@@ -7,8 +7,6 @@ import itertools
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +20,7 @@ from minigpt.train.device import choose_compute
 from minigpt.train.loop import Trainer
 from minigpt.train.optimizer import OPTIMIZERS
 from minigpt.train.schedule import SCHEDULES, Schedule
-from tests.conftest import TINY, Cli, read_metrics
+from tests.conftest import TINY, Cli, inspect_wandb, read_metrics
 
 
 def weights(run: str, checkpoint: str = "last") -> dict[str, torch.Tensor]:
@@ -142,13 +140,6 @@ def test_wandb_gets_what_metrics_and_result_hold(cli: Cli) -> None:
             assert f'"{name}"' in inspected
             assert value is not None
     assert str(result("run")["val_loss"])[:10] in inspected
-
-
-def inspect_wandb(path: Path) -> str:
-    """What W&B's own reader says is in a run's file."""
-    program = str(Path(sys.executable).with_name("wandb"))
-    command = [program, "leet", "inspect", "--json", str(path)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_a_resumed_run_continues_its_wandb_run(cli: Cli) -> None:
