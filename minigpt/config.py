@@ -54,7 +54,8 @@ class Config:
     logger: LoggerConfig
 
     def __post_init__(self) -> None:
-        require(0 <= self.seed < 2**63, "seed", self.seed, "must be from 0 to 2^63 - 1")
+        # Beyond 32 bits torch's CPU generator takes different seeds for the same.
+        require(0 <= self.seed < 2**32, "seed", self.seed, "must be from 0 to 2^32 - 1")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values."""

@@ -46,8 +46,8 @@ def main(arguments: list[str]) -> None:
         if getattr(options, name) < 1:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag}={getattr(options, name)}: must be 1 or more")
-    if not 0 <= options.seed < 2**63:
-        raise UserError(f"--seed={options.seed}: must be from 0 to 2^63 - 1")
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed={options.seed}: must be from 0 to 2^32 - 1")
     if not options.prompt:
         raise UserError("--prompt=: empty; a model continues at least one character")
     temperature = 1.0 if options.temperature is None else options.temperature

@@ -17,7 +17,7 @@ from minigpt.config import composed_config
 from minigpt.display import Display
 from minigpt.model import GPT
 from minigpt.train.device import choose_compute
-from minigpt.train.loop import Trainer
+from minigpt.train.loop import BATCH_SEED, Trainer
 from minigpt.train.optimizer import OPTIMIZERS
 from minigpt.train.schedule import SCHEDULES, Schedule
 from tests.conftest import TINY, Cli, inspect_wandb, read_metrics
@@ -47,6 +47,15 @@ def test_same_seed_same_run_other_seed_other_run(cli: Cli) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         assert cli("train", *TINY, f"seed={seed}", f"hydra.run.dir={name}").code == 0
     assert read_metrics(Path("a")) == read_metrics(Path("b")) != read_metrics(Path("c"))
+
+
+def test_batches_and_initial_weights_are_not_one_stream(cli: Cli) -> None:
+    """A generator seeded alike would draw alike."""
+    for seed in (0, 1, 2**32 - 1 - BATCH_SEED):
+        batches = torch.Generator().manual_seed(seed + BATCH_SEED)
+        initial = torch.Generator().manual_seed(seed)
+        assert torch.rand(8, generator=batches).ne(torch.rand(8, generator=initial)).all()
+    assert cli("train", *TINY, f"seed={2**32}").code == 2
 
 
 def test_it_learns(cli: Cli) -> None:
