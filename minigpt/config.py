@@ -32,7 +32,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
 
 # What a resumed run may change: its end (to which schedules stretch) and what it writes on the way.
 RESUME_MAY_CHANGE = (
-    *("trainer.max_steps", "trainer.patience"),
+    *("trainer.max_steps", "trainer.patience", "trainer.threads"),
     *("trainer.log_every", "trainer.checkpoint_every", "trainer.sample_every"),
 )
 

@@ -33,6 +33,7 @@ MISTAKES = {
     "trainer.max_steps=null": "trainer.max_steps=null: ",
     "trainer.log_every=0": "trainer.log_every=0: must be 1 or more",
     "trainer.accumulate=3": "trainer.accumulate=3: must divide trainer.batch_size",
+    "trainer.threads=100000": "trainer.threads=100000: this machine has ",
     "trainer.device=tpu": "trainer.device=tpu: use one of auto, cpu, cuda, mps",
     "trainer.precision=fp8": "trainer.precision=fp8: use one of",
     "trainer.sample_prompt='§'": "'§' (U+00A7) at offset 0: not among the",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from minigpt.errors import UserError
+from minigpt.errors import UserError, require
 
 DEFAULT_THREADS = torch.get_num_threads()  # before any run of this process changes it
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -72,6 +73,16 @@ def _choose_precision(precision: str, device: str) -> tuple[str, str]:
     if precision == "bf16" and device == "mps":
         raise UserError("trainer.precision=bf16: not offered on mps; use trainer.precision=fp32")
     return precision, "asked for"
+
+
+def set_threads(threads: int | None) -> None:
+    """Use so many threads on the CPU, or torch's own number. Raises UserError beyond the cores."""
+    cores = os.cpu_count() or 1
+    why = f"this machine has {cores} cores, and more threads only wait for each other"
+    require(
+        threads is None or threads <= max(cores, DEFAULT_THREADS), "trainer.threads", threads, why
+    )
+    torch.set_num_threads(threads or DEFAULT_THREADS)
 
 
 def reset_peak_memory(device: str) -> None:

@@ -18,7 +18,7 @@ from minigpt.logger import LOGGERS, RunInfo
 from minigpt.model import GPT
 from minigpt.model.attention import BackendConfig
 from minigpt.run import RunDirectory, provenance
-from minigpt.train.device import DEFAULT_THREADS, Compute, choose_compute
+from minigpt.train.device import Compute, choose_compute, set_threads
 from minigpt.train.loop import Interrupted, Trainer
 
 
@@ -29,7 +29,7 @@ def start(config: Config, run: RunDirectory, resumed: bool, command: list[str]) 
     UserError for what cannot be honoured, and Interrupted where a signal came.
     """
     options = config.trainer
-    torch.set_num_threads(options.threads or DEFAULT_THREADS)
+    set_threads(options.threads)
     compute = choose_compute(options.device, options.precision)
     LOGGERS.variant(config.logger.name).check(config.logger)
     with torch.device("meta"):  # no memory, no time: only what constructors refuse
