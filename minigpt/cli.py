@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+from pathlib import Path
 
 from minigpt import __version__
 
@@ -17,6 +18,9 @@ COMMANDS = {
     "data": "prepare the text and show what each tokenizer makes of it (minigpt data)",
     "doctor": "show what this machine offers and what to do about what is missing",
 }
+SHELL_REQUESTS = [
+    f"{verb}={shell}" for verb in ("install", "uninstall", "query") for shell in ("bash", "fish")
+]
 TRACEBACK = "MINIGPT_TRACEBACK"
 
 
@@ -64,13 +68,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def complete(arguments: list[str]) -> int:
     """Complete a line for the shell: commands by ourselves, what follows `train` by Hydra."""
+    if not any(argument in SHELL_REQUESTS for argument in arguments):
+        return _fail(f"-sc: add one of {', '.join(SHELL_REQUESTS)}")
     if any(argument.startswith("query=") for argument in arguments):
         program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
         command, typed, overrides = rest.lstrip().partition(" ")
         if not typed:
             print(" ".join(name for name in COMMANDS if name.startswith(command)))
             return 0
-        if command != "train":
+        if command in ("sample", "eval"):
+            runs = sorted(str(path.parent) for path in Path("runs").glob("**/manifest.json"))
+            print(" ".join(name for name in ("latest", *runs) if name.startswith(overrides)))
+        if command not in ("train", "data"):
             return 0
         os.environ["COMP_LINE"] = f"{program} {overrides}"
     return run_command("train", arguments)

@@ -41,7 +41,7 @@ RESUME_MAY_CHANGE = (
 class Config:
     """Everything that decides a run."""
 
-    name: str
+    name: str | None
     group: str | None
     tags: list[str]
     seed: int
@@ -131,9 +131,10 @@ def _read_yaml(path: Path) -> DictConfig:
 
 def save_config(config: Config, path: Path) -> None:
     """Write config.yaml: every value resolved, re-runnable with --config-dir and --config-name."""
+    directory = path.parent.resolve()
     header = (
         "# Every value of this run, resolved. Run it again, with other values if you like:\n"
-        f"#   minigpt train --config-dir '{path.parent}' --config-name {path.stem} seed=2\n"
+        f"#   minigpt train --config-dir '{directory}' --config-name {path.stem} seed=2\n"
     )
     content = {"defaults": ["runtime", "_self_"], "resume": None, **config.to_dict()}
     write_text(path, header + OmegaConf.to_yaml(OmegaConf.create(content)))

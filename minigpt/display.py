@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -22,13 +23,21 @@ if TYPE_CHECKING:
 REFRESH_SECONDS = 0.2
 
 
+class PipeConsole(Console):
+    """A console whose reader may leave, as `head` does: the rest is dropped, the work goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Display:
     """Shows a training run. In a terminal a bar stays at the bottom; a pipe gets lines only."""
 
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps
         self.live = sys.stdout.isatty()
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = PipeConsole(highlight=False, soft_wrap=True)
         self.progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -54,6 +63,8 @@ class Display:
             f"tokens: {manifest['tokens']['train']:,} to train, {manifest['tokens']['val']:,} to "
             f"validate; {batch} x {model.block_size} a step",
             "device": manifest["device"],
+            "design": f"{model.positional.name} positions, {model.norm.placement}-norm "
+            f"({model.norm.kind}), {model.embedding.name} head, {model.ffn.name}",
             "attention": trainer.backend,
             "run": str(trainer.run.path),
         }
@@ -61,6 +72,9 @@ class Display:
             self.line(f"{name:<10} {fact}")
         if notice is not None:
             self.line(f"{config.logger.name:<10} {notice}")
+        warmup = config.schedule.warmup_steps
+        if warmup >= self.max_steps:
+            self.line(f"schedule   all of the {self.max_steps} steps are warm-up (of {warmup})")
         step = self.first_step = trainer.state.step
         if step:
             self.line(f"resumed at step {step}")
@@ -83,13 +97,18 @@ class Display:
         now = time.perf_counter()
         if self.live and now - self.shown_at > REFRESH_SECONDS:
             self.shown_at = now
-            self.progress.update(self.task, completed=step, status=self.status)
+            self._show(step)
+
+    def _show(self, step: int) -> None:
+        if self.live:
+            self.progress.update(self.task, completed=step, status=self.status, refresh=True)
 
     def train(self, step: int, metrics: dict[str, float]) -> None:
         """Show training metrics."""
         self.status = (
             f"train {metrics['train_loss']:.4f}  {metrics['tokens_per_second']:,.0f} tokens/s"
         )
+        self._show(step)
         if not self.live:
             self.line(f"step {step}/{self.max_steps}  {self.status}  {self._time_left(step)}")
 

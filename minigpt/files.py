@@ -75,6 +75,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     yield temporary
     for file in temporary.iterdir():
+        file.chmod(0o644)
         _flush_to_disk(file)
     recover_directory(path)
     if path.exists():

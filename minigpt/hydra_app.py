@@ -5,16 +5,19 @@ Imports no torch, so that --help, --cfg and shell completion answer at once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,6 +29,7 @@ FLAGS_WITH_VALUE = (
     *("--config-dir", "-cd", "--info", "-i", "--experimental-rerun"),
 )
 ROOT = "train"  # configs/train.yaml
+_swept: set[str] = set()  # keys with several values on the command line
 
 
 def config_directory() -> Path:
@@ -40,12 +44,18 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver(
         "short_id", lambda: secrets.token_hex(2), use_cache=True, replace=True
     )
-    OmegaConf.register_new_resolver("slug", _slug, replace=True)
+    OmegaConf.register_new_resolver("run_label", _run_label, replace=True)
 
 
-def _slug(text: str) -> str:
-    """A text as a file name: no separators, not too long for a file system."""
-    return re.sub(r"[^\w.=+-]+", "_", text)[:100].strip("_") or "default"
+def _run_label(name: str | None, design: str, overrides: list[str]) -> str:
+    """What a run is called: its name, in a sweep what varies, else its design and other choices."""
+    pairs = [override.lstrip("+~").partition("=")[::2] for override in overrides]
+    varying = [f"{key}={value}" for key, value in pairs if key in _swept]
+    groups = set(config_groups()) - {"model", "logger", "trainer"}
+    choices = [value for key, value in pairs if key in groups]
+    label = name or "_".join(varying or [design, *choices])
+    # A file name: no separators, and not too long for a file system.
+    return re.sub(r"[^\w.=+-]+", "_", label)[:100].strip("_") or "run"
 
 
 def run_hydra(task: Callable[[DictConfig], Any], arguments: list[str]) -> None:
@@ -55,7 +65,14 @@ def run_hydra(task: Callable[[DictConfig], Any], arguments: list[str]) -> None:
     """
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of printing and exiting
-    sys.argv = [sys.argv[0], *flags_first(arguments)]
+    arguments = flags_first(arguments)
+    parser = get_args_parser()
+    parser.error = _refuse  # one line instead of the usage
+    overrides = parser.parse_args(arguments).overrides
+    readable = [quoted(override) for override in overrides]
+    _swept.clear()
+    _swept.update(_swept_keys(readable))
+    sys.argv = [sys.argv[0], *arguments[: len(arguments) - len(overrides)], *readable]
     app = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=ROOT)
     try:
         app(task)()
@@ -68,9 +85,33 @@ def compose_config(overrides: list[str]) -> DictConfig:
     register_resolvers()
     try:
         with initialize_config_dir(str(config_directory()), version_base="1.3"):
-            return compose(ROOT, overrides)
+            return compose(ROOT, [quoted(override) for override in overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from None
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"minigpt train: {message}; see minigpt train --help")
+
+
+def quoted(override: str) -> str:
+    """The override with its value in quotes, if Hydra's grammar does not take it as it is."""
+    key, separator, value = override.partition("=")
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        if separator and value:
+            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+            return f"{key}='{escaped}'"
+    return override
+
+
+def _swept_keys(overrides: list[str]) -> Iterator[str]:
+    for override in overrides:
+        with contextlib.suppress(HydraException):  # Hydra will refuse it
+            parsed = OverridesParser.create().parse_override(override)
+            if parsed.is_sweep_override():
+                yield parsed.key_or_group
 
 
 def flags_first(arguments: list[str]) -> list[str]:
@@ -113,6 +154,8 @@ def explain(error: Exception) -> str:
 
 
 def _unknown_key(key: str) -> str:
+    if key in config_groups():  # the root config has them all, so this is another
+        return f"{key}: a saved config takes values (key=value) and no choice of a config group"
     known = [*config_groups(), *_keys(compose_config([]))]
     ending = [name for name in known if name.endswith(f".{key}")]
     guess = f" Did you mean {' or '.join(ending)}?" if ending else did_you_mean(key, known)

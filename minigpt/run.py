@@ -102,6 +102,8 @@ def find_run(name: str) -> RunDirectory:
             raise UserError(f"latest: no run under {RUNS}/ yet; start one with `minigpt train`")
         return RunDirectory(max(starts)[1])
     path = Path(name).expanduser()
+    if not name:
+        raise UserError("an empty name is no run; give a directory like runs/..., or `latest`")
     if not (path / "config.yaml").is_file():
         reason = "has no config.yaml, so it is no run" if path.is_dir() else "no such run directory"
         raise UserError(f"{name}: {reason}; give a directory like runs/..., or `latest`")

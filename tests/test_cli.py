@@ -36,7 +36,7 @@ MISTAKES = {
     "trainer.threads=100000": "trainer.threads=100000: this machine has ",
     "trainer.device=tpu": "trainer.device=tpu: use one of auto, cpu, cuda, mps",
     "trainer.precision=fp8": "trainer.precision=fp8: use one of",
-    "trainer.sample_prompt='§'": "'§' (U+00A7) at offset 0: not among the",
+    "trainer.sample_prompt=§": "'§' (U+00A7) at offset 0: not among the",
     "model.block_size=1000000": "model.block_size=1000000: the val split has only",
     "model.dropout=1": "model.dropout=1.0: must be in [0, 1)",
     "model.norm.kind=rms": "model.norm.kind=rms: not one of layernorm, rmsnorm. Did you mean",
@@ -49,10 +49,13 @@ MISTAKES = {
     "seed=1,2": "seed=1,2: several values; add -m",
     "backend=flex": "backend=flex: no such backend. Known: auto, eager, sdpa.",
     "experiment=nano": "experiment=nano: no such experiment.",
-    "model=[": "model=[: not understood; write key=value",
+    "model=[": "model=[: no such model.",
     "name='${nope}'": "nope",
     "hydra.run.dir='${nope}'": "nope",
     "--config-name=nope": "--config-name=nope: no such config",
+    "--foo": "minigpt train: unrecognized arguments: --foo",
+    "resume=": "an empty name is no run",
+    "data.dir=": "data.dir=: needs a folder",
     "resume=nowhere": "nowhere: no such run directory",
     "resume=latest": "latest: no run under runs/ yet",
 }
@@ -138,7 +141,9 @@ def test_train_help_lists_groups_and_values(cli: Cli, capfd: pytest.CaptureFixtu
         ("minigpt train model=r", "model=rope"),
         ("minigpt train model.n_he", "model.n_head="),
         ("minigpt train positional=al", "positional=alibi"),
-        ("minigpt sample ", ""),
+        ("minigpt data tokenizer=b", "tokenizer=bpe"),
+        ("minigpt sample ", "latest"),
+        ("minigpt doctor ", ""),
     ],
 )
 def test_shell_completion(
@@ -229,6 +234,36 @@ def test_a_saved_config_runs_again(cli: Cli, workdir: Path) -> None:
         (run / "config.yaml").read_text().splitlines()[2:] for run in (Path("first"), second)
     ]
     assert set(configs[0]) ^ set(configs[1]) == {"seed: 1", "seed: 2"}
+
+
+def test_runs_are_named_after_what_was_chosen(cli: Cli) -> None:
+    tiny = [*TINY, "trainer.max_steps=1"]
+    assert cli("train", *tiny, "model=llama", "positional=alibi").code == 0
+    assert "_llama_text_alibi_" in the_run(Path("runs")).name
+    assert cli("train", "-m", *tiny, "model=rope,alibi", "seed=1,2").code == 0
+    names = {path.parent.name for path in Path("runs").glob("*_sweep_*/*/manifest.json")}
+    assert names == {f"{i}_model={m}_seed={s}" for i, (m, s) in enumerate(
+        [("rope", 1), ("rope", 2), ("alibi", 1), ("alibi", 2)])}  # fmt: skip
+
+
+def test_values_that_hydra_wants_quoted(cli: Cli, workdir: Path) -> None:
+    (workdir / "文 [1].txt").write_text("\ufeff" + "some text, 日本\n" * 99, encoding="utf-8")
+    outcome = cli("train", *TINY, "data.path=文 [1].txt", "name=it's", "trainer.sample_prompt=日")
+    assert outcome.code == 0, outcome.err
+    assert "\ufeff" not in (the_run(workdir / "runs") / "tokenizer.json").read_text()
+
+
+def test_a_reader_that_leaves_does_not_end_a_run(workdir: Path) -> None:
+    command = f"{sys.executable} -m minigpt.cli train {' '.join(TINY)} hydra.run.dir=run | head -1"
+    subprocess.run(["bash", "-c", command], check=True, capture_output=True, timeout=120)
+    assert json.loads(Path("run/result.json").read_text())["status"] == "finished"
+
+
+def test_running_out_of_memory_is_one_line(cli: Cli) -> None:
+    outcome = cli("train", *TINY, "model.n_embd=2000000", "model.n_head=1")
+    assert outcome.code == 1
+    assert outcome.err.startswith("minigpt: out of memory; lower model.n_embd")
+    assert outcome.err.count("\n") == 1
 
 
 def test_a_run_is_not_overwritten(cli: Cli) -> None:

@@ -22,7 +22,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     overrides = parser.parse_args(arguments).overrides
 
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         Progress,
@@ -30,15 +29,16 @@ def main(arguments: list[str]) -> None:
         TextColumn,
         TimeElapsedColumn,
     )
-    from rich.table import Column, Table
+    from rich.table import Table
 
     from minigpt.config import composed_config
     from minigpt.data.prepare import prepare
+    from minigpt.display import PipeConsole
 
     chosen = any(override.startswith("tokenizer") for override in overrides)
     choices = [overrides] if chosen else [[*overrides, f"tokenizer={name}"] for name in OFFLINE]
     configs = [composed_config(choice) for choice in choices]
-    console = Console(highlight=False)
+    console = PipeConsole(highlight=False)
     rows = Table("tokenizer", "vocabulary", "train tokens", "val tokens", "bytes/token", "sha256")
     with Progress(
         SpinnerColumn(),
@@ -66,16 +66,14 @@ def main(arguments: list[str]) -> None:
                 prepared.tokenizer.fingerprint[:12],
             )
     assert prepared is not None
-    corpus = Table(
-        "corpus", "bytes", "characters", "train", "val", Column("sha256", overflow="fold")
-    )
+    corpus = Table("corpus", "bytes", "characters", "train", "val")
     corpus.add_row(
         configs[0].data.name,
         f"{len(prepared.corpus.text.encode('utf-8')):,}",
         f"{len(prepared.corpus.text):,}",
         *(f"{len(text):,}" for text in prepared.corpus.splits.values()),
-        prepared.corpus.sha256,
     )
     console.print(corpus)
+    console.print(f"sha256 {prepared.corpus.sha256}", soft_wrap=True)
     console.print(rows)
     console.print(f"kept in {configs[0].data.dir}/")

@@ -24,11 +24,12 @@ def main(arguments: list[str]) -> None:
         ["minigpt doctor"],
     ).parse_args(arguments)
 
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    from minigpt.display import PipeConsole
+
+    console = PipeConsole(highlight=False)
     with console.status("looking around ..."):
         findings = [*_versions(), *_device(), *_data(), *_tokenizers(), _wandb(), _tensorboard()]
     table = Table("subject", "found", show_edge=False)

@@ -15,19 +15,19 @@ def main(arguments: list[str]) -> None:
     add_run_arguments(parser)
     options = parser.parse_args(arguments)
 
-    from rich.console import Console
     from rich.table import Table
 
     from minigpt.data.prepare import prepare
+    from minigpt.display import PipeConsole
     from minigpt.evaluate import evaluate
     from minigpt.files import write_json
     from minigpt.load import load_run
 
     trained = load_run(options.run, options.checkpoint, options.device)
     prepared = prepare(trained.config.data, trained.config.tokenizer, of_run=trained.run)
-    console = Console(highlight=False)
+    console = PipeConsole(highlight=False)
     table = Table("split", "tokens", "loss", "perplexity", "bits per byte")
-    numbers: dict[str, float | str | int] = {"checkpoint": options.checkpoint}
+    numbers: dict[str, float | str | int] = {"checkpoint": trained.checkpoint}
     with console.status("evaluating ..."):
         for split in (prepared.tokens.train, prepared.tokens.val):
             result = evaluate(trained.model, split.to(trained.compute.device), trained.compute)
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
                 f"{result.perplexity:.3f}",
                 f"{result.bits_per_byte:.4f}",
             )
-    console.print(f"{trained.run.path} ({options.checkpoint}), {trained.compute.describe()}")
+    console.print(f"{trained.run.path} ({trained.checkpoint}), {trained.compute.describe()}")
     console.print(table)
     path = trained.run.path / "eval.json"
     write_json(path, numbers)

@@ -30,8 +30,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         choices=("best", "last"),
-        default="best",
-        help="which weights: of the best validation loss (default), or the newest",
+        help="which weights: of the best validation loss (default, if there is one), or the newest",
     )
     parser.add_argument(
         "--device",

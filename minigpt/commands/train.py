@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from minigpt.errors import Failure, UserError
+from minigpt.errors import Failure, UserError, first_line
 from minigpt.hydra_app import run_hydra
 
 
@@ -49,6 +49,8 @@ def _job(composed: DictConfig, arguments: list[str]) -> None:
     try:
         OmegaConf.set_struct(composed, False)
         resume = composed.pop("resume", None)
+        if resume is not None and sweep:
+            raise UserError(f"resume={resume}: resumes one run; leave -m out")
         if resume is not None:
             run = find_run(str(resume))
             config = resumed_config(run.config, composed, list(hydra.overrides.task))
@@ -59,6 +61,13 @@ def _job(composed: DictConfig, arguments: list[str]) -> None:
             config = to_config(composed)
         command = ["minigpt", "train", *(hydra.overrides.task if sweep else arguments)]
         start(config, run, resumed=resume is not None, command=command)
+    except RuntimeError as error:
+        if "out of memory" in str(error).lower() or "alloc_cpu" in str(error):
+            raise Failure(
+                f"out of memory; lower model.n_embd or trainer.batch_size, or compute a batch in "
+                f"pieces with trainer.accumulate ({first_line(error)})"
+            ) from error
+        raise
     finally:
         with contextlib.suppress(OSError):  # Hydra made them; leave nothing behind if unused
             output.rmdir()

@@ -27,6 +27,7 @@ class DataConfig:
     train_fraction: float
 
     def __post_init__(self) -> None:
+        require(self.dir != "", "data.dir", "", "needs a folder, as data.dir=data")
         require(
             0 < self.train_fraction < 1,
             "data.train_fraction",
@@ -168,7 +169,7 @@ def _hidden(path: Path) -> bool:
 def _read_utf8(path: Path) -> str:
     try:
         content = path.read_bytes()
-        text = content.decode("utf-8")
+        text = content.decode("utf-8").removeprefix("\ufeff")  # a byte order mark is no text
     except OSError as error:
         raise UserError(f"data.path: {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:

@@ -57,7 +57,7 @@ class BackendConfig:
 def choose_backend(config: BackendConfig, device: str, bf16: bool) -> tuple[str, str]:
     """The backend's name for a device type and precision, and the reason for it."""
     if config.name != "auto":
-        return config.name, "asked for"
+        return config.name, "as configured"
     if device == "cpu" and bf16:
         return "eager", "torch's bf16 flash backward is slow on CPUs"
     return "sdpa", "torch's fused kernels"

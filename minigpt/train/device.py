@@ -37,14 +37,17 @@ class Compute:
         return f"{name} ({self.device_reason}), {self.precision} ({self.precision_reason})"
 
 
-def choose_compute(device: str, precision: str) -> Compute:
-    """Honour explicit choices or raise UserError; resolve `auto` to the fastest that is right."""
-    device, device_reason = _choose_device(device)
+def choose_compute(device: str, precision: str, key: str = "trainer.device") -> Compute:
+    """Honour explicit choices or raise UserError; resolve `auto` to the fastest that is right.
+
+    `key` is what the user calls the device.
+    """
+    device, device_reason = _choose_device(device, key)
     precision, precision_reason = _choose_precision(precision, device)
     return Compute(device, device_reason, precision, precision_reason)
 
 
-def _choose_device(device: str) -> tuple[str, str]:
+def _choose_device(device: str, key: str) -> tuple[str, str]:
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -55,10 +58,10 @@ def _choose_device(device: str) -> tuple[str, str]:
         return found, "no GPU that torch can use" if found == "cpu" else "found"
     if not available[device]:
         raise UserError(
-            f"device={device}: torch {torch.__version__} finds no such device here; "
+            f"{key}={device}: torch {torch.__version__} finds no such device here; "
             f"use auto, or install a torch build for it"
         )
-    return device, "asked for"
+    return device, "as configured"
 
 
 def _choose_precision(precision: str, device: str) -> tuple[str, str]:
@@ -72,7 +75,7 @@ def _choose_precision(precision: str, device: str) -> tuple[str, str]:
         return ("bf16", why) if fast else ("fp32", "no fast bf16 here")
     if precision == "bf16" and device == "mps":
         raise UserError("trainer.precision=bf16: not offered on mps; use trainer.precision=fp32")
-    return precision, "asked for"
+    return precision, "as configured"
 
 
 def set_threads(threads: int | None) -> None:

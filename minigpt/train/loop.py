@@ -258,9 +258,10 @@ class Trainer:
 
     def _diverged(self, step: int, what: str) -> NoReturn:
         saved = self.run.last if self.run.last.exists() else "none yet"
+        clip = " or set optimizer.clip" if self.config.optimizer.clip is None else ""
         raise Diverged(
             f"{what} at step {step} (learning rate {self.lr(step):.3g}); last good checkpoint: "
-            f"{saved}; lower optimizer.lr or set optimizer.clip"
+            f"{saved}; lower optimizer.lr{clip}"
         )
 
     @contextmanager

@@ -109,7 +109,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
             load_model(model, str(readable_directory(path) / WEIGHTS))
     except FileNotFoundError:
         raise UserError(
-            f"{file}: no such checkpoint yet; try --checkpoint last, or train on with "
+            f"{file}: no such checkpoint yet; train on with "
             f"`minigpt train resume={path.parent.parent}`"
         ) from None
     except (SafetensorError, OSError) as error:
