@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).parent.parent
 CHECKS = (
     ["ruff", "format", "--check", "."],
     ["ruff", "check", "."],
-    ["pyright"],
+    ["pyright", "--pythonpath", sys.executable],
     ["pytest", "-n", "auto", *sys.argv[1:]],
 )
 
