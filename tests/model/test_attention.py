@@ -314,7 +314,7 @@ def test_choice_of_backend() -> None:
     assert choose_backend(auto, "cpu", bf16=False)[0] == "sdpa"
     assert choose_backend(auto, "cpu", bf16=True)[0] == "eager"
     for name in BACKENDS:
-        assert choose_backend(BackendConfig(name), "cpu", bf16=True) == (name, "asked for")
+        assert choose_backend(BackendConfig(name), "cpu", bf16=True) == (name, "as configured")
     model = GPT(tiny_config(backend="auto"), N_VOCAB)
     assert model.use_backend("cpu", bf16=True).startswith("eager (")
     assert model.backend is BACKENDS["eager"]
