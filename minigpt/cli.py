@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from minigpt import __version__
+from minigpt.errors import TRACEBACK, Failure, UserError, did_you_mean, wants_traceback
 
 COMMANDS = {
     "train": "train a model; every option is a config value (minigpt train model=rope)",
@@ -21,7 +22,6 @@ COMMANDS = {
 SHELL_REQUESTS = [
     f"{verb}={shell}" for verb in ("install", "uninstall", "query") for shell in ("bash", "fish")
 ]
-TRACEBACK = "MINIGPT_TRACEBACK"
 
 
 def usage() -> str:
@@ -57,8 +57,6 @@ def main(arguments: list[str] | None = None) -> int:
     if command in ("-sc", "--shell-completion"):  # the shell asks the bare program
         return complete(arguments)
     if command not in COMMANDS:
-        from minigpt.errors import did_you_mean
-
         known = ", ".join(COMMANDS)
         return _fail(
             f"{command}: no such command.{did_you_mean(command, COMMANDS)} Known: {known}."
@@ -87,13 +85,12 @@ def complete(arguments: list[str]) -> int:
 
 def run_command(command: str, arguments: list[str]) -> int:
     """Run a command by name. Known mistakes become one line on stderr."""
-    from minigpt.errors import Failure, UserError
 
     try:
         importlib.import_module(f"minigpt.commands.{command}").main(arguments)
         return 0
     except (UserError, Failure) as error:
-        if os.environ.get(TRACEBACK) == "1":
+        if wants_traceback():
             raise
         code = 2 if isinstance(error, UserError) else 1
         return code if error.reported else _fail(str(error), code)
@@ -103,7 +100,7 @@ def run_command(command: str, arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a folder that may not be written
-        if os.environ.get(TRACEBACK) == "1":
+        if wants_traceback():
             raise
         return _fail(f"{error.filename or command}: {error.strerror or error}", 1)
 

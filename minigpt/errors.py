@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+
+TRACEBACK = "MINIGPT_TRACEBACK"  # the environment variable that asks for tracebacks
 
 
 class UserError(ValueError):
@@ -16,6 +19,11 @@ class Failure(RuntimeError):
     """Work that could not be ended well although its input was right. Exits with code 1."""
 
     reported = False
+
+
+def wants_traceback() -> bool:
+    """Whether the user asked to see where an error arose."""
+    return os.environ.get(TRACEBACK) == "1"
 
 
 def require(ok: bool, key: str, value: object, why: str) -> None:

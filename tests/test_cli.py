@@ -409,6 +409,16 @@ def test_a_tracker_that_cannot_be_had_leaves_nothing(cli: Cli, workdir: Path) ->
     assert not (workdir / "runs").exists()
 
 
+def test_a_mistake_does_not_remove_the_working_directory(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    assert cli("train", "logger=none", "model.n_head=7", "hydra.run.dir=.").code == 2
+    assert empty.is_dir()
+
+
 def test_a_folder_that_cannot_be_written(cli: Cli) -> None:
     outcome = cli("train", *TINY, "hydra.run.dir=/proc/nowhere")
     assert outcome.code == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import traceback
 from pathlib import Path
@@ -12,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from minigpt.errors import Failure, UserError, first_line
+from minigpt.errors import Failure, UserError, first_line, wants_traceback
 from minigpt.hydra_app import run_hydra
 
 
@@ -70,12 +69,13 @@ def _job(composed: DictConfig, arguments: list[str]) -> None:
         raise
     finally:
         with contextlib.suppress(OSError):  # Hydra made them; leave nothing behind if unused
-            output.rmdir()
-            output.parent.rmdir()
+            for folder in (output, output.parent):
+                if folder not in (here, *here.parents):
+                    folder.rmdir()
 
 
 def _report(error: Exception, number: int) -> None:
-    if isinstance(error, UserError | Failure) and os.environ.get("MINIGPT_TRACEBACK") != "1":
+    if isinstance(error, UserError | Failure) and not wants_traceback():
         print(f"minigpt: job {number} failed: {error}", file=sys.stderr)
         error.reported = True
     else:

@@ -115,13 +115,15 @@ class Trainer:
         self.config, self.options, self.run = config, config.trainer, run
         self.tokenizer, self.compute, self.display = tokenizer, compute, display
         reset_peak_memory(compute.device)
-        torch.compiler.reset()  # its limit of compiled variants counts over a whole sweep
         torch.manual_seed(config.seed)
         self.batches = torch.Generator(compute.device).manual_seed(config.seed + BATCH_SEED)
         self.data = data.to(compute.device)
         self.model = GPT(config.model, tokenizer.n_vocab).to(compute.device)
         self.backend = self.model.use_backend(compute.device, compute.precision == "bf16")
-        self.loss = torch.compile(self.model.loss) if self.options.compile else self.model.loss
+        self.loss = self.model.loss
+        if self.options.compile:
+            torch.compiler.reset()  # its limit of compiled variants counts over a whole sweep
+            self.loss = torch.compile(self.model.loss)
         self.optimizer = OPTIMIZERS.build(config.optimizer, self.model)
         self.schedule = SCHEDULES.build(config.schedule, self.options.max_steps)
         self.state = TrainState()
@@ -239,8 +241,7 @@ class Trainer:
     def _settle(self) -> None:
         """Wait for the device, take its losses and norms over and stop the clock of stepping.
 
-        Raises Diverged where one of them is not finite; every piece of periodic work settles
-        first, so nothing is saved after that.
+        Raises Diverged where one of them is not finite. Every piece of periodic work settles first.
         """
         state = self.state
         if self.losses:

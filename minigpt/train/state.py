@@ -15,7 +15,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from minigpt.errors import UserError, first_line
-from minigpt.files import atomic_directory, readable_directory, recover_directory
+from minigpt.files import atomic_directory, readable_directory
 
 WEIGHTS, TRAINING, INFO = "model.safetensors", "training.pt", "info.json"
 
@@ -77,7 +77,6 @@ def load_last(
 
     Raises UserError for a damaged or foreign checkpoint.
     """
-    recover_directory(path)
     if not path.exists():
         return None
     load_weights(path, model)
