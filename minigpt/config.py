@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -35,6 +36,10 @@ RESUME_MAY_CHANGE = (
     *("trainer.max_steps", "trainer.patience", "trainer.threads"),
     *("trainer.log_every", "trainer.checkpoint_every", "trainer.sample_every"),
 )
+
+# What may be changed of a trained run when it is used.
+TRAINED_MAY_CHANGE = ("model.positional.", "model.backend.name")
+TRAINED_KEEPS = ("model.positional.name",)
 
 
 @dataclass
@@ -86,13 +91,26 @@ def composed_config(overrides: list[str]) -> Config:
     return to_config(composed)
 
 
-def load_config(path: Path) -> Config:
-    """Read the config.yaml of a run directory. Raises UserError if it is missing or broken."""
+def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
+    """Read the config.yaml of a run directory, with `changes` of the form KEY=VALUE.
+
+    Raises UserError if the file is missing or broken, and for what a trained run cannot change.
+    """
     saved = _read_yaml(path)
+    for change in changes:
+        key, equals, _ = change.partition("=")
+        if not equals or not key.startswith(TRAINED_MAY_CHANGE) or key in TRAINED_KEEPS:
+            raise UserError(
+                f"--set {change}: of a trained run {' and '.join(TRAINED_MAY_CHANGE)} may be "
+                f"changed, as model.positional.scaling=linear; train anew for anything else"
+            )
+        saved = OmegaConf.merge(saved, OmegaConf.from_dotlist([change]))
+    assert isinstance(saved, DictConfig)
     try:
         return to_config(saved)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        source = "--set" if changes else f"{path}:"
+        raise UserError(f"{source} {error}") from None
 
 
 def resumed_config(path: Path, composed: DictConfig, overrides: list[str]) -> Config:

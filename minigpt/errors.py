@@ -32,6 +32,13 @@ def require(ok: bool, key: str, value: object, why: str) -> None:
         raise UserError(f"{key}={value}: {why}")
 
 
+def require_one_of(key: str, value: str, known: Iterable[str]) -> None:
+    """Raise UserError with a suggestion unless `value` is one of the known names."""
+    known = list(known)
+    why = f"not one of {', '.join(known)}.{did_you_mean(str(value), known)}"
+    require(value in known, key, value, why)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' Did you mean X?' for the closest known words, else the empty string."""
     close = difflib.get_close_matches(word, set(known), n=2, cutoff=0.6)

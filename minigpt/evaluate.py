@@ -6,21 +6,26 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.data.tokens import Split
 from minigpt.model import GPT
 from minigpt.train.device import Compute
 
-LOGITS_AT_ONCE = 2**25  # bounds the memory of one evaluation batch's logits
+NUMBERS_AT_ONCE = 2**25  # bounds the memory of one evaluation batch's logits and scores
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`loss`: mean nats a token. `bits_per_byte`, which compares tokenizers: bits over bytes."""
+    """`loss`: mean nats a token. `bits_per_byte`, which compares tokenizers: bits over bytes.
+
+    `by_position`: the loss of tokens with 1, 2, ... tokens of context.
+    """
 
     loss: float
     bits_per_byte: float
+    by_position: list[float]
 
     @property
     def perplexity(self) -> float:
@@ -41,33 +46,34 @@ def perplexity(loss: float) -> float:
     return math.inf if loss > 700 else math.exp(loss)
 
 
-def evaluate(model: GPT, split: Split, compute: Compute) -> Evaluation:
-    """Loss of every token of a split but the first, in windows of block_size that do not overlap.
+def evaluate(model: GPT, split: Split, compute: Compute, length: int | None = None) -> Evaluation:
+    """Loss of every token of a split but the first, in windows that do not overlap.
 
-    Each window starts without context. Leaves the model's train/eval mode as it was.
+    `length` tokens a window, None for block_size. Each window starts without context. Leaves the
+    model's train/eval mode as it was. Raises UserError past the scheme's `max_length`.
     """
-    nats = total_nats(model, split, compute)
+    nats, counts = nats_by_position(model, split, compute, length or model.config.block_size)
+    total = math.fsum(nats)
     return Evaluation(
-        loss=nats / (len(split.tokens) - 1),
-        bits_per_byte=nats / math.log(2) / split.target_bytes,
+        loss=total / (len(split.tokens) - 1),
+        bits_per_byte=total / math.log(2) / split.target_bytes,
+        by_position=[total / count for total, count in zip(nats, counts, strict=True)],
     )
 
 
-def mean_loss(model: GPT, split: Split, compute: Compute) -> float:
-    """The loss alone, nats a token, by the same pass as `evaluate`."""
-    return total_nats(model, split, compute) / (len(split.tokens) - 1)
-
-
-@torch.inference_mode()
-def total_nats(model: GPT, split: Split, compute: Compute) -> float:
-    """Summed cross-entropy of every token of a split but the first."""
-    was_training = model.training
-    model.eval()
-    block_size = model.config.block_size
-    batch_size = max(1, min(128, LOGITS_AT_ONCE // (block_size * model.n_vocab)))
-    losses: list[Tensor] = []
-    for window in split.windows(block_size, batch_size):
-        with compute.autocast():
-            losses.append(model.loss(window[:, :-1], window[:, 1:], reduction="sum"))
-    model.train(was_training)
-    return math.fsum(torch.stack(losses).tolist())
+def nats_by_position(
+    model: GPT, split: Split, compute: Compute, length: int
+) -> tuple[list[float], list[int]]:
+    """Summed cross-entropy at each place of windows of `length`, and the number of tokens there."""
+    at_once = (length * model.n_vocab, length * length * model.config.n_head)
+    batch_size = max(1, min(128, NUMBERS_AT_ONCE // max(at_once)))
+    sums: list[Tensor] = []
+    counts = [0] * length
+    with model.evaluating(), compute.autocast():
+        for window in split.windows(length, batch_size):
+            rows, n = window[:, 1:].shape
+            losses = model.loss(window[:, :-1], window[:, 1:], reduction="none").view(rows, n)
+            sums.append(F.pad(losses.sum(0), (0, length - n)))
+            counts[:n] = [count + rows for count in counts[:n]]
+    n_seen = sum(count > 0 for count in counts)  # fewer than length where the text is shorter
+    return torch.stack(sums).cpu().double().sum(0)[:n_seen].tolist(), counts[:n_seen]

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from minigpt.errors import require
 from minigpt.model import GPT
+from minigpt.model.attention import KVCache
 from minigpt.tokenizer import Tokenizer
 from minigpt.train.device import Compute
+
+ROOM = 64  # slots of a new cache beyond twice the texts; full, the texts are read into a larger one
 
 
 @dataclass(frozen=True)
@@ -57,33 +60,81 @@ class Sampling:
         return probabilities
 
 
+class Decoder:
+    """Logits of the next token of texts that grow token by token, several of any lengths at once.
+
+    A key-value cache holds what the model has seen, so that a new token costs one position. Where a
+    text outgrows `context`, every token is computed from the text's last `context` tokens anew:
+    cutting keys off a cache would leave what they have told later tokens. None is the most there
+    is: the scheme's `max_length`, or no bound. Raises UserError for more than that.
+    """
+
+    def __init__(self, model: GPT, prompts: list[list[int]], context: int | None) -> None:
+        assert all(prompts), "a model continues at least one token"
+        limit = model.positional.max_length
+        if limit is not None and context is not None:
+            why = f"{model.config.positional.name} has {limit} positions; use that or fewer"
+            require(context <= limit, "--context", context, why)
+        assert context is None or context >= 1
+        self.model, self.context = model, limit if context is None else context
+        self.texts = [list(prompt) for prompt in prompts]
+        self.cache: KVCache
+        self.next = self._read()
+
+    def append(self, tokens: list[int]) -> None:
+        """Add one token to each text."""
+        for text, token in zip(self.texts, tokens, strict=True):
+            text.append(token)
+        longest = max(map(len, self.texts))
+        if longest > self.cache.capacity:
+            self.next = self._read()
+            return
+        device = self.next.device
+        positions = torch.tensor([[len(text) - 1] for text in self.texts], device=device)
+        new = torch.tensor([[token] for token in tokens], device=device)
+        self.next = self.model(new, positions, self.cache)[:, -1]
+
+    def _read(self) -> Tensor:
+        """Read the texts, or their ends, into a new cache: logits (b, n) after each."""
+        ends = self.texts if self.context is None else [t[-self.context :] for t in self.texts]
+        lengths = [len(end) for end in ends]
+        longest = max(lengths)
+        device = self.model.head.weight.device
+        tokens = torch.tensor([end + [0] * (longest - len(end)) for end in ends], device=device)
+        capacity = 2 * longest + ROOM
+        if self.context is not None:
+            capacity = min(capacity, self.context)
+        self.cache = KVCache(self.model.config, len(ends), capacity, device)
+        logits = self.model(tokens, cache=self.cache)
+        return logits[torch.arange(len(ends)), [length - 1 for length in lengths]]
+
+
 def generate(
     model: GPT,
-    prompt: list[int],
+    prompts: list[list[int]],
     n_tokens: int,
     sampling: Sampling,
-    generator: torch.Generator,
+    generators: list[torch.Generator],
     compute: Compute,
-) -> Iterator[int]:
-    """Yield `n_tokens` new tokens after a prompt of at least one token.
+    context: int | None = None,
+) -> Iterator[list[int]]:
+    """Yield `n_tokens` times one new token for each prompt of at least one token.
 
-    The model sees the last block_size tokens, as in training. Leaves its train/eval mode as it was.
-    On a CPU it computes in fp32: bf16 kernels are compiled anew for every length of a text.
+    Each prompt draws from its own generator. `context`: most tokens the model sees, see `Decoder`.
+    Leaves the model's train/eval mode as it was. On a CPU it computes in fp32: bf16 kernels are
+    compiled anew for every length of a text. Raises UserError for a context the model has not.
     """
     if compute.device == "cpu":
         compute = replace(compute, precision="fp32")
-    assert prompt, "a model continues at least one token"
-    was_training = model.training
-    tokens = torch.tensor([prompt], device=compute.device)
-    for _ in range(n_tokens):
-        model.eval()
-        with torch.inference_mode(), compute.autocast():
-            tokens = tokens[:, -model.config.block_size :]
-            logits = model(tokens)[:, -1]
-            token = sampling.choose(logits, generator)
-            tokens = torch.cat((tokens, token), dim=1)
-        model.train(was_training)
-        yield int(token)
+    with model.evaluating(), compute.autocast():
+        decoder = Decoder(model, prompts, context)
+    for step in range(n_tokens):
+        with model.evaluating(), compute.autocast():
+            rows = zip(decoder.next.split(1), generators, strict=True)
+            tokens = [int(sampling.choose(logits, generator)) for logits, generator in rows]
+            if step + 1 < n_tokens:
+                decoder.append(tokens)
+        yield tokens
 
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -47,6 +48,20 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_label", _run_label, replace=True)
 
 
+def register_designs() -> None:
+    """Offer model=NAME for every positional scheme: the common design with that scheme."""
+    for file in (config_directory() / "positional").glob("*.yaml"):
+        ConfigStore.instance().store(
+            group="model",
+            name=file.stem,
+            package="_global_",
+            node={
+                "defaults": ["/model_base", {"override /positional": file.stem}, "_self_"],
+                "model": {"name": file.stem},
+            },
+        )
+
+
 def _run_label(name: str | None, design: str, overrides: list[str]) -> str:
     """What a run is called: its name, in a sweep what varies, else its design and other choices."""
     pairs = [override.lstrip("+~").partition("=")[::2] for override in overrides]
@@ -64,6 +79,7 @@ def run_hydra(task: Callable[[DictConfig], Any], arguments: list[str]) -> None:
     Raises UserError for whatever Hydra refuses.
     """
     register_resolvers()
+    register_designs()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of printing and exiting
     arguments = flags_first(arguments)
     parser = get_args_parser()
@@ -83,6 +99,7 @@ def run_hydra(task: Callable[[DictConfig], Any], arguments: list[str]) -> None:
 def compose_config(overrides: list[str]) -> DictConfig:
     """The config that overrides give, without running anything. Raises UserError."""
     register_resolvers()
+    register_designs()
     try:
         with initialize_config_dir(str(config_directory()), version_base="1.3"):
             return compose(ROOT, [quoted(override) for override in overrides])

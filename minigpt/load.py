@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 
 from minigpt.config import Config, load_config
+from minigpt.errors import UserError
 from minigpt.files import readable_directory
 from minigpt.model import GPT
+from minigpt.model.backends import BackendConfig
 from minigpt.run import RunDirectory, find_run
 from minigpt.tokenizer import Tokenizer, load_tokenizer
 from minigpt.train.device import Compute, choose_compute
-from minigpt.train.state import load_weights
+from minigpt.train.state import WEIGHTS, load_weights
 
 
 @dataclass(frozen=True)
@@ -23,24 +29,60 @@ class TrainedRun:
     model: GPT
     compute: Compute
     checkpoint: str
+    changes: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """The checkpoint and what was changed of its config."""
+        return " ".join((self.checkpoint, *self.changes))
+
+    @property
+    def weights(self) -> Path:
+        """The file the weights came from."""
+        return readable_directory(_directory(self.run, self.checkpoint)) / WEIGHTS
 
 
-def load_run(name: str, checkpoint: str | None, device: str) -> TrainedRun:
+def load_run(
+    name: str, checkpoint: str | None, device: str, changes: Sequence[str] = ()
+) -> TrainedRun:
     """Load a run by path or `latest`; `checkpoint` is best, last, or None: the best there is.
+
+    `changes` are KEY=VALUE of its config, where the weights still fit.
 
     On the kind of device the run was trained on it computes in the same precision, so that numbers
     agree with those of training. Raises UserError where something is missing, damaged or foreign.
     """
     run = find_run(name)
-    config = load_config(run.config)
+    config = load_config(run.config, changes)
     tokenizer = load_tokenizer(run.tokenizer)
     compute = choose_compute(device, "auto", key="--device")
     if compute.device == config.trainer.device:
         compute = choose_compute(device, config.trainer.precision, key="--device")
+    elif not any(change.startswith("model.backend.") for change in changes):
+        # The backend that suited the device it was trained on need not suit this one.
+        config.model.backend = BackendConfig("auto")
     if checkpoint is None:
         checkpoint = "best" if readable_directory(run.best).exists() else "last"
     model = GPT(config.model, tokenizer.n_vocab)
-    load_weights(run.best if checkpoint == "best" else run.last, model)
+    _require_same_parameters(run, model, changes)
+    load_weights(_directory(run, checkpoint), model)
     model.to(compute.device).eval()
     model.use_backend(compute.device, compute.precision == "bf16")
-    return TrainedRun(run, config, tokenizer, model, compute, checkpoint)
+    return TrainedRun(run, config, tokenizer, model, compute, checkpoint, tuple(sorted(changes)))
+
+
+def _directory(run: RunDirectory, checkpoint: str) -> Path:
+    return run.best if checkpoint == "best" else run.last
+
+
+def _require_same_parameters(run: RunDirectory, model: GPT, changes: Sequence[str]) -> None:
+    """Raise UserError where changes ask for other parameters than were trained."""
+    if not changes:
+        return
+    with torch.device("meta"):
+        trained = GPT(load_config(run.config).model, model.n_vocab)
+    shapes, others = ({n: p.shape for n, p in m.named_parameters()} for m in (trained, model))
+    if shapes != others:
+        raise UserError(
+            f"--set {' '.join(changes)}: needs other parameters than this run has; train anew"
+        )

@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the run, the checkpoint and the device."""
+    """Add the run, the checkpoint, the device and changes to the design."""
     parser.add_argument("run", metavar="RUN", help="a run directory, or latest")
     parser.add_argument(
         "--checkpoint",
@@ -37,4 +37,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "cpu", "cuda", "mps"),
         default="auto",
         help="where to compute (default: auto)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="use the run with another value of model.positional.* or model.backend.name, "
+        "as model.positional.scaling=linear; may be repeated",
     )

@@ -1,85 +1,104 @@
-"""Causal multi-head self-attention and the backends that compute it."""
+"""Causal self-attention, with as many heads for keys and values as asked for, and its cache."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minigpt.errors import did_you_mean, require
+from minigpt.model.backends import Backend
 from minigpt.model.scores import Scores
 
 if TYPE_CHECKING:
     from minigpt.model.gpt import ModelConfig
 
-Backend = Callable[[Tensor, Tensor, Tensor, Scores, int, float], Tensor]
+NOWHERE = 2**40  # the position of an unused slot: after every query, so that no mask shows it
 
 
-def eager(q: Tensor, k: Tensor, v: Tensor, scores: Scores, layer: int, dropout: float) -> Tensor:
-    """softmax(q k^T / sqrt(e) + term + mask) v, written out. q, k, v and result (b, h, t, e)."""
-    weights = (q / math.sqrt(q.shape[-1])) @ k.mT + scores.additive(q, k, layer)
-    weights = F.dropout(weights.softmax(dim=-1), dropout)
-    return weights.to(v.dtype) @ v
+class KVCache:
+    """Keys and values of earlier tokens: slot p of a row holds the row's token at position p.
 
+    Rows may have seen different numbers of tokens. A short prompt is padded at its end: its
+    padding stands later than every token, so that none sees it, until tokens take its slots.
+    Memory: 2 n_layer batch capacity n_kv_head head_size numbers.
+    """
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, scores: Scores, layer: int, dropout: float) -> Tensor:
-    """The same through torch's scaled_dot_product_attention: flash kernels where they apply."""
-    if scores.plain_causal and scores.term(q, k, layer) is None:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-    additive = scores.additive(q, k, layer).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=additive, dropout_p=dropout)
+    def __init__(
+        self, config: ModelConfig, batch: int, capacity: int, device: torch.device
+    ) -> None:
+        self.capacity = capacity
+        self.shape = (batch, config.kv_heads, capacity, config.head_size)
+        self.positions = torch.full((batch, capacity), NOWHERE, device=device)
+        self.end = 0  # of the used slots
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
 
+    def place(self, positions: Tensor, last: int) -> Tensor:
+        """Take the slots of new tokens at `positions` (b or 1, t), none after `last`.
 
-BACKENDS: dict[str, Backend] = {"eager": eager, "sdpa": sdpa}
+        Returns the positions (b, s) of all slots in use.
+        """
+        assert last < self.capacity, f"position {last} in a cache of {self.capacity} slots"
+        positions = positions.expand(len(self.positions), -1)
+        self.positions.scatter_(1, positions, positions)
+        self.end = max(self.end, last + 1)
+        return self.positions[:, : self.end]
+
+    def write(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep a layer's new keys and values (b, h, t, e); returns those of all slots in use."""
+        if layer == len(self.keys):
+            self.keys.append(k.new_zeros(self.shape))
+            self.values.append(v.new_zeros(self.shape))
+        slots = positions[:, None, :, None].expand_as(k)
+        keys = self.keys[layer].scatter_(2, slots, k)
+        values = self.values[layer].scatter_(2, slots, v)
+        return keys[:, :, : self.end], values[:, :, : self.end]
 
 
 @dataclass
-class BackendConfig:
-    """`name`: an entry of BACKENDS, or auto."""
+class Pass:
+    """What the layers of one forward pass share."""
 
-    name: str
-
-    def __post_init__(self) -> None:
-        known = [*BACKENDS, "auto"]
-        require(
-            self.name in known,
-            "model.backend.name",
-            self.name,
-            f"not one of {', '.join(known)}.{did_you_mean(self.name, known)}",
-        )
-
-
-def choose_backend(config: BackendConfig, device: str, bf16: bool) -> tuple[str, str]:
-    """The backend's name for a device type and precision, and the reason for it."""
-    if config.name != "auto":
-        return config.name, "as configured"
-    if device == "cpu" and bf16:
-        return "eager", "torch's bf16 flash backward is slow on CPUs"
-    return "sdpa", "torch's fused kernels"
+    scores: Scores
+    backend: Backend
+    cache: KVCache | None
 
 
 class SelfAttention(nn.Module):
-    """Multi-head causal self-attention with one fused projection for q, k and v."""
+    """Causal self-attention with one fused projection for q, k and v.
+
+    With fewer heads for keys and values than for queries, neighbouring queries share one:
+    grouped-query attention (Ainslie et al. 2023), or multi-query with one (Shazeer 2019).
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.n_head = layer, config.n_head
+        self.layer, self.head_size = layer, config.head_size
+        self.queries_a_key = config.n_head // config.kv_heads
         self.qk_norm, self.dropout = config.qk_norm, config.dropout
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        kv_width = config.kv_heads * config.head_size
+        self.widths = (config.n_embd, kv_width, kv_width)
+        self.qkv = nn.Linear(config.n_embd, sum(self.widths), bias=config.bias)
         self.out = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor, scores: Scores, backend: Backend) -> Tensor:
+    def forward(self, x: Tensor, shared: Pass) -> Tensor:
+        scores = shared.scores
         scheme, positions = scores.scheme, scores.q_positions
         x = scheme.block_input(x, positions, self.layer)
-        qkv = rearrange(self.qkv(x), "b t (n h e) -> n b h t e", n=3, h=self.n_head)
-        q, k, v = qkv.unbind()
+        q, k, v = (
+            rearrange(part, "b t (h e) -> b h t e", e=self.head_size)
+            for part in self.qkv(x).split(self.widths, dim=-1)
+        )
         if self.qk_norm:  # without parameters (Henry et al. 2020; Dehghani et al. 2023)
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         q, k = scheme.rotate(q, k, positions, self.layer)
-        y = backend(q, k, v, scores, self.layer, self.dropout if self.training else 0.0)
+        if shared.cache is not None:
+            k, v = shared.cache.write(self.layer, k, v, positions)
+        if self.queries_a_key > 1:
+            k, v = (part.repeat_interleave(self.queries_a_key, dim=1) for part in (k, v))
+        y = shared.backend(q, k, v, scores, self.layer, self.dropout if self.training else 0.0)
         return self.out(rearrange(y, "b h t e -> b t (h e)"))

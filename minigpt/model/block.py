@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from minigpt.model.attention import Backend, SelfAttention
+from minigpt.model.attention import Pass, SelfAttention
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import KINDS, PLACEMENTS
-from minigpt.model.scores import Scores
 
 if TYPE_CHECKING:
     from minigpt.model.gpt import ModelConfig
@@ -28,9 +27,9 @@ class Block(nn.Module):
         self.ffn = FFN.build(config.ffn, config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, scores: Scores, backend: Backend) -> Tensor:
+    def forward(self, x: Tensor, shared: Pass) -> Tensor:
         def attend(x: Tensor) -> Tensor:
-            return self.dropout(self.attention(x, scores, backend))
+            return self.dropout(self.attention(x, shared))
 
         x = self.place(x, self.attention_norm, attend)
         return self.place(x, self.ffn_norm, lambda x: self.dropout(self.ffn(x)))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.errors import UserError, did_you_mean, require
-from minigpt.model.attention import BACKENDS, BackendConfig, choose_backend
+from minigpt.errors import UserError, require, require_one_of
+from minigpt.model.attention import KVCache, Pass
+from minigpt.model.backends import BACKENDS, BackendConfig, Use, choose_backend
 from minigpt.model.block import Block
 from minigpt.model.ffn import FeedForwardConfig
 from minigpt.model.norm import KINDS, NormConfig
@@ -28,13 +31,14 @@ class EmbeddingConfig:
     name: str
 
     def __post_init__(self) -> None:
-        _one_of("model.embedding.name", self.name, EMBEDDINGS)
+        require_one_of("model.embedding.name", self.name, EMBEDDINGS)
 
 
 @dataclass
 class ModelConfig:
     """A GPT's design. `vocab_multiple` pads the vocabulary; `residual_init` sets how the last
-    map of each residual branch starts: normal over sqrt(2 n_layer) (GPT-2), or zero."""
+    map of each residual branch starts: normal over sqrt(2 n_layer) (GPT-2), or zero.
+    `n_kv_head`: heads of keys and values, None for n_head. `logit_softcap`: see `Scores`."""
 
     name: str
     n_layer: int
@@ -51,6 +55,18 @@ class ModelConfig:
     embedding: EmbeddingConfig
     ffn: FeedForwardConfig
     backend: BackendConfig
+    n_kv_head: int | None = None
+    logit_softcap: float | None = None
+
+    @property
+    def head_size(self) -> int:
+        """Channels of a head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
 
     def __post_init__(self) -> None:
         require(self.n_layer >= 0, "model.n_layer", self.n_layer, "must be 0 or more")
@@ -59,17 +75,14 @@ class ModelConfig:
                 getattr(self, key) >= 1, f"model.{key}", getattr(self, key), "must be 1 or more"
             )
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1)")
-        _one_of("model.residual_init", self.residual_init, RESIDUAL_INITS)
-        if self.n_embd % self.n_head:
-            heads = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0]
-            near = sorted(sorted(heads, key=lambda h: abs(h - self.n_head))[:3])
-            require(
-                False,
-                "model.n_head",
-                self.n_head,
-                f"must divide model.n_embd={self.n_embd}; use {', '.join(map(str, near))} heads, "
-                f"or another width",
-            )
+        require_one_of("model.residual_init", self.residual_init, RESIDUAL_INITS)
+        why = "must be above 0, or null for none"
+        cap = self.logit_softcap
+        require(cap is None or cap > 0, "model.logit_softcap", cap, why)
+        _require_divides("n_head", self.n_head, "n_embd", self.n_embd)
+        if self.n_kv_head is not None:
+            require(self.n_kv_head >= 1, "model.n_kv_head", self.n_kv_head, "must be 1 or more")
+            _require_divides("n_kv_head", self.n_kv_head, "n_head", self.n_head)
 
 
 class GPT(nn.Module):
@@ -84,7 +97,8 @@ class GPT(nn.Module):
         self.config, self.n_vocab = config, n_vocab
         padded = -(-n_vocab // config.vocab_multiple) * config.vocab_multiple
         self.token_embedding = nn.Embedding(padded, config.n_embd)
-        self.positional = POSITIONAL.build(config.positional, config)
+        with torch.random.fork_rng(devices=[]):  # whatever it draws, the rest starts the same
+            self.positional = POSITIONAL.build(config.positional, config)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.final_norm = (  # post-norm blocks end in a norm already
@@ -98,29 +112,42 @@ class GPT(nn.Module):
         self._initialise()
         self.use_backend("cpu", bf16=False)
 
-    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, positions: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
         """Logits (b, t, n_vocab) of the token after each of `tokens` (b, t).
 
-        `positions` (b or 1, t) are absolute ids, 0 to t - 1 if None. Raises UserError past the
-        scheme's `max_length`.
+        `positions` (b or 1, t) are absolute ids, 0 to t - 1 if None. With a cache the tokens see
+        those it holds, and are kept there. Raises UserError past the scheme's `max_length`.
         """
         length = tokens.shape[1]
+        in_order = positions is None
         if positions is None:
             last = length - 1
-            plain, positions = True, torch.arange(length, device=tokens.device)[None]
+            positions = torch.arange(length, device=tokens.device)[None]
         else:
-            plain, last = False, int(positions.max())
+            last = int(positions.max())
         limit = self.positional.max_length
         if limit is not None and last >= limit:
             raise UserError(
                 f"model.positional.name={self.config.positional.name}: has {limit} positions, "
                 f"and position {last} was asked for; shorten the text or raise model.block_size"
             )
-        scores = Scores(self.positional, self.config.n_head, positions, positions, plain)
+        k_positions = positions if cache is None else cache.place(positions, last)
+        in_order = in_order and k_positions.shape[1] == length  # nothing cached before
+        scores = Scores(
+            self.positional,
+            self.config.n_head,
+            positions,
+            k_positions,
+            in_order,
+            self.config.logit_softcap,
+        )
+        shared = Pass(scores, self.backend, cache)
         x = self.positional.embed(self.token_embedding(tokens), positions)
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, scores, self.backend)
+            x = block(x, shared)
         return self.head(self.final_norm(x))[..., : self.n_vocab]
 
     def loss(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -128,9 +155,23 @@ class GPT(nn.Module):
         logits = self(tokens)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
 
-    def use_backend(self, device: str, bf16: bool) -> str:
-        """Choose the attention backend for a device type and precision; returns 'name (reason)'."""
-        self.backend_name, reason = choose_backend(self.config.backend, device, bf16)
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode, without gradients; afterwards the mode is as it was."""
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self.train(was_training)
+
+    def use_backend(self, device: str, bf16: bool, use: Use = "decode") -> str:
+        """Choose the attention backend for a device type, precision and use.
+
+        Returns 'name (reason)'. Raises UserError where the configured one is not able.
+        """
+        self.backend_name, reason = choose_backend(self.config, self.positional, device, bf16, use)
         self.backend = BACKENDS[self.backend_name]
         return f"{self.backend_name} ({reason})"
 
@@ -141,6 +182,14 @@ class GPT(nn.Module):
         vocabulary = {self.token_embedding.weight, self.head.weight}  # one tensor when tied
         non_embedding = total - positional - sum(p.numel() for p in vocabulary)
         return {"total": total, "non_embedding": non_embedding, "positional": positional}
+
+    def decayed(self) -> list[nn.Parameter]:
+        """Parameters for weight decay: matrices and tables of vectors.
+
+        Not vectors (norms, biases), nor the bare scores of a scheme.
+        """
+        bare = set() if self.positional.decays else set(self.positional.parameters())
+        return [p for p in self.parameters() if p.ndim >= 2 and p not in bare]
 
     def flops_per_token(self) -> int:
         """Training FLOPs a token: 6 a matrix weight, 12 n_layer n_embd block_size for attention.
@@ -153,7 +202,9 @@ class GPT(nn.Module):
 
     def _initialise(self) -> None:
         """GPT-2's: normal of 0.02 everywhere, zero biases, residual branches by `residual_init`."""
-        for module in self.modules():
+        for name, module in self.named_modules():
+            if name.startswith("positional"):
+                continue  # a scheme initialises itself
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
@@ -165,6 +216,14 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=std)
 
 
-def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
-    why = f"not one of {', '.join(known)}.{did_you_mean(value, known)}"
-    require(value in known, key, value, why)
+def _require_divides(key: str, heads: int, whole_key: str, whole: int) -> None:
+    """Raise UserError unless `heads` divides `whole`; names the nearest that do."""
+    able = [n for n in range(1, whole + 1) if whole % n == 0]
+    near = sorted(sorted(able, key=lambda n: abs(n - heads))[:3])
+    require(
+        whole % heads == 0,
+        f"model.{key}",
+        heads,
+        f"must divide model.{whole_key}={whole}; use {', '.join(map(str, near))} heads, "
+        f"or another {whole_key}",
+    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from minigpt.errors import did_you_mean, require
+from minigpt.errors import require_one_of
 
 
 @dataclass
@@ -18,16 +18,8 @@ class NormConfig:
     kind: str
 
     def __post_init__(self) -> None:
-        for key, value, known in (
-            ("placement", self.placement, PLACEMENTS),
-            ("kind", self.kind, KINDS),
-        ):
-            require(
-                value in known,
-                f"model.norm.{key}",
-                value,
-                f"not one of {', '.join(known)}.{did_you_mean(value, known)}",
-            )
+        require_one_of("model.norm.placement", self.placement, PLACEMENTS)
+        require_one_of("model.norm.kind", self.kind, KINDS)
 
 
 def pre_norm(x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from minigpt.data import TokenData
 from minigpt.display import Display
 from minigpt.errors import Failure, require
-from minigpt.evaluate import evaluate, mean_loss, perplexity
+from minigpt.evaluate import evaluate, perplexity
 from minigpt.generate import Sampling, generate, stream_text
 from minigpt.logger import Logger
 from minigpt.model import GPT
@@ -119,7 +119,7 @@ class Trainer:
         self.batches = torch.Generator(compute.device).manual_seed(config.seed + BATCH_SEED)
         self.data = data.to(compute.device)
         self.model = GPT(config.model, tokenizer.n_vocab).to(compute.device)
-        self.backend = self.model.use_backend(compute.device, compute.precision == "bf16")
+        self.backend = self.model.use_backend(compute.device, compute.precision == "bf16", "train")
         self.loss = self.model.loss
         if self.options.compile:
             torch.compiler.reset()  # its limit of compiled variants counts over a whole sweep
@@ -216,7 +216,7 @@ class Trainer:
             "seed": self.config.seed,
             "steps": state.step,
             "best_step": state.best_step,
-            "train_loss": mean_loss(self.model, train_split, compute) if finished else None,
+            "train_loss": evaluate(self.model, train_split, compute).loss if finished else None,
             "val_loss": state.val_loss,
             "best_val_loss": state.best_val_loss,
             "val_perplexity": None if state.val_loss is None else perplexity(state.val_loss),
@@ -333,10 +333,11 @@ class Trainer:
             generator = torch.Generator(self.compute.device)
             generator.manual_seed(self.config.seed + self.state.step)
             prompt = self.tokenizer.encode(self.options.sample_prompt)
-            tokens = generate(
-                self.model, prompt, self.options.sample_tokens, Sampling(), generator, self.compute
+            n_tokens, sampling = self.options.sample_tokens, Sampling()
+            tokens = generate(self.model, [prompt], n_tokens, sampling, [generator], self.compute)
+            text = self.options.sample_prompt + "".join(
+                stream_text(self.tokenizer, (row[0] for row in tokens))
             )
-            text = self.options.sample_prompt + "".join(stream_text(self.tokenizer, tokens))
             self.run.append_sample(self.state.step, text)
             self.logger.log_text(text, self.state.step)
             self.display.sample(self.state.step, text)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from minigpt.errors import require
+from minigpt.model import GPT
 from minigpt.registry import Registry
 
 
@@ -41,12 +41,13 @@ OPTIMIZERS: Registry[torch.optim.Optimizer] = Registry(
 )
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Parameter groups: matrices and tables decay, vectors (norms, biases) do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def decay_groups(model: GPT, weight_decay: float) -> list[dict[str, object]]:
+    """Two parameter groups: those the model lets decay, and the rest."""
+    decayed = model.decayed()
+    kept = set(model.parameters()) - set(decayed)
     return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": [p for p in model.parameters() if p in kept], "weight_decay": 0.0},
     ]
 
 
@@ -70,7 +71,7 @@ class AdamWConfig(OptimizerConfig):
 class AdamW(torch.optim.AdamW):
     """AdamW (Loshchilov & Hutter 2019) in torch's fused form, decay on matrices only."""
 
-    def __init__(self, config: AdamWConfig, model: nn.Module) -> None:
+    def __init__(self, config: AdamWConfig, model: GPT) -> None:
         super().__init__(
             decay_groups(model, config.weight_decay),
             lr=config.lr,

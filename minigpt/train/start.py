@@ -16,7 +16,7 @@ from minigpt.errors import UserError, first_line
 from minigpt.files import recover_directory, write_json
 from minigpt.logger import LOGGERS, RunInfo
 from minigpt.model import GPT
-from minigpt.model.attention import BackendConfig
+from minigpt.model.backends import BackendConfig
 from minigpt.run import RunDirectory, provenance
 from minigpt.train.device import Compute, choose_compute, set_threads
 from minigpt.train.loop import Interrupted, Trainer
@@ -33,7 +33,8 @@ def start(config: Config, run: RunDirectory, resumed: bool, command: list[str]) 
     compute = choose_compute(options.device, options.precision)
     LOGGERS.variant(config.logger.name).check(config.logger)
     with torch.device("meta"):  # no memory, no time: only what constructors refuse
-        GPT(config.model, n_vocab=1)
+        design = GPT(config.model, n_vocab=1)
+    design.use_backend(compute.device, compute.precision == "bf16", "train")
     prepared = prepare(config.data, config.tokenizer, of_run=run if resumed else None)
     prepared.tokens.require_block(config.model.block_size)
     prepared.tokenizer.encode(options.sample_prompt)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,66 +20,196 @@ Vectors = list[Tensor]
 """One vector a token."""
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A query (e,) at position i and a key at position j that it sees, in one head of a layer.
+
+    `keys`: position and vector of every key that the query sees.
+    """
+
+    layer: int
+    head: int
+    i: int
+    j: int
+    query: Tensor
+    keys: list[tuple[int, Tensor]]
+
+
 class Positions:
-    """What a scheme does to one token or one pair of tokens. By default nothing."""
+    """What a scheme does to one token or one pair of tokens. By default nothing.
+
+    `relative`: adding a constant to all positions changes nothing. `counts_gaps`: it sees how far
+    apart two neighbours stand, not their order alone. `odd_widths`: n_embd and head size may be
+    odd.
+    """
+
+    relative = False
+    counts_gaps = True
+    odd_widths = True
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
-        self.config, self.weights = config, weights
-        self.base = getattr(config.positional, "base", math.nan)
+        self.config, self.options = config, vars(config.positional)
+        self.weights = {
+            name.removeprefix("positional."): weight
+            for name, weight in weights.items()
+            if name.startswith("positional.")
+        }
+        self.base: float = self.options.get("base", math.nan)
 
     def embed(self, x: Tensor, position: int) -> Tensor:
         """The embedding (d,) of one token."""
+        return x
+
+    def block_input(self, x: Tensor, position: int, layer: int) -> Tensor:
+        """What the query, key and value (d,) of one token are made of."""
         return x
 
     def turn(self, x: Tensor, position: int) -> Tensor:
         """The query or key (e,) of one token and head."""
         return x
 
-    def score(self, head: int, i: int, j: int) -> float:
-        """What is added to the scaled score of a query at position i and a key at position j."""
+    def turn_query(self, x: Tensor, position: int) -> Tensor:
+        """The query (e,), where it differs from the key."""
+        return self.turn(x, position)
+
+    def turn_key(self, x: Tensor, position: int) -> Tensor:
+        """The key (e,), where it differs from the query."""
+        return self.turn(x, position)
+
+    def score(self, pair: Pair) -> Tensor | float:
+        """What is added to the scaled, capped score of a query and a key."""
         return 0.0
+
+    def own(self, name: str, layer: int) -> Tensor:
+        """A parameter of a layer, where `layers` says whether it has its own."""
+        return self.weights[name][layer if self.options["layers"] == "own" else 0]
 
 
 class Nope(Positions):
     """Nothing (Kazemnejad et al. 2023)."""
+
+    relative, counts_gaps = True, False
 
 
 class Learned(Positions):
     """h_0 = U W_e + W_p (Radford et al. 2018, equation 2)."""
 
     def embed(self, x: Tensor, position: int) -> Tensor:
-        return x + self.weights["positional.table.weight"][position]
+        return x + self.weights["table.weight"][position]
+
+
+def wave(position: int, d: int, base: float) -> Tensor:
+    """PE(pos, 2i) = sin(pos / 10000^(2i/d)), PE(pos, 2i+1) = cos of it (Vaswani et al. 2017, 3.5).
+
+    10000 is the base.
+    """
+    values = []
+    for i in range(d // 2):
+        angle = position / base ** (2 * i / d)
+        values += [math.sin(angle), math.cos(angle)]
+    return torch.tensor(values)
 
 
 class Sinusoidal(Positions):
-    """PE(pos, 2i) = sin(pos / 10000^(2i/d)), PE(pos, 2i+1) = cos of it (Vaswani et al. 2017, 3.5).
+    """sqrt(d) x + PE (Vaswani et al. 2017, 3.4 and 3.5)."""
 
-    Embeddings are multiplied by sqrt(d) first (section 3.4).
-    """
+    odd_widths = False
 
     def embed(self, x: Tensor, position: int) -> Tensor:
-        d = len(x)
-        wave = []
-        for i in range(d // 2):
-            angle = position / self.base ** (2 * i / d)
-            wave += [math.sin(angle), math.cos(angle)]
-        return x * math.sqrt(d) + torch.tensor(wave)
+        return x * math.sqrt(len(x)) + wave(position, len(x), self.base)
+
+
+class BlockInput(Positions):
+    """A learned embedding a layer, added before it (Al-Rfou et al. 2018), or one wave for all.
+
+    The wave before each step is the Universal Transformer's (Dehghani et al. 2018). The residual
+    stream goes without.
+    """
+
+    def block_input(self, x: Tensor, position: int, layer: int) -> Tensor:
+        if self.options["table"] == "learned":
+            return x + self.weights["table"][layer][position]
+        return x + wave(position, len(x), self.base)
+
+
+def turned_pairs(x: Tensor, factors: list[Tensor]) -> Tensor:
+    """Channel pairs (k, k + n/2) of the first n as complex numbers, times their factors."""
+    half = len(factors)
+    turned = [torch.complex(x[k], x[k + half]) * factor for k, factor in enumerate(factors)]
+    return torch.cat(
+        (torch.stack([z.real for z in turned] + [z.imag for z in turned]), x[2 * half :])
+    )
+
+
+def polar(length: float, angle: float) -> Tensor:
+    """length exp(i angle)."""
+    return torch.polar(torch.tensor(length), torch.tensor(angle))
 
 
 class Rope(Positions):
     """Each channel pair is a complex number times exp(i m theta_k) (Su et al. 2021, 3.2.2).
 
-    theta_k = 10000^(-2(k-1)/e), k = 1 to e/2. A pair is (k, k + e/2), as in GPT-NeoX.
+    theta_k = 10000^(-2(k-1)/n), k = 1 to n/2, of the first n channels. A pair is (k, k + n/2), as
+    in GPT-NeoX. To stretch positions by s: m becomes m / s (Chen et al. 2023); the base is
+    multiplied by s^(n/(n-2)) (NTK-aware, bloc97 2023); or as `yarn` says.
     """
 
+    relative, odd_widths = True, False
+
     def turn(self, x: Tensor, position: int) -> Tensor:
-        half = len(x) // 2
-        turned = []
-        for k in range(1, half + 1):
-            theta = self.base ** (-2 * (k - 1) / len(x))
-            factor = torch.polar(torch.tensor(1.0), torch.tensor(position * theta))
-            turned.append(torch.complex(x[k - 1], x[k - 1 + half]) * factor)
-        return torch.stack([z.real for z in turned] + [z.imag for z in turned])
+        n = int(len(x) * self.options["fraction"])
+        s, scaling = self.options["factor"], self.options["scaling"]
+        length = 0.1 * math.log(s) + 1 if scaling == "yarn" else 1.0
+        factors = []
+        for k in range(1, n // 2 + 1):
+            base = self.base * s ** (n / (n - 2)) if scaling == "ntk" else self.base
+            theta = base ** (-2 * (k - 1) / n)
+            if scaling == "linear":
+                theta /= s
+            if scaling == "yarn":
+                kept = self.kept(k - 1, n)
+                theta = (1 - kept) * theta / s + kept * theta
+            factors.append(polar(length, position * theta))
+        return turned_pairs(x, factors)
+
+    def kept(self, k: int, n: int) -> float:
+        """How much of its frequency a pair keeps, 0 to 1 (Peng et al. 2023, 3.2; the code's ramp).
+
+        Pair d(r) = n ln(L / (2 pi r)) / (2 ln base) turns r times in L positions: all is kept up to
+        pair d(32) and none from d(1) on, both rounded outwards.
+        """
+
+        def pair(turns: int) -> float:
+            wavelength = self.config.block_size / turns
+            return n * math.log(wavelength / (2 * math.pi)) / (2 * math.log(self.base))
+
+        low, high = max(math.floor(pair(32)), 0), min(math.ceil(pair(1)), n - 1)
+        if k <= low:
+            return 1.0
+        return 0.0 if k >= high else 1 - (k - low) / (high - low)
+
+
+class Xpos(Positions):
+    """Queries times (zeta e^(i theta))^n, keys times (zeta^-1 e^(i theta))^m (Sun et al. 2022).
+
+    zeta_k = (k / (e/2) + gamma) / (1 + gamma), k = 0 to e/2 - 1, to the power of n / scale_base.
+    """
+
+    relative, odd_widths = True, False
+
+    def turn_query(self, x: Tensor, position: int) -> Tensor:
+        return self.turned(x, position, 1)
+
+    def turn_key(self, x: Tensor, position: int) -> Tensor:
+        return self.turned(x, position, -1)
+
+    def turned(self, x: Tensor, position: int, sign: int) -> Tensor:
+        factors = []
+        for k in range(len(x) // 2):
+            zeta = (k / (len(x) / 2) + self.options["gamma"]) / (1 + self.options["gamma"])
+            length = zeta ** (sign * position / self.options["scale_base"])
+            factors.append(polar(length, position * self.base ** (-2 * k / len(x))))
+        return turned_pairs(x, factors)
 
 
 class Alibi(Positions):
@@ -87,8 +219,12 @@ class Alibi(Positions):
     Where n is no power of two: the closest lower power's, then every other one of its double's.
     """
 
-    def score(self, head: int, i: int, j: int) -> float:
-        return self.slopes(self.config.n_head)[head] * (j - i)
+    relative = True
+
+    def score(self, pair: Pair) -> Tensor | float:
+        learned = self.options["slopes"] == "learned"
+        slopes = self.weights["slopes"] if learned else self.slopes(self.config.n_head)
+        return slopes[pair.head] * (pair.j - pair.i)
 
     def slopes(self, n: int) -> list[float]:
         lower = 2 ** math.floor(math.log2(n))
@@ -96,6 +232,117 @@ class Alibi(Positions):
             start = ratio = 2 ** (-8 / n)
             return [start * ratio**k for k in range(n)]
         return self.slopes(lower) + self.slopes(2 * lower)[0::2][: n - lower]
+
+
+class Integrated(Positions):
+    """q_i . P_j / sqrt(e), the key's half of an untied absolute term (Ke et al. 2021, section 3.1).
+
+    The query is the content's; P is the layer's, or the head's.
+    """
+
+    def score(self, pair: Pair) -> Tensor | float:
+        head = pair.head if self.options["heads"] == "own" else 0
+        vector = self.weights["table"][pair.layer, head, pair.j]
+        return (pair.query * vector).sum() / math.sqrt(len(vector))
+
+
+class Relative(Positions):
+    """e_ij = q_i . (k_j + a_ij) / sqrt(e), a_ij = w_clip(j - i, k) (Shaw et al. 2018, eq. 4).
+
+    Row n of the table is w_-n.
+    """
+
+    relative = True
+
+    def score(self, pair: Pair) -> Tensor | float:
+        clip = self.options["clip"]
+        distance = pair.i - pair.j
+        if clip is not None and distance > clip:
+            distance = clip
+        vector = self.weights["table"][pair.layer, distance]
+        return (pair.query * vector).sum() / math.sqrt(len(vector))
+
+
+class RelativeBias(Positions):
+    """A number of the head and distance (Raffel et al. 2020, 2.1, a bucket for each distance)."""
+
+    relative = True
+
+    def score(self, pair: Pair) -> Tensor | float:
+        return self.own("bias", pair.layer)[pair.head, pair.i - pair.j]
+
+
+class T5(Positions):
+    """A number of the head and the distance's bucket (Raffel et al. 2020, 2.1, causal).
+
+    Half of the n buckets hold one distance each. The others divide n/2 to `max_distance` evenly in
+    logarithms; all from there on are in the last.
+    """
+
+    relative = True
+
+    def score(self, pair: Pair) -> Tensor | float:
+        n, longest, distance = (
+            self.options["buckets"],
+            self.options["max_distance"],
+            pair.i - pair.j,
+        )
+        half, bucket = n // 2, distance
+        if distance >= longest:
+            bucket = n - 1
+        elif distance >= half:
+            bucket = half + math.floor(half * math.log(distance / half) / math.log(longest / half))
+        return self.own("bias", pair.layer)[pair.head, bucket]
+
+
+class Kerple(Positions):
+    """-r1 log(1 + r2 |m - n|), r1, r2 > 0 (Chi et al. 2022, equation 3), kept as logarithms."""
+
+    relative = True
+
+    def score(self, pair: Pair) -> Tensor | float:
+        r1, r2 = (self.own(name, pair.layer)[pair.head].exp() for name in ("log_p", "log_a"))
+        return -r1 * torch.log(1 + r2 * (pair.i - pair.j))
+
+
+class Fire(Positions):
+    """b(i, j) = f(psi(i - j) / psi(max(L, i))), psi(x) = log(c x + 1) (Li et al. 2023, section 3).
+
+    f is a network with one hidden ReLU layer and an output a head. As in the authors' code c and L
+    are made positive by |.|, L is a learned factor times where it starts, and 10^-6 is added to
+    the divisor.
+    """
+
+    def score(self, pair: Pair) -> Tensor | float:
+        c, factor = (self.own(name, pair.layer).abs() for name in ("c", "length"))
+        length = factor * self.options["threshold"] * self.config.block_size
+        longest = length if length > pair.i else torch.tensor(float(pair.i))
+        share = torch.log(c * (pair.i - pair.j) + 1) / (torch.log(c * longest + 1) + 1e-6)
+        up, bias = (self.own(name, pair.layer) for name in ("up", "up_bias"))
+        return (self.own("down", pair.layer)[pair.head] * relu(up * share + bias)).sum()
+
+
+class Cope(Positions):
+    """q_i . e[p_ij], p_ij the sum of g_ik over k from j to i (Golovneva et al. 2024, 3 to 5).
+
+    g_ik = sigmoid(q_i . k_k), with the authors' code of q_i . k_k / sqrt(e). Between two whole
+    numbers e[p] is interpolated; p ends at the largest position.
+    """
+
+    relative, counts_gaps = True, False
+
+    def score(self, pair: Pair) -> Tensor | float:
+        table, q = self.weights["table"][pair.layer], pair.query
+        last = self.options["max_position"] or self.config.block_size
+        p = torch.zeros(())
+        for position, key in pair.keys:
+            if position >= pair.j:
+                p = p + 1 / (1 + torch.exp(-(q * key).sum() / math.sqrt(len(q))))
+        if p >= last:
+            return (q * table[last]).sum()
+        low = math.floor(p.item())
+        share = p - low
+        return share * (q * table[low + 1]).sum() + (1 - share) * (q * table[low]).sum()
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -145,10 +392,40 @@ def rmsnorm(x: Tensor, weights: Weights, name: str) -> Tensor:
 # One row a registered variant.
 POSITIONS: dict[str, type[Positions]] = {
     "alibi": Alibi,
+    "block_input": BlockInput,
+    "cope": Cope,
+    "fire": Fire,
+    "integrated": Integrated,
+    "kerple": Kerple,
     "learned": Learned,
     "nope": Nope,
+    "relative": Relative,
+    "relative_bias": RelativeBias,
     "rope": Rope,
     "sinusoidal": Sinusoidal,
+    "t5": T5,
+    "xpos": Xpos,
+}
+# Options besides the defaults that the tests try. A scheme needs none.
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "alibi": [{"slopes": "learned"}],
+    "block_input": [{"table": "sinusoidal", "base": 10000.0}],
+    "cope": [{"max_position": 3}],
+    "fire": [{"layers": "own", "width": 5}, {"threshold": 4.0}],
+    "integrated": [{"heads": "own"}],
+    "kerple": [{"layers": "own"}],
+    "relative": [{"clip": 3}],
+    "relative_bias": [{"layers": "own"}],
+    "rope": [
+        {"fraction": 0.5},
+        {"base": 10.0, "scaling": "linear", "factor": 4.0},
+        {"base": 10.0, "scaling": "ntk", "factor": 4.0},
+        {"base": 10.0, "scaling": "yarn", "factor": 4.0},
+        {"fraction": 0.75, "scaling": "yarn", "factor": 2.5, "base": 50.0},
+    ],
+    "sinusoidal": [{"base": 10.0}],
+    "t5": [{"layers": "own"}, {"buckets": 4, "max_distance": 6}],
+    "xpos": [{"base": 10.0, "scale_base": 5.0, "gamma": 0.1}],
 }
 FEED_FORWARDS: dict[str, Callable[[Tensor, Weights, str], Tensor]] = {
     "gelu": two_maps(gelu),
@@ -194,15 +471,16 @@ def one_text(
     table = weights["token_embedding.weight"]
     xs = [scheme.embed(table[token], p) for token, p in zip(tokens, positions, strict=True)]
 
-    def attend(inputs: Vectors, name: str) -> Vectors:
-        return attention(config, weights, scheme, name, inputs, positions)
-
-    def feed_forward(inputs: Vectors, name: str) -> Vectors:
-        return [FEED_FORWARDS[config.ffn.name](x, weights, name) for x in inputs]
-
     for layer in range(config.n_layer):
-        xs = residual(config, weights, xs, attend, f"blocks.{layer}.attention")
-        xs = residual(config, weights, xs, feed_forward, f"blocks.{layer}.ffn")
+
+        def attend(inputs: Vectors, layer: int = layer) -> Vectors:
+            return attention(config, weights, scheme, layer, inputs, positions)
+
+        def feed_forward(inputs: Vectors, name: str = f"blocks.{layer}.ffn") -> Vectors:
+            return [FEED_FORWARDS[config.ffn.name](x, weights, name) for x in inputs]
+
+        xs = residual(config, weights, xs, attend, f"blocks.{layer}.attention_norm")
+        xs = residual(config, weights, xs, feed_forward, f"blocks.{layer}.ffn_norm")
     if config.norm.placement == "pre":
         xs = [NORMS[config.norm.kind](x, weights, "final_norm") for x in xs]
     head = weights["head.weight" if config.embedding.name == "untied" else "token_embedding.weight"]
@@ -213,52 +491,67 @@ def residual(
     config: ModelConfig,
     weights: Weights,
     xs: Vectors,
-    sublayer: Callable[[Vectors, str], Vectors],
-    name: str,
+    sublayer: Callable[[Vectors], Vectors],
+    norm_name: str,
 ) -> Vectors:
     """x + f(norm(x)) or norm(x + f(x))."""
 
     def norm(x: Tensor) -> Tensor:
-        return NORMS[config.norm.kind](x, weights, f"{name}_norm")
+        return NORMS[config.norm.kind](x, weights, norm_name)
 
     if config.norm.placement == "pre":
-        changes = sublayer([norm(x) for x in xs], name)
+        changes = sublayer([norm(x) for x in xs])
         return [x + change for x, change in zip(xs, changes, strict=True)]
     assert config.norm.placement == "post"
-    return [norm(x + change) for x, change in zip(xs, sublayer(xs, name), strict=True)]
+    return [norm(x + change) for x, change in zip(xs, sublayer(xs), strict=True)]
 
 
 def attention(
     config: ModelConfig,
     weights: Weights,
     scheme: Positions,
-    name: str,
+    layer: int,
     xs: Vectors,
     positions: list[int],
 ) -> Vectors:
-    """Causal attention: each query over the keys at or before its position."""
+    """Causal attention: each query over the keys at or before its position.
+
+    With fewer heads for keys and values, as many neighbouring queries share each (Ainslie et al.
+    2023, section 2.2). Scores are soft-capped before the scheme adds to them.
+    """
+    name = f"blocks.{layer}.attention"
     size = config.n_embd // config.n_head
-    projected = [linear(x, weights, f"{name}.qkv") for x in xs]
+    n_kv_head = config.n_kv_head or config.n_head
+    widths = [config.n_embd, n_kv_head * size, n_kv_head * size]
+    projected = []
+    for x, position in zip(xs, positions, strict=True):
+        x = scheme.block_input(x, position, layer)
+        projected.append(linear(x, weights, f"{name}.qkv").split(widths))
     heads: list[Vectors] = [[] for _ in xs]
     for head in range(config.n_head):
-        first = head * size
+        kv_head = head // (config.n_head // n_kv_head)
         queries, keys, values = [], [], []
-        for qkv, position in zip(projected, positions, strict=True):
-            q, k, v = (y[first : first + size] for y in qkv.split(config.n_embd))
+        for (q, k, v), position in zip(projected, positions, strict=True):
+            q = q[head * size : (head + 1) * size]
+            k, v = (y[kv_head * size : (kv_head + 1) * size] for y in (k, v))
             if config.qk_norm:
                 q, k = unit(q), unit(k)
-            queries.append(scheme.turn(q, position))
-            keys.append(scheme.turn(k, position))
+            queries.append(scheme.turn_query(q, position))
+            keys.append((position, scheme.turn_key(k, position)))
             values.append(v)
-        for query, i in enumerate(positions):
+        for token, i in enumerate(positions):
+            query, seen = queries[token], [(j, key) for j, key in keys if j <= i]
             total, mixed = torch.zeros(()), torch.zeros(size)
-            for key, j in enumerate(positions):
+            for (j, key), value in zip(keys, values, strict=True):
                 if j > i:
                     continue
-                score = (queries[query] * keys[key]).sum() / math.sqrt(size)
-                weight = torch.exp(score + scheme.score(head, i, j))
-                total, mixed = total + weight, mixed + weight * values[key]
-            heads[query].append(mixed / total)
+                score = (query * key).sum() / math.sqrt(size)
+                if config.logit_softcap is not None:
+                    score = config.logit_softcap * torch.tanh(score / config.logit_softcap)
+                score = score + scheme.score(Pair(layer, head, i, j, query, seen))
+                weight = torch.exp(score)
+                total, mixed = total + weight, mixed + weight * value
+            heads[token].append(mixed / total)
     return [linear(torch.cat(mixed), weights, f"{name}.out") for mixed in heads]
 
 

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from reference import POSITIONS, reference_logits, reference_loss
+from contract import (
+    RELATIVE,
+    SCHEMES,
+    TRAINABLE,
+    VARIANT_IDS,
+    VARIANTS,
+    assert_equal,
+    bare_scores_do_not_decay,
+    cached_equals_full,
+    dense_is_the_formula,
+    each_row_has_its_positions,
+    equals_reference,
+    later_tokens_change_nothing,
+    loss_of,
+    no_positions_mean_arange,
+    order_is_that_of_positions,
+    score_is_truthful,
+    sees_gaps,
+    shift_changes_nothing,
+    shift_changes_something,
+    variant_config,
+)
+from reference import OPTIONS, POSITIONS, Positions
 from tiny import (
     N_VOCAB,
     composed,
@@ -23,36 +46,23 @@ from torch import Tensor
 
 from minigpt.errors import UserError
 from minigpt.model import GPT, ModelConfig
-from minigpt.model.attention import BACKENDS, BackendConfig, choose_backend
+from minigpt.model.backends import BACKENDS, USES, BackendConfig, Use, choose_backend, why_not
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import KINDS, PLACEMENTS
-from minigpt.model.positional import POSITIONAL
+from minigpt.model.positional import POSITIONAL, PositionalScheme
 from minigpt.model.positional.alibi import alibi_slopes
 from minigpt.model.scores import Scores
 
-SCHEMES = POSITIONAL.names()
-RELATIVE = ["alibi", "nope", "rope"]  # see distances only, or nothing
-
-# (n_head, n_embd): even and, where the scheme allows it, odd head sizes.
-ODD = {"rope": (3, 6), "sinusoidal": (2, 6)}
-SIZES = [(name, *size) for name in SCHEMES for size in ((3, 12), ODD.get(name, (3, 15)))]
+Options = Mapping[str, Any]
+each_variant = pytest.mark.parametrize(("scheme", "options"), VARIANTS, ids=VARIANT_IDS)
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+per_row_or_not = pytest.mark.parametrize("per_row", [False, True], ids=["arange", "positions"])
 
 
 @pytest.fixture
 def float64() -> Iterator[None]:
     with default_dtype(torch.float64):
         yield
-
-
-def loss_of(logits: Tensor) -> Tensor:
-    """A loss in the logits' own precision; GPT.loss has that of fp32."""
-    targets = random_tokens(*logits.shape[:2], seed=1)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
-def assert_equal(actual: Any, expected: Any) -> None:
-    """Equal but for the order of float64 sums. Tensors, or tensors by name."""
-    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -63,28 +73,60 @@ def test_every_registered_scheme_has_a_reference(scheme: str) -> None:
     )
 
 
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("per_row", [False, True], ids=["arange", "positions"])
+def test_other_options_are_those_of_registered_schemes() -> None:
+    assert {*OPTIONS} <= {*POSITIONS} <= {*SCHEMES}
+
+
+@per_row_or_not
 @pytest.mark.parametrize("length", [1, 7])
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("scheme", "n_head", "n_embd"), SIZES)
-def test_equals_the_reference(
-    scheme: str, n_head: int, n_embd: int, backend: str, length: int, per_row: bool
+@pytest.mark.parametrize("backend", TRAINABLE)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_equals_the_reference(scheme: str, backend: str, length: int, per_row: bool) -> None:
+    equals_reference(tiny_config(scheme), backend, length, per_row)
+
+
+@pytest.mark.parametrize("backend", TRAINABLE)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_odd_head_sizes_equal_the_reference(scheme: str, backend: str) -> None:
+    odd = POSITIONS.get(scheme, Positions).odd_widths
+    equals_reference(tiny_config(scheme, n_embd=15 if odd else 6), backend, 7, per_row=True)
+
+
+@per_row_or_not
+@pytest.mark.parametrize("backend", TRAINABLE)
+@each_variant
+def test_options_equal_the_reference(
+    scheme: str, options: Options, backend: str, per_row: bool
 ) -> None:
-    config = tiny_config(scheme, backend=backend, n_head=n_head, n_embd=n_embd)
-    model = random_model(config)
-    tokens = random_tokens(2, length)
-    arange = torch.arange(length)
-    positions = torch.stack((2 * arange, arange + 5)) if per_row else arange.expand(2, -1)
+    equals_reference(variant_config(scheme, options), backend, 7, per_row)
 
-    logits = model(tokens, positions if per_row else None)
-    weights = dict(model.named_parameters())
-    expected = reference_logits(config, weights, N_VOCAB, tokens, positions)
-    assert_equal(logits, expected)
 
-    found = gradients(loss_of(logits), model)
-    wanted = gradients(reference_loss(expected, random_tokens(2, length, seed=1)), model)
-    assert_equal(found, wanted)
+@pytest.mark.parametrize("n_kv_head", [1, 2])
+@pytest.mark.parametrize("backend", TRAINABLE)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_grouped_queries_equal_the_reference(scheme: str, backend: str, n_kv_head: int) -> None:
+    config = tiny_config(scheme, n_head=4, n_embd=16, n_kv_head=n_kv_head)
+    equals_reference(config, backend, 7, per_row=True)
+
+
+@pytest.mark.parametrize("backend", ["eager", "flex"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_soft_caps_equal_the_reference(scheme: str, backend: str) -> None:
+    config = tiny_config(scheme, n_head=4, n_embd=16, n_kv_head=2, logit_softcap=0.5)
+    equals_reference(config, backend, 7, per_row=True)
+
+
+@per_row_or_not
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_flex_equals_the_reference(scheme: str, per_row: bool) -> None:
+    equals_reference(tiny_config(scheme), "flex", 7, per_row)
+
+
+def test_yarn_ramps_within_long_blocks() -> None:
+    options = {"scaling": "yarn", "factor": 8.0}
+    for block_size in (4, 64, 4096):  # all, some and no slow pairs
+        config = variant_config("rope", options, n_head=2, n_embd=32, block_size=block_size)
+        equals_reference(config, "eager", 3, per_row=True)
 
 
 @pytest.mark.parametrize(
@@ -95,18 +137,44 @@ def test_backends_agree(scheme: str, dtype: torch.dtype, tolerance: float) -> No
     with default_dtype(dtype):
         model = random_model(tiny_config(scheme, block_size=64))
         tokens = random_tokens(2, 33)
-        results: dict[str, tuple[Tensor, dict[str, Tensor]]] = {}
+        logits: dict[str, Tensor] = {}
+        found: dict[str, dict[str, Tensor]] = {}
         for name, backend in BACKENDS.items():
             model.backend = backend
-            logits = model(tokens)
-            results[name] = logits, gradients(loss_of(logits), model)
-    expected, wanted = results.pop("eager")
-    for logits, found in results.values():
-        torch.testing.assert_close(logits, expected, rtol=tolerance, atol=tolerance)
-        torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+            with torch.set_grad_enabled(name in TRAINABLE):
+                logits[name] = model(tokens)
+            if name in TRAINABLE:
+                found[name] = gradients(loss_of(logits[name]), model)
+    for results in (logits, found):
+        for result in results.values():
+            expected = results["eager"]
+            torch.testing.assert_close(result, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@each_variant
+def test_flex_on_a_gpu(scheme: str, options: Options, softcap: float | None) -> None:
+    config = variant_config(
+        *(scheme, options), n_head=4, n_kv_head=2, n_embd=64, block_size=64, logit_softcap=softcap
+    )
+    torch.compiler.reset()  # it compiles a function so many times and no more
+    model = random_model(config).to("cuda")
+    tokens = random_tokens(2, 33).to("cuda")
+    expected = model(tokens)
+    wanted = gradients(loss_of(expected), model)
+    model.backend = BACKENDS["flex"]
+    with torch.no_grad():
+        logits = model(tokens)
+    torch.testing.assert_close(logits, expected.detach(), rtol=1e-4, atol=1e-4)
+    why = why_not("flex", "train", "cuda", model.positional, config)
+    assert (why is None) == (not model.positional.score_learns), why
+    if why is None:
+        found = gradients(loss_of(model(tokens)), model)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", TRAINABLE)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_dropout_works_in_training_only(scheme: str, backend: str) -> None:
     tokens = random_tokens(2, 9)
@@ -119,7 +187,7 @@ def test_dropout_works_in_training_only(scheme: str, backend: str) -> None:
     assert torch.equal(without.train()(tokens), without(tokens))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TRAINABLE)
 def test_attention_weights_drop_out_without_bias(backend: str) -> None:
     torch.manual_seed(0)
     config = tiny_config("nope", n_head=1)
@@ -136,72 +204,59 @@ def test_attention_weights_drop_out_without_bias(backend: str) -> None:
         assert not mixed[:, 0, i, i + 1 :].any()
 
 
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("backend", BACKENDS)
+Check = Callable[[ModelConfig, str], None]
+
+
+@pytest.mark.parametrize("check", [each_row_has_its_positions, order_is_that_of_positions])
+@each_backend
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_no_positions_mean_arange(scheme: str, backend: str) -> None:
-    model = random_model(tiny_config(scheme, backend=backend))
-    tokens = random_tokens(2, 9)
-    for positions in (torch.arange(9)[None], torch.arange(9).expand(2, -1)):
-        assert_equal(model(tokens, positions), model(tokens))
+def test_positions_are_data(scheme: str, backend: str, check: Check) -> None:
+    check(tiny_config(scheme), backend)
 
 
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("check", [no_positions_mean_arange, later_tokens_change_nothing])
+@pytest.mark.parametrize("backend", TRAINABLE)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_each_row_has_its_own_positions(scheme: str, backend: str) -> None:
-    model = random_model(tiny_config(scheme, backend=backend))
-    tokens = random_tokens(3, 5)
-    positions = torch.tensor([[0, 1, 2, 3, 4], [11, 12, 13, 14, 15], [1, 2, 4, 8, 15]])
-    together = model(tokens, positions)
-    for row in range(3):
-        alone = model(tokens[row : row + 1], positions[row : row + 1])
-        assert_equal(together[row], alone[0])
+def test_the_causal_path(scheme: str, backend: str, check: Check) -> None:
+    check(tiny_config(scheme), backend)
 
 
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_order_is_that_of_positions(scheme: str, backend: str) -> None:
-    model = random_model(tiny_config(scheme, backend=backend))
-    tokens, shuffled = random_tokens(2, 6), torch.tensor([3, 0, 5, 1, 4, 2])
-    assert_equal(model(tokens[:, shuffled], shuffled[None]), model(tokens)[:, shuffled])
+@pytest.mark.parametrize("backend", TRAINABLE)
+@each_variant
+def test_cached_equals_full(scheme: str, options: Options, backend: str) -> None:
+    cached_equals_full(variant_config(scheme, options), backend)
 
 
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("scheme", RELATIVE)
-def test_relative_schemes_see_no_absolute_position(scheme: str, backend: str) -> None:
-    model = random_model(tiny_config(scheme, backend=backend))
-    tokens, positions = random_tokens(2, 9), torch.arange(9)[None]
-    for shift in (1, 1000):
-        assert_equal(model(tokens, positions + shift), model(tokens))
+@pytest.mark.parametrize("backend", TRAINABLE)
+@pytest.mark.parametrize(
+    ("scheme", "options"), [variant for variant in VARIANTS if variant[0] in RELATIVE], ids=str
+)
+def test_relative_schemes_see_no_absolute_position(
+    scheme: str, options: Options, backend: str
+) -> None:
+    shift_changes_nothing(variant_config(scheme, options), backend)
 
 
-@pytest.mark.parametrize("scheme", sorted({*SCHEMES} - {"nope"}))
-def test_schemes_see_an_order_beyond_the_mask(scheme: str) -> None:
-    model = random_model(tiny_config(scheme))
-    tokens = random_tokens(1, 9)
-    apart = model(tokens, torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 12]]))
-    assert not torch.allclose(apart[:, -1], model(tokens)[:, -1], atol=1e-3)
+@pytest.mark.parametrize("backend", TRAINABLE)
+@pytest.mark.parametrize("scheme", sorted({*SCHEMES} - {*RELATIVE}))
+def test_the_others_see_absolute_positions(scheme: str, backend: str) -> None:
+    shift_changes_something(tiny_config(scheme), backend)
+
+
+@pytest.mark.parametrize("backend", TRAINABLE)
+@each_variant
+def test_who_sees_gaps_between_positions(scheme: str, options: Options, backend: str) -> None:
+    seen = sees_gaps(variant_config(scheme, options), backend)
+    assert seen == POSITIONS.get(scheme, Positions).counts_gaps
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ffn", FFN.names())
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_later_tokens_change_nothing_before(
-    scheme: str, backend: str, ffn: str, kind: str, placement: str
-) -> None:
-    model = random_model(tiny_config(scheme, ffn, backend, placement=placement, kind=kind))
-    tokens = random_tokens(1, 9)
-    changed = tokens.clone()
-    changed[:, 5:] = (changed[:, 5:] + 3) % N_VOCAB
-    with torch.inference_mode():
-        before, after = model(tokens), model(changed)
-    torch.testing.assert_close(after[:, :5], before[:, :5])
-    assert not torch.allclose(after[:, 5:], before[:, 5:])
+@pytest.mark.parametrize("backend", TRAINABLE)
+def test_no_layer_shows_later_tokens(backend: str, ffn: str, kind: str, placement: str) -> None:
+    config = tiny_config("learned", ffn, placement=placement, kind=kind)
+    later_tokens_change_nothing(config, backend)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -220,25 +275,32 @@ def test_lengths_beyond_the_block(scheme: str) -> None:
         model(random_tokens(1, 2), torch.tensor([[0, limit + 3]]))
 
 
-def test_learned_positions_end_at_block_size() -> None:
-    assert random_model(tiny_config("learned", block_size=8)).positional.max_length == 8
+def limit(scheme: str, **options: Any) -> int | None:
+    return random_model(variant_config(scheme, options, block_size=8)).positional.max_length
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_score_is_shared_is_truthful(scheme: str) -> None:
-    model = random_model(tiny_config(scheme))
-    positions = torch.arange(6)[None]
-    if not model.positional.score_is_shared:
-        return
+def test_tables_of_positions_end_at_block_size() -> None:
+    for scheme in ("block_input", "integrated", "learned", "relative", "relative_bias"):
+        assert limit(scheme) == 8, scheme
+    assert limit("block_input", table="sinusoidal", base=10000.0) is None
+    assert limit("relative", clip=3) is None
+    for scheme in ("alibi", "cope", "fire", "kerple", "nope", "rope", "sinusoidal", "t5", "xpos"):
+        assert limit(scheme) is None, scheme
 
-    def bias(seed: int, layer: int) -> Tensor | None:
-        generator = torch.Generator().manual_seed(seed)
-        q, k = torch.randn(2, 2, 3, 6, 4, generator=generator)
-        return Scores(model.positional, 3, positions, positions, True).additive(q, k, layer)
 
-    first, second = bias(0, 0), bias(1, 1)
-    assert first is not None and second is not None
-    assert torch.equal(first, second)
+@each_variant
+def test_dense_is_the_formula(scheme: str, options: Options) -> None:
+    dense_is_the_formula(variant_config(scheme, options))
+
+
+@each_variant
+def test_score_is_truthful(scheme: str, options: Options) -> None:
+    score_is_truthful(variant_config(scheme, options))
+
+
+@each_variant
+def test_bare_scores_do_not_decay(scheme: str, options: Options) -> None:
+    bare_scores_do_not_decay(variant_config(scheme, options))
 
 
 @pytest.mark.parametrize(
@@ -308,20 +370,77 @@ def test_bf16_stays_close_to_fp32(scheme: str, backend: str) -> None:
     assert error < 0.03
 
 
-def test_choice_of_backend() -> None:
-    auto = BackendConfig("auto")
-    assert choose_backend(auto, "cuda", bf16=True)[0] == "sdpa"
-    assert choose_backend(auto, "cpu", bf16=False)[0] == "sdpa"
-    assert choose_backend(auto, "cpu", bf16=True)[0] == "eager"
-    for name in BACKENDS:
-        assert choose_backend(BackendConfig(name), "cpu", bf16=True) == (name, "as configured")
+def scheme_of(config: ModelConfig) -> PositionalScheme:
+    return POSITIONAL.build(config.positional, config)
+
+
+def choice(config: ModelConfig, device: str, bf16: bool, use: Use) -> tuple[str, str]:
+    return choose_backend(config, scheme_of(config), device, bf16, use)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_choice_of_backend(use: Use) -> None:
+    auto = tiny_config(backend="auto")
+    assert choice(auto, "cuda", True, use)[0] == "sdpa"
+    assert choice(auto, "mps", False, use)[0] == "sdpa"
+    assert choice(auto, "cpu", False, use)[0] == "sdpa"
+    assert choice(auto, "cpu", True, use)[0] == "eager"
+    capped = tiny_config(backend="auto", logit_softcap=1.0)
+    assert choice(capped, "cuda", True, use) == ("eager", "sdpa: it has no logit soft-cap")
+    for name in TRAINABLE:
+        config = tiny_config(backend=name)
+        assert choice(config, "cpu", True, use) == (name, "as configured")
+
+
+def test_choice_reaches_the_model() -> None:
     model = GPT(tiny_config(backend="auto"), N_VOCAB)
     assert model.use_backend("cpu", bf16=True).startswith("eager (")
     assert model.backend is BACKENDS["eager"]
     with pytest.raises(UserError, match=r"^model\.backend\.name=spda: .*Did you mean sdpa\?"):
         BackendConfig("spda")
-
-
-def test_explicit_backend_reaches_the_model() -> None:
     for name, backend in BACKENDS.items():
         assert GPT(composed(f"backend={name}"), N_VOCAB).backend is backend
+
+
+WIDE: dict[str, Any] = {"n_head": 2, "n_embd": 32}  # heads of 16 channels
+
+
+@pytest.mark.parametrize(
+    ("backend", "use", "device", "changes", "why"),
+    [
+        ("sdpa", "train", "cpu", {"logit_softcap": 9.0}, "it has no logit soft-cap"),
+        ("sdpa", "decode", "cuda", {"logit_softcap": 9.0}, "it has no logit soft-cap"),
+        ("flex", "train", "mps", WIDE, "FlexAttention has no kernels for mps"),
+        ("flex", "decode", "mps", WIDE, "FlexAttention has no kernels for mps"),
+        ("flex", "train", "cpu", WIDE, "FlexAttention has no backward on CPUs"),
+        ("flex", "train", "cuda", {}, "its GPU kernels need heads of 16 channels or more"),
+        ("flex", "decode", "cuda", {}, "its GPU kernels need heads of 16 channels or more"),
+        ("flex", "train", "cuda", {**WIDE, "dropout": 0.1}, "FlexAttention has no dropout"),
+    ],
+)
+def test_refusals(backend: str, use: Use, device: str, changes: dict[str, Any], why: str) -> None:
+    config = tiny_config("rope", backend=backend, **changes)
+    assert why_not(backend, use, device, scheme_of(config), config) == why
+    asked = f"model.backend.name={backend}: cannot {use} positional=rope on {device}: {why}; "
+    with pytest.raises(UserError, match="^" + re.escape(asked) + "use eager.* or auto$"):
+        choice(config, device, False, use)
+    assert choice(replace(config, backend=BackendConfig("auto")), device, False, use)[0] != backend
+
+
+@each_variant
+def test_flex_refuses_to_train_learned_terms(scheme: str, options: Options) -> None:
+    config = variant_config(scheme, options, backend="flex", **WIDE)
+    model = random_model(config)
+    positions, layers = torch.arange(9)[None], range(config.n_layer)
+    q, k = torch.randn(2, 2, 2, 9, 16, requires_grad=True)
+    scores = Scores(model.positional, 2, positions, positions, True)
+    learns = any(scores.additive(q, k, layer).requires_grad for layer in layers)
+    assert model.positional.score_learns == learns
+    why = why_not("flex", "train", "cuda", model.positional, config)
+    assert (why is not None) == learns
+    if learns:
+        assert why == "FlexAttention sums a learned term's gradients in no fixed order"
+        asked = f"^model.backend.name=flex: cannot train positional={scheme} on cuda: {why}; "
+        with pytest.raises(UserError, match=asked + "use eager, sdpa or auto$"):
+            choice(config, "cuda", True, "train")
+    assert choice(config, "cuda", True, "decode") == ("flex", "as configured")

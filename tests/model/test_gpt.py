@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from contract import VARIANTS, variant_config
 from reference import FEED_FORWARDS, NORMS, reference_logits, reference_loss
 from tiny import (
     N_VOCAB,
@@ -150,11 +151,61 @@ def test_llama_parameter_counts() -> None:
 
 
 def test_schemes_differ_in_positional_parameters_alone() -> None:
-    counts = {name: GPT(tiny_config(name), N_VOCAB).parameter_counts() for name in SCHEMES}
+    counts = {
+        (name, *options.values()): GPT(variant_config(name, options), N_VOCAB).parameter_counts()
+        for name, options in VARIANTS
+    }
     assert len({count["non_embedding"] for count in counts.values()}) == 1
     assert len({count["total"] - count["positional"] for count in counts.values()}) == 1
-    assert counts["learned"]["positional"] == 16 * 12
-    assert {counts[name]["positional"] for name in ("alibi", "nope", "rope", "sinusoidal")} == {0}
+    layers, heads, block, d, e = 2, 3, 16, 24, 8
+    documented = {
+        ("alibi",): 0,
+        ("alibi", "learned"): heads,
+        ("block_input",): layers * block * d,
+        ("block_input", "sinusoidal", 10000.0): 0,
+        ("cope",): layers * (block + 1) * e,
+        ("cope", 3): layers * 4 * e,
+        ("fire",): (2 + heads) * 32 + 2,
+        ("fire", "own", 5): layers * ((2 + heads) * 5 + 2),
+        ("integrated",): layers * block * e,
+        ("integrated", "own"): layers * heads * block * e,
+        ("kerple",): 2 * heads,
+        ("kerple", "own"): layers * 2 * heads,
+        ("learned",): block * d,
+        ("nope",): 0,
+        ("relative",): layers * block * e,
+        ("relative", 3): layers * 4 * e,
+        ("relative_bias",): heads * block,
+        ("relative_bias", "own"): layers * heads * block,
+        ("rope",): 0,
+        ("sinusoidal",): 0,
+        ("t5",): heads * 32,
+        ("t5", "own"): layers * heads * 32,
+        ("xpos",): 0,
+    }
+    assert {name: counts[name]["positional"] for name in documented} == documented
+
+
+@pytest.mark.parametrize("residual_init", RESIDUAL_INITS)
+def test_schemes_start_from_the_same_weights(residual_init: str) -> None:
+    starts: list[dict[str, Tensor]] = []
+    for name, options in VARIANTS:
+        torch.manual_seed(1)
+        model = GPT(variant_config(name, options, residual_init=residual_init), N_VOCAB)
+        state = model.state_dict()
+        starts.append({k: v for k, v in state.items() if not k.startswith("positional.")})
+        assert starts[-1].keys() == starts[0].keys()
+        for key, weight in starts[-1].items():
+            assert torch.equal(weight, starts[0][key]), f"{name} {options}: {key}"
+
+
+def test_fewer_heads_for_keys_have_fewer_weights() -> None:
+    for n_kv_head in (1, 2, 4, None):
+        config = tiny_config(n_head=4, n_embd=16, n_kv_head=n_kv_head, bias=True)
+        qkv = 16 + 2 * 4 * (n_kv_head or 4)
+        for block in GPT(config, N_VOCAB).blocks:
+            assert block.get_parameter("attention.qkv.weight").shape == (qkv, 16)
+            assert block.get_parameter("attention.qkv.bias").shape == (qkv,)
 
 
 @pytest.mark.parametrize("embedding", EMBEDDINGS)
@@ -194,8 +245,8 @@ def test_sampling_never_yields_padding() -> None:
     with torch.no_grad():
         model.head.weight[3:] = 100.0
     generator = torch.Generator().manual_seed(0)
-    sampled = [*generate(model, [0], 100, Sampling(temperature=10.0), generator, CPU)]
-    assert {*sampled} == {0, 1, 2}
+    sampled = generate(model, [[0]], 100, Sampling(temperature=10.0), [generator], CPU)
+    assert {token for tokens in sampled for token in tokens} == {0, 1, 2}
 
 
 def test_vocabulary_is_padded_up_to_a_multiple() -> None:
@@ -257,6 +308,13 @@ def test_bigram_sees_the_current_token_only() -> None:
         (["model.embedding.name=tie"], r"model\.embedding\.name=tie: .*Did you mean tied"),
         (["model.ffn.expansion=0"], r"model\.ffn\.expansion=0.*: must be above 0"),
         (["model.positional.base=1"], r"model\.positional\.base=1.*: "),
+        (["model.n_kv_head=0"], r"model\.n_kv_head=0: must be 1 or more"),
+        (
+            ["model.n_kv_head=3"],
+            r"model\.n_kv_head=3: must divide model\.n_head=4; use 1, 2, 4",
+        ),
+        (["model.logit_softcap=0"], r"model\.logit_softcap=0.*: must be above 0, or null"),
+        (["model.logit_softcap=-1"], r"model\.logit_softcap=-1.*: must be above 0, or null"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -265,11 +323,60 @@ def test_values_that_cannot_be_honoured(overrides: list[str], message: str) -> N
         composed_config(overrides)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "options", "message"),
+    [
+        ("alibi", ["slopes=learnt"], "slopes=learnt: not one of fixed, learned"),
+        ("block_input", ["table=learnt"], "table=learnt: not one of learned, sinusoidal"),
+        ("block_input", ["base=100"], "base=100.*: a learned table has no base; use null"),
+        ("block_input", ["table=sinusoidal"], "base=None: use a number above 1"),
+        ("block_input", ["table=sinusoidal", "base=1"], r"base=1.*: use a number above 1"),
+        ("cope", ["max_position=0"], "max_position=0: must be 1 or more, or null"),
+        ("fire", ["layers=owned"], "layers=owned: not one of shared, own"),
+        ("fire", ["width=0"], "width=0: must be 1 or more"),
+        ("fire", ["threshold=0"], r"threshold=0.*: must be above 0"),
+        ("integrated", ["heads=each"], "heads=each: not one of shared, own"),
+        ("kerple", ["layers=each"], "layers=each: not one of shared, own"),
+        ("relative", ["clip=0"], "clip=0: must be 1 or more, or null"),
+        ("relative_bias", ["layers=each"], "layers=each: not one of shared, own"),
+        ("rope", ["base=1"], r"base=1.*: use a number above 1"),
+        ("rope", ["fraction=0"], r"fraction=0.*: must be above 0 and at most 1"),
+        ("rope", ["fraction=1.5"], r"fraction=1\.5: must be above 0 and at most 1"),
+        ("rope", ["scaling=yarm"], "scaling=yarm: .*Did you mean yarn"),
+        ("rope", ["factor=2"], r"factor=2.*: nothing is scaled; set model\.positional\.scaling="),
+        ("rope", ["scaling=linear", "factor=0.5"], r"factor=0\.5: must be above 1 with "),
+        ("rope", ["scaling=yarn"], r"factor=1.*: must be above 1 with .*scaling=yarn, as 4"),
+        ("sinusoidal", ["base=0.5"], r"base=0\.5: use a number above 1"),
+        ("t5", ["layers=each"], "layers=each: not one of shared, own"),
+        ("t5", ["buckets=7"], "buckets=7: must be an even number of 2 or more"),
+        ("t5", ["buckets=0"], "buckets=0: must be an even number of 2 or more"),
+        ("t5", ["max_distance=16"], r"max_distance=16: must be above half of .*buckets=32"),
+        ("xpos", ["base=1"], r"base=1.*: use a number above 1"),
+        ("xpos", ["scale_base=0"], r"scale_base=0.*: must be above 0"),
+        ("xpos", ["gamma=0"], r"gamma=0.*: must be above 0"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else None,
+)
+def test_options_that_cannot_be_honoured(scheme: str, options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=rf"^model\.positional\.{message}"):
+        composed_config([f"positional={scheme}", *(f"model.positional.{o}" for o in options)])
+
+
 def test_schemes_refuse_sizes_they_cannot_pair() -> None:
-    with pytest.raises(UserError, match=r"^model\.n_head=4: rope .* odd head size of 3; "):
-        GPT(tiny_config("rope", n_head=4), N_VOCAB)
+    why = r"^model\.n_head=4: .*head size 3 .*; choose another number of heads$"
+    for scheme in ("rope", "xpos"):
+        with pytest.raises(UserError, match=why):
+            GPT(tiny_config(scheme, n_head=4), N_VOCAB)
+    with pytest.raises(UserError, match=r"^model\.n_head=3: .*fraction=0\.25 of the head size 4 "):
+        GPT(tiny_config("rope", options={"fraction": 0.25}), N_VOCAB)
+    ntk = {"scaling": "ntk", "factor": 2.0, "fraction": 0.5}
+    with pytest.raises(UserError, match=r"^model\.positional\.scaling=ntk: .*two channel pairs"):
+        GPT(tiny_config("rope", options=ntk), N_VOCAB)
     with pytest.raises(UserError, match=r"^model\.n_embd=15: .*even width"):
         GPT(tiny_config("sinusoidal", n_embd=15), N_VOCAB)
+    waves = {"table": "sinusoidal", "base": 10.0}
+    with pytest.raises(UserError, match=r"^model\.n_embd=15: .*even width"):
+        GPT(tiny_config("block_input", options=waves, n_embd=15), N_VOCAB)
 
 
 def test_unknown_norm_is_named() -> None:

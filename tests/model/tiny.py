@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from minigpt.config import composed_config
 from minigpt.model import GPT, ModelConfig
-from minigpt.model.attention import BackendConfig
+from minigpt.model.backends import BackendConfig
 from minigpt.model.gpt import EmbeddingConfig
 from minigpt.model.norm import NormConfig
 
@@ -33,13 +34,18 @@ def tiny_config(
     embedding: str = "untied",
     placement: str = "pre",
     kind: str = "rmsnorm",
+    options: Mapping[str, Any] = MappingProxyType({}),
     **changes: Any,
 ) -> ModelConfig:
-    """A design of two layers, three heads and twelve channels, with `changes` to it."""
+    """A design of two layers, three heads and twelve channels, with `changes` to it.
+
+    `options` are those of its positional scheme that are not as configured.
+    """
     small: dict[str, Any] = {"n_layer": 2, "n_head": 3, "n_embd": 12, "block_size": 16}
     parts = composed(f"positional={positional}", f"ffn={ffn}")
     return replace(
         parts,
+        positional=replace(parts.positional, **options),
         backend=BackendConfig(backend),
         embedding=EmbeddingConfig(embedding),
         norm=NormConfig(placement, kind),

@@ -2,9 +2,18 @@
 
 from minigpt.model.positional.base import (
     POSITIONAL,
+    DenseTerm,
+    DistanceTerm,
     PositionalConfig,
     PositionalScheme,
     ScoreTerm,
 )
 
-__all__ = ["POSITIONAL", "PositionalConfig", "PositionalScheme", "ScoreTerm"]
+__all__ = [
+    "POSITIONAL",
+    "DenseTerm",
+    "DistanceTerm",
+    "PositionalConfig",
+    "PositionalScheme",
+    "ScoreTerm",
+]

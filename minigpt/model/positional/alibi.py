@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from minigpt.errors import require_one_of
 from minigpt.model.positional.base import (
     POSITIONAL,
     PositionalConfig,
     PositionalScheme,
     ScoreTerm,
+    distance_of,
 )
 
 if TYPE_CHECKING:
@@ -30,21 +33,40 @@ def alibi_slopes(n_head: int) -> list[float]:
     return slopes + between[: n_head - power]
 
 
-@POSITIONAL.register("alibi", PositionalConfig)
+@dataclass
+class AlibiConfig(PositionalConfig):
+    """`slopes`: fixed, or learned from there on."""
+
+    slopes: str = "fixed"
+
+    def __post_init__(self) -> None:
+        require_one_of("model.positional.slopes", self.slopes, ("fixed", "learned"))
+
+
+@POSITIONAL.register("alibi", AlibiConfig)
 class Alibi(PositionalScheme):
-    """score -= slope_h * (i - j) (Press et al. 2021). No parameters; defined at every length."""
+    """score -= slope_h * (i - j) (Press et al. 2021).
 
-    score_is_shared = True
-    slopes: Tensor
+    No parameters, or n_head learned slopes, the same in all layers; memory: h t^2 numbers, once;
+    defined at every length.
+    """
 
-    def __init__(self, config: PositionalConfig, model: ModelConfig) -> None:
+    score = "positions"
+
+    def __init__(self, config: AlibiConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
-        self.register_buffer("slopes", torch.tensor(alibi_slopes(model.n_head)), persistent=False)
+        slopes = torch.tensor(alibi_slopes(model.n_head))
+        if config.slopes == "learned":
+            self.slopes = nn.Parameter(slopes)
+        else:
+            self.register_buffer("slopes", slopes, persistent=False)
 
     def score_term(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor, layer: int
     ) -> ScoreTerm:
+        distance = distance_of(q_positions, k_positions)
+
         def term(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            return self.slopes[h] * (k_positions[b, j] - q_positions[b, i])
+            return -self.slopes[h] * distance(b, i, j)
 
         return term

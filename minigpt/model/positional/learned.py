@@ -20,6 +20,7 @@ class LearnedPositions(PositionalScheme):
         super().__init__(config, model)
         self.max_length = model.block_size
         self.table = nn.Embedding(model.block_size, model.n_embd)
+        nn.init.normal_(self.table.weight, std=0.02)  # as GPT-2's other weights
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return x + self.table(positions)

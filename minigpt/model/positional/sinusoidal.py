@@ -27,25 +27,32 @@ class SinusoidalConfig(PositionalConfig):
         require(self.base > 1, "model.positional.base", self.base, "use a number above 1")
 
 
+def sinusoids(positions: Tensor, n_embd: int, base: float) -> Tensor:
+    """P_t[2k], P_t[2k+1] = sin, cos of t / base^(2k/d) (Vaswani et al. 2017): (b, t, d)."""
+    channel = torch.arange(0, n_embd, 2, device=positions.device)
+    angle = positions[..., None] * base ** (-channel / n_embd)
+    return rearrange([angle.sin(), angle.cos()], "two b t k -> b t (k two)")
+
+
+def require_even_width(model: ModelConfig) -> None:
+    """Raise UserError unless sines and cosines come in pairs."""
+    why = "sinusoidal positions pair the channels; use an even width"
+    require(model.n_embd % 2 == 0, "model.n_embd", model.n_embd, why)
+
+
 @POSITIONAL.register("sinusoidal", SinusoidalConfig)
 class SinusoidalPositions(PositionalScheme):
-    """sqrt(d) x_t + P_t, P_t[2k], P_t[2k+1] = sin, cos of t / base^(2k/d) (Vaswani et al. 2017).
+    """sqrt(d) x_t + P_t, P_t the sinusoids of t (Vaswani et al. 2017).
 
-    The factor sqrt(d) is the paper's (section 3.4). No parameters; defined at every length.
+    The factor sqrt(d) is the paper's (section 3.4). No parameters; b t d numbers of memory, once;
+    defined at every length.
     """
 
     def __init__(self, config: SinusoidalConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
-        require(
-            model.n_embd % 2 == 0,
-            "model.n_embd",
-            model.n_embd,
-            "sinusoidal positions pair the channels; use an even width",
-        )
+        require_even_width(model)
         self.base, self.n_embd = config.base, model.n_embd
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
-        channel = torch.arange(0, self.n_embd, 2, device=x.device)
-        angle = positions[..., None] * self.base ** (-channel / self.n_embd)
-        table = rearrange([angle.sin(), angle.cos()], "two b t k -> b t (k two)")
+        table = sinusoids(positions, self.n_embd, self.base)
         return math.sqrt(self.n_embd) * x + table.to(x.dtype)

@@ -1,0 +1,53 @@
+"""xPos: rotary positions whose products also shrink with the distance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from minigpt.errors import require
+from minigpt.model.positional.base import POSITIONAL, PositionalConfig, PositionalScheme
+from minigpt.model.positional.rope import frequencies, turn, turned_channels
+
+if TYPE_CHECKING:
+    from minigpt.model.gpt import ModelConfig
+
+
+@dataclass
+class XposConfig(PositionalConfig):
+    """`base`: as rope's. Over `scale_base` positions channel pair k shrinks by
+    (k / (e/2) + gamma) / (1 + gamma)."""
+
+    base: float
+    scale_base: float
+    gamma: float
+
+    def __post_init__(self) -> None:
+        require(self.base > 1, "model.positional.base", self.base, "use a number above 1")
+        for key in ("scale_base", "gamma"):
+            value = getattr(self, key)
+            require(value > 0, f"model.positional.{key}", value, "must be above 0")
+
+
+@POSITIONAL.register("xpos", XposConfig)
+class XposPositions(PositionalScheme):
+    """RoPE, with q_t times z_k^(t/scale_base) and k_t times z_k^(-t/scale_base) (Sun et al. 2022).
+
+    z_k = (2k/e + gamma) / (1 + gamma) for channel pair k, so that q_i . k_j holds
+    z_k^((i - j) / scale_base): fast pairs fade with the distance. No parameters; memory: 2 t e
+    numbers a layer; defined at every length, as long as z_0^(t/scale_base) is within floats.
+    """
+
+    def __init__(self, config: XposConfig, model: ModelConfig) -> None:
+        super().__init__(config, model)
+        self.config, self.n = config, turned_channels("xpos", 1.0, model)
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        angle = positions[..., None] * frequencies(self.n, self.config.base, q.device)
+        share = torch.arange(0, self.n, 2, device=q.device) / self.n
+        shrink = (share + self.config.gamma) / (1 + self.config.gamma)
+        scale = shrink ** (positions[..., None] / self.config.scale_base)  # (b, t, e/2)
+        return turn(q, angle, scale), turn(k, angle, 1 / scale)

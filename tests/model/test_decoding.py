@@ -1,0 +1,316 @@
+"""Decoding with a cache, against a full pass over the text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import default_dtype, random_model, random_tokens, tiny_config
+from torch import Tensor
+
+from minigpt.errors import UserError
+from minigpt.generate import ROOM, Decoder, Sampling, generate
+from minigpt.model import GPT
+from minigpt.model.attention import KVCache
+from minigpt.model.backends import BACKENDS
+from minigpt.model.positional import POSITIONAL
+from minigpt.train.device import Compute
+
+CPU = Compute("cpu", "", "fp32", "")
+SCHEMES = POSITIONAL.names()
+BLOCK = 8
+GROUPED: dict[str, Any] = {"n_head": 4, "n_embd": 16}
+DESIGNS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "two of four": {**GROUPED, "n_kv_head": 2},
+    "multi-query": {**GROUPED, "n_kv_head": 1},
+    "softcap": {"logit_softcap": 0.5},
+}
+ABLE = [
+    (backend, design)
+    for backend in BACKENDS
+    for design in DESIGNS
+    if (backend, design) != ("sdpa", "softcap")  # which it has not
+    and (backend != "flex" or design == "two of four")  # slow on CPUs
+]
+
+
+@pytest.fixture
+def exact() -> Iterator[None]:
+    """In float64, without gradients."""
+    with default_dtype(torch.float64), torch.inference_mode():
+        yield
+
+
+def assert_equal(actual: Tensor, expected: Tensor) -> None:
+    """Equal but for the order of float64 sums."""
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def texts_of(*lengths: int) -> list[list[int]]:
+    """One text of each length."""
+    return [random_tokens(1, length, seed=length)[0].tolist() for length in lengths]
+
+
+def model_of(scheme: str, backend: str, design: str) -> GPT:
+    """A tiny model of a design; of one layer where layers are slow."""
+    changes = {**DESIGNS[design], "n_layer": 1 if backend == "flex" else 2}
+    return random_model(tiny_config(scheme, backend=backend, **changes))
+
+
+def through_cache(
+    model: GPT, tokens: Tensor, sizes: list[int], prefill: bool = False, per_row: bool = False
+) -> Tensor:
+    """Logits of tokens (b, t), read in chunks; the first one without positions if `prefill`."""
+    batch, length = tokens.shape
+    cache = KVCache(model.config, batch, length, tokens.device)
+    arange = torch.arange(length).expand(batch if per_row else 1, -1)
+    logits: list[Tensor] = []
+    for part, positions in zip(tokens.split(sizes, 1), arange.split(sizes, 1), strict=True):
+        in_order = prefill and not logits
+        logits.append(model(part, None if in_order else positions, cache))
+    return torch.cat(logits, dim=1)
+
+
+def next_logits(model: GPT, text: list[int], first: int, seen: int | None) -> Tensor:
+    """After each token from `first` on, (t, n), by full passes over the last `seen` tokens."""
+    if seen is None:
+        return model(torch.tensor([text]))[0, first:]
+    ends = [text[max(0, end - seen) : end] for end in range(first + 1, len(text) + 1)]
+    return torch.cat([model(torch.tensor([end]))[:, -1] for end in ends])
+
+
+def assert_decodes(
+    model: GPT, prompts: list[list[int]], n: int, context: int | None, seen: int | None
+) -> list[int]:
+    """A Decoder equals full passes over the last `seen` tokens, at each of `n` tokens more.
+
+    Returns the number of positions of each of its passes.
+    """
+    new = random_tokens(len(prompts), n).tolist()
+    texts = [
+        (prompt + tokens, len(prompt) - 1) for prompt, tokens in zip(prompts, new, strict=True)
+    ]
+    expected = torch.stack([next_logits(model, text, first, seen) for text, first in texts], 1)
+    widths: list[int] = []
+    hook = model.token_embedding.register_forward_hook(
+        lambda _module, inputs, _output: widths.append(inputs[0].shape[1])
+    )
+    decoder = Decoder(model, prompts, context)
+    assert_equal(decoder.next, expected[0])
+    for step in range(n):
+        decoder.append([tokens[step] for tokens in new])
+        assert_equal(decoder.next, expected[step + 1])
+    hook.remove()
+    return widths
+
+
+# --- a cache
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize(("backend", "design"), ABLE)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_cached_equals_full(scheme: str, backend: str, design: str) -> None:
+    model = model_of(scheme, backend, design)
+    tokens = random_tokens(2, 7)
+    full = model(tokens)
+    assert_equal(through_cache(model, tokens, [4, 2, 1], prefill=True), full)
+    if backend != "flex":
+        for sizes in ([1] * 7, [1, 3, 2, 1], [5, 1, 1], [7]):
+            assert_equal(through_cache(model, tokens, sizes), full)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    scheme=st.sampled_from(SCHEMES),
+    kv_heads=st.sampled_from([1, 2, 4]),
+    batch=st.integers(1, 3),
+    length=st.integers(1, 12),
+    cuts=st.sets(st.integers(1, 11)),
+    prefill=st.booleans(),
+    per_row=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_chunks_equal_the_full_pass(
+    scheme: str,
+    kv_heads: int,
+    batch: int,
+    length: int,
+    cuts: set[int],
+    prefill: bool,
+    per_row: bool,
+    seed: int,
+) -> None:
+    ends = [*sorted(cut for cut in cuts if cut < length), length]
+    sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    tokens = random_tokens(batch, length, seed=seed)
+    with default_dtype(torch.float64), torch.inference_mode():
+        model = random_model(tiny_config(scheme, **GROUPED, n_kv_head=kv_heads))
+        assert_equal(through_cache(model, tokens, sizes, prefill, per_row), model(tokens))
+
+
+@pytest.mark.parametrize("n_kv_head", [None, 3, 1])
+def test_a_cache_holds_heads_of_keys_and_values(n_kv_head: int | None) -> None:
+    config = tiny_config("rope", n_kv_head=n_kv_head)
+    model, cache = random_model(config), KVCache(config, 2, 9, torch.device("cpu"))
+    with torch.inference_mode():
+        model(random_tokens(2, 4), cache=cache)
+        model(random_tokens(2, 1), torch.tensor([[4], [2]]), cache)
+    held = [*cache.keys, *cache.values]
+    assert len(held) == 2 * config.n_layer
+    assert {part.shape for part in held} == {(2, n_kv_head or 3, 9, 4)}
+    assert sum(part.numel() for part in held) == 2 * 2 * 2 * 9 * (n_kv_head or 3) * 4
+    for part in held:
+        assert part[0, :, :5].any(-1).all() and not part[0, :, 5:].any()
+        assert part[1, :, :4].any(-1).all() and not part[1, :, 4:].any()
+
+
+def test_a_full_cache_takes_no_more() -> None:
+    model = random_model(tiny_config("rope"))
+    cache = KVCache(model.config, 1, 4, torch.device("cpu"))
+    with torch.inference_mode():
+        model(random_tokens(1, 4), cache=cache)
+        with pytest.raises(AssertionError, match="position 4 in a cache of 4 slots"):
+            model(random_tokens(1, 1), torch.tensor([[4]]), cache)
+        cache = KVCache(model.config, 1, 4, torch.device("cpu"))
+        with pytest.raises(AssertionError, match="position 4 in a cache of 4 slots"):
+            model(random_tokens(1, 5), cache=cache)
+
+
+# --- several texts
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize(("backend", "design"), ABLE)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_rows_equal_each_text_alone(scheme: str, backend: str, design: str) -> None:
+    # The first row's tokens take over slots of padding, then such as were never used.
+    model = model_of(scheme, backend, design)
+    longest, n = (3, 3) if backend == "flex" else (5, 6)
+    widths = assert_decodes(model, texts_of(1, longest, 2), n, context=None, seen=None)
+    assert widths == [longest] + [1] * n
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_texts_past_the_block(scheme: str) -> None:
+    model = random_model(tiny_config(scheme, block_size=BLOCK))
+    limit = model.positional.max_length
+    if limit is not None:
+        assert_decodes(model, texts_of(5, 1, BLOCK + 3), BLOCK + 3, context=None, seen=limit)
+        return
+    slots = 2 * 5 + ROOM  # of the first cache
+    widths = assert_decodes(model, texts_of(5, 2), slots, context=None, seen=None)
+    # Read anew once, for more room.
+    assert widths == [5] + [1] * (slots - 5) + [slots + 1] + [1] * 4
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_cache_grows_with_the_text() -> None:
+    decoder = Decoder(random_model(tiny_config("rope")), texts_of(3, 1), None)
+    capacities: list[int] = []
+    for _ in range(300):
+        capacities.append(decoder.cache.capacity)
+        decoder.append([0, 0])
+    first = 2 * 3 + ROOM
+    second = 2 * (first + 1) + ROOM
+    assert sorted(set(capacities)) == [first, second, 2 * (second + 1) + ROOM]
+    assert capacities.count(first) == first - 3 + 1
+
+
+# --- a context
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("context", [1, 5, BLOCK, BLOCK + 4])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_model_sees_the_context(scheme: str, context: int) -> None:
+    model = random_model(tiny_config(scheme, block_size=BLOCK))
+    limit = model.positional.max_length
+    if limit is not None and context > limit:
+        with pytest.raises(UserError, match=rf"^--context={context}: {scheme} has {limit} "):
+            Decoder(model, [[0]], context)
+        with pytest.raises(UserError, match=rf"^--context={context}: "):
+            next(generate(model, [[0]], 1, Sampling(), [torch.Generator()], CPU, context))
+        return
+    assert_decodes(model, texts_of(3, 1), context + 2, context, seen=context)
+    # One text beyond the context from the start, one soon, one never.
+    assert_decodes(model, texts_of(context + 3, max(1, context - 2), 1), 4, context, seen=context)
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_context_is_used_up_before_it_moves() -> None:
+    model = random_model(tiny_config("rope", block_size=BLOCK))
+    assert assert_decodes(model, texts_of(3, 1), 5, context=6, seen=6) == [3, 1, 1, 1, 6, 6]
+    decoder = Decoder(model, texts_of(3, 1), 6)
+    assert decoder.cache.capacity == 6
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_decoder_leaves_the_prompts() -> None:
+    prompts = texts_of(3, 1)
+    Decoder(random_model(tiny_config("rope")), prompts, None).append([0, 0])
+    assert prompts == texts_of(3, 1)
+
+
+# --- generation
+
+
+def generated(
+    model: GPT, prompts: list[list[int]], n: int, sampling: Sampling, seeds: list[int]
+) -> list[list[int]]:
+    """The new tokens of each prompt."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    steps = [*generate(model, prompts, n, sampling, generators, CPU)]
+    return [[step[row] for step in steps] for row in range(len(prompts))]
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_text_does_not_depend_on_the_others(scheme: str) -> None:
+    model = random_model(tiny_config(scheme, block_size=BLOCK))
+    prompts, seeds = texts_of(1, 4, 4, BLOCK + 2), [1, 2, 3, 4]
+    together = generated(model, prompts, 10, Sampling(top_p=0.95), seeds)
+    for row, prompt in enumerate(prompts):
+        alone = generated(model, [prompt], 10, Sampling(top_p=0.95), [seeds[row]])
+        assert alone == [together[row]]
+    assert together[1] != together[2]  # one prompt, two generators
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_greedy_equals_repeated_argmax(scheme: str) -> None:
+    model = random_model(tiny_config(scheme, block_size=BLOCK))
+    prompts = texts_of(1, 6, 3)
+    texts = [list(prompt) for prompt in prompts]
+    for _ in range(12):  # past block_size
+        for text in texts:
+            logits = next_logits(model, text, len(text) - 1, model.positional.max_length)
+            text.append(int(logits.argmax()))
+    found = generated(model, prompts, 12, Sampling(temperature=0), [0, 0, 0])
+    assert found == [text[-12:] for text in texts]
+
+
+def test_a_refusal_leaves_the_mode() -> None:
+    model = random_model(tiny_config("learned", block_size=BLOCK)).train()
+    with pytest.raises(UserError):
+        next(generate(model, [[0]], 1, Sampling(), [torch.Generator()], CPU, BLOCK + 1))
+    assert model.training
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_bf16_decoding_stays_close_to_fp32(scheme: str, backend: str) -> None:
+    model = random_model(tiny_config(scheme, backend=backend))
+    tokens = random_tokens(2, 12)
+    with torch.inference_mode():
+        expected = model(tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = through_cache(model, tokens, [9, 1, 1, 1], prefill=True)
+    error = (rounded.float() - expected).square().mean().sqrt() / expected.std()
+    assert error < 0.03

@@ -1,0 +1,330 @@
+"""Every positional scheme is broken on purpose, one hook at a time: the contract must notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from contract import (
+    SCHEMES,
+    VARIANT_IDS,
+    VARIANTS,
+    cached_equals_full,
+    dense_is_the_formula,
+    equals_reference,
+    later_tokens_change_nothing,
+    variant_config,
+)
+from tiny import tiny_config
+from torch import Tensor
+
+from minigpt.model import ModelConfig
+from minigpt.model.positional import (
+    POSITIONAL,
+    DenseTerm,
+    DistanceTerm,
+    PositionalScheme,
+    ScoreTerm,
+)
+from minigpt.model.scores import Scores
+
+Hook = Callable[..., Any]
+Options = Mapping[str, Any]
+
+
+def full_pass(config: ModelConfig) -> None:
+    """A text at once, at positions in order and others."""
+    equals_reference(config, "eager", 7, per_row=False)
+    equals_reference(config, "eager", 7, per_row=True)
+
+
+def decoding(config: ModelConfig) -> None:
+    """A text token by token."""
+    cached_equals_full(config, "eager")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A mistake in a hook, and the check that has to notice it.
+
+    `everywhere`: also in schemes that do not override the hook.
+    """
+
+    name: str
+    hook: str
+    broken: Callable[[Hook], Hook]
+    check: Callable[[ModelConfig], None] = full_pass
+    everywhere: bool = False
+
+    def applies(self, scheme: str, config: ModelConfig) -> bool:
+        """Whether the scheme has what is broken."""
+        hook = getattr(POSITIONAL.variant(scheme), self.hook)
+        own = hook is not getattr(PositionalScheme, self.hook)
+        if self.name == "first layer for all":
+            module = POSITIONAL.build(config.positional, config)
+            own &= any(p.shape[0] == config.n_layer for p in module.parameters())
+        return own or self.everywhere
+
+
+# Mistakes that are none: (scheme, mutation) and why.
+HARMLESS = {
+    ("alibi", "queries one further"): "adds the same to every score of a query",
+    ("integrated", "queries one further"): "does not see the query's position",
+    ("integrated", "decoding restarts at 0"): "does not see the query's position",
+    ("cope", "first row's positions for all"): "sees their order alone, which is the same",
+}
+
+
+def on_x(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Hook], Hook]:
+    """A mistake of `embed` and `block_input`: change(x, hook(x), positions)."""
+
+    def broken(hook: Hook) -> Hook:
+        def run(self: Any, x: Tensor, positions: Tensor, *layer: int) -> Tensor:
+            return change(x, hook(self, x, positions, *layer), positions)
+
+        return run
+
+    return broken
+
+
+def on_positions(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Hook], Hook]:
+    """A mistake of `embed`, `block_input` and `rotate`: positions are change(x, positions)."""
+
+    def broken(hook: Hook) -> Hook:
+        def run(self: Any, *arguments: Any) -> Any:
+            *vectors, positions, layer = arguments if len(arguments) > 2 else (*arguments, None)
+            positions = change(vectors[0], positions)
+            return hook(self, *vectors, positions, *([] if layer is None else [layer]))
+
+        return run
+
+    return broken
+
+
+def on_turned(
+    change: Callable[[Callable[[Tensor], tuple[Tensor, Tensor]], Tensor, Tensor, Tensor], Any],
+) -> Callable[[Hook], Hook]:
+    """A mistake of `rotate`: change(turn, q, k, positions), turn(positions) the right result."""
+
+    def broken(hook: Hook) -> Hook:
+        def run(self: Any, q: Tensor, k: Tensor, positions: Tensor, layer: int) -> Any:
+            return change(lambda places: hook(self, q, k, places, layer), q, k, positions)
+
+        return run
+
+    return broken
+
+
+def on_term(change: Callable[[ScoreTerm, Tensor, Tensor], Any]) -> Callable[[Hook], Hook]:
+    """A mistake of `score_term`: change(term, q, k)."""
+
+    def broken(hook: Hook) -> Hook:
+        def run(self: Any, q: Tensor, k: Tensor, *rest: Any) -> Any:
+            return change(hook(self, q, k, *rest), q, k)
+
+        return run
+
+    return broken
+
+
+def on_places(
+    change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> Callable[[Hook], Hook]:
+    """A mistake of `score_term`: positions are change(q_positions, k_positions)."""
+
+    def broken(hook: Hook) -> Hook:
+        def run(self: Any, q: Tensor, k: Tensor, i: Tensor, j: Tensor, layer: int) -> Any:
+            return hook(self, q, k, *change(i, j), layer)
+
+        return run
+
+    return broken
+
+
+def first_layer(hook: Hook) -> Hook:
+    """The parameters of layer 0 serve every layer."""
+    return lambda self, *arguments: hook(self, *arguments[:-1], 0)
+
+
+def with_table(x: Tensor, y: Tensor, positions: Tensor) -> Tensor:
+    """A table of absolute positions is added as well."""
+    generator = torch.Generator().manual_seed(3)
+    return y + 0.4 * torch.randn(64, x.shape[-1], generator=generator)[positions]
+
+
+def zeros_if_cached(term: ScoreTerm, q: Tensor, k: Tensor) -> ScoreTerm:
+    """No term where there are more keys than queries."""
+    n_queries, n_keys = q.shape[2], k.shape[2]
+    return term if n_queries == n_keys else DenseTerm(torch.zeros(1, 1, n_queries, n_keys))
+
+
+def alone(x: Tensor) -> bool:
+    """Whether one token (b, 1, d) or (b, h, 1, e) is decoded."""
+    return x.shape[-2] == 1
+
+
+MUTATIONS = [
+    mutation
+    for hook in ("embed", "block_input")
+    for mutation in (
+        Mutation("positions one further", hook, on_positions(lambda x, places: places + 1)),
+        Mutation("first row's positions for all", hook, on_positions(lambda x, places: places[:1])),
+        Mutation("scaled", hook, on_x(lambda x, y, places: x + 1.1 * (y - x))),
+        Mutation("dropped", hook, on_x(lambda x, y, places: x)),
+        Mutation("with a table", hook, on_x(with_table), everywhere=True),
+        Mutation(
+            *("dropped in decoding", hook),
+            on_x(lambda x, y, places: x if alone(x) else y),
+            decoding,
+        ),
+        Mutation(
+            *("decoding restarts at 0", hook),
+            on_positions(lambda x, places: places * (not alone(x))),
+            decoding,
+        ),
+    )
+]
+MUTATIONS += [
+    Mutation("first layer for all", "block_input", first_layer),
+    Mutation(
+        *("queries one further", "rotate"),
+        on_turned(lambda turn, q, k, places: (turn(places + 1)[0], turn(places)[1])),
+    ),
+    Mutation("first row's positions for all", "rotate", on_positions(lambda q, places: places[:1])),
+    Mutation("scaled", "rotate", on_positions(lambda q, places: 1.1 * places)),
+    Mutation("dropped", "rotate", on_turned(lambda turn, q, k, places: (q, k))),
+    Mutation(
+        *("keys not turned", "rotate"),
+        on_turned(lambda turn, q, k, places: (turn(places)[0], k)),
+    ),
+    Mutation(
+        *("dropped in decoding", "rotate"),
+        on_turned(lambda turn, q, k, places: (q, k) if alone(q) else turn(places)),
+        decoding,
+    ),
+    Mutation(
+        *("decoding restarts at 0", "rotate"),
+        on_positions(lambda q, places: places * (not alone(q))),
+        decoding,
+    ),
+    Mutation("queries one further", "score_term", on_places(lambda i, j: (i + 1, j))),
+    Mutation("keys one further", "score_term", on_places(lambda i, j: (i, j + 1))),
+    Mutation(
+        *("first row's positions for all", "score_term"), on_places(lambda i, j: (i[:1], j[:1]))
+    ),
+    Mutation(
+        *("scaled", "score_term"),
+        on_term(lambda term, q, k: lambda b, h, i, j: 1.1 * term(b, h, i, j)),
+    ),
+    Mutation(
+        *("heads the other way round", "score_term"),
+        on_term(lambda term, q, k: lambda b, h, i, j: term(b, q.shape[1] - 1 - h, i, j)),
+    ),
+    Mutation("first layer for all", "score_term", first_layer),
+    Mutation("dropped", "score_term", on_term(lambda term, q, k: None)),
+    Mutation("dropped in decoding", "score_term", on_term(zeros_if_cached), decoding),
+    Mutation(
+        *("decoding restarts at 0", "score_term"),
+        on_places(lambda i, j: (i * (i.shape[1] > 1), j)),
+        decoding,
+    ),
+]
+
+
+def turned_again(hook: Hook) -> Hook:
+    """A decoded key is turned twice."""
+
+    def run(self: Any, q: Tensor, k: Tensor, positions: Tensor, layer: int) -> Any:
+        turned_q, turned_k = hook(self, q, k, positions, layer)
+        if alone(k):
+            turned_k = hook(self, q, turned_k, positions, layer)[1]
+        return turned_q, turned_k
+
+    return run
+
+
+MUTATIONS += [Mutation("keys turned again in decoding", "rotate", turned_again, decoding)]
+CASES = [
+    pytest.param(scheme, options, mutation, id=f"{name}-{mutation.hook}-{mutation.name}")
+    for (scheme, options), name in zip(VARIANTS, VARIANT_IDS, strict=True)
+    for mutation in MUTATIONS
+    if mutation.applies(scheme, variant_config(scheme, options))
+]
+
+
+@pytest.mark.parametrize(("scheme", "options"), VARIANTS, ids=VARIANT_IDS)
+def test_unbroken_schemes_pass(scheme: str, options: Options) -> None:
+    config = variant_config(scheme, options)
+    full_pass(config)
+    decoding(config)
+
+
+@pytest.mark.parametrize(("scheme", "options", "mutation"), CASES)
+def test_broken_schemes_fail(
+    scheme: str, options: Options, mutation: Mutation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = variant_config(scheme, options)
+    mutation.check(config)
+    variant = POSITIONAL.variant(scheme)
+    monkeypatch.setattr(variant, mutation.hook, mutation.broken(getattr(variant, mutation.hook)))
+    if (scheme, mutation.name) in HARMLESS:
+        mutation.check(config)
+        return
+    if mutation.check is decoding:
+        full_pass(config)  # which is why decoding has a check of its own
+    with pytest.raises(AssertionError, match="not close"):
+        mutation.check(config)
+
+
+def test_harmless_mutations_exist() -> None:
+    names = {mutation.name for mutation in MUTATIONS}
+    assert {*HARMLESS} <= {(scheme, name) for scheme in SCHEMES for name in names}
+
+
+def sees_one_further(self: Scores, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    q, k = self.q_positions, self.k_positions
+    return k[b % k.shape[0], j] <= q[b % q.shape[0], i] + 1
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_mask_too_wide_fails(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scores, "visible", sees_one_further)  # not flex: torch keeps what it traced
+    with pytest.raises(AssertionError, match="not close"):
+        later_tokens_change_nothing(tiny_config(scheme), "eager")
+
+
+@pytest.mark.parametrize("scheme", ["relative", "relative_bias", "t5"])
+def test_rows_shifted_too_far_fail(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = DistanceTerm.dense
+
+    def rolled(self: DistanceTerm, in_order: bool) -> Tensor:
+        return dense(self, in_order).roll(1, -1) if in_order else dense(self, in_order)
+
+    monkeypatch.setattr(DistanceTerm, "dense", rolled)
+    equals_reference(tiny_config(scheme), "eager", 7, per_row=True)
+    with pytest.raises(AssertionError, match="not close"):
+        equals_reference(tiny_config(scheme), "eager", 7, per_row=False)
+    with pytest.raises(AssertionError, match="not close"):
+        dense_is_the_formula(tiny_config(scheme))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_forgotten_soft_cap_fails(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scores, "capped", lambda self, products: products)
+    config = tiny_config(scheme, n_head=4, n_embd=16, n_kv_head=2, logit_softcap=0.5)
+    with pytest.raises(AssertionError, match="not close"):
+        equals_reference(config, "eager", 7, per_row=True)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_keys_of_the_wrong_group_fail(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tiled(x: Tensor, repeats: int, dim: int) -> Tensor:
+        return torch.cat([x] * repeats, dim)
+
+    monkeypatch.setattr(Tensor, "repeat_interleave", tiled)
+    config = tiny_config(scheme, n_head=4, n_embd=16, n_kv_head=2)
+    with pytest.raises(AssertionError, match="not close"):
+        equals_reference(config, "eager", 7, per_row=True)

@@ -1,0 +1,341 @@
+"""Against Hugging Face's models: the same weights give the same logits and gradients.
+
+The models are small and random, built from their configs; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from tiny import N_VOCAB, composed, default_dtype, gradients, random_tokens
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+)
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from minigpt.model import GPT, ModelConfig
+from minigpt.model.positional.rope import RotaryPositions
+from minigpt.model.positional.t5 import T5Bias, t5_bucket
+
+HEADS = {"transformer.wte.": "token_embedding.", "lm_head.": "head."}
+GPT2_NAMES = HEADS | {
+    "transformer.wpe.": "positional.table.",
+    "transformer.ln_f.": "final_norm.",
+    "transformer.h.": "blocks.",
+    ".ln_1.": ".attention_norm.",
+    ".attn.c_attn.": ".attention.qkv.",
+    ".attn.c_proj.": ".attention.out.",
+    ".ln_2.": ".ffn_norm.",
+    ".mlp.c_fc.": ".ffn.up.",
+    ".mlp.c_proj.": ".ffn.out.",
+}
+LLAMA_NAMES = {
+    "model.embed_tokens.": "token_embedding.",
+    "lm_head.": "head.",
+    "model.norm.": "final_norm.",
+    "model.layers.": "blocks.",
+    ".input_layernorm.": ".attention_norm.",
+    ".self_attn.q_proj.": ".attention.qkv.",
+    ".self_attn.k_proj.": ".attention.qkv.",
+    ".self_attn.v_proj.": ".attention.qkv.",
+    ".self_attn.o_proj.": ".attention.out.",
+    ".post_attention_layernorm.": ".ffn_norm.",
+    ".mlp.gate_proj.": ".ffn.gate_up.",
+    ".mlp.up_proj.": ".ffn.gate_up.",
+    ".mlp.down_proj.": ".ffn.out.",
+}
+MPT_NAMES = HEADS | {
+    "transformer.norm_f.": "final_norm.",
+    "transformer.blocks.": "blocks.",
+    ".norm_1.": ".attention_norm.",
+    ".attn.Wqkv.": ".attention.qkv.",
+    ".attn.out_proj.": ".attention.out.",
+    ".norm_2.": ".ffn_norm.",
+    ".ffn.up_proj.": ".ffn.up.",
+    ".ffn.down_proj.": ".ffn.out.",
+}
+BLOOM_NAMES = {
+    "transformer.word_embeddings.": "token_embedding.",
+    "lm_head.": "head.",
+    "transformer.ln_f.": "final_norm.",
+    "transformer.h.": "blocks.",
+    ".input_layernorm.": ".attention_norm.",
+    ".self_attention.query_key_value.": ".attention.qkv.",
+    ".self_attention.dense.": ".attention.out.",
+    ".post_attention_layernorm.": ".ffn_norm.",
+    ".mlp.dense_h_to_4h.": ".ffn.up.",
+    ".mlp.dense_4h_to_h.": ".ffn.out.",
+}
+
+Change = Callable[[str, Tensor], Tensor]
+"""change(name, tensor): one of their tensors, by their name, in our layout."""
+
+
+def as_it_is(name: str, tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def transposed(name: str, tensor: Tensor) -> Tensor:
+    """GPT-2's linear maps are (in, out)."""
+    return tensor.T if ".c_" in name and name.endswith("weight") else tensor
+
+
+def split_heads(n_head: int) -> Change:
+    """BLOOM's rows are q, k and v of the first head, then those of the second, ..."""
+
+    def change(name: str, tensor: Tensor) -> Tensor:
+        if "query_key_value" not in name:
+            return tensor
+        return rearrange(tensor, "(h part e) ... -> (part h e) ...", h=n_head, part=3)
+
+    return change
+
+
+class NoFloat32(TorchFunctionMode):
+    """Takes float64 where float32 is asked for: their softmax, RMS norm, angles and slopes."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        def widened(value: Any) -> Any:
+            return torch.float64 if value is torch.float32 else value
+
+        if func is Tensor.float:
+            func = Tensor.double
+        named = {key: widened(value) for key, value in (kwargs or {}).items()}
+        result = func(*map(widened, args), **named)
+        assert not isinstance(result, Tensor) or result.dtype != torch.float32, func
+        return result
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    """Make and run models of both sides in float64, all through."""
+    with default_dtype(torch.float64), NoFloat32():
+        yield
+
+
+def hugging_face(model: Any, config: Any, **options: Any) -> Any:
+    """Their model with every parameter far from its start, so that every part shows."""
+    tokens = {"vocab_size": N_VOCAB, "bos_token_id": None, "eos_token_id": None}
+    theirs = model(config(**tokens, attn_implementation="eager", **options)).eval()
+    assert theirs.config._attn_implementation == "eager"
+    generator = torch.Generator().manual_seed(0)
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.4, generator=generator)
+    return theirs
+
+
+def translated(
+    tensors: Mapping[str, Tensor], names: Mapping[str, str], change: Change
+) -> dict[str, Tensor]:
+    """Their tensors by our names; those that come to the same name are stacked, in their order."""
+    parts: dict[str, list[Tensor]] = {}
+    for name, tensor in tensors.items():
+        ours = name
+        for old, new in names.items():
+            ours = ours.replace(old, new)
+        parts.setdefault(ours, []).append(change(name, tensor))
+    return {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+
+def assert_same(
+    config: ModelConfig,
+    theirs: Any,
+    names: Mapping[str, str],
+    change: Change = as_it_is,
+    length: int = 16,
+) -> None:
+    """Our model with their weights has their logits and gradients; to be called in float64."""
+    model = GPT(config, N_VOCAB).eval()
+    # Raises for a name or shape that only one side has.
+    model.load_state_dict(translated(theirs.state_dict(), names, change))
+    tokens, targets = random_tokens(2, length), random_tokens(2, length, seed=1).flatten()
+    logits, expected = model(tokens), theirs(tokens, use_cache=False).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
+    found = gradients(F.cross_entropy(logits.flatten(0, 1), targets), model)
+    F.cross_entropy(expected.flatten(0, 1), targets).backward()
+    theirs_found = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    wanted = translated(theirs_found, names, change)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_gpt2() -> None:
+    config = replace(composed("model=gpt2"), n_layer=2, n_head=3, n_embd=12, block_size=16)
+    with float64():
+        theirs = hugging_face(
+            GPT2LMHeadModel,
+            GPT2Config,
+            n_positions=config.block_size,
+            n_embd=config.n_embd,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            activation_function="gelu",
+        )
+        assert_same(config, theirs, GPT2_NAMES, transposed)
+
+
+def llama_config(
+    scaling: str = "none", factor: float = 1.0, block_size: int = 64, **changes: Any
+) -> ModelConfig:
+    """The preset with heads of 16 channels: at `block_size` 64 YaRN's ramp has slopes."""
+    rope = (f"model.positional.scaling={scaling}", f"model.positional.factor={factor}")
+    small = {"n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": block_size}
+    return replace(composed("model=llama", *rope), **{**small, **changes})
+
+
+def llama(config: ModelConfig, rope: dict[str, Any]) -> Any:
+    """Their model of a design, with `rope` for their rope_parameters."""
+    return hugging_face(
+        LlamaForCausalLM,
+        LlamaConfig,
+        hidden_size=config.n_embd,
+        intermediate_size=config.ffn.hidden(config.n_embd),
+        num_hidden_layers=config.n_layer,
+        num_attention_heads=config.n_head,
+        num_key_value_heads=config.kv_heads,
+        max_position_embeddings=config.block_size,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_theta": 10000.0, **rope},
+    )
+
+
+def rope_frequencies(config: ModelConfig) -> Tensor:
+    """Ours."""
+    scheme = GPT(config, N_VOCAB).positional
+    assert isinstance(scheme, RotaryPositions)
+    return scheme.frequencies(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("n_kv_head", [None, 2, 1])
+def test_llama(n_kv_head: int | None) -> None:
+    config = llama_config(n_kv_head=n_kv_head)
+    with float64():
+        assert_same(config, llama(config, {"rope_type": "default"}), LLAMA_NAMES)
+
+
+@pytest.mark.parametrize("factor", [1.5, 2.5, 4.0])
+def test_llama_with_linear_scaling(factor: float) -> None:
+    config = llama_config("linear", factor)
+    with float64():
+        theirs = llama(config, {"rope_type": "linear", "factor": factor})
+        assert_same(config, theirs, LLAMA_NAMES, length=80)
+
+
+@pytest.mark.parametrize("factor", [1.5, 2.5, 4.0])
+def test_llama_with_ntk_scaling(factor: float) -> None:
+    """Theirs is dynamic: with factor 1 it stretches the base by the text's length over the block's.
+
+    At `factor` times the block it has to be ours, which is static; so has their plain RoPE with
+    the stretched base.
+    """
+    config = llama_config("ntk", factor, block_size=20)
+    length, n = int(factor * config.block_size), config.head_size
+    with float64():
+        dynamic = llama(config, {"rope_type": "dynamic", "factor": 1.0})
+        rule = ROPE_INIT_FUNCTIONS["dynamic"]
+        expected, _ = rule(dynamic.config, torch.device("cpu"), seq_len=length)
+        torch.testing.assert_close(rope_frequencies(config), expected, rtol=1e-12, atol=0)
+        assert_same(config, dynamic, LLAMA_NAMES, length=length)
+        base = 10000.0 * factor ** (n / (n - 2))
+        static = llama(config, {"rope_type": "default", "rope_theta": base})
+        assert_same(config, static, LLAMA_NAMES, length=length)
+
+
+@pytest.mark.parametrize("block_size", [64, 620])  # at 620, 31 turns would begin a channel later
+@pytest.mark.parametrize("factor", [1.5, 2.5, 4.0])
+def test_llama_with_yarn_scaling(factor: float, block_size: int) -> None:
+    config = llama_config("yarn", factor, block_size=block_size)
+    rope = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": block_size}
+    with float64():
+        if factor > 1:  # some channels are left alone, some divided, some in between
+            share = rope_frequencies(llama_config()) / rope_frequencies(config)
+            between = (share > 1 + 1e-9) & (share < factor - 1e-9)
+            assert share.min() == 1 and between.any() and math.isclose(share.max(), factor)
+        assert_same(config, llama(config, rope), LLAMA_NAMES, length=80)
+
+
+@pytest.mark.parametrize("factor", [1.5, 2.5, 16.0])
+@pytest.mark.parametrize("block_size", [8, 16, 100, 830, 8192])
+@pytest.mark.parametrize(("n_head", "head_size"), [(1, 2), (2, 10), (1, 64), (1, 128)])
+def test_yarn_frequencies(n_head: int, head_size: int, block_size: int, factor: float) -> None:
+    small = {"n_layer": 0, "n_head": n_head, "n_embd": n_head * head_size}
+    config = llama_config("yarn", factor, block_size=block_size, **small)
+    rope = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": block_size}
+    with float64():
+        rotary = llama(config, rope).model.rotary_emb
+        torch.testing.assert_close(rope_frequencies(config), rotary.inv_freq, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("n_head", [4, 6, 12])
+def test_mpt(n_head: int) -> None:
+    changes = {"n_layer": 2, "n_head": n_head, "n_embd": 24, "bias": False}
+    config = replace(composed("model=gpt2", "positional=alibi"), **changes)
+    with float64():
+        theirs = hugging_face(
+            MptForCausalLM,
+            MptConfig,
+            d_model=config.n_embd,
+            n_layers=config.n_layer,
+            n_heads=n_head,
+            max_seq_len=config.block_size,
+        )
+        assert_same(config, theirs, MPT_NAMES, length=40)
+
+
+@pytest.mark.parametrize("n_head", [4, 6, 12])
+def test_bloom(n_head: int) -> None:
+    """Without its norm of the embeddings, and with GELU itself for its approximation by tanh."""
+    changes = {"n_layer": 2, "n_head": n_head, "n_embd": 24, "bias": True}
+    config = replace(composed("model=gpt2", "positional=alibi"), **changes)
+    with float64():
+        theirs = hugging_face(
+            BloomForCausalLM,
+            BloomConfig,
+            hidden_size=config.n_embd,
+            n_layer=config.n_layer,
+            n_head=n_head,
+        )
+        theirs.transformer.word_embeddings_layernorm = nn.Identity()
+        for block in theirs.transformer.h:
+            block.mlp.gelu_impl = nn.GELU()
+        assert_same(config, theirs, BLOOM_NAMES, split_heads(n_head), length=40)
+
+
+@pytest.mark.parametrize(
+    ("buckets", "max_distance"), [(32, 128), (8, 20), (16, 1000), (32, 512), (4, 6), (10, 160)]
+)
+def test_t5_buckets(buckets: int, max_distance: int) -> None:
+    distance = torch.arange(5001)
+    expected = T5Attention._relative_position_bucket(
+        -distance, bidirectional=False, num_buckets=buckets, max_distance=max_distance
+    )
+    assert expected.min() == 0 and expected.max() == buckets - 1
+    torch.testing.assert_close(t5_bucket(distance, buckets, max_distance), expected)
+    options = {"positional.buckets": buckets, "positional.max_distance": max_distance, "n_layer": 0}
+    overrides = (f"model.{key}={value}" for key, value in options.items())
+    scheme = GPT(composed("positional=t5", *overrides), N_VOCAB).positional
+    assert isinstance(scheme, T5Bias)
+    torch.testing.assert_close(scheme.bucket[distance.clamp(max=max_distance)], expected)
