@@ -42,12 +42,18 @@ MISTAKES = {
     "model.norm.kind=rms": "model.norm.kind=rms: not one of layernorm, rmsnorm. Did you mean",
     "model.positional.name=x": "model.positional.name=x: no such positional.",
     "model.positional.base=0": "model.positional.base=0.0: use a number above 1",
-    "model.n_head=128": "gives an odd head size",
+    "model.n_head=128": "model.n_head=128: rope pairs the channels of a head",
+    "model.n_kv_head=3": "model.n_kv_head=3: must divide model.n_head=4; use 1, 2, 4 heads",
+    "model.n_kv_head=0": "model.n_kv_head=0: must be 1 or more",
+    "model.logit_softcap=0": "model.logit_softcap=0.0: must be above 0, or null",
+    "model.positional.factor=2": "model.positional.factor=2.0: nothing is scaled; set model.posi",
+    "model.positional.scaling=yarm": "Did you mean yarn?",
     "schedule.final_fraction=2": "schedule.final_fraction=2.0: must be from 0 to 1",
     "data.train_fraction=1": "data.train_fraction=1.0: must be between 0 and 1",
     "seed=-1": "seed=-1: must be from 0",
     "seed=1,2": "seed=1,2: several values; add -m",
-    "backend=flex": "backend=flex: no such backend. Known: auto, eager, sdpa.",
+    "backend=flax": "backend=flax: no such backend. Did you mean flex?",
+    "backend=flex": "cannot train positional=rope on cpu: FlexAttention has no backward on CPUs",
     "experiment=nano": "experiment=nano: no such experiment.",
     "model=[": "model=[: no such model.",
     "name='${nope}'": "nope",
@@ -101,7 +107,7 @@ def test_unknown_command(cli: Cli) -> None:
     assert outcome.err.startswith("minigpt: trian: no such command. Did you mean train?")
 
 
-@pytest.mark.parametrize("command", ["sample", "eval"])
+@pytest.mark.parametrize("command", ["sample", "eval", "inspect"])
 def test_commands_on_no_run(cli: Cli, command: str) -> None:
     outcome = cli(command, "nowhere")
     assert outcome.code == 2
@@ -110,7 +116,7 @@ def test_commands_on_no_run(cli: Cli, command: str) -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["sample", "eval", "data", "doctor"])
+@pytest.mark.parametrize("command", ["sample", "eval", "inspect", "data", "doctor"])
 def test_help_has_an_example(cli: Cli, capfd: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as stop:
         cli(command, "--help")
@@ -138,7 +144,7 @@ def test_train_help_lists_groups_and_values(cli: Cli, capfd: pytest.CaptureFixtu
     ("line", "offered"),
     [
         ("minigpt tr", "train"),
-        ("minigpt train model=r", "model=rope"),
+        ("minigpt train model=ro", "model=rope"),
         ("minigpt train model.n_he", "model.n_head="),
         ("minigpt train positional=al", "positional=alibi"),
         ("minigpt data tokenizer=b", "tokenizer=bpe"),
@@ -304,6 +310,14 @@ def test_sample(cli: Cli) -> None:
         (["--num-sample", "3"], "unrecognized arguments: --num-sample"),
         (["--seed", "-1"], "--seed=-1: must be from 0"),
         (["--device", "gpu"], "invalid choice: 'gpu'"),
+        (["--context", "0"], "--context=0: must be a whole number of 1 or more, or all"),
+        (["--context", "1e3"], "--context=1e3: must be a whole number"),
+        (["--prompt", "a", "--prompt", ""], "--prompt=: empty"),
+        (["--set", "model.n_head=4"], "--set model.n_head=4: of a trained run model.positional."),
+        (["--set", "model.positional.name=alibi"], "may be changed"),
+        (["--set", "model.positional"], "may be changed"),
+        (["--set", "model.positional.bse=9"], "--set model.positional.bse: no such option. Did yo"),
+        (["--set", "model.positional.base=x"], "--set model.positional.base=x: not a valid float"),
     ],
 )
 def test_sample_mistakes(cli: Cli, arguments: list[str], message: str) -> None:
@@ -318,10 +332,83 @@ def test_eval_agrees_with_training(cli: Cli) -> None:
     outcome = cli("eval", "run", "--checkpoint", "last")
     assert outcome.code == 0, outcome.err
     result = json.loads(Path("run/result.json").read_text())
-    evaluated = json.loads(Path("run/eval.json").read_text())
+    evaluated = json.loads(Path("run/eval.json").read_text())["last"]
     for key in ("val_loss", "val_perplexity", "val_bits_per_byte"):
         assert evaluated[key] == result[key]
     assert {"train_loss", "train_perplexity", "train_bits_per_byte"} <= evaluated.keys()
+
+
+def test_eval_at_other_lengths(cli: Cli) -> None:
+    assert cli("train", *TINY, "positional=learned", "hydra.run.dir=run").code == 0
+    outcome = cli("eval", "run", "--lengths", "16,4,8", "--by-position")
+    assert outcome.code == 0, outcome.err
+    assert "undefined: learned has 8 positions" in " ".join(outcome.out.split())
+    found = json.loads(Path("run/eval.json").read_text())["best"]
+    four, eight, sixteen = found["lengths"]
+    assert [four["length"], eight["length"], sixteen["length"]] == [4, 8, 16]
+    assert eight["loss"] == found["val_loss"] and four["loss"] != eight["loss"]
+    assert sixteen["loss"] is None and sixteen["perplexity"] is None
+    assert {name: len(losses) for name, losses in found["by_position"].items()} == {"4": 4, "8": 8}
+    page = Path("run/eval.html").read_text(encoding="utf-8")
+    assert page.count("data:image/svg+xml") == 2 and "undefined" in page
+    for name in ("lengths", "by_position"):
+        assert Path(f"run/eval_{name}.png").read_bytes().startswith(b"\x89PNG")
+
+    # A later call adds to what is known of the same weights, and drops what is of others.
+    assert cli("eval", "run", "--checkpoint", "last").code == 0
+    entries = json.loads(Path("run/eval.json").read_text())
+    assert entries["best"] == found and "lengths" not in entries["last"]
+    assert cli("eval", "run").code == 0
+    assert json.loads(Path("run/eval.json").read_text())["best"] == found
+    assert cli("train", "resume=run", "trainer.max_steps=20").code == 0
+    assert cli("eval", "run").code == 0
+    changed = json.loads(Path("run/eval.json").read_text())["best"]
+    if changed["weights_sha256"] != found["weights_sha256"]:
+        assert "lengths" not in changed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lengths", "8,x"], "--lengths=8,x: not whole numbers; write 32,64,128"),
+        (["--lengths", ""], "--lengths=: not whole numbers"),
+        (["--lengths", "0,8"], "--lengths=0,8: a context has 1 token or more"),
+        (["--lengths", "100000"], "--lengths=100000: the val split has only"),
+        (["--set", "model.positional.slopes=learned"], "needs other parameters than this run has"),
+    ],
+)
+def test_eval_mistakes(cli: Cli, arguments: list[str], message: str) -> None:
+    assert cli("train", *TINY, "positional=alibi", "trainer.max_steps=1").code == 0
+    outcome = cli("eval", "latest", *arguments)
+    assert outcome.code == 2
+    assert message in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_a_trained_run_with_another_scaling(cli: Cli) -> None:
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+    scaled = ["--set", "model.positional.scaling=linear", "--set", "model.positional.factor=2"]
+    assert cli("eval", "run").code == cli("eval", "run", *scaled).code == 0
+    entries = json.loads(Path("run/eval.json").read_text())
+    plain, other = entries.values()
+    assert plain["weights_sha256"] == other["weights_sha256"]
+    assert plain["val_loss"] != other["val_loss"]
+    assert "model.positional.factor=2" in [*entries][1]
+
+
+def test_sample_several_prompts_and_past_the_block(cli: Cli) -> None:
+    assert cli("train", *TINY, "positional=alibi", "hydra.run.dir=run").code == 0
+    ask = ["sample", "run", "--greedy", "--max-new-tokens", "30"]
+    alone = cli(*ask, "--prompt", "the quick brown").out
+    both = cli(*ask, "--prompt", "L", "--prompt", "the quick brown").out
+    assert alone in both and both.count("--- sample 1 of 1 of ") == 2
+    carried_on = cli(*ask, "--prompt", "the quick brown", "--context", "all")
+    assert carried_on.code == 0 and carried_on.out[:15] == alone[:15]
+    assert cli("train", *TINY, "positional=learned", "hydra.run.dir=ends").code == 0
+    ask[1] = "ends"
+    assert len(cli(*ask, "--context", "all").out) >= 30  # the most it has
+    refused = cli(*ask, "--context", "9")
+    assert refused.code == 2
+    assert refused.err == "minigpt: --context=9: learned has 8 positions; use that or fewer\n"
 
 
 def damage(path: Path, how: str) -> None:
@@ -399,6 +486,9 @@ def test_doctor(cli: Cli) -> None:
     assert outcome.code == 0, outcome.err
     for word in ("torch", "device", "precision", "threads", "tokenizer=gpt2", "logger=wandb"):
         assert word in outcome.out
+    for scheme in (CONFIGS / "positional").glob("*.yaml"):
+        assert f"\n {scheme.stem} " in outcome.out
+    assert "FlexAttention has no backward on CPUs" in outcome.out
 
 
 def test_a_tracker_that_cannot_be_had_leaves_nothing(cli: Cli, workdir: Path) -> None:
@@ -435,10 +525,17 @@ def test_every_experiment_runs_a_step(cli: Cli, experiment: Path) -> None:
     assert outcome.code == 0, outcome.err
 
 
-@pytest.mark.parametrize("model", sorted((CONFIGS / "model").glob("*.yaml")))
-def test_every_model_runs(cli: Cli, model: Path) -> None:
-    outcome = cli("train", f"model={model.stem}", *TINY, "trainer.max_steps=1")
+MODELS = sorted(
+    file.stem for group in ("model", "positional") for file in (CONFIGS / group).glob("*.yaml")
+)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_runs(cli: Cli, workdir: Path, model: str) -> None:
+    outcome = cli("train", f"model={model}", *TINY, "trainer.max_steps=2")
     assert outcome.code == 0, outcome.err
+    result = json.loads((the_run(workdir / "runs") / "result.json").read_text())
+    assert result["parameters"]["positional"] >= 0 and result["val_loss"] > 0
 
 
 def test_wandb_runs_of_a_sweep(cli: Cli, workdir: Path) -> None:

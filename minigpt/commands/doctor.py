@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from minigpt.commands.options import Parser
 
@@ -17,10 +18,11 @@ class Finding:
 
 
 def main(arguments: list[str]) -> None:
-    """Print versions, device, data, tokenizers and tracker, each with a remedy where one is due."""
+    """Print what is here, each with a remedy where one is due, and what each backend can do."""
     Parser(
         "doctor",
-        "Show versions, device, precision, data and tokenizers to be had offline, W&B's mode.",
+        "Show versions, device, precision, data and tokenizers to be had offline, W&B's mode, and\n"
+        "which attention backend trains and decodes which positional scheme on which device.",
         ["minigpt doctor"],
     ).parse_args(arguments)
 
@@ -41,6 +43,9 @@ def main(arguments: list[str]) -> None:
         console.print(f"- {finding.subject}: {finding.remedy}", markup=False)
     if not problems:
         console.print("nothing is missing")
+    console.print()
+    for renderable in _capabilities():
+        console.print(renderable)
 
 
 def _versions() -> list[Finding]:
@@ -60,11 +65,14 @@ def _device() -> list[Finding]:
 
     import torch
 
-    from minigpt.model.attention import BackendConfig, choose_backend
+    from minigpt.config import composed_config
+    from minigpt.model import GPT
     from minigpt.train.device import choose_compute
 
     compute = choose_compute("auto", "auto")
-    backend = choose_backend(BackendConfig("auto"), compute.device, compute.precision == "bf16")
+    with torch.device("meta"):
+        model = GPT(composed_config([]).model, n_vocab=1)
+    backend = model.use_backend(compute.device, compute.precision == "bf16", "train")
     build = "with CUDA " + torch.version.cuda if torch.version.cuda else "without CUDA"
     remedy = ""
     if compute.device == "cpu":
@@ -72,7 +80,7 @@ def _device() -> list[Finding]:
     return [
         Finding("device", f"{compute.device}: {compute.device_reason}; torch {build}", remedy),
         Finding("precision", f"{compute.precision}: {compute.precision_reason}"),
-        Finding("attention", f"{backend[0]}: {backend[1]}"),
+        Finding("attention", backend),
         Finding("threads", f"{torch.get_num_threads()} of {os.cpu_count()} (trainer.threads)"),
     ]
 
@@ -140,3 +148,51 @@ def _tensorboard() -> Finding:
     if find_spec("tensorboard"):
         return Finding("logger=tensorboard", "ready")
     return Finding("logger=tensorboard", "not installed (pip install 'minigpt[tensorboard]')")
+
+
+def _capabilities() -> list[Any]:
+    """A table of scheme x backend x device, and the reason for each no.
+
+    For the default design; a soft-cap, dropout or small heads may rule out more, and training says
+    so before it starts.
+    """
+    import torch
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    from minigpt.config import composed_config
+    from minigpt.model import GPT
+    from minigpt.model.backends import BACKENDS, USES, why_not
+    from minigpt.model.positional import POSITIONAL
+
+    devices = ("cpu", "cuda", "mps")
+    table = Table(
+        Column("positional", no_wrap=True),
+        *(f"{backend} {device}" for backend in BACKENDS for device in devices),
+        title="attention backends: t trains, d decodes, a number is the reason for a no",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 0, 0, 1),
+    )
+    reasons: list[str] = []
+
+    def cell(scheme: str, backend: str, device: str) -> str:
+        marks = ""
+        for use in USES:
+            why = why_not(backend, use, device, models[scheme].positional, models[scheme].config)
+            if why is not None and why not in reasons:
+                reasons.append(why)
+            marks += use[0] if why is None else str(reasons.index(why) + 1)
+        return marks
+
+    with torch.device("meta"):
+        models = {
+            name: GPT(composed_config([f"positional={name}"]).model, n_vocab=1)
+            for name in POSITIONAL.names()
+        }
+    for scheme in models:
+        cells = [cell(scheme, backend, device) for backend in BACKENDS for device in devices]
+        table.add_row(scheme, *cells)
+    notes = [Text(f"{number} {reason}") for number, reason in enumerate(reasons, 1)]
+    return [table, *notes]

@@ -1,46 +1,226 @@
-"""`minigpt eval`: a trained run on its whole text."""
+"""`minigpt eval`: a trained run on its whole text, and at other context lengths."""
 
 from __future__ import annotations
 
+import math
+import statistics
+from typing import TYPE_CHECKING, Any
+
 from minigpt.commands.options import Parser, add_run_arguments
+from minigpt.errors import UserError
+
+if TYPE_CHECKING:
+    from minigpt.data.tokens import Split
+    from minigpt.evaluate import Evaluation
+    from minigpt.load import TrainedRun
+    from minigpt.page import Section
+
+METRICS = ("loss", "perplexity", "bits_per_byte")
+PARTS_OF_OCTAVE = 4
 
 
 def main(arguments: list[str]) -> None:
-    """Print loss, perplexity and bits per byte of both splits, and write them to eval.json."""
+    """Print and write to eval.json the losses of both splits, and what lengths and positions do."""
     parser = Parser(
         "eval",
-        "Measure a trained run: one full pass over each split, in windows that do not overlap.",
-        ["minigpt eval latest", "minigpt eval runs/NAME --checkpoint last"],
+        "Measure a trained run: one full pass over each split, in windows that do not overlap.\n"
+        "With --lengths or --by-position: curves of the validation split, as eval.html and PNGs.",
+        [
+            "minigpt eval latest",
+            "minigpt eval latest --lengths 32,64,128,256,512 --by-position",
+            "minigpt eval runs/NAME --lengths 512 --set model.positional.scaling=yarn "
+            "--set model.positional.factor=4",
+        ],
     )
     add_run_arguments(parser)
+    parser.add_argument(
+        "--lengths", metavar="N,N,...", help="validation loss with windows of these many tokens"
+    )
+    parser.add_argument(
+        "--by-position",
+        action="store_true",
+        help="validation loss at each position inside a window",
+    )
     options = parser.parse_args(arguments)
+    lengths = _lengths(options.lengths)
 
     from rich.table import Table
 
     from minigpt.data.prepare import prepare
     from minigpt.display import PipeConsole
     from minigpt.evaluate import evaluate
-    from minigpt.files import write_json
     from minigpt.load import load_run
+    from minigpt.page import write_page
 
-    trained = load_run(options.run, options.checkpoint, options.device)
+    trained = load_run(options.run, options.checkpoint, options.device, options.set)
     prepared = prepare(trained.config.data, trained.config.tokenizer, of_run=trained.run)
+    tokens = prepared.tokens.to(trained.compute.device)
+    _require_text(lengths, tokens.val)
     console = PipeConsole(highlight=False)
-    table = Table("split", "tokens", "loss", "perplexity", "bits per byte")
-    numbers: dict[str, float | str | int] = {"checkpoint": trained.checkpoint}
+    console.print(f"{trained.run.path} ({trained.label}), {trained.compute.describe()}")
+
+    found: dict[str, Any] = {}
+    table = Table("split", "tokens", *(name.replace("_", " ") for name in METRICS))
     with console.status("evaluating ..."):
-        for split in (prepared.tokens.train, prepared.tokens.val):
-            result = evaluate(trained.model, split.to(trained.compute.device), trained.compute)
-            numbers |= result.metrics(split.name)
-            table.add_row(
-                split.name,
-                f"{len(split.tokens):,}",
-                f"{result.loss:.4f}",
-                f"{result.perplexity:.3f}",
-                f"{result.bits_per_byte:.4f}",
-            )
-    console.print(f"{trained.run.path} ({trained.checkpoint}), {trained.compute.describe()}")
+        for split in (tokens.train, tokens.val):
+            result = evaluate(trained.model, split, trained.compute)
+            found |= result.metrics(split.name)
+            table.add_row(split.name, f"{len(split.tokens):,}", *_cells(result))
     console.print(table)
+
+    block_size = trained.config.model.block_size
+    if lengths or options.by_position:
+        curves: dict[int, Evaluation | str] = {}
+        for number, length in enumerate(lengths or [block_size], 1):
+            with console.status(f"context {length} ({number} of {len(lengths or [1])}) ..."):
+                curves[length] = _at_length(trained, tokens.val, length)
+        if lengths:
+            found["lengths"] = [_row(length, result) for length, result in curves.items()]
+            console.print(_length_table(curves))
+        if options.by_position:
+            found["by_position"] = {
+                str(length): result.by_position
+                for length, result in curves.items()
+                if not isinstance(result, str)
+            }
+        sections = _sections(curves, block_size, bool(lengths), options.by_position)
+        title = f"{trained.run.path.name} ({trained.label}): validation loss and context"
+        for path in write_page(trained.run.path / "eval.html", title, sections):
+            console.print(f"drawn in {path}", soft_wrap=True)
+    console.print(f"written to {_record(trained, found)}", soft_wrap=True)
+
+
+def _lengths(text: str | None) -> list[int]:
+    if text is None:
+        return []
+    try:
+        lengths = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise UserError(f"--lengths={text}: not whole numbers; write 32,64,128") from None
+    if lengths[0] < 1:
+        raise UserError(f"--lengths={text}: a context has 1 token or more")
+    return lengths
+
+
+def _require_text(lengths: list[int], val: Split) -> None:
+    longest = max(lengths, default=0)
+    if longest >= len(val.tokens):
+        raise UserError(
+            f"--lengths={longest}: the val split has only {len(val.tokens)} tokens; "
+            f"use {len(val.tokens) - 1} or fewer"
+        )
+
+
+def _at_length(trained: TrainedRun, split: Split, length: int) -> Evaluation | str:
+    """The evaluation with windows of a length, or why it is undefined."""
+    from minigpt.evaluate import evaluate
+
+    limit = trained.model.positional.max_length
+    if limit is not None and length > limit:
+        return f"undefined: {trained.config.model.positional.name} has {limit} positions"
+    return evaluate(trained.model, split, trained.compute, length)
+
+
+def _cells(result: Evaluation) -> list[str]:
+    return [f"{result.loss:.4f}", f"{result.perplexity:.3f}", f"{result.bits_per_byte:.4f}"]
+
+
+def _row(length: int, result: Evaluation | str) -> dict[str, Any]:
+    if isinstance(result, str):
+        return {"length": length, **dict.fromkeys(METRICS), "undefined": result}
+    return {"length": length, **{name: getattr(result, name) for name in METRICS}}
+
+
+def _rows(curves: dict[int, Evaluation | str]) -> list[list[str]]:
+    """Lengths and what was found there, as text."""
+    return [
+        [str(length), *(["undefined"] * 3 if isinstance(result, str) else _cells(result))]
+        for length, result in curves.items()
+    ]
+
+
+def _length_table(curves: dict[int, Evaluation | str]) -> Any:
+    from rich.table import Table
+
+    table = Table("context", *(name.replace("_", " ") for name in METRICS))
+    for row in _rows(curves):
+        table.add_row(*row)
+    whys = {result for result in curves.values() if isinstance(result, str)}
+    table.caption = "; ".join(sorted(whys)) or None
+    return table
+
+
+def _sections(
+    curves: dict[int, Evaluation | str], block_size: int, by_length: bool, by_position: bool
+) -> list[Section]:
+    from matplotlib.figure import Figure
+
+    from minigpt.page import Section
+
+    defined = {n: result for n, result in curves.items() if not isinstance(result, str)}
+    trained_at = {"color": "0.5", "linestyle": ":", "label": f"trained at {block_size}"}
+
+    def axes(xlabel: str) -> tuple[Figure, Any]:
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axis = figure.add_subplot(xlabel=xlabel, ylabel="validation loss, nats a token")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.grid(alpha=0.3)
+        return figure, axis
+
+    sections = []
+    if by_length:
+        figure, axis = axes("tokens in the context")
+        axis.plot([*defined], [result.loss for result in defined.values()], marker="o")
+        axis.axvline(block_size, **trained_at)
+        axis.legend()
+        head = ["context", *(name.replace("_", " ") for name in METRICS)]
+        sections.append(
+            Section(
+                "By length of the context",
+                "One full pass over the validation text for each length, in windows that do not "
+                "overlap: each token sees what stands before it in its window.",
+                "lengths",
+                figure,
+                [head, *_rows(curves)],
+            )
+        )
+    if by_position:
+        figure, axis = axes("position in the context")
+        for length, result in defined.items():
+            axis.plot(*_smoothed(result.by_position), label=f"windows of {length}", linewidth=1)
+        axis.axvline(block_size, **trained_at)
+        axis.legend()
+        text = (
+            "Averaged over the tokens at each position of a window, and drawn as the mean of each "
+            f"1/{PARTS_OF_OCTAVE} octave of positions: far ones are seen few times. eval.json has "
+            "each position."
+        )
+        sections.append(Section("By position in the context", text, "by_position", figure))
+    return sections
+
+
+def _smoothed(losses: list[float]) -> tuple[list[float], list[float]]:
+    """Positions from 1 and losses, averaged where positions are close on a logarithmic axis."""
+    parts: dict[int, list[int]] = {}
+    for position in range(1, len(losses) + 1):
+        parts.setdefault(int(PARTS_OF_OCTAVE * math.log2(position)), []).append(position)
+    return (
+        [statistics.fmean(part) for part in parts.values()],
+        [statistics.fmean(losses[p - 1] for p in part) for part in parts.values()],
+    )
+
+
+def _record(trained: TrainedRun, found: dict[str, Any]) -> str:
+    """Put what was found into eval.json, beside what earlier calls found of the same weights."""
+    from minigpt.files import sha256, write_json
+
     path = trained.run.path / "eval.json"
-    write_json(path, numbers)
-    console.print(f"written to {path}", soft_wrap=True)
+    entries = trained.run.read_json(path) if path.exists() else {}
+    weights = sha256(trained.weights.read_bytes())
+    earlier = entries.get(trained.label, {})
+    if earlier.get("weights_sha256") != weights:
+        earlier = {}
+    entries[trained.label] = {"weights_sha256": weights} | earlier | found
+    write_json(path, entries)
+    return str(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 from minigpt.commands.options import Parser, add_run_arguments
 from minigpt.errors import UserError
@@ -17,10 +18,21 @@ def main(arguments: list[str]) -> None:
             "minigpt sample latest --prompt ROMEO:",
             "minigpt sample latest --greedy --max-new-tokens 100",
             "minigpt sample runs/NAME --num-samples 3 --temperature 0.8 --top-p 0.95 --seed 7",
+            "minigpt sample latest --prompt ROMEO: --prompt 'First Citizen:' --context 512",
         ],
     )
     add_run_arguments(parser)
-    parser.add_argument("--prompt", default="\n", help="text to go on from (default: a line end)")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        help="text to go on from (default: a line end); several are computed together",
+    )
+    parser.add_argument(
+        "--context",
+        metavar="N",
+        help="most tokens the model sees (default: model.block_size, as in training), or all: "
+        "more than it was trained on shows how its positions carry on",
+    )
     parser.add_argument("--max-new-tokens", type=int, default=500, metavar="N")
     parser.add_argument("--num-samples", type=int, default=1, metavar="S")
     parser.add_argument("--seed", type=int, default=1)
@@ -48,24 +60,57 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"{flag}={getattr(options, name)}: must be 1 or more")
     if not 0 <= options.seed < 2**32:
         raise UserError(f"--seed={options.seed}: must be from 0 to 2^32 - 1")
-    if not options.prompt:
+    prompts = options.prompt or ["\n"]
+    if "" in prompts:
         raise UserError("--prompt=: empty; a model continues at least one character")
     temperature = 1.0 if options.temperature is None else options.temperature
     sampling = Sampling(0.0 if options.greedy else temperature, options.top_k, options.top_p)
 
-    trained = load_run(options.run, options.checkpoint, options.device)
-    prompt = trained.tokenizer.encode(options.prompt)
-    generator = torch.Generator(trained.compute.device)
+    trained = load_run(options.run, options.checkpoint, options.device, options.set)
+    context = _context(options.context, trained.config.model.block_size)
+    encoded = [trained.tokenizer.encode(prompt) for prompt in prompts]
     for number in range(options.num_samples):
-        if options.num_samples > 1:
-            print(f"--- sample {number + 1} of {options.num_samples} ---")
         # Sample k of a seed is the same however many are asked for.
-        generator.manual_seed(options.seed + number)
-        tokens = generate(
-            trained.model, prompt, options.max_new_tokens, sampling, generator, trained.compute
+        seed = options.seed + number
+        generators = [torch.Generator(trained.compute.device).manual_seed(seed) for _ in prompts]
+        rows = generate(
+            trained.model,
+            encoded,
+            options.max_new_tokens,
+            sampling,
+            generators,
+            trained.compute,
+            context,
         )
-        sys.stdout.write(options.prompt)
-        for text in stream_text(trained.tokenizer, tokens):
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        print()
+        if len(prompts) == 1:
+            texts = [stream_text(trained.tokenizer, (row[0] for row in rows))]
+        else:  # they grow together, and are shown one after the other
+            texts = [stream_text(trained.tokenizer, tokens) for tokens in zip(*rows, strict=True)]
+        for prompt, text in zip(prompts, texts, strict=True):
+            if len(prompts) * options.num_samples > 1:
+                print(f"--- {_title(prompt, prompts, number, options.num_samples)} ---")
+            _show(prompt, text)
+
+
+def _context(text: str | None, block_size: int) -> int | None:
+    """The most tokens a model sees; None for all."""
+    if text is None:
+        return block_size
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--context={text}: must be a whole number of 1 or more, or all")
+    return int(text)
+
+
+def _title(prompt: str, prompts: list[str], number: int, num_samples: int) -> str:
+    of_prompt = f" of {prompt!r}" if len(prompts) > 1 else ""
+    return f"sample {number + 1} of {num_samples}{of_prompt}"
+
+
+def _show(prompt: str, text: Iterator[str]) -> None:
+    sys.stdout.write(prompt)
+    for piece in text:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    print()

@@ -18,7 +18,7 @@ from minigpt.config import composed_config
 from minigpt.data.corpus import Corpus
 from minigpt.data.tokens import Split, TokenData, load_tokens
 from minigpt.errors import UserError
-from minigpt.evaluate import Evaluation, evaluate, mean_loss, perplexity
+from minigpt.evaluate import Evaluation, evaluate, perplexity
 from minigpt.generate import Sampling, generate, stream_text
 from minigpt.model import GPT, ModelConfig
 from minigpt.tokenizer import TOKENIZERS, Tokenizer
@@ -140,14 +140,35 @@ def test_evaluation_equals_a_plain_loop(name: str, n_tokens: int) -> None:
     assert found.loss == pytest.approx(nats / (n_tokens - 1), rel=1e-5)
     assert found.bits_per_byte == pytest.approx(nats / math.log(2) / split.target_bytes, rel=1e-5)
     assert found.perplexity == pytest.approx(math.exp(nats / (n_tokens - 1)), rel=1e-4)
-    assert mean_loss(model, split, CPU) == found.loss
+
+
+@pytest.mark.parametrize("length", [1, 3, 8, 20, 99, 100])
+def test_loss_by_position_equals_a_plain_loop(length: int) -> None:
+    model, split = tiny_model("alibi").eval(), tiny_split(100)
+    losses: list[list[float]] = [[] for _ in range(min(length, 99))]
+    with torch.no_grad():
+        for first in range(0, 99, length):
+            window = split.tokens[first : first + length + 1].long()
+            rows = model(window[None, :-1])[0].log_softmax(-1)
+            for place, (row, target) in enumerate(zip(rows, window[1:], strict=True)):
+                losses[place].append(-row[target].item())
+    found = evaluate(model, split, CPU, length)
+    assert found.by_position == pytest.approx([sum(at) / len(at) for at in losses], rel=1e-5)
+    assert found.loss == pytest.approx(sum(map(sum, losses)) / 99, rel=1e-5)
+
+
+def test_evaluation_past_the_last_position_is_refused() -> None:
+    model = tiny_model("learned").train()
+    with pytest.raises(UserError, match=r"^model\.positional\.name=learned: has 8 positions"):
+        evaluate(model, tiny_split(100), CPU, 9)
+    assert model.training
 
 
 def test_evaluation_does_not_depend_on_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     model, split = tiny_model(), tiny_split(1000)
     at_once = evaluate(model, split, CPU)
     for n_logits in (1, 3 * 8 * N_VOCAB):
-        monkeypatch.setattr(evaluate_module, "LOGITS_AT_ONCE", n_logits)
+        monkeypatch.setattr(evaluate_module, "NUMBERS_AT_ONCE", n_logits)
         assert evaluate(model, split, CPU).loss == pytest.approx(at_once.loss, rel=1e-6)
 
 
@@ -177,7 +198,7 @@ def test_perplexity_overflows_to_infinity() -> None:
     assert perplexity(0.0) == 1.0
     assert perplexity(math.log(65)) == pytest.approx(65)
     assert perplexity(1000.0) == math.inf
-    metrics = Evaluation(loss=1000.0, bits_per_byte=2.0).metrics("val")
+    metrics = Evaluation(loss=1000.0, bits_per_byte=2.0, by_position=[1000.0]).metrics("val")
     assert metrics == {
         "val_loss": 1000.0,
         "val_perplexity": math.inf,
@@ -267,24 +288,32 @@ def test_sampling_refuses(options: dict[str, float], message: str) -> None:
 
 
 def continued(
-    model: GPT, prompt: list[int], n: int, sampling: Sampling, seed: int = 0
+    model: GPT,
+    prompt: list[int],
+    n: int,
+    sampling: Sampling,
+    seed: int = 0,
+    context: int | None = None,
 ) -> list[int]:
-    return [*generate(model, prompt, n, sampling, seeded(seed), CPU)]
+    steps = generate(model, [prompt], n, sampling, [seeded(seed)], CPU, context)
+    return [token for [token] in steps]
 
 
+@pytest.mark.parametrize("context", [None, 8, 5])
 @pytest.mark.parametrize("name", ["rope", "learned", "sinusoidal", "nope", "alibi", "bigram"])
-def test_greedy_is_repeated_argmax(name: str) -> None:
+def test_greedy_is_repeated_argmax(name: str, context: int | None) -> None:
     model = tiny_model(name).eval()
     tokens = [3, 1, 4]
+    seen = context or model.positional.max_length or 99
     with torch.no_grad():
         for _ in range(12):  # past block_size
-            seen = torch.tensor([tokens[-8:]])
-            tokens.append(int(model(seen)[0, -1].argmax()))
+            logits = model(torch.tensor([tokens[-seen:]]))
+            tokens.append(int(logits[0, -1].argmax()))
     greedy = Sampling(temperature=0)
-    assert continued(model, [3, 1, 4], 12, greedy) == tokens[3:]
-    assert continued(model, [3, 1, 4], 12, greedy, seed=1) == tokens[3:]
-    assert continued(model, [3, 1, 4], 12, Sampling(top_k=1)) == tokens[3:]
-    assert continued(model, [3, 1, 4], 12, Sampling(top_p=1e-6)) == tokens[3:]
+    assert continued(model, [3, 1, 4], 12, greedy, context=context) == tokens[3:]
+    assert continued(model, [3, 1, 4], 12, greedy, 1, context) == tokens[3:]
+    assert continued(model, [3, 1, 4], 12, Sampling(top_k=1), context=context) == tokens[3:]
+    assert continued(model, [3, 1, 4], 12, Sampling(top_p=1e-6), context=context) == tokens[3:]
 
 
 def test_seed_decides_the_text() -> None:
@@ -300,18 +329,29 @@ def test_seed_decides_the_text() -> None:
 def test_long_prompts_count_by_their_end(name: str) -> None:
     model = tiny_model(name)
     prompt = [i % N_VOCAB for i in range(20)]
-    text = continued(model, prompt, 12, Sampling())
-    assert text == continued(model, prompt[-8:], 12, Sampling())
-    assert text != continued(model, prompt[:8], 12, Sampling())
+    text = continued(model, prompt, 12, Sampling(), context=8)
+    assert text == continued(model, prompt[-8:], 12, Sampling(), context=8)
+    assert text != continued(model, prompt[:8], 12, Sampling(), context=8)
+    unbound = continued(model, prompt, 12, Sampling())
+    assert (unbound == text) == (model.positional.max_length == 8)
+
+
+def test_several_prompts_at_once() -> None:
+    model, greedy = tiny_model(), Sampling(temperature=0)
+    prompts = [[3, 1, 4], [1], [5, 9, 2, 6]]
+    steps = [*generate(model, prompts, 12, greedy, [seeded()] * 3, CPU)]
+    assert [len(step) for step in steps] == [3] * 12
+    for row, prompt in enumerate(prompts):
+        assert [step[row] for step in steps] == continued(model, prompt, 12, greedy)
 
 
 def test_generation_uses_no_dropout_and_leaves_the_mode() -> None:
     expected = continued(tiny_model(), [0], 9, Sampling(temperature=0))
     model = tiny_model(dropout=0.5).train()
-    tokens = generate(model, [0], 9, Sampling(temperature=0), seeded(), CPU)
-    assert next(tokens) == expected[0]
+    tokens = generate(model, [[0]], 9, Sampling(temperature=0), [seeded()], CPU)
+    assert next(tokens) == [expected[0]]
     assert model.training and model.blocks.training  # between tokens as well
-    assert [*tokens] == expected[1:]
+    assert [*tokens] == [[token] for token in expected[1:]]
     assert model.training
     assert continued(model.eval(), [0], 9, Sampling(temperature=0)) == expected
     assert not model.training
@@ -321,7 +361,7 @@ def test_generation_on_a_cpu_is_in_fp32() -> None:
     model, dtypes = tiny_model(), set[torch.dtype]()
     model.head.register_forward_hook(lambda _module, _inputs, logits: dtypes.add(logits.dtype))
     bf16 = replace(CPU, precision="bf16")
-    assert len([*generate(model, [0], 9, Sampling(), seeded(), bf16)]) == 9
+    assert len([*generate(model, [[0]], 9, Sampling(), [seeded()], bf16)]) == 9
     assert dtypes == {torch.float32}
 
 

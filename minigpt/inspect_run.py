@@ -1,0 +1,163 @@
+"""What a model does with one prompt, and how its positions work, as plain data to draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minigpt.model import GPT
+from minigpt.model.backends import attention_weights
+from minigpt.model.positional import PositionalScheme
+from minigpt.model.scores import Scores
+from minigpt.tokenizer import Tokenizer
+
+VISIBLE = {"\n": "⏎", " ": "␣", "\t": "⇥"}
+LONGEST_LABEL = 12
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One forward pass on the CPU: logits (t, n), and of each layer the attention weights and the
+    score term (h, i, j), NaN where masked. No terms where the scheme has none."""
+
+    logits: Tensor
+    weights: list[Tensor]
+    terms: list[Tensor]
+
+
+def token_label(content: bytes) -> str:
+    """A token's bytes as a short visible text; those that are no UTF-8 in hexadecimal."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        return f"<{content.hex(' ')}>"
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    label = "".join(VISIBLE.get(c, e) for c, e in zip(text, escaped, strict=True))
+    return label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
+
+
+@torch.no_grad()
+def record(model: GPT, tokens: Sequence[int]) -> Recording:
+    """Run the model on one text with a backend that keeps what it computes."""
+    weights: list[Tensor] = []
+    terms: list[Tensor] = []
+
+    def masked(values: Tensor) -> Tensor:
+        later = torch.ones(values.shape[-2:], dtype=torch.bool).triu(1)
+        return values[0].float().cpu().masked_fill(later, torch.nan)
+
+    def recording(
+        q: Tensor, k: Tensor, v: Tensor, scores: Scores, layer: int, dropout: float
+    ) -> Tensor:
+        found = attention_weights(q, k, scores, layer)
+        weights.append(masked(found))
+        if scores.scheme.score != "none":
+            terms.append(masked(scores.additive(q, k, layer)))
+        return found.to(v.dtype) @ v
+
+    backend, model.backend = model.backend, recording
+    try:
+        logits = model(torch.tensor([tokens], device=model.head.weight.device))[0]
+    finally:
+        model.backend = backend
+    return Recording(logits.float().cpu(), weights, terms)
+
+
+def next_tokens(
+    recording: Recording, tokens: Sequence[int], tokenizer: Tokenizer, top: int
+) -> list[list[tuple[str, float]]]:
+    """After each token: the one that came and the `top` likeliest, with their probabilities.
+
+    After the last none came: that is ("", nan).
+    """
+    rows = []
+    for place, p in enumerate(recording.logits.softmax(-1)):
+        shown = [*tokens[place + 1 : place + 2], *p.topk(min(top, len(p))).indices.tolist()]
+        row = [(token_label(tokenizer.token_bytes(token)), p[token].item()) for token in shown]
+        rows.append(row if place + 1 < len(tokens) else [("", math.nan), *row])
+    return rows
+
+
+@torch.no_grad()
+def scheme_values(model: GPT, recording: Recording) -> dict[str, list[Tensor]]:
+    """What the scheme adds or turns, found through its hooks alone, so that every scheme has it.
+
+    Of each layer, or once where the layers do not differ; axes, h being 1 where heads do not
+    differ: `embed`, `block_input` (1, position, channel), `angles` (h, position, pair), `decay`,
+    `bias` (h, distance), `score` (h, i, j). Positions go up to max_length, else block_size.
+    """
+    scheme, config = model.positional, model.config
+    device = model.head.weight.device
+    n = scheme.max_length or max(config.block_size, len(recording.logits))
+    positions = torch.arange(n, device=device)[None]
+    nothing = torch.zeros(1, n, config.n_embd, device=device)
+    layers = range(config.n_layer)
+
+    found: dict[str, list[Tensor]] = {"score": recording.terms}
+    if _overrides(scheme, "embed"):
+        found["embed"] = [scheme.embed(nothing, positions)]
+    if _overrides(scheme, "block_input"):
+        found["block_input"] = [scheme.block_input(nothing, positions, la) for la in layers]
+    if _overrides(scheme, "rotate"):
+        found["angles"] = [rotary_angles(model, positions, layer) for layer in layers]
+        found["decay"] = [_rotary_decay(model, positions, layer) for layer in layers]
+    if scheme.score in ("positions", "layer"):
+        found["bias"] = [_bias_by_distance(model, positions, layer) for layer in layers]
+    return {
+        kind: [v.cpu() for v in (values[:1] if _all_equal(values) else values)]
+        for kind, values in found.items()
+        if values
+    }
+
+
+def rotary_angles(model: GPT, positions: Tensor, layer: int) -> Tensor:
+    """By how much channel pairs are turned at positions (1, t): (h, t, pair), in (-pi, pi].
+
+    Measured: a channel's vector is rotated, and its partner is the channel it turns into most.
+    h is 1 where heads do not differ; no pairs where nothing turns.
+    """
+    config, angles = model.config, []
+    for channel, vector in enumerate(torch.eye(config.head_size, device=positions.device)):
+        q = vector.expand(1, config.n_head, positions.shape[1], -1)
+        turned = model.positional.rotate(q, q[:, : config.kv_heads], positions, layer)[0][0]
+        reach = turned.abs().sum((0, 1))
+        reach[channel] = 0
+        partner = int(reach.argmax())
+        if partner > channel and reach[partner] > 0:
+            angles.append(torch.atan2(turned[..., partner], turned[..., channel]))
+    return _one_if_same(torch.stack(angles, -1) if angles else torch.zeros(1, 1, 0))
+
+
+def _rotary_decay(model: GPT, positions: Tensor, layer: int) -> Tensor:
+    """The mean over channels of a query of ones times a key of ones at 0: (h, distance)."""
+    config = model.config
+    shape = (1, config.n_head, positions.shape[1], config.head_size)
+    ones = torch.ones(shape, device=positions.device)
+    q, k = model.positional.rotate(ones, ones[:, : config.kv_heads], positions, layer)
+    k = k.repeat_interleave(config.n_head // config.kv_heads, dim=1)
+    return _one_if_same((q * k[:, :, :1]).mean(-1)[0])
+
+
+def _bias_by_distance(model: GPT, positions: Tensor, layer: int) -> Tensor:
+    """The score term between the last position and those before it: (h, distance)."""
+    config = model.config
+    shape = (1, config.n_head, positions.shape[1], config.head_size)
+    k = torch.zeros(shape, device=positions.device)
+    scores = Scores(model.positional, config.n_head, positions[:, -1:], positions, in_order=False)
+    return scores.additive(k[:, :, -1:], k, layer)[0, :, 0].flip(-1)
+
+
+def _overrides(scheme: PositionalScheme, hook: str) -> bool:
+    return getattr(type(scheme), hook) is not getattr(PositionalScheme, hook)
+
+
+def _one_if_same(by_head: Tensor) -> Tensor:
+    return by_head[:1] if (by_head == by_head[:1]).all() else by_head
+
+
+def _all_equal(values: list[Tensor]) -> bool:
+    return all(torch.equal(v.nan_to_num(), values[0].nan_to_num()) for v in values[1:])

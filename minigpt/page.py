@@ -1,0 +1,88 @@
+"""Figures as PNG files and as one HTML page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minigpt.files import write_bytes, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+img { max-width: 100%; height: auto; background: white; border-radius: 6px; }
+table { border-collapse: collapse; display: block; overflow-x: auto; }
+th, td { padding: 0.2rem 0.8rem; text-align: right; border-bottom: 1px solid #8884; }
+th:first-child, td:first-child { text-align: left; }
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page: a heading, a paragraph, a figure, a table whose first row is its head.
+
+    `name` names the figure's PNG file.
+    """
+
+    heading: str
+    text: str = ""
+    name: str = ""
+    figure: Figure | None = None
+    table: list[list[str]] | None = None
+
+
+def write_page(path: Path, title: str, sections: list[Section]) -> list[Path]:
+    """Write the page to `path`, and each figure beside it as STEM_NAME.png; returns all paths."""
+    written = [path]
+    body = [f"<h1>{html.escape(title)}</h1>"]
+    for section in sections:
+        body.append(f"<h2>{html.escape(section.heading)}</h2>")
+        if section.text:
+            body.append(f"<p>{html.escape(section.text)}</p>")
+        if section.table is not None:
+            body.append(_table(section.table))
+        if section.figure is not None:
+            picture = base64.b64encode(_drawn(section.figure, "svg")).decode()
+            alt = html.escape(section.heading, quote=True)
+            body.append(f'<img alt="{alt}" src="data:image/svg+xml;base64,{picture}">')
+            png = path.with_name(f"{path.stem}_{section.name}.png")
+            write_bytes(png, _drawn(section.figure, "png"))
+            written.append(png)
+    page = (
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n" + "\n".join(body) + "\n"
+    )
+    write_text(path, page)
+    return written
+
+
+def _table(rows: list[list[str]]) -> str:
+    def row(cells: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return "<table>" + row(rows[0], "th") + "".join(row(r, "td") for r in rows[1:]) + "</table>"
+
+
+def _drawn(figure: Figure, kind: str) -> bytes:
+    import matplotlib
+
+    file = io.BytesIO()
+    # Text stays text in an SVG: the reader's fonts have more letters than the drawing library's.
+    # The same figure is the same bytes, and names no address.
+    unsaid = dict.fromkeys(("Creator", "Date", "Format", "Type")) if kind == "svg" else None
+    with (
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "minigpt"}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(file, format=kind, dpi=120, bbox_inches="tight", metadata=unsaid)
+    return file.getvalue()

@@ -1,0 +1,237 @@
+"""The comparison of positional schemes, from the runs of scripts/train_positional.sh.
+
+    python scripts/positional_table.py runs/positional docs/positional.md
+
+Writes the tables to the Markdown file and the curves beside it as a PNG. Intervals are 95 %
+t-intervals over seeds; differences are paired by seed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+# 97.5 % quantile of Student's t by degrees of freedom.
+T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+Runs = dict[str, list[dict[str, Any]]]  # by scheme, in the order of seeds
+
+
+def main(folder: str, output: str) -> None:
+    """Write the tables and the figure."""
+    runs = read(Path(folder))
+    seeds = sorted({run["seed"] for found in runs.values() for run in found})
+    for name, found in runs.items():
+        if [run["seed"] for run in found] != seeds:
+            raise SystemExit(f"{folder}/{name}: not every seed of {seeds} is finished")
+    page = Path(output)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    figure_path = page.with_suffix(".png")
+    draw(runs).savefig(figure_path, dpi=120)
+    page.write_text("\n".join(markdown(runs, figure_path.name)) + "\n", encoding="utf-8")
+    print(f"{len(runs)} schemes, seeds {seeds}: written to {page} and {figure_path}")
+
+
+def read(folder: Path) -> Runs:
+    """What each finished run found, by scheme, best validation loss first."""
+    runs: Runs = {}
+    for file in sorted(folder.glob("*/seed_*/result.json")):
+        result = json.loads(file.read_text())
+        if result["status"] == "finished":
+            evaluated = json.loads(file.with_name("eval.json").read_text())["last"]
+            lengths = {row["length"]: row["loss"] for row in evaluated["lengths"]}
+            manifest = json.loads(file.with_name("manifest.json").read_text())
+            run = {**result, "lengths": lengths, "manifest": manifest}
+            runs.setdefault(file.parent.parent.name, []).append(run)
+    for found in runs.values():
+        found.sort(key=lambda run: run["seed"])
+    return dict(sorted(runs.items(), key=lambda item: mean(values(item[1], "val_loss"))))
+
+
+def values(runs: list[dict[str, Any]], key: str) -> list[float]:
+    return [run[key] for run in runs]
+
+
+def mean(numbers: Sequence[float]) -> float:
+    return statistics.fmean(numbers)
+
+
+def interval(numbers: Sequence[float]) -> float:
+    """Half of the 95 % t-interval of the mean; not a number for fewer than two."""
+    n = len(numbers)
+    return T[n - 1] * statistics.stdev(numbers) / math.sqrt(n) if n > 1 else math.nan
+
+
+def with_interval(numbers: Sequence[float], sign: str = "") -> str:
+    return f"{mean(numbers):{sign}.4f} ± {interval(numbers):.4f}"
+
+
+def at(run: dict[str, Any], length: int | None) -> float:
+    """A run's validation loss, at a context length or as trained."""
+    return run["val_loss"] if length is None else run["lengths"][length]
+
+
+def difference(runs: Runs, one: str, other: str, length: int | None = None) -> list[float]:
+    """Validation loss of one scheme minus another's, seed by seed."""
+    pairs = zip(runs[one], runs[other], strict=True)
+    return [at(a, length) - at(b, length) for a, b in pairs]
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def markdown(runs: Runs, figure: str) -> list[str]:
+    """The page."""
+    first = next(iter(runs.values()))
+    manifest, n_seeds = first[0]["manifest"], len(first)
+    lengths = sorted(first[0]["lengths"])
+    quality = []
+    for name, found in runs.items():
+        loss = values(found, "val_loss")
+        counts = found[0]["parameters"]
+        quality.append(
+            [
+                f"`{name}`",
+                f"{counts['total']:,}",
+                f"{counts['positional']:,}",
+                f"{mean(values(found, 'train_loss')):.4f}",
+                with_interval(loss),
+                f"{math.exp(mean(loss)):.3f}",
+                f"{mean(values(found, 'val_bits_per_byte')):.4f}",
+                "" if name == "rope" else with_interval(difference(runs, name, "rope"), "+"),
+            ]
+        )
+    curve = [
+        [
+            f"`{name}`",
+            *(_at_length([run["lengths"][length] for run in found]) for length in lengths),
+        ]
+        for name, found in runs.items()
+    ]
+    return [
+        "# Positional schemes compared",
+        "",
+        f"Written by `scripts/positional_table.py` from {len(runs)} x {n_seeds} runs that",
+        "`scripts/train_positional.sh` trained: `experiment=seed_blog` (4 layers, 8 heads, width",
+        f"64, block 32, batch 64), {first[0]['steps']:,} steps, characters of tiny Shakespeare,",
+        f"{first[0]['precision']} on a {first[0]['device']}; {manifest['started'][:10]}, torch "
+        f"{manifest['versions']['torch']}, Python {manifest['python']}.",
+        "Losses are nats a character over the whole validation split. A seed gives all schemes the",
+        "same initial weights outside the scheme and the same batches, so differences are paired.",
+        f"± is half a 95 % t-interval over {n_seeds} seeds.",
+        "",
+        "## At the training length",
+        "",
+        *table(
+            [
+                "scheme",
+                "parameters",
+                "of the scheme",
+                "train loss",
+                "val loss",
+                "perplexity",
+                "bits a byte",
+                "val loss minus rope's",
+            ],
+            quality,
+        ),
+        "",
+        "## At other lengths",
+        "",
+        "Mean validation loss with windows of so many tokens, trained at 32.",
+        "",
+        *table(["scheme", *map(str, lengths)], curve),
+        "",
+        f"![validation loss against context length]({figure})",
+        "",
+        "## The posts' claims",
+        "",
+        *claims(runs, lengths),
+    ]
+
+
+def _at_length(losses: list[float | None]) -> str:
+    known = [loss for loss in losses if loss is not None]
+    return f"{mean(known):.4f}" if known else "undefined"
+
+
+def claims(runs: Runs, lengths: list[int]) -> list[str]:
+    """Each claim, what was found, and whether it held."""
+    parameters = {name: found[0]["parameters"]["positional"] for name, found in runs.items()}
+    fewest = [f"`{name}`" for name in sorted(runs) if parameters[name] == 0]
+    n = len(next(iter(runs.values())))
+    lines = [
+        "- *ALiBi needs the fewest parameters, RoPE comes next.* "
+        f"{_verdict(parameters['alibi'] == 0)} for ALiBi, and RoPE is no step behind: "
+        f"{', '.join(fewest)} add none at all.",
+        "- *Relative bias, ALiBi and RoPE are alike on validation.* Paired differences: "
+        + "; ".join(
+            f"{one} minus {other} {with_interval(difference(runs, one, other), '+')} "
+            f"({_alike(difference(runs, one, other))})"
+            for one, other in (
+                ("relative_bias", "alibi"),
+                ("relative_bias", "rope"),
+                ("alibi", "rope"),
+            )
+        )
+        + f". {n} seeds cannot show a difference smaller than its interval.",
+    ]
+    beyond = [length for length in lengths if length > 32]
+    found = {length: difference(runs, "alibi", "rope", length) for length in beyond}
+    held = all(mean(d) + interval(d) < 0 for d in found.values())
+    lines.append(
+        f"- *ALiBi is better than RoPE beyond the training length.* {_verdict(held)}: ALiBi minus "
+        "RoPE is "
+        + ", ".join(f"{with_interval(d, '+')} at {length}" for length, d in found.items())
+        + "."
+    )
+    return lines
+
+
+def _verdict(held: bool) -> str:
+    return "Held" if held else "Did not hold"
+
+
+def _alike(differences: list[float]) -> str:
+    if abs(mean(differences)) > interval(differences):
+        return "not alike"
+    return "not told apart"
+
+
+def draw(runs: Runs) -> Figure:
+    """Validation loss against context length, a line a scheme."""
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axis = figure.add_subplot(xlabel="tokens in the context", ylabel="validation loss, nats")
+    styles = ("-", "--", ":")
+    for number, (name, found) in enumerate(runs.items()):
+        lengths = [n for n, loss in sorted(found[0]["lengths"].items()) if loss is not None]
+        losses = [[run["lengths"][n] for run in found] for n in lengths]
+        axis.errorbar(
+            lengths,
+            [mean(at_length) for at_length in losses],
+            yerr=[interval(at_length) for at_length in losses],
+            label=name,
+            marker=".",
+            capsize=2,
+            color=f"C{number % 10}",
+            linestyle=styles[number // 10],
+        )
+    axis.axvline(32, color="0.5", linestyle=":")
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

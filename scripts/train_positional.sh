@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Trains every positional scheme at block 32 with several seeds, and evaluates each at other lengths.
+#   scripts/train_positional.sh
+#   SEEDS="1 2 3 4 5" JOBS=1 STEPS=200 DIR=runs/quick scripts/train_positional.sh
+# One thread a run, JOBS runs at a time. Called again, it goes on with what is missing.
+# Then: python scripts/positional_table.py runs/positional docs/positional.md
+set -euo pipefail
+export SEEDS=${SEEDS:-1 2 3} STEPS=${STEPS:-2000} DIR=${DIR:-runs/positional} JOBS=${JOBS:-2}
+export LENGTHS=${LENGTHS:-32,64,128,256,512} OMP_NUM_THREADS=1
+MODELS=${MODELS:-learned sinusoidal nope integrated block_input relative relative_bias t5 rope alibi xpos kerple fire cope}
+
+train() {  # model, seed, run
+  if [ -e "$3/config.yaml" ]; then
+    minigpt train resume="$3"
+  else
+    minigpt train experiment=seed_blog model="$1" seed="$2" logger=none trainer.threads=1 \
+      trainer.max_steps="$STEPS" hydra.run.dir="$3"
+  fi
+}
+one() {
+  local run="$DIR/$1/seed_$2"
+  mkdir -p "$run"
+  if ! grep -qs '"status": "finished"' "$run/result.json"; then
+    echo "training $run"
+    train "$1" "$2" "$run" > "$run/output.txt" 2>&1 || return 1
+  fi
+  if ! grep -qs '"lengths"' "$run/eval.json"; then
+    minigpt eval "$run" --checkpoint last --lengths "$LENGTHS" --by-position >> "$run/output.txt" 2>&1
+  fi
+}
+export -f train one
+
+for seed in $SEEDS; do
+  for model in $MODELS; do printf '%s\0%s\0' "$model" "$seed"; done
+done | xargs -0 -n 2 -P "$JOBS" bash -c 'one "$0" "$1" || { echo "failed: $DIR/$0/seed_$1/output.txt" >&2; exit 1; }'

@@ -1,0 +1,282 @@
+"""What `minigpt inspect` computes, draws and refuses."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minigpt.commands.inspect import LOOKS, draw, draw_next
+from minigpt.config import composed_config
+from minigpt.inspect_run import (
+    Recording,
+    next_tokens,
+    record,
+    rotary_angles,
+    scheme_values,
+    token_label,
+)
+from minigpt.model import GPT
+from minigpt.model.positional import POSITIONAL
+from minigpt.model.positional.alibi import alibi_slopes
+from minigpt.page import Section, write_page
+from minigpt.tokenizer import TOKENIZERS, Tokenizer
+from tests.conftest import TINY, Cli, the_run
+
+N_VOCAB = 13
+TOKENS = [3, 1, 4, 1, 5, 9]
+LABELS = ["R", "⏎", "␣", "$a$", "<b>", "longer"]
+SCHEMES = POSITIONAL.names()
+
+
+def tiny_model(scheme: str, *overrides: str, **changes: object) -> GPT:
+    """Two layers whose every parameter is far from its start, so that they differ."""
+    config = composed_config([f"positional={scheme}", *overrides]).model
+    small: dict[str, object] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8}
+    model = GPT(replace(config, **{**small, **changes}), N_VOCAB)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4, generator=generator)
+    return model.eval()
+
+
+def numbers_tokenizer() -> Tokenizer:
+    config = TOKENIZERS.options("char")(name="char")
+    return TOKENIZERS.variant("char").create(config, "\n []abcdefghi", 4, Path("unused"))
+
+
+def found_in(model: GPT) -> tuple[Recording, dict[str, list[Tensor]]]:
+    recording = record(model, TOKENS)
+    return recording, scheme_values(model, recording)
+
+
+# --- the recorded forward
+
+
+@pytest.mark.parametrize("kv_heads", [None, 1])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_recording_is_the_models_own_forward(scheme: str, kv_heads: int | None) -> None:
+    model = tiny_model(scheme, n_kv_head=kv_heads)
+    backend = model.backend
+    recording = record(model, TOKENS)
+    assert model.backend is backend
+    torch.testing.assert_close(recording.logits, model(torch.tensor([TOKENS]))[0].detach())
+    assert len(recording.weights) == 2
+    later = torch.ones(6, 6, dtype=torch.bool).triu(1)
+    for weights in recording.weights:
+        assert weights.shape == (2, 6, 6)
+        assert torch.equal(weights.isnan(), later.expand(2, -1, -1))
+        torch.testing.assert_close(weights.nansum(-1), torch.ones(2, 6))
+    assert len(recording.terms) == (0 if model.positional.score == "none" else 2)
+    assert all(torch.equal(term[0].isnan(), later) for term in recording.terms)
+
+
+def test_backend_is_restored_after_an_error() -> None:
+    model = tiny_model("rope")
+    backend = model.backend
+    with pytest.raises(IndexError):
+        record(model, [N_VOCAB])
+    assert model.backend is backend
+
+
+def test_weights_by_hand() -> None:
+    model = tiny_model("alibi", n_layer=1)
+    attention = model.blocks[0].attention  # type: ignore[union-attr]
+    x = model.blocks[0].attention_norm(model.token_embedding(torch.tensor(TOKENS)))  # type: ignore
+    q, k, _ = rearrange(attention.qkv(x), "t (three h e) -> three h t e", three=3, h=2)  # type: ignore
+    q, k = F.rms_norm(q, (8,)), F.rms_norm(k, (8,))
+    recording, found = found_in(model)
+    for h, slope in enumerate(alibi_slopes(2)):
+        for i in range(len(TOKENS)):
+            terms = [-slope * (i - j) for j in range(i + 1)]
+            scores = [q[h, i] @ k[h, j] / math.sqrt(8) + terms[j] for j in range(i + 1)]
+            expected = torch.stack(scores).softmax(0).detach()
+            torch.testing.assert_close(recording.weights[0][h, i, : i + 1], expected)
+            torch.testing.assert_close(recording.terms[0][h, i, : i + 1], torch.tensor(terms))
+    distances = torch.arange(8)
+    expected = -torch.tensor(alibi_slopes(2))[:, None] * distances
+    torch.testing.assert_close(found["bias"], [expected])
+
+
+def test_next_tokens() -> None:
+    model, tokenizer = tiny_model("rope"), numbers_tokenizer()
+    recording = record(model, TOKENS)
+    rows = next_tokens(recording, TOKENS, tokenizer, 3)
+    p = model(torch.tensor([TOKENS]))[0].softmax(-1)
+    for place, (came, *top) in enumerate(rows):
+        if place + 1 < len(TOKENS):
+            label = token_label(tokenizer.token_bytes(TOKENS[place + 1]))
+            assert came == (label, pytest.approx(p[place, TOKENS[place + 1]].item()))
+        order = p[place].argsort(descending=True)[:3].tolist()
+        assert [label for label, _ in top] == [
+            token_label(tokenizer.token_bytes(token)) for token in order
+        ]
+        assert [share for _, share in top] == pytest.approx(p[place, order].tolist())
+    assert rows[-1][0][0] == "" and math.isnan(rows[-1][0][1])
+    everything = next_tokens(recording, TOKENS, tokenizer, 99)
+    assert sum(share for _, share in everything[0][1:]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("content", "label"),
+    [
+        (b"\n", "⏎"),
+        (b" the", "␣the"),
+        (b"\t\x00\r", "⇥\\x00\\r"),
+        ("é€😀".encode(), "é€😀"),
+        ("😀".encode()[:2], "<f0 9f>"),
+        (b"-" * 12, "-" * 12),
+        (b"-" * 13, "-" * 11 + "…"),
+    ],
+)
+def test_token_labels(content: bytes, label: str) -> None:
+    assert token_label(content) == label
+
+
+# --- the scheme's matrices
+
+KINDS = {
+    "embed": {"learned", "sinusoidal"},
+    "block_input": {"block_input"},
+    "angles": {"rope", "xpos"},
+    "decay": {"rope", "xpos"},
+    "bias": {"alibi", "fire", "kerple", "relative_bias", "t5"},
+    "score": {"alibi", "fire", "kerple", "relative_bias", "t5", "cope", "integrated", "relative"},
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_is_drawn(scheme: str, tmp_path: Path) -> None:
+    """Also one that is registered later: its hooks say what there is."""
+    recording, found = found_in(tiny_model(scheme))
+    known = set().union(*KINDS.values(), {"nope"})
+    if scheme in known:
+        assert set(found) == {kind for kind, schemes in KINDS.items() if scheme in schemes}
+    shapes = {"embed": (1, 8, 16), "block_input": (1, 8, 16), "angles": (1, 8, 4)}
+    shapes |= {"decay": (1, 8), "bias": (2, 8), "score": (2, 6, 6)}
+    sections = []
+    for kind, values in {"attention": recording.weights, **found}.items():
+        for layer, shown in enumerate(values):
+            assert shown.shape == shapes.get(kind, (2, 6, 6))
+            assert shown.isfinite().sum() > 0
+            figure = draw(LOOKS[kind], shown, LABELS)
+            sections.append(Section(kind, "", f"{kind}{layer}", figure))
+    figure = draw_next(next_tokens(recording, TOKENS, numbers_tokenizer(), 2), LABELS)
+    sections.append(Section("next", "", "next", figure))
+    assert len(write_page(tmp_path / "page.html", scheme, sections[-2:])) == 1 + len(sections[-2:])
+
+
+@pytest.mark.parametrize(("layers", "n"), [("shared", 1), ("own", 2)])
+def test_layers_that_do_not_differ_are_shown_once(layers: str, n: int) -> None:
+    model = tiny_model("t5", f"model.positional.layers={layers}")
+    _, found = found_in(model)
+    assert [len(values) for values in found.values()] == [n, n]
+
+
+def test_tables_are_the_models_own() -> None:
+    learned, block_input = tiny_model("learned"), tiny_model("block_input")
+    table = dict(learned.positional.named_parameters())["table.weight"]
+    assert torch.equal(found_in(learned)[1]["embed"][0][0], table)
+    tables = dict(block_input.positional.named_parameters())["table"]
+    shown = torch.cat(found_in(block_input)[1]["block_input"])
+    assert torch.equal(shown, tables)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_rotary_angles_are_the_formula(fraction: float) -> None:
+    model = tiny_model("rope", f"model.positional.fraction={fraction}", n_embd=32)
+    positions = torch.arange(50)[None]
+    turned = int(16 * fraction)
+    pair = torch.arange(turned // 2)
+    expected = torch.arange(50)[:, None] * 10000.0 ** (-2 * pair / turned)
+    found = rotary_angles(model, positions, 0)
+    assert found.shape == (1, 50, turned // 2)
+    off = torch.remainder(found[0] - expected + math.pi, 2 * math.pi) - math.pi
+    torch.testing.assert_close(off, torch.zeros_like(off), rtol=0, atol=1e-5)
+    frequencies = 10000.0 ** (-2 * pair / turned)
+    decay = (torch.arange(8)[:, None] * frequencies).cos().mean(-1) * fraction + 1 - fraction
+    torch.testing.assert_close(found_in(model)[1]["decay"][0][0], decay)
+
+
+def test_bias_by_distance_is_the_scores_last_row() -> None:
+    for scheme in KINDS["bias"]:
+        model = tiny_model(scheme)
+        recording = record(model, [1, 2, 3, 4, 5, 6, 7, 8])
+        found = scheme_values(model, recording)
+        torch.testing.assert_close(found["bias"][0], found["score"][0][:, -1].flip(-1))
+
+
+# --- the command
+
+
+def test_a_page_that_stands_alone(cli: Cli, workdir: Path) -> None:
+    assert cli("train", "model=rope", *TINY).code == 0
+    run = the_run(workdir)
+    outcome = cli("inspect", "latest", "--prompt", "Line 1:\n", "--top", "3")
+    assert outcome.code == 0, outcome.err
+    folder = run / "inspect"
+    pngs = {path.name for path in folder.glob("*.png")}
+    assert pngs == {f"inspect_{name}.png" for name in ("attention", "angles", "decay", "next")}
+    for name in (*pngs, "inspect.html"):
+        assert f"{folder.relative_to(workdir) / name}" in outcome.out
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in pngs)
+    page = (folder / "inspect.html").read_text(encoding="utf-8")
+    sources = re.findall(r'<img [^>]*src="([^"]*)"', page)
+    assert len(sources) == len(pngs)
+    prefix = "data:image/svg+xml;base64,"
+    drawings = [base64.b64decode(s.removeprefix(prefix)).decode("utf-8") for s in sources]
+    for text in (page, *drawings):
+        links = re.findall(r"(?:https?|file)://[^\s\"'<>]*", text)
+        assert all(link.startswith("http://www.w3.org/") for link in links), links
+        assert not re.findall(r'(?:href|src)="(?!data:|#)', text)
+    for label in "Line␣1:⏎":
+        assert label in page and f">{label}</text>" in drawings[0]
+    assert "<th>after</th><th>came next</th><th>1</th><th>2</th><th>3</th></tr>" in page
+    assert page.count("<tr>") == 1 + len("Line 1:\n")
+    assert "⏎" in outcome.out and "came next" in outcome.out
+    before = (folder / "inspect.html").read_bytes()
+    assert cli("inspect", str(run), "--prompt", "Line 1:\n", "--top", "3").code == 0
+    assert (folder / "inspect.html").read_bytes() == before
+
+
+def test_a_model_without_layers(cli: Cli, workdir: Path) -> None:
+    tiny = [option for option in TINY if not option.startswith("model.n_layer")]
+    assert cli("train", "model=bigram", *tiny).code == 0
+    outcome = cli("inspect", "latest", "--out", "drawn", "--top", "20")
+    assert outcome.code == 0, outcome.err
+    page = Path("drawn/inspect.html").read_text(encoding="utf-8")
+    assert "there are no layers" in page and "Nothing to draw" in page
+    assert [path.name for path in Path("drawn").glob("*.png")] == ["inspect_next.png"]
+
+
+def test_mistakes_are_one_line_and_leave_nothing(cli: Cli, workdir: Path) -> None:
+    assert cli("train", "model=learned", *TINY).code == 0
+    before = sorted(workdir.rglob("*"))
+    mistakes = {
+        ("--prompt", ""): "--prompt=: empty; give at least one character",
+        ("--prompt", "Line 1: fox"): (
+            "--prompt='Line 1: fox': 11 tokens, at most 8 can be drawn: "
+            "positional=learned has no more positions; shorten it"
+        ),
+        ("--prompt", "§"): "'§' (U+00A7) at offset 0: not among the",
+        ("--top", "0"): "--top=0: must be from 1 to 20",
+        ("--top", "21"): "--top=21: must be from 1 to 20",
+        ("--top", "x"): "minigpt inspect: argument --top: invalid int value: 'x'",
+        ("--out", "text.txt"): "--out=text.txt: cannot be written (File exists)",
+    }
+    for arguments, message in mistakes.items():
+        outcome = cli("inspect", "latest", *arguments)
+        assert outcome.code == 2, arguments
+        assert message in outcome.err and outcome.err.count("\n") == 1, outcome.err
+    assert sorted(workdir.rglob("*")) == before
+    assert cli("train", "model=rope", *TINY, "name=rope").code == 0
+    outcome = cli("inspect", "latest", "--prompt", "fox" * 100)
+    assert "300 tokens, at most 256 can be drawn: more are unreadable" in outcome.err
