@@ -39,7 +39,7 @@ RESUME_MAY_CHANGE = (
 
 # What may be changed of a trained run when it is used.
 TRAINED_MAY_CHANGE = ("model.positional.", "model.backend.name")
-TRAINED_KEEPS = ("model.positional.name",)
+TRAINED_KEEPS = ("model.positional.name", "model.positional.")
 
 
 @dataclass
@@ -97,13 +97,16 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
     Raises UserError if the file is missing or broken, and for what a trained run cannot change.
     """
     saved = _read_yaml(path)
-    for change in changes:
-        key, equals, _ = change.partition("=")
-        if not equals or not key.startswith(TRAINED_MAY_CHANGE) or key in TRAINED_KEEPS:
+    keys = [change.partition("=")[0] for change in changes]
+    for key, change in zip(keys, changes, strict=True):
+        if "=" not in change or not key.startswith(TRAINED_MAY_CHANGE) or key in TRAINED_KEEPS:
             raise UserError(
-                f"--set {change}: of a trained run {' and '.join(TRAINED_MAY_CHANGE)} may be "
-                f"changed, as model.positional.scaling=linear; train anew for anything else"
+                f"--set {change}: of a trained run the options of its positional scheme and "
+                f"model.backend.name may be changed, as model.positional.scaling=linear; train "
+                f"anew for anything else"
             )
+        if keys.count(key) > 1:
+            raise UserError(f"--set {change}: {key} is given twice; leave one of them out")
         saved = OmegaConf.merge(saved, OmegaConf.from_dotlist([change]))
     assert isinstance(saved, DictConfig)
     try:

@@ -13,7 +13,9 @@ from minigpt.data.tokens import Split
 from minigpt.model import GPT
 from minigpt.train.device import Compute
 
-NUMBERS_AT_ONCE = 2**25  # bounds the memory of one evaluation batch's logits and scores
+NUMBERS_AT_ONCE = (
+    2**25
+)  # of a batch's logits, and of its scores; a scheme may hold several like them
 
 
 @dataclass(frozen=True)

@@ -116,25 +116,30 @@ def generate(
     sampling: Sampling,
     generators: list[torch.Generator],
     compute: Compute,
-    context: int | None = None,
+    context: int | None,
 ) -> Iterator[list[int]]:
     """Yield `n_tokens` times one new token for each prompt of at least one token.
 
-    Each prompt draws from its own generator. `context`: most tokens the model sees, see `Decoder`.
-    Leaves the model's train/eval mode as it was. On a CPU it computes in fp32: bf16 kernels are
-    compiled anew for every length of a text. Raises UserError for a context the model has not.
+    Each prompt draws from its own generator. `context`: most tokens the model sees, see `Decoder`;
+    the prompts are read at once. Leaves the model's train/eval mode as it was. On a CPU it computes
+    in fp32: bf16 kernels are compiled anew for every length of a text. Raises UserError for a
+    context the model has not.
     """
     if compute.device == "cpu":
         compute = replace(compute, precision="fp32")
     with model.evaluating(), compute.autocast():
         decoder = Decoder(model, prompts, context)
-    for step in range(n_tokens):
-        with model.evaluating(), compute.autocast():
-            rows = zip(decoder.next.split(1), generators, strict=True)
-            tokens = [int(sampling.choose(logits, generator)) for logits, generator in rows]
-            if step + 1 < n_tokens:
-                decoder.append(tokens)
-        yield tokens
+
+    def steps() -> Iterator[list[int]]:
+        for step in range(n_tokens):
+            with model.evaluating(), compute.autocast():
+                rows = zip(decoder.next.split(1), generators, strict=True)
+                tokens = [int(sampling.choose(logits, generator)) for logits, generator in rows]
+                if step + 1 < n_tokens:
+                    decoder.append(tokens)
+            yield tokens
+
+    return steps()
 
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from minigpt.model import GPT
 from minigpt.model.backends import attention_weights
-from minigpt.model.positional import PositionalScheme
 from minigpt.model.scores import Scores
 from minigpt.tokenizer import Tokenizer
 
@@ -98,11 +97,11 @@ def scheme_values(model: GPT, recording: Recording) -> dict[str, list[Tensor]]:
     layers = range(config.n_layer)
 
     found: dict[str, list[Tensor]] = {"score": recording.terms}
-    if _overrides(scheme, "embed"):
+    if scheme.uses("embed"):
         found["embed"] = [scheme.embed(nothing, positions)]
-    if _overrides(scheme, "block_input"):
+    if scheme.uses("block_input"):
         found["block_input"] = [scheme.block_input(nothing, positions, la) for la in layers]
-    if _overrides(scheme, "rotate"):
+    if scheme.uses("rotate"):
         found["angles"] = [rotary_angles(model, positions, layer) for layer in layers]
         found["decay"] = [_rotary_decay(model, positions, layer) for layer in layers]
     if scheme.score in ("positions", "layer"):
@@ -149,10 +148,6 @@ def _bias_by_distance(model: GPT, positions: Tensor, layer: int) -> Tensor:
     k = torch.zeros(shape, device=positions.device)
     scores = Scores(model.positional, config.n_head, positions[:, -1:], positions, in_order=False)
     return scores.additive(k[:, :, -1:], k, layer)[0, :, 0].flip(-1)
-
-
-def _overrides(scheme: PositionalScheme, hook: str) -> bool:
-    return getattr(type(scheme), hook) is not getattr(PositionalScheme, hook)
 
 
 def _one_if_same(by_head: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import glob
 import html
 import io
 import warnings
@@ -40,7 +41,12 @@ class Section:
 
 
 def write_page(path: Path, title: str, sections: list[Section]) -> list[Path]:
-    """Write the page to `path`, and each figure beside it as STEM_NAME.png; returns all paths."""
+    """Write the page to `path`, and each figure beside it as STEM_NAME.png; returns all paths.
+
+    Takes the place of a page that was there, with its figures.
+    """
+    for old in path.parent.glob(f"{glob.escape(path.stem)}_*.png"):
+        old.unlink()
     written = [path]
     body = [f"<h1>{html.escape(title)}</h1>"]
     for section in sections:

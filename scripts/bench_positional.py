@@ -2,7 +2,7 @@
 
     python scripts/bench_positional.py [--lengths 64,256,1024,4096] [--out docs/positional_cost.md]
 
-A model of one layer (4 heads of 32) reads 4,096 tokens in windows of each length, forward and
+A model of one layer (4 heads of 32) reads so many tokens in windows of each length, forward and
 backward, in fp32; where a backend cannot train here, forward alone, marked f. Median of the
 repeats, schemes in alternation, so that a busy moment strikes all alike. Memory is what a forward
 pass keeps for the backward pass, weights left out.
@@ -24,7 +24,7 @@ from minigpt.model import GPT
 from minigpt.model.backends import BACKENDS, why_not
 from minigpt.model.positional import POSITIONAL
 
-TOKENS, N_VOCAB, REPEATS = 4096, 65, 5
+N_VOCAB, REPEATS = 65, 5
 
 
 def main() -> None:
@@ -32,24 +32,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Cost of each positional scheme.")
     parser.add_argument("--lengths", default="64,256,1024,4096")
     parser.add_argument("--backends", default=",".join(BACKENDS))
+    parser.add_argument("--tokens", type=int, default=4096, help="in all windows together")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lengths = [int(length) for length in options.lengths.split(",")]
-    lines = page(device, lengths, options.backends.split(","))
+    lines = page(device, lengths, options.backends.split(","), options.tokens)
     print("\n".join(lines))
     if options.out is not None:
         options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def page(device: str, lengths: list[int], backends: list[str]) -> list[str]:
+def page(device: str, lengths: list[int], backends: list[str], tokens: int) -> list[str]:
     """The tables as Markdown."""
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()})"
     lines = [
         "# What positional schemes cost",
         "",
         f"Written by `scripts/bench_positional.py`: {name}, {torch.get_num_threads()} threads,",
-        f"torch {torch.__version__}, {date.today()}. {TOKENS:,} tokens in windows of each length",
+        f"torch {torch.__version__}, {date.today()}. {tokens:,} tokens in windows of each length",
         "through one layer (4 heads of 32 channels), forward and backward, fp32; f marks forward",
         f"alone (the backend cannot train here). ms: median of {REPEATS}. MB: kept for the",
         "backward pass, weights left out. params: the scheme's.",
@@ -60,7 +61,7 @@ def page(device: str, lengths: list[int], backends: list[str]) -> list[str]:
         lines += [row(["---", *["---:"] * len(columns)])]
         cells: dict[str, list[str]] = {scheme: [] for scheme in POSITIONAL.names()}
         for length in lengths:
-            for scheme, found in measure(device, backend, length).items():
+            for scheme, found in measure(device, backend, length, tokens).items():
                 cells[scheme] += found
         lines += [row([f"`{scheme}`", *found]) for scheme, found in cells.items()]
     return lines
@@ -70,9 +71,9 @@ def row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def measure(device: str, backend: str, length: int) -> dict[str, list[str]]:
+def measure(device: str, backend: str, length: int, n_tokens: int) -> dict[str, list[str]]:
     """Time, memory and parameters of every scheme, as text."""
-    tokens = torch.randint(N_VOCAB, (max(1, TOKENS // length), length), device=device)
+    tokens = torch.randint(N_VOCAB, (max(1, n_tokens // length), length), device=device)
     models, trains = {}, {}
     for scheme in POSITIONAL.names():
         overrides = [f"positional={scheme}", f"model.block_size={length}", "model.n_layer=1"]

@@ -31,6 +31,8 @@ def main(folder: str, output: str) -> None:
     for name, found in runs.items():
         if [run["seed"] for run in found] != seeds:
             raise SystemExit(f"{folder}/{name}: not every seed of {seeds} is finished")
+    if len(seeds) < 2:
+        raise SystemExit(f"{folder}: one seed has no interval; train two or more (SEEDS='1 2 3')")
     page = Path(output)
     page.parent.mkdir(parents=True, exist_ok=True)
     figure_path = page.with_suffix(".png")
@@ -46,7 +48,7 @@ def read(folder: Path) -> Runs:
         result = json.loads(file.read_text())
         if result["status"] == "finished":
             evaluated = json.loads(file.with_name("eval.json").read_text())["last"]
-            lengths = {row["length"]: row["loss"] for row in evaluated["lengths"]}
+            lengths = {int(n): found["loss"] for n, found in evaluated["lengths"].items()}
             manifest = json.loads(file.with_name("manifest.json").read_text())
             run = {**result, "lengths": lengths, "manifest": manifest}
             runs.setdefault(file.parent.parent.name, []).append(run)
@@ -64,9 +66,9 @@ def mean(numbers: Sequence[float]) -> float:
 
 
 def interval(numbers: Sequence[float]) -> float:
-    """Half of the 95 % t-interval of the mean; not a number for fewer than two."""
+    """Half of the 95 % t-interval of the mean of two numbers or more."""
     n = len(numbers)
-    return T[n - 1] * statistics.stdev(numbers) / math.sqrt(n) if n > 1 else math.nan
+    return T[n - 1] * statistics.stdev(numbers) / math.sqrt(n)
 
 
 def with_interval(numbers: Sequence[float], sign: str = "") -> str:
@@ -202,9 +204,8 @@ def _verdict(held: bool) -> str:
 
 
 def _alike(differences: list[float]) -> str:
-    if abs(mean(differences)) > interval(differences):
-        return "not alike"
-    return "not told apart"
+    apart = abs(mean(differences)) > interval(differences)
+    return "they differ" if apart else "not told apart"
 
 
 def draw(runs: Runs) -> Figure:

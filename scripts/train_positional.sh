@@ -2,19 +2,20 @@
 # Trains every positional scheme at block 32 with several seeds, and evaluates each at other lengths.
 #   scripts/train_positional.sh
 #   SEEDS="1 2 3 4 5" JOBS=1 STEPS=200 DIR=runs/quick scripts/train_positional.sh
-# One thread a run, JOBS runs at a time. Called again, it goes on with what is missing.
+# ARGS are more overrides for all runs. One thread a run, JOBS runs at a time. Called again, it goes on with what is missing.
 # Then: python scripts/positional_table.py runs/positional docs/positional.md
 set -euo pipefail
 export SEEDS=${SEEDS:-1 2 3} STEPS=${STEPS:-2000} DIR=${DIR:-runs/positional} JOBS=${JOBS:-2}
-export LENGTHS=${LENGTHS:-32,64,128,256,512} OMP_NUM_THREADS=1
+export ARGS=${ARGS:-} LENGTHS=${LENGTHS:-32,64,128,256,512} OMP_NUM_THREADS=1
 MODELS=${MODELS:-learned sinusoidal nope integrated block_input relative relative_bias t5 rope alibi xpos kerple fire cope}
 
+# shellcheck disable=SC2086  # ARGS are words
 train() {  # model, seed, run
   if [ -e "$3/config.yaml" ]; then
     minigpt train resume="$3"
   else
     minigpt train experiment=seed_blog model="$1" seed="$2" logger=none trainer.threads=1 \
-      trainer.max_steps="$STEPS" hydra.run.dir="$3"
+      trainer.max_steps="$STEPS" hydra.run.dir="$3" $ARGS
   fi
 }
 one() {

@@ -46,6 +46,9 @@ MISTAKES = {
     "model.n_kv_head=3": "model.n_kv_head=3: must divide model.n_head=4; use 1, 2, 4 heads",
     "model.n_kv_head=0": "model.n_kv_head=0: must be 1 or more",
     "model.logit_softcap=0": "model.logit_softcap=0.0: must be above 0, or null",
+    "positional=relative model.positional.clip=500": "model.positional.clip=500: no text of",
+    "model=bigram positional=t5": "model.positional.name=t5: works inside blocks, and model.n_la",
+    "trainer.device=cpu backend=sdpa model.logit_softcap=9": "on cpu: it has no logit soft-cap",
     "model.positional.factor=2": "model.positional.factor=2.0: nothing is scaled; set model.posi",
     "model.positional.scaling=yarm": "Did you mean yarn?",
     "schedule.final_fraction=2": "schedule.final_fraction=2.0: must be from 0 to 1",
@@ -53,7 +56,7 @@ MISTAKES = {
     "seed=-1": "seed=-1: must be from 0",
     "seed=1,2": "seed=1,2: several values; add -m",
     "backend=flax": "backend=flax: no such backend. Did you mean flex?",
-    "backend=flex": "cannot train positional=rope on cpu: FlexAttention has no backward on CPUs",
+    "trainer.device=cpu backend=flex": "cannot train positional=rope on cpu: FlexAtt",
     "experiment=nano": "experiment=nano: no such experiment.",
     "model=[": "model=[: no such model.",
     "name='${nope}'": "nope",
@@ -70,7 +73,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_and_leaves_nothing(cli: Cli, workdir: Path, mistake: str) -> None:
     before = sorted(workdir.rglob("*"))
-    outcome = cli("train", "logger=none", mistake)
+    outcome = cli("train", "logger=none", *mistake.split(" "))
     assert outcome.code == 2
     assert MISTAKES[mistake] in outcome.err
     assert outcome.err.count("\n") == 1, outcome.err
@@ -313,7 +316,9 @@ def test_sample(cli: Cli) -> None:
         (["--context", "0"], "--context=0: must be a whole number of 1 or more, or all"),
         (["--context", "1e3"], "--context=1e3: must be a whole number"),
         (["--prompt", "a", "--prompt", ""], "--prompt=: empty"),
-        (["--set", "model.n_head=4"], "--set model.n_head=4: of a trained run model.positional."),
+        (["--set", "model.n_head=4"], "--set model.n_head=4: of a trained run the options of its"),
+        (["--set", "model.positional.=3"], "may be changed"),
+        (["--set", "model.positional.base=9", "--set", "model.positional.base=8"], "given twice"),
         (["--set", "model.positional.name=alibi"], "may be changed"),
         (["--set", "model.positional"], "may be changed"),
         (["--set", "model.positional.bse=9"], "--set model.positional.bse: no such option. Did yo"),
@@ -344,15 +349,15 @@ def test_eval_at_other_lengths(cli: Cli) -> None:
     assert outcome.code == 0, outcome.err
     assert "undefined: learned has 8 positions" in " ".join(outcome.out.split())
     found = json.loads(Path("run/eval.json").read_text())["best"]
-    four, eight, sixteen = found["lengths"]
-    assert [four["length"], eight["length"], sixteen["length"]] == [4, 8, 16]
+    assert [*found["lengths"]] == ["4", "8", "16"]
+    four, eight, sixteen = found["lengths"].values()
     assert eight["loss"] == found["val_loss"] and four["loss"] != eight["loss"]
     assert sixteen["loss"] is None and sixteen["perplexity"] is None
     assert {name: len(losses) for name, losses in found["by_position"].items()} == {"4": 4, "8": 8}
-    page = Path("run/eval.html").read_text(encoding="utf-8")
+    page = Path("run/eval/best.html").read_text(encoding="utf-8")
     assert page.count("data:image/svg+xml") == 2 and "undefined" in page
     for name in ("lengths", "by_position"):
-        assert Path(f"run/eval_{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert Path(f"run/eval/best_{name}.png").read_bytes().startswith(b"\x89PNG")
 
     # A later call adds to what is known of the same weights, and drops what is of others.
     assert cli("eval", "run", "--checkpoint", "last").code == 0
@@ -360,11 +365,34 @@ def test_eval_at_other_lengths(cli: Cli) -> None:
     assert entries["best"] == found and "lengths" not in entries["last"]
     assert cli("eval", "run").code == 0
     assert json.loads(Path("run/eval.json").read_text())["best"] == found
+    assert cli("eval", "run", "--lengths", "2").code == 0
+    more = json.loads(Path("run/eval.json").read_text())["best"]
+    assert {*more["lengths"]} == {"2", "4", "8", "16"}
+    assert not Path("run/eval/best_by_position.png").exists()  # it was of the earlier page
     assert cli("train", "resume=run", "trainer.max_steps=20").code == 0
     assert cli("eval", "run").code == 0
     changed = json.loads(Path("run/eval.json").read_text())["best"]
     if changed["weights_sha256"] != found["weights_sha256"]:
         assert "lengths" not in changed
+
+
+def test_a_run_from_before_an_option_keeps_its_meaning(cli: Cli) -> None:
+    """Options added later stand in no older config.yaml, and mean there what was before."""
+    later = {
+        "rope": ("fraction", "scaling", "factor", "n_kv_head", "logit_softcap"),
+        "alibi": ("slopes", "n_kv_head", "logit_softcap"),
+    }
+    for scheme, options in later.items():
+        assert cli("train", *TINY, f"model={scheme}", f"hydra.run.dir={scheme}").code == 0
+        config = Path(scheme) / "config.yaml"
+        lines = config.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.strip().partition(":")[0] not in options]
+        assert len(lines) - len(kept) == len(options)
+        assert cli("eval", scheme).code == 0
+        found = Path(scheme, "eval.json").read_text()
+        config.write_text("".join(kept))
+        assert cli("eval", scheme).code == 0
+        assert Path(scheme, "eval.json").read_text() == found
 
 
 @pytest.mark.parametrize(

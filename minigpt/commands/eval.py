@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
     parser = Parser(
         "eval",
         "Measure a trained run: one full pass over each split, in windows that do not overlap.\n"
-        "With --lengths or --by-position: curves of the validation split, as eval.html and PNGs.",
+        "With --lengths or --by-position: curves of the validation split, drawn in RUN/eval/.",
         [
             "minigpt eval latest",
             "minigpt eval latest --lengths 32,64,128,256,512 --by-position",
@@ -70,12 +70,14 @@ def main(arguments: list[str]) -> None:
 
     block_size = trained.config.model.block_size
     if lengths or options.by_position:
-        curves: dict[int, Evaluation | str] = {}
-        for number, length in enumerate(lengths or [block_size], 1):
-            with console.status(f"context {length} ({number} of {len(lengths or [1])}) ..."):
-                curves[length] = _at_length(trained, tokens.val, length)
+        curves: dict[int, Evaluation | str] = {block_size: result}  # the validation split's
+        for number, length in enumerate(lengths, 1):
+            with console.status(f"context {length} ({number} of {len(lengths)}) ..."):
+                if length != block_size:
+                    curves[length] = _at_length(trained, tokens.val, length)
+        curves = {length: curves[length] for length in lengths or [block_size]}
         if lengths:
-            found["lengths"] = [_row(length, result) for length, result in curves.items()]
+            found["lengths"] = {str(n): _numbers(result) for n, result in curves.items()}
             console.print(_length_table(curves))
         if options.by_position:
             found["by_position"] = {
@@ -85,7 +87,8 @@ def main(arguments: list[str]) -> None:
             }
         sections = _sections(curves, block_size, bool(lengths), options.by_position)
         title = f"{trained.run.path.name} ({trained.label}): validation loss and context"
-        for path in write_page(trained.run.path / "eval.html", title, sections):
+        page = trained.run.path / "eval" / f"{trained.label.replace(' ', '_')}.html"
+        for path in write_page(page, title, sections):
             console.print(f"drawn in {path}", soft_wrap=True)
     console.print(f"written to {_record(trained, found)}", soft_wrap=True)
 
@@ -125,10 +128,10 @@ def _cells(result: Evaluation) -> list[str]:
     return [f"{result.loss:.4f}", f"{result.perplexity:.3f}", f"{result.bits_per_byte:.4f}"]
 
 
-def _row(length: int, result: Evaluation | str) -> dict[str, Any]:
+def _numbers(result: Evaluation | str) -> dict[str, Any]:
     if isinstance(result, str):
-        return {"length": length, **dict.fromkeys(METRICS), "undefined": result}
-    return {"length": length, **{name: getattr(result, name) for name in METRICS}}
+        return {**dict.fromkeys(METRICS), "undefined": result}
+    return {name: getattr(result, name) for name in METRICS}
 
 
 def _rows(curves: dict[int, Evaluation | str]) -> list[list[str]]:
@@ -221,6 +224,9 @@ def _record(trained: TrainedRun, found: dict[str, Any]) -> str:
     earlier = entries.get(trained.label, {})
     if earlier.get("weights_sha256") != weights:
         earlier = {}
+    for curve in ("lengths", "by_position"):
+        if curve in found:
+            found[curve] = earlier.get(curve, {}) | found[curve]
     entries[trained.label] = {"weights_sha256": weights} | earlier | found
     write_json(path, entries)
     return str(path)

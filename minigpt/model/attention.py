@@ -94,7 +94,7 @@ class SelfAttention(nn.Module):
             for part in self.qkv(x).split(self.widths, dim=-1)
         )
         if self.qk_norm:  # without parameters (Henry et al. 2020; Dehghani et al. 2023)
-            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
+            q, k = (F.rms_norm(x, x.shape[-1:]).to(v.dtype) for x in (q, k))
         q, k = scheme.rotate(q, k, positions, self.layer)
         if shared.cache is not None:
             k, v = shared.cache.write(self.layer, k, v, positions)

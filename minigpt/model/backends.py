@@ -67,7 +67,8 @@ def flex(q: Tensor, k: Tensor, v: Tensor, scores: Scores, layer: int, dropout: f
 
 @cache
 def _flex_attention(device: str) -> Callable[..., Any]:
-    return torch.compile(flex_attention) if device == "cuda" else flex_attention
+    # A full graph: past the limit of recompiling it raises instead of running unfused.
+    return torch.compile(flex_attention, fullgraph=True) if device == "cuda" else flex_attention
 
 
 BACKENDS: dict[str, Backend] = {"eager": eager, "sdpa": sdpa, "flex": flex}
@@ -123,16 +124,11 @@ def choose_backend(
         if why is not None:
             able = [other for other in BACKENDS if refusal(other) is None]
             raise UserError(
-                f"model.backend.name={name}: cannot {use} {scheme_name(config)} on {device}: "
-                f"{why}; use {', '.join(able)} or auto"
+                f"model.backend.name={name}: cannot {use} positional={config.positional.name} on "
+                f"{device}: {why}; use {', '.join(able)} or auto"
             )
         return name, "as configured"
     if device == "cpu" and bf16:
-        return "eager", "torch's bf16 flash backward is slow on CPUs"
+        return "eager", "torch's bf16 flash attention is slow on CPUs"
     why = refusal("sdpa")
     return ("sdpa", "torch's fused kernels") if why is None else ("eager", f"sdpa: {why}")
-
-
-def scheme_name(config: ModelConfig) -> str:
-    """What the design's positions are called."""
-    return f"positional={config.positional.name}"

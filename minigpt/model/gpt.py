@@ -99,6 +99,12 @@ class GPT(nn.Module):
         self.token_embedding = nn.Embedding(padded, config.n_embd)
         with torch.random.fork_rng(devices=[]):  # whatever it draws, the rest starts the same
             self.positional = POSITIONAL.build(config.positional, config)
+        in_blocks = self.positional.score != "none" or any(
+            self.positional.uses(hook) for hook in ("block_input", "rotate")
+        )
+        why = "works inside blocks, and model.n_layer=0 has none; use nope, learned or sinusoidal"
+        name = config.positional.name
+        require(config.n_layer > 0 or not in_blocks, "model.positional.name", name, why)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.final_norm = (  # post-norm blocks end in a norm already
@@ -110,7 +116,9 @@ class GPT(nn.Module):
         if config.embedding.name == "tied":
             self.head.weight = self.token_embedding.weight
         self._initialise()
-        self.use_backend("cpu", bf16=False)
+        name = config.backend.name
+        self.backend_name = "eager" if name == "auto" else name  # until `use_backend` is asked
+        self.backend = BACKENDS[self.backend_name]
 
     def forward(
         self, tokens: Tensor, positions: Tensor | None = None, cache: KVCache | None = None

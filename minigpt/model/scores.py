@@ -36,8 +36,6 @@ class Scores:
 
     def term(self, q: Tensor, k: Tensor, layer: int) -> ScoreTerm | None:
         """The scheme's formula for a layer, or None."""
-        if self.scheme.score == "none":
-            return None
         return self.scheme.score_term(q, k, self.q_positions, self.k_positions, layer)
 
     def capped(self, products: Tensor) -> Tensor:
@@ -79,7 +77,8 @@ class Scores:
 
             n_queries, n_keys = self.q_positions.shape[1], self.k_positions.shape[1]
             device = self.q_positions.device.type
-            self._block_mask = create_block_mask(mask_mod, batch, None, n_queries, n_keys, device)
+            rows = None if self._rows() == 1 else batch
+            self._block_mask = create_block_mask(mask_mod, rows, None, n_queries, n_keys, device)
         return self._block_mask
 
     def _rows(self) -> int:

@@ -121,8 +121,9 @@ class Trainer:
         self.model = GPT(config.model, tokenizer.n_vocab).to(compute.device)
         self.backend = self.model.use_backend(compute.device, compute.precision == "bf16", "train")
         self.loss = self.model.loss
-        if self.options.compile:
+        if self.options.compile or self.model.backend_name == "flex":
             torch.compiler.reset()  # its limit of compiled variants counts over a whole sweep
+        if self.options.compile:
             self.loss = torch.compile(self.model.loss)
         self.optimizer = OPTIMIZERS.build(config.optimizer, self.model)
         self.schedule = SCHEDULES.build(config.schedule, self.options.max_steps)
@@ -333,8 +334,15 @@ class Trainer:
             generator = torch.Generator(self.compute.device)
             generator.manual_seed(self.config.seed + self.state.step)
             prompt = self.tokenizer.encode(self.options.sample_prompt)
-            n_tokens, sampling = self.options.sample_tokens, Sampling()
-            tokens = generate(self.model, [prompt], n_tokens, sampling, [generator], self.compute)
+            tokens = generate(
+                self.model,
+                [prompt],
+                self.options.sample_tokens,
+                Sampling(),
+                [generator],
+                self.compute,
+                context=self.config.model.block_size,
+            )
             text = self.options.sample_prompt + "".join(
                 stream_text(self.tokenizer, (row[0] for row in tokens))
             )

@@ -339,7 +339,7 @@ def test_long_prompts_count_by_their_end(name: str) -> None:
 def test_several_prompts_at_once() -> None:
     model, greedy = tiny_model(), Sampling(temperature=0)
     prompts = [[3, 1, 4], [1], [5, 9, 2, 6]]
-    steps = [*generate(model, prompts, 12, greedy, [seeded()] * 3, CPU)]
+    steps = [*generate(model, prompts, 12, greedy, [seeded()] * 3, CPU, None)]
     assert [len(step) for step in steps] == [3] * 12
     for row, prompt in enumerate(prompts):
         assert [step[row] for step in steps] == continued(model, prompt, 12, greedy)
@@ -348,7 +348,7 @@ def test_several_prompts_at_once() -> None:
 def test_generation_uses_no_dropout_and_leaves_the_mode() -> None:
     expected = continued(tiny_model(), [0], 9, Sampling(temperature=0))
     model = tiny_model(dropout=0.5).train()
-    tokens = generate(model, [[0]], 9, Sampling(temperature=0), [seeded()], CPU)
+    tokens = generate(model, [[0]], 9, Sampling(temperature=0), [seeded()], CPU, None)
     assert next(tokens) == [expected[0]]
     assert model.training and model.blocks.training  # between tokens as well
     assert [*tokens] == [[token] for token in expected[1:]]
@@ -361,7 +361,7 @@ def test_generation_on_a_cpu_is_in_fp32() -> None:
     model, dtypes = tiny_model(), set[torch.dtype]()
     model.head.register_forward_hook(lambda _module, _inputs, logits: dtypes.add(logits.dtype))
     bf16 = replace(CPU, precision="bf16")
-    assert len([*generate(model, [[0]], 9, Sampling(), [seeded()], bf16)]) == 9
+    assert len([*generate(model, [[0]], 9, Sampling(), [seeded()], bf16, None)]) == 9
     assert dtypes == {torch.float32}
 
 

@@ -266,7 +266,7 @@ def generated(
 ) -> list[list[int]]:
     """The new tokens of each prompt."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    steps = [*generate(model, prompts, n, sampling, generators, CPU)]
+    steps = [*generate(model, prompts, n, sampling, generators, CPU, None)]
     return [[step[row] for step in steps] for row in range(len(prompts))]
 
 

@@ -245,7 +245,7 @@ def test_sampling_never_yields_padding() -> None:
     with torch.no_grad():
         model.head.weight[3:] = 100.0
     generator = torch.Generator().manual_seed(0)
-    sampled = generate(model, [[0]], 100, Sampling(temperature=10.0), [generator], CPU)
+    sampled = generate(model, [[0]], 100, Sampling(temperature=10.0), [generator], CPU, None)
     assert {token for tokens in sampled for token in tokens} == {0, 1, 2}
 
 
@@ -329,7 +329,7 @@ def test_values_that_cannot_be_honoured(overrides: list[str], message: str) -> N
         ("alibi", ["slopes=learnt"], "slopes=learnt: not one of fixed, learned"),
         ("block_input", ["table=learnt"], "table=learnt: not one of learned, sinusoidal"),
         ("block_input", ["base=100"], "base=100.*: a learned table has no base; use null"),
-        ("block_input", ["table=sinusoidal"], "base=None: use a number above 1"),
+        ("block_input", ["table=sinusoidal"], "base=null: use a number above 1"),
         ("block_input", ["table=sinusoidal", "base=1"], r"base=1.*: use a number above 1"),
         ("cope", ["max_position=0"], "max_position=0: must be 1 or more, or null"),
         ("fire", ["layers=owned"], "layers=owned: not one of shared, own"),

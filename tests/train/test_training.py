@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from minigpt.config import composed_config
 from minigpt.display import Display
 from minigpt.model import GPT
+from minigpt.model.positional import PositionalScheme
 from minigpt.train.device import choose_compute
 from minigpt.train.loop import BATCH_SEED, Trainer
 from minigpt.train.optimizer import OPTIMIZERS
@@ -81,7 +82,9 @@ def test_best_changes_only_when_the_loss_improves(cli: Cli) -> None:
     info = json.loads(Path("run/checkpoints/best/info.json").read_text())
     assert info == {"step": best_step, "val_loss": evaluations[best_step]}
     assert cli("eval", "run").code == 0
-    assert json.loads(Path("run/eval.json").read_text())["val_loss"] == evaluations[best_step]
+    assert (
+        json.loads(Path("run/eval.json").read_text())["best"]["val_loss"] == evaluations[best_step]
+    )
 
 
 def test_early_stopping(cli: Cli) -> None:
@@ -91,6 +94,20 @@ def test_early_stopping(cli: Cli) -> None:
     assert result("run")["steps"] == 12
     assert result("run")["status"] == "finished"
     assert result("run")["best_step"] == 4
+
+
+def test_samples_see_no_more_than_the_block(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a scheme that is defined beyond: samples show the model as it was trained."""
+    seen: list[int] = []
+    embed = PositionalScheme.embed
+
+    def watched(self: PositionalScheme, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        seen.append(int(positions.max()))
+        return embed(self, x, positions)
+
+    monkeypatch.setattr(PositionalScheme, "embed", watched)
+    assert cli("train", *TINY, "trainer.sample_tokens=30").code == 0
+    assert max(seen) == 7
 
 
 def test_no_steps_at_all_evaluates(cli: Cli) -> None:

@@ -2,6 +2,7 @@
 
 from minigpt.model.positional.base import (
     POSITIONAL,
+    BiasScheme,
     DenseTerm,
     DistanceTerm,
     PositionalConfig,
@@ -11,6 +12,7 @@ from minigpt.model.positional.base import (
 
 __all__ = [
     "POSITIONAL",
+    "BiasScheme",
     "DenseTerm",
     "DistanceTerm",
     "PositionalConfig",

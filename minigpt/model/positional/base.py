@@ -42,10 +42,6 @@ class LayersConfig(PositionalConfig):
     def __post_init__(self) -> None:
         require_one_of("model.positional.layers", self.layers, ("shared", "own"))
 
-    def n_sets(self, model: ModelConfig) -> int:
-        """How many sets of parameters there are."""
-        return 1 if self.layers == "shared" else model.n_layer
-
 
 class PositionalScheme(nn.Module):
     """Tells a GPT where its tokens are. Override the hooks the scheme needs; the rest do nothing.
@@ -57,7 +53,7 @@ class PositionalScheme(nn.Module):
     `score`: what `score_term` depends on, so that no backend computes it more often than needed:
     "none" (there is no term), "positions" (the same in all layers), "layer" (positions and layer),
     "content" (queries or keys as well).
-    `decays`: whether weight decay pulls its tables to zero; not where they hold bare scores.
+    `decays`: whether weight decay pulls its tables to zero; not where they make bare scores.
     """
 
     max_length: int | None = None
@@ -66,6 +62,10 @@ class PositionalScheme(nn.Module):
 
     def __init__(self, config: PositionalConfig, model: ModelConfig) -> None:
         super().__init__()
+
+    def uses(self, hook: str) -> bool:
+        """Whether the scheme overrides a hook."""
+        return getattr(type(self), hook) is not getattr(PositionalScheme, hook)
 
     @property
     def score_learns(self) -> bool:
@@ -98,6 +98,24 @@ class PositionalScheme(nn.Module):
         Unused slots of a cache stand at positions beyond every query.
         """
         return None
+
+
+class BiasScheme(PositionalScheme):
+    """A scheme of bare scores, which depend on positions: one set for all layers, or one a layer.
+
+    Its parameters hold the set as their first axis, of size `n_sets`.
+    """
+
+    decays = False
+
+    def __init__(self, config: LayersConfig, model: ModelConfig) -> None:
+        super().__init__(config, model)
+        self.score = "positions" if config.layers == "shared" else "layer"
+        self.n_sets = 1 if config.layers == "shared" else model.n_layer
+
+    def of(self, layer: int, parameters: Tensor) -> Tensor:
+        """A layer's set."""
+        return parameters[layer % self.n_sets]
 
 
 def distance_of(q_positions: Tensor, k_positions: Tensor) -> Callable[..., Tensor]:

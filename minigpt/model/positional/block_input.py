@@ -29,17 +29,19 @@ class BlockInputConfig(PositionalConfig):
             why = "a learned table has no base; use null, or model.positional.table=sinusoidal"
             require(self.base is None, "model.positional.base", self.base, why)
         else:
+            base = "null" if self.base is None else self.base
             ok = self.base is not None and self.base > 1
-            require(ok, "model.positional.base", self.base, "use a number above 1, as 10000")
+            require(ok, "model.positional.base", base, "use a number above 1, as 10000")
 
 
 @POSITIONAL.register("block_input", BlockInputConfig)
 class BlockInputPositions(PositionalScheme):
     """q, k, v of layer l are made of x_t + P_l[t]; the residual stream itself holds no positions.
 
-    Learned tables, one a layer, as Al-Rfou et al. 2018: n_layer * block_size * n_embd parameters,
-    ends at block_size. Or sinusoids, the same in all layers, as Dehghani et al. 2018: no
-    parameters, defined at every length. Memory: b t d numbers a layer.
+    Learned tables, one a layer: n_layer * block_size * n_embd parameters, ends at block_size. Or
+    sinusoids, the same in all layers: no parameters, defined at every length. Memory: t d numbers
+    a layer. After Al-Rfou et al. 2018 (learned) and Dehghani et al. 2018 (sinusoids), who add
+    theirs before each layer to the residual stream as well.
     """
 
     def __init__(self, config: BlockInputConfig, model: ModelConfig) -> None:

@@ -41,8 +41,8 @@ class ContextualPositions(PositionalScheme):
 
     E is a table of the layer, shared by its heads and starting at 0; between two whole counts it is
     interpolated. The dot product with E is not scaled, as in the paper's code. Positions serve to
-    order tokens only. n_layer * (max_position + 1) * head_size parameters; memory: several times b
-    h t^2 numbers a layer; defined at every length.
+    order tokens only. n_layer * (max_position + 1) * head_size parameters; memory: about ten
+    times b h t^2 numbers a layer; defined at every length.
     """
 
     score = "content"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from minigpt.errors import require
 from minigpt.model.positional.base import (
     POSITIONAL,
+    BiasScheme,
     DenseTerm,
     LayersConfig,
-    PositionalScheme,
     ScoreTerm,
 )
 
@@ -39,7 +39,7 @@ class FireConfig(LayersConfig):
 
 
 @POSITIONAL.register("fire", FireConfig)
-class Fire(PositionalScheme):
+class Fire(BiasScheme):
     """score += f_h(psi(i - j) / psi(max(L, i))), psi(x) = log(1 + |c| x) (Li et al. 2023).
 
     f has one hidden ReLU layer; c and L are learned. It sees the query's absolute position i, as
@@ -48,12 +48,9 @@ class Fire(PositionalScheme):
     layer; defined at every length.
     """
 
-    decays = False
-
     def __init__(self, config: FireConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
-        self.score = "positions" if config.layers == "shared" else "layer"
-        n = config.n_sets(model)
+        n = self.n_sets
         self.c = nn.Parameter(torch.full((n,), FIRST_C))
         self.first_length = config.threshold * model.block_size
         self.length = nn.Parameter(torch.ones(n))  # L over where it starts
@@ -68,10 +65,10 @@ class Fire(PositionalScheme):
     def score_term(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor, layer: int
     ) -> ScoreTerm:
-        s = layer % len(self.c)  # one set may serve all layers
-        c, length = self.c[s].abs(), (self.length[s] * self.first_length).abs()
+        c, length = self.of(layer, self.c).abs(), self.of(layer, self.length).abs()
         i, j = q_positions[:, :, None], k_positions[:, None, :]
-        distance, limit = (i - j).clamp(min=0), torch.maximum(length, i)
+        distance, limit = (i - j).clamp(min=0), torch.maximum(self.first_length * length, i)
         share = torch.log1p(c * distance) / (torch.log1p(c * limit) + 1e-6)  # (b, i, j)
-        hidden = torch.relu(share[..., None] * self.up[s] + self.up_bias[s])
-        return DenseTerm((hidden @ self.down[s].T).movedim(-1, 1))  # (b, h, i, j)
+        up, up_bias = self.of(layer, self.up), self.of(layer, self.up_bias)
+        hidden = torch.relu(share[..., None] * up + up_bias)
+        return DenseTerm((hidden @ self.of(layer, self.down).T).movedim(-1, 1))  # (b, h, i, j)

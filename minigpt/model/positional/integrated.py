@@ -36,9 +36,10 @@ class IntegratedConfig(PositionalConfig):
 class IntegratedPositions(PositionalScheme):
     """score += q_i . P[j] / sqrt(e), P a table of the layer: the input itself has no positions.
 
-    The key-side part of the untied absolute term of TUPE (Ke et al. 2021), with the content's
-    query. n_layer * block_size * head_size parameters, times n_head with own tables; memory: b h
-    t^2 numbers a layer; ends at block_size.
+    One of the four products that absolute embeddings bring to the scores, word to position, with
+    a table of its own (Ke et al. 2021 take them apart, and argue for position to position).
+    n_layer * block_size * head_size parameters, times n_head with own tables; memory: b h t^2
+    numbers a layer; ends at block_size.
     """
 
     score = "content"

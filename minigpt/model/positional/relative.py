@@ -47,6 +47,9 @@ class RelativePositions(PositionalScheme):
 
     def __init__(self, config: RelativeConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
+        if config.clip is not None:
+            why = f"no text of model.block_size={model.block_size} is so long; use less, or null"
+            require(config.clip < model.block_size, "model.positional.clip", config.clip, why)
         self.max_length = model.block_size if config.clip is None else None
         n = model.block_size if config.clip is None else config.clip + 1
         shape = (model.n_layer, n, model.head_size)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from minigpt.model.positional.base import (
     POSITIONAL,
+    BiasScheme,
     DistanceTerm,
     LayersConfig,
-    PositionalScheme,
     ScoreTerm,
 )
 
@@ -20,23 +20,20 @@ if TYPE_CHECKING:
 
 
 @POSITIONAL.register("relative_bias", LayersConfig)
-class RelativeBias(PositionalScheme):
+class RelativeBias(BiasScheme):
     """score += b_h[i - j], starting at 0: T5's bias (Raffel et al. 2020) without its buckets.
 
     n_head * block_size parameters, times n_layer with own layers; memory: h t^2 numbers, once or a
     layer; ends at block_size.
     """
 
-    decays = False
-
     def __init__(self, config: LayersConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
-        self.score = "positions" if config.layers == "shared" else "layer"
         self.max_length = model.block_size
-        self.bias = nn.Parameter(torch.zeros(config.n_sets(model), model.n_head, model.block_size))
+        self.bias = nn.Parameter(torch.zeros(self.n_sets, model.n_head, model.block_size))
 
     def score_term(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor, layer: int
     ) -> ScoreTerm:
-        bias = self.bias[layer % len(self.bias)]  # one set may serve all layers
+        bias = self.of(layer, self.bias)
         return DistanceTerm(bias[None, :, None, :], q_positions, k_positions)

@@ -44,13 +44,13 @@ class RopeConfig(PositionalConfig):
             require(self.factor > 1, "model.positional.factor", self.factor, why)
 
 
-def turn(x: Tensor, angle: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-    """Turn channel pairs (k, k + n/2) of the first n = 2 k_max channels of x (b, h, t, e).
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn channel pairs (k, k + n/2) of the first n channels of x (b, h, t, e).
 
-    angle (b or 1, t, n/2); the turned channels are also multiplied by `scale`.
+    cos and sin (b or 1, t, n/2) of each pair's angle, times what its length changes by.
     """
-    cos, sin = (angle.cos() * scale)[:, None], (angle.sin() * scale)[:, None]
-    n = 2 * angle.shape[-1]
+    cos, sin = cos[:, None], sin[:, None]
+    n = 2 * cos.shape[-1]
     first, second = x[..., :n].chunk(2, dim=-1)  # times cos and sin, bf16 becomes fp32
     turned = (first * cos - second * sin, second * cos + first * sin)
     return torch.cat((*(part.to(x.dtype) for part in turned), x[..., n:]), dim=-1)
@@ -99,7 +99,8 @@ class RotaryPositions(PositionalScheme):
         scale = 1.0
         if self.config.scaling == "yarn":
             scale = 0.1 * math.log(self.config.factor) + 1.0
-        return turn(q, angle, scale), turn(k, angle, scale)
+        cos, sin = scale * angle.cos(), scale * angle.sin()
+        return turn(q, cos, sin), turn(k, cos, sin)
 
     def frequencies(self, device: torch.device) -> Tensor:
         """Angle a position of each channel pair (n/2,), scaled."""

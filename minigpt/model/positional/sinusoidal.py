@@ -44,7 +44,7 @@ def require_even_width(model: ModelConfig) -> None:
 class SinusoidalPositions(PositionalScheme):
     """sqrt(d) x_t + P_t, P_t the sinusoids of t (Vaswani et al. 2017).
 
-    The factor sqrt(d) is the paper's (section 3.4). No parameters; b t d numbers of memory, once;
+    The factor sqrt(d) is the paper's (section 3.4). No parameters; memory: t d numbers, once;
     defined at every length.
     """
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from minigpt.errors import require
 from minigpt.model.positional.base import (
     POSITIONAL,
+    BiasScheme,
     DistanceTerm,
     LayersConfig,
-    PositionalScheme,
     ScoreTerm,
 )
 
@@ -55,20 +55,18 @@ def t5_bucket(distance: Tensor, buckets: int, max_distance: int) -> Tensor:
 
 
 @POSITIONAL.register("t5", T5Config)
-class T5Bias(PositionalScheme):
+class T5Bias(BiasScheme):
     """score += b_h[bucket(i - j)], starting at 0 (Raffel et al. 2020, section 2.1).
 
     n_head * buckets parameters, times n_layer with own layers; memory: h t^2 numbers, once or a
     layer; defined at every length. The scores keep their 1 / sqrt(e), which T5 leaves out.
     """
 
-    decays = False
     bucket: Tensor
 
     def __init__(self, config: T5Config, model: ModelConfig) -> None:
         super().__init__(config, model)
-        self.score = "positions" if config.layers == "shared" else "layer"
-        self.bias = nn.Parameter(torch.zeros(config.n_sets(model), model.n_head, config.buckets))
+        self.bias = nn.Parameter(torch.zeros(self.n_sets, model.n_head, config.buckets))
         distances = torch.arange(config.max_distance + 1)  # all beyond are in the last bucket
         bucket = t5_bucket(distances, config.buckets, config.max_distance)
         self.register_buffer("bucket", bucket, persistent=False)
@@ -76,5 +74,5 @@ class T5Bias(PositionalScheme):
     def score_term(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor, layer: int
     ) -> ScoreTerm:
-        bias = self.bias[layer % len(self.bias)][:, self.bucket]  # (h, distance)
+        bias = self.of(layer, self.bias)[:, self.bucket]  # (h, distance)
         return DistanceTerm(bias[None, :, None, :], q_positions, k_positions)

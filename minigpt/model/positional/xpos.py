@@ -50,4 +50,5 @@ class XposPositions(PositionalScheme):
         share = torch.arange(0, self.n, 2, device=q.device) / self.n
         shrink = (share + self.config.gamma) / (1 + self.config.gamma)
         scale = shrink ** (positions[..., None] / self.config.scale_base)  # (b, t, e/2)
-        return turn(q, angle, scale), turn(k, angle, 1 / scale)
+        cos, sin = angle.cos(), angle.sin()
+        return turn(q, scale * cos, scale * sin), turn(k, cos / scale, sin / scale)
