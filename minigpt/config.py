@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,7 +81,17 @@ def to_config(composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise UserError(_one_line(error, composed)) from None
     assert isinstance(config, Config)
+    _require_finite(config.to_dict(), prefix="")
     return config
+
+
+def _require_finite(values: dict[str, Any], prefix: str) -> None:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _require_finite(value, f"{prefix}{name}.")
+        elif isinstance(value, float):
+            why = "must be a finite number"
+            require(math.isfinite(value), f"{prefix}{name}", value, why)
 
 
 def composed_config(overrides: list[str]) -> Config:

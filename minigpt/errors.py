@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 TRACEBACK = "MINIGPT_TRACEBACK"  # the environment variable that asks for tracebacks
 
@@ -19,6 +20,17 @@ class Failure(RuntimeError):
     """Work that could not be ended well although its input was right. Exits with code 1."""
 
     reported = False
+
+
+@contextmanager
+def one_line_if_out_of_memory(advice: str) -> Iterator[None]:
+    """Raise Failure with advice where the block asks for more memory than there is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "out of memory" in str(error).lower() or "alloc_cpu" in str(error):
+            raise Failure(f"out of memory; {advice} ({first_line(error)})") from error
+        raise
 
 
 def wants_traceback() -> bool:

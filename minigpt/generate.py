@@ -15,7 +15,7 @@ from minigpt.model.attention import KVCache
 from minigpt.tokenizer import Tokenizer
 from minigpt.train.device import Compute
 
-ROOM = 64  # slots of a new cache beyond twice the texts; full, the texts are read into a larger one
+ROOM = 64  # slots of a cache beyond twice its texts, so that it seldom grows
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,11 @@ class Decoder:
         for text, token in zip(self.texts, tokens, strict=True):
             text.append(token)
         longest = max(map(len, self.texts))
-        if longest > self.cache.capacity:
+        if self.context is not None and longest > self.context:
             self.next = self._read()
             return
+        if longest > self.cache.capacity:
+            self.cache.grow(self._capacity(longest))
         device = self.next.device
         positions = torch.tensor([[len(text) - 1] for text in self.texts], device=device)
         new = torch.tensor([[token] for token in tokens], device=device)
@@ -101,12 +103,13 @@ class Decoder:
         longest = max(lengths)
         device = self.model.head.weight.device
         tokens = torch.tensor([end + [0] * (longest - len(end)) for end in ends], device=device)
-        capacity = 2 * longest + ROOM
-        if self.context is not None:
-            capacity = min(capacity, self.context)
-        self.cache = KVCache(self.model.config, len(ends), capacity, device)
+        self.cache = KVCache(len(ends), self._capacity(longest), device)
         logits = self.model(tokens, cache=self.cache)
         return logits[torch.arange(len(ends)), [length - 1 for length in lengths]]
+
+    def _capacity(self, longest: int) -> int:
+        capacity = 2 * longest + ROOM
+        return capacity if self.context is None else min(capacity, self.context)
 
 
 def generate(

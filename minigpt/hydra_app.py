@@ -93,7 +93,7 @@ def run_hydra(task: Callable[[DictConfig], Any], arguments: list[str]) -> None:
     try:
         app(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error)) from None
+        raise UserError(explain(error, readable)) from None
 
 
 def compose_config(overrides: list[str]) -> DictConfig:
@@ -104,7 +104,7 @@ def compose_config(overrides: list[str]) -> DictConfig:
         with initialize_config_dir(str(config_directory()), version_base="1.3"):
             return compose(ROOT, [quoted(override) for override in overrides])
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error)) from None
+        raise UserError(explain(error, overrides)) from None
 
 
 def _refuse(message: str) -> NoReturn:
@@ -146,8 +146,8 @@ def flags_first(arguments: list[str]) -> list[str]:
     return [*flags, *overrides]
 
 
-def explain(error: Exception) -> str:
-    """Hydra's several lines as 'key=value: why. Did you mean ...?'."""
+def explain(error: Exception, overrides: list[str]) -> str:
+    """Hydra's several lines as 'key=value: why. Did you mean ...?', of what was asked for."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = error.options or []
@@ -162,7 +162,7 @@ def explain(error: Exception) -> str:
     message = str(error).strip()
     unknown = re.match(r"Could not override '(.*)'", message)
     if unknown:
-        return _unknown_key(unknown[1])
+        return _unknown_key(unknown[1], overrides)
     ambiguous = re.match(r"Ambiguous value for argument '(.*)'", message)
     if ambiguous:
         return f"{ambiguous[1]}: several values; add -m to run each of them"
@@ -170,10 +170,14 @@ def explain(error: Exception) -> str:
     return first_line(error) + (f" ({first_line(cause)})" if cause is not None else "")
 
 
-def _unknown_key(key: str) -> str:
+def _unknown_key(key: str, overrides: list[str]) -> str:
     if key in config_groups():  # the root config has them all, so this is another
         return f"{key}: a saved config takes values (key=value) and no choice of a config group"
-    known = [*config_groups(), *_keys(compose_config([]))]
+    pairs = [override.partition("=") for override in overrides]
+    chosen = [
+        f"{group}={name.split(',')[0]}" for group, _, name in pairs if group in config_groups()
+    ]
+    known = [*config_groups(), *_keys(compose_config(chosen))]
     ending = [name for name in known if name.endswith(f".{key}")]
     guess = f" Did you mean {' or '.join(ending)}?" if ending else did_you_mean(key, known)
     return f"{key}: no such option or config group.{guess} See them all: minigpt train --cfg job"

@@ -59,6 +59,7 @@ def write_page(path: Path, title: str, sections: list[Section]) -> list[Path]:
             picture = base64.b64encode(_drawn(section.figure, "svg")).decode()
             alt = html.escape(section.heading, quote=True)
             body.append(f'<img alt="{alt}" src="data:image/svg+xml;base64,{picture}">')
+            section.figure.suptitle(f"{title}\n{section.heading}", fontsize=9)  # it may go alone
             png = path.with_name(f"{path.stem}_{section.name}.png")
             write_bytes(png, _drawn(section.figure, "png"))
             written.append(png)

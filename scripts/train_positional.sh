@@ -7,7 +7,8 @@
 set -euo pipefail
 export SEEDS=${SEEDS:-1 2 3} STEPS=${STEPS:-2000} DIR=${DIR:-runs/positional} JOBS=${JOBS:-2}
 export ARGS=${ARGS:-} LENGTHS=${LENGTHS:-32,64,128,256,512} OMP_NUM_THREADS=1
-MODELS=${MODELS:-learned sinusoidal nope integrated block_input relative relative_bias t5 rope alibi xpos kerple fire cope}
+schemes=$(cd "$(dirname "$0")/../configs/positional" && printf '%s ' *.yaml)
+MODELS=${MODELS:-${schemes//.yaml/}}
 
 # shellcheck disable=SC2086  # ARGS are words
 train() {  # model, seed, run

@@ -12,10 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from minigpt.model import GPT
 from tests.conftest import TINY, Cli, inspect_wandb, the_run
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MISTAKES = {
+    "model=alibi model.positional.slope=learned": "Did you mean model.positional.slopes",
+    "model=rope model.positional.base=inf": "model.positional.base=inf: must be a finite number",
+    "optimizer.lr=inf": "optimizer.lr=inf: must be a finite number",
+    "positional=cope model.positional.max_position=1000": "no text of model.block_size=128 counts",
     "modle=rope": "modle: no such option or config group. Did you mean model?",
     "model=ropee": "model=ropee: no such model. Did you mean rope",
     "model.n_head=7": "model.n_head=7: must divide model.n_embd=128; use 2, 4, 8 heads",
@@ -410,6 +415,51 @@ def test_eval_mistakes(cli: Cli, arguments: list[str], message: str) -> None:
     outcome = cli("eval", "latest", *arguments)
     assert outcome.code == 2
     assert message in outcome.err and outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", "{", '{"best": 3}', '{"val_loss": 2.2}'])
+def test_eval_refuses_a_file_it_did_not_write(cli: Cli, content: str) -> None:
+    assert cli("train", *TINY, "trainer.max_steps=1", "hydra.run.dir=run").code == 0
+    Path("run/eval.json").write_text(content)
+    outcome = cli("eval", "run")
+    assert outcome.code == 2 and outcome.out == ""
+    assert outcome.err == (
+        "minigpt: run/eval.json: not what minigpt eval wrote; delete it and evaluate again\n"
+    )
+    assert Path("run/eval.json").read_text() == content
+
+
+def test_too_long_for_the_memory_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The allocator's own error, of a tensor that no machine has room for."""
+    assert cli("train", *TINY, "positional=alibi", "hydra.run.dir=run").code == 0
+    loss = GPT.loss
+
+    def huge(self: GPT, tokens: torch.Tensor, *rest: object, **options: object) -> torch.Tensor:
+        if tokens.shape[1] > 8:
+            torch.zeros(2**45)
+        return loss(self, tokens, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(GPT, "loss", huge)
+    outcome = cli("eval", "run", "--lengths", "4,16")
+    assert outcome.code == 1 and outcome.err.count("\n") == 1
+    assert "out of memory; windows of 16 tokens are too long" in outcome.err
+    found = json.loads(Path("run/eval.json").read_text())["best"]
+    assert [*found["lengths"]] == ["4"]  # what was found before is kept
+
+
+def test_two_evaluations_at_once_keep_both(cli: Cli) -> None:
+    assert cli("train", *TINY, "positional=alibi", "hydra.run.dir=run").code == 0
+    code = "import sys; from minigpt.cli import main; sys.exit(main())"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, "eval", "run", "--lengths", length],
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for length in ("4", "16")
+    ]
+    assert [process.wait() for process in both] == [0, 0]
+    assert {*json.loads(Path("run/eval.json").read_text())["best"]["lengths"]} == {"4", "16"}
 
 
 def test_a_trained_run_with_another_scaling(cli: Cli) -> None:

@@ -178,13 +178,13 @@ def _capabilities() -> list[Any]:
     reasons: list[str] = []
 
     def cell(scheme: str, backend: str, device: str) -> str:
-        marks = ""
+        marks = []
         for use in USES:
             why = why_not(backend, use, device, models[scheme].positional, models[scheme].config)
             if why is not None and why not in reasons:
                 reasons.append(why)
-            marks += use[0] if why is None else str(reasons.index(why) + 1)
-        return marks
+            marks.append(use[0] if why is None else str(reasons.index(why) + 1))
+        return " ".join(marks)
 
     with torch.device("meta"):
         models = {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt.commands.options import Parser, add_run_arguments
-from minigpt.errors import UserError
+from minigpt.errors import UserError, one_line_if_out_of_memory
 
 if TYPE_CHECKING:
     from minigpt.data.tokens import Split
@@ -56,8 +58,10 @@ def main(arguments: list[str]) -> None:
     prepared = prepare(trained.config.data, trained.config.tokenizer, of_run=trained.run)
     tokens = prepared.tokens.to(trained.compute.device)
     _require_text(lengths, tokens.val)
+    record(trained, {})  # before any work: whether there is room for what will be found
     console = PipeConsole(highlight=False)
-    console.print(f"{trained.run.path} ({trained.label}), {trained.compute.describe()}")
+    about = f"{trained.run.path} ({trained.label}), {trained.compute.describe()}"
+    console.print(about, soft_wrap=True)
 
     found: dict[str, Any] = {}
     table = Table("split", "tokens", *(name.replace("_", " ") for name in METRICS))
@@ -67,6 +71,7 @@ def main(arguments: list[str]) -> None:
             found |= result.metrics(split.name)
             table.add_row(split.name, f"{len(split.tokens):,}", *_cells(result))
     console.print(table)
+    record(trained, found)
 
     block_size = trained.config.model.block_size
     if lengths or options.by_position:
@@ -75,22 +80,19 @@ def main(arguments: list[str]) -> None:
             with console.status(f"context {length} ({number} of {len(lengths)}) ..."):
                 if length != block_size:
                     curves[length] = _at_length(trained, tokens.val, length)
+                record(trained, {"lengths": {str(length): _numbers(curves[length])}})
         curves = {length: curves[length] for length in lengths or [block_size]}
         if lengths:
-            found["lengths"] = {str(n): _numbers(result) for n, result in curves.items()}
             console.print(_length_table(curves))
         if options.by_position:
-            found["by_position"] = {
-                str(length): result.by_position
-                for length, result in curves.items()
-                if not isinstance(result, str)
-            }
+            known = {n: found for n, found in curves.items() if not isinstance(found, str)}
+            record(trained, {"by_position": {str(n): e.by_position for n, e in known.items()}})
         sections = _sections(curves, block_size, bool(lengths), options.by_position)
         title = f"{trained.run.path.name} ({trained.label}): validation loss and context"
         page = trained.run.path / "eval" / f"{trained.label.replace(' ', '_')}.html"
         for path in write_page(page, title, sections):
             console.print(f"drawn in {path}", soft_wrap=True)
-    console.print(f"written to {_record(trained, found)}", soft_wrap=True)
+    console.print(f"written to {eval_file(trained)}", soft_wrap=True)
 
 
 def _lengths(text: str | None) -> list[int]:
@@ -121,7 +123,8 @@ def _at_length(trained: TrainedRun, split: Split, length: int) -> Evaluation | s
     limit = trained.model.positional.max_length
     if limit is not None and length > limit:
         return f"undefined: {trained.config.model.positional.name} has {limit} positions"
-    return evaluate(trained.model, split, trained.compute, length)
+    with one_line_if_out_of_memory(f"windows of {length} tokens are too long; use shorter ones"):
+        return evaluate(trained.model, split, trained.compute, length)
 
 
 def _cells(result: Evaluation) -> list[str]:
@@ -168,6 +171,7 @@ def _sections(
         axis = figure.add_subplot(xlabel=xlabel, ylabel="validation loss, nats a token")
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
+        axis.ticklabel_format(axis="y", useOffset=False)
         axis.grid(alpha=0.3)
         return figure, axis
 
@@ -214,19 +218,41 @@ def _smoothed(losses: list[float]) -> tuple[list[float], list[float]]:
     )
 
 
-def _record(trained: TrainedRun, found: dict[str, Any]) -> str:
-    """Put what was found into eval.json, beside what earlier calls found of the same weights."""
+def eval_file(trained: TrainedRun) -> Path:
+    """Where a run keeps what evaluations found, by checkpoint and changes."""
+    return trained.run.path / "eval.json"
+
+
+def record(trained: TrainedRun, found: dict[str, Any]) -> None:
+    """Add to eval.json, beside what earlier calls found of the same weights.
+
+    Raises UserError where the file is none of ours, and OSError where it cannot be written.
+    """
+    from filelock import FileLock
+
     from minigpt.files import sha256, write_json
 
-    path = trained.run.path / "eval.json"
-    entries = trained.run.read_json(path) if path.exists() else {}
+    path = eval_file(trained)
     weights = sha256(trained.weights.read_bytes())
-    earlier = entries.get(trained.label, {})
-    if earlier.get("weights_sha256") != weights:
-        earlier = {}
-    for curve in ("lengths", "by_position"):
-        if curve in found:
-            found[curve] = earlier.get(curve, {}) | found[curve]
-    entries[trained.label] = {"weights_sha256": weights} | earlier | found
-    write_json(path, entries)
-    return str(path)
+    with FileLock(path.with_name(".eval.lock")):  # of two evaluations none drops the other's
+        entries = _entries(path)
+        earlier = entries.get(trained.label, {})
+        if earlier.get("weights_sha256") != weights:
+            earlier = {}
+        for curve in ("lengths", "by_position"):
+            if curve in found:
+                found[curve] = earlier.get(curve, {}) | found[curve]
+        entries[trained.label] = {"weights_sha256": weights} | earlier | found
+        write_json(path, entries)
+
+
+def _entries(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(entry.get("weights_sha256"), str) for entry in entries.values()):
+            return entries
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(f"{path}: not what minigpt eval wrote; delete it and evaluate again")

@@ -92,10 +92,11 @@ def main(arguments: list[str]) -> None:
     )
     add_run_arguments(parser)
     parser.add_argument("--prompt", help=f"default: {PROMPT!r} where the run has its characters")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/inspect")
+    parser.add_argument("--out", metavar="DIR", help="default: RUN/inspect")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="next tokens (default: 5)")
     options = parser.parse_args(arguments)
     require(options.prompt != "", "--prompt", "", "empty; give at least one character")
+    require(options.out != "", "--out", "", "empty; give a folder")
     require(1 <= options.top <= MOST_TOP, "--top", options.top, f"must be from 1 to {MOST_TOP}")
 
     from rich.table import Table
@@ -114,7 +115,7 @@ def main(arguments: list[str]) -> None:
         compute = replace(compute, precision="fp32", precision_reason="exact")
     console = PipeConsole(highlight=False)
     console.print(f"{trained.run.path} ({trained.label}), {compute.describe()}", soft_wrap=True)
-    out = trained.run.path / "inspect" if options.out is None else options.out
+    out = trained.run.path / "inspect" if options.out is None else Path(options.out)
     with console.status("computing and drawing ..."):
         with compute.autocast():
             recording = record(trained.model, tokens)
@@ -194,7 +195,9 @@ def _drawn(kind: str, values: list[Tensor], labels: list[str]) -> list[Section]:
 def draw(look: Look, values: Tensor, labels: list[str]) -> Figure:
     """Maps (h, y, x) or curves (h, x); `labels` are the prompt's tokens, which keys are."""
     from matplotlib import colormaps
+    from matplotlib.colors import Normalize, PowerNorm
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     n, of_tokens = len(values), look.x == "key"
     if not look.y:
@@ -216,7 +219,9 @@ def draw(look: Look, values: Tensor, labels: list[str]) -> Figure:
     most = abs(values).nan_to_num().max().item() or 1.0
     scales = {"viridis": (0, 1), "twilight": (-math.pi, math.pi)}
     low, high = scales.get(look.colours, (-most, most))
-    style: dict[str, Any] = {"cmap": look.colours, "vmin": low, "vmax": high}
+    # Roots tell small weights apart: over many keys all are small.
+    norm = PowerNorm(0.5, low, high) if low == 0 else Normalize(low, high)
+    style: dict[str, Any] = {"cmap": look.colours, "norm": norm}
     style |= {"interpolation": "nearest", "aspect": "equal" if of_tokens else "auto"}
     for head, axis in enumerate(axes):
         if head >= n:
@@ -226,6 +231,7 @@ def draw(look: Look, values: Tensor, labels: list[str]) -> Figure:
         axis.set_facecolor("0.85")
         if n > 1:
             axis.set_title(f"head {head}", fontsize=10)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if of_tokens:
             _label(axis.set_xticks, labels, rotation=90 if max(map(len, labels)) > 2 else 0)
             _label(axis.set_yticks, labels)

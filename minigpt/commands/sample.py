@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from minigpt.commands.options import Parser, add_run_arguments
-from minigpt.errors import UserError
+from minigpt.errors import UserError, one_line_if_out_of_memory
+
+if TYPE_CHECKING:
+    from minigpt.generate import Sampling
 
 
 def main(arguments: list[str]) -> None:
@@ -42,10 +47,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
     options = parser.parse_args(arguments)
 
-    import torch
-
-    from minigpt.generate import Sampling, generate, stream_text
-    from minigpt.load import load_run
+    from minigpt.generate import Sampling
 
     clash = [
         f"--{name}"
@@ -65,6 +67,16 @@ def main(arguments: list[str]) -> None:
         raise UserError("--prompt=: empty; a model continues at least one character")
     temperature = 1.0 if options.temperature is None else options.temperature
     sampling = Sampling(0.0 if options.greedy else temperature, options.top_k, options.top_p)
+
+    with one_line_if_out_of_memory("use a smaller --context, or fewer prompts"):
+        _sample(options, prompts, sampling)
+
+
+def _sample(options: Namespace, prompts: list[str], sampling: Sampling) -> None:
+    import torch
+
+    from minigpt.generate import generate, stream_text
+    from minigpt.load import load_run
 
     trained = load_run(options.run, options.checkpoint, options.device, options.set)
     context = _context(options.context, trained.config.model.block_size)

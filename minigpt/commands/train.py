@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from minigpt.errors import Failure, UserError, first_line, wants_traceback
+from minigpt.errors import Failure, UserError, one_line_if_out_of_memory, wants_traceback
 from minigpt.hydra_app import run_hydra
 
 
@@ -59,14 +59,11 @@ def _job(composed: DictConfig, arguments: list[str]) -> None:
                 composed.group = Path(hydra.sweep.dir).name
             config = to_config(composed)
         command = ["minigpt", "train", *(hydra.overrides.task if sweep else arguments)]
-        start(config, run, resumed=resume is not None, command=command)
-    except RuntimeError as error:
-        if "out of memory" in str(error).lower() or "alloc_cpu" in str(error):
-            raise Failure(
-                f"out of memory; lower model.n_embd or trainer.batch_size, or compute a batch in "
-                f"pieces with trainer.accumulate ({first_line(error)})"
-            ) from error
-        raise
+        with one_line_if_out_of_memory(
+            "lower model.n_embd, model.block_size or trainer.batch_size, or compute a batch in "
+            "pieces with trainer.accumulate"
+        ):
+            start(config, run, resumed=resume is not None, command=command)
     finally:
         with contextlib.suppress(OSError):  # Hydra made them; leave nothing behind if unused
             for folder in (output, output.parent):

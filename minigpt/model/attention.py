@@ -27,11 +27,8 @@ class KVCache:
     Memory: 2 n_layer batch capacity n_kv_head head_size numbers.
     """
 
-    def __init__(
-        self, config: ModelConfig, batch: int, capacity: int, device: torch.device
-    ) -> None:
+    def __init__(self, batch: int, capacity: int, device: torch.device) -> None:
         self.capacity = capacity
-        self.shape = (batch, config.kv_heads, capacity, config.head_size)
         self.positions = torch.full((batch, capacity), NOWHERE, device=device)
         self.end = 0  # of the used slots
         self.keys: list[Tensor] = []
@@ -48,11 +45,20 @@ class KVCache:
         self.end = max(self.end, last + 1)
         return self.positions[:, : self.end]
 
+    def grow(self, capacity: int) -> None:
+        """Make room for more positions."""
+        more = capacity - self.capacity
+        self.positions = F.pad(self.positions, (0, more), value=NOWHERE)
+        self.keys = [F.pad(keys, (0, 0, 0, more)) for keys in self.keys]
+        self.values = [F.pad(values, (0, 0, 0, more)) for values in self.values]
+        self.capacity += more
+
     def write(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Keep a layer's new keys and values (b, h, t, e); returns those of all slots in use."""
         if layer == len(self.keys):
-            self.keys.append(k.new_zeros(self.shape))
-            self.values.append(v.new_zeros(self.shape))
+            b, h, _, e = k.shape
+            self.keys.append(k.new_zeros(b, h, self.capacity, e))
+            self.values.append(v.new_zeros(b, h, self.capacity, e))
         slots = positions[:, None, :, None].expand_as(k)
         keys = self.keys[layer].scatter_(2, slots, k)
         values = self.values[layer].scatter_(2, slots, v)

@@ -154,7 +154,7 @@ def cached_equals_full(config: ModelConfig, backend: str) -> None:
     """Four tokens at once and five one by one, from a cache, are the text in one pass."""
     with default_dtype(torch.float64):
         model, tokens = model_on(config, backend), random_tokens(2, 9)
-        cache = KVCache(config, 2, 12, torch.device("cpu"))
+        cache = KVCache(2, 12, torch.device("cpu"))
         parts = [model(tokens[:, :4], cache=cache)]
         for p in range(4, 9):
             parts.append(model(tokens[:, p : p + 1], torch.full((1, 1), p), cache))
@@ -199,10 +199,17 @@ def score_is_truthful(config: ModelConfig) -> None:
         return Scores(scheme, config.n_head, positions, positions, True).additive(q, k, layer)
 
     first, other_content, other_layer = term(0, 0), term(1, 0), term(0, 1)
-    assert (first is None) == (scheme.score == "none")
+    said = f"score says {scheme.score!r}, but the term"
+    assert (first is None) == (scheme.score == "none"), (
+        f"{said} is {'absent' if first is None else 'there'}"
+    )
     if first is not None and other_content is not None and other_layer is not None:
-        assert torch.equal(first, other_content) == (scheme.score != "content")
-        assert torch.equal(first, other_layer) == (scheme.score == "positions")
+        content, by_layer = (
+            not torch.equal(first, other_content),
+            not torch.equal(first, other_layer),
+        )
+        found = "content" if content else "layer" if by_layer else "positions"
+        assert scheme.score == found, f"{said} depends on {found!r}"
 
 
 def bare_scores_do_not_decay(config: ModelConfig) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,12 +40,13 @@ class Positions:
 
     `relative`: adding a constant to all positions changes nothing. `counts_gaps`: it sees how far
     apart two neighbours stand, not their order alone. `odd_widths`: n_embd and head size may be
-    odd.
+    odd. `harmless`: mutations of test_mutations.py that rightly change nothing, and why.
     """
 
     relative = False
     counts_gaps = True
     odd_widths = True
+    harmless: ClassVar[dict[str, str]] = {}
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self.config, self.options = config, vars(config.positional)
@@ -220,6 +221,9 @@ class Alibi(Positions):
     """
 
     relative = True
+    harmless: ClassVar[dict[str, str]] = {
+        "queries one further": "adds the same to every score of a query"
+    }
 
     def score(self, pair: Pair) -> Tensor | float:
         learned = self.options["slopes"] == "learned"
@@ -235,10 +239,15 @@ class Alibi(Positions):
 
 
 class Integrated(Positions):
-    """q_i . P_j / sqrt(e), the key's half of an untied absolute term (Ke et al. 2021, section 3.1).
+    """q_i . P_j / sqrt(e), the word-to-position product (named by Ke et al. 2021, section 3.1).
 
     The query is the content's; P is the layer's, or the head's.
     """
+
+    harmless: ClassVar[dict[str, str]] = {
+        "queries one further": "does not see the query's position",
+        "decoding restarts at 0": "does not see the query's position",
+    }
 
     def score(self, pair: Pair) -> Tensor | float:
         head = pair.head if self.options["heads"] == "own" else 0
@@ -330,6 +339,9 @@ class Cope(Positions):
     """
 
     relative, counts_gaps = True, False
+    harmless: ClassVar[dict[str, str]] = {
+        "first row's positions for all": "sees their order alone, which is the same"
+    }
 
     def score(self, pair: Pair) -> Tensor | float:
         table, q = self.weights["table"][pair.layer], pair.query
@@ -463,11 +475,20 @@ def reference_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.stack(losses).sum() / len(losses)
 
 
+def row_of(scheme: str) -> type[Positions]:
+    """The row of a scheme. Fails with what to do where there is none."""
+    assert scheme in POSITIONS, (
+        f"positional={scheme} is registered: give it a row in POSITIONS of reference.py, "
+        f"its formula written again from its paper"
+    )
+    return POSITIONS[scheme]
+
+
 def one_text(
     config: ModelConfig, weights: Weights, tokens: list[int], positions: list[int]
 ) -> Vectors:
     """Logits after each token of one text."""
-    scheme = POSITIONS[config.positional.name](config, weights)
+    scheme = row_of(config.positional.name)(config, weights)
     table = weights["token_embedding.weight"]
     xs = [scheme.embed(table[token], p) for token, p in zip(tokens, positions, strict=True)]
 

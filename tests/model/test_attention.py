@@ -32,7 +32,7 @@ from contract import (
     shift_changes_something,
     variant_config,
 )
-from reference import OPTIONS, POSITIONS, Positions
+from reference import OPTIONS, POSITIONS, Positions, row_of
 from tiny import (
     N_VOCAB,
     composed,
@@ -67,10 +67,7 @@ def float64() -> Iterator[None]:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_registered_scheme_has_a_reference(scheme: str) -> None:
-    assert scheme in POSITIONS, (
-        f"positional={scheme} is registered: give it a row in POSITIONS of reference.py, "
-        f"its formula written again from its paper"
-    )
+    row_of(scheme)
 
 
 def test_other_options_are_those_of_registered_schemes() -> None:

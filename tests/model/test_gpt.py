@@ -352,7 +352,7 @@ def test_values_that_cannot_be_honoured(overrides: list[str], message: str) -> N
         ("t5", ["buckets=0"], "buckets=0: must be an even number of 2 or more"),
         ("t5", ["max_distance=16"], r"max_distance=16: must be above half of .*buckets=32"),
         ("xpos", ["base=1"], r"base=1.*: use a number above 1"),
-        ("xpos", ["scale_base=0"], r"scale_base=0.*: must be above 0"),
+        ("xpos", ["scale_base=0"], r"scale_base=0.*: must be 1 or more"),
         ("xpos", ["gamma=0"], r"gamma=0.*: must be above 0"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,

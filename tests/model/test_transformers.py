@@ -281,7 +281,7 @@ def test_llama_with_yarn_scaling(factor: float, block_size: int) -> None:
 @pytest.mark.parametrize("block_size", [8, 16, 100, 830, 8192])
 @pytest.mark.parametrize(("n_head", "head_size"), [(1, 2), (2, 10), (1, 64), (1, 128)])
 def test_yarn_frequencies(n_head: int, head_size: int, block_size: int, factor: float) -> None:
-    small = {"n_layer": 0, "n_head": n_head, "n_embd": n_head * head_size}
+    small = {"n_layer": 1, "n_head": n_head, "n_embd": n_head * head_size}
     config = llama_config("yarn", factor, block_size=block_size, **small)
     rope = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": block_size}
     with float64():
@@ -334,7 +334,7 @@ def test_t5_buckets(buckets: int, max_distance: int) -> None:
     )
     assert expected.min() == 0 and expected.max() == buckets - 1
     torch.testing.assert_close(t5_bucket(distance, buckets, max_distance), expected)
-    options = {"positional.buckets": buckets, "positional.max_distance": max_distance, "n_layer": 0}
+    options = {"positional.buckets": buckets, "positional.max_distance": max_distance, "n_layer": 1}
     overrides = (f"model.{key}={value}" for key, value in options.items())
     scheme = GPT(composed("positional=t5", *overrides), N_VOCAB).positional
     assert isinstance(scheme, T5Bias)

@@ -50,6 +50,8 @@ class ContextualPositions(PositionalScheme):
     def __init__(self, config: CopeConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
         last = model.block_size if config.max_position is None else config.max_position
+        why = f"no text of model.block_size={model.block_size} counts so far; use that or less"
+        require(last <= model.block_size, "model.positional.max_position", last, why)
         self.table = nn.Parameter(torch.zeros(model.n_layer, last + 1, model.head_size))
 
     def score_term(

@@ -27,9 +27,9 @@ class XposConfig(PositionalConfig):
 
     def __post_init__(self) -> None:
         require(self.base > 1, "model.positional.base", self.base, "use a number above 1")
-        for key in ("scale_base", "gamma"):
-            value = getattr(self, key)
-            require(value > 0, f"model.positional.{key}", value, "must be above 0")
+        why = "must be 1 or more"
+        require(self.scale_base >= 1, "model.positional.scale_base", self.scale_base, why)
+        require(self.gamma > 0, "model.positional.gamma", self.gamma, "must be above 0")
 
 
 @POSITIONAL.register("xpos", XposConfig)
