@@ -233,7 +233,8 @@ def draw(look: Look, values: Tensor, labels: list[str]) -> Figure:
             axis.set_title(f"head {head}", fontsize=10)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if of_tokens:
-            _label(axis.set_xticks, labels, rotation=90 if max(map(len, labels)) > 2 else 0)
+            upright = max(map(len, labels)) > 2 or len(labels) > TICKS
+            _label(axis.set_xticks, labels, rotation=90 if upright else 0)
             _label(axis.set_yticks, labels)
     figure.supxlabel(look.x, fontsize=10)
     figure.supylabel(look.y, fontsize=10)
@@ -263,7 +264,8 @@ def draw_next(rows: list[list[tuple[str, float]]], labels: list[str]) -> Figure:
 
 
 def _label(set_ticks: Any, labels: list[str], rotation: int = 0) -> None:
-    """Name the ticks of an axis by tokens, leaving some out where they are many."""
+    """Name the ticks of an axis by tokens; of many only some, with their places."""
     every = -(-len(labels) // TICKS)
     places = range(0, len(labels), every)
-    set_ticks(places, labels[::every], fontsize=8, rotation=rotation, parse_math=False)
+    shown = labels if every == 1 else [f"{place} {labels[place]}" for place in places]
+    set_ticks(places, shown, fontsize=8, rotation=rotation, parse_math=False)
