@@ -616,6 +616,14 @@ def test_every_model_runs(cli: Cli, workdir: Path, model: str) -> None:
     assert result["parameters"]["positional"] >= 0 and result["val_loss"] > 0
 
 
+PARTS = [f"{g}={f.stem}" for g in ("ffn", "norm") for f in (CONFIGS / g).glob("*.yaml")]
+
+
+@pytest.mark.parametrize("part", sorted(PARTS))
+def test_every_part_runs(cli: Cli, part: str) -> None:
+    assert cli("train", part, *TINY, "trainer.max_steps=2").code == 0
+
+
 def test_wandb_runs_of_a_sweep(cli: Cli, workdir: Path) -> None:
     tiny = [option for option in TINY if option != "logger=none"]
     outcome = cli("train", "-m", *tiny, "logger.mode=offline", "tokenizer=char,bpe")

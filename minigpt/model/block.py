@@ -20,16 +20,26 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         make_norm = KINDS[config.norm.kind]
-        self.place = PLACEMENTS[config.norm.placement]
+        placement = PLACEMENTS[config.norm.placement]
+        self.around = placement.around
+
+        def result_norm() -> nn.Module:
+            return make_norm(config.n_embd, config.bias) if placement.result else nn.Identity()
+
         self.attention_norm = make_norm(config.n_embd, config.bias)
         self.attention = SelfAttention(config, layer)
+        self.attention_result_norm = result_norm()
         self.ffn_norm = make_norm(config.n_embd, config.bias)
         self.ffn = FFN.build(config.ffn, config)
+        self.ffn_result_norm = result_norm()
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, shared: Pass) -> Tensor:
         def attend(x: Tensor) -> Tensor:
-            return self.dropout(self.attention(x, shared))
+            return self.dropout(self.attention_result_norm(self.attention(x, shared)))
 
-        x = self.place(x, self.attention_norm, attend)
-        return self.place(x, self.ffn_norm, lambda x: self.dropout(self.ffn(x)))
+        def feed_forward(x: Tensor) -> Tensor:
+            return self.dropout(self.ffn_result_norm(self.ffn(x)))
+
+        x = self.around(x, self.attention_norm, attend)
+        return self.around(x, self.ffn_norm, feed_forward)

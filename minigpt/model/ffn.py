@@ -75,9 +75,10 @@ class SquaredReluFeedForward(FeedForward):
     activation = staticmethod(relu_squared)
 
 
-@FFN.register("swiglu", FeedForwardConfig)
-class SwigluFeedForward(nn.Module):
-    """W2 (silu(W1 x) * V x) (Shazeer 2020). At expansion 8/3 it weighs as much as others at 4."""
+class GatedFeedForward(nn.Module):
+    """W2 (f(W1 x) * V x) (Shazeer 2020). At expansion 8/3 it weighs as much as others at 4."""
+
+    activation: Callable[[Tensor], Tensor]
 
     def __init__(self, config: FeedForwardConfig, model: ModelConfig) -> None:
         super().__init__()
@@ -87,4 +88,18 @@ class SwigluFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.out(F.silu(gate) * up)
+        return self.out(type(self).activation(gate) * up)
+
+
+@FFN.register("swiglu", FeedForwardConfig)
+class SwigluFeedForward(GatedFeedForward):
+    """f = x sigmoid(x)."""
+
+    activation = staticmethod(F.silu)
+
+
+@FFN.register("geglu", FeedForwardConfig)
+class GegluFeedForward(GatedFeedForward):
+    """f = GELU, exact."""
+
+    activation = staticmethod(F.gelu)

@@ -16,7 +16,7 @@ from minigpt.model.attention import KVCache, Pass
 from minigpt.model.backends import BACKENDS, BackendConfig, Use, choose_backend
 from minigpt.model.block import Block
 from minigpt.model.ffn import FeedForwardConfig
-from minigpt.model.norm import KINDS, NormConfig
+from minigpt.model.norm import KINDS, PLACEMENTS, NormConfig
 from minigpt.model.positional import POSITIONAL, PositionalConfig
 from minigpt.model.scores import Scores
 
@@ -37,7 +37,8 @@ class EmbeddingConfig:
 @dataclass
 class ModelConfig:
     """A GPT's design. `vocab_multiple` pads the vocabulary; `residual_init` sets how the last
-    map of each residual branch starts: normal over sqrt(2 n_layer) (GPT-2), or zero.
+    map of each residual branch starts, or the norm of its result: over sqrt(2 n_layer) (GPT-2), or
+    zero.
     `n_kv_head`: heads of keys and values, None for n_head. `logit_softcap`: see `Scores`."""
 
     name: str
@@ -107,11 +108,14 @@ class GPT(nn.Module):
         require(config.n_layer > 0 or not in_blocks, "model.positional.name", name, why)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.final_norm = (  # post-norm blocks end in a norm already
-            KINDS[config.norm.kind](config.n_embd, config.bias)
-            if config.norm.placement == "pre"
-            else nn.Identity()
-        )
+        placement = PLACEMENTS[config.norm.placement]
+
+        def norm_if(wanted: bool) -> nn.Module:
+            make_norm = KINDS[config.norm.kind]
+            return make_norm(config.n_embd, config.bias) if wanted else nn.Identity()
+
+        self.embedding_norm = norm_if(placement.embeddings)
+        self.final_norm = norm_if(placement.last)
         self.head = nn.Linear(config.n_embd, padded, bias=False)
         if config.embedding.name == "tied":
             self.head.weight = self.token_embedding.weight
@@ -153,7 +157,7 @@ class GPT(nn.Module):
         )
         shared = Pass(scores, self.backend, cache)
         x = self.positional.embed(self.token_embedding(tokens), positions)
-        x = self.dropout(x)
+        x = self.dropout(self.embedding_norm(x))
         for block in self.blocks:
             x = block(x, shared)
         return self.head(self.final_norm(x))[..., : self.n_vocab]
@@ -209,7 +213,10 @@ class GPT(nn.Module):
         return 6 * matrices + attention
 
     def _initialise(self) -> None:
-        """GPT-2's: normal of 0.02 everywhere, zero biases, residual branches by `residual_init`."""
+        """GPT-2's: normal of 0.02 everywhere, zero biases, residual branches by `residual_init`.
+
+        What starts small is the last thing of a branch: its last map, or the norm of its result.
+        """
         for name, module in self.named_modules():
             if name.startswith("positional"):
                 continue  # a scheme initialises itself
@@ -218,10 +225,13 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         zero = self.config.residual_init == "zero"
-        std = 0.0 if zero else 0.02 / math.sqrt(2 * max(1, self.config.n_layer))
+        start = 0.0 if zero else 1 / math.sqrt(2 * max(1, self.config.n_layer))
+        ends_in_norm = PLACEMENTS[self.config.norm.placement].result
         for name, parameter in self.blocks.named_parameters():
-            if name.endswith("out.weight"):
-                nn.init.normal_(parameter, std=std)
+            if name.endswith("result_norm.weight"):
+                nn.init.constant_(parameter, start)
+            elif name.endswith("out.weight") and not ends_in_norm:
+                nn.init.normal_(parameter, std=0.02 * start)
 
 
 def _require_divides(key: str, heads: int, whole_key: str, whole: int) -> None:

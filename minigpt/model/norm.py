@@ -22,17 +22,33 @@ class NormConfig:
         require_one_of("model.norm.kind", self.kind, KINDS)
 
 
-def pre_norm(x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-    """x + f(norm(x)): the residual stream stays free (GPT-2; Xiong et al. 2020)."""
+def inside(x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+    """x + f(norm(x)): the residual stream stays free."""
     return x + sublayer(norm(x))
 
 
-def post_norm(x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-    """norm(x + f(x)): the original Transformer (Vaswani et al. 2017)."""
+def outside(x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+    """norm(x + f(x)): the residual stream itself is normalised."""
     return norm(x + sublayer(x))
 
 
-PLACEMENTS = {"pre": pre_norm, "post": post_norm}
+@dataclass(frozen=True)
+class Placement:
+    """Where norms stand: around a sublayer, and whether a sublayer's result, the embeddings and the
+    last block's output have one of their own."""
+
+    around: Callable[[Tensor, nn.Module, Callable[[Tensor], Tensor]], Tensor]
+    result: bool = False
+    embeddings: bool = False
+    last: bool = True
+
+
+PLACEMENTS = {
+    "pre": Placement(inside),  # GPT-2; Xiong et al. 2020
+    "post": Placement(outside, last=False),  # the original Transformer (Vaswani et al. 2017)
+    "sandwich": Placement(inside, result=True),  # CogView (Ding et al. 2021)
+    "peri": Placement(inside, result=True, embeddings=True),  # Peri-LN (Kim et al. 2025)
+}
 KINDS = {
     "layernorm": lambda width, bias: nn.LayerNorm(width, bias=bias),
     "rmsnorm": lambda width, bias: nn.RMSNorm(width, eps=1e-5),  # has no bias (Zhang 2019)

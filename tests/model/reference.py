@@ -381,11 +381,15 @@ def two_maps(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Weight
     return forward
 
 
-def swiglu(x: Tensor, weights: Weights, name: str) -> Tensor:
-    """FFN(x) = W2 (swish(W1 x) * V x) (Shazeer 2020, equation 6). W1 stands above V."""
-    both = linear(x, weights, f"{name}.gate_up")
-    half = len(both) // 2
-    return linear(swish(both[:half]) * both[half:], weights, f"{name}.out")
+def gated(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Weights, str], Tensor]:
+    """FFN(x) = W2 (f(W1 x) * V x) (Shazeer 2020, equation 6). W1 stands above V."""
+
+    def forward(x: Tensor, weights: Weights, name: str) -> Tensor:
+        both = linear(x, weights, f"{name}.gate_up")
+        half = len(both) // 2
+        return linear(activation(both[:half]) * both[half:], weights, f"{name}.out")
+
+    return forward
 
 
 def layernorm(x: Tensor, weights: Weights, name: str) -> Tensor:
@@ -443,7 +447,8 @@ FEED_FORWARDS: dict[str, Callable[[Tensor, Weights, str], Tensor]] = {
     "gelu": two_maps(gelu),
     "relu": two_maps(relu),
     "relu2": two_maps(lambda x: relu(x) ** 2),
-    "swiglu": swiglu,
+    "swiglu": gated(swish),
+    "geglu": gated(gelu),
 }
 NORMS: dict[str, Callable[[Tensor, Weights, str], Tensor]] = {
     "layernorm": layernorm,
@@ -492,6 +497,8 @@ def one_text(
     table = weights["token_embedding.weight"]
     xs = [scheme.embed(table[token], p) for token, p in zip(tokens, positions, strict=True)]
 
+    if config.norm.placement == "peri":
+        xs = [NORMS[config.norm.kind](x, weights, "embedding_norm") for x in xs]
     for layer in range(config.n_layer):
 
         def attend(inputs: Vectors, layer: int = layer) -> Vectors:
@@ -500,9 +507,9 @@ def one_text(
         def feed_forward(inputs: Vectors, name: str = f"blocks.{layer}.ffn") -> Vectors:
             return [FEED_FORWARDS[config.ffn.name](x, weights, name) for x in inputs]
 
-        xs = residual(config, weights, xs, attend, f"blocks.{layer}.attention_norm")
-        xs = residual(config, weights, xs, feed_forward, f"blocks.{layer}.ffn_norm")
-    if config.norm.placement == "pre":
+        xs = residual(config, weights, xs, attend, f"blocks.{layer}.attention")
+        xs = residual(config, weights, xs, feed_forward, f"blocks.{layer}.ffn")
+    if config.norm.placement != "post":
         xs = [NORMS[config.norm.kind](x, weights, "final_norm") for x in xs]
     head = weights["head.weight" if config.embedding.name == "untied" else "token_embedding.weight"]
     return [head @ x for x in xs]
@@ -513,18 +520,19 @@ def residual(
     weights: Weights,
     xs: Vectors,
     sublayer: Callable[[Vectors], Vectors],
-    norm_name: str,
+    name: str,
 ) -> Vectors:
-    """x + f(norm(x)) or norm(x + f(x))."""
+    """x + f(norm(x)) (pre), norm(x + f(x)) (post), x + norm(f(norm(x))) (sandwich, peri)."""
 
-    def norm(x: Tensor) -> Tensor:
-        return NORMS[config.norm.kind](x, weights, norm_name)
+    def norm(x: Tensor, which: str) -> Tensor:
+        return NORMS[config.norm.kind](x, weights, f"{name}_{which}")
 
-    if config.norm.placement == "pre":
-        changes = sublayer([norm(x) for x in xs])
-        return [x + change for x, change in zip(xs, changes, strict=True)]
-    assert config.norm.placement == "post"
-    return [norm(x + change) for x, change in zip(xs, sublayer(xs), strict=True)]
+    if config.norm.placement == "post":
+        return [norm(x + y, "norm") for x, y in zip(xs, sublayer(xs), strict=True)]
+    changes = sublayer([norm(x, "norm") for x in xs])
+    if config.norm.placement in ("sandwich", "peri"):
+        changes = [norm(change, "result_norm") for change in changes]
+    return [x + change for x, change in zip(xs, changes, strict=True)]
 
 
 def attention(

@@ -258,10 +258,28 @@ def test_vocabulary_is_padded_up_to_a_multiple() -> None:
 @pytest.mark.parametrize("ffn", FFN.names())
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_zero_residual_init_starts_as_identity(scheme: str, ffn: str) -> None:
-    model = GPT(tiny_config(scheme, ffn, residual_init="zero", bias=True), N_VOCAB)
-    tokens = random_tokens(2, 9)
-    x = model.positional.embed(model.token_embedding(tokens), torch.arange(9)[None])
-    assert torch.equal(model(tokens), model.head(model.final_norm(x)))
+    for placement in ("pre", "sandwich", "peri"):
+        config = tiny_config(
+            scheme, ffn, placement=placement, residual_init="zero", bias=True, kind="layernorm"
+        )
+        model, tokens = GPT(config, N_VOCAB), random_tokens(2, 9)
+        x = model.positional.embed(model.token_embedding(tokens), torch.arange(9)[None])
+        expected = model.head(model.final_norm(model.embedding_norm(x)))
+        assert torch.equal(model(tokens), expected)
+
+
+@pytest.mark.parametrize("placement", ["sandwich", "peri"])
+def test_results_that_are_normalised_start_small_by_their_norm(placement: str) -> None:
+    torch.manual_seed(0)
+    for residual_init, start in (("zero", 0.0), ("scaled", 1 / 4)):
+        config = tiny_config(
+            placement=placement, n_layer=8, n_embd=96, residual_init=residual_init, n_head=4
+        )
+        for name, parameter in GPT(config, N_VOCAB).named_parameters():
+            if name.endswith("result_norm.weight"):
+                assert (parameter == start).all(), name
+            elif name.endswith("out.weight"):
+                assert parameter.std().item() == pytest.approx(0.02, rel=0.1), name
 
 
 @pytest.mark.parametrize("ffn", FFN.names())
