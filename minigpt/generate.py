@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,8 @@ class Sampling:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         require(self.temperature >= 0, "--temperature", self.temperature, "must be 0 or more")
@@ -32,18 +35,37 @@ class Sampling:
         require(top_k_ok, "--top-k", self.top_k, "must be 1 or more")
         top_p_ok = self.top_p is None or 0 < self.top_p <= 1
         require(top_p_ok, "--top-p", self.top_p, "must be above 0 and at most 1")
+        min_p_ok = self.min_p is None or 0 < self.min_p <= 1
+        require(min_p_ok, "--min-p", self.min_p, "must be above 0 and at most 1")
+        penalty, why = self.repetition_penalty, "must be above 0; 1 is none"
+        require(0 < penalty < math.inf, "--repetition-penalty", penalty, why)
 
-    def choose(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """One token a row, (b, 1), from logits (b, n)."""
+    def choose(
+        self, logits: Tensor, generator: torch.Generator, text: list[int] | None = None
+    ) -> Tensor:
+        """One token a row, (b, 1), from logits (b, n). `text`: what the penalty counts as said."""
+        if self.repetition_penalty != 1 and text:
+            logits = self.penalised(logits, text)
         if self.temperature == 0:
             return logits.argmax(dim=-1, keepdim=True)
         probabilities = self.probabilities(logits)
         return torch.multinomial(probabilities, 1, generator=generator)
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """The distribution sampled from, (b, n): cut to the top k, then to the top p, renormalised.
+    def penalised(self, logits: Tensor, text: list[int]) -> Tensor:
+        """Logits (b, n), those of tokens in `text` over the penalty, or times it where below 0.
 
-        top_p keeps the fewest likeliest tokens whose sum reaches p (Holtzman et al. 2020).
+        Keskar et al. 2019, section 4.1; the rule for negative ones has become usual since.
+        """
+        said = torch.tensor(sorted(set(text)), device=logits.device)
+        before, penalty = logits[:, said], self.repetition_penalty
+        after = torch.where(before > 0, before / penalty, before * penalty)
+        return logits.index_copy(1, said, after)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The distribution sampled from, (b, n): cut to the top k, min p, top p, and renormalised.
+
+        min_p keeps tokens at least that part of the likeliest one's probability (Nguyen et al.
+        2024), top_p the fewest likeliest tokens whose sum reaches p (Holtzman et al. 2020).
         """
         logits = logits.float()
         # The likeliest at 0, so that no temperature overflows.
@@ -51,6 +73,8 @@ class Sampling:
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             values, kept = logits.topk(self.top_k)  # exactly k, also among equals
             logits = torch.full_like(logits, -torch.inf).scatter(-1, kept, values)
+        if self.min_p is not None:  # the likeliest is at 0 still
+            logits = logits.masked_fill(logits < math.log(self.min_p), -torch.inf)
         probabilities = logits.softmax(dim=-1)
         if self.top_p is not None:
             ordered, order = probabilities.sort(dim=-1, descending=True)
@@ -136,13 +160,30 @@ def generate(
     def steps() -> Iterator[list[int]]:
         for step in range(n_tokens):
             with model.evaluating(), compute.autocast():
-                rows = zip(decoder.next.split(1), generators, strict=True)
-                tokens = [int(sampling.choose(logits, generator)) for logits, generator in rows]
+                rows = zip(decoder.next.split(1), generators, decoder.texts, strict=True)
+                tokens = [int(sampling.choose(*row)) for row in rows]
                 if step + 1 < n_tokens:
                     decoder.append(tokens)
             yield tokens
 
     return steps()
+
+
+def stop_at(pieces: Iterable[str], stops: list[str]) -> Iterator[str]:
+    """Text before the stop that is complete first; holds back what may be the start of one."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = [(held.find(stop) + len(stop), held.find(stop)) for stop in stops if stop in held]
+        if found:
+            yield held[: min(found)[1]]
+            return
+        # The longest end of the text that a stop begins with.
+        ends = (n for n in range(len(held), 0, -1) if any(s.startswith(held[-n:]) for s in stops))
+        keep = next(ends, 0)
+        yield held[: len(held) - keep]
+        held = held[len(held) - keep :]
+    yield held
 
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:

@@ -44,6 +44,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--temperature", type=float, metavar="T", help="default 1; 0 is greedy")
     parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest")
     parser.add_argument("--top-p", type=float, metavar="P", help="the fewest that sum to P")
+    parser.add_argument("--min-p", type=float, metavar="P", help="from P of the likeliest one's on")
+    parser.add_argument(
+        "--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: say less again"
+    )
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable"
+    )
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
     options = parser.parse_args(arguments)
 
@@ -51,7 +58,7 @@ def main(arguments: list[str]) -> None:
 
     clash = [
         f"--{name}"
-        for name in ("temperature", "top-k", "top-p")
+        for name in ("temperature", "top-k", "top-p", "min-p")
         if getattr(options, name.replace("-", "_")) is not None
     ]
     if options.greedy and clash:
@@ -66,7 +73,15 @@ def main(arguments: list[str]) -> None:
     if "" in prompts:
         raise UserError("--prompt=: empty; a model continues at least one character")
     temperature = 1.0 if options.temperature is None else options.temperature
-    sampling = Sampling(0.0 if options.greedy else temperature, options.top_k, options.top_p)
+    if "" in options.stop:
+        raise UserError("--stop=: empty; give the text to end before")
+    sampling = Sampling(
+        0.0 if options.greedy else temperature,
+        options.top_k,
+        options.top_p,
+        options.min_p,
+        options.repetition_penalty,
+    )
 
     with one_line_if_out_of_memory("use a smaller --context, or fewer prompts"):
         _sample(options, prompts, sampling)
@@ -75,7 +90,7 @@ def main(arguments: list[str]) -> None:
 def _sample(options: Namespace, prompts: list[str], sampling: Sampling) -> None:
     import torch
 
-    from minigpt.generate import generate, stream_text
+    from minigpt.generate import generate, stop_at, stream_text
     from minigpt.load import load_run
 
     trained = load_run(options.run, options.checkpoint, options.device, options.set)
@@ -101,7 +116,7 @@ def _sample(options: Namespace, prompts: list[str], sampling: Sampling) -> None:
         for prompt, text in zip(prompts, texts, strict=True):
             if len(prompts) * options.num_samples > 1:
                 print(f"--- {_title(prompt, prompts, number, options.num_samples)} ---")
-            _show(prompt, text)
+            _show(prompt, stop_at(text, options.stop))
 
 
 def _context(text: str | None, block_size: int) -> int | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ from minigpt.data.corpus import Corpus
 from minigpt.data.tokens import Split, TokenData, load_tokens
 from minigpt.errors import UserError
 from minigpt.evaluate import Evaluation, evaluate, perplexity
-from minigpt.generate import Sampling, generate, stream_text
+from minigpt.generate import Sampling, generate, stop_at, stream_text
 from minigpt.model import GPT, ModelConfig
 from minigpt.tokenizer import TOKENIZERS, Tokenizer
 from minigpt.train.device import Compute
@@ -256,6 +256,51 @@ def test_top_p_set_is_minimal(weights: list[int], top_p: float) -> None:
     assert sum(plain[: n_kept - 1]) <= top_p + 1e-5
 
 
+def test_min_p_is_a_part_of_the_likeliest() -> None:
+    assert cut([0.1, 0.4, 0.2, 0.3], min_p=0.6) == [0, round(4 / 7, 4), 0, round(3 / 7, 4)]
+    assert cut([0.1, 0.4, 0.2, 0.3], min_p=1.0) == [0, 1, 0, 0]
+    assert cut([0.1, 0.4, 0.2, 0.3], min_p=0.01) == [0.1, 0.4, 0.2, 0.3]
+    # Of tempered probabilities: 1 : 16 : 4 : 9.
+    assert cut([0.1, 0.4, 0.2, 0.3], min_p=0.5, temperature=0.5) == [0, 0.64, 0, 0.36]
+
+
+def test_repetition_penalty_lowers_what_was_said() -> None:
+    logits = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
+    lowered = Sampling(repetition_penalty=4.0).penalised(logits, [0, 1, 0])
+    assert lowered.tolist() == [[0.5, -8.0, 1.0, 0.5]]
+    assert logits.tolist() == [[2.0, -2.0, 1.0, 0.5]]
+    greedy = Sampling(temperature=0, repetition_penalty=4.0)
+    assert greedy.choose(logits, seeded(), [0]).item() == 2
+    assert greedy.choose(logits, seeded(), []).item() == 0
+
+
+def test_greedy_with_a_penalty_equals_a_plain_loop() -> None:
+    model = tiny_model("alibi").eval()
+    text, penalty = [3, 1], 5.0
+    with torch.no_grad():
+        for _ in range(8):
+            row = model(torch.tensor([text]))[0, -1].clone()
+            for token in {*text}:
+                row[token] = row[token] / penalty if row[token] > 0 else row[token] * penalty
+            text.append(int(row.argmax()))
+    assert continued(model, [3, 1], 8, Sampling(0.0, repetition_penalty=penalty)) == text[2:]
+
+
+@example(["ab", "c"], ["abc", "b"])
+@example(["abc"], ["abc", "b"])
+@given(st.lists(st.text("abc", max_size=4)), st.lists(st.text("abc", min_size=1), max_size=3))
+def test_stops_end_the_text_wherever_pieces_break(pieces: list[str], stops: list[str]) -> None:
+    text = "".join(pieces)
+    ends = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
+    end = min(ends)[1] if ends else len(text)
+    assert "".join(stop_at(pieces, stops)) == text[:end]
+
+
+def test_text_before_a_stop_is_not_held_back_for_long() -> None:
+    shown = stop_at(iter(["one\n", "two\n", "\n", "three"]), ["\n\n"])
+    assert [*shown] == ["one", "\ntwo", ""]
+
+
 def test_rows_are_cut_on_their_own() -> None:
     logits = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
     kept = Sampling(top_p=0.8).probabilities(logits)
@@ -277,6 +322,8 @@ def test_samples_follow_the_distribution() -> None:
         ({"top_k": 0}, "--top-k=0: "),
         ({"top_p": 0.0}, "--top-p=0.0: "),
         ({"top_p": 1.1}, "--top-p=1.1: "),
+        ({"min_p": 0.0}, "--min-p=0.0: "),
+        ({"repetition_penalty": 0.0}, "--repetition-penalty=0.0: "),
     ],
 )
 def test_sampling_refuses(options: dict[str, float], message: str) -> None:
