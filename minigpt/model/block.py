@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from minigpt.model.attention import Pass, SelfAttention
 from minigpt.model.ffn import FFN
-from minigpt.model.norm import KINDS, PLACEMENTS
+from minigpt.model.norm import PLACEMENTS
 
 if TYPE_CHECKING:
     from minigpt.model.gpt import ModelConfig
@@ -19,17 +19,19 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        make_norm = KINDS[config.norm.kind]
         placement = PLACEMENTS[config.norm.placement]
         self.around = placement.around
 
-        def result_norm() -> nn.Module:
-            return make_norm(config.n_embd, config.bias) if placement.result else nn.Identity()
+        def make_norm() -> nn.Module:
+            return config.norm.make(config.n_embd, config.bias)
 
-        self.attention_norm = make_norm(config.n_embd, config.bias)
+        def result_norm() -> nn.Module:
+            return make_norm() if placement.result else nn.Identity()
+
+        self.attention_norm = make_norm()
         self.attention = SelfAttention(config, layer)
         self.attention_result_norm = result_norm()
-        self.ffn_norm = make_norm(config.n_embd, config.bias)
+        self.ffn_norm = make_norm()
         self.ffn = FFN.build(config.ffn, config)
         self.ffn_result_norm = result_norm()
         self.dropout = nn.Dropout(config.dropout)

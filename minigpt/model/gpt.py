@@ -16,7 +16,7 @@ from minigpt.model.attention import KVCache, Pass
 from minigpt.model.backends import BACKENDS, BackendConfig, Use, choose_backend
 from minigpt.model.block import Block
 from minigpt.model.ffn import FeedForwardConfig
-from minigpt.model.norm import KINDS, PLACEMENTS, NormConfig
+from minigpt.model.norm import PLACEMENTS, NormConfig
 from minigpt.model.positional import POSITIONAL, PositionalConfig
 from minigpt.model.scores import Scores
 
@@ -111,8 +111,7 @@ class GPT(nn.Module):
         placement = PLACEMENTS[config.norm.placement]
 
         def norm_if(wanted: bool) -> nn.Module:
-            make_norm = KINDS[config.norm.kind]
-            return make_norm(config.n_embd, config.bias) if wanted else nn.Identity()
+            return config.norm.make(config.n_embd, config.bias) if wanted else nn.Identity()
 
         self.embedding_norm = norm_if(placement.embeddings)
         self.final_norm = norm_if(placement.last)

@@ -7,19 +7,30 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from minigpt.errors import require_one_of
+from minigpt.errors import require, require_one_of
 
 
 @dataclass
 class NormConfig:
-    """`placement` and `kind` name entries of PLACEMENTS and KINDS."""
+    """`placement`, `kind`: entries of PLACEMENTS and KINDS. `affine`: with a learned gain."""
 
     placement: str
     kind: str
+    affine: bool = True
 
     def __post_init__(self) -> None:
         require_one_of("model.norm.placement", self.placement, PLACEMENTS)
         require_one_of("model.norm.kind", self.kind, KINDS)
+        why = (
+            f"with norm={self.placement} a branch starts by the gain of its result's norm; leave "
+            f"it true, or use norm=pre or post"
+        )
+        has_gain = self.affine or not PLACEMENTS[self.placement].result
+        require(has_gain, "model.norm.affine", "false", why)
+
+    def make(self, width: int, bias: bool) -> nn.Module:
+        """A norm over `width` channels, with a bias if it has a gain and `bias` says so."""
+        return KINDS[self.kind](width, bias, self.affine)
 
 
 def inside(x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -50,6 +61,10 @@ PLACEMENTS = {
     "peri": Placement(inside, result=True, embeddings=True),  # Peri-LN (Kim et al. 2025)
 }
 KINDS = {
-    "layernorm": lambda width, bias: nn.LayerNorm(width, bias=bias),
-    "rmsnorm": lambda width, bias: nn.RMSNorm(width, eps=1e-5),  # has no bias (Zhang 2019)
+    "layernorm": lambda width, bias, affine: nn.LayerNorm(
+        width, elementwise_affine=affine, bias=bias
+    ),
+    "rmsnorm": lambda width, bias, affine: nn.RMSNorm(  # has no bias (Zhang & Sennrich 2019)
+        width, eps=1e-5, elementwise_affine=affine
+    ),
 }

@@ -396,13 +396,13 @@ def layernorm(x: Tensor, weights: Weights, name: str) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * gain + bias (Ba et al. 2016)."""
     mean = x.sum() / len(x)
     variance = ((x - mean) ** 2).sum() / len(x)
-    y = (x - mean) / torch.sqrt(variance + 1e-5) * weights[f"{name}.weight"]
+    y = (x - mean) / torch.sqrt(variance + 1e-5) * weights.get(f"{name}.weight", 1.0)
     return y + weights.get(f"{name}.bias", 0.0)
 
 
 def rmsnorm(x: Tensor, weights: Weights, name: str) -> Tensor:
     """x / sqrt(mean square + eps) * gain (Zhang & Sennrich 2019)."""
-    return x / torch.sqrt((x**2).sum() / len(x) + 1e-5) * weights[f"{name}.weight"]
+    return x / torch.sqrt((x**2).sum() / len(x) + 1e-5) * weights.get(f"{name}.weight", 1.0)
 
 
 # One row a registered variant.

@@ -73,6 +73,19 @@ def test_equals_the_reference(
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_norms_without_parameters_equal_the_reference(kind: str, placement: str) -> None:
+    with default_dtype(torch.float64):
+        plain = tiny_config("rope", placement=placement, kind=kind, bias=True)
+        model = random_model(replace(plain, norm=replace(plain.norm, affine=False)))
+        assert not any("norm" in name for name, _ in model.named_parameters())
+        tokens, positions = random_tokens(2, 5), torch.arange(5).expand(2, -1)
+        weights = dict(model.named_parameters())
+        expected = reference_logits(model.config, weights, N_VOCAB, tokens, positions)
+        torch.testing.assert_close(model(tokens), expected, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("residual_init", RESIDUAL_INITS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("kind", KINDS)
@@ -322,6 +335,7 @@ def test_bigram_sees_the_current_token_only() -> None:
         (["model.dropout=-0.1"], r"model\.dropout=-0\.1: "),
         (["model.residual_init=scald"], r"model\.residual_init=scald: .*Did you mean scaled\?"),
         (["model.norm.kind=rms"], r"model\.norm\.kind=rms: not one of layernorm, rmsnorm"),
+        (["norm=peri", "model.norm.affine=false"], r"model\.norm\.affine=false: with norm=peri "),
         (["model.norm.placement=pree"], r"model\.norm\.placement=pree: .*Did you mean pre\?"),
         (["model.embedding.name=tie"], r"model\.embedding\.name=tie: .*Did you mean tied"),
         (["model.ffn.expansion=0"], r"model\.ffn\.expansion=0.*: must be above 0"),
