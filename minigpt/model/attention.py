@@ -72,13 +72,16 @@ class Pass:
     scores: Scores
     backend: Backend
     cache: KVCache | None
+    first_values: Tensor | None = None  # (b, h, t, e) of the first layer, for value residuals
 
 
 class SelfAttention(nn.Module):
     """Causal self-attention with one fused projection for q, k and v.
 
     With fewer heads for keys and values than for queries, neighbouring queries share one:
-    grouped-query attention (Ainslie et al. 2023), or multi-query with one (Shazeer 2019).
+    grouped-query attention (Ainslie et al. 2023), or multi-query with one (Shazeer 2019). With
+    value residuals the values of each layer are mixed with the first layer's, in learned parts
+    that start at a half (Zhou et al. 2024): 2 (n_layer - 1) parameters.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -90,6 +93,9 @@ class SelfAttention(nn.Module):
         self.widths = (config.n_embd, kv_width, kv_width)
         self.qkv = nn.Linear(config.n_embd, sum(self.widths), bias=config.bias)
         self.out = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.value_residual = config.value_residual
+        if config.value_residual and layer > 0:
+            self.value_parts = nn.Parameter(torch.full((2,), 0.5))  # own, first layer's
 
     def forward(self, x: Tensor, shared: Pass) -> Tensor:
         scores = shared.scores
@@ -101,6 +107,12 @@ class SelfAttention(nn.Module):
         )
         if self.qk_norm:  # without parameters (Henry et al. 2020; Dehghani et al. 2023)
             q, k = (F.rms_norm(x, x.shape[-1:]).to(v.dtype) for x in (q, k))
+        if self.value_residual:
+            if shared.first_values is None:
+                shared.first_values = v
+            else:
+                own, first = self.value_parts
+                v = own * v + first * shared.first_values
         q, k = scheme.rotate(q, k, positions, self.layer)
         if shared.cache is not None:
             k, v = shared.cache.write(self.layer, k, v, positions)

@@ -39,7 +39,8 @@ class ModelConfig:
     """A GPT's design. `vocab_multiple` pads the vocabulary; `residual_init` sets how the last
     map of each residual branch starts, or the norm of its result: over sqrt(2 n_layer) (GPT-2), or
     zero.
-    `n_kv_head`: heads of keys and values, None for n_head. `logit_softcap`: see `Scores`."""
+    `n_kv_head`: heads of keys and values, None for n_head. `logit_softcap`: see `Scores`.
+    `value_residual`: see `SelfAttention`."""
 
     name: str
     n_layer: int
@@ -58,6 +59,7 @@ class ModelConfig:
     backend: BackendConfig
     n_kv_head: int | None = None
     logit_softcap: float | None = None
+    value_residual: bool = False
 
     @property
     def head_size(self) -> int:

@@ -499,10 +499,11 @@ def one_text(
 
     if config.norm.placement == "peri":
         xs = [NORMS[config.norm.kind](x, weights, "embedding_norm") for x in xs]
+    first_values: Vectors = []
     for layer in range(config.n_layer):
 
         def attend(inputs: Vectors, layer: int = layer) -> Vectors:
-            return attention(config, weights, scheme, layer, inputs, positions)
+            return attention(config, weights, scheme, layer, inputs, positions, first_values)
 
         def feed_forward(inputs: Vectors, name: str = f"blocks.{layer}.ffn") -> Vectors:
             return [FEED_FORWARDS[config.ffn.name](x, weights, name) for x in inputs]
@@ -542,8 +543,12 @@ def attention(
     layer: int,
     xs: Vectors,
     positions: list[int],
+    first_values: Vectors,
 ) -> Vectors:
     """Causal attention: each query over the keys at or before its position.
+
+    A value residual is V_l = l1 V_l + l2 V_1 (Zhou et al. 2024, section 3.2); the first layer
+    leaves its values in `first_values`.
 
     With fewer heads for keys and values, as many neighbouring queries share each (Ainslie et al.
     2023, section 2.2). Scores are soft-capped before the scheme adds to them.
@@ -555,7 +560,13 @@ def attention(
     projected = []
     for x, position in zip(xs, positions, strict=True):
         x = scheme.block_input(x, position, layer)
-        projected.append(linear(x, weights, f"{name}.qkv").split(widths))
+        projected.append([*linear(x, weights, f"{name}.qkv").split(widths)])
+    if config.value_residual and layer == 0:
+        first_values += [v for _, _, v in projected]
+    elif config.value_residual:
+        own, first = weights[f"{name}.value_parts"]
+        for vectors, first_value in zip(projected, first_values, strict=True):
+            vectors[2] = own * vectors[2] + first * first_value
     heads: list[Vectors] = [[] for _ in xs]
     for head in range(config.n_head):
         kv_head = head // (config.n_head // n_kv_head)

@@ -126,6 +126,16 @@ def test_yarn_ramps_within_long_blocks() -> None:
         equals_reference(config, "eager", 3, per_row=True)
 
 
+@pytest.mark.parametrize("backend", TRAINABLE)
+@pytest.mark.parametrize("n_kv_head", [None, 1])
+def test_value_residuals_equal_the_reference(backend: str, n_kv_head: int | None) -> None:
+    config = tiny_config(
+        *("rope", "relu2"), n_layer=3, n_kv_head=n_kv_head, n_embd=24, value_residual=True
+    )
+    equals_reference(config, backend, 7, per_row=False)
+    cached_equals_full(config, backend)
+
+
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-12)], ids=str
 )
