@@ -40,7 +40,9 @@ class ModelConfig:
     map of each residual branch starts, or the norm of its result: over sqrt(2 n_layer) (GPT-2), or
     zero.
     `n_kv_head`: heads of keys and values, None for n_head. `logit_softcap`: see `Scores`.
-    `value_residual`: see `SelfAttention`."""
+    `value_residual`: see `SelfAttention`. `unet_skips`: each layer of the second half also gets,
+    in a learned part that starts at 1, what its mirror image in the first half gave (the innermost
+    pair first; Jordan et al. 2024, modded-nanogpt): n_layer / 2 parameters."""
 
     name: str
     n_layer: int
@@ -60,6 +62,7 @@ class ModelConfig:
     n_kv_head: int | None = None
     logit_softcap: float | None = None
     value_residual: bool = False
+    unet_skips: bool = False
 
     @property
     def head_size(self) -> int:
@@ -82,6 +85,11 @@ class ModelConfig:
         why = "must be above 0, or null for none"
         cap = self.logit_softcap
         require(cap is None or cap > 0, "model.logit_softcap", cap, why)
+        for key in ("value_residual", "unet_skips"):
+            why = (
+                f"goes from layer to layer, and model.n_layer={self.n_layer}; use 2 layers or more"
+            )
+            require(self.n_layer >= 2 or not getattr(self, key), f"model.{key}", "true", why)
         _require_divides("n_head", self.n_head, "n_embd", self.n_embd)
         if self.n_kv_head is not None:
             require(self.n_kv_head >= 1, "model.n_kv_head", self.n_kv_head, "must be 1 or more")
@@ -115,6 +123,8 @@ class GPT(nn.Module):
         def norm_if(wanted: bool) -> nn.Module:
             return config.norm.make(config.n_embd, config.bias) if wanted else nn.Identity()
 
+        if config.unet_skips:
+            self.skip_parts = nn.Parameter(torch.ones(config.n_layer // 2))
         self.embedding_norm = norm_if(placement.embeddings)
         self.final_norm = norm_if(placement.last)
         self.head = nn.Linear(config.n_embd, padded, bias=False)
@@ -159,8 +169,14 @@ class GPT(nn.Module):
         shared = Pass(scores, self.backend, cache)
         x = self.positional.embed(self.token_embedding(tokens), positions)
         x = self.dropout(self.embedding_norm(x))
-        for block in self.blocks:
+        n_skips = self.config.n_layer // 2 if self.config.unet_skips else 0
+        skips: list[Tensor] = []
+        for layer, block in enumerate(self.blocks):
+            if len(self.blocks) - layer <= n_skips:
+                x = x + self.skip_parts[n_skips - len(skips)] * skips.pop()
             x = block(x, shared)
+            if layer < n_skips:
+                skips.append(x)
         return self.head(self.final_norm(x))[..., : self.n_vocab]
 
     def loss(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:

@@ -500,7 +500,12 @@ def one_text(
     if config.norm.placement == "peri":
         xs = [NORMS[config.norm.kind](x, weights, "embedding_norm") for x in xs]
     first_values: Vectors = []
+    outputs: list[Vectors] = []
     for layer in range(config.n_layer):
+        mirror = config.n_layer - 1 - layer
+        if config.unet_skips and mirror < layer:
+            part = weights["skip_parts"][layer - (config.n_layer + 1) // 2]
+            xs = [x + part * y for x, y in zip(xs, outputs[mirror], strict=True)]
 
         def attend(inputs: Vectors, layer: int = layer) -> Vectors:
             return attention(config, weights, scheme, layer, inputs, positions, first_values)
@@ -510,6 +515,7 @@ def one_text(
 
         xs = residual(config, weights, xs, attend, f"blocks.{layer}.attention")
         xs = residual(config, weights, xs, feed_forward, f"blocks.{layer}.ffn")
+        outputs.append(xs)
     if config.norm.placement != "post":
         xs = [NORMS[config.norm.kind](x, weights, "final_norm") for x in xs]
     head = weights["head.weight" if config.embedding.name == "untied" else "token_embedding.weight"]

@@ -126,6 +126,13 @@ def test_yarn_ramps_within_long_blocks() -> None:
         equals_reference(config, "eager", 3, per_row=True)
 
 
+@pytest.mark.parametrize("n_layer", [2, 3, 4])
+def test_unet_skips_equal_the_reference(n_layer: int) -> None:
+    config = tiny_config("alibi", n_layer=n_layer, unet_skips=True)
+    equals_reference(config, "eager", 5, per_row=False)
+    cached_equals_full(config, "eager")
+
+
 @pytest.mark.parametrize("backend", TRAINABLE)
 @pytest.mark.parametrize("n_kv_head", [None, 1])
 def test_value_residuals_equal_the_reference(backend: str, n_kv_head: int | None) -> None:

@@ -335,6 +335,14 @@ def test_bigram_sees_the_current_token_only() -> None:
         (["model.dropout=-0.1"], r"model\.dropout=-0\.1: "),
         (["model.residual_init=scald"], r"model\.residual_init=scald: .*Did you mean scaled\?"),
         (["model.norm.kind=rms"], r"model\.norm\.kind=rms: not one of layernorm, rmsnorm"),
+        (
+            ["model.n_layer=1", "model.unet_skips=true"],
+            r"model\.unet_skips=true: .*n_layer=1; use 2",
+        ),
+        (
+            ["model.n_layer=1", "model.value_residual=true"],
+            r"model\.value_residual=true: goes from",
+        ),
         (["norm=peri", "model.norm.affine=false"], r"model\.norm\.affine=false: with norm=peri "),
         (["model.norm.placement=pree"], r"model\.norm\.placement=pree: .*Did you mean pre\?"),
         (["model.embedding.name=tie"], r"model\.embedding\.name=tie: .*Did you mean tied"),
