@@ -319,6 +319,8 @@ def test_sample(cli: Cli) -> None:
         (["--min-p", "2"], "--min-p=2.0: must be above 0"),
         (["--repetition-penalty", "inf"], "--repetition-penalty=inf: must be above 0"),
         (["--stop", ""], "--stop=: empty"),
+        (["--prompts", "nowhere.txt"], "--prompts=nowhere.txt: No such file or directory; give"),
+        (["--prompts", "."], "--prompts=.: Is a directory; give a text file"),
         (["--num-sample", "3"], "unrecognized arguments: --num-sample"),
         (["--seed", "-1"], "--seed=-1: must be from 0"),
         (["--device", "gpu"], "invalid choice: 'gpu'"),
@@ -419,6 +421,23 @@ def test_eval_mistakes(cli: Cli, arguments: list[str], message: str) -> None:
     outcome = cli("eval", "latest", *arguments)
     assert outcome.code == 2
     assert message in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_sample_prompts_of_a_file_as_json(cli: Cli) -> None:
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+    Path("prompts.txt").write_text("the quick\n\nfox\n")
+    ask = ["sample", "run", "--max-new-tokens", "9", "--seed", "5"]
+    outcome = cli(*ask, "--prompts", "prompts.txt", "--num-samples", "2", "--json")
+    assert outcome.code == 0, outcome.err
+    rows = [json.loads(line) for line in outcome.out.splitlines()]
+    told = [(row["prompt"], row["sample"], row["seed"]) for row in rows]
+    assert told == [("the quick", 1, 5), ("fox", 1, 5), ("the quick", 2, 6), ("fox", 2, 6)]
+    alone = cli(*ask, "--prompt", "fox")
+    assert alone.out == "fox" + rows[1]["text"] + "\n"
+    Path("empty.txt").write_text("\n\n")
+    assert "no line holds a prompt" in cli(*ask, "--prompts", "empty.txt").err
+    Path("latin.txt").write_bytes(b"caf\xe9")
+    assert "--prompts=latin.txt: not UTF-8 at byte 3" in cli(*ask, "--prompts", "latin.txt").err
 
 
 @pytest.mark.parametrize("content", ["", "[]", "3", "{", '{"best": 3}', '{"val_loss": 2.2}'])

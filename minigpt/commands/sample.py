@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minigpt.commands.options import Parser, add_run_arguments
@@ -31,6 +32,12 @@ def main(arguments: list[str]) -> None:
         "--prompt",
         action="append",
         help="text to go on from (default: a line end); several are computed together",
+    )
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="a UTF-8 file with a prompt on each line, added to these"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="a line of JSON a text: prompt, sample, seed, text"
     )
     parser.add_argument(
         "--context",
@@ -69,9 +76,9 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"{flag}={getattr(options, name)}: must be 1 or more")
     if not 0 <= options.seed < 2**32:
         raise UserError(f"--seed={options.seed}: must be from 0 to 2^32 - 1")
-    prompts = options.prompt or ["\n"]
-    if "" in prompts:
+    if "" in (options.prompt or []):
         raise UserError("--prompt=: empty; a model continues at least one character")
+    prompts = [*(options.prompt or []), *_lines(options.prompts)] or ["\n"]
     temperature = 1.0 if options.temperature is None else options.temperature
     if "" in options.stop:
         raise UserError("--stop=: empty; give the text to end before")
@@ -90,6 +97,7 @@ def main(arguments: list[str]) -> None:
 def _sample(options: Namespace, prompts: list[str], sampling: Sampling) -> None:
     import torch
 
+    from minigpt.files import to_json
     from minigpt.generate import generate, stop_at, stream_text
     from minigpt.load import load_run
 
@@ -114,9 +122,30 @@ def _sample(options: Namespace, prompts: list[str], sampling: Sampling) -> None:
         else:  # they grow together, and are shown one after the other
             texts = [stream_text(trained.tokenizer, tokens) for tokens in zip(*rows, strict=True)]
         for prompt, text in zip(prompts, texts, strict=True):
+            text = stop_at(text, options.stop)
+            if options.json:
+                found = {"prompt": prompt, "sample": number + 1, "seed": seed}
+                print(to_json({**found, "text": "".join(text)}))
+                continue
             if len(prompts) * options.num_samples > 1:
                 print(f"--- {_title(prompt, prompts, number, options.num_samples)} ---")
-            _show(prompt, stop_at(text, options.stop))
+            _show(prompt, text)
+
+
+def _lines(file: str | None) -> list[str]:
+    """The prompts of a file, a line each; empty lines are left out. Raises UserError."""
+    if file is None:
+        return []
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"--prompts={file}: {error.strerror or error}; give a text file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompts={file}: not UTF-8 at byte {error.start}; convert it") from None
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise UserError(f"--prompts={file}: no line holds a prompt; write one a line")
+    return prompts
 
 
 def _context(text: str | None, block_size: int) -> int | None:
