@@ -13,9 +13,8 @@ from minigpt.data.tokens import Split
 from minigpt.model import GPT
 from minigpt.train.device import Compute
 
-NUMBERS_AT_ONCE = (
-    2**25
-)  # of a batch's logits, and of its scores; a scheme may hold several like them
+# Of a batch's logits, and of its scores; a scheme may hold several like them.
+NUMBERS_AT_ONCE = 2**25
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,8 @@ def evaluate(model: GPT, split: Split, compute: Compute, length: int | None = No
     `length` tokens a window, None for block_size. Each window starts without context. Leaves the
     model's train/eval mode as it was. Raises UserError past the scheme's `max_length`.
     """
-    nats, counts = nats_by_position(model, split, compute, length or model.config.block_size)
+    length = model.config.block_size if length is None else length
+    nats, counts = nats_by_position(model, split, compute, length)
     total = math.fsum(nats)
     return Evaluation(
         loss=total / (len(split.tokens) - 1),

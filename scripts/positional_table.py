@@ -33,6 +33,10 @@ def main(folder: str, output: str) -> None:
             raise SystemExit(f"{folder}/{name}: not every seed of {seeds} is finished")
     if len(seeds) < 2:
         raise SystemExit(f"{folder}: one seed has no interval; train two or more (SEEDS='1 2 3')")
+    if len(seeds) > max(T) + 1:
+        raise SystemExit(
+            f"{folder}: {len(seeds)} seeds; add the t quantile of {len(seeds) - 1} to T"
+        )
     page = Path(output)
     page.parent.mkdir(parents=True, exist_ok=True)
     figure_path = page.with_suffix(".png")

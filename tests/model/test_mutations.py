@@ -282,6 +282,16 @@ def notices(check: Callable[[ModelConfig], None], config: ModelConfig) -> bool:
     return False
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_bare_formula_is_enough(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A term need not know its dense form: the formula alone gives the same."""
+    variant = POSITIONAL.variant(scheme)
+    bare = on_term(lambda term, q, k: term and (lambda b, h, i, j: term(b, h, i, j)))
+    monkeypatch.setattr(variant, "score_term", bare(variant.score_term))
+    full_pass(variant_config(scheme, {}))
+    decoding(variant_config(scheme, {}))
+
+
 def test_harmless_mutations_exist() -> None:
     names = {mutation.name for mutation in MUTATIONS}
     assert all({*row_of(scheme).harmless} <= names for scheme in SCHEMES)

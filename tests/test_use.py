@@ -1,0 +1,240 @@
+"""A trained run in use: `minigpt sample` and `minigpt eval`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigpt.model import GPT
+from tests.conftest import TINY, Cli
+
+
+def test_sample(cli: Cli) -> None:
+    assert cli("train", *TINY).code == 0
+    arguments = ["sample", "latest", "--prompt", "Line", "--max-new-tokens", "20", "--seed", "3"]
+    first = cli(*arguments)
+    assert first.code == 0, first.err
+    assert first.out.startswith("Line") and len(first.out) == len("Line") + 20 + 1
+    assert cli(*arguments).out == first.out
+    assert cli(*arguments[:-1], "4").out != first.out
+    several = cli(*arguments, "--num-samples", "2").out
+    assert several.startswith("--- sample 1 of 2 ---\n" + first.out)
+    greedy = [cli(*arguments[:-1], seed, "--greedy").out for seed in ("1", "2")]
+    assert greedy[0] == greedy[1]
+    assert cli(*arguments[:-1], "9", "--top-k", "1").out == greedy[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "§"], "'§' (U+00A7) at offset 0"),
+        (["--prompt", ""], "--prompt=: empty"),
+        (["--top-p", "0"], "--top-p=0.0: must be above 0"),
+        (["--top-k", "0"], "--top-k=0: must be 1 or more"),
+        (["--temperature", "-1"], "--temperature=-1.0: must be 0 or more"),
+        (["--temperature", "hot"], "invalid float value: 'hot'"),
+        (["--max-new-tokens", "0"], "--max-new-tokens=0: must be 1 or more"),
+        (["--greedy", "--top-k", "3"], "--greedy: excludes --top-k"),
+        (["--greedy", "--min-p", "0.1"], "--greedy: excludes --min-p"),
+        (["--min-p", "2"], "--min-p=2.0: must be above 0"),
+        (["--repetition-penalty", "inf"], "--repetition-penalty=inf: must be above 0"),
+        (["--stop", ""], "--stop=: empty"),
+        (["--prompts", "nowhere.txt"], "--prompts=nowhere.txt: No such file or directory; give"),
+        (["--prompts", "."], "--prompts=.: Is a directory; give a text file"),
+        (["--num-sample", "3"], "unrecognized arguments: --num-sample"),
+        (["--seed", "-1"], "--seed=-1: must be from 0"),
+        (["--device", "gpu"], "invalid choice: 'gpu'"),
+        (["--context", "0"], "--context=0: must be a whole number of 1 or more, or all"),
+        (["--context", "1e3"], "--context=1e3: must be a whole number"),
+        (["--prompt", "a", "--prompt", ""], "--prompt=: empty"),
+        (["--set", "model.n_head=4"], "--set model.n_head=4: of a trained run the options of its"),
+        (["--set", "model.positional.=3"], "may be changed"),
+        (["--set", "model.positional.base=9", "--set", "model.positional.base=8"], "given twice"),
+        (["--set", "model.positional.name=alibi"], "may be changed"),
+        (["--set", "model.positional"], "may be changed"),
+        (["--set", "model.positional.bse=9"], "--set model.positional.bse: no such option. Did yo"),
+        (["--set", "model.positional.base=x"], "--set model.positional.base=x: not a valid float"),
+    ],
+)
+def test_sample_mistakes(cli: Cli, arguments: list[str], message: str) -> None:
+    assert cli("train", *TINY, "trainer.max_steps=1").code == 0
+    outcome = cli("sample", "latest", *arguments)
+    assert outcome.code == 2
+    assert message in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_eval_agrees_with_training(cli: Cli) -> None:
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+    outcome = cli("eval", "run", "--checkpoint", "last")
+    assert outcome.code == 0, outcome.err
+    result = json.loads(Path("run/result.json").read_text())
+    evaluated = json.loads(Path("run/eval.json").read_text())["last"]
+    for key in ("val_loss", "val_perplexity", "val_bits_per_byte"):
+        assert evaluated[key] == result[key]
+    assert {"train_loss", "train_perplexity", "train_bits_per_byte"} <= evaluated.keys()
+
+
+def test_eval_at_other_lengths(cli: Cli) -> None:
+    assert cli("train", *TINY, "positional=learned", "hydra.run.dir=run").code == 0
+    outcome = cli("eval", "run", "--lengths", "16,4,8", "--by-position")
+    assert outcome.code == 0, outcome.err
+    assert "undefined: learned has 8 positions" in " ".join(outcome.out.split())
+    found = json.loads(Path("run/eval.json").read_text())["best"]
+    assert [*found["lengths"]] == ["4", "8", "16"]
+    four, eight, sixteen = found["lengths"].values()
+    assert eight["loss"] == found["val_loss"] and four["loss"] != eight["loss"]
+    assert sixteen["loss"] is None and sixteen["perplexity"] is None
+    assert {name: len(losses) for name, losses in found["by_position"].items()} == {"4": 4, "8": 8}
+    page = Path("run/eval/best.html").read_text(encoding="utf-8")
+    assert page.count("data:image/svg+xml") == 2 and "undefined" in page
+    for name in ("lengths", "by_position"):
+        assert Path(f"run/eval/best_{name}.png").read_bytes().startswith(b"\x89PNG")
+
+    # A later call adds to what is known of the same weights, and drops what is of others.
+    assert cli("eval", "run", "--checkpoint", "last").code == 0
+    entries = json.loads(Path("run/eval.json").read_text())
+    assert entries["best"] == found and "lengths" not in entries["last"]
+    assert cli("eval", "run").code == 0
+    assert json.loads(Path("run/eval.json").read_text())["best"] == found
+    assert cli("eval", "run", "--lengths", "2").code == 0
+    more = json.loads(Path("run/eval.json").read_text())["best"]
+    assert {*more["lengths"]} == {"2", "4", "8", "16"}
+    assert not Path("run/eval/best_by_position.png").exists()  # it was of the earlier page
+    assert cli("eval", "run", "--checkpoint", "last", "--lengths", "4").code == 0
+    before = json.loads(Path("run/eval.json").read_text())["last"]
+    assert cli("train", "resume=run", "trainer.max_steps=20").code == 0
+    assert cli("eval", "run", "--checkpoint", "last").code == 0
+    after = json.loads(Path("run/eval.json").read_text())["last"]
+    assert after["weights_sha256"] != before["weights_sha256"]
+    assert "lengths" in before and "lengths" not in after
+
+
+def test_a_run_from_before_an_option_keeps_its_meaning(cli: Cli) -> None:
+    """Options added later stand in no older config.yaml, and mean there what was before."""
+    later = {
+        "rope": ("fraction", "scaling", "factor", "n_kv_head", "logit_softcap"),
+        "alibi": ("slopes", "n_kv_head", "logit_softcap"),
+    }
+    for scheme, options in later.items():
+        assert cli("train", *TINY, f"model={scheme}", f"hydra.run.dir={scheme}").code == 0
+        config = Path(scheme) / "config.yaml"
+        lines = config.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.strip().partition(":")[0] not in options]
+        assert len(lines) - len(kept) == len(options)
+        assert cli("eval", scheme).code == 0
+        found = Path(scheme, "eval.json").read_text()
+        config.write_text("".join(kept))
+        assert cli("eval", scheme).code == 0
+        assert Path(scheme, "eval.json").read_text() == found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lengths", "8,x"], "--lengths=8,x: not whole numbers; write 32,64,128"),
+        (["--lengths", ""], "--lengths=: not whole numbers"),
+        (["--lengths", "0,8"], "--lengths=0,8: a context has 1 token or more"),
+        (["--lengths", "100000"], "--lengths=100000: the val split has only"),
+        (["--set", "model.positional.slopes=learned"], "needs other parameters than this run has"),
+    ],
+)
+def test_eval_mistakes(cli: Cli, arguments: list[str], message: str) -> None:
+    assert cli("train", *TINY, "positional=alibi", "trainer.max_steps=1").code == 0
+    outcome = cli("eval", "latest", *arguments)
+    assert outcome.code == 2
+    assert message in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_sample_prompts_of_a_file_as_json(cli: Cli) -> None:
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+    Path("prompts.txt").write_text("the quick\n\nfox\n")
+    ask = ["sample", "run", "--max-new-tokens", "9", "--seed", "5"]
+    outcome = cli(*ask, "--prompts", "prompts.txt", "--num-samples", "2", "--json")
+    assert outcome.code == 0, outcome.err
+    rows = [json.loads(line) for line in outcome.out.splitlines()]
+    told = [(row["prompt"], row["sample"], row["seed"]) for row in rows]
+    assert told == [("the quick", 1, 5), ("fox", 1, 5), ("the quick", 2, 6), ("fox", 2, 6)]
+    alone = cli(*ask, "--prompt", "fox")
+    assert alone.out == "fox" + rows[1]["text"] + "\n"
+    Path("empty.txt").write_text("\n\n")
+    assert "no line holds a prompt" in cli(*ask, "--prompts", "empty.txt").err
+    Path("latin.txt").write_bytes(b"caf\xe9")
+    assert "--prompts=latin.txt: not UTF-8 at byte 3" in cli(*ask, "--prompts", "latin.txt").err
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", "{", '{"best": 3}', '{"val_loss": 2.2}'])
+def test_eval_refuses_a_file_it_did_not_write(cli: Cli, content: str) -> None:
+    assert cli("train", *TINY, "trainer.max_steps=1", "hydra.run.dir=run").code == 0
+    Path("run/eval.json").write_text(content)
+    outcome = cli("eval", "run")
+    assert outcome.code == 2 and outcome.out == ""
+    assert outcome.err == (
+        "minigpt: run/eval.json: not what minigpt eval wrote; delete it and evaluate again\n"
+    )
+    assert Path("run/eval.json").read_text() == content
+
+
+def test_too_long_for_the_memory_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The allocator's own error, of a tensor that no machine has room for."""
+    assert cli("train", *TINY, "positional=alibi", "hydra.run.dir=run").code == 0
+    loss = GPT.loss
+
+    def huge(self: GPT, tokens: torch.Tensor, *rest: object, **options: object) -> torch.Tensor:
+        if tokens.shape[1] > 8:
+            torch.zeros(2**45)
+        return loss(self, tokens, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(GPT, "loss", huge)
+    outcome = cli("eval", "run", "--lengths", "4,16")
+    assert outcome.code == 1 and outcome.err.count("\n") == 1
+    assert "out of memory; windows of 16 tokens are too long" in outcome.err
+    found = json.loads(Path("run/eval.json").read_text())["best"]
+    assert [*found["lengths"]] == ["4"]  # what was found before is kept
+
+
+def test_two_evaluations_at_once_keep_both(cli: Cli) -> None:
+    assert cli("train", *TINY, "positional=alibi", "hydra.run.dir=run").code == 0
+    code = "import sys; from minigpt.cli import main; sys.exit(main())"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, "eval", "run", "--lengths", length],
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for length in ("4", "16")
+    ]
+    assert [process.wait() for process in both] == [0, 0]
+    assert {*json.loads(Path("run/eval.json").read_text())["best"]["lengths"]} == {"4", "16"}
+
+
+def test_a_trained_run_with_another_scaling(cli: Cli) -> None:
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+    scaled = ["--set", "model.positional.scaling=linear", "--set", "model.positional.factor=2"]
+    assert cli("eval", "run").code == cli("eval", "run", *scaled).code == 0
+    entries = json.loads(Path("run/eval.json").read_text())
+    plain, other = entries.values()
+    assert plain["weights_sha256"] == other["weights_sha256"]
+    assert plain["val_loss"] != other["val_loss"]
+    assert "model.positional.factor=2" in [*entries][1]
+
+
+def test_sample_several_prompts_and_past_the_block(cli: Cli) -> None:
+    assert cli("train", *TINY, "positional=alibi", "hydra.run.dir=run").code == 0
+    ask = ["sample", "run", "--greedy", "--max-new-tokens", "30"]
+    alone = cli(*ask, "--prompt", "the quick brown").out
+    both = cli(*ask, "--prompt", "L", "--prompt", "the quick brown").out
+    assert alone in both and both.count("--- sample 1 of 1 of ") == 2
+    carried_on = cli(*ask, "--prompt", "the quick brown", "--context", "all")
+    assert carried_on.code == 0 and carried_on.out[:15] == alone[:15]
+    assert cli("train", *TINY, "positional=learned", "hydra.run.dir=ends").code == 0
+    ask[1] = "ends"
+    assert len(cli(*ask, "--context", "all").out) >= 30  # the most it has
+    refused = cli(*ask, "--context", "9")
+    assert refused.code == 2
+    assert refused.err == "minigpt: --context=9: learned has 8 positions; use that or fewer\n"
