@@ -18,6 +18,7 @@ from minigpt.errors import UserError, did_you_mean, first_line, require
 from minigpt.files import write_text
 from minigpt.hydra_app import compose_config
 from minigpt.logger import LOGGERS, LoggerConfig
+from minigpt.model.attention import ATTENTION
 from minigpt.model.ffn import FFN
 from minigpt.model.gpt import ModelConfig
 from minigpt.model.positional import POSITIONAL
@@ -29,7 +30,10 @@ from minigpt.train.schedule import SCHEDULES, ScheduleConfig
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.key: registry
-    for registry in (CORPORA, TOKENIZERS, POSITIONAL, FFN, OPTIMIZERS, SCHEDULES, LOGGERS)
+    for registry in (
+        *(CORPORA, TOKENIZERS, POSITIONAL, ATTENTION, FFN),
+        *(OPTIMIZERS, SCHEDULES, LOGGERS),
+    )
 }
 
 # What a resumed run may change: its end (to which schedules stretch) and what it writes on the way.

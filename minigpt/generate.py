@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minigpt.errors import require
 from minigpt.model import GPT
-from minigpt.model.attention import KVCache
+from minigpt.model.cache import KVCache
 from minigpt.tokenizer import Tokenizer
 from minigpt.train.device import Compute
 
@@ -127,7 +127,7 @@ class Decoder:
         longest = max(lengths)
         device = self.model.head.weight.device
         tokens = torch.tensor([end + [0] * (longest - len(end)) for end in ends], device=device)
-        self.cache = KVCache(len(ends), self._capacity(longest), device)
+        self.cache = KVCache(len(ends), self._capacity(longest), device, lengths)
         logits = self.model(tokens, cache=self.cache)
         return logits[torch.arange(len(ends)), [length - 1 for length in lengths]]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minigpt.model import GPT
-from minigpt.model.backends import attention_weights
+from minigpt.model.attention import Attention, Pass
 from minigpt.model.scores import Scores
 from minigpt.tokenizer import Tokenizer
 
@@ -41,29 +41,51 @@ def token_label(content: bytes) -> str:
 
 @torch.no_grad()
 def record(model: GPT, tokens: Sequence[int]) -> Recording:
-    """Run the model on one text with a backend that keeps what it computes."""
-    weights: list[Tensor] = []
-    terms: list[Tensor] = []
-
-    def masked(values: Tensor) -> Tensor:
-        later = torch.ones(values.shape[-2:], dtype=torch.bool).triu(1)
-        return values[0].float().cpu().masked_fill(later, torch.nan)
-
-    def recording(
-        q: Tensor, k: Tensor, v: Tensor, scores: Scores, layer: int, dropout: float
-    ) -> Tensor:
-        found = attention_weights(q, k, scores, layer)
-        weights.append(masked(found))
-        if scores.scheme.score != "none":
-            terms.append(masked(scores.additive(q, k, layer)))
-        return found.to(v.dtype) @ v
-
-    backend, model.backend = model.backend, recording
+    """Run the model on one text and keep what its attention does."""
+    attentions = model.attentions
+    recorders = [Recorder(attention) for attention in attentions]
+    model.attentions = [*recorders]
     try:
         logits = model(torch.tensor([tokens], device=model.head.weight.device))[0]
     finally:
-        model.backend = backend
-    return Recording(logits.float().cpu(), weights, terms)
+        model.attentions = attentions
+    weights, terms = ([getattr(r, kind) for r in recorders] for kind in ("weights", "terms"))
+    return Recording(
+        logits.float().cpu(), weights, terms if model.positional.score != "none" else []
+    )
+
+
+class Recorder(Attention):
+    """An attention that keeps the weights and terms (h, i, j) of one text, NaN where masked."""
+
+    def __init__(self, attention: Attention) -> None:
+        super(Attention, self).__init__()
+        self.attention = attention
+        self.weights: Tensor
+        self.terms: Tensor
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, shared: Pass, layer: int, dropout: float
+    ) -> Tensor:
+        n, positions = shared.length, shared.positions
+        # What is mixed of one-hot values is the weights themselves.
+        one_hot = torch.eye(q.shape[2], n, device=q.device, dtype=v.dtype).expand(
+            *v.shape[:2], -1, -1
+        )
+        weights = self.attention(q, k, one_hot, shared.apart(), layer, 0.0)
+        self.weights = masked(weights[0, :, :n])
+        turned = shared.scheme.rotate(q, k, positions, layer)
+        terms = shared.scores(positions, positions, shared.in_order, self).dense_term(
+            *turned, layer
+        )
+        self.terms = masked(terms[0, :, :n, :n]) if terms.ndim else terms
+        return self.attention(q, k, v, shared, layer, dropout)
+
+
+def masked(values: Tensor) -> Tensor:
+    """(h, i, j) with NaN for later keys."""
+    later = torch.ones(values.shape[-2:], dtype=torch.bool).triu(1)
+    return values.float().cpu().masked_fill(later, torch.nan)
 
 
 def next_tokens(

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from minigpt.errors import UserError, require_one_of
+from minigpt.model.attention import ATTENTION
 from minigpt.model.positional import PositionalScheme
 from minigpt.model.scores import Scores
 
@@ -41,7 +42,7 @@ def eager(q: Tensor, k: Tensor, v: Tensor, scores: Scores, layer: int, dropout: 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, scores: Scores, layer: int, dropout: float) -> Tensor:
     """The same through torch's scaled_dot_product_attention: flash kernels where they apply."""
-    if scores.in_order and scores.scheme.score == "none":
+    if scores.plainly_causal:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     additive = scores.additive(q, k, layer).to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=additive, dropout_p=dropout)
@@ -78,6 +79,8 @@ def why_not(
     backend: str, use: Use, device: str, scheme: PositionalScheme, config: ModelConfig
 ) -> str | None:
     """Why a backend cannot compute a design for a use on a device type; None if it can."""
+    if backend != "eager" and not ATTENTION.variant(config.attention.name).softmax:
+        return f"attention={config.attention.name} is computed in a way of its own"
     if backend == "sdpa" and config.logit_softcap is not None:
         return "it has no logit soft-cap"
     if backend != "flex":

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from minigpt.model.attention import Pass, SelfAttention
+from minigpt.model.attention import Attention, Pass
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import PLACEMENTS
+from minigpt.model.self_attention import SelfAttention
 
 if TYPE_CHECKING:
     from minigpt.model.gpt import ModelConfig
@@ -36,12 +37,12 @@ class Block(nn.Module):
         self.ffn_result_norm = result_norm()
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, shared: Pass) -> Tensor:
+    def forward(self, x: Tensor, attention: Attention, shared: Pass) -> Tensor:
         def attend(x: Tensor) -> Tensor:
-            return self.dropout(self.attention_result_norm(self.attention(x, shared)))
+            return self.dropout(self.attention_result_norm(self.attention(x, attention, shared)))
 
         def feed_forward(x: Tensor) -> Tensor:
-            return self.dropout(self.ffn_result_norm(self.ffn(x)))
+            return self.dropout(self.ffn_result_norm(self.ffn(x, shared)))
 
         x = self.around(x, self.attention_norm, attend)
         return self.around(x, self.ffn_norm, feed_forward)

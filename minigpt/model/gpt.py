@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.errors import UserError, require, require_one_of
-from minigpt.model.attention import KVCache, Pass
-from minigpt.model.backends import BACKENDS, BackendConfig, Use, choose_backend
+from minigpt.model.attention import ATTENTION, Attention, AttentionConfig, Pass
+from minigpt.model.attention.full import FullAttention
+from minigpt.model.backends import BACKENDS, BackendConfig, Use, choose_backend, flex
 from minigpt.model.block import Block
+from minigpt.model.cache import KVCache
 from minigpt.model.ffn import FeedForwardConfig
 from minigpt.model.norm import PLACEMENTS, NormConfig
 from minigpt.model.positional import POSITIONAL, PositionalConfig
-from minigpt.model.scores import Scores
 
 EMBEDDINGS = ("tied", "untied")
 RESIDUAL_INITS = ("scaled", "zero")
@@ -58,6 +59,7 @@ class ModelConfig:
     norm: NormConfig
     embedding: EmbeddingConfig
     ffn: FeedForwardConfig
+    attention: AttentionConfig
     backend: BackendConfig
     n_kv_head: int | None = None
     logit_softcap: float | None = None
@@ -108,8 +110,15 @@ class GPT(nn.Module):
         self.config, self.n_vocab = config, n_vocab
         padded = -(-n_vocab // config.vocab_multiple) * config.vocab_multiple
         self.token_embedding = nn.Embedding(padded, config.n_embd)
-        with torch.random.fork_rng(devices=[]):  # whatever it draws, the rest starts the same
+        with torch.random.fork_rng(devices=[]):  # whatever they draw, the rest starts the same
             self.positional = POSITIONAL.build(config.positional, config)
+            self.attention = ATTENTION.build(config.attention, config)
+        why_not = self.attention.why_not(config, self.positional)
+        if config.n_layer == 0 and config.attention.name != "full":
+            why_not = "works inside blocks, and model.n_layer=0 has none; use full"
+        require(why_not is None, "attention", config.attention.name, why_not or "")
+        # By layer; a list registers no submodules, of which one may occur twice.
+        self.attentions: Sequence[Attention] = _by_layer(self.attention, config)
         in_blocks = self.positional.score != "none" or any(
             self.positional.uses(hook) for hook in ("block_input", "rotate")
         )
@@ -144,7 +153,7 @@ class GPT(nn.Module):
         those it holds, and are kept there. Raises UserError past the scheme's `max_length`.
         """
         length = tokens.shape[1]
-        in_order = positions is None
+        in_order = positions is None and (cache is None or cache.empty)
         if positions is None:
             last = length - 1
             positions = torch.arange(length, device=tokens.device)[None]
@@ -156,28 +165,25 @@ class GPT(nn.Module):
                 f"model.positional.name={self.config.positional.name}: has {limit} positions, "
                 f"and position {last} was asked for; shorten the text or raise model.block_size"
             )
-        k_positions = positions if cache is None else cache.place(positions, last)
-        in_order = in_order and k_positions.shape[1] == length  # nothing cached before
-        scores = Scores(
-            self.positional,
-            self.config.n_head,
-            positions,
-            k_positions,
-            in_order,
-            self.config.logit_softcap,
+        if cache is not None:
+            cache.begin(positions, last)
+        x, positions = self.attention.add_rows(self.token_embedding(tokens), positions, in_order)
+        folds = self.backend is not flex  # which skips what is not seen by itself
+        shared = Pass(
+            *(self.positional, self.config, self.backend),
+            *(positions, length, last, in_order, cache, folds),
         )
-        shared = Pass(scores, self.backend, cache)
-        x = self.positional.embed(self.token_embedding(tokens), positions)
+        x = self.positional.embed(x, positions)
         x = self.dropout(self.embedding_norm(x))
         n_skips = self.config.n_layer // 2 if self.config.unet_skips else 0
         skips: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
             if len(self.blocks) - layer <= n_skips:
                 x = x + self.skip_parts[n_skips - len(skips)] * skips.pop()
-            x = block(x, shared)
+            x = block(x, self.attentions[layer], shared)
             if layer < n_skips:
                 skips.append(x)
-        return self.head(self.final_norm(x))[..., : self.n_vocab]
+        return self.head(self.final_norm(x[:, :length]))[..., : self.n_vocab]
 
     def loss(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         """Cross-entropy in nats of `targets` (b, t), the tokens that follow `tokens` (b, t)."""
@@ -221,13 +227,14 @@ class GPT(nn.Module):
         return [p for p in self.parameters() if p.ndim >= 2 and p not in bare]
 
     def flops_per_token(self) -> int:
-        """Training FLOPs a token: 6 a matrix weight, 12 n_layer n_embd block_size for attention.
+        """Training FLOPs a token: 6 a matrix weight, 12 n_embd a key and layer for attention.
 
-        Forward and backward, causal masking not discounted (Chowdhery et al. 2022, appendix B).
+        Forward and backward, causal masking not discounted (Chowdhery et al. 2022, appendix B);
+        the keys are those an attention multiplies a query with.
         """
         matrices = self.parameter_counts()["non_embedding"] + self.head.weight.numel()
-        attention = 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
-        return 6 * matrices + attention
+        keys = sum(attention.keys(self.config.block_size) for attention in self.attentions)
+        return round(6 * matrices * self.attention.rows + 12 * self.config.n_embd * keys)
 
     def _initialise(self) -> None:
         """GPT-2's: normal of 0.02 everywhere, zero biases, residual branches by `residual_init`.
@@ -249,6 +256,14 @@ class GPT(nn.Module):
                 nn.init.constant_(parameter, start)
             elif name.endswith("out.weight") and not ends_in_norm:
                 nn.init.normal_(parameter, std=0.02 * start)
+
+
+def _by_layer(attention: Attention, config: ModelConfig) -> list[Attention]:
+    """The attention of each layer."""
+    full = FullAttention(AttentionConfig("full"), config)
+    names = getattr(config.attention, "layers", [config.attention.name])
+    own = [names[layer % len(names)] == config.attention.name for layer in range(config.n_layer)]
+    return [attention if wanted else full for wanted in own]
 
 
 def _require_divides(key: str, heads: int, whole_key: str, whole: int) -> None:

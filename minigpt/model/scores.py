@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from minigpt.model.positional import DenseTerm, DistanceTerm, PositionalScheme, ScoreTerm
+
+if TYPE_CHECKING:
+    from minigpt.model.attention import Attention
 
 
 class Scores:
@@ -17,6 +21,7 @@ class Scores:
     q_positions (b or 1, t) and k_positions (b or 1, s) are absolute. `in_order` says that queries
     and keys are the same tokens at positions 0, 1, ..., so that a backend may use its own causal
     path. `softcap`: bound of the scaled dot products, before the term is added; None for none.
+    `attention`: whose pattern shows keys; None for all earlier ones.
     """
 
     def __init__(
@@ -27,8 +32,10 @@ class Scores:
         k_positions: Tensor,
         in_order: bool,
         softcap: float | None = None,
+        attention: Attention | None = None,
     ) -> None:
         self.scheme, self.n_head, self.softcap = scheme, n_head, softcap
+        self.attention = attention
         self.q_positions, self.k_positions = q_positions, k_positions
         self.in_order = in_order
         self._shared: Tensor | None = None
@@ -51,22 +58,36 @@ class Scores:
         """
         if self._shared is not None:
             return self._shared
-        term = self.term(q, k, layer)
-        if term is None:
-            values = torch.zeros((), device=self.q_positions.device)
-        elif isinstance(term, DenseTerm | DistanceTerm):
-            values = term.dense(self.in_order)
-        else:
-            values = term(*self._grid(self._rows() if self.scheme.score != "content" else len(q)))
-        total = values.masked_fill(~self.visible(*self._grid(self._rows())), -math.inf)
+        visible = self.visible(*self._grid(self._rows()))
+        total = self.dense_term(q, k, layer).masked_fill(~visible, -math.inf)
         if self.scheme.score in ("none", "positions"):
             self._shared = total
         return total
 
+    def dense_term(self, q: Tensor, k: Tensor, layer: int) -> Tensor:
+        """The term for all pairs, later keys included: (b or 1, h or 1, i, j), or a single 0."""
+        term = self.term(q, k, layer)
+        if term is None:
+            return torch.zeros((), device=self.q_positions.device)
+        if isinstance(term, DenseTerm | DistanceTerm):
+            return term.dense(self.in_order)
+        return term(*self._grid(self._rows() if self.scheme.score != "content" else len(q)))
+
+    @property
+    def plainly_causal(self) -> bool:
+        """Whether nothing is added and every earlier key of the same text is seen."""
+        full = self.attention is None or self.attention.full
+        return self.in_order and full and self.scheme.score == "none"
+
     def visible(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """The causal mask: True where key j stands at or before query i."""
+        """The mask: True where key j stands at or before query i, and the pattern shows it."""
         q, k = self.q_positions, self.k_positions
-        return k[b % k.shape[0], j] <= q[b % q.shape[0], i]  # one row may stand for all
+        i, j = q[b % q.shape[0], i], k[b % k.shape[0], j]  # one row may stand for all
+        seen = j <= i
+        if self.attention is not None:
+            shown = self.attention.sees(h, i, j)
+            seen = seen if shown is None else seen & shown
+        return seen
 
     def block_mask(self, batch: int) -> BlockMask:
         """The mask as FlexAttention wants it, made once a forward."""
@@ -78,7 +99,9 @@ class Scores:
             n_queries, n_keys = self.q_positions.shape[1], self.k_positions.shape[1]
             device = self.q_positions.device.type
             rows = None if self._rows() == 1 else batch
-            self._block_mask = create_block_mask(mask_mod, rows, None, n_queries, n_keys, device)
+            by_head = self.attention is not None and self.attention.by_head
+            heads = self.n_head if by_head else None
+            self._block_mask = create_block_mask(mask_mod, rows, heads, n_queries, n_keys, device)
         return self._block_mask
 
     def _rows(self) -> int:

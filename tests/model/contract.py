@@ -11,13 +11,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from reference import OPTIONS, POSITIONS, Positions, reference_logits, reference_loss
+from reference import (
+    ATTENTION_OPTIONS,
+    OPTIONS,
+    POSITIONS,
+    Positions,
+    reference_logits,
+    reference_loss,
+)
 from tiny import N_VOCAB, default_dtype, gradients, random_model, random_tokens, tiny_config
 from torch import Tensor
 
 from minigpt.model import GPT, ModelConfig
-from minigpt.model.attention import KVCache
+from minigpt.model.attention import ATTENTION
 from minigpt.model.backends import BackendConfig
+from minigpt.model.cache import KVCache
 from minigpt.model.positional import POSITIONAL
 from minigpt.model.scores import Scores
 
@@ -26,6 +34,11 @@ RELATIVE = [name for name in SCHEMES if POSITIONS.get(name, Positions).relative]
 # Every scheme as configured, and with the other options.
 VARIANTS = [(name, options) for name in SCHEMES for options in ({}, *OPTIONS.get(name, []))]
 VARIANT_IDS = ["-".join(map(str, (name, *options.values()))) for name, options in VARIANTS]
+# Every attention, with the options of the tests.
+ATTENTIONS = [
+    (name, options) for name in ATTENTION.names() for options in ATTENTION_OPTIONS.get(name, [{}])
+]
+ATTENTION_IDS = ["-".join(map(str, (name, *options.values()))) for name, options in ATTENTIONS]
 TRAINABLE = ["eager", "sdpa"]  # on a CPU
 
 Results = tuple[Tensor, dict[str, Tensor]]
@@ -59,7 +72,7 @@ def expected_results(config: ModelConfig, model: GPT, tokens: Tensor, positions:
     config = replace(config, backend=BackendConfig("auto"))
     key = repr((config, tokens.tolist(), positions.tolist()))
     if key not in _expected:
-        weights = dict(model.named_parameters())
+        weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         logits = reference_logits(config, weights, N_VOCAB, tokens, positions)
         loss = reference_loss(logits, random_tokens(*tokens.shape, seed=1))
         _expected[key] = logits.detach(), gradients(loss, model)

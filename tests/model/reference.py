@@ -357,6 +357,198 @@ class Cope(Positions):
         return share * (q * table[low + 1]).sum() + (1 - share) * (q * table[low]).sum()
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a row of x stands: its position, and whether it is a landmark and no token."""
+
+    position: int
+    landmark: bool = False
+
+
+@dataclass(frozen=True)
+class Head:
+    """Queries, keys and values of one head of a layer, a vector a row, before they are turned."""
+
+    layer: int
+    head: int
+    queries: Vectors
+    keys: Vectors
+    values: Vectors
+
+
+class Attending:
+    """How one head's values are mixed: a softmax over every key at or before the query.
+
+    `patterned`: what it says about seeing is all there is to it.
+    """
+
+    def __init__(self, config: ModelConfig, scheme: Positions, weights: Weights) -> None:
+        self.config, self.scheme, self.weights = config, scheme, weights
+        self.options = vars(config.attention)
+
+    def sees(self, head: int, i: int, j: int) -> bool:
+        """Whether a query at position i sees a key at j, which is not later."""
+        return True
+
+    def marks(self, positions: list[int]) -> list[Place]:
+        """Where rows that are no tokens stand."""
+        return []
+
+    def scores(self, head: Head, places: list[Place], row: int) -> dict[int, Tensor]:
+        """By row of the key: what the softmax is taken of, for each key not later."""
+        i = places[row].position
+        query = self.scheme.turn_query(head.queries[row], i)
+        keys = [
+            (place.position, self.scheme.turn_key(key, place.position))
+            for key, place in zip(head.keys, places, strict=True)
+        ]
+        earlier = [(j, key) for j, key in keys if j <= i]
+        return {
+            other: self.score(Pair(head.layer, head.head, i, j, query, earlier), key)
+            for other, (j, key) in enumerate(keys)
+            if j <= i and self.sees(head.head, i, j)
+        }
+
+    def score(self, pair: Pair, key: Tensor) -> Tensor:
+        """The scaled, capped product and what the scheme adds."""
+        product = (pair.query * key).sum() / math.sqrt(len(key))
+        cap = self.config.logit_softcap
+        if cap is not None:
+            product = cap * torch.tanh(product / cap)
+        return product + self.scheme.score(pair)
+
+    def mixed(self, head: Head, places: list[Place]) -> Vectors:
+        """The mixed value of each row."""
+        result = []
+        for row in range(len(places)):
+            weights = softmax(self.scores(head, places, row))
+            result.append(sum_of(weights, head.values))
+        return result
+
+
+def softmax(scores: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """exp(s) over their sum."""
+    total = torch.stack([torch.exp(score) for score in scores.values()]).sum()
+    return {row: torch.exp(score) / total for row, score in scores.items()}
+
+
+def sum_of(weights: Mapping[int, Tensor], values: Vectors) -> Tensor:
+    """Values, weighted."""
+    return torch.stack([weight * values[row] for row, weight in weights.items()]).sum(0)
+
+
+class SlidingWindow(Attending):
+    """The last w keys, the query's own included (Jiang et al. 2023, section 2)."""
+
+    def sees(self, head: int, i: int, j: int) -> bool:
+        return j in range(i - self.options["window"] + 1, i + 1)
+
+
+class Chunked(Attending):
+    """The keys of the query's chunk."""
+
+    def sees(self, head: int, i: int, j: int) -> bool:
+        first = i - i % self.options["chunk"]
+        return first <= j
+
+
+class BigBird(Attending):
+    """Blocks: the last, the first and some random ones (Zaheer et al. 2020, section 2)."""
+
+    def sees(self, head: int, i: int, j: int) -> bool:
+        block, prime = self.options["block"], 2**31 - 1
+        own, other = i // block, j // block
+        drawn = []
+        for draw in range(self.options["n_random"]):
+            x = own * 7919 + head * 104729 + draw * 1299709 + self.options["seed"] * 15485863 + 1
+            x = pow(x % prime, 2, prime) * 48271 % prime
+            drawn.append(x % own if own else 0)
+        window = range(own - self.options["n_window"] + 1, own + 1)
+        return other in window or other < self.options["n_global"] or other in drawn
+
+
+class Performer(Attending):
+    """sum_j phi(q_i).phi(k_j) v_j over sum_j phi(q_i).phi(k_j) (Choromanski et al. 2020, eq. 5).
+
+    phi(x)_m = exp(w_m . x - |x|^2 / 2), positive features (lemma 1), of x over e^(1/4).
+    """
+
+    def mixed(self, head: Head, places: list[Place]) -> Vectors:
+        features = self.weights["attention.features"][head.layer]
+
+        def phi(x: Tensor) -> Tensor:
+            x = x / len(x) ** 0.25
+            return torch.stack([torch.exp((w * x).sum() - (x * x).sum() / 2) for w in features])
+
+        result = []
+        for row, place in enumerate(places):
+            i, weights = place.position, {}
+            query = phi(self.scheme.turn_query(head.queries[row], i))
+            for other in range(row + 1):  # it goes by the order of the rows
+                j = places[other].position
+                weights[other] = (query * phi(self.scheme.turn_key(head.keys[other], j))).sum()
+            total = torch.stack(list(weights.values())).sum()
+            result.append(sum_of({o: w / total for o, w in weights.items()}, head.values))
+        return result
+
+
+class Landmark(Attending):
+    """Grouped softmax (Mohtashami & Jaggi 2023, equations 1 to 4), a landmark a block.
+
+    The group of a query: the keys of its block and the landmarks of other blocks, of which only
+    the best are left in. In a block's own group its keys divide the weight of its landmark. A
+    block too far back stands at the farthest distance of training.
+    """
+
+    def marks(self, positions: list[int]) -> list[Place]:
+        size = self.options["block"]
+        return [Place(p, landmark=True) for p in positions if p % size == size - 1]
+
+    def mixed(self, head: Head, places: list[Place]) -> Vectors:
+        size = self.options["block"]
+        farthest = self.config.block_size // size - 1
+        result = []
+        for row, place in enumerate(places):
+            own = place.position // size
+
+            def score(
+                other: int, row: int = row, i: int = place.position, own: int = own
+            ) -> Tensor:
+                j = places[other].position
+                if own - j // size > farthest:
+                    i, j = i % size + farthest * size, j % size
+                query = self.scheme.turn_query(head.queries[row], i)
+                key = self.scheme.turn_key(head.keys[other], j)
+                return self.score(Pair(head.layer, head.head, i, j, query, []), key)
+
+            group: dict[int, Tensor] = {}
+            landmarks: dict[int, Tensor] = {}
+            blocks: dict[int, dict[int, Tensor]] = {}
+            for other, key in enumerate(places):
+                block = key.position // size
+                if key.landmark and block < own:
+                    landmarks[other] = score(other)
+                elif not key.landmark and key.position <= place.position:
+                    group_of = group if block == own else blocks.setdefault(block, {})
+                    group_of[other] = score(other)
+            ranked = {  # of equal ones the later
+                other: found.item() + 1e-5 * (places[other].position // size)
+                for other, found in landmarks.items()
+            }
+            best = sorted(ranked, key=lambda other: -ranked[other])
+            for other in best[: self.options["retrieved"] or farthest]:
+                group[other] = landmarks[other]
+            weights = {}
+            for other, weight in softmax(group).items():
+                if places[other].landmark:
+                    inside = softmax(blocks[places[other].position // size])
+                    weights |= {key: weight * part for key, part in inside.items()}
+                else:
+                    weights[other] = weight
+            result.append(sum_of(weights, head.values))
+        return result
+
+
 def gelu(x: Tensor) -> Tensor:
     """x times the normal distribution function of x (Hendrycks & Gimpel 2016)."""
     return x * (1 + torch.erf(x / math.sqrt(2))) / 2
@@ -390,6 +582,24 @@ def gated(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Weights, 
         return linear(activation(both[:half]) * both[half:], weights, f"{name}.out")
 
     return forward
+
+
+def each(
+    forward: Callable[[Tensor, Weights, str], Tensor],
+) -> Callable[[Vectors, Weights, str], Vectors]:
+    """The same for each token by itself."""
+    return lambda xs, weights, name: [forward(x, weights, name) for x in xs]
+
+
+def convolved(xs: Vectors, weights: Weights, name: str) -> Vectors:
+    """W2 f(c_0 W1 x_t + c_1 W1 x_(t-1) + ...), f = max(x, 0)^2 (So et al. 2021's convolution)."""
+    taps = [*weights[f"{name}.taps"]][::-1]
+    hidden = [linear(x, weights, f"{name}.up") for x in xs]
+    result = []
+    for t in range(len(xs)):
+        terms = [tap * hidden[t - s] for s, tap in enumerate(taps) if s <= t]
+        result.append(linear(relu(torch.stack(terms).sum(0)) ** 2, weights, f"{name}.out"))
+    return result
 
 
 def layernorm(x: Tensor, weights: Weights, name: str) -> Tensor:
@@ -443,12 +653,33 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "t5": [{"layers": "own"}, {"buckets": 4, "max_distance": 6}],
     "xpos": [{"base": 10.0, "scale_base": 5.0, "gamma": 0.1}],
 }
-FEED_FORWARDS: dict[str, Callable[[Tensor, Weights, str], Tensor]] = {
-    "gelu": two_maps(gelu),
-    "relu": two_maps(relu),
-    "relu2": two_maps(lambda x: relu(x) ** 2),
-    "swiglu": gated(swish),
-    "geglu": gated(gelu),
+ATTENTIONS: dict[str, type[Attending]] = {
+    "bigbird": BigBird,
+    "chunked": Chunked,
+    "full": Attending,
+    "landmark": Landmark,
+    "performer": Performer,
+    "sliding_window": SlidingWindow,
+}
+# Options of the tests, for texts of seven tokens and more.
+ATTENTION_OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "bigbird": [
+        {"block": 2, "n_window": 1, "n_global": 1, "n_random": 1},
+        {"block": 1, "n_window": 2, "n_global": 0, "n_random": 2, "seed": 3},
+    ],
+    "chunked": [{"chunk": 3}, {"chunk": 4, "layers": ["chunked", "full"]}],
+    "full": [{}],
+    "landmark": [{"block": 2}, {"block": 2, "retrieved": 1}, {"block": 1, "retrieved": 3}],
+    "performer": [{"features": 5}, {"features": 6, "layers": ["full", "performer"]}],
+    "sliding_window": [{"window": 3}, {"window": 1, "layers": ["full", "sliding_window"]}],
+}
+FEED_FORWARDS: dict[str, Callable[[Vectors, Weights, str], Vectors]] = {
+    "conv": convolved,
+    "gelu": each(two_maps(gelu)),
+    "relu": each(two_maps(relu)),
+    "relu2": each(two_maps(lambda x: relu(x) ** 2)),
+    "swiglu": each(gated(swish)),
+    "geglu": each(gated(gelu)),
 }
 NORMS: dict[str, Callable[[Tensor, Weights, str], Tensor]] = {
     "layernorm": layernorm,
@@ -494,8 +725,12 @@ def one_text(
 ) -> Vectors:
     """Logits after each token of one text."""
     scheme = row_of(config.positional.name)(config, weights)
+    attending = ATTENTIONS[config.attention.name](config, scheme, weights)
     table = weights["token_embedding.weight"]
-    xs = [scheme.embed(table[token], p) for token, p in zip(tokens, positions, strict=True)]
+    marks = attending.marks(positions)
+    places = [*map(Place, positions), *marks]
+    xs = [*(table[token] for token in tokens), *(weights["attention.mark"] for _ in marks)]
+    xs = [scheme.embed(x, place.position) for x, place in zip(xs, places, strict=True)]
 
     if config.norm.placement == "peri":
         xs = [NORMS[config.norm.kind](x, weights, "embedding_norm") for x in xs]
@@ -508,10 +743,13 @@ def one_text(
             xs = [x + part * y for x, y in zip(xs, outputs[mirror], strict=True)]
 
         def attend(inputs: Vectors, layer: int = layer) -> Vectors:
-            return attention(config, weights, scheme, layer, inputs, positions, first_values)
+            names = getattr(config.attention, "layers", [config.attention.name])
+            own = names[layer % len(names)] == config.attention.name
+            of_layer = attending if own else Attending(config, scheme, weights)
+            return attention(of_layer, layer, inputs, places, first_values)
 
         def feed_forward(inputs: Vectors, name: str = f"blocks.{layer}.ffn") -> Vectors:
-            return [FEED_FORWARDS[config.ffn.name](x, weights, name) for x in inputs]
+            return FEED_FORWARDS[config.ffn.name](inputs, weights, name)
 
         xs = residual(config, weights, xs, attend, f"blocks.{layer}.attention")
         xs = residual(config, weights, xs, feed_forward, f"blocks.{layer}.ffn")
@@ -519,7 +757,7 @@ def one_text(
     if config.norm.placement != "post":
         xs = [NORMS[config.norm.kind](x, weights, "final_norm") for x in xs]
     head = weights["head.weight" if config.embedding.name == "untied" else "token_embedding.weight"]
-    return [head @ x for x in xs]
+    return [head @ x for x in xs[: len(tokens)]]
 
 
 def residual(
@@ -543,29 +781,22 @@ def residual(
 
 
 def attention(
-    config: ModelConfig,
-    weights: Weights,
-    scheme: Positions,
-    layer: int,
-    xs: Vectors,
-    positions: list[int],
-    first_values: Vectors,
+    attending: Attending, layer: int, xs: Vectors, places: list[Place], first_values: Vectors
 ) -> Vectors:
-    """Causal attention: each query over the keys at or before its position.
+    """Queries, keys and values of each head, mixed, and mapped out again.
 
     A value residual is V_l = l1 V_l + l2 V_1 (Zhou et al. 2024, section 3.2); the first layer
-    leaves its values in `first_values`.
-
-    With fewer heads for keys and values, as many neighbouring queries share each (Ainslie et al.
-    2023, section 2.2). Scores are soft-capped before the scheme adds to them.
+    leaves its values in `first_values`. With fewer heads for keys and values, as many neighbouring
+    queries share each (Ainslie et al. 2023, section 2.2).
     """
+    config, weights, scheme = attending.config, attending.weights, attending.scheme
     name = f"blocks.{layer}.attention"
     size = config.n_embd // config.n_head
     n_kv_head = config.n_kv_head or config.n_head
     widths = [config.n_embd, n_kv_head * size, n_kv_head * size]
     projected = []
-    for x, position in zip(xs, positions, strict=True):
-        x = scheme.block_input(x, position, layer)
+    for x, place in zip(xs, places, strict=True):
+        x = scheme.block_input(x, place.position, layer)
         projected.append([*linear(x, weights, f"{name}.qkv").split(widths)])
     if config.value_residual and layer == 0:
         first_values += [v for _, _, v in projected]
@@ -573,32 +804,21 @@ def attention(
         own, first = weights[f"{name}.value_parts"]
         for vectors, first_value in zip(projected, first_values, strict=True):
             vectors[2] = own * vectors[2] + first * first_value
-    heads: list[Vectors] = [[] for _ in xs]
+    heads = []
     for head in range(config.n_head):
         kv_head = head // (config.n_head // n_kv_head)
         queries, keys, values = [], [], []
-        for (q, k, v), position in zip(projected, positions, strict=True):
+        for q, k, v in projected:
             q = q[head * size : (head + 1) * size]
             k, v = (y[kv_head * size : (kv_head + 1) * size] for y in (k, v))
             if config.qk_norm:
                 q, k = unit(q), unit(k)
-            queries.append(scheme.turn_query(q, position))
-            keys.append((position, scheme.turn_key(k, position)))
+            queries.append(q)
+            keys.append(k)
             values.append(v)
-        for token, i in enumerate(positions):
-            query, seen = queries[token], [(j, key) for j, key in keys if j <= i]
-            total, mixed = torch.zeros(()), torch.zeros(size)
-            for (j, key), value in zip(keys, values, strict=True):
-                if j > i:
-                    continue
-                score = (query * key).sum() / math.sqrt(size)
-                if config.logit_softcap is not None:
-                    score = config.logit_softcap * torch.tanh(score / config.logit_softcap)
-                score = score + scheme.score(Pair(layer, head, i, j, query, seen))
-                weight = torch.exp(score)
-                total, mixed = total + weight, mixed + weight * value
-            heads[token].append(mixed / total)
-    return [linear(torch.cat(mixed), weights, f"{name}.out") for mixed in heads]
+        heads.append(attending.mixed(Head(layer, head, queries, keys, values), places))
+    rows = zip(*heads, strict=True)
+    return [linear(torch.cat(of_row), weights, f"{name}.out") for of_row in rows]
 
 
 def unit(x: Tensor) -> Tensor:

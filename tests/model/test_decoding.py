@@ -15,8 +15,8 @@ from torch import Tensor
 from minigpt.errors import UserError
 from minigpt.generate import ROOM, Decoder, Sampling, generate
 from minigpt.model import GPT
-from minigpt.model.attention import KVCache
 from minigpt.model.backends import BACKENDS
+from minigpt.model.cache import KVCache
 from minigpt.model.positional import POSITIONAL
 from minigpt.train.device import Compute
 
@@ -161,7 +161,8 @@ def test_a_cache_holds_heads_of_keys_and_values(n_kv_head: int | None) -> None:
     with torch.inference_mode():
         model(random_tokens(2, 4), cache=cache)
         model(random_tokens(2, 1), torch.tensor([[4], [2]]), cache)
-    held = [*cache.keys, *cache.values]
+    slots = cache.slots[None]
+    held = [part[:, :, : slots.n] for part in (*slots.keys.values(), *slots.values.values())]
     assert len(held) == 2 * config.n_layer
     assert {part.shape for part in held} == {(2, n_kv_head or 3, 9, 4)}
     assert sum(part.numel() for part in held) == 2 * 2 * 2 * 9 * (n_kv_head or 3) * 4

@@ -305,6 +305,8 @@ def test_scaled_residual_init(ffn: str) -> None:
             assert not parameter.any(), name
         elif parameter.ndim == 1:
             assert (parameter == 1).all(), name
+        elif name.endswith("taps"):
+            assert (parameter[-1] == 1).all() and not parameter[:-1].any(), name
         else:
             is_residual = name.endswith("out.weight")
             n_residual += is_residual

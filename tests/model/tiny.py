@@ -35,17 +35,21 @@ def tiny_config(
     placement: str = "pre",
     kind: str = "rmsnorm",
     options: Mapping[str, Any] = MappingProxyType({}),
+    attention: str = "full",
+    attention_options: Mapping[str, Any] = MappingProxyType({}),
     **changes: Any,
 ) -> ModelConfig:
     """A design of two layers, three heads and twelve channels, with `changes` to it.
 
-    `options` are those of its positional scheme that are not as configured.
+    `options` and `attention_options` are those of its positional scheme and its attention that are
+    not as configured.
     """
     small: dict[str, Any] = {"n_layer": 2, "n_head": 3, "n_embd": 12, "block_size": 16}
-    parts = composed(f"positional={positional}", f"ffn={ffn}")
+    parts = composed(f"positional={positional}", f"ffn={ffn}", f"attention={attention}")
     return replace(
         parts,
         positional=replace(parts.positional, **options),
+        attention=replace(parts.attention, **attention_options),
         backend=BackendConfig(backend),
         embedding=EmbeddingConfig(embedding),
         norm=NormConfig(placement, kind),
@@ -55,7 +59,9 @@ def tiny_config(
 
 def random_model(config: ModelConfig, n_vocab: int = N_VOCAB) -> GPT:
     """A model whose every parameter is far from its start, so that every part shows."""
-    model = GPT(config, n_vocab)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of what is drawn and no parameter
+        model = GPT(config, n_vocab)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.4, generator=generator)

@@ -1,0 +1,217 @@
+"""Landmarks: a token at the end of each block stands for it, and opens it to later queries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minigpt.errors import require
+from minigpt.model.attention.base import (
+    ATTENTION,
+    Attention,
+    AttentionConfig,
+    Pass,
+    for_each_head,
+    require_whole,
+)
+from minigpt.model.cache import KVCache
+
+if TYPE_CHECKING:
+    from minigpt.model.gpt import ModelConfig
+    from minigpt.model.positional import PositionalScheme
+
+# Of equal scores the later block's wins, by so much a block: landmarks of the first layer know
+# nothing of their blocks yet, and rounding must not choose among them.
+LATER = 1e-5
+QUERIES_AT_ONCE = 512  # so that memory is linear in the length where nothing is kept for gradients
+
+
+@dataclass
+class LandmarkConfig(AttentionConfig):
+    """`block`: tokens that a landmark stands for. `retrieved`: earlier blocks that a query reads,
+    None for as many as block_size holds."""
+
+    block: int
+    retrieved: int | None
+
+    def __post_init__(self) -> None:
+        require_whole("block", self.block)
+        if self.retrieved is not None:
+            require_whole("retrieved", self.retrieved)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Keys, far keys and values (b, h, s, e) at slots of positions, and which are there (b, s)."""
+
+    near: Tensor
+    far: Tensor
+    values: Tensor
+    there: Tensor
+
+
+@ATTENTION.register("landmark", LandmarkConfig)
+class Landmark(Attention):
+    """Landmark attention (Mohtashami & Jaggi 2023), with the grouped softmax of its section 3.
+
+    After each block of text comes a landmark, a learned embedding that runs through all layers
+    and attends as a token of its block does. A query's softmax is over the keys of its own block
+    and the landmarks of earlier blocks; a landmark's weight is divided among the keys of its block
+    by a softmax of theirs. Of the landmarks only the `retrieved` with the highest scores count,
+    for each query and head; of about equal ones, the later. A block farther back than block_size
+    allows is seen as if it stood at that end, so that distances stay those of training ("stingy"
+    positions, section 3.3).
+
+    A landmark stands at the position of its block's last token, where the paper gives it one of its
+    own. n_embd parameters. Score time grows with length squared; memory is linear in evaluation.
+    """
+
+    softmax = False
+
+    def __init__(self, config: LandmarkConfig, model: ModelConfig) -> None:
+        super().__init__(config, model)
+        self.block = config.block
+        blocks = model.block_size // config.block
+        whole = blocks * config.block == model.block_size and blocks >= 2
+        why = (
+            f"model.block_size={model.block_size} must hold two or more whole blocks of it; use a "
+            f"divisor of half of it"
+        )
+        require(whole, "model.attention.block", config.block, why)
+        self.farthest = blocks - 1  # blocks back, in training
+        self.retrieved = self.farthest if config.retrieved is None else config.retrieved
+        self.mark = nn.Parameter(torch.empty(model.n_embd).normal_(std=0.02))
+
+    def why_not(self, model: ModelConfig, scheme: PositionalScheme) -> str | None:
+        if model.positional.name == "cope":
+            return (
+                "it compares keys a block at a time, and positional=cope counts through all of "
+                "them; use another scheme"
+            )
+        if model.ffn.name == "conv":
+            return "its landmarks stand in no text, and ffn=conv looks at neighbours; use another"
+        return None
+
+    def keys(self, length: int) -> float:
+        return (length + length / self.block) * self.rows
+
+    @property
+    def rows(self) -> float:
+        return 1 + 1 / self.block
+
+    def add_rows(self, x: Tensor, positions: Tensor, in_order: bool) -> tuple[Tensor, Tensor]:
+        """A landmark for each token that ends a block; rows with fewer get some not to be kept."""
+        if in_order:
+            ends = positions[:, self.block - 1 :: self.block]
+        else:
+            is_end = (positions + 1) % self.block == 0
+            first = is_end.int().argsort(dim=1, descending=True, stable=True)
+            ends = positions.gather(1, first[:, : int(is_end.sum(1).max())])
+        marks = self.mark.expand(len(x), ends.shape[1], -1)
+        return torch.cat((x, marks.to(x.dtype)), 1), torch.cat((positions, ends), 1)
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, shared: Pass, layer: int, dropout: float
+    ) -> Tensor:
+        positions, scheme = shared.positions, shared.scheme
+        near_q, near_k = scheme.rotate(q, k, positions, layer)
+        far_q = scheme.rotate(q, k, self.far_query(positions), layer)[0]
+        far_k = scheme.rotate(q, k, positions % self.block, layer)[1]
+        tokens, marks = self.held(torch.cat((near_k, far_k), -1), v, near_q, shared, layer)
+        parts = zip(*(x.split(QUERIES_AT_ONCE, 2) for x in (near_q, far_q)), strict=True)
+        places = positions.split(QUERIES_AT_ONCE, 1)
+        mixed = [
+            self.mixed(near, far, place, tokens, marks, shared, layer, dropout)
+            for (near, far), place in zip(parts, places, strict=True)
+        ]
+        return torch.cat(mixed, 2)
+
+    def far_query(self, positions: Tensor) -> Tensor:
+        """Where a query stands for keys of the farthest block, if that is the first of the text."""
+        return positions % self.block + self.farthest * self.block
+
+    def held(self, k: Tensor, v: Tensor, q: Tensor, shared: Pass, layer: int) -> tuple[Held, Held]:
+        """Tokens in the slots of their positions, to whole blocks, and the landmarks of these."""
+        cache, n = shared.once(self, lambda: self.placed(shared, len(q))), shared.length
+        found = []
+        for name, part in ((None, slice(0, n)), ("landmarks", slice(n, None))):
+            keys, values = cache.write(name, layer, k[:, :, part], v[:, :, part])
+            there = cache.slots[name].there
+            more = -keys.shape[2] % self.block if name is None else 0
+            keys, values = (F.pad(for_each_head(x, q), (0, 0, 0, more)) for x in (keys, values))
+            near, far = keys.chunk(2, -1)
+            found.append(Held(near, far, values, F.pad(there, (0, more))))
+        return found[0], found[1]
+
+    def placed(self, shared: Pass, batch: int) -> KVCache:
+        """The cache, or one of this pass alone, with slots for the tokens and the landmarks."""
+        positions, n = shared.positions.expand(batch, -1), shared.length
+        cache = shared.cache
+        if cache is None:
+            cache = KVCache(batch, shared.last + 1, positions.device)
+            cache.begin(positions[:, :n], shared.last)
+        cache.place(None)
+        ends, blocks = positions[:, n:], shared.last // self.block
+        real = ((ends + 1) % self.block == 0) & cache.is_real(ends)
+        cache.place_at("landmarks", ends // self.block, real, blocks, self.block)
+        return cache
+
+    def mixed(
+        self,
+        near_q: Tensor,
+        far_q: Tensor,
+        positions: Tensor,
+        tokens: Held,
+        marks: Held,
+        shared: Pass,
+        layer: int,
+        dropout: float,
+    ) -> Tensor:
+        """Mixed values (b, h, i, e) of queries (b, h, i, e) at positions (b or 1, i)."""
+        device, n_blocks = near_q.device, tokens.near.shape[2] // self.block
+        slots = torch.arange(n_blocks * self.block, device=device)
+        ends = slots[self.block - 1 :: self.block]
+        i = positions[:, None, :, None]
+
+        def scores(held: Held, j: Tensor) -> Tensor:
+            near = self.scored(near_q, held.near, positions, j, shared, layer)
+            if shared.last // self.block <= self.farthest:
+                return near
+            far_positions = self.far_query(positions)
+            far = self.scored(far_q, held.far, far_positions, j % self.block, shared, layer)
+            return torch.where(i // self.block - j // self.block > self.farthest, far, near)
+
+        token_scores, mark_scores = scores(tokens, slots), scores(marks, ends)
+        nothing = torch.finfo(token_scores.dtype).min
+        earlier = (slots <= i) & tokens.there[:, None, None]
+        own = slots // self.block == i // self.block
+        opens = (ends // self.block < i // self.block) & marks.there[:, None, None]
+        mark_scores = mark_scores.masked_fill(~opens, nothing)
+        if self.retrieved < mark_scores.shape[-1]:
+            later = LATER * torch.arange(n_blocks, device=device)
+            best = (mark_scores.detach() + later).topk(self.retrieved).indices
+            kept = mark_scores.gather(-1, best)
+            mark_scores = torch.full_like(mark_scores, nothing).scatter(-1, best, kept)
+        own_scores = token_scores.masked_fill(~(earlier & own), nothing)
+        together = torch.cat((own_scores, mark_scores), -1).softmax(-1)
+        own_weights, gates = together.split([len(slots), n_blocks], -1)
+        gates = gates.masked_fill(~opens, 0)
+        inside = token_scores.masked_fill(~earlier, nothing)
+        inside = rearrange(inside, "b h i (n l) -> b h i n l", n=n_blocks).softmax(-1)
+        weights = own_weights + (gates[..., None] * inside).flatten(-2)
+        return F.dropout(weights, dropout).to(tokens.values.dtype) @ tokens.values
+
+    def scored(
+        self, q: Tensor, k: Tensor, i: Tensor, j: Tensor, shared: Pass, layer: int
+    ) -> Tensor:
+        """Scaled, capped scores and their term, without a mask: (b, h, i, j)."""
+        scores = shared.scores(i, j[None], False, self)
+        products = scores.capped((q / q.shape[-1] ** 0.5) @ k.mT)
+        return products.to(torch.promote_types(q.dtype, torch.float32)) + scores.dense_term(
+            q, k, layer
+        )

@@ -1,0 +1,453 @@
+"""Attention patterns and cores: against loops, in decoding, piece by piece, and in every design."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from contract import (
+    ATTENTION_IDS,
+    ATTENTIONS,
+    SCHEMES,
+    TRAINABLE,
+    VARIANTS,
+    assert_equal,
+    cached_equals_full,
+    each_row_has_its_positions,
+    equals_reference,
+    later_tokens_change_nothing,
+    loss_of,
+    no_positions_mean_arange,
+    order_is_that_of_positions,
+)
+from reference import ATTENTION_OPTIONS
+from reference import ATTENTIONS as ROWS
+from tiny import (
+    N_VOCAB,
+    composed,
+    default_dtype,
+    gradients,
+    random_model,
+    random_tokens,
+    tiny_config,
+)
+from torch import Tensor
+
+from minigpt.config import composed_config
+from minigpt.errors import UserError
+from minigpt.generate import Decoder
+from minigpt.model import GPT, ModelConfig
+from minigpt.model.attention import ATTENTION, Attention, Pass, base
+from minigpt.model.attention.bigbird import BigBird
+from minigpt.model.attention.performer import Performer, orthogonal
+from minigpt.model.backends import eager
+from minigpt.model.cache import SPARE
+from minigpt.model.ffn import FFN
+from minigpt.model.norm import PLACEMENTS
+from minigpt.train.optimizer import OPTIMIZERS
+
+Options = Mapping[str, Any]
+each_attention = pytest.mark.parametrize(("attention", "options"), ATTENTIONS, ids=ATTENTION_IDS)
+SOFTMAX = [name for name in ATTENTION.names() if ATTENTION.variant(name).softmax]
+# How schemes reach attention: turned vectors, and each kind of score.
+KINDS_OF_SCHEME = ["rope", "alibi", "relative", "integrated", "cope", "sinusoidal"]
+
+
+def design(attention: str, options: Options, scheme: str = "rope", **changes: Any) -> ModelConfig:
+    """A tiny design whose texts are longer than its block, where its scheme allows it."""
+    small = {
+        "n_head": 2,
+        "n_embd": 8,
+        "block_size": 36 if scheme in ("relative", "integrated") else 6,
+    }
+    return tiny_config(
+        scheme, attention=attention, attention_options=options, **{**small, **changes}
+    )
+
+
+def backends_of(attention: str) -> list[str]:
+    return TRAINABLE if attention in SOFTMAX else ["eager"]
+
+
+def refused(config: ModelConfig) -> str | None:
+    """Why a design is refused, if it is."""
+    try:
+        GPT(config, N_VOCAB)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    with default_dtype(torch.float64):
+        yield
+
+
+@pytest.mark.parametrize("attention", ATTENTION.names())
+def test_every_registered_attention_has_a_reference(attention: str) -> None:
+    assert attention in ROWS and attention in ATTENTION_OPTIONS, (
+        f"attention={attention} is registered: give it a row in ATTENTIONS of reference.py, its "
+        f"formula written again from its paper, and options in ATTENTION_OPTIONS"
+    )
+
+
+@pytest.mark.parametrize("per_row", [False, True], ids=["arange", "positions"])
+@pytest.mark.parametrize("scheme", KINDS_OF_SCHEME)
+@each_attention
+def test_equals_the_reference(attention: str, options: Options, scheme: str, per_row: bool) -> None:
+    config = design(attention, options, scheme)
+    why = refused(config)
+    if why is not None:  # which test_every_design says is so
+        return
+    for backend in backends_of(attention):
+        equals_reference(config, backend, 11, per_row)
+
+
+@pytest.mark.parametrize(("scheme", "scheme_options"), VARIANTS, ids=str)
+@pytest.mark.parametrize("attention", ATTENTION.names())
+def test_every_scheme_equals_the_reference(
+    attention: str, scheme: str, scheme_options: Options
+) -> None:
+    config = design(attention, ATTENTION_OPTIONS[attention][0], scheme, block_size=36, n_embd=16)
+    config = replace(config, positional=replace(config.positional, **scheme_options))
+    if refused(config) is None:
+        equals_reference(config, "eager", 7, per_row=True)
+
+
+@each_attention
+def test_grouped_queries_and_soft_caps(attention: str, options: Options) -> None:
+    config = design(attention, options, n_head=4, n_embd=16, n_kv_head=2)
+    equals_reference(config, "eager", 9, per_row=True)
+    cached_equals_full(config, "eager")
+    capped = replace(config, logit_softcap=0.5)
+    if refused(capped) is None:
+        equals_reference(capped, "eager", 9, per_row=False)
+
+
+@pytest.mark.parametrize("attention", SOFTMAX)
+def test_flex_equals_the_reference(attention: str) -> None:
+    for options in ATTENTION_OPTIONS[attention]:
+        equals_reference(design(attention, options), "flex", 9, per_row=False)
+
+
+@pytest.mark.parametrize("scheme", KINDS_OF_SCHEME)
+@each_attention
+def test_cached_equals_full(attention: str, options: Options, scheme: str) -> None:
+    config = design(attention, options, scheme)
+    if refused(config) is None:
+        for backend in backends_of(attention):
+            cached_equals_full(config, backend)
+
+
+@each_attention
+def test_later_tokens_change_nothing(attention: str, options: Options) -> None:
+    for backend in backends_of(attention):
+        config = design(
+            attention, {**options, "layers": [attention]} if "layers" in options else options
+        )
+        later_tokens_change_nothing(replace(config, n_layer=3), backend)
+
+
+@each_attention
+def test_positions_are_data(attention: str, options: Options) -> None:
+    config = design(attention, options, block_size=36)
+    for backend in backends_of(attention):
+        each_row_has_its_positions(config, backend)
+        no_positions_mean_arange(config, backend)
+        if attention != "performer":  # which goes by the order of its rows
+            order_is_that_of_positions(config, backend)
+
+
+# --- decoding
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("ffn", ["relu2", "conv"])
+@each_attention
+def test_texts_of_any_lengths_decode_together(attention: str, options: Options, ffn: str) -> None:
+    config = replace(
+        design(attention, options, n_layer=3), ffn=composed("attention=full", f"ffn={ffn}").ffn
+    )
+    if refused(config) is not None:
+        return
+    model = random_model(config)
+    texts = [random_tokens(1, n, seed=n)[0].tolist() for n in (1, 7, 4, 13)]
+    new = random_tokens(4, 12).tolist()
+    with torch.inference_mode():
+        decoder = Decoder(model, texts, None)
+        for step in range(12):
+            for row, text in enumerate(texts):
+                alone = model(torch.tensor([text + new[row][:step]]))[0, -1]
+                assert_equal(decoder.next[row], alone)
+            decoder.append([tokens[step] for tokens in new])
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("sizes", [[1] * 12, [5, 7], [7, 1, 4], [2, 3, 7], [12]], ids=str)
+@pytest.mark.parametrize("ffn", ["relu2", "conv"])
+@each_attention
+def test_any_pieces_equal_the_full_pass(
+    attention: str, options: Options, ffn: str, sizes: list[int]
+) -> None:
+    from test_decoding import through_cache
+
+    config = replace(design(attention, options), ffn=composed("attention=full", f"ffn={ffn}").ffn)
+    if refused(config) is not None:
+        return
+    model, tokens = random_model(config), random_tokens(2, 12)
+    with torch.inference_mode():
+        assert_equal(through_cache(model, tokens, sizes), model(tokens))
+        assert_equal(through_cache(model, tokens, sizes, prefill=True), model(tokens))
+
+
+@pytest.mark.parametrize("attention", ["sliding_window", "chunked", "performer"])
+def test_caches_hold_no_more_than_is_needed(attention: str) -> None:
+    options = {
+        "sliding_window": {"window": 3},
+        "chunked": {"chunk": 3},
+        "performer": {"features": 5},
+    }
+    model = random_model(design(attention, options[attention]))
+    held = []
+    with torch.inference_mode():
+        decoder = Decoder(model, [[1, 2, 3]], None)
+        for step in range(200):
+            if step in (60, 199):
+                cache = decoder.cache
+                kept = [
+                    x for s in cache.slots.values() for x in (*s.keys.values(), *s.values.values())
+                ]
+                held.append(sum(x.numel() for x in (*kept, *cache.states.values())))
+            decoder.append([step % N_VOCAB])
+    layers, heads, e = 2, 2, 4
+    one = {"performer": 5 * (e + 1) + 1}.get(attention, 2 * (3 + SPARE + 1) * e)
+    assert held == [layers * heads * one] * 2
+
+
+def test_only_layers_with_a_window_hold_a_window() -> None:
+    layers = ["sliding_window", "full", "sliding_window"]
+    model = random_model(design("sliding_window", {"window": 3, "layers": layers}, n_layer=3))
+    with torch.inference_mode():
+        decoder = Decoder(model, [[1, 2, 3] * 9], None)
+    full, windows = decoder.cache.slots[None], decoder.cache.slots[3]
+    assert sorted(full.keys) == [1] and sorted(windows.keys) == [0, 2]
+    assert full.n == decoder.cache.capacity and windows.n == 3 + SPARE
+
+
+# --- piece by piece
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("attention", ["sliding_window", "chunked"])
+def test_folded_equals_at_once(
+    attention: str, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    option = {"sliding_window": "window", "chunked": "chunk"}[attention]
+    tokens = random_tokens(2, 23)
+    for span in (1, 3, 5):
+        config = design(attention, {option: span}, scheme, block_size=23)
+        for backend in TRAINABLE:
+            model = random_model(replace(config, backend=replace(config.backend, name=backend)))
+            logits = model(tokens)
+            found = gradients(loss_of(logits), model)
+            with monkeypatch.context() as patch:
+                patch.setattr(base, "FEWEST_IN_A_FOLD", 4)
+                rows: list[int] = []
+                computed = model.backend
+
+                def counting(q: Tensor, *rest: Any, computed: Any = computed) -> Tensor:
+                    rows.append(len(q))  # noqa: B023
+                    return computed(q, *rest)
+
+                model.backend = counting
+                folded = model(tokens)
+            assert rows == [2 * -(-23 // max(span, 4))] * 2
+            assert_equal(folded, logits)
+            assert_equal(gradients(loss_of(folded), model), found)
+
+
+# --- patterns
+
+
+def test_bigbird_draws_evenly() -> None:
+    drawn = []
+    for seed in (0, 1):
+        config = design("bigbird", {"block": 1, "n_window": 1, "n_global": 0, "seed": seed})
+        attention = ATTENTION.build(config.attention, config)
+        assert isinstance(attention, BigBird)
+        own, heads = torch.full((4000,), 20), torch.arange(4000)
+        for draw in range(3):
+            drawn.append(attention.drawn(own, heads, draw))
+            counts = torch.bincount(drawn[-1], minlength=20)
+            # 4000 draws of 20 blocks: 200 each, with a standard deviation of 14.
+            assert len(counts) == 20 and (counts - 200).abs().max() < 60
+    assert all(not torch.equal(one, other) for one, other in itertools.combinations(drawn, 2))
+
+
+# --- performer
+
+
+def estimate_error(n_features: int, seed: int) -> float:
+    """Root mean square difference of a Performer's mixed values and those of a softmax."""
+    config = composed("attention=performer", "positional=nope", "model.n_embd=32", "model.n_head=2")
+    config = replace(config, attention=replace(config.attention, features=n_features), n_layer=1)
+    torch.manual_seed(seed)
+    performer, full = ATTENTION.build(config.attention, config), Attention(config.attention, config)
+    scheme = GPT(config, N_VOCAB).positional
+    q, k, v = torch.randn(3, 8, 2, 40, config.head_size)
+    q, k = q / 2, k / 2  # of long ones the estimate has few, large errors
+    positions = torch.arange(40)[None]
+
+    def mixed(attention: Attention) -> Tensor:
+        shared = Pass(scheme, config, eager, positions, 40, 39, True, None, folds=False)
+        return attention(q, k, v, shared, 0, 0.0)
+
+    return (mixed(performer) - mixed(full)).square().mean().sqrt().item()
+
+
+def test_more_features_are_closer_to_softmax() -> None:
+    numbers = [4, 16, 64, 256, 1024]
+    errors = [sum(estimate_error(n, seed) for seed in range(5)) / 5 for n in numbers]
+    # The error of a mean of n draws falls as the root of n; four times as many halve it.
+    for few, many in itertools.pairwise(errors):
+        assert many < 0.75 * few, errors
+    assert errors[-1] < 0.12, errors
+
+
+def test_features_are_orthogonal_and_normal() -> None:
+    torch.manual_seed(0)
+    vectors = orthogonal(7, 3)
+    assert vectors.shape == (7, 3)
+    for group in vectors.split(3):
+        products = group @ group.T
+        torch.testing.assert_close(products, products.diag().diag(), atol=1e-5, rtol=0)
+    many = torch.cat([orthogonal(8, 8) for _ in range(2000)])
+    torch.testing.assert_close(many.T @ many / len(many), torch.eye(8), atol=0.04, rtol=0)
+    # chi-squared of 8 degrees: mean 8, variance 16
+    squares = many.square().sum(1)
+    assert abs(squares.mean().item() - 8) < 0.1 and abs(squares.var().item() - 16) < 0.8
+
+
+def test_features_are_kept_with_the_weights() -> None:
+    config = design("performer", {"features": 5})
+    torch.manual_seed(1)
+    one = GPT(config, N_VOCAB)
+    torch.manual_seed(2)
+    other = GPT(config, N_VOCAB)
+    tokens = random_tokens(1, 9)
+    assert isinstance(one.attention, Performer) and isinstance(other.attention, Performer)
+    assert not torch.equal(one.attention.features, other.attention.features)
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(one(tokens), other(tokens))
+    assert sum(p.numel() for p in one.attention.parameters()) == 0
+
+
+# --- every design
+
+
+DESIGNS = [*itertools.product(SCHEMES, ATTENTION.names(), FFN.names(), PLACEMENTS)]
+# What is refused, and the words that say why.
+REFUSED = {
+    ("alibi", "performer"): "positional=alibi adds to them",
+    ("cope", "landmark"): "positional=cope counts through all of them",
+    ("landmark", "conv"): "ffn=conv looks at neighbours",
+    **{
+        (scheme, "performer"): f"positional={scheme} adds to them"
+        for scheme in ("cope", "fire", "integrated", "kerple", "relative", "relative_bias", "t5")
+    },
+}
+
+
+@pytest.mark.parametrize(("scheme", "attention"), [*itertools.product(SCHEMES, ATTENTION.names())])
+def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
+    optimizer = composed_config([]).optimizer
+    tokens = random_tokens(2, 17)
+    for ffn, placement in itertools.product(FFN.names(), PLACEMENTS):
+        config = tiny_config(scheme, ffn, placement=placement, attention=attention, n_embd=24)
+        names = (scheme, attention, ffn, placement)
+        whys = [why for pair, why in REFUSED.items() if {*pair} <= {*names}]
+        said = refused(config)
+        assert (said is None) == (not whys), f"{names}: {said or 'not refused'}"
+        if said is not None:
+            assert said.startswith(f"attention={attention}: ") and any(w in said for w in whys)
+            continue
+        torch.manual_seed(0)
+        model = GPT(config, N_VOCAB).train()
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        optimize = OPTIMIZERS.build(optimizer, model)
+        for _ in range(2):
+            model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+            optimize.step()
+            optimize.zero_grad()
+        for name, p in model.named_parameters():
+            assert p.isfinite().all() and not torch.equal(p, before[name]), (names, name)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["attention=chunked", "model.attention.chunk=0"], "model.attention.chunk=0: must be 1 "),
+        (
+            ["attention=sliding_window", "model.attention.window=0"],
+            "model.attention.window=0: must be 1 or more",
+        ),
+        (["attention=bigbird", "model.attention.block=0"], "model.attention.block=0: must be 1 "),
+        (
+            ["attention=bigbird", "model.attention.n_random=-1"],
+            "model.attention.n_random=-1: must be 0 or more",
+        ),
+        (
+            ["attention=performer", "model.attention.features=0"],
+            "model.attention.features=0: must be 1 or more",
+        ),
+        (
+            ["attention=chunked", "model.attention.layers=[]"],
+            r"model.attention.layers=\[\]: give names, as \[chunked,full\]",
+        ),
+        (
+            ["attention=chunked", "model.attention.layers=[chunkd]"],
+            "model.attention.layers=chunkd: not one of chunked, full. Did you mean chunked",
+        ),
+        (
+            ["attention=chunked", "model.attention.layers=[full]"],
+            "model.attention.layers=.*: no layer has it; add chunked",
+        ),
+        (
+            ["attention=landmark", "model.attention.retrieved=0"],
+            "model.attention.retrieved=0: must be 1 or more",
+        ),
+        (["attention=landmark", "model.attention.block=7"], "model.attention.block=7: .*=128 must"),
+        (["attention=landmark", "model.attention.block=128"], "model.attention.block=128: .*two"),
+        (["attention=performer", "model.dropout=0.1"], "attention=performer: .*model.dropout"),
+        (
+            ["attention=performer", "model.logit_softcap=5"],
+            "attention=performer: .*model.logit_softcap",
+        ),
+        (
+            ["model=bigram", "attention=chunked"],
+            "attention=chunked: works inside blocks, and model.n_layer=0 has none; use full",
+        ),
+        (["attention=windowed"], "attention=windowed: no such attention"),
+        (["ffn=conv", "model.ffn.kernel=0"], "model.ffn.kernel=0: must be 1 or more"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_that_cannot_be_honoured(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        GPT(composed_config(overrides).model, N_VOCAB)
+
+
+@pytest.mark.parametrize("attention", ["performer", "landmark"])
+def test_cores_have_no_backends(attention: str) -> None:
+    for name in ("sdpa", "flex"):
+        model = GPT(composed(f"attention={attention}", f"backend={name}"), N_VOCAB)
+        with pytest.raises(UserError, match=rf"^model\.backend\.name={name}: .*a way of its own"):
+            model.use_backend("cpu", bf16=False, use="train")
+    model = GPT(composed(f"attention={attention}"), N_VOCAB)
+    assert "a way of its own" in model.use_backend("cpu", bf16=False, use="train")
