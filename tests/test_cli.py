@@ -366,6 +366,10 @@ def test_doctor(cli: Cli) -> None:
     for scheme in (CONFIGS / "positional").glob("*.yaml"):
         assert f"\n {scheme.stem} " in outcome.out
     assert "FlexAttention has no backward on CPUs" in outcome.out
+    for group in ("attention", "ffn", "norm"):
+        for choice in (CONFIGS / group).glob("*.yaml"):
+            assert f" {choice.stem} " in outcome.out or f" {group}={choice.stem} " in outcome.out
+    assert "attention=performer: it never writes scores out" in outcome.out
 
 
 def test_a_tracker_that_cannot_be_had_leaves_nothing(cli: Cli, workdir: Path) -> None:

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
         console.print("nothing is missing")
     console.print()
     for renderable in _capabilities():
-        console.print(renderable)
+        console.print(renderable, markup=False)
 
 
 def _versions() -> list[Finding]:
@@ -151,48 +151,79 @@ def _tensorboard() -> Finding:
 
 
 def _capabilities() -> list[Any]:
-    """A table of scheme x backend x device, and the reason for each no.
+    """Tables of what goes with what, and the reason for each no.
 
     For the default design; a soft-cap, dropout or small heads may rule out more, and training says
     so before it starts.
     """
+    from dataclasses import replace
+
     import torch
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Column, Table
-    from rich.text import Text
 
     from minigpt.config import composed_config
-    from minigpt.model import GPT
+    from minigpt.errors import UserError
+    from minigpt.model import GPT, ModelConfig
+    from minigpt.model.attention import ATTENTION
     from minigpt.model.backends import BACKENDS, USES, why_not
+    from minigpt.model.ffn import FFN
+    from minigpt.model.norm import PLACEMENTS
     from minigpt.model.positional import POSITIONAL
 
+    reasons: list[str] = []
+
+    def number(why: str) -> str:
+        if why not in reasons:
+            reasons.append(why)
+        return str(reasons.index(why) + 1)
+
+    def able(backend: str, device: str, model: GPT) -> str:
+        found = [why_not(backend, use, device, model.positional, model.config) for use in USES]
+        marks = zip(USES, found, strict=True)
+        return " ".join(use[0] if why is None else number(why) for use, why in marks)
+
+    def built(config: ModelConfig) -> GPT:
+        with torch.device("meta"):
+            return GPT(config, n_vocab=1)
+
+    def exists(config: ModelConfig) -> str:
+        try:
+            built(config)
+        except UserError as error:
+            return number(str(error))
+        return "yes"
+
     devices = ("cpu", "cuda", "mps")
-    table = Table(
-        Column("positional", no_wrap=True),
-        *(f"{backend} {device}" for backend in BACKENDS for device in devices),
-        title="attention backends: t trains, d decodes, a number is the reason for a no",
+    backends = [f"{backend} {device}" for backend in BACKENDS for device in devices]
+    by_backend = _table(
+        "attention backends: t trains, d decodes, a number is the reason for a no",
+        *("positional", *backends),
+    )
+    for name in POSITIONAL.names():
+        model = built(composed_config([f"positional={name}"]).model)
+        by_backend.add_row(name, *(able(*column.split(), model) for column in backends))
+    by_core = _table("the same by attention", "attention", *backends)
+    attentions = {name: composed_config([f"attention={name}"]).model for name in ATTENTION.names()}
+    for name, config in attentions.items():
+        model = built(config)
+        by_core.add_row(name, *(able(*column.split(), model) for column in backends))
+    by_attention = _table("what goes with which attention", "choice", *attentions)
+    others = {"positional": POSITIONAL.names(), "ffn": FFN.names(), "norm": [*PLACEMENTS]}
+    for choice in (f"{group}={name}" for group, names in others.items() for name in names):
+        design = composed_config([choice]).model
+        designs = [replace(design, attention=of.attention) for of in attentions.values()]
+        by_attention.add_row(choice, *map(exists, designs))
+    notes = [f"{number} {reason}" for number, reason in enumerate(reasons, 1)]
+    return [by_backend, "", by_core, "", by_attention, "", *notes]
+
+
+def _table(title: str, first: str, *columns: str) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Column, Table
+
+    return Table(
+        *(Column(first, no_wrap=True), *columns),
+        title=title,
         box=SIMPLE_HEAD,
         show_edge=False,
         padding=(0, 0, 0, 1),
     )
-    reasons: list[str] = []
-
-    def cell(scheme: str, backend: str, device: str) -> str:
-        marks = []
-        for use in USES:
-            why = why_not(backend, use, device, models[scheme].positional, models[scheme].config)
-            if why is not None and why not in reasons:
-                reasons.append(why)
-            marks.append(use[0] if why is None else str(reasons.index(why) + 1))
-        return " ".join(marks)
-
-    with torch.device("meta"):
-        models = {
-            name: GPT(composed_config([f"positional={name}"]).model, n_vocab=1)
-            for name in POSITIONAL.names()
-        }
-    for scheme in models:
-        cells = [cell(scheme, backend, device) for backend in BACKENDS for device in devices]
-        table.add_row(scheme, *cells)
-    notes = [Text(f"{number} {reason}") for number, reason in enumerate(reasons, 1)]
-    return [table, *notes]

@@ -25,6 +25,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     MptConfig,
     MptForCausalLM,
 )
@@ -206,11 +208,16 @@ def llama_config(
     return replace(composed("model=llama", *rope), **{**small, **changes})
 
 
-def llama(config: ModelConfig, rope: dict[str, Any]) -> Any:
-    """Their model of a design, with `rope` for their rope_parameters."""
+def llama(
+    config: ModelConfig,
+    rope: dict[str, Any],
+    model: Any = LlamaForCausalLM,
+    model_config: Any = LlamaConfig,
+    **options: Any,
+) -> Any:
+    """Their model of a design, with `rope` for their rope_parameters; or one that is like it."""
     return hugging_face(
-        LlamaForCausalLM,
-        LlamaConfig,
+        *(model, model_config),
         hidden_size=config.n_embd,
         intermediate_size=config.ffn.hidden(config.n_embd),
         num_hidden_layers=config.n_layer,
@@ -219,6 +226,7 @@ def llama(config: ModelConfig, rope: dict[str, Any]) -> Any:
         max_position_embeddings=config.block_size,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_theta": 10000.0, **rope},
+        **options,
     )
 
 
@@ -234,6 +242,18 @@ def test_llama(n_kv_head: int | None) -> None:
     config = llama_config(n_kv_head=n_kv_head)
     with float64():
         assert_same(config, llama(config, {"rope_type": "default"}), LLAMA_NAMES)
+
+
+@pytest.mark.parametrize("window", [1, 5, 16])
+def test_mistral(window: int) -> None:
+    sliding = composed("attention=sliding_window", f"model.attention.window={window}").attention
+    config = llama_config(n_kv_head=2, attention=sliding)
+    options = {"sliding_window": window, "head_dim": config.head_size}
+    with float64():
+        theirs = llama(
+            *(config, {"rope_type": "default"}, MistralForCausalLM, MistralConfig), **options
+        )
+        assert_same(config, theirs, LLAMA_NAMES, length=40)
 
 
 @pytest.mark.parametrize("factor", [1.5, 2.5, 4.0])

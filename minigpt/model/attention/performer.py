@@ -59,8 +59,8 @@ class Performer(Attention):
     def why_not(self, model: ModelConfig, scheme: PositionalScheme) -> str | None:
         if scheme.score != "none":
             return (
-                f"it never writes scores out, and positional={model.positional.name} adds to "
-                f"them; use a scheme that does not, as rope"
+                "it never writes scores out, and the positional scheme adds to them; use one that "
+                "does not, as positional=rope"
             )
         if model.logit_softcap is not None:
             return "it never writes scores out, and model.logit_softcap bounds them; set it to null"
