@@ -119,9 +119,10 @@ class Landmark(Attention):
         self, q: Tensor, k: Tensor, v: Tensor, shared: Pass, layer: int, dropout: float
     ) -> Tensor:
         positions, scheme = shared.positions, shared.scheme
-        near_q, near_k = scheme.rotate(q, k, positions, layer)
-        far_q = scheme.rotate(q, k, self.far_query(positions), layer)[0]
-        far_k = scheme.rotate(q, k, positions % self.block, layer)[1]
+        near_q, near_k = far_q, far_k = scheme.rotate(q, k, positions, layer)
+        if shared.cache is not None or self.reaches_too_far(shared):
+            far_q = scheme.rotate(q, k, self.far_query(positions), layer)[0]
+            far_k = scheme.rotate(q, k, positions % self.block, layer)[1]
         tokens, marks = self.held(torch.cat((near_k, far_k), -1), v, near_q, shared, layer)
         parts = zip(*(x.split(QUERIES_AT_ONCE, 2) for x in (near_q, far_q)), strict=True)
         places = positions.split(QUERIES_AT_ONCE, 1)
@@ -130,6 +131,10 @@ class Landmark(Attention):
             for (near, far), place in zip(parts, places, strict=True)
         ]
         return torch.cat(mixed, 2)
+
+    def reaches_too_far(self, shared: Pass) -> bool:
+        """Whether a text holds blocks that are farther apart than in training."""
+        return shared.last // self.block > self.farthest
 
     def far_query(self, positions: Tensor) -> Tensor:
         """Where a query stands for keys of the farthest block, if that is the first of the text."""
@@ -173,37 +178,39 @@ class Landmark(Attention):
         dropout: float,
     ) -> Tensor:
         """Mixed values (b, h, i, e) of queries (b, h, i, e) at positions (b or 1, i)."""
-        device, n_blocks = near_q.device, tokens.near.shape[2] // self.block
+        device, n_blocks = near_q.device, marks.near.shape[2]
+        i, own = positions[:, None, :, None], positions[:, None, :, None] // self.block
+        blocks = torch.arange(n_blocks, device=device)
         slots = torch.arange(n_blocks * self.block, device=device)
-        ends = slots[self.block - 1 :: self.block]
-        i = positions[:, None, :, None]
 
         def scores(held: Held, j: Tensor) -> Tensor:
             near = self.scored(near_q, held.near, positions, j, shared, layer)
-            if shared.last // self.block <= self.farthest:
+            if not self.reaches_too_far(shared):
                 return near
             far_positions = self.far_query(positions)
             far = self.scored(far_q, held.far, far_positions, j % self.block, shared, layer)
-            return torch.where(i // self.block - j // self.block > self.farthest, far, near)
+            return torch.where(own - j // self.block > self.farthest, far, near)
 
-        token_scores, mark_scores = scores(tokens, slots), scores(marks, ends)
+        token_scores, mark_scores = (
+            scores(tokens, slots),
+            scores(marks, slots[self.block - 1 :: self.block]),
+        )
         nothing = torch.finfo(token_scores.dtype).min
-        earlier = (slots <= i) & tokens.there[:, None, None]
-        own = slots // self.block == i // self.block
-        opens = (ends // self.block < i // self.block) & marks.there[:, None, None]
+        opens = (blocks < own) & marks.there[:, None, None]
         mark_scores = mark_scores.masked_fill(~opens, nothing)
-        if self.retrieved < mark_scores.shape[-1]:
-            later = LATER * torch.arange(n_blocks, device=device)
-            best = (mark_scores.detach() + later).topk(self.retrieved).indices
+        if self.retrieved < n_blocks:
+            best = (mark_scores.detach() + LATER * blocks).topk(self.retrieved).indices
             kept = mark_scores.gather(-1, best)
             mark_scores = torch.full_like(mark_scores, nothing).scatter(-1, best, kept)
-        own_scores = token_scores.masked_fill(~(earlier & own), nothing)
+        token_scores = token_scores.masked_fill(~tokens.there[:, None, None], nothing)
+        inside = rearrange(token_scores, "b h i (n l) -> b h i n l", n=n_blocks)
+        of_own = own[..., None].expand(*inside.shape[:3], 1, self.block)
+        earlier = torch.arange(self.block, device=device) <= i % self.block
+        own_scores = inside.gather(3, of_own).squeeze(3).masked_fill(~earlier, nothing)
         together = torch.cat((own_scores, mark_scores), -1).softmax(-1)
-        own_weights, gates = together.split([len(slots), n_blocks], -1)
-        gates = gates.masked_fill(~opens, 0)
-        inside = token_scores.masked_fill(~earlier, nothing)
-        inside = rearrange(inside, "b h i (n l) -> b h i n l", n=n_blocks).softmax(-1)
-        weights = own_weights + (gates[..., None] * inside).flatten(-2)
+        own_weights, gates = together.split([self.block, n_blocks], -1)
+        weights = gates.masked_fill(~opens, 0)[..., None] * inside.softmax(-1)
+        weights = weights.scatter(3, of_own, own_weights.unsqueeze(3)).flatten(-2)
         return F.dropout(weights, dropout).to(tokens.values.dtype) @ tokens.values
 
     def scored(

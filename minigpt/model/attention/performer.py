@@ -107,14 +107,17 @@ class Performer(Attention):
         largest = held.get(("performer largest", layer), v.new_full((b, h, 1, 1), LOWEST))
         means = []
         for start in range(0, length, CHUNK):
-            part = slice(start, start + CHUNK)
-            new_largest = torch.maximum(largest, log_k[:, :, part].detach().amax((2, 3), True))
-            k = (log_k[:, :, part] - new_largest).exp()
-            state = state * (largest - new_largest).exp()
-            pairs = (q[:, :, part] @ k.mT).tril()
-            sums = pairs @ v[:, :, part] + q[:, :, part] @ state
+            q_part, v_part = q[:, :, start : start + CHUNK], v[:, :, start : start + CHUNK]
+            log_part = log_k[:, :, start : start + CHUNK]
+            new_largest = torch.maximum(largest, log_part.detach().amax((2, 3), True))
+            k_part = (log_part - new_largest).exp()
+            sums = (q_part @ k_part.mT).tril() @ v_part
+            if start > 0 or held:  # there is something before
+                state = state * (largest - new_largest).exp()
+                sums = sums + q_part @ state
             means.append(sums[..., :-1] / sums[..., -1:].clamp(min=torch.finfo(v.dtype).tiny))
-            state, largest = state + k.mT @ v[:, :, part], new_largest
+            if start + CHUNK < length or shared.cache is not None:  # or to come
+                state, largest = state + k_part.mT @ v_part, new_largest
         if shared.cache is not None:
             held["performer state", layer], held["performer largest", layer] = state, largest
         return torch.cat(means, 2)

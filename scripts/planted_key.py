@@ -1,0 +1,126 @@
+"""Whether a model finds a planted key far back: training, evaluation and the table.
+
+    python scripts/planted_key.py runs/planted_key [--out docs/planted_key.md]
+
+The text: lower-case letters at random, in which now and then stands a capital, the key, and after
+it its digit, drawn anew for each passage. Whoever has seen a capital in a passage knows the digit
+that follows it the next time. Each attention is trained on it (RoPE, several seeds), and asked for
+the digit of a capital that stood once, near the start of a text of each length, with other
+capitals and the letters in between. Chance is a tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import string
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from minigpt.load import TrainedRun, load_run
+
+PASSAGE = 400  # characters with one digit for each capital
+SHARE = 0.12  # of places where a capital and its digit stand
+PLANTED_WITHIN = 48  # characters from the start
+
+
+def main() -> None:
+    """Train what is missing, ask, print the table and write it where asked to."""
+    parser = argparse.ArgumentParser(description="Retrieval of a planted key.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--attentions", default="full,sliding_window,performer,landmark")
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--characters", type=int, default=2_000_000)
+    parser.add_argument("--lengths", default="128,256,512,1024,2048,4096")
+    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_intermixed_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    text = options.folder / "text.txt"
+    if not text.exists():
+        text.write_text(passages(options.characters, random.Random(0)), encoding="utf-8")
+    for attention in options.attentions.split(","):
+        for seed in options.seeds.split(","):
+            run = options.folder / attention / f"seed_{seed}"
+            if not (run / "result.json").exists():
+                train(run, text, attention, seed, options.steps, options.overrides)
+            trained = load_run(str(run), None, "auto")
+            for length in map(int, options.lengths.split(",")):
+                started = time.perf_counter()
+                right = accuracy(trained, length, options.questions)
+                took = time.perf_counter() - started
+                print(
+                    f"{attention:<16} seed {seed} length {length:>5}: {right:.3f} ({took:.1f} s)",
+                    flush=True,
+                )
+
+
+def passages(n: int, rng: random.Random) -> str:
+    """At least n characters."""
+    return "".join(passage(PASSAGE, rng, digits(rng)) for _ in range(-(-n // PASSAGE)))
+
+
+def digits(rng: random.Random) -> dict[str, str]:
+    return {key: rng.choice(string.digits) for key in string.ascii_uppercase}
+
+
+def passage(n: int, rng: random.Random, digit_of: dict[str, str]) -> str:
+    """n characters; a key is never parted from its digit."""
+    parts: list[str] = []
+    length = 0
+    while length < n:
+        if rng.random() < SHARE and length + 2 <= n:
+            key = rng.choice([*digit_of])
+            parts.append(key + digit_of[key])
+        else:
+            parts.append(rng.choice(string.ascii_lowercase))
+        length += len(parts[-1])
+    return "".join(parts)
+
+
+def train(run: Path, text: Path, attention: str, seed: str, steps: int, more: list[str]) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    overrides = [
+        *("data=text", f"data.path={text}", "data.train_fraction=0.99", f"attention={attention}"),
+        *("model.block_size=128", "model.n_embd=64", "model.n_head=4", "trainer.batch_size=16"),
+        *(f"seed={seed}", f"trainer.max_steps={steps}", "logger=none", f"hydra.run.dir={run}"),
+        "trainer.sample_prompt=a",
+        *more,
+    ]
+    with (run / "output.txt").open("w") as output:
+        program = [sys.executable, "-m", "minigpt.cli", "train", *overrides]
+        subprocess.run(program, check=True, stdout=output, stderr=subprocess.STDOUT)
+
+
+@torch.inference_mode()
+def accuracy(trained: TrainedRun, length: int, n_questions: int) -> float:
+    """Share of questions whose likeliest next character is right."""
+    rng, right = random.Random(length), 0
+    at_once = max(1, 8192 // length)
+    for first in range(0, n_questions, at_once):
+        asked = [question(length, rng) for _ in range(min(at_once, n_questions - first))]
+        tokens = torch.tensor([trained.tokenizer.encode(text) for text, _ in asked])
+        answers = trained.model(tokens.to(trained.compute.device))[:, -1].argmax(-1).tolist()
+        for answer, (_, digit) in zip(answers, asked, strict=True):
+            right += trained.tokenizer.decode([answer]) == digit
+    return right / n_questions
+
+
+def question(length: int, rng: random.Random) -> tuple[str, str]:
+    """A text of `length` characters that ends with a key which stood once, and its digit."""
+    digit_of = digits(rng)
+    key = rng.choice([*digit_of])
+    digit = digit_of.pop(key)
+    before = rng.randrange(PLANTED_WITHIN - 2)
+    start = passage(before, rng, digit_of) + key + digit
+    return start + passage(length - 1 - len(start), rng, digit_of) + key, digit
+
+
+if __name__ == "__main__":
+    main()
