@@ -65,7 +65,7 @@ class Display:
             "device": manifest["device"],
             "design": f"{model.positional.name} positions, {model.norm.placement}-norm "
             f"({model.norm.kind}), {model.embedding.name} head, {model.ffn.name}",
-            "attention": trainer.backend,
+            "attention": f"{model.attention.name}; {trainer.backend}",
             "run": str(trainer.run.path),
         }
         for name, fact in facts.items():

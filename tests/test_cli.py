@@ -419,7 +419,9 @@ def test_every_model_runs(cli: Cli, workdir: Path, model: str) -> None:
     assert result["parameters"]["positional"] >= 0 and result["val_loss"] > 0
 
 
-PARTS = [f"{g}={f.stem}" for g in ("ffn", "norm") for f in (CONFIGS / g).glob("*.yaml")]
+PARTS = [
+    f"{g}={f.stem}" for g in ("attention", "ffn", "norm") for f in (CONFIGS / g).glob("*.yaml")
+]
 
 
 @pytest.mark.parametrize("part", sorted(PARTS))

@@ -33,16 +33,16 @@ QUERIES_AT_ONCE = 512  # so that memory is linear in the length where nothing is
 
 @dataclass
 class LandmarkConfig(AttentionConfig):
-    """`block`: tokens that a landmark stands for. `retrieved`: earlier blocks that a query reads,
-    None for as many as block_size holds."""
+    """`block`: tokens that a landmark stands for, None for an eighth of block_size. `retrieved`:
+    earlier blocks that a query reads, None for as many as block_size holds."""
 
-    block: int
+    block: int | None
     retrieved: int | None
 
     def __post_init__(self) -> None:
-        require_whole("block", self.block)
-        if self.retrieved is not None:
-            require_whole("retrieved", self.retrieved)
+        for key, value in (("block", self.block), ("retrieved", self.retrieved)):
+            if value is not None:
+                require_whole(key, value)
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,14 @@ class Landmark(Attention):
 
     def __init__(self, config: LandmarkConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
-        self.block = config.block
-        blocks = model.block_size // config.block
-        whole = blocks * config.block == model.block_size and blocks >= 2
+        self.block = max(1, model.block_size // 8) if config.block is None else config.block
+        blocks = model.block_size // self.block
+        whole = blocks * self.block == model.block_size and blocks >= 2
         why = (
             f"model.block_size={model.block_size} must hold two or more whole blocks of it; use a "
             f"divisor of half of it"
         )
-        require(whole, "model.attention.block", config.block, why)
+        require(whole, "model.attention.block", self.block, why)
         self.farthest = blocks - 1  # blocks back, in training
         self.retrieved = self.farthest if config.retrieved is None else config.retrieved
         self.mark = nn.Parameter(torch.empty(model.n_embd).normal_(std=0.02))
