@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +19,9 @@ from minigpt.tokenizer import Tokenizer, load_tokenizer
 from minigpt.train.device import Compute, choose_compute
 from minigpt.train.state import WEIGHTS, load_weights
 
+if TYPE_CHECKING:
+    from minigpt.quantize import Quantization
+
 
 @dataclass(frozen=True)
 class TrainedRun:
@@ -30,11 +34,15 @@ class TrainedRun:
     compute: Compute
     checkpoint: str
     changes: tuple[str, ...]
+    quantization: Quantization | None = None
 
     @property
     def label(self) -> str:
-        """The checkpoint and what was changed of its config."""
-        return " ".join((self.checkpoint, *self.changes))
+        """The checkpoint, what was changed of its config, and how it was quantised."""
+        parts = [self.checkpoint, *self.changes]
+        if self.quantization is not None:
+            parts.append(f"quantize={self.quantization.method}")
+        return " ".join(parts)
 
     @property
     def weights(self) -> Path:

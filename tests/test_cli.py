@@ -363,6 +363,7 @@ def test_doctor(cli: Cli) -> None:
     assert outcome.code == 0, outcome.err
     for word in ("torch", "device", "precision", "threads", "tokenizer=gpt2", "logger=wandb"):
         assert word in outcome.out
+    assert "--quantize " in outcome.out
     for scheme in (CONFIGS / "positional").glob("*.yaml"):
         assert f"\n {scheme.stem} " in outcome.out
     assert "FlexAttention has no backward on CPUs" in outcome.out

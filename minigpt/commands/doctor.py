@@ -33,7 +33,8 @@ def main(arguments: list[str]) -> None:
 
     console = PipeConsole(highlight=False)
     with console.status("looking around ..."):
-        findings = [*_versions(), *_device(), *_data(), *_tokenizers(), _wandb(), _tensorboard()]
+        findings = [*_versions(), *_device(), *_data(), *_tokenizers(), _wandb()]
+        findings += [_tensorboard(), _torchao()]
     table = Table("subject", "found", show_edge=False)
     for finding in findings:
         table.add_row(finding.subject, Text(finding.found))
@@ -148,6 +149,15 @@ def _tensorboard() -> Finding:
     if find_spec("tensorboard"):
         return Finding("logger=tensorboard", "ready")
     return Finding("logger=tensorboard", "not installed (pip install 'minigpt[tensorboard]')")
+
+
+def _torchao() -> Finding:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return Finding("--quantize", f"ready, torchao {version('torchao')}")
+    except PackageNotFoundError:
+        return Finding("--quantize", "not installed (pip install 'minigpt[quantize]')")
 
 
 def _capabilities() -> list[Any]:

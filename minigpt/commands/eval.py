@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt.commands.options import Parser, add_run_arguments
+from minigpt.commands.options import Parser, add_quantize_argument, add_run_arguments
 from minigpt.errors import UserError, one_line_if_out_of_memory
 
 if TYPE_CHECKING:
@@ -26,15 +27,18 @@ def main(arguments: list[str]) -> None:
     parser = Parser(
         "eval",
         "Measure a trained run: one full pass over each split, in windows that do not overlap.\n"
-        "With --lengths or --by-position: curves of the validation split, drawn in RUN/eval/.",
+        "With --lengths or --by-position: curves of the validation split, drawn in RUN/eval/.\n"
+        "With --quantize: also what the rounding costs in validation loss.",
         [
             "minigpt eval latest",
             "minigpt eval latest --lengths 32,64,128,256,512 --by-position",
             "minigpt eval runs/NAME --lengths 512 --set model.positional.scaling=yarn "
             "--set model.positional.factor=4",
+            "minigpt eval latest --quantize int4",
         ],
     )
     add_run_arguments(parser)
+    add_quantize_argument(parser)
     parser.add_argument(
         "--lengths", metavar="N,N,...", help="validation loss with windows of these many tokens"
     )
@@ -55,6 +59,11 @@ def main(arguments: list[str]) -> None:
     from minigpt.page import write_page
 
     trained = load_run(options.run, options.checkpoint, options.device, options.set)
+    plain = trained.model
+    if options.quantize is not None:
+        from minigpt.quantize import quantized
+
+        trained = quantized(trained, options.quantize)
     prepared = prepare(trained.config.data, trained.config.tokenizer, of_run=trained.run)
     tokens = prepared.tokens.to(trained.compute.device)
     _require_text(lengths, tokens.val)
@@ -70,7 +79,16 @@ def main(arguments: list[str]) -> None:
             result = evaluate(trained.model, split, trained.compute)
             found |= result.metrics(split.name)
             table.add_row(split.name, f"{len(split.tokens):,}", *_cells(result))
+        if trained.quantization is not None:
+            before = evaluate(plain, tokens.val, trained.compute)
+            table.add_row("val, unquantised", f"{len(tokens.val.tokens):,}", *_cells(before))
+            found["quantization"] = asdict(trained.quantization)
+            found["quantization"]["val_loss_difference"] = result.loss - before.loss
     console.print(table)
+    if trained.quantization is not None:
+        difference = found["quantization"]["val_loss_difference"]
+        console.print(trained.quantization.describe(), soft_wrap=True)
+        console.print(f"validation loss {difference:+.5f} by {options.quantize}")
     record(trained, found)
 
     block_size = trained.config.model.block_size

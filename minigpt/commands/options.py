@@ -46,3 +46,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="use the run with another value of model.positional.* or model.backend.name, "
         "as model.positional.scaling=linear; may be repeated",
     )
+
+
+def add_quantize_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of rounded weights."""
+    parser.add_argument(
+        "--quantize",
+        choices=("int8", "int4"),
+        help="round the weights of linear layers, to hold them in fewer bytes "
+        "(pip install 'minigpt[quantize]')",
+    )

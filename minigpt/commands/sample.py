@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt.commands.options import Parser, add_run_arguments
+from minigpt.commands.options import Parser, add_quantize_argument, add_run_arguments
 from minigpt.errors import UserError, one_line_if_out_of_memory
 
 if TYPE_CHECKING:
@@ -25,9 +25,11 @@ def main(arguments: list[str]) -> None:
             "minigpt sample latest --greedy --max-new-tokens 100",
             "minigpt sample runs/NAME --num-samples 3 --temperature 0.8 --top-p 0.95 --seed 7",
             "minigpt sample latest --prompt ROMEO: --prompt 'First Citizen:' --context 512",
+            "minigpt sample latest --quantize int8",
         ],
     )
     add_run_arguments(parser)
+    add_quantize_argument(parser)
     parser.add_argument(
         "--prompt",
         action="append",
@@ -102,6 +104,12 @@ def _sample(options: Namespace, prompts: list[str], sampling: Sampling) -> None:
     from minigpt.load import load_run
 
     trained = load_run(options.run, options.checkpoint, options.device, options.set)
+    if options.quantize is not None:
+        from minigpt.quantize import quantized
+
+        trained = quantized(trained, options.quantize)
+    if trained.quantization is not None:
+        print(trained.quantization.describe(), file=sys.stderr)
     context = _context(options.context, trained.config.model.block_size)
     encoded = [trained.tokenizer.encode(prompt) for prompt in prompts]
     for number in range(options.num_samples):

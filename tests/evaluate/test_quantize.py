@@ -1,0 +1,269 @@
+"""Rounded weights: what they are, what they cost, and that all else goes on as before."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from copy import deepcopy
+from dataclasses import replace
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from minigpt.config import composed_config
+from minigpt.data.tokens import Split
+from minigpt.errors import UserError
+from minigpt.evaluate import evaluate
+from minigpt.generate import Decoder
+from minigpt.model import GPT
+from minigpt.model.backends import BACKENDS
+from minigpt.model.ffn import FFN
+from minigpt.quantize import held_bytes, quantize
+from minigpt.train.device import Compute
+from tests.conftest import TINY, Cli
+
+pytestmark = pytest.mark.skipif(
+    find_spec("torchao") is None, reason="needs torchao: pip install 'minigpt[quantize]'"
+)
+
+FP32, BF16 = Compute("cpu", "", "fp32", ""), Compute("cpu", "", "bf16", "")
+METHODS = ("int8", "int4")
+SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16}
+MOST = {"int8": 0.005, "int4": 0.1}  # nats of a loss of about three
+# Of logits up to 2.5: a kernel may sum one row in another order than many, in bf16 for int4.
+ATOL = {"int8": 1e-5, "int4": 0.05}
+
+
+def model_of(*overrides: str, n_vocab: int = 16, **changes: Any) -> GPT:
+    """A small model whose every parameter is far from its start."""
+    model = GPT(replace(composed_config([*overrides]).model, **{**SMALL, **changes}), n_vocab)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4, generator=generator)
+    return model.eval()
+
+
+def linears(model: GPT) -> dict[str, nn.Linear]:
+    return {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+
+
+def split_of(n_tokens: int = 321, n_vocab: int = 16) -> Split:
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(n_vocab, (n_tokens,), dtype=torch.int32, generator=generator)
+    return Split("val", tokens, target_bytes=n_tokens - 1)
+
+
+def as_used(linear: nn.Linear) -> Tensor:
+    """The weight (out, in) that a layer multiplies by, whatever holds it."""
+    with torch.inference_mode():
+        products = linear(torch.eye(linear.in_features))
+        return (products if linear.bias is None else products - linear.bias).T
+
+
+# --- the numbers
+
+
+def test_int8_is_a_plain_rounding() -> None:
+    model = model_of("model=gpt2")
+    before = deepcopy(model)
+    assert quantize(model, "int8").left == {"the tied head is the token table": 1}
+    for name, linear in linears(model).items():
+        if name == "head":
+            continue
+        rows = []
+        for row in linears(before)[name].weight:
+            scale = row.abs().max() / 127.5  # half a step beyond the greatest number of a byte
+            rows.append((row * (1 / scale)).round().clamp(-128, 127) * scale)
+        torch.testing.assert_close(as_used(linear), torch.stack(rows), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("n_embd", "size"), [(32, 32), (64, 64), (96, 32), (256, 128)])
+def test_int4_takes_the_nearest_of_16_steps(n_embd: int, size: int) -> None:
+    """Also where the largest group size that divides is not the width itself."""
+    model = model_of("model=gpt2", n_embd=n_embd, n_layer=1)
+    weight = linears(model)["blocks.0.attention.qkv"].weight.detach().clone()
+    quantize(model, "int4")
+    found = as_used(linears(model)["blocks.0.attention.qkv"])
+    for before, after in zip(weight.split(size, dim=1), found.split(size, dim=1), strict=True):
+        low, high = before.amin(1, keepdim=True), before.amax(1, keepdim=True)
+        step = (high - low) / 15
+        bf16 = 2**-8 * before.abs().amax(1, keepdim=True)  # its rounding, of scales and sums
+        assert ((after - before).abs() <= step / 2 + 6 * bf16).all()
+        for end, kept in ((low, after.amin(1, keepdim=True)), (high, after.amax(1, keepdim=True))):
+            assert ((end - kept).abs() <= 6 * bf16).all()  # of each group its own
+        assert max(len(row.unique()) for row in after) == 16
+
+
+@pytest.mark.parametrize("embedding", ["tied", "untied"])
+@pytest.mark.parametrize("ffn", FFN.names())
+@pytest.mark.parametrize("method", METHODS)
+def test_every_design_loses_little(method: str, ffn: str, embedding: str) -> None:
+    model = model_of(f"ffn={ffn}", f"embedding={embedding}")
+    before, found = deepcopy(model), quantize(model, method)
+    plain = evaluate(before, split_of(), FP32).loss
+    loss = evaluate(model, split_of(), FP32).loss
+    assert loss != plain and abs(loss - plain) < MOST[method]
+    hidden = model.config.ffn.hidden(32)
+    left = ["the tied head is the token table"] * (embedding == "tied")
+    odd = f"in_features={hidden} is no multiple of 32"
+    left += [odd] * 2 * (method == "int4" and hidden % 32 != 0)
+    assert found.left == {why: left.count(why) for why in left}
+    assert found.layers + len(left) == len(linears(before)) == 9
+    # Nothing but those layers' weights has changed.
+    changed = {f"{name}.weight" for name in linears(before)}
+    for name, parameter in before.named_parameters():
+        if name not in changed:
+            assert torch.equal(parameter, dict(model.named_parameters())[name])
+    tokens = split_of().tokens[None].long()
+    assert torch.equal(model.token_embedding(tokens), before.token_embedding(tokens))
+    assert (model.head.weight is model.token_embedding.weight) == (embedding == "tied")
+
+
+def test_bytes_are_those_held() -> None:
+    for method, most in (("int8", 0.28), ("int4", 0.16)):
+        model = model_of("model=gpt2", "embedding=untied", n_embd=128, n_head=4)
+        table = 4 * (model.token_embedding.weight.numel() + 16 * 128)  # and positions
+        vectors = sum(4 * p.numel() for p in model.parameters() if p.ndim == 1)
+        shapes = [linear.weight.shape for linear in linears(model).values()]
+        found = quantize(model, method)
+        assert found.layers == len(shapes) == 9
+        assert found.bytes_before == table + vectors + sum(4 * n * k for n, k in shapes)
+        if method == "int8":  # a scale of four bytes and a zero of one for each row
+            small = sum(n * k + 5 * n for n, k in shapes)
+        else:  # two a byte; a scale and a zero of two bytes for each group
+            small = sum(n * k // 2 + 4 * n * k // 128 for n, k in shapes)
+        assert found.bytes_after == table + vectors + small
+        assert small < most * sum(4 * n * k for n, k in shapes)
+        assert f"9 of 9 linear layers; weights {found.bytes_before:,} -> " in found.describe()
+    assert held_bytes(torch.zeros(3, 5, dtype=torch.bfloat16)) == 30
+
+
+# --- in use
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_decoding_equals_a_full_pass(method: str, backend: str) -> None:
+    model = model_of(f"backend={backend}", n_layer=1)
+    quantize(model, method)
+    text = split_of(12).tokens.tolist()
+    with torch.inference_mode():
+        expected = model(torch.tensor([text]))[0]
+        decoder = Decoder(model, [text[:4]], context=16)
+        for seen in range(4, len(text)):
+            apart = (decoder.next[0] - expected[seen - 1]).abs().max()
+            assert apart <= ATOL[method]
+            decoder.append([text[seen]])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("ffn", ["relu2", "gelu", "swiglu"])
+@pytest.mark.parametrize("method", METHODS)
+def test_works_under_autocast(method: str, ffn: str, backend: str) -> None:
+    model = model_of(f"ffn={ffn}", f"backend={backend}", "model=gpt2")
+    quantize(model, method)
+    exact, rounded = (evaluate(model, split_of(65), compute).loss for compute in (FP32, BF16))
+    assert exact != rounded and abs(exact - rounded) < 0.01
+
+
+def test_what_cannot_be_quantised_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^--quantize=int4: nothing to quantise .* no multiple of"):
+        quantize(model_of(n_embd=8), "int4")
+    with pytest.raises(UserError, match=r"^--quantize=int8: nothing .* \(the tied head is the tok"):
+        quantize(model_of("model=bigram", "embedding=tied", n_layer=0), "int8")
+    with (
+        torch.device("meta"),
+        pytest.raises(UserError, match=r"^--quantize=int4: no kernel on met"),
+    ):
+        quantize(GPT(replace(composed_config([]).model, **SMALL), 16), "int4")
+
+
+# --- the commands
+
+
+def test_eval_keeps_both(cli: Cli) -> None:
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+    assert cli("eval", "run").code == 0
+    plain = json.loads(Path("run/eval.json").read_text())
+    outcome = cli("eval", "run", "--quantize", "int8", "--lengths", "4")
+    assert outcome.code == 0 and outcome.err == "", outcome.err
+    assert "(best quantize=int8)" in outcome.out and "val, unquantised" in outcome.out
+    assert "int8: 5 of 5 linear layers; weights " in outcome.out
+    entries = json.loads(Path("run/eval.json").read_text())
+    assert [*entries] == ["best", "best quantize=int8"] and entries["best"] == plain["best"]
+    found = entries["best quantize=int8"]
+    difference = found["quantization"]["val_loss_difference"]
+    assert difference == found["val_loss"] - plain["best"]["val_loss"] != 0
+    assert f"validation loss {difference:+.5f} by int8" in outcome.out
+    weights = Path("run/checkpoints/best/model.safetensors").read_bytes()
+    assert found["weights_sha256"] == sha256(weights).hexdigest()
+    assert found["quantization"]["bytes_before"] > 2 * found["quantization"]["bytes_after"]
+    assert Path("run/eval/best_quantize=int8.html").exists()
+    assert cli("eval", "run", "--quantize", "int8", "--lengths", "16").code == 0
+    more = json.loads(Path("run/eval.json").read_text())
+    assert {*more["best quantize=int8"]["lengths"]} == {"4", "16"} and more["best"] == plain["best"]
+    # Other weights: what was found of the earlier ones goes.
+    assert cli("train", "resume=run", "trainer.max_steps=30").code == 0
+    assert cli("eval", "run", "--quantize", "int8").code == 0
+    after = json.loads(Path("run/eval.json").read_text())["best quantize=int8"]
+    assert after["weights_sha256"] != found["weights_sha256"] and "lengths" not in after
+
+
+def test_sample(cli: Cli) -> None:
+    assert cli("train", *TINY, "hydra.run.dir=run", "model.n_embd=32").code == 0
+    ask = ["sample", "run", "--prompt", "fox", "--max-new-tokens", "30", "--json"]
+    plain = cli(*ask)
+    for method in METHODS:
+        outcome = cli(*ask, "--quantize", method)
+        assert outcome.code == 0 and outcome.err.startswith(f"{method}: ")
+        assert outcome.err.count("\n") == 1 and outcome.out.count("\n") == 1
+        assert len(json.loads(outcome.out)["text"]) == len(json.loads(plain.out)["text"]) == 30
+
+
+@pytest.mark.parametrize("command", ["sample", "eval"])
+def test_mistakes_are_one_line(cli: Cli, command: str) -> None:
+    small = ["model.n_embd=8", "model.ffn.expansion=1"]
+    assert cli("train", *TINY, *small, "trainer.max_steps=1", "hydra.run.dir=run").code == 0
+    before = sorted(Path("run").rglob("*"))
+    for method, message in (
+        ("int3", "--quantize: invalid choice: 'int3'"),
+        ("int4", "--quantize=int4: nothing to quantise (in_features=8 is no multiple of 32); "),
+    ):
+        outcome = cli(command, "run", "--quantize", method)
+        assert outcome.code == 2 and outcome.out == "" and outcome.err.count("\n") == 1
+        assert message in outcome.err
+    with mock.patch.dict(sys.modules, {"torchao": None}):
+        outcome = cli(command, "run", "--quantize", "int8")
+    assert outcome.code == 2 and outcome.out == "" and outcome.err.count("\n") == 1
+    assert outcome.err.startswith("minigpt: --quantize=int8: needs torchao (")
+    assert "pip install 'minigpt[quantize]'" in outcome.err
+    assert sorted(Path("run").rglob("*")) == before
+    refused = cli("inspect", "run", "--quantize", "int8")
+    assert refused.code == 2 and "unrecognized arguments: --quantize" in refused.err
+
+
+def test_torchao_says_nothing_of_kernels_for_other_machines(cli: Cli) -> None:
+    assert cli("train", *TINY, "trainer.max_steps=1", "hydra.run.dir=run").code == 0
+    code = "import sys; from minigpt.cli import main; sys.exit(main())"
+    ask = [sys.executable, "-c", code, "sample", "run", "--quantize", "int8"]
+    done = subprocess.run(ask, capture_output=True, text=True, check=True)
+    assert done.stderr.startswith("int8: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", METHODS)
+def test_on_a_gpu(method: str) -> None:
+    compute = Compute("cuda", "", "bf16", "")
+    model = model_of(n_embd=512).cuda()
+    split = replace(split_of(), tokens=split_of().tokens.cuda())
+    before = evaluate(model, split, compute).loss
+    found = quantize(model, method)
+    assert found.bytes_after < found.bytes_before / 2
+    assert abs(evaluate(model, split, compute).loss - before) < 0.5
