@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from minigpt.errors import require
@@ -37,36 +38,28 @@ class Sampling:
         require(top_p_ok, "--top-p", self.top_p, "must be above 0 and at most 1")
         min_p_ok = self.min_p is None or 0 < self.min_p <= 1
         require(min_p_ok, "--min-p", self.min_p, "must be above 0 and at most 1")
-        penalty, why = self.repetition_penalty, "must be above 0; 1 is none"
-        require(0 < penalty < math.inf, "--repetition-penalty", penalty, why)
+        require_repetition_penalty(self.repetition_penalty)
 
     def choose(
         self, logits: Tensor, generator: torch.Generator, text: list[int] | None = None
     ) -> Tensor:
         """One token a row, (b, 1), from logits (b, n). `text`: what the penalty counts as said."""
-        if self.repetition_penalty != 1 and text:
-            logits = self.penalised(logits, text)
+        logits = penalised(logits, [text or []] * len(logits), self.repetition_penalty)
         if self.temperature == 0:
             return logits.argmax(dim=-1, keepdim=True)
         probabilities = self.probabilities(logits)
         return torch.multinomial(probabilities, 1, generator=generator)
-
-    def penalised(self, logits: Tensor, text: list[int]) -> Tensor:
-        """Logits (b, n), those of tokens in `text` over the penalty, or times it where below 0.
-
-        Keskar et al. 2019, section 4.1; the rule for negative ones has become usual since.
-        """
-        said = torch.tensor(sorted(set(text)), device=logits.device)
-        before, penalty = logits[:, said], self.repetition_penalty
-        after = torch.where(before > 0, before / penalty, before * penalty)
-        return logits.index_copy(1, said, after)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution sampled from, (b, n): cut to the top k, min p, top p, and renormalised.
 
         min_p keeps tokens at least that part of the likeliest one's probability (Nguyen et al.
         2024), top_p the fewest likeliest tokens whose sum reaches p (Holtzman et al. 2020).
+        Temperature 0 leaves the likeliest alone.
         """
+        if self.temperature == 0:
+            likeliest = logits.argmax(dim=-1, keepdim=True)
+            return torch.zeros_like(logits, dtype=torch.float).scatter(-1, likeliest, 1.0)
         logits = logits.float()
         # The likeliest at 0, so that no temperature overflows.
         logits = (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature
@@ -84,6 +77,30 @@ class Sampling:
         return probabilities
 
 
+def require_repetition_penalty(penalty: float) -> None:
+    """Raise UserError for a penalty that none can apply."""
+    why = "must be above 0; 1 is none"
+    require(0 < penalty < math.inf, "--repetition-penalty", penalty, why)
+
+
+def penalised(logits: Tensor, texts: list[list[int]], penalty: float) -> Tensor:
+    """Logits (b, n), each row's of tokens in its text over the penalty, or times it where below 0.
+
+    Keskar et al. 2019, section 4.1; the rule for negative ones has become usual since.
+    """
+    if penalty == 1:
+        return logits
+    said = torch.zeros_like(logits, dtype=torch.bool)
+    for row, text in zip(said, texts, strict=True):
+        row[text] = True
+    return torch.where(said, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def for_decoding(compute: Compute) -> Compute:
+    """On a CPU fp32: its bf16 kernels are compiled anew for every length of a text."""
+    return replace(compute, precision="fp32") if compute.device == "cpu" else compute
+
+
 class Decoder:
     """Logits of the next token of texts that grow token by token, several of any lengths at once.
 
@@ -91,6 +108,8 @@ class Decoder:
     text outgrows `context`, every token is computed from the text's last `context` tokens anew:
     cutting keys off a cache would leave what they have told later tokens. None is the most there
     is: the scheme's `max_length`, or no bound. Raises UserError for more than that.
+
+    `next`: logits (b, n) after each text.
     """
 
     def __init__(self, model: GPT, prompts: list[list[int]], context: int | None) -> None:
@@ -102,34 +121,79 @@ class Decoder:
         assert context is None or context >= 1
         self.model, self.context = model, limit if context is None else context
         self.texts = [list(prompt) for prompt in prompts]
-        self.cache: KVCache
-        self.next = self._read()
+        self.device = model.head.weight.device
+        self._read()
 
     def append(self, tokens: list[int]) -> None:
         """Add one token to each text."""
-        for text, token in zip(self.texts, tokens, strict=True):
-            text.append(token)
-        longest = max(map(len, self.texts))
-        if self.context is not None and longest > self.context:
-            self.next = self._read()
-            return
-        if longest > self.cache.capacity:
-            self.cache.grow(self._capacity(longest))
-        device = self.next.device
-        positions = torch.tensor([[len(text) - 1] for text in self.texts], device=device)
-        new = torch.tensor([[token] for token in tokens], device=device)
-        self.next = self.model(new, positions, self.cache)[:, -1]
+        self.extend([[token] for token in tokens])
 
-    def _read(self) -> Tensor:
-        """Read the texts, or their ends, into a new cache: logits (b, n) after each."""
-        ends = self.texts if self.context is None else [t[-self.context :] for t in self.texts]
+    def extend(self, tokens: list[list[int]]) -> Tensor:
+        """Add as many tokens to each text, in one pass where the context holds them.
+
+        Returns logits (b, t, n) after each of them.
+        """
+        starts, n_new = [len(text) for text in self.texts], len(tokens[0])
+        for text, new in zip(self.texts, tokens, strict=True):
+            text.extend(new)
+        n_cached = n_new
+        if self.context is not None:
+            n_cached = min(max(self.context - max(starts), 0), n_new)
+        logits: list[Tensor] = []
+        if n_cached > 0:
+            longest = max(starts) + n_cached
+            if longest > self.cache.capacity:
+                self.cache.grow(self._capacity(longest))
+            ids = torch.tensor([new[:n_cached] for new in tokens], device=self.device)
+            first = torch.tensor(starts, device=self.device)[:, None]
+            positions = first + torch.arange(n_cached, device=self.device)
+            logits.append(self.model(ids, positions, self.cache))
+        if n_cached < n_new:
+            ends = [
+                text[: start + new]
+                for text, start in zip(self.texts, starts, strict=True)
+                for new in range(n_cached + 1, n_new + 1)
+            ]
+            logits.append(rearrange(self._after(ends), "(b t) n -> b t n", b=len(self.texts)))
+        after = torch.cat(logits, dim=1)
+        self.next = after[:, -1]
+        return after
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with these texts alone, in this order; one may be taken several times."""
+        self.texts = [list(self.texts[row]) for row in rows]
+        index = torch.tensor(rows, device=self.device)
+        self.cache.select(index)
+        self.next = self.next[index]
+
+    def rewind(self, length: int) -> None:
+        """Take back what the only text has beyond `length` tokens, at most what was added to it.
+
+        The rest is read anew where the cache cannot go back. `next` is known again once the text is
+        longer.
+        """
+        (text,) = self.texts
+        del text[length:]
+        if not self.cache.rewind(length):
+            self._read()
+
+    def _read(self) -> None:
+        """Read the texts into a new cache."""
+        lengths = [len(end) for end in self._ends(self.texts)]
+        capacity = self._capacity(max(lengths))
+        self.cache = KVCache(len(lengths), capacity, self.device, lengths)
+        self.next = self._after(self.texts, self.cache)
+
+    def _after(self, texts: list[list[int]], cache: KVCache | None = None) -> Tensor:
+        """Read texts from their start, or their last `context` tokens: logits (b, n) after each."""
+        ends = self._ends(texts)
         lengths = [len(end) for end in ends]
-        longest = max(lengths)
-        device = self.model.head.weight.device
-        tokens = torch.tensor([end + [0] * (longest - len(end)) for end in ends], device=device)
-        self.cache = KVCache(len(ends), self._capacity(longest), device, lengths)
-        logits = self.model(tokens, cache=self.cache)
+        padded = [end + [0] * (max(lengths) - len(end)) for end in ends]
+        logits = self.model(torch.tensor(padded, device=self.device), cache=cache)
         return logits[torch.arange(len(ends)), [length - 1 for length in lengths]]
+
+    def _ends(self, texts: list[list[int]]) -> list[list[int]]:
+        return texts if self.context is None else [text[-self.context :] for text in texts]
 
     def _capacity(self, longest: int) -> int:
         capacity = 2 * longest + ROOM
@@ -148,12 +212,10 @@ def generate(
     """Yield `n_tokens` times one new token for each prompt of at least one token.
 
     Each prompt draws from its own generator. `context`: most tokens the model sees, see `Decoder`;
-    the prompts are read at once. Leaves the model's train/eval mode as it was. On a CPU it computes
-    in fp32: bf16 kernels are compiled anew for every length of a text. Raises UserError for a
-    context the model has not.
+    the prompts are read at once. Leaves the model's train/eval mode as it was. Raises UserError for
+    a context the model has not.
     """
-    if compute.device == "cpu":
-        compute = replace(compute, precision="fp32")
+    compute = for_decoding(compute)
     with model.evaluating(), compute.autocast():
         decoder = Decoder(model, prompts, context)
 

@@ -61,6 +61,18 @@ class Slots:
             seen.append(both)
         return seen[0], seen[1]
 
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows alone, in this order."""
+        self.positions = self.positions.index_select(0, rows)
+        for held in (self.keys, self.values):
+            held.update({layer: x.index_select(0, rows) for layer, x in held.items()})
+
+    def rewind(self, length: int) -> None:
+        """Forget what stands for tokens after the first `length`, be it in part."""
+        later = self.positions >= length // self.stride
+        self.positions = self.positions.masked_fill(later, NOWHERE)
+        self.end = min(self.end, -(-length // self.stride))
+
     @property
     def there(self) -> Tensor:
         """Which of the slots in use hold something: (b, s)."""
@@ -95,6 +107,7 @@ class KVCache:
         self.states: dict[object, Tensor] = {}  # of layers that keep something else, by their key
         self._lengths = None if lengths is None else torch.tensor(lengths, device=device)[:, None]
         self._ends: Tensor | None = None
+        self._most = 0  # tokens of a text it has ever seen
         self.positions: Tensor  # (b, t) of this pass's tokens
         self.real: Tensor  # (b, t): which of them are no padding
         self.last: int
@@ -108,6 +121,7 @@ class KVCache:
         """Begin a pass over new tokens at `positions` (b or 1, t), none after `last`."""
         self.positions, self.last = positions.expand(self.batch, -1), last
         self._ends, self._lengths = self._lengths, None
+        self._most = max(self._most, last + 1)
         self.real = self.is_real(self.positions)
 
     def is_real(self, positions: Tensor) -> Tensor:
@@ -142,6 +156,28 @@ class KVCache:
     ) -> tuple[Tensor, Tensor]:
         """Keep a layer's new keys and values (b, h, t, e); returns all there are to see."""
         return self.slots[name].write(layer, k, v)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows alone, in this order; one may be kept several times."""
+        self.batch = len(rows)
+        for slots in self.slots.values():
+            slots.select(rows)
+        self.states = {key: state.index_select(0, rows) for key, state in self.states.items()}
+
+    def rewind(self, length: int) -> bool:
+        """Forget the tokens at position `length` and later, of every row.
+
+        Returns False where that cannot be: a state holds them all in one, and a window has replaced
+        what stood more than SPARE positions before it.
+        """
+        if length >= self._most:
+            return True
+        windows = any(slots.rolls for slots in self.slots.values())
+        if self.states or (windows and length < self._most - SPARE):
+            return False
+        for slots in self.slots.values():
+            slots.rewind(length)
+        return True
 
     def grow(self, capacity: int) -> None:
         """Make room for more positions."""

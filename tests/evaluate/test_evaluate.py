@@ -19,7 +19,7 @@ from minigpt.data.corpus import Corpus
 from minigpt.data.tokens import Split, TokenData, load_tokens
 from minigpt.errors import UserError
 from minigpt.evaluate import Evaluation, evaluate, perplexity
-from minigpt.generate import Sampling, generate, stop_at, stream_text
+from minigpt.generate import Sampling, generate, penalised, stop_at, stream_text
 from minigpt.model import GPT, ModelConfig
 from minigpt.tokenizer import TOKENIZERS, Tokenizer
 from minigpt.train.device import Compute
@@ -266,7 +266,7 @@ def test_min_p_is_a_part_of_the_likeliest() -> None:
 
 def test_repetition_penalty_lowers_what_was_said() -> None:
     logits = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
-    lowered = Sampling(repetition_penalty=4.0).penalised(logits, [0, 1, 0])
+    lowered = penalised(logits, [[0, 1, 0]], 4.0)
     assert lowered.tolist() == [[0.5, -8.0, 1.0, 0.5]]
     assert logits.tolist() == [[2.0, -2.0, 1.0, 0.5]]
     greedy = Sampling(temperature=0, repetition_penalty=4.0)

@@ -183,6 +183,35 @@ def test_a_full_cache_takes_no_more() -> None:
             model(random_tokens(1, 5), cache=cache)
 
 
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_rows_of_a_cache_selected_and_rewound(scheme: str, design: str) -> None:
+    model = model_of(scheme, "eager", design)
+    tokens, kept = random_tokens(3, 8), torch.tensor([2, 0, 2])
+    cache = KVCache(3, 8, tokens.device)
+    model(tokens[:, :6], cache=cache)
+    other = random_tokens(3, 1, seed=1)
+    model(other, torch.tensor([[6], [3], [7]]), cache)  # of different lengths
+    cache.select(kept)
+    assert cache.rewind(3)
+    rest = model(tokens[kept][:, 3:], torch.arange(3, 8)[None], cache)
+    assert_equal(rest, model(tokens[kept])[:, 3:])
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_rewound_cache_is_as_one_that_never_saw_more() -> None:
+    model, tokens = random_model(tiny_config("rope")), random_tokens(1, 6)
+    rewound, other = (KVCache(1, 9, tokens.device) for _ in range(2))
+    model(tokens, cache=rewound)
+    model(tokens[:, :4], cache=other)
+    for length in (4, 9):  # the latter is beyond all it holds
+        assert rewound.rewind(length)
+        slots, others = rewound.slots[None], other.slots[None]
+        assert slots.end == others.end == 4
+        assert torch.equal(slots.positions, others.positions)
+
+
 # --- several texts
 
 
@@ -256,6 +285,46 @@ def test_a_decoder_leaves_the_prompts() -> None:
     prompts = texts_of(3, 1)
     Decoder(random_model(tiny_config("rope")), prompts, None).append([0, 0])
     assert prompts == texts_of(3, 1)
+
+
+# --- back and forth
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("context", [4, BLOCK, None])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_text_goes_back_and_forth(scheme: str, context: int | None) -> None:
+    # Within the context, over its end and back, and beyond it; what was read stays in the slots.
+    model = random_model(tiny_config(scheme, block_size=BLOCK))
+    seen = model.positional.max_length if context is None else context
+    for prompt in texts_of(1, 3, BLOCK + 1):
+        decoder, text = Decoder(model, [prompt], context), list(prompt)
+        for n_new, n_kept in ((2, 0), (3, 1), (1, 1), (5, 2), (4, 4), (3, 0), (2, 1)):
+            new = random_tokens(1, n_new, seed=len(text)).tolist()
+            logits = decoder.extend(new)
+            expected = next_logits(model, text + new[0], len(text), seen)
+            assert_equal(logits, expected[None])
+            assert_equal(decoder.next, expected[-1:])
+            text += new[0][:n_kept]
+            decoder.rewind(len(text))
+            assert decoder.texts == [text] and decoder.cache.slots[None].end <= len(text)
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("context", [4, None])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_texts_selected(scheme: str, context: int | None) -> None:
+    model = random_model(tiny_config(scheme, block_size=BLOCK))
+    seen = model.positional.max_length if context is None else context
+    decoder = Decoder(model, texts_of(3, 1, 2), context)
+    for rows in ([2, 0, 2, 1], [0, 3], [1, 1, 0], [2]):
+        expected = [decoder.texts[row] for row in rows]
+        decoder.select(rows)
+        assert decoder.texts == expected
+        new = random_tokens(len(rows), 2, seed=len(rows)).tolist()
+        found = decoder.extend(new)
+        for row, text in enumerate(expected):
+            assert_equal(found[row], next_logits(model, text + new[row], len(text), seen))
 
 
 # --- generation

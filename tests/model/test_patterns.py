@@ -205,6 +205,53 @@ def test_any_pieces_equal_the_full_pass(
         assert_equal(through_cache(model, tokens, sizes, prefill=True), model(tokens))
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("ffn", ["relu2", "conv"])
+@each_attention
+def test_a_text_goes_back_and_forth(
+    attention: str, options: Options, ffn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minigpt.model.cache.SPARE", 3)  # which is passed, and kept to
+    config = replace(design(attention, options), ffn=composed("attention=full", f"ffn={ffn}").ffn)
+    if refused(config) is not None:
+        return
+    model, text, anew = random_model(config), [1, 2], 0
+    with torch.inference_mode():
+        decoder = Decoder(model, [text], None)
+        for n_new, n_kept in ((4, 4), (2, 0), (3, 1), (7, 7), (3, 1), (6, 0), (3, 3), (1, 0)):
+            new = random_tokens(1, n_new, seed=len(text)).tolist()
+            full = model(torch.tensor([text + new[0]]))[:, len(text) :]
+            assert_equal(decoder.extend(new), full)
+            text = text + new[0][:n_kept]
+            before = decoder.cache
+            decoder.rewind(len(text))
+            anew += decoder.cache is not before
+    by_state = attention == "performer" or ffn == "conv"
+    by_window = attention in ("sliding_window", "chunked")
+    assert anew == (5 if by_state else 1 if by_window else 0)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("ffn", ["relu2", "conv"])
+@each_attention
+def test_texts_are_selected(attention: str, options: Options, ffn: str) -> None:
+    config = replace(design(attention, options), ffn=composed("attention=full", f"ffn={ffn}").ffn)
+    if refused(config) is not None:
+        return
+    model = random_model(config)
+    texts = [random_tokens(1, n, seed=n)[0].tolist() for n in (1, 7, 4)]
+    with torch.inference_mode():
+        decoder = Decoder(model, texts, None)
+        for rows in ([2, 0, 2, 1], [0, 3], [1, 1, 0], [2]):
+            decoder.select(rows)
+            texts = [texts[row] for row in rows]
+            new = random_tokens(len(rows), 3, seed=len(rows)).tolist()
+            found = decoder.extend(new)
+            texts = [text + more for text, more in zip(texts, new, strict=True)]
+            for row, text in enumerate(texts):
+                assert_equal(found[row], model(torch.tensor([text]))[0, -3:])
+
+
 @pytest.mark.parametrize("attention", ["sliding_window", "chunked", "performer"])
 def test_caches_hold_no_more_than_is_needed(attention: str) -> None:
     options = {
