@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,18 @@ def test_sample(cli: Cli) -> None:
         (["--greedy", "--top-k", "3"], "--greedy: excludes --top-k"),
         (["--greedy", "--min-p", "0.1"], "--greedy: excludes --min-p"),
         (["--min-p", "2"], "--min-p=2.0: must be above 0"),
+        (["--beams", "2", "--top-p", "0.9", "--greedy"], "--beams: excludes --top-p, --greedy; le"),
+        (["--beams", "2", "--temperature", "0"], "--beams: excludes --temperature"),
+        (["--beams", "2", "--num-samples", "2"], "--beams: excludes --num-samples"),
+        (["--beams", "2", "--draft", "latest"], "--beams: excludes --draft"),
+        (["--beams", "0"], "--beams=0: must be 1 or more"),
+        (["--beams", "2", "--repetition-penalty", "0"], "--repetition-penalty=0.0: must be above"),
+        (["--beams", "2", "--context", "0"], "--context=0: must be a whole number of 1"),
+        (["--beams", "2", "--length-penalty", "-1"], "--length-penalty=-1.0: must be 0 or more"),
+        (["--length-penalty", "1"], "--length-penalty: needs --beams; give that too"),
+        (["--draft-tokens", "4"], "--draft-tokens: needs --draft; give that too"),
+        (["--draft", "latest", "--draft-tokens", "0"], "--draft-tokens=0: must be 1 or more"),
+        (["--draft", "nowhere"], "--draft: nowhere: no such run directory; give"),
         (["--repetition-penalty", "inf"], "--repetition-penalty=inf: must be above 0"),
         (["--stop", ""], "--stop=: empty"),
         (["--prompts", "nowhere.txt"], "--prompts=nowhere.txt: No such file or directory; give"),
@@ -166,6 +179,78 @@ def test_sample_prompts_of_a_file_as_json(cli: Cli) -> None:
     assert "no line holds a prompt" in cli(*ask, "--prompts", "empty.txt").err
     Path("latin.txt").write_bytes(b"caf\xe9")
     assert "--prompts=latin.txt: not UTF-8 at byte 3" in cli(*ask, "--prompts", "latin.txt").err
+
+
+def test_sample_with_beams(cli: Cli) -> None:
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+    ask = ["sample", "run", "--max-new-tokens", "12", "--prompt", "Line"]
+    assert cli(*ask, "--beams", "1").out == cli(*ask, "--greedy").out
+    five = cli(*ask, "--beams", "5")
+    assert five.code == 0 and five.err == "" and len(five.out) == len("Line") + 12 + 1
+    assert cli(*ask, "--beams", "5", "--seed", "9").out == five.out
+    both = cli(*ask, "--prompt", "the quick", "--beams", "5").out  # past the block, too
+    assert both.startswith(f"--- sample 1 of 1 of 'Line' ---\n{five.out}---")
+    row = json.loads(cli(*ask, "--beams", "5", "--json").out)
+    assert "Line" + row["text"] + "\n" == five.out
+    assert row["score"] == pytest.approx(row["log_probability"] / 12)
+    raw = json.loads(cli(*ask, "--beams", "5", "--length-penalty", "0", "--json").out)
+    assert raw["score"] == raw["log_probability"] == row["log_probability"]
+    penalised = cli(*ask, "--beams", "5", "--repetition-penalty", "9").out
+    assert penalised != five.out
+
+    # A beam ends at a stop, which is not shown, and a penalty can make it wait.
+    stop = row["text"][2:4]
+    rows = [
+        json.loads(cli(*ask, "--beams", "5", "--json", "--length-penalty", a, "--stop", stop).out)
+        for a in ("0", "9")
+    ]
+    assert all(stop not in row["text"] for row in rows)
+    assert len(rows[0]["text"]) <= len(rows[1]["text"])
+    assert rows[0]["log_probability"] > rows[1]["log_probability"]
+
+
+def test_sample_with_a_draft(cli: Cli) -> None:
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+    small = ["model.n_embd=8", "model.block_size=5", "positional=learned"]
+    assert cli("train", *TINY, *small, "hydra.run.dir=small").code == 0
+    ask = ["sample", "run", "--max-new-tokens", "14", "--prompt", "Line"]
+    plain = cli(*ask, "--greedy")
+    drafted = cli(*ask, "--greedy", "--draft", "small", "--draft-tokens", "3")
+    assert drafted.code == 0 and drafted.out == plain.out
+    assert re.fullmatch(
+        r"draft: \d+ of \d+ proposed tokens accepted \(\d+%\), [1-4]\.\d\d tokens a pass of the "
+        r"model; \d+\.\d\d times as fast as without a draft \(\d+\.\d\d s, and \d+\.\d\d s for as "
+        r"many tokens without, timed afterwards\)\n",
+        drafted.err,
+    )
+    itself = ["--draft", "run", "--draft-tokens", "6"]
+    certain = cli(*ask, *itself)
+    assert certain.err.startswith("draft: 11 of 11 proposed tokens accepted (100%), 4.67 tokens a")
+    assert cli(*ask, *itself).out == certain.out
+    assert cli(*ask, *itself, "--seed", "2").out != certain.out
+    stopped = cli(*ask, *itself, "--stop", certain.out[5:7]).out
+    assert stopped == certain.out.partition(certain.out[5:7])[0] + "\n"
+
+    several = [*ask, "--draft", "small", "--prompt", "the quick", "--num-samples", "2"]
+    outcome = cli(*several)
+    assert outcome.out.count("--- sample ") == 4 and "timed" not in outcome.err
+    rows = cli(*several, "--json")
+    assert [0 <= json.loads(row)["acceptance_rate"] <= 1 for row in rows.out.splitlines()] == [
+        1
+    ] * 4
+    assert rows.err == outcome.err and rows.err.count("\n") == 1
+    first = json.loads(rows.out.splitlines()[0])["text"]
+    assert f"Line{first}\n---" in outcome.out
+    one = json.loads(cli(*ask[:-4], "--max-new-tokens", "1", "--draft", "small", "--json").out)
+    assert one["acceptance_rate"] is None
+    assert cli(*ask, "--draft", "small", "--context", "all").code == 0  # the draft sees less
+    assert cli("train", *TINY, "tokenizer=bpe", "hydra.run.dir=bpe").code == 0
+    refused = cli(*ask, "--draft", "bpe")
+    assert refused.code == 2 and refused.out == ""
+    assert refused.err == (
+        "minigpt: --draft=bpe: has another tokenizer than run; use a draft trained with the same "
+        "one, on the same text\n"
+    )
 
 
 @pytest.mark.parametrize("content", ["", "[]", "3", "{", '{"best": 3}', '{"val_loss": 2.2}'])

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import sys
+import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minigpt.commands.options import Parser, add_quantize_argument, add_run_arguments
 from minigpt.errors import UserError, one_line_if_out_of_memory
 
 if TYPE_CHECKING:
+    import torch
+
+    from minigpt.beam import BeamSearch
     from minigpt.generate import Sampling
+    from minigpt.load import TrainedRun
+    from minigpt.speculative import Draft, Tally
+
+DRAWING = ("temperature", "top_k", "top_p", "min_p")
+EXCLUDES = {"beams": (*DRAWING, "greedy", "num_samples", "draft"), "greedy": DRAWING}
+NEEDS = {"length_penalty": "beams", "draft_tokens": "draft"}
+DRAFT_TOKENS = 4
 
 
 def main(arguments: list[str]) -> None:
@@ -26,6 +38,8 @@ def main(arguments: list[str]) -> None:
             "minigpt sample runs/NAME --num-samples 3 --temperature 0.8 --top-p 0.95 --seed 7",
             "minigpt sample latest --prompt ROMEO: --prompt 'First Citizen:' --context 512",
             "minigpt sample latest --quantize int8",
+            "minigpt sample latest --beams 5 --stop '.' --length-penalty 0.6",
+            "minigpt sample runs/BIG --draft runs/SMALL --draft-tokens 6",
         ],
     )
     add_run_arguments(parser)
@@ -39,7 +53,9 @@ def main(arguments: list[str]) -> None:
         "--prompts", metavar="FILE", help="a UTF-8 file with a prompt on each line, added to these"
     )
     parser.add_argument(
-        "--json", action="store_true", help="a line of JSON a text: prompt, sample, seed, text"
+        "--json",
+        action="store_true",
+        help="a line of JSON a text: prompt, sample, seed, text and what else is known",
     )
     parser.add_argument(
         "--context",
@@ -61,29 +77,42 @@ def main(arguments: list[str]) -> None:
         "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable"
     )
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    parser.add_argument(
+        "--beams", type=int, metavar="N", help="search for the likeliest text, keeping N at a time"
+    )
+    parser.add_argument(
+        "--length-penalty",
+        type=float,
+        metavar="A",
+        help="beams that end at a --stop are compared by log-probability / tokens^A (default: 1)",
+    )
+    parser.add_argument(
+        "--draft",
+        metavar="RUN2",
+        help="let a smaller run with the same tokenizer propose tokens, and check several at once: "
+        "the same distribution, though a seed gives another text",
+    )
+    parser.add_argument(
+        "--draft-tokens", type=int, metavar="K", help=f"proposed at a time ({DRAFT_TOKENS})"
+    )
     options = parser.parse_args(arguments)
-
-    from minigpt.generate import Sampling
-
-    clash = [
-        f"--{name}"
-        for name in ("temperature", "top-k", "top-p", "min-p")
-        if getattr(options, name.replace("-", "_")) is not None
-    ]
-    if options.greedy and clash:
-        raise UserError(f"--greedy: excludes {', '.join(clash)}; leave one of them out")
-    for name in ("max_new_tokens", "num_samples"):
-        if getattr(options, name) < 1:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag}={getattr(options, name)}: must be 1 or more")
+    _require_compatible(options, parser)
+    for name in ("max_new_tokens", "num_samples", "draft_tokens"):
+        number = getattr(options, name)
+        if number is not None and number < 1:
+            raise UserError(f"{_flag(name)}={number}: must be 1 or more")
     if not 0 <= options.seed < 2**32:
         raise UserError(f"--seed={options.seed}: must be from 0 to 2^32 - 1")
     if "" in (options.prompt or []):
         raise UserError("--prompt=: empty; a model continues at least one character")
     prompts = [*(options.prompt or []), *_lines(options.prompts)] or ["\n"]
-    temperature = 1.0 if options.temperature is None else options.temperature
     if "" in options.stop:
         raise UserError("--stop=: empty; give the text to end before")
+
+    from minigpt.beam import BeamSearch
+    from minigpt.generate import Sampling
+
+    temperature = 1.0 if options.temperature is None else options.temperature
     sampling = Sampling(
         0.0 if options.greedy else temperature,
         options.top_k,
@@ -91,16 +120,41 @@ def main(arguments: list[str]) -> None:
         options.min_p,
         options.repetition_penalty,
     )
+    search = None
+    if options.beams is not None:
+        penalty = 1.0 if options.length_penalty is None else options.length_penalty
+        search = BeamSearch(options.beams, penalty, options.repetition_penalty)
 
-    with one_line_if_out_of_memory("use a smaller --context, or fewer prompts"):
-        _sample(options, prompts, sampling)
+    with one_line_if_out_of_memory("use a smaller --context, or fewer prompts or --beams"):
+        _sample(options, prompts, sampling, search)
 
 
-def _sample(options: Namespace, prompts: list[str], sampling: Sampling) -> None:
+def _require_compatible(options: Namespace, parser: Parser) -> None:
+    """Raise UserError for options that exclude or need each other."""
+
+    def given(name: str) -> bool:
+        return getattr(options, name) != parser.get_default(name)
+
+    for name, excluded in EXCLUDES.items():
+        clash = [_flag(other) for other in excluded if given(other)]
+        if given(name) and clash:
+            raise UserError(f"{_flag(name)}: excludes {', '.join(clash)}; leave one of them out")
+    for name, needed in NEEDS.items():
+        if given(name) and not given(needed):
+            raise UserError(f"{_flag(name)}: needs {_flag(needed)}; give that too")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _sample(
+    options: Namespace, prompts: list[str], sampling: Sampling, search: BeamSearch | None
+) -> None:
     import torch
 
     from minigpt.files import to_json
-    from minigpt.generate import generate, stop_at, stream_text
+    from minigpt.generate import stop_at, stream_text
     from minigpt.load import load_run
 
     trained = load_run(options.run, options.checkpoint, options.device, options.set)
@@ -111,33 +165,171 @@ def _sample(options: Namespace, prompts: list[str], sampling: Sampling) -> None:
     if trained.quantization is not None:
         print(trained.quantization.describe(), file=sys.stderr)
     context = _context(options.context, trained.config.model.block_size)
-    encoded = [trained.tokenizer.encode(prompt) for prompt in prompts]
+    ask = Ask(
+        trained,
+        [trained.tokenizer.encode(prompt) for prompt in prompts],
+        options.max_new_tokens,
+        sampling,
+        context,
+    )
+    draft = None if options.draft is None else _load_draft(options, trained)
+    tallies: list[Tally] = []
     for number in range(options.num_samples):
         # Sample k of a seed is the same however many are asked for.
         seed = options.seed + number
         generators = [torch.Generator(trained.compute.device).manual_seed(seed) for _ in prompts]
-        rows = generate(
-            trained.model,
-            encoded,
-            options.max_new_tokens,
-            sampling,
-            generators,
-            trained.compute,
-            context,
-        )
-        if len(prompts) == 1:
-            texts = [stream_text(trained.tokenizer, (row[0] for row in rows))]
-        else:  # they grow together, and are shown one after the other
-            texts = [stream_text(trained.tokenizer, tokens) for tokens in zip(*rows, strict=True)]
+        if search is not None:
+            texts = _searched(ask, search, options.stop)
+        elif draft is not None:
+            texts = _drafted(ask, draft, generators, tallies)
+        else:
+            texts = _drawn(ask, generators)
         for prompt, text in zip(prompts, texts, strict=True):
-            text = stop_at(text, options.stop)
+            pieces = stop_at(stream_text(trained.tokenizer, text.tokens), options.stop)
             if options.json:
                 found = {"prompt": prompt, "sample": number + 1, "seed": seed}
-                print(to_json({**found, "text": "".join(text)}))
+                found["text"] = "".join(pieces)
+                print(to_json({**found, **text.facts()}))
                 continue
             if len(prompts) * options.num_samples > 1:
                 print(f"--- {_title(prompt, prompts, number, options.num_samples)} ---")
-            _show(prompt, text)
+            _show(prompt, pieces)
+    if tallies:
+        _report(ask, tallies, time_plain=len(tallies) == 1 and not options.json)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What to write, and how the next token is chosen."""
+
+    trained: TrainedRun
+    prompts: list[list[int]]
+    n_tokens: int
+    sampling: Sampling
+    context: int | None
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text's new tokens as they come, and what else is known of it when they have come."""
+
+    tokens: Iterable[int]
+    facts: Callable[[], dict[str, Any]] = dict
+
+
+def _drawn(ask: Ask, generators: list[torch.Generator]) -> Iterator[Text]:
+    """Token by token; several prompts grow together, and are shown one after the other."""
+    from minigpt.generate import generate
+
+    rows = generate(
+        ask.trained.model,
+        ask.prompts,
+        ask.n_tokens,
+        ask.sampling,
+        generators,
+        ask.trained.compute,
+        ask.context,
+    )
+    if len(ask.prompts) == 1:
+        yield Text(row[0] for row in rows)
+    else:
+        yield from map(Text, zip(*rows, strict=True))
+
+
+def _searched(ask: Ask, search: BeamSearch, stops: list[str]) -> Iterator[Text]:
+    """The best text of a beam search for each prompt."""
+    from minigpt.beam import beam_search
+
+    trained = ask.trained
+    ends = [stop.encode("utf-8", errors="surrogatepass") for stop in stops]
+    longest = max(map(len, ends), default=1)  # bytes, and a token has one or more
+
+    def ended(tokens: list[int]) -> bool:
+        tail = b"".join(map(trained.tokenizer.token_bytes, tokens[-longest:]))
+        return any(end in tail for end in ends)
+
+    for prompt in ask.prompts:
+        found = beam_search(
+            trained.model, prompt, ask.n_tokens, search, ended, trained.compute, ask.context
+        )
+        facts = {"log_probability": found.log_probability, "score": found.score}
+        yield Text(found.tokens, lambda facts=facts: facts)
+
+
+def _load_draft(options: Namespace, trained: TrainedRun) -> Draft:
+    """The run that proposes. Raises UserError where its tokens are others."""
+    from minigpt.load import load_run
+    from minigpt.speculative import Draft
+
+    try:
+        other = load_run(options.draft, None, options.device)
+    except UserError as error:
+        raise UserError(f"--draft: {error}") from None
+    if other.tokenizer.fingerprint != trained.tokenizer.fingerprint:
+        raise UserError(
+            f"--draft={other.run.path}: has another tokenizer than {trained.run.path}; "
+            "use a draft trained with the same one, on the same text"
+        )
+    context = _context(options.context, other.config.model.block_size)
+    limit = other.model.positional.max_length
+    if limit is not None:  # it may see less: that costs speed alone
+        context = limit if context is None else min(context, limit)
+    n_tokens = DRAFT_TOKENS if options.draft_tokens is None else options.draft_tokens
+    return Draft(other.model, n_tokens, context)
+
+
+def _drafted(
+    ask: Ask, draft: Draft, generators: list[torch.Generator], tallies: list[Tally]
+) -> Iterator[Text]:
+    """Drawn with a draft, prompt by prompt; adds a tally of each to `tallies`."""
+    from minigpt.speculative import Tally, speculate
+
+    for prompt, generator in zip(ask.prompts, generators, strict=True):
+        tallies.append(tally := Tally())
+        tokens = speculate(
+            ask.trained.model,
+            draft,
+            prompt,
+            ask.n_tokens,
+            ask.sampling,
+            generator,
+            ask.trained.compute,
+            ask.context,
+            tally,
+        )
+        yield Text(tokens, lambda tally=tally: {"acceptance_rate": tally.acceptance_rate})
+
+
+def _report(ask: Ask, tallies: list[Tally], time_plain: bool) -> None:
+    """Say on standard error what the draft was good for."""
+    proposed, accepted, tokens, passes = (
+        sum(getattr(tally, name) for tally in tallies)
+        for name in ("proposed", "accepted", "tokens", "passes")
+    )
+    share = f" ({accepted / proposed:.0%})" if proposed else ""
+    line = (
+        f"draft: {accepted} of {proposed} proposed tokens accepted{share}, "
+        f"{tokens / passes:.2f} tokens a pass of the model"
+    )
+    if time_plain:
+        plain, drafted = _plain_seconds(ask, tokens), tallies[0].seconds
+        line += (
+            f"; {plain / drafted:.2f} times as fast as without a draft "
+            f"({drafted:.2f} s, and {plain:.2f} s for as many tokens without, timed afterwards)"
+        )
+    print(line, file=sys.stderr)
+
+
+def _plain_seconds(ask: Ask, n_tokens: int) -> float:
+    """How long a text of the only prompt takes without a draft, after the prompt is read."""
+    import torch
+
+    generator = torch.Generator(ask.trained.compute.device).manual_seed(0)
+    (text,) = _drawn(replace(ask, n_tokens=n_tokens), [generator])
+    start = time.perf_counter()
+    for _ in text.tokens:
+        pass
+    return time.perf_counter() - start
 
 
 def _lines(file: str | None) -> list[str]:

@@ -1,0 +1,304 @@
+"""Speculative decoding, against the model alone."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from reference import ATTENTION_OPTIONS
+from tiny import default_dtype, random_model, random_tokens, tiny_config
+from torch import Tensor
+
+from minigpt import speculative
+from minigpt.errors import UserError
+from minigpt.generate import Sampling, generate, penalised
+from minigpt.model import GPT
+from minigpt.model.attention import ATTENTION
+from minigpt.model.positional import POSITIONAL
+from minigpt.speculative import Draft, Tally, speculate, verify
+from minigpt.train.device import Compute
+
+CPU = Compute("cpu", "", "fp32", "")
+BLOCK = 8
+GREEDY = Sampling(temperature=0)
+Verify = Callable[[Tensor, Tensor, list[int], torch.Generator], list[int]]
+
+
+@pytest.fixture(autouse=True)
+def exact() -> Iterator[None]:
+    """In float64, without gradients."""
+    with default_dtype(torch.float64), torch.inference_mode():
+        yield
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """Draws that are the same each time."""
+    return torch.Generator().manual_seed(seed)
+
+
+def near(model: GPT, noise: float) -> GPT:
+    """A draft that often agrees: the model, with noise on its weights."""
+    draft = GPT(model.config, model.n_vocab).eval()
+    draft.load_state_dict(model.state_dict())
+    for parameter in draft.parameters():
+        parameter.add_(noise * torch.randn(parameter.shape, generator=seeded()))
+    return draft
+
+
+def with_draft(
+    model: GPT,
+    draft: Draft,
+    prompt: list[int],
+    n: int,
+    sampling: Sampling = GREEDY,
+    context: int | None = None,
+    seed: int = 0,
+) -> tuple[list[int], Tally]:
+    """The new tokens, and what the draft was good for."""
+    tally = Tally()
+    tokens = speculate(model, draft, prompt, n, sampling, seeded(seed), CPU, context, tally)
+    return [*tokens], tally
+
+
+def distribution(model: GPT, text: list[int], sampling: Sampling, context: int | None) -> Tensor:
+    """What is drawn from after a text, by a full pass."""
+    seen = text if context is None else text[-context:]
+    logits = model(torch.tensor([seen]))[:, -1]
+    return sampling.probabilities(penalised(logits, [text], sampling.repetition_penalty))[0]
+
+
+# --- greedy
+
+
+@pytest.mark.parametrize("n_draft", [1, 4])
+@pytest.mark.parametrize("scheme", POSITIONAL.names())
+def test_greedy_equals_greedy_without_a_draft(scheme: str, n_draft: int) -> None:
+    model = random_model(tiny_config(scheme, block_size=BLOCK))
+    other = random_model(tiny_config("rope", n_layer=1, block_size=BLOCK - 3))
+    drafts = [Draft(near(model, 0.05), n_draft, BLOCK), Draft(other, n_draft, BLOCK - 3)]
+    limit = model.positional.max_length
+    for context, length in itertools.product({5, limit}, (1, BLOCK + 2)):
+        prompt = random_tokens(1, length, seed=length)[0].tolist()
+        steps = generate(model, [prompt], 13, GREEDY, [seeded()], CPU, context)
+        expected = [step[0] for step in steps]
+        for draft in drafts:
+            tokens, tally = with_draft(model, draft, prompt, 13, context=context)
+            assert tokens == expected
+            assert tally.tokens == 13 and tally.accepted <= tally.proposed
+
+
+@pytest.mark.parametrize("ffn", ["relu2", "conv"])
+@pytest.mark.parametrize("attention", ATTENTION.names())
+def test_caches_of_every_kind(attention: str, ffn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also such as cannot go back, or not so far."""
+    monkeypatch.setattr("minigpt.model.cache.SPARE", 2)
+    if (attention, ffn) == ("landmark", "conv"):  # which is refused
+        return
+    small: dict[str, Any] = {"n_head": 2, "n_embd": 8, "block_size": 6}
+    options = ATTENTION_OPTIONS[attention][0]
+    model = random_model(
+        tiny_config("rope", ffn, attention=attention, attention_options=options, **small)
+    )
+    steps = generate(model, [[1, 2]], 20, GREEDY, [seeded()], CPU, None)
+    expected = [step[0] for step in steps]
+    tallies: list[Tally] = []
+    for noise in (0.05, 0.4):
+        tokens, tally = with_draft(model, Draft(near(model, noise), 4, None), [1, 2], 20)
+        assert tokens == expected
+        tallies.append(tally)
+    assert 0 < sum(t.accepted for t in tallies) < sum(t.proposed for t in tallies)
+
+
+def test_some_proposals_are_kept_and_some_are_not() -> None:
+    model = random_model(tiny_config("rope", block_size=BLOCK))
+    _, tally = with_draft(model, Draft(near(model, 0.05), 3, None), [1, 2], 60)
+    assert 0.2 < (tally.acceptance_rate or 0) < 0.9
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 10, 11])
+def test_the_model_as_its_own_draft_is_always_right(n: int) -> None:
+    model = random_model(tiny_config("rope", block_size=BLOCK))
+    widths: list[int] = []
+    hook = model.token_embedding.register_forward_hook(
+        lambda _module, inputs, _output: widths.append(inputs[0].shape[1])
+    )
+    tokens, tally = with_draft(model, Draft(near(model, 0.0), 3, None), [1, 2], n)
+    hook.remove()
+    # The prompt's pass gives one token and every other four, but the last what is left.
+    rounds = math.ceil((n - 1) / 4)
+    left = n - 1 - 4 * (rounds - 1)
+    assert widths == [2, *[4] * (rounds - 1), *[left] * (rounds > 0)]
+    assert (tally.passes, tally.tokens, len(tokens)) == (1 + rounds, n, n)
+    assert tally.accepted == tally.proposed == n - 1 - rounds
+    assert tally.acceptance_rate == (1.0 if tally.proposed else None)
+
+
+# --- what is drawn from
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0.7, top_k=6, top_p=0.9),
+        Sampling(temperature=1.5, min_p=0.02, repetition_penalty=1.5),
+    ],
+)
+@pytest.mark.parametrize("scheme", POSITIONAL.names())
+def test_tokens_are_verified_against_full_passes(
+    scheme: str, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(tiny_config(scheme, block_size=BLOCK))
+    draft = Draft(near(model, 0.5), 3, 6)
+
+    def check(prompt: list[int], context: int) -> Tally:
+        text = list(prompt)
+
+        def seen(p: Tensor, q: Tensor, tokens: list[int], generator: torch.Generator) -> list[int]:
+            texts = [text + tokens[:n] for n in range(len(tokens) + 1)]
+            ps = [distribution(model, t, sampling, context) for t in texts]
+            qs = [distribution(draft.model, t, sampling, draft.context) for t in texts[:-1]]
+            torch.testing.assert_close(p, torch.stack(ps), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(q, torch.stack(qs) if qs else p[:0], rtol=1e-5, atol=1e-6)
+            new = verify(p, q, tokens, generator)
+            text.extend(new)
+            return new
+
+        monkeypatch.setattr(speculative, "verify", seen)
+        tally = Tally()
+        tokens = speculate(model, draft, prompt, 12, sampling, seeded(3), CPU, context, tally)
+        text.append(next(tokens))  # the first is not verified: the model has drawn it
+        found = [*text, *tokens]
+        assert found == text and tally.tokens == 12
+        return tally
+
+    tallies = [check([1], 7), check([1, 2, 3, 4, 5], 8), check([5] * 9, 4)]
+    assert 0 < sum(t.accepted for t in tallies) < sum(t.proposed for t in tallies)
+
+
+# --- the distribution
+
+
+def surprise(counts: Counter[Any], expected: dict[Any, float]) -> float:
+    """By how many standard deviations Pearson's chi-square of counts is above its mean.
+
+    Outcomes of which fewer than five are expected count as one.
+    """
+    n = counts.total()
+    if any(expected[outcome] == 0 for outcome in counts):
+        return math.inf
+    cells = [(counts[outcome], n * p) for outcome, p in expected.items() if n * p >= 5]
+    rest = n - sum(p for _, p in cells)
+    if rest >= 5:
+        cells.append((n - sum(count for count, _ in cells), rest))
+    freedom = len(cells) - 1
+    chi_square = sum((count - p) ** 2 / p for count, p in cells)
+    return (chi_square - freedom) / math.sqrt(2 * freedom)
+
+
+def keep_all(p: Tensor, q: Tensor, tokens: list[int], generator: torch.Generator) -> list[int]:
+    """A wrong rule: every proposal is kept."""
+    return [*tokens, int(torch.multinomial(p[-1], 1, generator=generator))]
+
+
+def replace_from_p(
+    p: Tensor, q: Tensor, tokens: list[int], generator: torch.Generator
+) -> list[int]:
+    """A wrong rule: what is not kept is drawn from all of p, not from what it has beyond q."""
+    new = verify(p, q, tokens, generator)
+    n_kept = len(new) - 1
+    return [*new[:-1], int(torch.multinomial(p[n_kept], 1, generator=generator))]
+
+
+def keep_likely(p: Tensor, q: Tensor, tokens: list[int], generator: torch.Generator) -> list[int]:
+    """A wrong rule: a token is kept with probability p, not p / q."""
+    return verify(p, torch.ones_like(q), tokens, generator)
+
+
+WRONG: list[Verify] = [keep_all, replace_from_p, keep_likely]
+
+
+def surprise_of(rule: Verify) -> float:
+    """Of the first two tokens where two were proposed, 4000 times."""
+    rows = torch.tensor([[1.0, 4.0, 2.0, 0.0], [3.0, 3.0, 0.0, 1.0], [1.0, 1.0, 1.0, 5.0]])
+    p = (rows / rows.sum(-1, keepdim=True)).float()
+    q = torch.tensor([[0.4, 0.2, 0.1, 0.3], [0.0, 0.3, 0.3, 0.4]]).float()
+    generator = seeded(1)
+    counts: Counter[tuple[int, int]] = Counter()
+    for _ in range(4000):
+        proposed = torch.multinomial(q, 1, generator=generator)[:, 0].tolist()
+        new = rule(p, q, proposed, generator)
+        if len(new) == 1:  # what comes next is another round's
+            new.append(int(torch.multinomial(p[1], 1, generator=generator)))
+        counts[new[0], new[1]] += 1
+    return surprise(counts, {(i, j): float(p[0, i] * p[1, j]) for i in range(4) for j in range(4)})
+
+
+def test_verified_tokens_are_as_from_the_model() -> None:
+    assert surprise_of(verify) < 3
+
+
+@pytest.mark.parametrize("rule", WRONG)
+def test_a_wrong_rule_is_noticed(rule: Verify) -> None:
+    assert surprise_of(rule) > 10
+
+
+def test_equal_distributions_keep_every_token() -> None:
+    p = torch.tensor([0.3, 0.0, 0.7]).float().expand(4, -1)
+    for seed in range(50):
+        assert verify(p, p[:-1], [0, 2, 2], seeded(seed))[:3] == [0, 2, 2]
+    lower = torch.tensor([0.3, 0.0, 0.69]).float().expand(4, -1)  # nowhere above q
+    drawn = {tuple(verify(lower, p[:-1], [2, 2, 2], seeded(seed))) for seed in range(300)}
+    assert min(map(len, drawn)) < 4 and all(1 not in tokens for tokens in drawn)
+
+
+def whole_surprise(sampling: Sampling, context: int | None, n: int) -> float:
+    """Of texts of four tokens by two different models, which may outgrow their contexts.
+
+    Of the tokens after the first, that is, which the model alone has drawn.
+    """
+    model = random_model(tiny_config("alibi", n_layer=1, block_size=BLOCK), n_vocab=3)
+    other = random_model(tiny_config("rope", n_layer=1, n_embd=6), n_vocab=3)
+    model.head.weight.mul_(2.5)  # the two shall disagree
+    other.head.weight.mul_(2.5)
+    draft = Draft(other, 2, context)
+    prompt = [1, 0]
+    expected: defaultdict[tuple[int, ...], float] = defaultdict(float)
+    for tokens in itertools.product(range(3), repeat=4):
+        p = 1.0
+        for place, token in enumerate(tokens):
+            text = [*prompt, *tokens[:place]]
+            p *= float(distribution(model, text, sampling, context)[token])
+        expected[tokens[1:]] += p
+    counts = Counter(
+        tuple(with_draft(model, draft, prompt, 4, sampling, context, seed)[0][1:])
+        for seed in range(n)
+    )
+    return surprise(counts, expected)
+
+
+CUT = Sampling(temperature=1.3, top_p=0.9, repetition_penalty=1.4)
+
+
+@pytest.mark.parametrize(("sampling", "context"), [(Sampling(), None), (CUT, 3)])
+def test_texts_are_as_from_the_model_alone(sampling: Sampling, context: int | None) -> None:
+    assert whole_surprise(sampling, context, n=400) < 3
+
+
+@pytest.mark.parametrize(("rule", "n"), [(keep_all, 150), (replace_from_p, 600)])
+def test_texts_by_a_wrong_rule_are_noticed(
+    rule: Verify, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speculative, "verify", rule)
+    assert whole_surprise(Sampling(), None, n) > 6
+
+
+def test_a_refusal_leaves_the_mode() -> None:
+    model = random_model(tiny_config("learned", block_size=BLOCK)).train()
+    with pytest.raises(UserError, match=f"^--context={BLOCK + 1}: "):
+        with_draft(model, Draft(model, 2, None), [1], 3, context=BLOCK + 1)
+    assert model.training
