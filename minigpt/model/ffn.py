@@ -123,8 +123,8 @@ class ConvFeedForward(nn.Module):
     """W2 f(sum_s c_s * W1 x_(t-s)), f = max(x, 0)^2: a causal depthwise convolution inside.
 
     As in Primer (So et al. 2021) each hidden channel weighs the last `kernel` tokens of the text,
-    in the order of its rows; before the first there are zeros. It starts as f alone, with 1 for
-    the token itself. A cache keeps kernel - 1 hidden vectors.
+    in the order of its rows; before the first of a document there are zeros. It starts as f alone,
+    with 1 for the token itself. A cache keeps kernel - 1 hidden vectors.
     """
 
     def __init__(self, config: ConvConfig, model: ModelConfig) -> None:
@@ -141,9 +141,16 @@ class ConvFeedForward(nn.Module):
         up = self.up(x)
         length = up.shape[1]
         both = torch.cat((self._before(up, shared), up), 1)
+        documents = shared.documents
+        if documents is not None:
+            documents = F.pad(documents, (self.kernel - 1, 0), value=-1)
         mixed = self.taps[-1] * up
         for s, tap in enumerate(self.taps[:-1]):
-            mixed = mixed + tap * both[:, s : s + length]
+            earlier = both[:, s : s + length]
+            if documents is not None:
+                same = documents[:, s : s + length] == documents[:, self.kernel - 1 :]
+                earlier = earlier.masked_fill(~same[..., None], 0)
+            mixed = mixed + tap * earlier
         if shared.cache is not None:
             last = shared.cache.real.sum(1)[:, None] + torch.arange(
                 self.kernel - 1, device=x.device

@@ -145,18 +145,28 @@ class GPT(nn.Module):
         self.backend = BACKENDS[self.backend_name]
 
     def forward(
-        self, tokens: Tensor, positions: Tensor | None = None, cache: KVCache | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """Logits (b, t, n_vocab) of the token after each of `tokens` (b, t).
 
         `positions` (b or 1, t) are absolute ids, 0 to t - 1 if None. With a cache the tokens see
-        those it holds, and are kept there. Raises UserError past the scheme's `max_length`.
+        those it holds, and are kept there. `documents` (b, t), int64, says where each row goes from
+        one text to the next, by ids that do not decrease: tokens see their own document alone, and
+        positions that are None begin at 0 in each. Raises UserError past the scheme's `max_length`.
         """
+        assert documents is None or cache is None, "a cache holds one document a row"
+        assert documents is None or self.attention.documents, "a config with both is refused"
         length = tokens.shape[1]
-        in_order = positions is None and (cache is None or cache.empty)
+        empty = cache is None or cache.empty
+        in_order = positions is None and documents is None and empty
         if positions is None:
-            last = length - 1
+            last = length - 1  # with documents at most: asking would wait for the device
             positions = torch.arange(length, device=tokens.device)[None]
+            positions = positions if documents is None else restarting_positions(documents)
         else:
             last = int(positions.max())
         limit = self.positional.max_length
@@ -171,7 +181,7 @@ class GPT(nn.Module):
         folds = self.backend is not flex  # which skips what is not seen by itself
         shared = Pass(
             *(self.positional, self.config, self.backend),
-            *(positions, length, last, in_order, cache, folds),
+            *(positions, length, last, in_order, cache, folds, documents),
         )
         x = self.positional.embed(x, positions)
         x = self.dropout(self.embedding_norm(x))
@@ -185,9 +195,18 @@ class GPT(nn.Module):
                 skips.append(x)
         return self.head(self.final_norm(x[:, :length]))[..., : self.n_vocab]
 
-    def loss(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-        """Cross-entropy in nats of `targets` (b, t), the tokens that follow `tokens` (b, t)."""
-        logits = self(tokens)
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        documents: Tensor | None = None,
+        reduction: str = "mean",
+    ) -> Tensor:
+        """Cross-entropy in nats of `targets` (b, t), the tokens that follow `tokens` (b, t).
+
+        `documents`: see `forward`.
+        """
+        logits = self(tokens, documents=documents)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
 
     @contextmanager
@@ -264,6 +283,13 @@ def _by_layer(attention: Attention, config: ModelConfig) -> list[Attention]:
     names = getattr(config.attention, "layers", [config.attention.name])
     own = [names[layer % len(names)] == config.attention.name for layer in range(config.n_layer)]
     return [attention if wanted else full for wanted in own]
+
+
+def restarting_positions(documents: Tensor) -> Tensor:
+    """Positions (b, t) that begin at 0 wherever the id of a row's documents (b, t) changes."""
+    place = torch.arange(documents.shape[1], device=documents.device)
+    begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+    return place - torch.where(begins, place, 0).cummax(dim=1).values
 
 
 def _require_divides(key: str, heads: int, whole_key: str, whole: int) -> None:

@@ -14,6 +14,8 @@ from minigpt.model.positional import DenseTerm, DistanceTerm, PositionalScheme, 
 if TYPE_CHECKING:
     from minigpt.model.attention import Attention
 
+BEYOND = 2**31  # a position past those of every text
+
 
 class Scores:
     """What a forward pass makes of its attention scores. One a forward, used by every layer.
@@ -22,6 +24,7 @@ class Scores:
     and keys are the same tokens at positions 0, 1, ..., so that a backend may use its own causal
     path. `softcap`: bound of the scaled dot products, before the term is added; None for none.
     `attention`: whose pattern shows keys; None for all earlier ones.
+    `documents` (b, t): see `GPT.forward`; None where a row is one document.
     """
 
     def __init__(
@@ -33,17 +36,22 @@ class Scores:
         in_order: bool,
         softcap: float | None = None,
         attention: Attention | None = None,
+        documents: Tensor | None = None,
     ) -> None:
         self.scheme, self.n_head, self.softcap = scheme, n_head, softcap
         self.attention = attention
         self.q_positions, self.k_positions = q_positions, k_positions
-        self.in_order = in_order
+        self.in_order, self.documents = in_order, documents
         self._shared: Tensor | None = None
         self._block_mask: BlockMask | None = None
 
     def term(self, q: Tensor, k: Tensor, layer: int) -> ScoreTerm | None:
         """The scheme's formula for a layer, or None."""
-        return self.scheme.score_term(q, k, self.q_positions, self.k_positions, layer)
+        places = self.q_positions, self.k_positions
+        if self.documents is not None and self.scheme.ordinal:
+            q_places, k_places = (p + self.documents * BEYOND for p in places)
+            return self.scheme.score_term(q, k, q_places, k_places, layer)
+        return self.scheme.score_term(q, k, *places, layer)
 
     def capped(self, products: Tensor) -> Tensor:
         """softcap * tanh(products / softcap) (Gemma 2, 2024), or the products as they are."""
@@ -80,14 +88,16 @@ class Scores:
         return self.in_order and full and self.scheme.score == "none"
 
     def visible(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """The mask: True where key j stands at or before query i, and the pattern shows it."""
-        q, k = self.q_positions, self.k_positions
+        """The mask: True where key j stands at or before query i in its document, and the pattern
+        shows it."""
+        q, k, documents = self.q_positions, self.k_positions, self.documents
+        together = None if documents is None else documents[b, j] == documents[b, i]
         i, j = q[b % q.shape[0], i], k[b % k.shape[0], j]  # one row may stand for all
         seen = j <= i
         if self.attention is not None:
             shown = self.attention.sees(h, i, j)
             seen = seen if shown is None else seen & shown
-        return seen
+        return seen if together is None else seen & together
 
     def block_mask(self, batch: int) -> BlockMask:
         """The mask as FlexAttention wants it, made once a forward."""
@@ -105,7 +115,8 @@ class Scores:
         return self._block_mask
 
     def _rows(self) -> int:
-        return max(len(self.q_positions), len(self.k_positions))
+        by_row = (self.q_positions, self.k_positions, self.documents)
+        return max(len(places) for places in by_row if places is not None)
 
     def _grid(self, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Index tensors that broadcast to (b, h, i, j)."""

@@ -51,6 +51,10 @@ def assert_equal(actual: Any, expected: Any) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
+# Lengths of the documents of some rows.
+PACKED = ((3, 1, 6, 1, 2), (1, 12), (13,), (12, 1), (1,) * 13)
+
+
 def loss_of(logits: Tensor) -> Tensor:
     """A loss in the logits' own precision; GPT.loss has that of fp32."""
     targets = random_tokens(*logits.shape[:2], seed=1).to(logits.device)
@@ -172,6 +176,31 @@ def cached_equals_full(config: ModelConfig, backend: str) -> None:
         for p in range(4, 9):
             parts.append(model(tokens[:, p : p + 1], torch.full((1, 1), p), cache))
         assert_equal(torch.cat(parts, dim=1), model(tokens))
+
+
+def packed_equals_alone(config: ModelConfig, backend: str, first_position: int = 0) -> None:
+    """Logits and gradients of rows of documents are those of each document run by itself."""
+    with default_dtype(torch.float64):
+        model, plain = model_on(config, backend), model_on(config, "eager")
+        tokens = random_tokens(len(PACKED), sum(PACKED[0]))
+        documents = torch.stack([ids(lengths) for lengths in PACKED])
+        begins = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in PACKED])
+        positions = begins + first_position
+        rows = []
+        for row, places, lengths in zip(tokens, positions, PACKED, strict=True):
+            parts = zip(row.split(lengths), places.split(lengths), strict=True)
+            rows.append(torch.cat([plain(part[None], at[None])[0] for part, at in parts]))
+        alone = torch.stack(rows)
+        with torch.set_grad_enabled(backend in TRAINABLE):
+            packed = model(tokens, positions if first_position else None, documents=documents)
+        assert_equal(packed.detach(), alone.detach())
+        if packed.requires_grad:
+            assert_equal(gradients(loss_of(packed), model), gradients(loss_of(alone), plain))
+
+
+def ids(lengths: tuple[int, ...]) -> Tensor:
+    """The document of each token, by ids that leave some out."""
+    return torch.tensor([5 + 3 * k for k, n in enumerate(lengths) for _ in range(n)])
 
 
 @torch.no_grad()

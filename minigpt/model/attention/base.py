@@ -100,7 +100,8 @@ class Pass:
 
     `positions` (b, t), or (1, t) for all, of the rows of x; the first `length` are tokens, none of
     them after position `last`. `in_order`: they stand at 0, 1, ..., and no token came before.
-    `folds`: whether a pattern with a horizon is computed piece by piece.
+    `folds`: whether a pattern with a horizon is computed piece by piece. `documents`: see
+    `GPT.forward`.
     """
 
     def __init__(
@@ -114,10 +115,11 @@ class Pass:
         in_order: bool,
         cache: KVCache | None,
         folds: bool,
+        documents: Tensor | None = None,
     ) -> None:
         self.scheme, self.config, self.backend = scheme, config, backend
         self.positions, self.in_order, self.cache, self.folds = positions, in_order, cache, folds
-        self.length, self.last = length, last
+        self.length, self.last, self.documents = length, last, documents
         self.first_values: Tensor | None = None  # (b, h, t, e) of layer 0, for value residuals
         self._made: dict[object, Any] = {}
 
@@ -131,15 +133,17 @@ class Pass:
         """A pass over the same rows that shares nothing with this one."""
         return Pass(
             *(self.scheme, self.config, self.backend, self.positions, self.length, self.last),
-            *(self.in_order, None, self.folds),
+            *(self.in_order, None, self.folds, self.documents),
         )
 
     def scores(
         self, q_positions: Tensor, k_positions: Tensor, in_order: bool, attention: Attention
     ) -> Scores:
         """The scores of queries and keys that stand at given positions."""
-        n_head, softcap = self.config.n_head, self.config.logit_softcap
-        return Scores(self.scheme, n_head, q_positions, k_positions, in_order, softcap, attention)
+        return Scores(
+            *(self.scheme, self.config.n_head, q_positions, k_positions, in_order),
+            *(self.config.logit_softcap, attention, self.documents),
+        )
 
 
 class Attention(nn.Module):
@@ -149,12 +153,13 @@ class Attention(nn.Module):
 
     `horizon`: how many positions back a query looks, itself included, and so all that a cache
     holds; None for all. `by_head`: whether what is seen differs by head. `softmax`: whether a
-    backend computes it.
+    backend computes it. `documents`: whether it keeps the documents of a row apart.
     """
 
     horizon: int | None = None
     by_head: ClassVar[bool] = False
     softmax: ClassVar[bool] = True
+    documents: ClassVar[bool] = True
 
     def __init__(self, config: AttentionConfig, model: ModelConfig) -> None:
         super().__init__()

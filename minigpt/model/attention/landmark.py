@@ -71,7 +71,7 @@ class Landmark(Attention):
     own. n_embd parameters. Score time grows with length squared; memory is linear in evaluation.
     """
 
-    softmax = False
+    softmax, documents = False, False
 
     def __init__(self, config: LandmarkConfig, model: ModelConfig) -> None:
         super().__init__(config, model)

@@ -47,7 +47,7 @@ class Performer(Attention):
     decoder keeps features * (head_size + 2) numbers a head, whatever the length. Computed in fp32.
     """
 
-    softmax = False
+    softmax, documents = False, False
 
     def __init__(self, config: PerformerConfig, model: ModelConfig) -> None:
         super().__init__(config, model)

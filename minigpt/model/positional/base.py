@@ -54,11 +54,14 @@ class PositionalScheme(nn.Module):
     "none" (there is no term), "positions" (the same in all layers), "layer" (positions and layer),
     "content" (queries or keys as well).
     `decays`: whether weight decay pulls its tables to zero; not where they make bare scores.
+    `ordinal`: whether `score_term` reads nothing but the order of positions. It is then given the
+    documents of a row one after the other, instead of each from 0, where they would interleave.
     """
 
     max_length: int | None = None
     score: Literal["none", "positions", "layer", "content"] = "none"
     decays: ClassVar[bool] = True
+    ordinal: ClassVar[bool] = False
 
     def __init__(self, config: PositionalConfig, model: ModelConfig) -> None:
         super().__init__()

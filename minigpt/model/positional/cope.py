@@ -46,6 +46,7 @@ class ContextualPositions(PositionalScheme):
     """
 
     score = "content"
+    ordinal = True
 
     def __init__(self, config: CopeConfig, model: ModelConfig) -> None:
         super().__init__(config, model)

@@ -1,0 +1,133 @@
+"""Documents packed into one row see nothing of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from contract import (
+    ATTENTION_IDS,
+    ATTENTIONS,
+    PACKED,
+    RELATIVE,
+    SCHEMES,
+    VARIANT_IDS,
+    VARIANTS,
+    ids,
+    packed_equals_alone,
+    variant_config,
+)
+from tiny import random_model, random_tokens, tiny_config
+from torch import Tensor
+
+from minigpt.errors import UserError
+from minigpt.model import gpt as gpt_module
+from minigpt.model.attention import ATTENTION
+from minigpt.model.backends import BACKENDS
+from minigpt.model.cache import KVCache
+from minigpt.model.ffn import FFN
+from minigpt.model.gpt import restarting_positions
+from minigpt.model.positional import POSITIONAL
+from minigpt.model.scores import Scores
+
+Options = Mapping[str, Any]
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+@each_backend
+@pytest.mark.parametrize(("scheme", "options"), VARIANTS, ids=VARIANT_IDS)
+def test_packed_equals_alone(scheme: str, options: Options, backend: str) -> None:
+    packed_equals_alone(variant_config(scheme, options), backend)
+
+
+@each_backend
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_packed_equals_alone_at_given_positions(scheme: str, backend: str) -> None:
+    packed_equals_alone(tiny_config(scheme), backend, first_position=2)
+
+
+@each_backend
+def test_packed_equals_alone_in_other_designs(backend: str) -> None:
+    wide: dict[str, Any] = {"n_layer": 4, "n_head": 4, "n_embd": 16, "n_kv_head": 2}
+    packed_equals_alone(tiny_config(**wide, value_residual=True, unet_skips=True), backend)
+
+
+@each_backend
+@pytest.mark.parametrize(("attention", "options"), ATTENTIONS, ids=ATTENTION_IDS)
+def test_packed_equals_alone_with_every_attention(
+    attention: str, options: Options, backend: str
+) -> None:
+    config = tiny_config("fire", attention=attention, attention_options=options, n_layer=3)
+    if ATTENTION.variant(attention).documents:
+        packed_equals_alone(config, backend)
+        return
+    model = random_model(tiny_config("rope", attention=attention, attention_options=options))
+    with pytest.raises(AssertionError, match="is refused"):  # as Config does, see test_cli.py
+        model(random_tokens(1, 6), documents=ids((2, 4))[None])
+
+
+@pytest.mark.parametrize("ffn", FFN.names())
+def test_packed_equals_alone_with_every_feed_forward(ffn: str) -> None:
+    packed_equals_alone(tiny_config("alibi", ffn), "eager")
+
+
+def test_the_loss_of_a_packed_row_is_the_mean_over_its_documents() -> None:
+    model, tokens = random_model(tiny_config("fire")), random_tokens(1, 13)
+    targets = random_tokens(1, 13, seed=1)
+    for lengths in PACKED:
+        documents = ids(lengths)[None]
+        parts = zip(tokens.split(lengths, 1), targets.split(lengths, 1), strict=True)
+        nats = torch.cat([model.loss(*part, reduction="none") for part in parts])
+        torch.testing.assert_close(model.loss(tokens, targets, documents), nats.mean())
+        by_token = model.loss(tokens, targets, documents, reduction="none")
+        torch.testing.assert_close(by_token, nats)
+
+
+def test_positions_begin_with_documents() -> None:
+    documents = torch.stack([ids(lengths) for lengths in PACKED])
+    wanted = [[place for n in lengths for place in range(n)] for lengths in PACKED]
+    assert restarting_positions(documents).tolist() == wanted
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_mask_that_forgets_documents_fails(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def causal(self: Scores, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        q, k = self.q_positions, self.k_positions
+        return k[b % k.shape[0], j] <= q[b % q.shape[0], i]
+
+    monkeypatch.setattr(Scores, "visible", causal)
+    with pytest.raises(AssertionError, match="not close"):
+        packed_equals_alone(tiny_config(scheme), "eager")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_positions_that_go_on_fail(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the scheme sees absolute positions: the others cannot tell."""
+
+    def going_on(documents: Tensor) -> Tensor:
+        return torch.arange(documents.shape[1])[None]
+
+    monkeypatch.setattr(gpt_module, "restarting_positions", going_on)
+    if scheme in RELATIVE:
+        packed_equals_alone(tiny_config(scheme), "eager")
+        return
+    with pytest.raises(AssertionError, match="not close"):
+        packed_equals_alone(tiny_config(scheme), "eager")
+
+
+def test_documents_that_interleave_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(POSITIONAL.variant("cope"), "ordinal", False)
+    with pytest.raises(AssertionError, match="not close"):
+        packed_equals_alone(tiny_config("cope"), "eager")
+
+
+def test_limits() -> None:
+    model = random_model(tiny_config("learned", block_size=8))
+    documents = ids((5, 4))[None]
+    with pytest.raises(UserError, match="position 8 was asked for"):  # of what a row may hold
+        model(random_tokens(1, 9), documents=documents)
+    cache = KVCache(1, 9, torch.device("cpu"))
+    with pytest.raises(AssertionError, match="one document a row"):
+        model(random_tokens(1, 4), cache=cache, documents=documents[:, :4])
