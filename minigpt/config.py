@@ -66,6 +66,11 @@ class Config:
     def __post_init__(self) -> None:
         # Beyond 32 bits torch's CPU generator takes different seeds for the same.
         require(0 <= self.seed < 2**32, "seed", self.seed, "must be from 0 to 2^32 - 1")
+        attention = self.model.attention.name
+        able = [name for name in ATTENTION.names() if ATTENTION.variant(name).documents]
+        why = f"cannot keep documents apart; use {', '.join(able)}, or data.document_separator=null"
+        apart = self.data.separator is None or attention in able
+        require(apart, "attention", attention, why)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values."""

@@ -56,12 +56,14 @@ class Display:
         """Say what is about to run, and begin at its step, which is not 0 for a resumed run."""
         config, counts = trainer.config, trainer.model.parameter_counts()
         model, batch = config.model, trainer.options.batch_size
+        packed = config.data.separator is not None
+        documents = f" in {sum(manifest['documents'].values()):,} documents" if packed else ""
         facts = {
             "model": f"{model.name}: {model.n_layer} layers, {model.n_head} heads, {model.n_embd} "
             f"wide, block {model.block_size}, {counts['total']:,} parameters",
             "data": f"{config.data.name} as {manifest['vocabulary']:,} {config.tokenizer.name} "
-            f"tokens: {manifest['tokens']['train']:,} to train, {manifest['tokens']['val']:,} to "
-            f"validate; {batch} x {model.block_size} a step",
+            f"tokens{documents}: {manifest['tokens']['train']:,} to train, "
+            f"{manifest['tokens']['val']:,} to validate; {batch} x {model.block_size} a step",
             "device": manifest["device"],
             "design": f"{model.positional.name} positions, {model.norm.placement}-norm "
             f"({model.norm.kind}), {model.embedding.name} head, {model.ffn.name}",

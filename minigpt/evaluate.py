@@ -6,11 +6,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from minigpt.data.tokens import Split
 from minigpt.model import GPT
+from minigpt.model.gpt import restarting_positions
 from minigpt.train.device import Compute
 
 # Of a batch's logits, and of its scores; a scheme may hold several like them.
@@ -66,16 +65,20 @@ def evaluate(model: GPT, split: Split, compute: Compute, length: int | None = No
 def nats_by_position(
     model: GPT, split: Split, compute: Compute, length: int
 ) -> tuple[list[float], list[int]]:
-    """Summed cross-entropy at each place of windows of `length`, and the number of tokens there."""
+    """Summed cross-entropy of the tokens after each position, and the number of them.
+
+    Positions are those of windows of `length`; with documents, those of a document in its window.
+    """
     at_once = (length * model.n_vocab, length * length * model.config.n_head)
     batch_size = max(1, min(128, NUMBERS_AT_ONCE // max(at_once)))
-    sums: list[Tensor] = []
-    counts = [0] * length
+    nats = torch.zeros(length, dtype=torch.float64)
+    counts = torch.zeros(length, dtype=torch.int64)
     with model.evaluating(), compute.autocast():
-        for window in split.windows(length, batch_size):
-            rows, n = window[:, 1:].shape
-            losses = model.loss(window[:, :-1], window[:, 1:], reduction="none").view(rows, n)
-            sums.append(F.pad(losses.sum(0), (0, length - n)))
-            counts[:n] = [count + rows for count in counts[:n]]
-    n_seen = sum(count > 0 for count in counts)  # fewer than length where the text is shorter
-    return torch.stack(sums).cpu().double().sum(0)[:n_seen].tolist(), counts[:n_seen]
+        for batch in split.windows(length, batch_size):
+            losses = model.loss(batch.inputs, batch.targets, batch.documents, reduction="none")
+            one = torch.zeros_like(batch.inputs) if batch.documents is None else batch.documents
+            positions = restarting_positions(one).flatten().cpu()
+            nats += positions.bincount(losses.cpu().double(), length)  # in order: deterministic
+            counts += positions.bincount(minlength=length)
+    n_seen = int((counts > 0).sum())  # fewer than length where texts are shorter
+    return nats[:n_seen].tolist(), counts[:n_seen].tolist()

@@ -40,13 +40,17 @@ def token_label(content: bytes) -> str:
 
 
 @torch.no_grad()
-def record(model: GPT, tokens: Sequence[int]) -> Recording:
-    """Run the model on one text and keep what its attention does."""
-    attentions = model.attentions
+def record(model: GPT, tokens: Sequence[int], documents: Sequence[int] | None = None) -> Recording:
+    """Run the model on one text and keep what its attention does.
+
+    `documents`: which one each token is of, see `GPT.forward`.
+    """
+    device, attentions = model.head.weight.device, model.attentions
     recorders = [Recorder(attention) for attention in attentions]
     model.attentions = [*recorders]
     try:
-        logits = model(torch.tensor([tokens], device=model.head.weight.device))[0]
+        ids = None if documents is None else torch.tensor([documents], device=device)
+        logits = model(torch.tensor([tokens], device=device), documents=ids)[0]
     finally:
         model.attentions = attentions
     weights, terms = ([getattr(r, kind) for r in recorders] for kind in ("weights", "terms"))
@@ -73,19 +77,21 @@ class Recorder(Attention):
             *v.shape[:2], -1, -1
         )
         weights = self.attention(q, k, one_hot, shared.apart(), layer, 0.0)
-        self.weights = masked(weights[0, :, :n])
+        self.weights = masked(weights[0, :, :n], shared.documents)
         turned = shared.scheme.rotate(q, k, positions, layer)
         terms = shared.scores(positions, positions, shared.in_order, self).dense_term(
             *turned, layer
         )
-        self.terms = masked(terms[0, :, :n, :n]) if terms.ndim else terms
+        self.terms = masked(terms[0, :, :n, :n], shared.documents) if terms.ndim else terms
         return self.attention(q, k, v, shared, layer, dropout)
 
 
-def masked(values: Tensor) -> Tensor:
-    """(h, i, j) with NaN for later keys."""
-    later = torch.ones(values.shape[-2:], dtype=torch.bool).triu(1)
-    return values.float().cpu().masked_fill(later, torch.nan)
+def masked(values: Tensor, documents: Tensor | None) -> Tensor:
+    """(h, i, j) with NaN for later keys, and for those of other documents (1, j)."""
+    hidden = torch.ones(values.shape[-2:], dtype=torch.bool).triu(1)
+    if documents is not None:
+        hidden |= (documents != documents.mT).cpu()
+    return values.float().cpu().masked_fill(hidden, torch.nan)
 
 
 def next_tokens(

@@ -32,7 +32,8 @@ def main(run: str) -> None:
         for _ in range(N_BATCHES):
             batch = val.draw(BATCH_SIZE, trained.config.model.block_size, generator)
             with trained.compute.autocast():
-                losses.append(trained.model.loss(batch[:, :-1], batch[:, 1:]).item())
+                loss = trained.model.loss(batch.inputs, batch.targets, batch.documents)
+                losses.append(loss.item())
         return statistics.fmean(losses)
 
     estimates = [estimate() for _ in range(N_ESTIMATES)]

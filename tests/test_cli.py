@@ -69,6 +69,12 @@ MISTAKES = {
     "--foo": "minigpt train: unrecognized arguments: --foo",
     "resume=": "an empty name is no run",
     "data.dir=": "data.dir=: needs a folder",
+    "data.document_separator=": "data.document_separator=: must not be empty; use null for no doc",
+    "data.document_separator=@": "data.document_separator='@': occurs nowhere in the train split",
+    "data.document_separator=[a]": "data.document_separator=['a']: Cannot convert 'ListConfig' to",
+    r"data.document_separator=\d": r"data.document_separator=\d: a backslash begins \n, \t, \r or",
+    r"attention=performer data.document_separator=\n": "attention=performer: cannot keep documents",
+    "data.document_seperator=x": "Did you mean data.document_separator",
     "resume=nowhere": "nowhere: no such run directory",
     "resume=latest": "latest: no run under runs/ yet",
 }
@@ -355,7 +361,19 @@ def test_data(cli: Cli) -> None:
     assert outcome.code == 0, outcome.err
     for word in ("bytes/token", "50,257", "char", "gpt2", "bpe", "sha256"):
         assert word in outcome.out
+    assert "documents" not in outcome.out
     assert cli("data", "dta=text").code == 2
+
+
+def test_data_in_documents(cli: Cli, workdir: Path) -> None:
+    (workdir / "text.txt").write_text("ab\n\nabcdef\n\na\n\nabc\n\nabcdefg")
+    outcome = cli(
+        *("data", "data=text", "data.path=text.txt", "data.train_fraction=0.7"),
+        *("tokenizer=char", r"data.document_separator=\n\n"),
+    )
+    assert outcome.code == 0, outcome.err
+    row = outcome.out.splitlines()[-3]  # 4, 8, 3 and a cut 3 characters; 2 and 7 to validate
+    assert row.replace("│", " ").split() == ["char", "4", "2", "3", "8"]
 
 
 def test_doctor(cli: Cli) -> None:

@@ -132,7 +132,7 @@ def test_a_run_from_before_an_option_keeps_its_meaning(cli: Cli) -> None:
     """Options added later stand in no older config.yaml, and mean there what was before."""
     later = {
         "rope": ("fraction", "scaling", "factor", "n_kv_head", "logit_softcap"),
-        "alibi": ("slopes", "n_kv_head", "logit_softcap"),
+        "alibi": ("slopes", "n_kv_head", "logit_softcap", "document_separator"),
     }
     for scheme, options in later.items():
         assert cli("train", *TINY, f"model={scheme}", f"hydra.run.dir={scheme}").code == 0

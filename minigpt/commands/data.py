@@ -17,11 +17,13 @@ def main(arguments: list[str]) -> None:
             "minigpt data",
             "minigpt data data=shakespeare tokenizer=bpe tokenizer.vocab_size=4096",
             "minigpt data data=text data.path='my/*.txt'",
+            r"minigpt data data.document_separator='\n\n'",
         ],
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     overrides = parser.parse_args(arguments).overrides
 
+    import torch
     from rich.progress import (
         BarColumn,
         Progress,
@@ -40,6 +42,7 @@ def main(arguments: list[str]) -> None:
     configs = [composed_config(choice) for choice in choices]
     console = PipeConsole(highlight=False)
     rows = Table("tokenizer", "vocabulary", "train tokens", "val tokens", "bytes/token", "sha256")
+    documents = Table("tokenizer", "train documents", "val", "median tokens", "longest")
     with Progress(
         SpinnerColumn(),
         BarColumn(),
@@ -65,6 +68,9 @@ def main(arguments: list[str]) -> None:
                 f"{total_bytes / (len(train.tokens) + len(val.tokens)):.3f}",
                 prepared.tokenizer.fingerprint[:12],
             )
+            lengths = torch.cat((train.document_lengths, val.document_lengths))
+            sizes = (len(train.document_lengths), len(val.document_lengths))
+            documents.add_row(name, *(f"{n:,}" for n in (*sizes, lengths.median(), lengths.max())))
     assert prepared is not None
     corpus = Table("corpus", "bytes", "characters", "train", "val")
     corpus.add_row(
@@ -76,4 +82,6 @@ def main(arguments: list[str]) -> None:
     console.print(corpus)
     console.print(f"sha256 {prepared.corpus.sha256}", soft_wrap=True)
     console.print(rows)
+    if configs[0].data.separator is not None:
+        console.print(documents)
     console.print(f"kept in {configs[0].data.dir}/")

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--by-position",
         action="store_true",
-        help="validation loss at each position inside a window",
+        help="validation loss at each position inside a window, or a document in it",
     )
     options = parser.parse_args(arguments)
     lengths = _lengths(options.lengths)
@@ -204,7 +204,8 @@ def _sections(
             Section(
                 "By length of the context",
                 "One full pass over the validation text for each length, in windows that do not "
-                "overlap: each token sees what stands before it in its window.",
+                "overlap: each token sees what stands before it in its window, and in its "
+                "document where the run has documents.",
                 "lengths",
                 figure,
                 [head, *_rows(curves)],
@@ -217,7 +218,8 @@ def _sections(
         axis.axvline(block_size, **trained_at)
         axis.legend()
         text = (
-            "Averaged over the tokens at each position of a window, and drawn as the mean of each "
+            "Averaged over the tokens at each position of a window, or of a document in it where "
+            "the run has documents, and drawn as the mean of each "
             f"1/{PARTS_OF_OCTAVE} octave of positions: far ones are seen few times. eval.json has "
             "each position."
         )

@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> None:
     from minigpt.page import Section, write_page
 
     trained = load_run(options.run, options.checkpoint, options.device, options.set)
-    tokens = _prompt(trained, options.prompt)
+    tokens, documents = _prompt(trained, options.prompt)
     labels = [token_label(trained.tokenizer.token_bytes(token)) for token in tokens]
     compute = trained.compute
     if compute.device == "cpu":  # as in generation
@@ -118,13 +118,13 @@ def main(arguments: list[str]) -> None:
     out = trained.run.path / "inspect" if options.out is None else Path(options.out)
     with console.status("computing and drawing ..."):
         with compute.autocast():
-            recording = record(trained.model, tokens)
+            recording = record(trained.model, tokens, documents)
         rows = next_tokens(recording, tokens, trained.tokenizer, options.top)
         found = scheme_values(trained.model, recording)
         about = type(trained.model.positional).__doc__ or ""
         name = f"Positions: {trained.config.model.positional.name}"
         sections = [
-            Section(f"Prompt: {len(labels)} tokens", " ".join(labels)),
+            Section(_size(labels, documents), " ".join(labels)),
             *_drawn("attention", recording.weights, labels),
             *([] if recording.weights else [Section("Attention", "None: there are no layers.")]),
             Section(name, f"{about}\n\n{ALL_LAYERS if found else NO_PICTURE}"),
@@ -148,23 +148,41 @@ def main(arguments: list[str]) -> None:
         console.print(f"drawn in {path}", soft_wrap=True)
 
 
-def _prompt(trained: TrainedRun, prompt: str | None) -> list[int]:
-    """The tokens to look at. Raises UserError where the model or a figure has no room for them."""
+def _prompt(trained: TrainedRun, prompt: str | None) -> tuple[list[int], list[int] | None]:
+    """The tokens to look at, and their documents if the run has any.
+
+    Raises UserError where the model or a figure has no room for them.
+    """
     config, longest = trained.config.model, trained.model.positional.max_length or DRAWABLE
     limit = min(DRAWABLE, longest)
     if prompt is None:
         try:
-            return trained.tokenizer.encode(PROMPT)[:limit]
+            return _encoded(trained, PROMPT, limit)
         except UserError:
             prompt = PLAIN_PROMPT
-    tokens = trained.tokenizer.encode(prompt)
+    tokens, documents = _encoded(trained, prompt)
     reason = "more are unreadable in a figure"
     if longest < DRAWABLE:
         reason = f"positional={config.positional.name} has no more positions"
     why = f"{len(tokens)} tokens, at most {limit} can be drawn: {reason}; shorten it"
     shown = prompt if len(prompt) <= 20 else f"{prompt[:20]}..."
     require(len(tokens) <= limit, "--prompt", repr(shown), why)
-    return tokens
+    return tokens, documents
+
+
+def _encoded(
+    trained: TrainedRun, text: str, limit: int | None = None
+) -> tuple[list[int], list[int] | None]:
+    from minigpt.data.tokens import encode_documents
+
+    separator = trained.config.data.separator
+    tokens, documents = encode_documents(text, separator, trained.tokenizer)
+    return tokens[:limit].tolist(), None if documents is None else documents[:limit].tolist()
+
+
+def _size(labels: list[str], documents: list[int] | None) -> str:
+    n = len({*documents}) if documents is not None else 1
+    return f"Prompt: {len(labels)} tokens{f' in {n} documents' if n > 1 else ''}"
 
 
 def _table(rows: list[list[tuple[str, float]]], labels: list[str]) -> list[list[str]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import glob
+import re
 import urllib.request
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,27 @@ from minigpt.files import sha256, write_bytes
 from minigpt.registry import Registry
 
 DOWNLOAD_TIMEOUT_SECONDS = 10
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 @dataclass
 class DataConfig:
-    """`dir` keeps prepared files; the first int(train_fraction * n) characters are for training."""
+    """`dir` keeps prepared files; the first int(train_fraction * n) characters are for training.
+
+    `document_separator`: what documents end with; newline, tab and return may be written \\n, \\t
+    and \\r, and a backslash is \\\\. None: each split is one document.
+    """
 
     name: str
     dir: str
     train_fraction: float
+    document_separator: str | None = field(default=None, kw_only=True)
+
+    @property
+    def separator(self) -> str | None:
+        """`document_separator` as it stands in the text."""
+        written = self.document_separator
+        return None if written is None else re.sub(r"\\(.)", lambda m: ESCAPES[m[1]], written)
 
     def __post_init__(self) -> None:
         require(self.dir != "", "data.dir", "", "needs a folder, as data.dir=data")
@@ -34,14 +47,25 @@ class DataConfig:
             self.train_fraction,
             "must be between 0 and 1, so that both splits hold text",
         )
+        written = self.document_separator
+        if written is not None:
+            key = "data.document_separator"
+            require(written != "", key, "", "must not be empty; use null for no documents")
+            ok = re.fullmatch(r"([^\\]|\\[ntr\\])+", written) is not None
+            shown = written.replace("\n", r"\n")
+            require(ok, key, shown, r"a backslash begins \n, \t, \r or \\; write one of them")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text and how many of its leading characters are for training."""
+    """A text, how many of its leading characters are for training, and what its documents end with.
+
+    Without a `separator` each split is one document.
+    """
 
     text: str
     n_train: int
+    separator: str | None = None
 
     @property
     def splits(self) -> dict[str, str]:
@@ -52,6 +76,14 @@ class Corpus:
     def sha256(self) -> str:
         """Digest of the UTF-8 text."""
         return sha256(self.text)
+
+
+def documents_of(text: str, separator: str | None) -> list[str]:
+    """A text cut after each separator. The last document may lack it."""
+    if separator is None:
+        return [text]
+    *whole, rest = text.split(separator)
+    return [document + separator for document in whole] + ([rest] if rest else [])
 
 
 class Source(ABC):
@@ -65,7 +97,7 @@ class Source(ABC):
         """The whole text. Raises UserError where it cannot be had."""
 
     def corpus(self) -> Corpus:
-        """The text with its split. Raises UserError for a text too short to split."""
+        """The text with its split. Raises UserError for one too short, or without the separator."""
         text = self.read()
         n_train = int(self.config.train_fraction * len(text))
         if n_train == 0 or n_train == len(text):
@@ -73,7 +105,15 @@ class Source(ABC):
                 f"data={self.config.name}: {len(text)} characters are too few to split at "
                 f"data.train_fraction={self.config.train_fraction}; give more text"
             )
-        return Corpus(text, n_train)
+        corpus = Corpus(text, n_train, self.config.separator)
+        for name, part in corpus.splits.items():
+            require(
+                corpus.separator is None or corpus.separator in part,
+                "data.document_separator",
+                repr(corpus.separator),
+                f"occurs nowhere in the {name} split; use a text that ends documents, or null",
+            )
+        return corpus
 
 
 CORPORA: Registry[Source] = Registry("data", "data", "minigpt.data.corpus")

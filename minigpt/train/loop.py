@@ -19,7 +19,7 @@ from minigpt.data import TokenData
 from minigpt.display import Display
 from minigpt.errors import Failure, require
 from minigpt.evaluate import evaluate, perplexity
-from minigpt.generate import Sampling, generate, stream_text
+from minigpt.generate import Sampling, generate, stop_at, stream_text
 from minigpt.logger import Logger
 from minigpt.model import GPT
 from minigpt.run import RunDirectory
@@ -187,7 +187,8 @@ class Trainer:
                 losses = []
                 for piece in batch.chunk(options.accumulate):
                     with self.compute.autocast():
-                        loss = self.loss(piece[:, :-1], piece[:, 1:]) / options.accumulate
+                        loss = self.loss(piece.inputs, piece.targets, piece.documents)
+                        loss = loss / options.accumulate
                     loss.backward()
                     losses.append(loss.detach())
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -343,9 +344,10 @@ class Trainer:
                 self.compute,
                 context=self.config.model.block_size,
             )
-            text = self.options.sample_prompt + "".join(
-                stream_text(self.tokenizer, (row[0] for row in tokens))
-            )
+            pieces = stream_text(self.tokenizer, (row[0] for row in tokens))
+            separator = self.config.data.separator
+            stops = [] if separator is None else [separator]  # it knows nothing beyond a document
+            text = self.options.sample_prompt + "".join(stop_at(pieces, stops))
             self.run.append_sample(self.state.step, text)
             self.logger.log_text(text, self.state.step)
             self.display.sample(self.state.step, text)

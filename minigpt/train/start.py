@@ -124,6 +124,7 @@ def _facts(prepared: Prepared, compute: Compute, backend: str) -> dict[str, Any]
         "data_sha256": corpus.sha256,
         "characters": {name: len(text) for name, text in corpus.splits.items()},
         "tokens": {split.name: len(split.tokens) for split in (tokens.train, tokens.val)},
+        "documents": {s.name: len(s.document_lengths) for s in (tokens.train, tokens.val)},
         "tokenizer_sha256": prepared.tokenizer.fingerprint,
         "vocabulary": prepared.tokenizer.n_vocab,
     }

@@ -72,13 +72,14 @@ def test_windows_hold_each_target_once_in_order(
 ) -> None:
     n_tokens = max(2, n_blocks * block_size + beyond)
     split = counting_split(n_tokens)
-    windows = [*split.windows(block_size, batch_size)]
-    for window in windows:
-        assert window.dtype == torch.int64
-        assert window.shape[0] <= batch_size and 2 <= window.shape[1] <= block_size + 1
-    assert all(window.shape[1] == block_size + 1 for window in windows[:-1])
-    inputs = torch.cat([window[:, :-1].flatten() for window in windows])
-    targets = torch.cat([window[:, 1:].flatten() for window in windows])
+    batches = [*split.windows(block_size, batch_size)]
+    for batch in batches:
+        assert batch.inputs.dtype == batch.targets.dtype == torch.int64
+        assert batch.inputs.shape[0] <= batch_size and 1 <= batch.inputs.shape[1] <= block_size
+        assert batch.documents is None
+    assert all(batch.inputs.shape[1] == block_size for batch in batches[:-1])
+    inputs = torch.cat([batch.inputs.flatten() for batch in batches])
+    targets = torch.cat([batch.targets.flatten() for batch in batches])
     assert targets.tolist() == [*range(1, n_tokens)]
     assert inputs.tolist() == [*range(n_tokens - 1)]
 
@@ -87,19 +88,20 @@ def test_windows_hold_each_target_once_in_order(
 @given(block_size=st.integers(1, 9), extra=st.integers(1, 6), seed=st.integers(0, 2**32))
 def test_draws_reach_every_window(block_size: int, extra: int, seed: int) -> None:
     split = counting_split(block_size + extra)
-    windows = split.draw(500, block_size, seeded(seed))
-    assert windows.shape == (500, block_size + 1) and windows.dtype == torch.int64
-    assert torch.equal(windows, windows[:, :1] + torch.arange(block_size + 1))
-    assert {*windows[:, 0].tolist()} == {*range(extra)}
-    assert windows.max() == len(split.tokens) - 1
+    batch = split.draw(500, block_size, seeded(seed))
+    assert batch.inputs.shape == (500, block_size) and batch.inputs.dtype == torch.int64
+    assert torch.equal(batch.inputs, batch.inputs[:, :1] + torch.arange(block_size))
+    assert torch.equal(batch.targets, batch.inputs + 1)
+    assert {*batch.inputs[:, 0].tolist()} == {*range(extra)}
+    assert batch.targets.max() == len(split.tokens) - 1
 
 
 def test_draws_follow_the_generator() -> None:
     split = tiny_split(100)
-    first = split.draw(4, 8, seeded(1))
+    first = split.draw(4, 8, seeded(1)).inputs
     torch.randn(3)  # the global generator plays no part
-    assert torch.equal(split.draw(4, 8, seeded(1)), first)
-    assert not torch.equal(split.draw(4, 8, seeded(2)), first)
+    assert torch.equal(split.draw(4, 8, seeded(1)).inputs, first)
+    assert not torch.equal(split.draw(4, 8, seeded(2)).inputs, first)
 
 
 def test_head_of_a_split() -> None:
@@ -107,6 +109,7 @@ def test_head_of_a_split() -> None:
     head = split.head(4)
     assert head.tokens.tolist() == [0, 1, 2, 3] and head.target_bytes == 12
     assert split.head(99).tokens.tolist() == [*range(10)] and split.head(99).target_bytes == 30
+    assert head.documents is None and split.document_lengths.tolist() == [10]
 
 
 def test_require_block() -> None:
@@ -155,6 +158,33 @@ def test_loss_by_position_equals_a_plain_loop(length: int) -> None:
     found = evaluate(model, split, CPU, length)
     assert found.by_position == pytest.approx([sum(at) / len(at) for at in losses], rel=1e-5)
     assert found.loss == pytest.approx(sum(map(sum, losses)) / 99, rel=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 99])
+@pytest.mark.parametrize("name", ["fire", "cope"])
+def test_documents_are_evaluated_apart(name: str, length: int) -> None:
+    """Each document of each window by itself; positions are those in the document."""
+    model = tiny_model(name).eval()
+    documents = tiny_split(100, n_vocab=2).tokens.cumsum(0, dtype=torch.int32)  # of 1 to 7 tokens
+    split = replace(tiny_split(100), documents=documents)
+    losses: list[list[float]] = [[] for _ in range(length)]
+    with torch.no_grad():
+        for first in range(0, 99, length):
+            window = split.tokens[first : first + length + 1].long()
+            of_inputs = documents[first : first + length][: len(window) - 1].tolist()
+            for document in {*of_inputs}:
+                begin = of_inputs.index(document)
+                end = begin + of_inputs.count(document)
+                rows = model(window[None, begin:end])[0].log_softmax(-1)
+                for place, row in enumerate(rows):
+                    losses[place].append(-row[window[begin + place + 1]].item())
+    seen = [at for at in losses if at]
+    found = evaluate(model, split, CPU, length)
+    assert found.by_position == pytest.approx([sum(at) / len(at) for at in seen], rel=1e-5)
+    assert found.loss == pytest.approx(sum(map(sum, seen)) / 99, rel=1e-5)
+    assert evaluate(model, split, CPU, length) == found
+    if length > 1:
+        assert found.loss != evaluate(model, tiny_split(100), CPU, length).loss
 
 
 def test_evaluation_past_the_last_position_is_refused() -> None:

@@ -1,0 +1,145 @@
+"""Runs whose text is a row of documents, from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from minigpt.config import load_config
+from minigpt.data.prepare import prepare
+from minigpt.load import load_run
+from minigpt.model import GPT
+from minigpt.train.loop import BATCH_SEED
+from tests.conftest import TINY, Cli, read_metrics
+from tests.train.test_resume import same_end, stop_at
+
+SEPARATOR = r"data.document_separator=\n\n"
+
+
+@pytest.fixture(autouse=True)
+def text(workdir: Path) -> None:
+    """Speeches of different lengths, some of them shorter than a window."""
+    speeches = [f"Role {i}:\nA{' horse,' * (i % 5)} my kingdom{'!' * (i % 7)}\n" for i in range(90)]
+    (workdir / "text.txt").write_text("\n".join(speeches))
+
+
+@pytest.mark.parametrize("tokenizer", [["char"], ["bpe", "tokenizer.vocab_size=300"]], ids=str)
+def test_stopped_and_resumed(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tokenizer: list[str]
+) -> None:
+    name, *more = tokenizer
+    options = [*TINY, SEPARATOR, f"tokenizer={name}", *more, "model=fire", "model.dropout=0.1"]
+    assert cli("train", *options, "hydra.run.dir=whole").code == 0
+    stop_at(7, monkeypatch)
+    assert cli("train", *options, "hydra.run.dir=parts").code == 143
+    assert cli("train", "resume=parts").code == 0
+    same_end(Path("whole"), Path("parts"))
+
+
+def test_the_run_keeps_the_separator(cli: Cli) -> None:
+    made = cli("train", *TINY, SEPARATOR, "hydra.run.dir=run")
+    assert made.code == 0 and "char tokens in 91 documents: " in made.out
+    assert load_config(Path("run/config.yaml")).data.separator == "\n\n"
+    manifest = json.loads(Path("run/manifest.json").read_text())
+    text = Path("text.txt").read_text()
+    texts = {"train": text[: int(0.9 * len(text))], "val": text[int(0.9 * len(text)) :]}
+    assert manifest["documents"] == {name: len(part.split("\n\n")) for name, part in texts.items()}
+    again = cli("train", "--config-dir", "run", "--config-name", "config", "hydra.run.dir=second")
+    assert again.code == 0, again.err
+    assert read_metrics(Path("run")) == read_metrics(Path("second"))
+    assert cli("train", *TINY, "hydra.run.dir=without").code == 0
+    assert read_metrics(Path("run")) != read_metrics(Path("without"))
+
+
+def test_newlines_may_be_real(cli: Cli) -> None:
+    """On the command line and in YAML, as a saved config that a person has rewritten."""
+    assert cli("train", *TINY, SEPARATOR, "hydra.run.dir=run").code == 0
+    typed = cli("train", *TINY, "data.document_separator=\n\n", "hydra.run.dir=typed")
+    assert typed.code == 0, typed.err
+    saved = yaml.safe_load(Path("run/config.yaml").read_text())
+    saved["data"]["document_separator"] = "\n\n"
+    Path("own.yaml").write_text(yaml.safe_dump(saved))
+    own = cli("train", "--config-dir", ".", "--config-name", "own", "hydra.run.dir=own")
+    assert own.code == 0, own.err
+    assert read_metrics(Path("run")) == read_metrics(Path("typed")) == read_metrics(Path("own"))
+
+
+def test_eval_agrees_with_training(cli: Cli) -> None:
+    assert cli("train", *TINY, SEPARATOR, "hydra.run.dir=run").code == 0
+    outcome = cli("eval", "run", "--checkpoint", "last", "--by-position", "--lengths", "8,40")
+    assert outcome.code == 0, outcome.err
+    result = json.loads(Path("run/result.json").read_text())
+    found = json.loads(Path("run/eval.json").read_text())["last"]
+    for key in ("val_loss", "val_perplexity", "val_bits_per_byte"):
+        assert found[key] == result[key]
+    assert len(found["by_position"]["8"]) == 8
+    assert 8 < len(found["by_position"]["40"]) <= 40
+
+
+def test_a_training_loss_is_the_mean_over_documents(cli: Cli) -> None:
+    """Of the first step, from its seed: each document of each window by itself."""
+    options = ["model.block_size=30", "trainer.max_steps=1", "trainer.log_every=1"]
+    options += ["trainer.precision=fp32", "hydra.run.dir=run"]
+    assert cli("train", *TINY, SEPARATOR, *options).code == 0
+    config = load_config(Path("run/config.yaml"))
+    prepared = prepare(config.data, config.tokenizer)
+    torch.manual_seed(config.seed)
+    model = GPT(config.model, prepared.tokenizer.n_vocab)
+    generator = torch.Generator().manual_seed(config.seed + BATCH_SEED)
+    batch = prepared.tokens.train.draw(4, 30, generator)
+    assert batch.documents is not None
+    losses = []
+    for inputs, targets, documents in zip(
+        batch.inputs, batch.targets, batch.documents, strict=True
+    ):
+        lengths = documents.unique_consecutive(return_counts=True)[1].tolist()
+        for part in zip(inputs.split(lengths), targets.split(lengths), strict=True):
+            losses.append(model.loss(*(tokens[None] for tokens in part), reduction="none"))
+    assert len(losses) > 4, "no window spans two documents, so this shows nothing"
+    assert read_metrics(Path("run"))[0]["train_loss"] == pytest.approx(
+        torch.cat(losses).mean().item(), rel=1e-5
+    )
+
+
+def test_accumulation_equals_the_large_batch(cli: Cli) -> None:
+    options = [*TINY, SEPARATOR, "trainer.precision=fp32", "trainer.max_steps=5"]
+    assert cli("train", *options, "hydra.run.dir=one").code == 0
+    assert cli("train", *options, "hydra.run.dir=four", "trainer.accumulate=4").code == 0
+    for one, four in zip(read_metrics(Path("one")), read_metrics(Path("four")), strict=True):
+        assert one == pytest.approx(four, rel=1e-5)
+
+
+def test_samples_end_with_their_document(cli: Cli) -> None:
+    """A text without other characters than newlines: the first two tokens end the sample."""
+    Path("text.txt").write_text("\n" * 400)
+    options = ["trainer.sample_prompt='\n'", "trainer.sample_tokens=9", "hydra.run.dir=run"]
+    assert cli("train", *TINY, *options, SEPARATOR).code == 0
+    assert cli("train", *TINY, *options[:2], "hydra.run.dir=other").code == 0
+    short, long = (Path(run, "samples.txt").read_text() for run in ("run", "other"))
+    assert long.count("\n") - short.count("\n") == 2 * 9  # of two samples
+
+
+def test_inspect_draws_documents_apart(cli: Cli) -> None:
+    from minigpt.inspect_run import record
+
+    assert cli("train", *TINY, SEPARATOR, "hydra.run.dir=run").code == 0
+    outcome = cli("inspect", "run", "--prompt", "my\n\nRole")
+    assert outcome.code == 0, outcome.err
+    page = Path("run/inspect/inspect.html").read_text(encoding="utf-8")
+    assert "Prompt: 8 tokens in 2 documents" in page
+
+    trained = load_run("run", "last", "cpu")
+    tokens = trained.tokenizer.encode("my\n\nRole")
+    packed = record(trained.model, tokens, [0, 0, 0, 1, 1, 1, 1, 1])
+    for part in (slice(0, 3), slice(3, 8)):
+        alone = record(trained.model, tokens[part])
+        torch.testing.assert_close(packed.logits[part], alone.logits)
+        torch.testing.assert_close(
+            packed.weights[0][:, part, part], alone.weights[0], equal_nan=True
+        )
+    assert packed.weights[0][:, 3:, :3].isnan().all()
+    assert packed.weights[0][:, :3, 3:].isnan().all()
