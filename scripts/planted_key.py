@@ -2,11 +2,10 @@
 
     python scripts/planted_key.py runs/planted_key [--out docs/planted_key.md]
 
-The text: lower-case letters at random, in which now and then stands a capital, the key, and after
-it its digit, drawn anew for each passage. Whoever has seen a capital in a passage knows the digit
-that follows it the next time. Each attention is trained on it (RoPE, several seeds), and asked for
-the digit of a capital that stood once, near the start of a text of each length, with other
-capitals and the letters in between. Chance is a tenth.
+The text: letters at random, half of them in phrases that repeat an earlier stretch, so that whoever
+finds where a phrase stood before knows how it goes on. Each attention is trained on it (RoPE,
+several seeds), and then asked: a text of so many letters without repetitions, in which a key stands
+near the start, ends with the first half of the key; is the next letter the key's? Chance is 1 of 26.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ import torch
 
 from minigpt.load import TrainedRun, load_run
 
-KEYS = "ABCDEFGH"
-PASSAGE = 512  # characters with one digit for each capital
-SHARE = 0.2  # of places where a capital and its digit stand
-PLANTED_WITHIN = 48  # characters from the start
+PASSAGE = 4096  # letters within which phrases repeat
+BACK = 112  # letters back, at most, that a phrase is taken from
+KEY = 16
+PLANTED_WITHIN = 48  # letters from the start
 
 
 def main() -> None:
@@ -64,25 +63,21 @@ def main() -> None:
 
 def passages(n: int, rng: random.Random) -> str:
     """At least n characters."""
-    return "".join(passage(PASSAGE, rng, digits(rng)) for _ in range(-(-n // PASSAGE)))
+    return "".join(passage(PASSAGE, rng) for _ in range(-(-n // PASSAGE)))
 
 
-def digits(rng: random.Random) -> dict[str, str]:
-    return {key: rng.choice(string.digits) for key in KEYS}
+def letters(n: int, rng: random.Random) -> str:
+    return "".join(rng.choices(string.ascii_lowercase, k=n))
 
 
-def passage(n: int, rng: random.Random, digit_of: dict[str, str]) -> str:
-    """n characters; a key is never parted from its digit."""
-    parts: list[str] = []
-    length = 0
-    while length < n:
-        if rng.random() < SHARE and length + 2 <= n:
-            key = rng.choice([*digit_of])
-            parts.append(key + digit_of[key])
-        else:
-            parts.append(rng.choice(string.ascii_lowercase))
-        length += len(parts[-1])
-    return "".join(parts)
+def passage(n: int, rng: random.Random) -> str:
+    """n letters, about half of them repeated."""
+    text = letters(BACK, rng)
+    while len(text) < n:
+        size = rng.randint(8, 24)
+        start = len(text) - rng.randint(size, BACK)
+        text += rng.choice([letters(size, rng), text[start : start + size]])
+    return text[:n]
 
 
 def train(run: Path, text: Path, attention: str, seed: str, steps: int, more: list[str]) -> None:
@@ -108,19 +103,17 @@ def accuracy(trained: TrainedRun, length: int, n_questions: int) -> float:
         asked = [question(length, rng) for _ in range(min(at_once, n_questions - first))]
         tokens = torch.tensor([trained.tokenizer.encode(text) for text, _ in asked])
         answers = trained.model(tokens.to(trained.compute.device))[:, -1].argmax(-1).tolist()
-        for answer, (_, digit) in zip(answers, asked, strict=True):
-            right += trained.tokenizer.decode([answer]) == digit
+        for answer, (_, letter) in zip(answers, asked, strict=True):
+            right += trained.tokenizer.decode([answer]) == letter
     return right / n_questions
 
 
 def question(length: int, rng: random.Random) -> tuple[str, str]:
-    """A text of `length` characters that ends with a key which stood once, and its digit."""
-    digit_of = digits(rng)
-    key = rng.choice([*digit_of])
-    digit = digit_of.pop(key)
-    before = rng.randrange(PLANTED_WITHIN - 2)
-    start = passage(before, rng, digit_of) + key + digit
-    return start + passage(length - 1 - len(start), rng, digit_of) + key, digit
+    """A text of `length` letters that ends with the first half of a key, and its next letter."""
+    key, before = letters(KEY, rng), rng.randrange(PLANTED_WITHIN - KEY)
+    start = letters(before, rng) + key
+    asked = key[: KEY // 2]
+    return start + letters(length - len(start) - len(asked), rng) + asked, key[KEY // 2]
 
 
 if __name__ == "__main__":

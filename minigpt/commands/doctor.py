@@ -203,19 +203,19 @@ def _capabilities() -> list[Any]:
         return "yes"
 
     devices = ("cpu", "cuda", "mps")
-    backends = [f"{backend} {device}" for backend in BACKENDS for device in devices]
+    backends = {f"{b} {device}": (b, device) for b in BACKENDS for device in devices}
     by_backend = _table(
         "attention backends: t trains, d decodes, a number is the reason for a no",
         *("positional", *backends),
     )
     for name in POSITIONAL.names():
         model = built(composed_config([f"positional={name}"]).model)
-        by_backend.add_row(name, *(able(*column.split(), model) for column in backends))
+        by_backend.add_row(name, *(able(*where, model) for where in backends.values()))
     by_core = _table("the same by attention", "attention", *backends)
     attentions = {name: composed_config([f"attention={name}"]).model for name in ATTENTION.names()}
     for name, config in attentions.items():
         model = built(config)
-        by_core.add_row(name, *(able(*column.split(), model) for column in backends))
+        by_core.add_row(name, *(able(*where, model) for where in backends.values()))
     by_attention = _table("what goes with which attention", "choice", *attentions)
     others = {"positional": POSITIONAL.names(), "ffn": FFN.names(), "norm": [*PLACEMENTS]}
     for choice in (f"{group}={name}" for group, names in others.items() for name in names):
