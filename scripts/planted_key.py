@@ -5,7 +5,7 @@
 The text: letters at random, half of them in phrases that repeat an earlier stretch, so that whoever
 finds where a phrase stood before knows how it goes on. Each attention is trained on it (RoPE,
 several seeds), and then asked: a text of so many letters without repetitions, in which a key stands
-near the start, ends with the first half of the key; is the next letter the key's? Chance is 1 of 26.
+near the start, ends with the key's first half; is the next letter the key's? Chance is 1 of 26.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import torch
 from minigpt.load import TrainedRun, load_run
 
 PASSAGE = 4096  # letters within which phrases repeat
-BACK = 112  # letters back, at most, that a phrase is taken from
+BACK = 56  # letters back, at most, that a phrase is taken from
 KEY = 16
-PLANTED_WITHIN = 48  # letters from the start
+PLANTED_WITHIN = 32  # letters from the start
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def passage(n: int, rng: random.Random) -> str:
     """n letters, about half of them repeated."""
     text = letters(BACK, rng)
     while len(text) < n:
-        size = rng.randint(8, 24)
+        size = rng.randint(8, 16)
         start = len(text) - rng.randint(size, BACK)
         text += rng.choice([letters(size, rng), text[start : start + size]])
     return text[:n]
@@ -84,7 +84,9 @@ def train(run: Path, text: Path, attention: str, seed: str, steps: int, more: li
     run.mkdir(parents=True, exist_ok=True)
     overrides = [
         *("data=text", f"data.path={text}", "data.train_fraction=0.99", f"attention={attention}"),
-        *("model.block_size=128", "model.n_embd=64", "model.n_head=4", "trainer.batch_size=16"),
+        *("model.block_size=64", "model.n_layer=2", "model.n_embd=64", "model.n_head=2"),
+        *("model.qk_norm=false", "model.residual_init=scaled", "trainer.batch_size=64"),
+        *("optimizer.lr=2e-3", "optimizer.weight_decay=0.01"),
         *(f"seed={seed}", f"trainer.max_steps={steps}", "logger=none", f"hydra.run.dir={run}"),
         "trainer.sample_prompt=a",
         *more,

@@ -1,4 +1,4 @@
-"""The comparison of positional schemes, from the runs of scripts/train_positional.sh.
+"""The comparison of positional schemes, from the runs of scripts/train_group.sh.
 
     python scripts/positional_table.py runs/positional docs/positional.md
 
@@ -8,91 +8,32 @@ t-intervals over seeds; differences are paired by seed.
 
 from __future__ import annotations
 
-import json
 import math
-import statistics
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
-
-# 97.5 % quantile of Student's t by degrees of freedom.
-T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-
-Runs = dict[str, list[dict[str, Any]]]  # by scheme, in the order of seeds
+from tables import (
+    Runs,
+    difference,
+    interval,
+    mean,
+    read_all_seeds,
+    table,
+    values,
+    with_interval,
+)
 
 
 def main(folder: str, output: str) -> None:
     """Write the tables and the figure."""
-    runs = read(Path(folder))
-    seeds = sorted({run["seed"] for found in runs.values() for run in found})
-    for name, found in runs.items():
-        if [run["seed"] for run in found] != seeds:
-            raise SystemExit(f"{folder}/{name}: not every seed of {seeds} is finished")
-    if len(seeds) < 2:
-        raise SystemExit(f"{folder}: one seed has no interval; train two or more (SEEDS='1 2 3')")
-    if len(seeds) > max(T) + 1:
-        raise SystemExit(
-            f"{folder}: {len(seeds)} seeds; add the t quantile of {len(seeds) - 1} to T"
-        )
+    runs = read_all_seeds(folder)
     page = Path(output)
     page.parent.mkdir(parents=True, exist_ok=True)
     figure_path = page.with_suffix(".png")
     draw(runs).savefig(figure_path, dpi=120)
     page.write_text("\n".join(markdown(runs, figure_path.name)) + "\n", encoding="utf-8")
-    print(f"{len(runs)} schemes, seeds {seeds}: written to {page} and {figure_path}")
-
-
-def read(folder: Path) -> Runs:
-    """What each finished run found, by scheme, best validation loss first."""
-    runs: Runs = {}
-    for file in sorted(folder.glob("*/seed_*/result.json")):
-        result = json.loads(file.read_text())
-        if result["status"] == "finished":
-            evaluated = json.loads(file.with_name("eval.json").read_text())["last"]
-            lengths = {int(n): found["loss"] for n, found in evaluated["lengths"].items()}
-            manifest = json.loads(file.with_name("manifest.json").read_text())
-            run = {**result, "lengths": lengths, "manifest": manifest}
-            runs.setdefault(file.parent.parent.name, []).append(run)
-    for found in runs.values():
-        found.sort(key=lambda run: run["seed"])
-    return dict(sorted(runs.items(), key=lambda item: mean(values(item[1], "val_loss"))))
-
-
-def values(runs: list[dict[str, Any]], key: str) -> list[float]:
-    return [run[key] for run in runs]
-
-
-def mean(numbers: Sequence[float]) -> float:
-    return statistics.fmean(numbers)
-
-
-def interval(numbers: Sequence[float]) -> float:
-    """Half of the 95 % t-interval of the mean of two numbers or more."""
-    n = len(numbers)
-    return T[n - 1] * statistics.stdev(numbers) / math.sqrt(n)
-
-
-def with_interval(numbers: Sequence[float], sign: str = "") -> str:
-    return f"{mean(numbers):{sign}.4f} ± {interval(numbers):.4f}"
-
-
-def at(run: dict[str, Any], length: int | None) -> float:
-    """A run's validation loss, at a context length or as trained."""
-    return run["val_loss"] if length is None else run["lengths"][length]
-
-
-def difference(runs: Runs, one: str, other: str, length: int | None = None) -> list[float]:
-    """Validation loss of one scheme minus another's, seed by seed."""
-    pairs = zip(runs[one], runs[other], strict=True)
-    return [at(a, length) - at(b, length) for a, b in pairs]
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+    print(f"{len(runs)} schemes: written to {page} and {figure_path}")
 
 
 def markdown(runs: Runs, figure: str) -> list[str]:
@@ -127,7 +68,7 @@ def markdown(runs: Runs, figure: str) -> list[str]:
         "# Positional schemes compared",
         "",
         f"Written by `scripts/positional_table.py` from {len(runs)} x {n_seeds} runs that",
-        "`scripts/train_positional.sh` trained: `experiment=seed_blog` (4 layers, 8 heads, width",
+        "`scripts/train_group.sh` trained: `experiment=seed_blog` (4 layers, 8 heads, width",
         f"64, block 32, batch 64), {first[0]['steps']:,} steps, characters of tiny Shakespeare,",
         f"{first[0]['precision']} on a {first[0]['device']}; {manifest['started'][:10]}, torch "
         f"{manifest['versions']['torch']}, Python {manifest['python']}.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -178,47 +179,121 @@ class Landmark(Attention):
         dropout: float,
     ) -> Tensor:
         """Mixed values (b, h, i, e) of queries (b, h, i, e) at positions (b or 1, i)."""
-        device, n_blocks = near_q.device, marks.near.shape[2]
-        i, own = positions[:, None, :, None], positions[:, None, :, None] // self.block
+        read = Reader(self, near_q, far_q, positions, shared, layer)
+        n_blocks, device = marks.near.shape[2], near_q.device
         blocks = torch.arange(n_blocks, device=device)
         slots = torch.arange(n_blocks * self.block, device=device)
-
-        def scores(held: Held, j: Tensor) -> Tensor:
-            near = self.scored(near_q, held.near, positions, j, shared, layer)
-            if not self.reaches_too_far(shared):
-                return near
-            far_positions = self.far_query(positions)
-            far = self.scored(far_q, held.far, far_positions, j % self.block, shared, layer)
-            return torch.where(own - j // self.block > self.farthest, far, near)
-
-        token_scores, mark_scores = (
-            scores(tokens, slots),
-            scores(marks, slots[self.block - 1 :: self.block]),
+        own = positions[:, None, :, None] // self.block
+        gates = read.dense(marks, slots[self.block - 1 :: self.block])
+        nothing = torch.finfo(gates.dtype).min
+        gates = gates.masked_fill(~((blocks < own) & marks.there[:, None, None]), nothing)
+        if n_blocks - 1 <= self.retrieved:  # every earlier block is read
+            values, place = tokens.values, own
+            inside = read.dense(tokens, slots).masked_fill(~tokens.there[:, None, None], nothing)
+            inside = rearrange(inside, "b h i (n l) -> b h i n l", n=n_blocks)
+        else:
+            best = (gates.detach() + LATER * blocks).topk(self.retrieved).indices
+            chosen = torch.cat((best, own.expand(*best.shape[:3], 1)), -1)
+            gates = F.pad(gates.gather(-1, best), (0, 1), value=nothing)
+            inside, values, there = read.chosen(tokens, chosen)
+            inside, place = (
+                inside.masked_fill(~there, nothing),
+                torch.full_like(own, self.retrieved),
+            )
+        # Now `inside` (b, h, i, m, l) scores the keys of m blocks; the query's own is at `place`.
+        place = place[..., None].expand(*inside.shape[:3], 1, self.block)
+        earlier = (
+            torch.arange(self.block, device=device) <= positions[:, None, :, None] % self.block
         )
-        nothing = torch.finfo(token_scores.dtype).min
-        opens = (blocks < own) & marks.there[:, None, None]
-        mark_scores = mark_scores.masked_fill(~opens, nothing)
-        if self.retrieved < n_blocks:
-            best = (mark_scores.detach() + LATER * blocks).topk(self.retrieved).indices
-            kept = mark_scores.gather(-1, best)
-            mark_scores = torch.full_like(mark_scores, nothing).scatter(-1, best, kept)
-        token_scores = token_scores.masked_fill(~tokens.there[:, None, None], nothing)
-        inside = rearrange(token_scores, "b h i (n l) -> b h i n l", n=n_blocks)
-        of_own = own[..., None].expand(*inside.shape[:3], 1, self.block)
-        earlier = torch.arange(self.block, device=device) <= i % self.block
-        own_scores = inside.gather(3, of_own).squeeze(3).masked_fill(~earlier, nothing)
-        together = torch.cat((own_scores, mark_scores), -1).softmax(-1)
-        own_weights, gates = together.split([self.block, n_blocks], -1)
-        weights = gates.masked_fill(~opens, 0)[..., None] * inside.softmax(-1)
-        weights = weights.scatter(3, of_own, own_weights.unsqueeze(3)).flatten(-2)
-        return F.dropout(weights, dropout).to(tokens.values.dtype) @ tokens.values
+        own_scores = inside.gather(3, place).squeeze(3).masked_fill(~earlier, nothing)
+        together = torch.cat((own_scores, gates), -1).softmax(-1)
+        own_weights, gates = together.split([self.block, gates.shape[-1]], -1)
+        weights = gates[..., None] * inside.softmax(-1)
+        weights = weights.scatter(3, place, own_weights.unsqueeze(3))
+        weights = F.dropout(weights, dropout).to(values.dtype)
+        if values.ndim == 4:
+            return weights.flatten(-2) @ values
+        return torch.einsum("bhiml,bhimle->bhie", weights, values)
 
-    def scored(
-        self, q: Tensor, k: Tensor, i: Tensor, j: Tensor, shared: Pass, layer: int
+
+@dataclass(frozen=True)
+class Reader:
+    """Scores of some queries (b, h, i, e): scaled, capped and with their term, without a mask."""
+
+    attention: Landmark
+    near_q: Tensor
+    far_q: Tensor
+    positions: Tensor
+    shared: Pass
+    layer: int
+
+    def dense(self, held: Held, j: Tensor) -> Tensor:
+        """Of all keys, which stand at positions j: (b, h, i, j)."""
+
+        def term(q: Tensor, k: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return self.shared.scores(i, j, False, self.attention).dense_term(q, k, self.layer)
+
+        near, far = (self.near_q @ held.near.mT), None
+        if self.attention.reaches_too_far(self.shared):
+            far = self.far_q @ held.far.mT
+        distance = self.positions[:, None, :, None] // self.block - j // self.block
+        return self._scores(near, far, distance, held, j[None], term)
+
+    def chosen(self, held: Held, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of blocks (b, h, i, m): scores (b, h, i, m, l), values, and which keys are there."""
+        b, h, i, _ = torch.meshgrid(*map(self._arange, blocks.shape), indexing="ij")
+        within = self._arange(self.block)
+        j = blocks[..., None] * self.block + within
+        b, h, i = (x[..., None] for x in (b, h, i))
+
+        def picked(x: Tensor) -> Tensor:
+            by_block = rearrange(x, "b h (n l) e -> (b h) n l e", l=self.block)
+            rows = self._arange(len(by_block))[:, None, None]
+            return by_block[rows, blocks.flatten(0, 1)].unflatten(0, blocks.shape[:2])
+
+        def term(q: Tensor, k: Tensor, i_places: Tensor, j_places: Tensor) -> Tensor:
+            scores = self.shared.scores(i_places, j_places, False, self.attention)
+            formula = scores.term(q, k, self.layer)
+            return q.new_zeros(()) if formula is None else formula(b, h, i, j)
+
+        def products(q: Tensor, k: Tensor) -> Tensor:
+            return torch.einsum("bhie,bhimle->bhiml", q, picked(k))
+
+        near, far = products(self.near_q, held.near), products(self.far_q, held.far)
+        distance = (self.positions[:, None, :, None] // self.block - blocks)[..., None]
+        slots = self._arange(held.near.shape[2])[None]
+        found = self._scores(near, far, distance, held, slots, term)
+        return found, picked(held.values), held.there[b, j]
+
+    def _scores(
+        self,
+        near: Tensor,
+        far: Tensor | None,
+        distance: Tensor,
+        held: Held,
+        j: Tensor,
+        term: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor:
-        """Scaled, capped scores and their term, without a mask: (b, h, i, j)."""
-        scores = shared.scores(i, j[None], False, self)
-        products = scores.capped((q / q.shape[-1] ** 0.5) @ k.mT)
-        return products.to(torch.promote_types(q.dtype, torch.float32)) + scores.dense_term(
-            q, k, layer
-        )
+        """From products with near and far keys, `distance` blocks back; slots at j (1, s)."""
+
+        def scored(products: Tensor, q: Tensor, k: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            capped = self.shared.scores(i, j, False, self.attention).capped(
+                products / q.shape[-1] ** 0.5
+            )
+            exact = torch.promote_types(q.dtype, torch.float32)
+            return capped.to(exact) + term(q, k, i, j)
+
+        scores = scored(near, self.near_q, held.near, self.positions, j)
+        if far is None:
+            return scores
+        i = self.attention.far_query(self.positions)
+        far = scored(far, self.far_q, held.far, i, j % self.block)
+        return torch.where(distance > self.attention.farthest, far, scores)
+
+    @property
+    def block(self) -> int:
+        """Tokens of a block."""
+        return self.attention.block
+
+    def _arange(self, n: int) -> Tensor:
+        return torch.arange(n, device=self.positions.device)
