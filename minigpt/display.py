@@ -58,9 +58,11 @@ class Display:
         model, batch = config.model, trainer.options.batch_size
         packed = config.data.separator is not None
         documents = f" in {sum(manifest['documents'].values()):,} documents" if packed else ""
+        idle = counts["active"] < counts["total"]
+        active = f", {counts['active']:,} of them active" if idle else ""
         facts = {
             "model": f"{model.name}: {model.n_layer} layers, {model.n_head} heads, {model.n_embd} "
-            f"wide, block {model.block_size}, {counts['total']:,} parameters",
+            f"wide, block {model.block_size}, {counts['total']:,} parameters{active}",
             "data": f"{config.data.name} as {manifest['vocabulary']:,} {config.tokenizer.name} "
             f"tokens{documents}: {manifest['tokens']['train']:,} to train, "
             f"{manifest['tokens']['val']:,} to validate; {batch} x {model.block_size} a step",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minigpt.model import GPT
 from minigpt.model.attention import Attention, Pass
+from minigpt.model.ffn.moe import Routing
 from minigpt.model.scores import Scores
 from minigpt.tokenizer import Tokenizer
 
@@ -21,11 +22,13 @@ LONGEST_LABEL = 12
 @dataclass(frozen=True)
 class Recording:
     """One forward pass on the CPU: logits (t, n), and of each layer the attention weights and the
-    score term (h, i, j), NaN where masked. No terms where the scheme has none."""
+    score term (h, i, j), NaN where masked. No terms where the scheme has none. `usage`: the share
+    of each layer's tokens that each expert got, (1, layer, e) in a list, empty without experts."""
 
     logits: Tensor
     weights: list[Tensor]
     terms: list[Tensor]
+    usage: list[Tensor]
 
 
 def token_label(content: bytes) -> str:
@@ -41,22 +44,23 @@ def token_label(content: bytes) -> str:
 
 @torch.no_grad()
 def record(model: GPT, tokens: Sequence[int], documents: Sequence[int] | None = None) -> Recording:
-    """Run the model on one text and keep what its attention does.
+    """Run the model on one text and keep what its attention and its routers do.
 
     `documents`: which one each token is of, see `GPT.forward`.
     """
     device, attentions = model.head.weight.device, model.attentions
     recorders = [Recorder(attention) for attention in attentions]
     model.attentions = [*recorders]
+    routings: list[Routing] = []
     try:
         ids = None if documents is None else torch.tensor([documents], device=device)
-        logits = model(torch.tensor([tokens], device=device), documents=ids)[0]
+        logits = model(torch.tensor([tokens], device=device), documents=ids, routings=routings)[0]
     finally:
         model.attentions = attentions
     weights, terms = ([getattr(r, kind) for r in recorders] for kind in ("weights", "terms"))
-    return Recording(
-        logits.float().cpu(), weights, terms if model.positional.score != "none" else []
-    )
+    terms = terms if model.positional.score != "none" else []
+    usage = [torch.stack([r.usage for r in routings])[None].cpu()] if routings else []
+    return Recording(logits.float().cpu(), weights, terms, usage)
 
 
 class Recorder(Attention):

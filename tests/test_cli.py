@@ -236,7 +236,7 @@ def test_run_directory(cli: Cli, workdir: Path) -> None:
     }
     assert numbers <= result.keys()
     assert all(result[key] is not None for key in numbers)
-    assert set(result["parameters"]) == {"total", "non_embedding", "positional"}
+    assert set(result["parameters"]) == {"total", "active", "non_embedding", "positional"}
     assert result["status"] == "finished" and result["steps"] == 12
     manifest = json.loads((run / "manifest.json").read_text())
     assert {"command", "commit", "versions", "device", "data_sha256", "tokenizer_sha256"} <= set(

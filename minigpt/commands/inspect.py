@@ -41,6 +41,11 @@ LOOKS = {
     "attention": Look(
         "Attention", "A query's weights sum to 1 over its row.", "weight", "key", "query", "viridis"
     ),
+    "experts": Look(
+        "Expert usage",
+        "The share of a layer's assignments that each expert got, over the prompt.",
+        *("share", "expert", "layer", "viridis"),
+    ),
     "embed": Look(
         "Added to the embeddings", "What becomes of zeros.", "value", "channel", "position"
     ),
@@ -127,6 +132,7 @@ def main(arguments: list[str]) -> None:
             Section(_size(labels, documents), " ".join(labels)),
             *_drawn("attention", recording.weights, labels),
             *([] if recording.weights else [Section("Attention", "None: there are no layers.")]),
+            *_drawn("experts", recording.usage, labels),
             Section(name, f"{about}\n\n{ALL_LAYERS if found else NO_PICTURE}"),
             *(s for kind in LOOKS if kind in found for s in _drawn(kind, found[kind], labels)),
             Section("Next tokens", NEXT, "next", draw_next(rows, labels), _table(rows, labels)),
@@ -250,6 +256,7 @@ def draw(look: Look, values: Tensor, labels: list[str]) -> Figure:
         if n > 1:
             axis.set_title(f"head {head}", fontsize=10)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
         if of_tokens:
             upright = max(map(len, labels)) > 2 or len(labels) > TICKS
             _label(axis.set_xticks, labels, rotation=90 if upright else 0)

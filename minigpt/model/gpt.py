@@ -18,6 +18,7 @@ from minigpt.model.backends import BACKENDS, BackendConfig, Use, choose_backend,
 from minigpt.model.block import Block
 from minigpt.model.cache import KVCache
 from minigpt.model.ffn import FeedForwardConfig
+from minigpt.model.ffn.moe import MixtureConfig, MixtureOfExperts, Routing
 from minigpt.model.norm import PLACEMENTS, NormConfig
 from minigpt.model.positional import POSITIONAL, PositionalConfig
 
@@ -150,13 +151,15 @@ class GPT(nn.Module):
         positions: Tensor | None = None,
         cache: KVCache | None = None,
         documents: Tensor | None = None,
+        routings: list[Routing] | None = None,
     ) -> Tensor:
         """Logits (b, t, n_vocab) of the token after each of `tokens` (b, t).
 
         `positions` (b or 1, t) are absolute ids, 0 to t - 1 if None. With a cache the tokens see
         those it holds, and are kept there. `documents` (b, t), int64, says where each row goes from
         one text to the next, by ids that do not decrease: tokens see their own document alone, and
-        positions that are None begin at 0 in each. Raises UserError past the scheme's `max_length`.
+        positions that are None begin at 0 in each. Each layer of routed experts adds to `routings`
+        where it sent the tokens. Raises UserError past the scheme's `max_length`.
         """
         assert documents is None or cache is None, "a cache holds one document a row"
         assert documents is None or self.attention.documents, "a config with both is refused"
@@ -181,7 +184,7 @@ class GPT(nn.Module):
         folds = self.backend is not flex  # which skips what is not seen by itself
         shared = Pass(
             *(self.positional, self.config, self.backend),
-            *(positions, length, last, in_order, cache, folds, documents),
+            *(positions, length, last, in_order, cache, folds, documents, routings),
         )
         x = self.positional.embed(x, positions)
         x = self.dropout(self.embedding_norm(x))
@@ -206,8 +209,28 @@ class GPT(nn.Module):
 
         `documents`: see `forward`.
         """
-        logits = self(tokens, documents=documents)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
+        return _cross_entropy(self(tokens, documents=documents), targets, reduction)
+
+    def training_loss(
+        self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What training minimises, and what it logs by name: train_loss, the cross-entropy alone.
+
+        Layers of routed experts add their balance losses to what is minimised, the mean over
+        layers times a coefficient, and log it and the share of tokens (e,) that each expert got.
+        """
+        routings: list[Routing] = []
+        logits = self(tokens, documents=documents, routings=routings)
+        loss = _cross_entropy(logits, targets, "mean")
+        logged = {"train_loss": loss.detach()}
+        if routings:
+            assert isinstance(self.config.ffn, MixtureConfig)
+            balance_loss = torch.stack([routing.balance_loss() for routing in routings]).mean()
+            loss = loss + self.config.ffn.balance * balance_loss
+            logged["balance_loss"] = balance_loss.detach()
+            for layer, routing in enumerate(routings):
+                logged[f"expert_usage/layer_{layer}/expert"] = routing.usage
+        return loss, logged
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -230,12 +253,19 @@ class GPT(nn.Module):
         return f"{self.backend_name} ({reason})"
 
     def parameter_counts(self) -> dict[str, int]:
-        """Parameters: `total`, `non_embedding` (without vocabulary and positions), `positional`."""
+        """Parameters: `total`, `active` (those a token uses, without the other experts),
+        `non_embedding` (without vocabulary and positions), `positional`."""
         total = sum(p.numel() for p in self.parameters())
         positional = sum(p.numel() for p in self.positional.parameters())
         vocabulary = {self.token_embedding.weight, self.head.weight}  # one tensor when tied
         non_embedding = total - positional - sum(p.numel() for p in vocabulary)
-        return {"total": total, "non_embedding": non_embedding, "positional": positional}
+        mixtures = (module for module in self.modules() if isinstance(module, MixtureOfExperts))
+        return {
+            "total": total,
+            "active": total - sum(mixture.idle_parameters() for mixture in mixtures),
+            "non_embedding": non_embedding,
+            "positional": positional,
+        }
 
     def decayed(self) -> list[nn.Parameter]:
         """Parameters for weight decay: matrices and tables of vectors.
@@ -246,12 +276,14 @@ class GPT(nn.Module):
         return [p for p in self.parameters() if p.ndim >= 2 and p not in bare]
 
     def flops_per_token(self) -> int:
-        """Training FLOPs a token: 6 a matrix weight, 12 n_embd a key and layer for attention.
+        """Training FLOPs a token: 6 an active weight, 12 n_embd a key and layer for attention.
 
         Forward and backward, causal masking not discounted (Chowdhery et al. 2022, appendix B);
         the keys are those an attention multiplies a query with.
         """
-        matrices = self.parameter_counts()["non_embedding"] + self.head.weight.numel()
+        counts = self.parameter_counts()
+        idle = counts["total"] - counts["active"]
+        matrices = counts["non_embedding"] - idle + self.head.weight.numel()
         keys = sum(attention.keys(self.config.block_size) for attention in self.attentions)
         return round(6 * matrices * self.attention.rows + 12 * self.config.n_embd * keys)
 
@@ -290,6 +322,10 @@ def restarting_positions(documents: Tensor) -> Tensor:
     place = torch.arange(documents.shape[1], device=documents.device)
     begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
     return place - torch.where(begins, place, 0).cummax(dim=1).values
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
 
 
 def _require_divides(key: str, heads: int, whole_key: str, whole: int) -> None:

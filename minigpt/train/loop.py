@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 class TrainerConfig:
     """How long and on what. `*_every` counts steps; null is only at the end, for samples never.
 
-    `accumulate`: pieces in which a batch is computed, to save memory; the result is the same.
+    `accumulate`: pieces in which a batch is computed, to save memory; the result is the same, but
+    that routed experts balance each piece by itself.
     `patience`: evaluations without a better validation loss before stopping early.
     """
 
@@ -120,17 +121,18 @@ class Trainer:
         self.data = data.to(compute.device)
         self.model = GPT(config.model, tokenizer.n_vocab).to(compute.device)
         self.backend = self.model.use_backend(compute.device, compute.precision == "bf16", "train")
-        self.loss = self.model.loss
+        self.loss = self.model.training_loss
         if self.options.compile or self.model.backend_name == "flex":
             torch.compiler.reset()  # its limit of compiled variants counts over a whole sweep
         if self.options.compile:
-            self.loss = torch.compile(self.model.loss)
+            self.loss = torch.compile(self.model.training_loss)
         self.optimizer = OPTIMIZERS.build(config.optimizer, self.model)
         self.schedule = SCHEDULES.build(config.schedule, self.options.max_steps)
         self.state = TrainState()
         self.logger: Logger  # `train` is given it: a tracker opens only once all else is ready
         self.stopped_by: int | None = None
-        self.losses: list[Tensor] = []  # of the steps since `_settle`, still on the device
+        # Of the steps since `_settle`, still on the device; `logged` by step and piece.
+        self.logged: list[list[dict[str, Tensor]]] = []
         self.norms: list[Tensor] = []
 
     def resume(self) -> None:
@@ -184,18 +186,17 @@ class Trainer:
                 batch = self.data.train.draw(
                     options.batch_size, model.config.block_size, self.batches
                 )
-                losses = []
+                logged = []
                 for piece in batch.chunk(options.accumulate):
                     with self.compute.autocast():
-                        loss = self.loss(piece.inputs, piece.targets, piece.documents)
-                        loss = loss / options.accumulate
-                    loss.backward()
-                    losses.append(loss.detach())
+                        loss, numbers = self.loss(piece.inputs, piece.targets, piece.documents)
+                    (loss / options.accumulate).backward()
+                    logged.append(numbers)
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
                 # ---- end of the step ----
-                self.losses.append(torch.stack(losses).sum())
+                self.logged.append(logged)
                 self.norms.append(norm)
                 state.step += 1
                 self.display.step(state.step)
@@ -246,15 +247,18 @@ class Trainer:
         Raises Diverged where one of them is not finite. Every piece of periodic work settles first.
         """
         state = self.state
-        if self.losses:
-            losses, norms = torch.stack(self.losses).tolist(), torch.stack(self.norms).tolist()
+        if self.logged:
+            logged, norms = step_means(self.logged), torch.stack(self.norms).tolist()
+            losses = logged.pop("train_loss")
             first = state.step - len(losses)
             for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), first):
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     self._diverged(step, f"loss {loss} with gradient norm {norm}")
             state.recent_losses += losses
             state.recent_norms += norms
-            self.losses, self.norms = [], []
+            for name, values in logged.items():
+                state.recent_extras.setdefault(name, []).extend(values)
+            self.logged, self.norms = [], []
             state.step_seconds += time.perf_counter() - self.stepping_since
             self.stepping_since = time.perf_counter()
         state.seconds = time.perf_counter() - self.started
@@ -298,8 +302,9 @@ class Trainer:
                 "tokens": state.step * tokens_a_step,
                 "tokens_per_second": state.step * tokens_a_step / state.step_seconds,
                 "seconds": state.seconds,
+                **{k: math.fsum(values) / steps for k, values in state.recent_extras.items()},
             }
-            state.recent_losses, state.recent_norms = [], []
+            state.recent_losses, state.recent_norms, state.recent_extras = [], [], {}
             self._report(metrics)
             self.display.train(state.step, metrics)
 
@@ -351,6 +356,21 @@ class Trainer:
             self.run.append_sample(self.state.step, text)
             self.logger.log_text(text, self.state.step)
             self.display.sample(self.state.step, text)
+
+
+def step_means(logged: list[list[dict[str, Tensor]]]) -> dict[str, list[float]]:
+    """By name what steps logged, each the mean over its pieces. Waits for the device.
+
+    A vector's numbers are named after it and their places: NAME_0, NAME_1.
+    """
+    names = [
+        f"{name}_{place}" if value.ndim else name
+        for name, value in logged[0][0].items()
+        for place in range(value.numel())
+    ]
+    rows = [torch.cat([v.flatten() for v in piece.values()]) for step in logged for piece in step]
+    means = torch.stack(rows).unflatten(0, (len(logged), -1)).mean(1)  # step, name
+    return dict(zip(names, means.T.tolist(), strict=True))
 
 
 @dataclass

@@ -36,6 +36,7 @@ class TrainState:
     sampled_at: int | None = None
     recent_losses: list[float] = field(default_factory=list)  # of steps not yet logged
     recent_norms: list[float] = field(default_factory=list)
+    recent_extras: dict[str, list[float]] = field(default_factory=dict)  # what else a step logs
     log_sizes: dict[str, int] = field(default_factory=dict)
 
 

@@ -141,6 +141,21 @@ def test_token_labels(content: bytes, label: str) -> None:
     assert token_label(content) == label
 
 
+def test_expert_usage_is_drawn_where_there_are_experts(cli: Cli, workdir: Path) -> None:
+    model = tiny_model("rope", "ffn=moe")
+    (usage,) = record(model, TOKENS).usage
+    assert usage.shape == (1, 2, 8)
+    torch.testing.assert_close(usage.sum(-1), torch.ones(1, 2))
+    assert torch.equal(usage * 2 * len(TOKENS), (usage * 2 * len(TOKENS)).round())
+    assert record(tiny_model("rope"), TOKENS).usage == []
+    assert cli("train", "ffn=moe", *TINY).code == 0
+    outcome = cli("inspect", "latest", "--prompt", "Line 1:\n")
+    assert outcome.code == 0, outcome.err
+    assert "inspect_experts.png" in outcome.out
+    page = (the_run(workdir) / "inspect/inspect.html").read_text(encoding="utf-8")
+    assert "<h2>Expert usage</h2>" in page
+
+
 # --- the scheme's matrices
 
 KINDS = {

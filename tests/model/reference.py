@@ -18,6 +18,9 @@ from minigpt.model import ModelConfig
 Weights = Mapping[str, Tensor]
 Vectors = list[Tensor]
 """One vector a token."""
+Options = Mapping[str, Any]
+FeedForward = Callable[[Vectors, Weights, str, Options], Vectors]
+"""feed_forward(xs, weights, name, options): what becomes of the tokens of a text."""
 
 
 @dataclass(frozen=True)
@@ -584,14 +587,12 @@ def gated(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Weights, 
     return forward
 
 
-def each(
-    forward: Callable[[Tensor, Weights, str], Tensor],
-) -> Callable[[Vectors, Weights, str], Vectors]:
+def each(forward: Callable[[Tensor, Weights, str], Tensor]) -> FeedForward:
     """The same for each token by itself."""
-    return lambda xs, weights, name: [forward(x, weights, name) for x in xs]
+    return lambda xs, weights, name, options: [forward(x, weights, name) for x in xs]
 
 
-def convolved(xs: Vectors, weights: Weights, name: str) -> Vectors:
+def convolved(xs: Vectors, weights: Weights, name: str, options: Options) -> Vectors:
     """W2 f(c_0 W1 x_t + c_1 W1 x_(t-1) + ...), f = max(x, 0)^2 (So et al. 2021's convolution)."""
     taps = [*weights[f"{name}.taps"]][::-1]
     hidden = [linear(x, weights, f"{name}.up") for x in xs]
@@ -600,6 +601,50 @@ def convolved(xs: Vectors, weights: Weights, name: str) -> Vectors:
         terms = [tap * hidden[t - s] for s, tap in enumerate(taps) if s <= t]
         result.append(linear(relu(torch.stack(terms).sum(0)) ** 2, weights, f"{name}.out"))
     return result
+
+
+def router_probabilities(x: Tensor, weights: Weights, name: str) -> Vectors:
+    """Softmax(x . W_g), a number an expert."""
+    powers = [torch.exp((row * x).sum()) for row in weights[f"{name}.router.weight"]]
+    return [power / sum(powers) for power in powers]
+
+
+def chosen_experts(p: Vectors, n: int) -> list[int]:
+    """The n likeliest."""
+    return sorted(range(len(p)), key=lambda e: -p[e].item())[:n]
+
+
+def mixture(xs: Vectors, weights: Weights, name: str, options: Options) -> Vectors:
+    """The sum over the top k experts of Softmax(TopK(x . W_g))_i E_i(x) (Jiang et al. 2024, 2.1).
+
+    The softmax over the k is that over all, over its sum among the k. With one expert of many it
+    is p_i(x) E_i(x) (Fedus et al. 2021, equation 2).
+    """
+    expert, result = FEED_FORWARDS[options["expert"]], []
+    for x in xs:
+        p = router_probabilities(x, weights, name)
+        chosen = chosen_experts(p, options["n_active"])
+        total = sum(p[e] for e in chosen) if len(chosen) > 1 else 1.0
+        y = torch.zeros(len(x))
+        for e in chosen:
+            y = y + p[e] / total * expert([x], weights, f"{name}.experts.{e}", options)[0]
+        result.append(y)
+    return result
+
+
+def balance_loss(layers: list[list[Vectors]], n_active: int) -> Tensor:
+    """N sum_i f_i P_i, the mean over layers (Fedus et al. 2021, equations 4 to 6).
+
+    f_i is the share of assignments that go to expert i, P_i the mean of its probability. `layers`
+    hold the probabilities of each token.
+    """
+    total = torch.zeros(())
+    for tokens in layers:
+        n = len(tokens[0])
+        for i in range(n):
+            f = sum(i in chosen_experts(p, n_active) for p in tokens) / (n_active * len(tokens))
+            total = total + n * f * sum(p[i] for p in tokens) / len(tokens) / len(layers)
+    return total
 
 
 def layernorm(x: Tensor, weights: Weights, name: str) -> Tensor:
@@ -673,13 +718,14 @@ ATTENTION_OPTIONS: dict[str, list[dict[str, Any]]] = {
     "performer": [{"features": 5}, {"features": 6, "layers": ["full", "performer"]}],
     "sliding_window": [{"window": 3}, {"window": 1, "layers": ["full", "sliding_window"]}],
 }
-FEED_FORWARDS: dict[str, Callable[[Vectors, Weights, str], Vectors]] = {
+FEED_FORWARDS: dict[str, FeedForward] = {
     "conv": convolved,
     "gelu": each(two_maps(gelu)),
     "relu": each(two_maps(relu)),
     "relu2": each(two_maps(lambda x: relu(x) ** 2)),
     "swiglu": each(gated(swish)),
     "geglu": each(gated(gelu)),
+    "moe": mixture,
 }
 NORMS: dict[str, Callable[[Tensor, Weights, str], Tensor]] = {
     "layernorm": layernorm,
@@ -749,7 +795,7 @@ def one_text(
             return attention(of_layer, layer, inputs, places, first_values)
 
         def feed_forward(inputs: Vectors, name: str = f"blocks.{layer}.ffn") -> Vectors:
-            return FEED_FORWARDS[config.ffn.name](inputs, weights, name)
+            return FEED_FORWARDS[config.ffn.name](inputs, weights, name, vars(config.ffn))
 
         xs = residual(config, weights, xs, attend, f"blocks.{layer}.attention")
         xs = residual(config, weights, xs, feed_forward, f"blocks.{layer}.ffn")

@@ -436,7 +436,9 @@ def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
             optimize.step()
             optimize.zero_grad()
         for name, p in model.named_parameters():
-            assert p.isfinite().all() and not torch.equal(p, before[name]), (names, name)
+            idle = ".experts." in name  # no token may have gone there
+            assert p.isfinite().all(), (names, name)
+            assert idle or not torch.equal(p, before[name]), (names, name)
 
 
 @pytest.mark.parametrize(

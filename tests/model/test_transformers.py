@@ -27,6 +27,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     MptConfig,
     MptForCausalLM,
 )
@@ -63,6 +65,12 @@ LLAMA_NAMES = {
     ".mlp.gate_proj.": ".ffn.gate_up.",
     ".mlp.up_proj.": ".ffn.gate_up.",
     ".mlp.down_proj.": ".ffn.out.",
+}
+MIXTRAL_NAMES = LLAMA_NAMES | {
+    ".mlp.gate.": ".ffn.router.",
+    ".mlp.experts.": ".ffn.experts.",
+    ".gate_up_proj": ".gate_up.weight",
+    ".down_proj": ".out.weight",
 }
 MPT_NAMES = HEADS | {
     "transformer.norm_f.": "final_norm.",
@@ -155,12 +163,24 @@ def translated(
 ) -> dict[str, Tensor]:
     """Their tensors by our names; those that come to the same name are stacked, in their order."""
     parts: dict[str, list[Tensor]] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in experts_apart(tensors).items():
         ours = name
         for old, new in names.items():
             ours = ours.replace(old, new)
         parts.setdefault(ours, []).append(change(name, tensor))
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+
+def experts_apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Mixtral's experts (e, ...) are one tensor: each expert's by a name of its own."""
+    apart: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if ".experts." in name:
+            for expert, weight in enumerate(tensor):
+                apart[name.replace(".experts.", f".experts.{expert}.")] = weight
+        else:
+            apart[name] = tensor
+    return apart
 
 
 def assert_same(
@@ -254,6 +274,39 @@ def test_mistral(window: int) -> None:
             *(config, {"rope_type": "default"}, MistralForCausalLM, MistralConfig), **options
         )
         assert_same(config, theirs, LLAMA_NAMES, length=40)
+
+
+def mixtral(config: ModelConfig, n_expert: int, n_active: int) -> tuple[ModelConfig, Any]:
+    """The Llama preset with routed experts, and their model of it."""
+    options = (f"model.ffn.n_expert={n_expert}", f"model.ffn.n_active={n_active}")
+    experts = composed("model=llama", "ffn=moe", *options).ffn
+    config = replace(config, ffn=experts)
+    theirs = llama(
+        *(config, {"rope_type": "default"}, MixtralForCausalLM, MixtralConfig),
+        num_local_experts=n_expert,
+        num_experts_per_tok=n_active,
+        experts_implementation="eager",
+    )
+    return config, theirs
+
+
+@pytest.mark.parametrize(("n_expert", "n_active"), [(8, 2), (5, 3), (2, 2)])
+def test_mixtral(n_expert: int, n_active: int) -> None:
+    with float64():
+        config, theirs = mixtral(llama_config(n_kv_head=2), n_expert, n_active)
+        assert_same(config, theirs, MIXTRAL_NAMES)
+
+
+def test_mixtral_balance_loss() -> None:
+    """Of one layer: over several theirs is of the means over layers. It counts each choice as 1."""
+    with float64():
+        config, theirs = mixtral(llama_config(n_layer=1), 8, 2)
+        model = GPT(config, N_VOCAB)
+        model.load_state_dict(translated(theirs.state_dict(), MIXTRAL_NAMES, as_it_is))
+        tokens = random_tokens(2, 16)
+        _, logged = model.training_loss(tokens, tokens)
+        expected = theirs(tokens, use_cache=False, output_router_logits=True).aux_loss
+        torch.testing.assert_close(2 * logged["balance_loss"], expected, rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("factor", [1.5, 2.5, 4.0])

@@ -57,13 +57,19 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIG
 def test_stopped_and_resumed(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, tokenizer: str, schedule: str
 ) -> None:
-    options = [
-        *TINY,
-        f"tokenizer={tokenizer}",
-        *TOKENIZER_OPTIONS[tokenizer],
-        f"schedule={schedule}",
-        "model.dropout=0.1",
-    ]
+    options = [f"tokenizer={tokenizer}", *TOKENIZER_OPTIONS[tokenizer], f"schedule={schedule}"]
+    stopped_and_resumed(cli, monkeypatch, [*TINY, *options, "model.dropout=0.1"])
+
+
+def test_routed_experts_stopped_and_resumed(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their usage is logged at steps 4, 8 and 12, so that a part of it is saved at step 7."""
+    stopped_and_resumed(cli, monkeypatch, [*TINY, "ffn=moe", "trainer.log_every=4"])
+    logged = [m for m in read_metrics(Path("parts")) if "expert_usage/layer_0/expert_7" in m]
+    assert [metrics["step"] for metrics in logged] == [4, 8, 12]
+
+
+def stopped_and_resumed(cli: Cli, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+    """Assert that a run stopped at step 7 and resumed ends as a whole one."""
     assert cli("train", *options, "hydra.run.dir=whole").code == 0
     stop_at(7, monkeypatch)
     stopped = cli("train", *options, "hydra.run.dir=parts")

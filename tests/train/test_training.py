@@ -33,14 +33,36 @@ def result(run: str) -> dict[str, object]:
     return json.loads(Path(run, "result.json").read_text())
 
 
-def test_accumulation_equals_the_large_batch(cli: Cli) -> None:
-    options = [*TINY, "trainer.precision=fp32", "trainer.max_steps=5"]
+@pytest.mark.parametrize("ffn", [["ffn=relu2"], ["ffn=moe", "model.ffn.balance=0"]])
+def test_accumulation_equals_the_large_batch(cli: Cli, ffn: list[str]) -> None:
+    options = [*TINY, *ffn, "trainer.precision=fp32", "trainer.max_steps=5"]
     assert cli("train", *options, "hydra.run.dir=one").code == 0
     assert cli("train", *options, "hydra.run.dir=four", "trainer.accumulate=4").code == 0
     for name, weight in weights("one").items():
         torch.testing.assert_close(weights("four")[name], weight, rtol=1e-4, atol=1e-6)
     for one, four in zip(read_metrics(Path("one")), read_metrics(Path("four")), strict=True):
+        for numbers in (one, four):
+            numbers.pop("balance_loss", None)  # of each piece by itself
         assert one == pytest.approx(four, rel=1e-5)
+
+
+def test_experts_balance_without_changing_the_loss_that_is_logged(cli: Cli) -> None:
+    options = [*TINY, "ffn=moe", "trainer.log_every=1", "trainer.eval_every=null"]
+    for name, coefficient in (("free", 0), ("balanced", 10)):
+        balance = [f"model.ffn.balance={coefficient}", f"hydra.run.dir={name}"]
+        outcome = cli("train", *options, *balance, "optimizer.lr=0.01", "trainer.max_steps=60")
+        assert outcome.code == 0, outcome.err
+    counts = json.loads(Path("free/result.json").read_text())["parameters"]
+    assert f"{counts['total']:,} parameters, {counts['active']:,} of them active\n" in outcome.out
+    free, balanced = ([m for m in read_metrics(Path(n)) if "lr" in m] for n in ("free", "balanced"))
+    usage = [f"expert_usage/layer_0/expert_{expert}" for expert in range(8)]
+    for name in ("train_loss", "balance_loss", *usage):  # the weights are the same still
+        assert free[0][name] == balanced[0][name]
+    for metrics in (*free, *balanced):
+        assert sum(metrics[name] for name in usage) == pytest.approx(1, abs=1e-6)
+    assert free[1]["grad_norm"] != balanced[1]["grad_norm"]
+    late = [sum(metrics["balance_loss"] for metrics in run[-20:]) / 20 for run in (free, balanced)]
+    assert late[1] < 1.02 < late[0]
 
 
 def test_same_seed_same_run_other_seed_other_run(cli: Cli) -> None:

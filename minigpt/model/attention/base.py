@@ -23,6 +23,7 @@ from minigpt.registry import Registry
 
 if TYPE_CHECKING:
     from minigpt.model.backends import Backend
+    from minigpt.model.ffn.moe import Routing
     from minigpt.model.gpt import ModelConfig
 
 T = TypeVar("T")
@@ -101,7 +102,7 @@ class Pass:
     `positions` (b, t), or (1, t) for all, of the rows of x; the first `length` are tokens, none of
     them after position `last`. `in_order`: they stand at 0, 1, ..., and no token came before.
     `folds`: whether a pattern with a horizon is computed piece by piece. `documents`: see
-    `GPT.forward`.
+    `GPT.forward`. Layers of routed experts add to `routings`, where there is a list, what they did.
     """
 
     def __init__(
@@ -116,10 +117,12 @@ class Pass:
         cache: KVCache | None,
         folds: bool,
         documents: Tensor | None = None,
+        routings: list[Routing] | None = None,
     ) -> None:
         self.scheme, self.config, self.backend = scheme, config, backend
         self.positions, self.in_order, self.cache, self.folds = positions, in_order, cache, folds
-        self.length, self.last, self.documents = length, last, documents
+        self.length, self.last = length, last
+        self.documents, self.routings = documents, routings
         self.first_values: Tensor | None = None  # (b, h, t, e) of layer 0, for value residuals
         self._made: dict[object, Any] = {}
 
