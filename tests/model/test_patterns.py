@@ -337,6 +337,18 @@ def test_bigbird_draws_evenly() -> None:
     assert all(not torch.equal(one, other) for one, other in itertools.combinations(drawn, 2))
 
 
+def test_spans_follow_block_size() -> None:
+    for block_size, window, block in ((32, 8, 2), (128, 32, 8), (2, 1, 1)):
+        options = [f"model.block_size={block_size}", "model.n_layer=1"]
+        for name, key, expected in (
+            ("sliding_window", "window", window),
+            ("chunked", "chunk", window),
+            ("bigbird", "block", block),
+        ):
+            model = GPT(composed(f"attention={name}", *options), N_VOCAB)
+            assert getattr(model.attention, key) == expected
+
+
 # --- performer
 
 

@@ -61,6 +61,18 @@ def require_whole(key: str, value: int, least: int = 1) -> None:
     require(value >= least, f"model.attention.{key}", value, f"must be {least} or more")
 
 
+def require_whole_or_none(key: str, value: int | None) -> None:
+    """Raise UserError for fewer than 1."""
+    require(
+        value is None or value >= 1, f"model.attention.{key}", value, "must be 1 or more, or null"
+    )
+
+
+def span(value: int | None, model: ModelConfig, parts: int) -> int:
+    """A number of positions, or where there is none block_size over `parts`."""
+    return max(1, model.block_size // parts) if value is None else value
+
+
 @dataclass(frozen=True)
 class Fold:
     """A text in order cut into pieces of n queries, each with the keys it can see: rows (b p).

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from minigpt.model.attention.base import ATTENTION, Attention, LayersConfig, require_whole
+from minigpt.model.attention.base import (
+    ATTENTION,
+    Attention,
+    LayersConfig,
+    require_whole,
+    require_whole_or_none,
+    span,
+)
 
 if TYPE_CHECKING:
     from minigpt.model.gpt import ModelConfig
@@ -17,10 +24,11 @@ PRIME = 2**31 - 1
 
 @dataclass
 class BigBirdConfig(LayersConfig):
-    """`block`: positions of a block; of blocks a query sees the last `n_window`, its own included,
-    the first `n_global` of the text and `n_random` drawn by `seed`, with replacement."""
+    """`block`: positions of a block, None for a sixteenth of block_size; of blocks a query sees the
+    last `n_window`, its own included, the first `n_global` of the text and `n_random` drawn by
+    `seed`, with replacement."""
 
-    block: int
+    block: int | None
     n_window: int
     n_global: int
     n_random: int
@@ -28,7 +36,7 @@ class BigBirdConfig(LayersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole("block", self.block)
+        require_whole_or_none("block", self.block)
         require_whole("n_window", self.n_window)
         for key in ("n_global", "n_random", "seed"):
             require_whole(key, getattr(self, key), least=0)
@@ -47,10 +55,10 @@ class BigBird(Attention):
 
     def __init__(self, config: BigBirdConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
-        self.config = config
+        self.config, self.block = config, span(config.block, model, 16)
 
     def sees(self, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        own, other = i // self.config.block, j // self.config.block
+        own, other = i // self.block, j // self.block
         seen = (own - other < self.config.n_window) | (other < self.config.n_global)
         for draw in range(self.config.n_random):
             seen = seen | (other == self.drawn(own, h, draw))
@@ -64,4 +72,4 @@ class BigBird(Attention):
 
     def keys(self, length: int) -> float:
         blocks = self.config.n_window + self.config.n_global + self.config.n_random
-        return min(length, blocks * self.config.block)
+        return min(length, blocks * self.block)

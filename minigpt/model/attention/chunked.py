@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from minigpt.model.attention.base import ATTENTION, Attention, LayersConfig, require_whole
+from minigpt.model.attention.base import (
+    ATTENTION,
+    Attention,
+    LayersConfig,
+    require_whole_or_none,
+    span,
+)
 
 if TYPE_CHECKING:
     from minigpt.model.gpt import ModelConfig
@@ -15,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class ChunkedConfig(LayersConfig):
-    """`chunk`: positions of a stretch."""
+    """`chunk`: positions of a stretch; None for a quarter of block_size."""
 
-    chunk: int
+    chunk: int | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole("chunk", self.chunk)
+        require_whole_or_none("chunk", self.chunk)
 
 
 @ATTENTION.register("chunked", ChunkedConfig)
@@ -34,7 +40,7 @@ class Chunked(Attention):
 
     def __init__(self, config: ChunkedConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
-        self.chunk = self.horizon = config.chunk
+        self.chunk = self.horizon = span(config.chunk, model, 4)
 
     def sees(self, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return i // self.chunk == j // self.chunk

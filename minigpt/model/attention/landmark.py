@@ -18,7 +18,8 @@ from minigpt.model.attention.base import (
     AttentionConfig,
     Pass,
     for_each_head,
-    require_whole,
+    require_whole_or_none,
+    span,
 )
 from minigpt.model.cache import KVCache
 
@@ -41,9 +42,8 @@ class LandmarkConfig(AttentionConfig):
     retrieved: int | None
 
     def __post_init__(self) -> None:
-        for key, value in (("block", self.block), ("retrieved", self.retrieved)):
-            if value is not None:
-                require_whole(key, value)
+        require_whole_or_none("block", self.block)
+        require_whole_or_none("retrieved", self.retrieved)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Landmark(Attention):
 
     def __init__(self, config: LandmarkConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
-        self.block = max(1, model.block_size // 8) if config.block is None else config.block
+        self.block = span(config.block, model, 8)
         blocks = model.block_size // self.block
         whole = blocks * self.block == model.block_size and blocks >= 2
         why = (

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from minigpt.model.attention.base import ATTENTION, Attention, LayersConfig, require_whole
+from minigpt.model.attention.base import (
+    ATTENTION,
+    Attention,
+    LayersConfig,
+    require_whole_or_none,
+    span,
+)
 
 if TYPE_CHECKING:
     from minigpt.model.gpt import ModelConfig
@@ -15,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class SlidingWindowConfig(LayersConfig):
-    """`window`: keys a query sees, its own included."""
+    """`window`: keys a query sees, its own included; None for a quarter of block_size."""
 
-    window: int
+    window: int | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole("window", self.window)
+        require_whole_or_none("window", self.window)
 
 
 @ATTENTION.register("sliding_window", SlidingWindowConfig)
@@ -34,7 +40,7 @@ class SlidingWindow(Attention):
 
     def __init__(self, config: SlidingWindowConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
-        self.window = self.horizon = config.window
+        self.window = self.horizon = span(config.window, model, 4)
 
     def sees(self, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return i - j < self.window
