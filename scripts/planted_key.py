@@ -11,7 +11,9 @@ near the start, ends with the key's first half; is the next letter the key's? Ch
 from __future__ import annotations
 
 import argparse
+import json
 import random
+import statistics
 import string
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+from tables import interval, table
 
 from minigpt.load import TrainedRun, load_run
 
@@ -34,9 +37,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--attentions", default="full,sliding_window,performer,landmark")
     parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--characters", type=int, default=2_000_000)
-    parser.add_argument("--lengths", default="128,256,512,1024,2048,4096")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--letters", type=int, default=2_000_000)
+    parser.add_argument("--lengths", default="64,128,256,512,1024,2048,4096")
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--out", type=Path)
     parser.add_argument("overrides", nargs="*")
@@ -44,21 +47,61 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     text = options.folder / "text.txt"
     if not text.exists():
-        text.write_text(passages(options.characters, random.Random(0)), encoding="utf-8")
-    for attention in options.attentions.split(","):
-        for seed in options.seeds.split(","):
+        text.write_text(passages(options.letters, random.Random(0)), encoding="utf-8")
+    lengths = [int(length) for length in options.lengths.split(",")]
+    for seed in options.seeds.split(","):
+        for attention in options.attentions.split(","):
             run = options.folder / attention / f"seed_{seed}"
             if not (run / "result.json").exists():
                 train(run, text, attention, seed, options.steps, options.overrides)
-            trained = load_run(str(run), None, "auto")
-            for length in map(int, options.lengths.split(",")):
-                started = time.perf_counter()
-                right = accuracy(trained, length, options.questions)
-                took = time.perf_counter() - started
-                print(
-                    f"{attention:<16} seed {seed} length {length:>5}: {right:.3f} ({took:.1f} s)",
-                    flush=True,
-                )
+            ask(run, lengths, options.questions)
+    lines = page(options.folder, options.attentions.split(","), lengths)
+    print("\n".join(lines))
+    if options.out is not None:
+        options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def ask(run: Path, lengths: list[int], n_questions: int) -> None:
+    """Write the share of right answers and seconds a question at each length to answers.json."""
+    file = run / "answers.json"
+    found = json.loads(file.read_text()) if file.exists() else {}
+    trained = load_run(str(run), None, "auto")
+    for length in lengths:
+        if str(length) not in found:
+            started = time.perf_counter()
+            right = accuracy(trained, length, n_questions)
+            seconds = (time.perf_counter() - started) / n_questions
+            found[str(length)] = {"right": right, "seconds": seconds}
+            print(f"{run} at {length}: {right:.3f}", flush=True)
+            file.write_text(json.dumps(found))
+
+
+def page(folder: Path, attentions: list[str], lengths: list[int]) -> list[str]:
+    """The table as Markdown."""
+    rows, first, n_seeds = [], {}, 0
+    for attention in attentions:
+        runs = sorted((folder / attention).glob("seed_*/answers.json"))
+        found = [json.loads(file.read_text()) for file in runs]
+        n_seeds = len(found)
+        first = json.loads(runs[0].with_name("result.json").read_text())
+        cells = []
+        for length in lengths:
+            right = [of_run[str(length)]["right"] for of_run in found]
+            ms = 1000 * statistics.fmean(of_run[str(length)]["seconds"] for of_run in found)
+            spread = f" ± {interval(right):.2f}" if len(right) > 1 else ""
+            cells.append(f"{statistics.fmean(right):.2f}{spread}, {ms:.0f} ms")
+        rows.append([f"`{attention}`", *cells])
+    return [
+        "# A planted key",
+        "",
+        f"Written by `scripts/planted_key.py`, which says what was asked. RoPE, trained for "
+        f"{first['steps']:,} steps at block 64,",
+        f"{n_seeds} seeds: share of right answers (± half a 95 % t-interval over seeds; "
+        "chance is 0.04)",
+        "and time a question, by letters of text.",
+        "",
+        *table(["attention", *map(str, lengths)], rows),
+    ]
 
 
 def passages(n: int, rng: random.Random) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 # 97.5 % quantile of Student's t by degrees of freedom.
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -40,7 +42,8 @@ def read(folder: Path) -> Runs:
             evaluated = json.loads(file.with_name("eval.json").read_text())["last"]
             lengths = {int(n): found["loss"] for n, found in evaluated["lengths"].items()}
             manifest = json.loads(file.with_name("manifest.json").read_text())
-            run = {**result, "lengths": lengths, "manifest": manifest}
+            config = OmegaConf.to_container(OmegaConf.load(file.with_name("config.yaml")))
+            run = {**result, "lengths": lengths, "manifest": manifest, "config": config}
             runs.setdefault(file.parent.parent.name, []).append(run)
     for found in runs.values():
         found.sort(key=lambda run: run["seed"])

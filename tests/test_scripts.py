@@ -23,19 +23,19 @@ def run(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[s
 
 @pytest.mark.skipif(os.name == "nt", reason="a bash script")
 def test_comparison_of_schemes(workdir: Path) -> None:
-    train = REPOSITORY / "scripts" / "train_positional.sh"
+    train = REPOSITORY / "scripts" / "train_group.sh"
     options = {
         "SEEDS": "1 2",
         "STEPS": "2",
         "LENGTHS": "16,32,64",
-        "MODELS": "rope alibi relative_bias",
+        "CHOICES": "rope alibi relative_bias",
         "ARGS": SMALL,
         "DIR": "out",
     }
-    trained = run(train, **options)
+    trained = run(train, "positional", **options)
     assert trained.returncode == 0, trained.stderr
     assert trained.stdout.count("training out/") == 6
-    again = run(train, **options)
+    again = run(train, "positional", **options)
     assert again.returncode == 0 and again.stdout == ""
 
     table = REPOSITORY / "scripts" / "positional_table.py"
@@ -46,16 +46,54 @@ def test_comparison_of_schemes(workdir: Path) -> None:
     for word in ("`rope`", "`alibi`", "`relative_bias`", "undefined", "±", "| 64 |"):
         assert word in page
 
-    failed = run(train, **{**options, "MODELS": "nope", "DIR": "bad", "ARGS": "model.n_head=7"})
+    failed = run(
+        train,
+        "positional",
+        **{**options, "CHOICES": "nope", "DIR": "bad", "ARGS": "model.n_head=7"},
+    )
     assert failed.returncode != 0 and "failed: bad/nope/seed_1/output.txt" in failed.stderr
     shutil.copytree("out/rope/seed_1", "one/rope/seed_1")
     refused = run(sys.executable, table, "one", "docs/one.md")
     assert refused.returncode == 1 and "one seed has no interval" in refused.stderr
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a bash script")
+def test_comparison_of_attentions(workdir: Path) -> None:
+    scripts = REPOSITORY / "scripts"
+    options = {
+        "SEEDS": "1 2",
+        "STEPS": "2",
+        "LENGTHS": "16,32",
+        "CHOICES": "full landmark",
+        "ARGS": f"{SMALL} model.block_size=16",
+        "DIR": "out",
+    }
+    trained = run(scripts / "train_group.sh", "attention", **options)
+    assert trained.returncode == 0, trained.stderr
+    small = ["--steps", "2", "--letters", "20000", "--lengths", "64,96", "--questions", "4"]
+    chosen = ["--attentions", "landmark", "--seeds", "1,2", "--out", "planted.md"]
+    asked = run(sys.executable, scripts / "planted_key.py", "planted", *small, *chosen)
+    assert asked.returncode == 0, asked.stderr
+    assert Path("planted.md").read_text(encoding="utf-8") in asked.stdout
+
+    cheap = ["--lengths", "64,128", "--tokens", "128", "--repeats", "1"]
+    table = [sys.executable, scripts / "attention_table.py"]
+    made = run(*table, "out", "planted", "docs/page.md", *cheap)
+    assert made.returncode == 0, made.stderr
+    page = Path("docs/page.md").read_text(encoding="utf-8")
+    assert Path("docs/page.png").read_bytes().startswith(b"\x89PNG")
+    # Two tables of quality, one a backend, one of planted keys.
+    assert page.count("| `full` |") == 4 and page.count("| `landmark` |") == 4
+    assert "## A planted key" in page and "±" in page
+    nothing = run(*table, "out", "nowhere", "docs/page.md", *cheap)
+    assert nothing.returncode == 1 and "run scripts/planted_key.py nowhere" in nothing.stderr
+
+
 def test_benchmark_of_schemes(workdir: Path) -> None:
-    bench = REPOSITORY / "scripts" / "bench_positional.py"
-    made = run(sys.executable, bench, "--lengths", "16", "--tokens", "64", "--out", "cost.md")
+    bench = REPOSITORY / "scripts" / "bench_group.py"
+    made = run(
+        sys.executable, bench, "positional", "--lengths", "16", "--tokens", "64", "--out", "cost.md"
+    )
     assert made.returncode == 0, made.stderr
     assert Path("cost.md").read_text(encoding="utf-8") == made.stdout
     for scheme in (REPOSITORY / "configs" / "positional").glob("*.yaml"):
