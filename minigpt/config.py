@@ -167,6 +167,8 @@ def _read_yaml(path: Path) -> DictConfig:
         raise UserError(f"{path}: not a config that minigpt wrote")
     saved.pop("defaults", None)
     saved.pop("resume", None)
+    if "model" in saved and "attention" not in saved.model:  # a run from before there was a choice
+        saved.model.attention = {"name": "full"}
     return saved
 
 
