@@ -283,9 +283,9 @@ class GPT(nn.Module):
         """
         counts = self.parameter_counts()
         idle = counts["total"] - counts["active"]
-        matrices = counts["non_embedding"] - idle + self.head.weight.numel()
+        weights = (counts["non_embedding"] - idle) * self.attention.rows + self.head.weight.numel()
         keys = sum(attention.keys(self.config.block_size) for attention in self.attentions)
-        return round(6 * matrices * self.attention.rows + 12 * self.config.n_embd * keys)
+        return round(6 * weights + 12 * self.config.n_embd * keys)
 
     def _initialise(self) -> None:
         """GPT-2's: normal of 0.02 everywhere, zero biases, residual branches by `residual_init`.

@@ -515,3 +515,23 @@ def test_cores_have_no_backends(attention: str) -> None:
             model.use_backend("cpu", bf16=False, use="train")
     model = GPT(composed(f"attention={attention}"), N_VOCAB)
     assert "a way of its own" in model.use_backend("cpu", bf16=False, use="train")
+
+
+def test_flops_count_the_keys_that_are_seen() -> None:
+    sizes = ["model.n_layer=2", "model.n_embd=32", "model.n_head=2", "model.block_size=64"]
+
+    def flops(*overrides: str) -> int:
+        return GPT(composed(*sizes, *overrides), N_VOCAB).flops_per_token()
+
+    full = flops("attention=full")
+    a_key = 12 * 32  # of one layer
+    for attention, keys in (("sliding_window", 16), ("chunked", 16), ("bigbird", 16)):
+        assert full - flops(f"attention={attention}") == 2 * a_key * (64 - keys)
+    half = flops("attention=sliding_window", "model.attention.layers=[full,sliding_window]")
+    assert full - half == a_key * (64 - 16)
+    # Every ninth row is a landmark, in the blocks and as a key; its embedding is 32 numbers.
+    matrices, head, rows = full - 2 * a_key * 64, 6 * 32 * N_VOCAB, 9 / 8
+    blocks = matrices - head + 6 * 32
+    assert flops("attention=landmark") == blocks * rows + head + 2 * a_key * 64 * rows * rows
+    # 64 features of q and k, the state's update and its use, and half of the pairs of the chunk.
+    assert flops("attention=performer") - matrices == 2 * a_key * (2 * 64 + 64 * (1 + 64 / 16) / 2)
