@@ -52,7 +52,7 @@ def main() -> None:
     for seed in options.seeds.split(","):
         for attention in options.attentions.split(","):
             run = options.folder / attention / f"seed_{seed}"
-            if not (run / "result.json").exists():
+            if not finished(run):
                 train(run, text, attention, seed, options.steps, options.overrides)
             ask(run, lengths, options.questions)
     lines = page(options.folder, options.attentions.split(","), lengths)
@@ -123,6 +123,11 @@ def passage(n: int, rng: random.Random) -> str:
     return text[:n]
 
 
+def finished(run: Path) -> bool:
+    result = run / "result.json"
+    return result.exists() and json.loads(result.read_text())["status"] == "finished"
+
+
 def train(run: Path, text: Path, attention: str, seed: str, steps: int, more: list[str]) -> None:
     run.mkdir(parents=True, exist_ok=True)
     overrides = [
@@ -134,7 +139,9 @@ def train(run: Path, text: Path, attention: str, seed: str, steps: int, more: li
         "trainer.sample_prompt=a",
         *more,
     ]
-    with (run / "output.txt").open("w") as output:
+    if (run / "config.yaml").exists():
+        overrides = [f"resume={run}"]
+    with (run / "output.txt").open("a") as output:
         program = [sys.executable, "-m", "minigpt.cli", "train", *overrides]
         subprocess.run(program, check=True, stdout=output, stderr=subprocess.STDOUT)
 

@@ -18,8 +18,15 @@ Runs = dict[str, list[dict[str, Any]]]  # by choice, in the order of seeds
 
 
 def read_all_seeds(folder: str) -> Runs:
-    """What each finished run found, by choice. Exits where seeds are missing, few or too many."""
+    """What each finished run found, by choice, at the lengths that all were evaluated at.
+
+    Exits where seeds are missing, few or too many.
+    """
     runs = read(Path(folder))
+    every = [run for found in runs.values() for run in found]
+    lengths = set.intersection(*({*run["lengths"]} for run in every)) if every else set()
+    for run in every:
+        run["lengths"] = {n: loss for n, loss in run["lengths"].items() if n in lengths}
     seeds = sorted({run["seed"] for found in runs.values() for run in found})
     for name, found in runs.items():
         if [run["seed"] for run in found] != seeds:
