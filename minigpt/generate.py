@@ -161,10 +161,13 @@ class Decoder:
 
     def select(self, rows: list[int]) -> None:
         """Go on with these texts alone, in this order; one may be taken several times."""
+        outgrown = self.context is not None and max(map(len, self.texts)) > self.context
         self.texts = [list(self.texts[row]) for row in rows]
         index = torch.tensor(rows, device=self.device)
         self.cache.select(index)
         self.next = self.next[index]
+        if outgrown and self.context is not None and max(map(len, self.texts)) <= self.context:
+            self._read()  # nothing was cached while the longest text was read anew
 
     def rewind(self, length: int) -> None:
         """Take back what the only text has beyond `length` tokens, at most what was added to it.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minigpt.model import GPT
 from minigpt.model.attention import Attention, Pass
+from minigpt.model.attention.base import for_each_head
 from minigpt.model.ffn.moe import Routing
 from minigpt.model.scores import Scores
 from minigpt.tokenizer import Tokenizer
@@ -81,21 +82,13 @@ class Recorder(Attention):
             *v.shape[:2], -1, -1
         )
         weights = self.attention(q, k, one_hot, shared.apart(), layer, 0.0)
-        self.weights = masked(weights[0, :, :n], shared.documents)
-        turned = shared.scheme.rotate(q, k, positions, layer)
-        terms = shared.scores(positions, positions, shared.in_order, self).dense_term(
-            *turned, layer
-        )
-        self.terms = masked(terms[0, :, :n, :n], shared.documents) if terms.ndim else terms
+        turned_q, turned_k = shared.scheme.rotate(q, k, positions, layer)
+        scores = shared.scores(positions, positions, shared.in_order, self.attention)
+        terms = scores.additive(turned_q, for_each_head(turned_k, q), layer)[0, :, :n, :n]
+        hidden = terms.isinf()
+        self.weights = weights[0, :, :n].masked_fill(hidden, torch.nan).float().cpu()
+        self.terms = terms.masked_fill(hidden, torch.nan).float().cpu()
         return self.attention(q, k, v, shared, layer, dropout)
-
-
-def masked(values: Tensor, documents: Tensor | None) -> Tensor:
-    """(h, i, j) with NaN for later keys, and for those of other documents (1, j)."""
-    hidden = torch.ones(values.shape[-2:], dtype=torch.bool).triu(1)
-    if documents is not None:
-        hidden |= (documents != documents.mT).cpu()
-    return values.float().cpu().masked_fill(hidden, torch.nan)
 
 
 def next_tokens(

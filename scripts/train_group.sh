@@ -5,7 +5,7 @@
 #   SEEDS="1 2 3 4 5" JOBS=1 STEPS=200 DIR=runs/quick scripts/train_group.sh attention
 # ARGS are more overrides for all runs. One thread a run, JOBS runs at a time. Called again, it goes on with what is missing.
 # Then: python scripts/positional_table.py runs/positional docs/positional.md
-#   or: python scripts/attention_table.py runs/attention docs/attention.md
+#   or: python scripts/attention_table.py runs/attention runs/planted_key docs/attention.md
 set -euo pipefail
 export GROUP=${1:?which config group: positional, attention, ffn or norm}
 export SEEDS=${SEEDS:-1 2 3} STEPS=${STEPS:-2000} DIR=${DIR:-runs/$GROUP} JOBS=${JOBS:-2}

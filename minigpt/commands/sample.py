@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from minigpt.speculative import Draft, Tally
 
 DRAWING = ("temperature", "top_k", "top_p", "min_p")
-EXCLUDES = {"beams": (*DRAWING, "greedy", "num_samples", "draft"), "greedy": DRAWING}
+EXCLUDES = {"beams": (*DRAWING, "greedy", "num_samples", "seed", "draft"), "greedy": DRAWING}
 NEEDS = {"length_penalty": "beams", "draft_tokens": "draft"}
 DRAFT_TOKENS = 4
 

@@ -120,6 +120,12 @@ class GPT(nn.Module):
         require(why_not is None, "attention", config.attention.name, why_not or "")
         # By layer; a list registers no submodules, of which one may occur twice.
         self.attentions: Sequence[Attention] = _by_layer(self.attention, config)
+        why = (
+            f"no layer of model.n_layer={config.n_layer} has it; name {config.attention.name} first"
+        )
+        has_it = config.n_layer == 0 or self.attention in self.attentions
+        key = "model.attention.layers"
+        require(has_it, key, getattr(config.attention, "layers", None), why)
         in_blocks = self.positional.score != "none" or any(
             self.positional.uses(hook) for hook in ("block_input", "rotate")
         )
@@ -279,7 +285,7 @@ class GPT(nn.Module):
         """Training FLOPs a token: 6 an active weight, 12 n_embd a key and layer for attention.
 
         Forward and backward, causal masking not discounted (Chowdhery et al. 2022, appendix B);
-        the keys are those an attention multiplies a query with.
+        the keys are those an attention shows; a backend may compute more and hide them.
         """
         counts = self.parameter_counts()
         idle = counts["total"] - counts["active"]

@@ -465,7 +465,7 @@ class BigBird(Attending):
         for draw in range(self.options["n_random"]):
             x = own * 7919 + head * 104729 + draw * 1299709 + self.options["seed"] * 15485863 + 1
             x = pow(x % prime, 2, prime) * 48271 % prime
-            drawn.append(x % own if own else 0)
+            drawn.append(x * own // prime)
         window = range(own - self.options["n_window"] + 1, own + 1)
         return other in window or other < self.options["n_global"] or other in drawn
 
@@ -535,7 +535,7 @@ class Landmark(Attending):
                     group_of = group if block == own else blocks.setdefault(block, {})
                     group_of[other] = score(other)
             ranked = {  # of equal ones the later
-                other: found.item() + 1e-5 * (places[other].position // size)
+                other: found.item() + 2e-6 * (places[other].position // size)
                 for other, found in landmarks.items()
             }
             best = sorted(ranked, key=lambda other: -ranked[other])

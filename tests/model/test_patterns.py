@@ -41,7 +41,7 @@ from minigpt.config import composed_config
 from minigpt.errors import UserError
 from minigpt.generate import Decoder
 from minigpt.model import GPT, ModelConfig
-from minigpt.model.attention import ATTENTION, Attention, Pass, base
+from minigpt.model.attention import ATTENTION, Attention, Pass, base, landmark
 from minigpt.model.attention.bigbird import BigBird
 from minigpt.model.attention.performer import Performer, orthogonal
 from minigpt.model.backends import eager
@@ -349,7 +349,53 @@ def test_spans_follow_block_size() -> None:
             assert getattr(model.attention, key) == expected
 
 
+def test_landmarks_fit_every_block_size() -> None:
+    for block_size, block in ((7, 1), (60, 6), (100, 10), (128, 16)):
+        model = GPT(composed("attention=landmark", f"model.block_size={block_size}"), N_VOCAB)
+        assert model.attention.block == block
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("scheme", ["rope", "alibi", "t5"])
+def test_reading_few_blocks_equals_reading_all(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(design("landmark", {"block": 2, "retrieved": 1}, scheme))
+    tokens = random_tokens(2, 41)
+    found = []
+    for many, at_once in ((10**9, 2**24), (0, 2**24), (0, 300), (10**9, 300)):
+        monkeypatch.setattr(landmark, "MANY_BLOCKS", many)
+        monkeypatch.setattr(landmark, "NUMBERS_AT_ONCE", at_once)
+        logits = model(tokens)
+        found.append((logits, gradients(loss_of(logits), model)))
+    for other in found[1:]:
+        assert_equal(other, found[0])
+
+
 # --- performer
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("size", [1.0, 8.0, 100.0])
+def test_long_keys_hide_no_others(size: float) -> None:
+    """Values of one mix to one, whatever comes later and however long it is."""
+    config = composed("attention=performer", "positional=nope", "model.n_layer=1")
+    performer = ATTENTION.build(config.attention, config)
+    scheme, generator = GPT(config, N_VOCAB).positional, torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 1, 4, 300, config.head_size, generator=generator)
+    k[:, :, 3:90] *= size  # the longest count least
+    positions = torch.arange(300)[None]
+
+    def mixed(v: Tensor, length: int) -> Tensor:
+        shared = Pass(
+            *(scheme, config, eager, positions[:, :length], length, length - 1, True, None, False)
+        )
+        return performer(*(x[:, :, :length] for x in (q, k, v)), shared, 0, 0.0)
+
+    ones = mixed(torch.ones_like(v), 300)
+    torch.testing.assert_close(ones, torch.ones_like(ones))
+    for length in (2, 50, 140):
+        assert_equal(mixed(v, length), mixed(v, 300)[:, :, :length])
 
 
 def estimate_error(n_features: int, seed: int) -> float:
@@ -471,6 +517,10 @@ def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
             "model.attention.features=0: must be 1 or more",
         ),
         (
+            ["attention=performer", "model.attention.features=100000000"],
+            "model.attention.features=100000000: more than 65536 serve no text",
+        ),
+        (
             ["attention=chunked", "model.attention.layers=[]"],
             r"model.attention.layers=\[\]: give names, as \[chunked,full\]",
         ),
@@ -485,6 +535,18 @@ def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
         (
             ["attention=landmark", "model.attention.retrieved=0"],
             "model.attention.retrieved=0: must be 1 or more",
+        ),
+        (
+            ["attention=sliding_window", "model.attention.window=129"],
+            "model.attention.window=129: reaches over model.block_size=128 in training",
+        ),
+        (
+            ["attention=bigbird", "model.attention.seed=10000000000000000000"],
+            "model.attention.seed=10000000000000000000: must be from 0 to",
+        ),
+        (
+            *(["attention=chunked", "model.attention.layers=[full,chunked]", "model.n_layer=1"],),
+            r"model.attention.layers=.*: no layer of model.n_layer=1 has it; name chunked first",
         ),
         (["attention=landmark", "model.attention.block=7"], "model.attention.block=7: .*=128 must"),
         (["attention=landmark", "model.attention.block=128"], "model.attention.block=128: .*two"),

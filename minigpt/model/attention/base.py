@@ -68,8 +68,13 @@ def require_whole_or_none(key: str, value: int | None) -> None:
     )
 
 
-def span(value: int | None, model: ModelConfig, parts: int) -> int:
-    """A number of positions, or where there is none block_size over `parts`."""
+def span(key: str, value: int | None, model: ModelConfig, parts: int) -> int:
+    """A number of positions, or where there is none block_size over `parts`.
+
+    Raises UserError beyond block_size.
+    """
+    why = f"reaches over model.block_size={model.block_size} in training; use that or less"
+    require(value is None or value <= model.block_size, f"model.attention.{key}", value, why)
     return max(1, model.block_size // parts) if value is None else value
 
 
@@ -206,7 +211,7 @@ class Attention(nn.Module):
         return type(self).sees is Attention.sees
 
     def keys(self, length: int) -> float:
-        """Keys that a query of a text of `length` tokens is multiplied with, for FLOPs."""
+        """Keys that a query of a text of `length` tokens is shown, for FLOPs."""
         return length
 
     def seen(self, shared: Pass, batch: int) -> tuple[Scores, Fold | None]:

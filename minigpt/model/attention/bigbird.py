@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from minigpt.errors import require
 from minigpt.model.attention.base import (
     ATTENTION,
     Attention,
@@ -38,8 +39,10 @@ class BigBirdConfig(LayersConfig):
         super().__post_init__()
         require_whole_or_none("block", self.block)
         require_whole("n_window", self.n_window)
-        for key in ("n_global", "n_random", "seed"):
+        for key in ("n_global", "n_random"):
             require_whole(key, getattr(self, key), least=0)
+        why = "must be from 0 to 2^32 - 1"
+        require(0 <= self.seed < 2**32, "model.attention.seed", self.seed, why)
 
 
 @ATTENTION.register("bigbird", BigBirdConfig)
@@ -55,7 +58,7 @@ class BigBird(Attention):
 
     def __init__(self, config: BigBirdConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
-        self.config, self.block = config, span(config.block, model, 16)
+        self.config, self.block = config, span("block", config.block, model, 16)
 
     def sees(self, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         own, other = i // self.block, j // self.block
@@ -68,7 +71,7 @@ class BigBird(Attention):
         """A block before block `own`, or the first."""
         x = (own * 7919 + h * 104729 + draw * 1299709 + self.config.seed * 15485863 + 1) % PRIME
         x = x * x % PRIME * 48271 % PRIME
-        return x % own.clamp(min=1)
+        return x * own // PRIME
 
     def keys(self, length: int) -> float:
         blocks = self.config.n_window + self.config.n_global + self.config.n_random

@@ -40,7 +40,7 @@ class Chunked(Attention):
 
     def __init__(self, config: ChunkedConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
-        self.chunk = self.horizon = span(config.chunk, model, 4)
+        self.chunk = self.horizon = span("chunk", config.chunk, model, 4)
 
     def sees(self, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return i // self.chunk == j // self.chunk

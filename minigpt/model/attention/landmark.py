@@ -19,7 +19,6 @@ from minigpt.model.attention.base import (
     Pass,
     for_each_head,
     require_whole_or_none,
-    span,
 )
 from minigpt.model.cache import KVCache
 
@@ -29,14 +28,19 @@ if TYPE_CHECKING:
 
 # Of equal scores the later block's wins, by so much a block: landmarks of the first layer know
 # nothing of their blocks yet, and rounding must not choose among them.
-LATER = 1e-5
-QUERIES_AT_ONCE = 512  # so that memory is linear in the length where nothing is kept for gradients
+LATER = 2e-6
+# Blocks of a text, over those a query reads, from which on reading them alone is faster on a CPU.
+MANY_BLOCKS = 8
+# Of scores, or of the channels of the keys read, of the queries that are computed at once: so that
+# memory is linear in the length where nothing is kept for gradients.
+NUMBERS_AT_ONCE = 2**24
 
 
 @dataclass
 class LandmarkConfig(AttentionConfig):
-    """`block`: tokens that a landmark stands for, None for an eighth of block_size. `retrieved`:
-    earlier blocks that a query reads, None for as many as block_size holds."""
+    """`block`: tokens that a landmark stands for, None for the largest divisor of block_size up to
+    an eighth of it. `retrieved`: earlier blocks that a query reads, None for as many as block_size
+    holds."""
 
     block: int | None
     retrieved: int | None
@@ -44,6 +48,11 @@ class LandmarkConfig(AttentionConfig):
     def __post_init__(self) -> None:
         require_whole_or_none("block", self.block)
         require_whole_or_none("retrieved", self.retrieved)
+
+
+def largest_divisor(block_size: int) -> int:
+    """The largest divisor of a block_size that is not above an eighth of it."""
+    return max(n for n in range(1, max(1, block_size // 8) + 1) if block_size % n == 0)
 
 
 @dataclass(frozen=True)
@@ -69,19 +78,20 @@ class Landmark(Attention):
     positions, section 3.3).
 
     A landmark stands at the position of its block's last token, where the paper gives it one of its
-    own. n_embd parameters. Score time grows with length squared; memory is linear in evaluation.
+    own. n_embd parameters. A decoder keeps keys twice, near and far. Time grows with the square of
+    the length, until only what is read is computed; memory is linear in evaluation.
     """
 
     softmax, documents = False, False
 
     def __init__(self, config: LandmarkConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
-        self.block = span(config.block, model, 8)
+        self.block = config.block or largest_divisor(model.block_size)
         blocks = model.block_size // self.block
         whole = blocks * self.block == model.block_size and blocks >= 2
         why = (
             f"model.block_size={model.block_size} must hold two or more whole blocks of it; use a "
-            f"divisor of half of it"
+            f"divisor of it, or a longer block_size"
         )
         require(whole, "model.attention.block", self.block, why)
         self.farthest = blocks - 1  # blocks back, in training
@@ -125,8 +135,11 @@ class Landmark(Attention):
             far_q = scheme.rotate(q, k, self.far_query(positions), layer)[0]
             far_k = scheme.rotate(q, k, positions % self.block, layer)[1]
         tokens, marks = self.held(torch.cat((near_k, far_k), -1), v, near_q, shared, layer)
-        parts = zip(*(x.split(QUERIES_AT_ONCE, 2) for x in (near_q, far_q)), strict=True)
-        places = positions.split(QUERIES_AT_ONCE, 1)
+        b, h, slots, e = tokens.near.shape
+        of_query = (self.retrieved + 1) * self.block * e if self.reads_few(slots) else slots
+        at_once = max(1, NUMBERS_AT_ONCE // (b * h * of_query))
+        parts = zip(*(x.split(at_once, 2) for x in (near_q, far_q)), strict=True)
+        places = positions.split(at_once, 1)
         mixed = [
             self.mixed(near, far, place, tokens, marks, shared, layer, dropout)
             for (near, far), place in zip(parts, places, strict=True)
@@ -136,6 +149,10 @@ class Landmark(Attention):
     def reaches_too_far(self, shared: Pass) -> bool:
         """Whether a text holds blocks that are farther apart than in training."""
         return shared.last // self.block > self.farthest
+
+    def reads_few(self, slots: int) -> bool:
+        """Whether the keys a query reads are so few of all slots that only they are computed."""
+        return slots // self.block > MANY_BLOCKS * (self.retrieved + 1)
 
     def far_query(self, positions: Tensor) -> Tensor:
         """Where a query stands for keys of the farthest block, if that is the first of the text."""
@@ -187,12 +204,17 @@ class Landmark(Attention):
         gates = read.dense(marks, slots[self.block - 1 :: self.block])
         nothing = torch.finfo(gates.dtype).min
         gates = gates.masked_fill(~((blocks < own) & marks.there[:, None, None]), nothing)
-        if n_blocks - 1 <= self.retrieved:  # every earlier block is read
+        best = None
+        if self.retrieved < n_blocks - 1:
+            best = (gates.detach() + LATER * blocks).topk(self.retrieved).indices
+        if best is None or not self.reads_few(len(slots)):
+            if best is not None:
+                only_best = torch.full_like(gates, nothing)
+                gates = only_best.scatter(-1, best, gates.gather(-1, best))
             values, place = tokens.values, own
             inside = read.dense(tokens, slots).masked_fill(~tokens.there[:, None, None], nothing)
             inside = rearrange(inside, "b h i (n l) -> b h i n l", n=n_blocks)
         else:
-            best = (gates.detach() + LATER * blocks).topk(self.retrieved).indices
             chosen = torch.cat((best, own.expand(*best.shape[:3], 1)), -1)
             gates = F.pad(gates.gather(-1, best), (0, 1), value=nothing)
             inside, values, there = read.chosen(tokens, chosen)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from minigpt.errors import require
 from minigpt.model.attention.base import (
     ATTENTION,
     Attention,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from minigpt.model.gpt import ModelConfig
     from minigpt.model.positional import PositionalScheme
 
+MOST_FEATURES = 65536
 CHUNK = 128  # tokens whose pairs are written out; what came before is one state
 LOWEST = -1e30  # of a logarithm
 
@@ -35,6 +37,8 @@ class PerformerConfig(LayersConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_whole("features", self.features)
+        why = f"more than {MOST_FEATURES} serve no text that fits in memory; use fewer"
+        require(self.features <= MOST_FEATURES, "model.attention.features", self.features, why)
 
 
 @ATTENTION.register("performer", PerformerConfig)
@@ -43,8 +47,8 @@ class Performer(Attention):
 
     phi(x)_m = exp(w_m . x' - |x'|^2 / 2), x' = x / e^(1/4): positive, and right on average over w,
     which are normal vectors made orthogonal to each other in groups of head_size. They are drawn
-    once for each layer and saved with the weights. Time and memory are linear in the length; a
-    decoder keeps features * (head_size + 2) numbers a head, whatever the length. Computed in fp32.
+    once for each layer and saved with the weights. Computed in fp32. Time and memory are linear in
+    the length; a decoder keeps features * (head_size + 1) + 1 numbers a head, whatever the length.
     """
 
     softmax, documents = False, False
@@ -99,25 +103,33 @@ class Performer(Attention):
     def mixed(self, q: Tensor, log_k: Tensor, v: Tensor, shared: Pass, layer: int) -> Tensor:
         """Each query's weighted mean of the values (b, h, t, e) so far; their last channel is 1.
 
-        The state is sum_j phi(k_j) v_j^T over exp(largest), which grows with what it has seen.
+        The state is sum_j phi(k_j) v_j^T over exp(largest). What a key counts for is kept as a
+        logarithm of its own, and a query takes off the largest of those it sees: no key, however
+        long, makes another vanish from what came before it.
         """
         b, h, length, n = log_k.shape
         held = {} if shared.cache is None else shared.cache.states
         state = held.get(("performer state", layer), v.new_zeros(b, h, n, v.shape[-1]))
-        largest = held.get(("performer largest", layer), v.new_full((b, h, 1, 1), LOWEST))
+        largest = held.get(("performer largest", layer), v.new_full((b, h, 1), LOWEST))
+        later = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=v.device).triu(1)
         means = []
         for start in range(0, length, CHUNK):
             q_part, v_part = q[:, :, start : start + CHUNK], v[:, :, start : start + CHUNK]
             log_part = log_k[:, :, start : start + CHUNK]
-            new_largest = torch.maximum(largest, log_part.detach().amax((2, 3), True))
-            k_part = (log_part - new_largest).exp()
-            sums = (q_part @ k_part.mT).tril() @ v_part
+            size = log_part.detach().amax(-1).clamp(min=LOWEST)  # (b, h, j)
+            seen = torch.cat((largest, size), -1).cummax(-1).values[..., 1:]  # (b, h, i)
+            k_part = (log_part - size[..., None]).exp()
+            factors = size[..., None, :] - seen[..., None]
+            factors = factors.masked_fill(later[: size.shape[-1], : size.shape[-1]], -math.inf)
+            sums = ((q_part @ k_part.mT) * factors.exp()) @ v_part
             if start > 0 or held:  # there is something before
-                state = state * (largest - new_largest).exp()
-                sums = sums + q_part @ state
+                sums = sums + (q_part @ state) * (largest - seen).exp()[..., None]
             means.append(sums[..., :-1] / sums[..., -1:].clamp(min=torch.finfo(v.dtype).tiny))
             if start + CHUNK < length or shared.cache is not None:  # or to come
-                state, largest = state + k_part.mT @ v_part, new_largest
+                new_largest = seen[..., -1:]
+                k_part = k_part * (size - new_largest).exp()[..., None]
+                state = state * (largest - new_largest).exp()[..., None] + k_part.mT @ v_part
+                largest = new_largest
         if shared.cache is not None:
             held["performer state", layer], held["performer largest", layer] = state, largest
         return torch.cat(means, 2)
@@ -125,5 +137,5 @@ class Performer(Attention):
 
 def orthogonal(n: int, e: int) -> Tensor:
     """n normal vectors (n, e), orthogonal to each other in groups of e, of independent lengths."""
-    groups = [torch.linalg.qr(torch.randn(e, e))[0].mT for _ in range(-(-n // e))]
-    return torch.cat(groups)[:n] * torch.randn(n, e).norm(dim=1, keepdim=True)
+    groups = torch.linalg.qr(torch.randn(-(-n // e), e, e))[0].mT
+    return groups.flatten(0, 1)[:n] * torch.randn(n, e).norm(dim=1, keepdim=True)

@@ -40,7 +40,7 @@ class SlidingWindow(Attention):
 
     def __init__(self, config: SlidingWindowConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
-        self.window = self.horizon = span(config.window, model, 4)
+        self.window = self.horizon = span("window", config.window, model, 4)
 
     def sees(self, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return i - j < self.window
