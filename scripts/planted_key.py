@@ -141,6 +141,7 @@ def train(run: Path, text: Path, attention: str, seed: str, steps: int, more: li
     ]
     if (run / "config.yaml").exists():
         overrides = [f"resume={run}"]
+    (run / "answers.json").unlink(missing_ok=True)  # of what it was before
     with (run / "output.txt").open("a") as output:
         program = [sys.executable, "-m", "minigpt.cli", "train", *overrides]
         subprocess.run(program, check=True, stdout=output, stderr=subprocess.STDOUT)

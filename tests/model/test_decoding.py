@@ -383,3 +383,18 @@ def test_bf16_decoding_stays_close_to_fp32(scheme: str, backend: str) -> None:
             rounded = through_cache(model, tokens, [9, 1, 1, 1], prefill=True)
     error = (rounded.float() - expected).square().mean().sqrt() / expected.std()
     assert error < 0.03
+
+
+@pytest.mark.usefixtures("exact")
+def test_rows_selected_after_the_longest_outgrew_the_context() -> None:
+    for attention in ("full", "sliding_window"):
+        model = random_model(tiny_config("rope", attention=attention))
+        short, long = texts_of(1, 7)
+        decoder = Decoder(model, [short, long], 8)
+        more = random_tokens(2, 3).tolist()
+        decoder.extend(more)
+        decoder.select([0])
+        text = [*short, *more[0]]
+        assert_equal(decoder.next[0], next_logits(model, text, len(text) - 1, None)[0])
+        decoder.extend([[4]])
+        assert_equal(decoder.next[0], next_logits(model, [*text, 4], len(text), None)[0])

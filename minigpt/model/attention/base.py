@@ -215,7 +215,7 @@ class Attention(nn.Module):
         return length
 
     def seen(self, shared: Pass, batch: int) -> tuple[Scores, Fold | None]:
-        """The scores of the tokens of a pass, and how they are folded."""
+        """The scores of the tokens of a pass, and how they are folded; documents are not."""
         places = None if shared.cache is None else shared.cache.place(self.horizon)
         positions, in_order = shared.positions, shared.in_order
         if self.horizon is not None and in_order and shared.folds:
