@@ -561,6 +561,7 @@ def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
         ),
         (["attention=windowed"], "attention=windowed: no such attention"),
         (["ffn=conv", "model.ffn.kernel=0"], "model.ffn.kernel=0: must be 1 or more"),
+        (["ffn=conv", "model.ffn.kernel=129"], "model.ffn.kernel=129: reaches over model.block_si"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

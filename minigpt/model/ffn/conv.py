@@ -39,6 +39,8 @@ class ConvFeedForward(nn.Module):
 
     def __init__(self, config: ConvConfig, model: ModelConfig) -> None:
         super().__init__()
+        why = f"reaches over model.block_size={model.block_size}; use that or less"
+        require(config.kernel <= model.block_size, "model.ffn.kernel", config.kernel, why)
         hidden = config.hidden(model.n_embd)
         self.kernel = config.kernel
         self.up = nn.Linear(model.n_embd, hidden, bias=model.bias)
