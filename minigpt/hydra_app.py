@@ -86,6 +86,7 @@ def run_hydra(task: Callable[[DictConfig], Any], arguments: list[str]) -> None:
     parser.error = _refuse  # one line instead of the usage
     overrides = parser.parse_args(arguments).overrides
     readable = [quoted(override) for override in overrides]
+    _require_choices(readable)
     _swept.clear()
     _swept.update(_swept_keys(readable))
     sys.argv = [sys.argv[0], *arguments[: len(arguments) - len(overrides)], *readable]
@@ -105,6 +106,15 @@ def compose_config(overrides: list[str]) -> DictConfig:
             return compose(ROOT, [quoted(override) for override in overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, overrides)) from None
+
+
+def _require_choices(overrides: list[str]) -> None:
+    """Raise UserError for a config group that is to be nothing, where it always is something."""
+    for override in overrides:
+        group, _, value = override.lstrip("+~").partition("=")
+        if value == "null" and group in set(config_groups()) - {"experiment"}:
+            names = sorted(file.stem for file in (config_directory() / group).glob("*.yaml"))
+            raise UserError(f"{group}=null: needs a choice; use one of {', '.join(names)}")
 
 
 def _refuse(message: str) -> NoReturn:

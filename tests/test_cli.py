@@ -20,6 +20,7 @@ MISTAKES = {
     "model=rope model.positional.base=inf": "model.positional.base=inf: must be a finite number",
     "optimizer.lr=inf": "optimizer.lr=inf: must be a finite number",
     "positional=cope model.positional.max_position=1000": "no text of model.block_size=128 counts",
+    "attention=null": "attention=null: needs a choice; use one of bigbird, chunked, full",
     "modle=rope": "modle: no such option or config group. Did you mean model?",
     "model=ropee": "model=ropee: no such model. Did you mean rope",
     "model.n_head=7": "model.n_head=7: must divide model.n_embd=128; use 2, 4, 8 heads",
