@@ -112,10 +112,13 @@ def test_every_design_loses_little(method: str, ffn: str, embedding: str) -> Non
     assert loss != plain and abs(loss - plain) < MOST[method]
     hidden = model.config.ffn.hidden(32)
     left = ["the tied head is the token table"] * (embedding == "tied")
-    odd = f"in_features={hidden} is no multiple of 32"
-    left += [odd] * 2 * (method == "int4" and hidden % 32 != 0)
+    for layer in linears(before).values():
+        if method == "int4" and layer.in_features == hidden and hidden % 32:
+            left.append(f"in_features={hidden} is no multiple of 32")
+        elif method == "int4" and layer.out_features % 16:  # a router's
+            left.append(f"out_features={layer.out_features} is no multiple of 16")
     assert found.left == {why: left.count(why) for why in left}
-    assert found.layers + len(left) == len(linears(before)) == 9
+    assert found.layers + len(left) == len(linears(before)) >= 9
     # Nothing but those layers' weights has changed.
     changed = {f"{name}.weight" for name in linears(before)}
     for name, parameter in before.named_parameters():
