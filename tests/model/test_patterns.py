@@ -463,11 +463,16 @@ REFUSED = {
     ("landmark", "conv"): "ffn=conv looks at neighbours",
     **{
         (scheme, "performer"): "the positional scheme adds to them"
-        for scheme in ("alibi", "cope", "fire", "integrated", "kerple", "relative")
-    },
-    **{
-        (scheme, "performer"): "the positional scheme adds to them"
-        for scheme in ("relative_bias", "t5")
+        for scheme in [
+            "alibi",
+            "cope",
+            "fire",
+            "integrated",
+            "kerple",
+            "relative",
+            "relative_bias",
+            "t5",
+        ]
     },
 }
 
