@@ -66,15 +66,19 @@ class Config:
     def __post_init__(self) -> None:
         # Beyond 32 bits torch's CPU generator takes different seeds for the same.
         require(0 <= self.seed < 2**32, "seed", self.seed, "must be from 0 to 2^32 - 1")
-        attention = self.model.attention.name
-        able = [name for name in ATTENTION.names() if ATTENTION.variant(name).documents]
-        why = f"cannot keep documents apart; use {', '.join(able)}, or data.document_separator=null"
-        apart = self.data.separator is None or attention in able
-        require(apart, "attention", attention, why)
+        if self.data.separator is not None:
+            require_documents(self.model.attention.name)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values."""
         return dataclasses.asdict(self)
+
+
+def require_documents(attention: str) -> None:
+    """Raise UserError for an attention that cannot keep documents apart."""
+    able = [name for name in ATTENTION.names() if ATTENTION.variant(name).documents]
+    why = f"cannot keep documents apart; use {', '.join(able)}, or data.document_separator=null"
+    require(attention in able, "attention", attention, why)
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -210,6 +214,8 @@ def _one_line(error: OmegaConfBaseException, composed: DictConfig) -> str:
     value = OmegaConf.select(composed, key, throw_on_missing=False) if key else None
     if value is None and why.startswith(("Incompatible value", "field")):
         return f"{key}=null: needs a value"
+    if "is not a ListConfig" in why:
+        return f"{key}={value}: must be a list; use {key}=[{value}]"
     converted = re.match(r"Value '(.*)' of type '.*' could not be converted to (\w+)", why)
     if converted:
         return f"{key}={converted[1]}: not a valid {converted[2].lower()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import signal
@@ -29,6 +30,22 @@ class PipeConsole(Console):
     def on_broken_pipe(self) -> None:
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def described(options: Any) -> str:
+    """The name of a variant and what its options are."""
+    values = settings(options)
+    return f"{options.name} ({values})" if values else options.name
+
+
+def settings(options: Any) -> str:
+    """The options of a variant and their values."""
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    return "; ".join(
+        f"{key} {', '.join(value) if isinstance(value, list) else value}"
+        for key, value in values.items()
+        if key != "name"
+    )
 
 
 class Display:
@@ -68,8 +85,9 @@ class Display:
             f"{manifest['tokens']['val']:,} to validate; {batch} x {model.block_size} a step",
             "device": manifest["device"],
             "design": f"{model.positional.name} positions, {model.norm.placement}-norm "
-            f"({model.norm.kind}), {model.embedding.name} head, {model.ffn.name}",
-            "attention": f"{model.attention.name}; {trainer.backend}",
+            f"({model.norm.kind}), {model.embedding.name} head",
+            "ffn": described(model.ffn),
+            "attention": f"{described(model.attention)}; {trainer.backend}",
             "run": str(trainer.run.path),
         }
         for name, fact in facts.items():

@@ -79,7 +79,7 @@ class Sampling:
 
 def require_repetition_penalty(penalty: float) -> None:
     """Raise UserError for a penalty that none can apply."""
-    why = "must be above 0; 1 is none"
+    why = "must be a finite number above 0; 1 is none"
     require(0 < penalty < math.inf, "--repetition-penalty", penalty, why)
 
 

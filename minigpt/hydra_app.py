@@ -12,7 +12,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -109,12 +109,21 @@ def compose_config(overrides: list[str]) -> DictConfig:
 
 
 def _require_choices(overrides: list[str]) -> None:
-    """Raise UserError for a config group that is to be nothing, where it always is something."""
+    """Raise UserError for a choice of a config group that is none, or is made by another key."""
+    groups = {section_of(group): group for group in config_groups()}
     for override in overrides:
-        group, _, value = override.lstrip("+~").partition("=")
-        if value == "null" and group in set(config_groups()) - {"experiment"}:
-            names = sorted(file.stem for file in (config_directory() / group).glob("*.yaml"))
-            raise UserError(f"{group}=null: needs a choice; use one of {', '.join(names)}")
+        key, _, value = override.lstrip("+~").partition("=")
+        if "null" in value.split(",") and key in set(config_groups()) - {"experiment"}:
+            known = ", ".join(choices(key))
+            raise UserError(f"{override}: needs a choice; use one of {known}")
+        section = key.removesuffix(".name")
+        group = groups.get(section)
+        if group is None or key == group:
+            continue
+        brings = set(choices(group).get(value, ())) - {"name"}
+        if key == section or brings:
+            why = f", which brings {', '.join(sorted(brings))}" if brings else ""
+            raise UserError(f"{override}: is a choice of a config group; use {group}={value}{why}")
 
 
 def _refuse(message: str) -> NoReturn:
@@ -183,6 +192,16 @@ def explain(error: Exception, overrides: list[str]) -> str:
 def _unknown_key(key: str, overrides: list[str]) -> str:
     if key in config_groups():  # the root config has them all, so this is another
         return f"{key}: a saved config takes values (key=value) and no choice of a config group"
+    section, _, option = key.rpartition(".")
+    owners = [
+        f"{group}={name}"
+        for group in config_groups()
+        if section and section_of(group) == section
+        for name, values in choices(group).items()
+        if option in values
+    ]
+    if owners:
+        return f"{key}: an option of {' or '.join(owners)}; choose that too"
     pairs = [override.partition("=") for override in overrides]
     chosen = [
         f"{group}={name.split(',')[0]}" for group, _, name in pairs if group in config_groups()
@@ -196,6 +215,19 @@ def _unknown_key(key: str, overrides: list[str]) -> str:
 def config_groups() -> list[str]:
     """Names of the config groups."""
     return sorted(path.name for path in config_directory().iterdir() if path.is_dir())
+
+
+def choices(group: str) -> dict[str, DictConfig]:
+    """The values that each choice of a config group sets, by its name."""
+    files = sorted((config_directory() / group).glob("*.yaml"))
+    return {file.stem: cast(DictConfig, OmegaConf.load(file)) for file in files}
+
+
+def section_of(group: str) -> str:
+    """Where the values of a config group stand in the config; _global_ for all over it."""
+    file = min((config_directory() / group).glob("*.yaml"))
+    package = re.search(r"^# @package (\S+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return group if package is None else package[1]
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:

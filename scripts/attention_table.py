@@ -13,11 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
+import torch
 from bench_group import Costs, about, measure, rows
 from matplotlib.figure import Figure
 from planted_key import page as planted_page
 from tables import Runs, difference, interval, mean, read_all_seeds, table, values, with_interval
+
+from minigpt.config import load_config
+from minigpt.display import settings
+from minigpt.model import GPT
+from minigpt.model.attention import AttentionConfig
 
 # So that each sees 64 keys or has 64 features, but for full and landmark.
 SPANS = {
@@ -93,6 +100,7 @@ def quality(runs: Runs) -> list[str]:
         losses.append(
             [
                 f"`{name}`",
+                settings(options_of(found[0])),
                 f"{counts['total']:,}",
                 f"{counts['active']:,}",
                 f"{found[0]['flops_per_token']:,}",
@@ -113,17 +121,24 @@ def quality(runs: Runs) -> list[str]:
         f"block {config['block_size']}, {first[0]['steps']:,} steps of "
         f"{first[0]['config']['trainer']['batch_size']} windows, characters of tiny Shakespeare, "
         f"{first[0]['precision']} on a {first[0]['device']},",
-        f"one thread; {manifest['started'][:10]}, torch {manifest['versions']['torch']}, Python "
-        f"{manifest['python']}. Options as configured: a window",
-        "or chunk of a quarter of the block, BigBird's four blocks of a sixteenth, landmarks of an",
-        "eighth. Losses are nats a character over the whole validation split. ± is half a 95 %",
-        f"t-interval over {len(first)} seeds, of one comparison at a time.",
+        f"{first[0]['config']['trainer']['threads']} thread a run; {manifest['started'][:10]}, "
+        f"torch {manifest['versions']['torch']}, Python {manifest['python']}. Losses are nats",
+        "a character over the whole validation split. ± is half a 95 % t-interval over "
+        f"{len(first)} seeds, of one",
+        "comparison at a time.",
         "",
         "## At the training length",
         "",
         *table(
             [
-                *("attention", "parameters", "active", "training FLOPs a token", "tokens/s"),
+                *(
+                    "attention",
+                    "options",
+                    "parameters",
+                    "active",
+                    "training FLOPs a token",
+                    "tokens/s",
+                ),
                 *("train loss", "val loss", "val loss minus full's"),
             ],
             losses,
@@ -135,6 +150,13 @@ def quality(runs: Runs) -> list[str]:
         "",
         *table(["attention", *map(str, lengths)], beyond),
     ]
+
+
+def options_of(run: dict[str, Any]) -> AttentionConfig:
+    """The options of a run's attention, with the spans that were used."""
+    model = load_config(run["path"] / "config.yaml").model
+    with torch.device("meta"):
+        return GPT(model, n_vocab=1).attention.spelled_out(model.attention)
 
 
 def draw(runs: Runs, costs: Costs) -> Figure:

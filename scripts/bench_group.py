@@ -91,16 +91,17 @@ def about(script: str, tokens: int, repeats: int) -> list[str]:
 
 
 def rows(group: str, costs: Costs) -> list[str]:
-    """A table, a line a choice."""
+    """A table, a line a choice; parameters stand once where they are the same at every length."""
     lengths = [*next(iter(costs.values()))]
-    head = [group, *(f"{what} {n}" for n in lengths for what in ("ms", "MB", "params"))]
-    lines = [
-        [
-            f"`{name}`",
-            *(x for n in lengths for x in (found[n].ms, found[n].mb, f"{found[n].parameters:,}")),
-        ]
-        for name, found in costs.items()
-    ]
+    grow = any(len({c.parameters for c in found.values()}) > 1 for found in costs.values())
+    columns = ("ms", "MB", "params") if grow else ("ms", "MB")
+    head = [group, *([] if grow else ["params"])]
+    head += [f"{column} {length}" for length in lengths for column in columns]
+    lines = []
+    for name, found in costs.items():
+        each = [(c.ms, c.mb, f"{c.parameters:,}") for c in found.values()]
+        cells = [cell for cost in each for cell in cost[: len(columns)]]
+        lines.append([f"`{name}`", *([] if grow else [each[0][2]]), *cells])
     return table(head, lines)
 
 

@@ -13,16 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import statistics
 import string
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
-from tables import interval, table
+from tables import interval, mean, table
 
+from minigpt.config import load_config
 from minigpt.load import TrainedRun, load_run
 
 PASSAGE = 4096  # letters within which phrases repeat
@@ -62,43 +61,39 @@ def main() -> None:
 
 
 def ask(run: Path, lengths: list[int], n_questions: int) -> None:
-    """Write the share of right answers and seconds a question at each length to answers.json."""
+    """Write the share of right answers at each length to answers.json."""
     file = run / "answers.json"
     found = json.loads(file.read_text()) if file.exists() else {}
     trained = load_run(str(run), None, "auto")
     for length in lengths:
         if str(length) not in found:
-            started = time.perf_counter()
-            right = accuracy(trained, length, n_questions)
-            seconds = (time.perf_counter() - started) / n_questions
-            found[str(length)] = {"right": right, "seconds": seconds}
-            print(f"{run} at {length}: {right:.3f}", flush=True)
+            found[str(length)] = accuracy(trained, length, n_questions)
+            print(f"{run} at {length}: {found[str(length)]:.3f}", flush=True)
             file.write_text(json.dumps(found))
 
 
 def page(folder: Path, attentions: list[str], lengths: list[int]) -> list[str]:
     """The table as Markdown."""
-    rows, first, n_seeds = [], {}, 0
-    for attention in attentions:
-        runs = sorted((folder / attention).glob("seed_*/answers.json"))
-        found = [json.loads(file.read_text()) for file in runs]
-        n_seeds = len(found)
-        first = json.loads(runs[0].with_name("result.json").read_text())
+    runs = {a: sorted((folder / a).glob("seed_*/answers.json")) for a in attentions}
+    rows = []
+    for attention, files in runs.items():
+        found = [json.loads(file.read_text()) for file in files]
         cells = []
         for length in lengths:
-            right = [of_run[str(length)]["right"] for of_run in found]
-            ms = 1000 * statistics.fmean(of_run[str(length)]["seconds"] for of_run in found)
+            right = [of_run[str(length)] for of_run in found]
             spread = f" ± {interval(right):.2f}" if len(right) > 1 else ""
-            cells.append(f"{statistics.fmean(right):.2f}{spread}, {ms:.0f} ms")
+            cells.append(f"{mean(right):.2f}{spread}")
         rows.append([f"`{attention}`", *cells])
+    config = load_config(runs[attentions[0]][0].with_name("config.yaml"))
+    model, seeds = config.model, "/".join(sorted({str(len(files)) for files in runs.values()}))
     return [
         "# A planted key",
         "",
-        f"Written by `scripts/planted_key.py`, which says what was asked. RoPE, trained for "
-        f"{first['steps']:,} steps at block 64,",
-        f"{n_seeds} seeds: share of right answers (± half a 95 % t-interval over seeds; "
-        "chance is 0.04)",
-        "and time a question, by letters of text.",
+        f"Written by `scripts/planted_key.py`, which says what was asked. {model.n_layer} layers "
+        f"with positional={model.positional.name}, trained for",
+        f"{config.trainer.max_steps:,} steps at block {model.block_size}; share of right answers "
+        f"by letters of text, mean over {seeds} seeds ± half a",
+        f"95 % t-interval; chance is {1 / len(string.ascii_lowercase):.2f}.",
         "",
         *table(["attention", *map(str, lengths)], rows),
     ]

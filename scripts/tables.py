@@ -51,6 +51,7 @@ def read(folder: Path) -> Runs:
             manifest = json.loads(file.with_name("manifest.json").read_text())
             config = OmegaConf.to_container(OmegaConf.load(file.with_name("config.yaml")))
             run = {**result, "lengths": lengths, "manifest": manifest, "config": config}
+            run["path"] = file.parent
             runs.setdefault(file.parent.parent.name, []).append(run)
     for found in runs.values():
         found.sort(key=lambda run: run["seed"])

@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> None:
     with console.status("looking around ..."):
         findings = [*_versions(), *_device(), *_data(), *_tokenizers(), _wandb()]
         findings += [_tensorboard(), _torchao()]
+        capabilities = _capabilities()
     table = Table("subject", "found", show_edge=False)
     for finding in findings:
         table.add_row(finding.subject, Text(finding.found))
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> None:
     if not problems:
         console.print("nothing is missing")
     console.print()
-    for renderable in _capabilities():
+    for renderable in capabilities:
         console.print(renderable, markup=False)
 
 
@@ -160,6 +161,23 @@ def _torchao() -> Finding:
         return Finding("--quantize", "not installed (pip install 'minigpt[quantize]')")
 
 
+class Reasons:
+    """Reasons for a no, numbered from 1 in the order they came up."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def number(self, why: str) -> str:
+        """The number of a reason."""
+        if why not in self.found:
+            self.found.append(why)
+        return str(self.found.index(why) + 1)
+
+    def lines(self) -> list[str]:
+        """What the numbers mean."""
+        return [f"{number} {why}" for number, why in enumerate(self.found, 1)]
+
+
 def _capabilities() -> list[Any]:
     """Tables of what goes with what, and the reason for each no.
 
@@ -170,7 +188,7 @@ def _capabilities() -> list[Any]:
 
     import torch
 
-    from minigpt.config import composed_config
+    from minigpt.config import composed_config, require_documents
     from minigpt.errors import UserError
     from minigpt.model import GPT, ModelConfig
     from minigpt.model.attention import ATTENTION
@@ -179,17 +197,12 @@ def _capabilities() -> list[Any]:
     from minigpt.model.norm import PLACEMENTS
     from minigpt.model.positional import POSITIONAL
 
-    reasons: list[str] = []
-
-    def number(why: str) -> str:
-        if why not in reasons:
-            reasons.append(why)
-        return str(reasons.index(why) + 1)
+    of_backends, of_attentions = Reasons(), Reasons()
 
     def able(backend: str, device: str, model: GPT) -> str:
         found = [why_not(backend, use, device, model.positional, model.config) for use in USES]
         marks = zip(USES, found, strict=True)
-        return " ".join(use[0] if why is None else number(why) for use, why in marks)
+        return " ".join(use[0] if why is None else of_backends.number(why) for use, why in marks)
 
     def built(config: ModelConfig) -> GPT:
         with torch.device("meta"):
@@ -199,7 +212,14 @@ def _capabilities() -> list[Any]:
         try:
             built(config)
         except UserError as error:
-            return number(str(error))
+            return of_attentions.number(str(error))
+        return "yes"
+
+    def keeps_apart(config: ModelConfig) -> str:
+        try:
+            require_documents(config.attention.name)
+        except UserError as error:
+            return of_attentions.number(str(error))
         return "yes"
 
     devices = ("cpu", "cuda", "mps")
@@ -216,14 +236,17 @@ def _capabilities() -> list[Any]:
     for name, config in attentions.items():
         model = built(config)
         by_core.add_row(name, *(able(*where, model) for where in backends.values()))
-    by_attention = _table("what goes with which attention", "choice", *attentions)
+    by_attention = _table(
+        "what goes with which attention", "choice", *(n.replace("_", "_\n") for n in attentions)
+    )
     others = {"positional": POSITIONAL.names(), "ffn": FFN.names(), "norm": [*PLACEMENTS]}
     for choice in (f"{group}={name}" for group, names in others.items() for name in names):
         design = composed_config([choice]).model
         designs = [replace(design, attention=of.attention) for of in attentions.values()]
         by_attention.add_row(choice, *map(exists, designs))
-    notes = [f"{number} {reason}" for number, reason in enumerate(reasons, 1)]
-    return [by_backend, "", by_core, "", by_attention, "", *notes]
+    by_attention.add_row("data.document_separator", *map(keeps_apart, attentions.values()))
+    by_backends = [by_backend, "", by_core, *of_backends.lines()]
+    return [*by_backends, "", by_attention, *of_attentions.lines()]
 
 
 def _table(title: str, first: str, *columns: str) -> Any:

@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--max-new-tokens", type=int, default=500, metavar="N")
     parser.add_argument("--num-samples", type=int, default=1, metavar="S")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="of the first sample of every prompt")
     parser.add_argument("--temperature", type=float, metavar="T", help="default 1; 0 is greedy")
     parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest")
     parser.add_argument("--top-p", type=float, metavar="P", help="the fewest that sum to P")
@@ -74,7 +74,11 @@ def main(arguments: list[str]) -> None:
         "--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: say less again"
     )
     parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable"
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help=r"end before TEXT, in which \n is a line end; repeatable (default: what the "
+        "documents of the run end with, where it has any)",
     )
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
     parser.add_argument(
@@ -106,8 +110,7 @@ def main(arguments: list[str]) -> None:
     if "" in (options.prompt or []):
         raise UserError("--prompt=: empty; a model continues at least one character")
     prompts = [*(options.prompt or []), *_lines(options.prompts)] or ["\n"]
-    if "" in options.stop:
-        raise UserError("--stop=: empty; give the text to end before")
+    _require_stops(options.stop or [])
 
     from minigpt.beam import BeamSearch
     from minigpt.generate import Sampling
@@ -144,6 +147,32 @@ def _require_compatible(options: Namespace, parser: Parser) -> None:
             raise UserError(f"{_flag(name)}: needs {_flag(needed)}; give that too")
 
 
+def _require_stops(written: list[str]) -> None:
+    from minigpt.data.corpus import require_escapes
+
+    for stop in written:
+        if stop == "":
+            raise UserError("--stop=: empty; give the text to end before")
+        require_escapes("--stop", stop)
+
+
+def _stops(written: list[str] | None, trained: TrainedRun) -> list[str]:
+    """What ends a text: as asked for, or what the run's documents end with."""
+    from minigpt.data.corpus import unescaped
+
+    if written is not None:
+        return [unescaped(stop) for stop in written]
+    separator = trained.config.data.separator
+    return [] if separator is None else [separator]
+
+
+def _encoded(prompt: str, trained: TrainedRun) -> list[int]:
+    try:
+        return trained.tokenizer.encode(prompt)
+    except UserError as error:
+        raise UserError(f"--prompt: {error}") from None
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -158,6 +187,9 @@ def _sample(
     from minigpt.load import load_run
 
     trained = load_run(options.run, options.checkpoint, options.device, options.set)
+    stops = _stops(options.stop, trained)
+    if options.length_penalty is not None and not stops:
+        raise UserError("--length-penalty: compares texts that end at a --stop; give one")
     if options.quantize is not None:
         from minigpt.quantize import quantized
 
@@ -167,7 +199,7 @@ def _sample(
     context = _context(options.context, trained.config.model.block_size)
     ask = Ask(
         trained,
-        [trained.tokenizer.encode(prompt) for prompt in prompts],
+        [_encoded(prompt, trained) for prompt in prompts],
         options.max_new_tokens,
         sampling,
         context,
@@ -179,16 +211,16 @@ def _sample(
         seed = options.seed + number
         generators = [torch.Generator(trained.compute.device).manual_seed(seed) for _ in prompts]
         if search is not None:
-            texts = _searched(ask, search, options.stop)
+            texts = _searched(ask, search, stops)
         elif draft is not None:
             texts = _drafted(ask, draft, generators, tallies)
         else:
             texts = _drawn(ask, generators)
         for prompt, text in zip(prompts, texts, strict=True):
-            pieces = stop_at(stream_text(trained.tokenizer, text.tokens), options.stop)
+            pieces = stop_at(stream_text(trained.tokenizer, text.tokens), stops)
             if options.json:
-                found = {"prompt": prompt, "sample": number + 1, "seed": seed}
-                found["text"] = "".join(pieces)
+                drawn = {} if search is not None else {"sample": number + 1, "seed": seed}
+                found = {"prompt": prompt, **drawn, "text": "".join(pieces)}
                 print(to_json({**found, **text.facts()}))
                 continue
             if len(prompts) * options.num_samples > 1:
@@ -307,17 +339,20 @@ def _report(ask: Ask, tallies: list[Tally], time_plain: bool) -> None:
         for name in ("proposed", "accepted", "tokens", "passes")
     )
     share = f" ({accepted / proposed:.0%})" if proposed else ""
-    line = (
+    then = "; timing as many tokens without it ..." if time_plain else ""
+    print(
         f"draft: {accepted} of {proposed} proposed tokens accepted{share}, "
-        f"{tokens / passes:.2f} tokens a pass of the model"
+        f"{tokens / passes:.2f} tokens a pass of the model{then}",
+        file=sys.stderr,
+        flush=True,
     )
     if time_plain:
         plain, drafted = _plain_seconds(ask, tokens), tallies[0].seconds
-        line += (
-            f"; {plain / drafted:.2f} times as fast as without a draft "
-            f"({drafted:.2f} s, and {plain:.2f} s for as many tokens without, timed afterwards)"
+        print(
+            f"draft: {plain / drafted:.2f} times as fast as without it "
+            f"({drafted:.2f} s, and {plain:.2f} s without)",
+            file=sys.stderr,
         )
-    print(line, file=sys.stderr)
 
 
 def _plain_seconds(ask: Ask, n_tokens: int) -> float:

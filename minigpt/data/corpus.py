@@ -37,7 +37,7 @@ class DataConfig:
     def separator(self) -> str | None:
         """`document_separator` as it stands in the text."""
         written = self.document_separator
-        return None if written is None else re.sub(r"\\(.)", lambda m: ESCAPES[m[1]], written)
+        return None if written is None else unescaped(written)
 
     def __post_init__(self) -> None:
         require(self.dir != "", "data.dir", "", "needs a folder, as data.dir=data")
@@ -51,9 +51,19 @@ class DataConfig:
         if written is not None:
             key = "data.document_separator"
             require(written != "", key, "", "must not be empty; use null for no documents")
-            ok = re.fullmatch(r"([^\\]|\\[ntr\\])+", written) is not None
-            shown = written.replace("\n", r"\n")
-            require(ok, key, shown, r"a backslash begins \n, \t, \r or \\; write one of them")
+            require_escapes(key, written)
+
+
+def require_escapes(key: str, written: str) -> None:
+    """Raise UserError for a backslash that begins none of ESCAPES."""
+    ok = re.fullmatch(r"([^\\]|\\[ntr\\])*", written) is not None
+    shown = written.replace("\n", r"\n")
+    require(ok, key, shown, r"a backslash begins \n, \t, \r or \\; write one of them")
+
+
+def unescaped(written: str) -> str:
+    """A text in which newline, tab, return and backslash may be written as ESCAPES."""
+    return re.sub(r"\\(.)", lambda m: ESCAPES[m[1]], written)
 
 
 @dataclass(frozen=True)

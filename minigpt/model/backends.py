@@ -80,7 +80,7 @@ def why_not(
 ) -> str | None:
     """Why a backend cannot compute a design for a use on a device type; None if it can."""
     if backend != "eager" and not ATTENTION.variant(config.attention.name).softmax:
-        return f"attention={config.attention.name} is computed in a way of its own"
+        return "the attention is computed in a way of its own"
     if backend == "sdpa" and config.logit_softcap is not None:
         return "it has no logit soft-cap"
     if backend != "flex":
@@ -127,11 +127,13 @@ def choose_backend(
         if why is not None:
             able = [other for other in BACKENDS if refusal(other) is None]
             raise UserError(
-                f"model.backend.name={name}: cannot {use} positional={config.positional.name} on "
-                f"{device}: {why}; use {', '.join(able)} or auto"
+                f"model.backend.name={name}: cannot {use} this design on {device}: {why}; "
+                f"use {', '.join(able)} or auto"
             )
         return name, "as configured"
+    why = refusal("sdpa")
+    if why is not None:
+        return "eager", f"sdpa: {why}"
     if device == "cpu" and bf16:
         return "eager", "torch's bf16 flash attention is slow on CPUs"
-    why = refusal("sdpa")
-    return ("sdpa", "torch's fused kernels") if why is None else ("eager", f"sdpa: {why}")
+    return "sdpa", "torch's fused kernels"

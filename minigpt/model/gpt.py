@@ -187,10 +187,18 @@ class GPT(nn.Module):
         if cache is not None:
             cache.begin(positions, last)
         x, positions = self.attention.add_rows(self.token_embedding(tokens), positions, in_order)
-        folds = self.backend is not flex  # which skips what is not seen by itself
         shared = Pass(
-            *(self.positional, self.config, self.backend),
-            *(positions, length, last, in_order, cache, folds, documents, routings),
+            scheme=self.positional,
+            config=self.config,
+            backend=self.backend,
+            positions=positions,
+            length=length,
+            last=last,
+            in_order=in_order,
+            cache=cache,
+            folds=self.backend is not flex,  # which skips what is not seen by itself
+            documents=documents,
+            routings=routings,
         )
         x = self.positional.embed(x, positions)
         x = self.dropout(self.embedding_norm(x))

@@ -33,6 +33,19 @@ class NormConfig:
         return KINDS[self.kind](width, bias, self.affine)
 
 
+class RMSNorm(nn.RMSNorm):
+    """Root mean square norm, without a bias (Zhang & Sennrich 2019), in the precision of its gain.
+
+    That is what autocast does to LayerNorm, and where torch has one kernel for it.
+    """
+
+    def __init__(self, width: int, affine: bool) -> None:
+        super().__init__(width, eps=1e-5, elementwise_affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if self.weight is None else x.to(self.weight.dtype))
+
+
 def inside(x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
     """x + f(norm(x)): the residual stream stays free."""
     return x + sublayer(norm(x))
@@ -64,7 +77,5 @@ KINDS = {
     "layernorm": lambda width, bias, affine: nn.LayerNorm(
         width, elementwise_affine=affine, bias=bias
     ),
-    "rmsnorm": lambda width, bias, affine: nn.RMSNorm(  # has no bias (Zhang & Sennrich 2019)
-        width, eps=1e-5, elementwise_affine=affine
-    ),
+    "rmsnorm": lambda width, bias, affine: RMSNorm(width, affine),
 }

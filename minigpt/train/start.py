@@ -40,7 +40,7 @@ def start(config: Config, run: RunDirectory, resumed: bool, command: list[str]) 
     prepared.tokenizer.encode(options.sample_prompt)
     display = Display(options.max_steps)
     trainer = Trainer(config, run, prepared.tokenizer, prepared.tokens, compute, display)
-    config = trainer.config = resolved(config, compute, trainer.model.backend_name)
+    config = trainer.config = resolved(config, compute, trainer.model)
 
     with run.locked():
         made = provenance(command)
@@ -95,8 +95,11 @@ def start(config: Config, run: RunDirectory, resumed: bool, command: list[str]) 
         raise Interrupted(trainer.stopped_by)
 
 
-def resolved(config: Config, compute: Compute, backend: str) -> Config:
-    """The config with what `auto` and relative paths stood for, so that it means the same later."""
+def resolved(config: Config, compute: Compute, model: GPT) -> Config:
+    """The config with what `auto`, relative paths and an attention's None stood for.
+
+    So it means the same later.
+    """
     trainer = replace(
         config.trainer,
         device=compute.device,
@@ -108,12 +111,12 @@ def resolved(config: Config, compute: Compute, backend: str) -> Config:
         for field in dataclasses.fields(config.data)
         if field.name in ("dir", "path")
     }
-    return replace(
-        config,
-        trainer=trainer,
-        data=replace(config.data, **paths),
-        model=replace(config.model, backend=BackendConfig(backend)),
+    design = replace(
+        config.model,
+        backend=BackendConfig(model.backend_name),
+        attention=model.attention.spelled_out(config.model.attention),
     )
+    return replace(config, trainer=trainer, data=replace(config.data, **paths), model=design)
 
 
 def _facts(prepared: Prepared, compute: Compute, backend: str) -> dict[str, Any]:

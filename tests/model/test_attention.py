@@ -435,7 +435,7 @@ WIDE: dict[str, Any] = {"n_head": 2, "n_embd": 32}  # heads of 16 channels
 def test_refusals(backend: str, use: Use, device: str, changes: dict[str, Any], why: str) -> None:
     config = tiny_config("rope", backend=backend, **changes)
     assert why_not(backend, use, device, scheme_of(config), config) == why
-    asked = f"model.backend.name={backend}: cannot {use} positional=rope on {device}: {why}; "
+    asked = f"model.backend.name={backend}: cannot {use} this design on {device}: {why}; "
     with pytest.raises(UserError, match="^" + re.escape(asked) + "use eager.* or auto$"):
         choice(config, device, False, use)
     assert choice(replace(config, backend=BackendConfig("auto")), device, False, use)[0] != backend
@@ -454,7 +454,7 @@ def test_flex_refuses_to_train_learned_terms(scheme: str, options: Options) -> N
     assert (why is not None) == learns
     if learns:
         assert why == "FlexAttention sums a learned term's gradients in no fixed order"
-        asked = f"^model.backend.name=flex: cannot train positional={scheme} on cuda: {why}; "
+        asked = f"^model.backend.name=flex: cannot train this design on cuda: {why}; "
         with pytest.raises(UserError, match=asked + "use eager, sdpa or auto$"):
             choice(config, "cuda", True, "train")
     assert choice(config, "cuda", True, "decode") == ("flex", "as configured")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -73,6 +74,16 @@ def test_equals_the_reference(
         wanted = gradients(reference_loss(expected, targets), model)
     torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_norms_in_bf16_use_one_kernel(kind: str, placement: str) -> None:
+    """torch warns where a norm's input and gain differ in precision, and then takes a slow way."""
+    model = random_model(tiny_config(placement=placement, kind=kind))
+    with warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16):
+        warnings.simplefilter("error")
+        loss_of(model, random_tokens(2, 7)).backward()
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])

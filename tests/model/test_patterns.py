@@ -387,9 +387,7 @@ def test_long_keys_hide_no_others(size: float) -> None:
     positions = torch.arange(300)[None]
 
     def mixed(v: Tensor, length: int) -> Tensor:
-        shared = Pass(
-            *(scheme, config, eager, positions[:, :length], length, length - 1, True, None, False)
-        )
+        shared = Pass(scheme, config, eager, positions[:, :length], length, length - 1, True)
         return performer(*(x[:, :, :length] for x in (q, k, v)), shared, 0, 0.0)
 
     ones = mixed(torch.ones_like(v), 300)
@@ -410,7 +408,7 @@ def estimate_error(n_features: int, seed: int) -> float:
     positions = torch.arange(40)[None]
 
     def mixed(attention: Attention) -> Tensor:
-        shared = Pass(scheme, config, eager, positions, 40, 39, True, None, folds=False)
+        shared = Pass(scheme, config, eager, positions, 40, 39, True)
         return attention(q, k, v, shared, 0, 0.0)
 
     return (mixed(performer) - mixed(full)).square().mean().sqrt().item()

@@ -123,6 +123,15 @@ def test_samples_end_with_their_document(cli: Cli) -> None:
     assert long.count("\n") - short.count("\n") == 2 * 9  # of two samples
 
 
+def test_sample_ends_with_its_document(cli: Cli) -> None:
+    """A text of lines without newlines inside: what documents end with ends the sample."""
+    assert cli("train", *TINY, r"data.document_separator=\n", "hydra.run.dir=run").code == 0
+    ask = ["sample", "run", "--prompt", "my", "--max-new-tokens", "200"]
+    whole = cli(*ask, "--stop", "no such text").out
+    assert whole.count("\n") > 1
+    assert cli(*ask).out == cli(*ask, "--stop", r"\n").out == whole.partition("\n")[0] + "\n"
+
+
 def test_inspect_draws_documents_apart(cli: Cli) -> None:
     from minigpt.inspect_run import record
 

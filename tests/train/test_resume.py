@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.display import Display
+from minigpt.model.attention import ATTENTION
 from minigpt.tokenizer import TOKENIZERS
 from minigpt.train.schedule import SCHEDULES
 from tests.conftest import TINY, Cli, read_metrics
@@ -66,6 +67,14 @@ def test_routed_experts_stopped_and_resumed(cli: Cli, monkeypatch: pytest.Monkey
     stopped_and_resumed(cli, monkeypatch, [*TINY, "ffn=moe", "trainer.log_every=4"])
     logged = [m for m in read_metrics(Path("parts")) if "expert_usage/layer_0/expert_7" in m]
     assert [metrics["step"] for metrics in logged] == [4, 8, 12]
+
+
+@pytest.mark.parametrize("attention", ATTENTION.names())
+def test_attentions_stopped_and_resumed(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, attention: str
+) -> None:
+    """Performer's random features are part of what is saved."""
+    stopped_and_resumed(cli, monkeypatch, [*TINY, f"attention={attention}"])
 
 
 def stopped_and_resumed(cli: Cli, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from minigpt.config import composed_config
@@ -282,3 +283,21 @@ def test_gpu_trains_in_bf16_without_waiting(cli: Cli, monkeypatch: pytest.Monkey
     assert cli("train", *options, *never, "trainer.device=cuda", "hydra.run.dir=run").code == 0
     assert result("run")["device"] == "cuda"
     assert result("run")["precision"] == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("choices", "spans", "said"),
+    [
+        (["attention=sliding_window"], {"window": 2}, "sliding_window (layers sliding_window; w"),
+        (["attention=landmark"], {"block": 1, "retrieved": 7}, "landmark (block 1; retrieved 7)"),
+        (["ffn=moe"], {}, "; n_expert 8; n_active 2; balance 0.01)"),
+    ],
+)
+def test_a_run_says_what_null_stood_for(
+    cli: Cli, choices: list[str], spans: dict[str, int], said: str
+) -> None:
+    outcome = cli("train", *TINY, *choices, "trainer.max_steps=1", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert said in outcome.out
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert config["model"]["attention"].items() >= spans.items()

@@ -7,7 +7,7 @@ backend computes the same softmax. The others override `forward`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import torch
@@ -113,6 +113,7 @@ class Fold:
         return y[:, :, : self.length]
 
 
+@dataclass
 class Pass:
     """What the layers of one forward pass share.
 
@@ -120,28 +121,22 @@ class Pass:
     them after position `last`. `in_order`: they stand at 0, 1, ..., and no token came before.
     `folds`: whether a pattern with a horizon is computed piece by piece. `documents`: see
     `GPT.forward`. Layers of routed experts add to `routings`, where there is a list, what they did.
+    `first_values` (b, h, t, e): layer 0's, for value residuals.
     """
 
-    def __init__(
-        self,
-        scheme: PositionalScheme,
-        config: ModelConfig,
-        backend: Backend,
-        positions: Tensor,
-        length: int,
-        last: int,
-        in_order: bool,
-        cache: KVCache | None,
-        folds: bool,
-        documents: Tensor | None = None,
-        routings: list[Routing] | None = None,
-    ) -> None:
-        self.scheme, self.config, self.backend = scheme, config, backend
-        self.positions, self.in_order, self.cache, self.folds = positions, in_order, cache, folds
-        self.length, self.last = length, last
-        self.documents, self.routings = documents, routings
-        self.first_values: Tensor | None = None  # (b, h, t, e) of layer 0, for value residuals
-        self._made: dict[object, Any] = {}
+    scheme: PositionalScheme
+    config: ModelConfig
+    backend: Backend
+    positions: Tensor
+    length: int
+    last: int
+    in_order: bool
+    cache: KVCache | None = None
+    folds: bool = True
+    documents: Tensor | None = None
+    routings: list[Routing] | None = None
+    first_values: Tensor | None = None
+    _made: dict[object, Any] = field(default_factory=dict)
 
     def once(self, key: object, make: Callable[[], T]) -> T:
         """What `make` returns for a key, made by the first layer that asks."""
@@ -151,10 +146,7 @@ class Pass:
 
     def apart(self) -> Pass:
         """A pass over the same rows that shares nothing with this one."""
-        return Pass(
-            *(self.scheme, self.config, self.backend, self.positions, self.length, self.last),
-            *(self.in_order, None, self.folds, self.documents),
-        )
+        return replace(self, cache=None, routings=None, first_values=None, _made={})
 
     def scores(
         self, q_positions: Tensor, k_positions: Tensor, in_order: bool, attention: Attention
@@ -171,6 +163,8 @@ class Attention(nn.Module):
 
     Parameters and buffers that differ by layer hold the layer as their first axis.
 
+    An option left at None is an attribute of the same name, the value it stood for.
+
     `horizon`: how many positions back a query looks, itself included, and so all that a cache
     holds; None for all. `by_head`: whether what is seen differs by head. `softmax`: whether a
     backend computes it. `documents`: whether it keeps the documents of a row apart.
@@ -183,6 +177,11 @@ class Attention(nn.Module):
 
     def __init__(self, config: AttentionConfig, model: ModelConfig) -> None:
         super().__init__()
+
+    def spelled_out(self, options: AttentionConfig) -> AttentionConfig:
+        """Its options with what each None stands for."""
+        unset = [f.name for f in fields(options) if getattr(options, f.name) is None]
+        return replace(options, **{name: getattr(self, name) for name in unset})
 
     def sees(self, h: Tensor, i: Tensor, j: Tensor) -> Tensor | None:
         """Whether head h at position i sees the key at position j <= i; None if it always does.
