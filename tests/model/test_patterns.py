@@ -1,4 +1,4 @@
-"""Attention patterns and cores: against loops, in decoding, piece by piece, and in every design."""
+"""Attention patterns and cores: against loops, in decoding, piece by piece."""
 
 from __future__ import annotations
 
@@ -33,12 +33,11 @@ from tiny import (
     gradients,
     random_model,
     random_tokens,
+    refused,
     tiny_config,
 )
 from torch import Tensor
 
-from minigpt.config import composed_config
-from minigpt.errors import UserError
 from minigpt.generate import Decoder
 from minigpt.model import GPT, ModelConfig
 from minigpt.model.attention import ATTENTION, Attention, Pass, base, landmark
@@ -46,9 +45,6 @@ from minigpt.model.attention.bigbird import BigBird
 from minigpt.model.attention.performer import Performer, orthogonal
 from minigpt.model.backends import eager
 from minigpt.model.cache import SPARE
-from minigpt.model.ffn import FFN
-from minigpt.model.norm import PLACEMENTS
-from minigpt.train.optimizer import OPTIMIZERS
 
 Options = Mapping[str, Any]
 each_attention = pytest.mark.parametrize(("attention", "options"), ATTENTIONS, ids=ATTENTION_IDS)
@@ -71,15 +67,6 @@ def design(attention: str, options: Options, scheme: str = "rope", **changes: An
 
 def backends_of(attention: str) -> list[str]:
     return TRAINABLE if attention in SOFTMAX else ["eager"]
-
-
-def refused(config: ModelConfig) -> str | None:
-    """Why a design is refused, if it is."""
-    try:
-        GPT(config, N_VOCAB)
-    except UserError as error:
-        return str(error)
-    return None
 
 
 @pytest.fixture
@@ -449,155 +436,3 @@ def test_features_are_kept_with_the_weights() -> None:
     other.load_state_dict(one.state_dict())
     assert torch.equal(one(tokens), other(tokens))
     assert sum(p.numel() for p in one.attention.parameters()) == 0
-
-
-# --- every design
-
-
-DESIGNS = [*itertools.product(SCHEMES, ATTENTION.names(), FFN.names(), PLACEMENTS)]
-# What is refused, and the words that say why.
-REFUSED = {
-    ("cope", "landmark"): "positional=cope counts through all of them",
-    ("landmark", "conv"): "ffn=conv looks at neighbours",
-    **{
-        (scheme, "performer"): "the positional scheme adds to them"
-        for scheme in [
-            "alibi",
-            "cope",
-            "fire",
-            "integrated",
-            "kerple",
-            "relative",
-            "relative_bias",
-            "t5",
-        ]
-    },
-}
-
-
-@pytest.mark.parametrize(("scheme", "attention"), [*itertools.product(SCHEMES, ATTENTION.names())])
-def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
-    optimizer = composed_config([]).optimizer
-    tokens = random_tokens(2, 17)
-    for ffn, placement in itertools.product(FFN.names(), PLACEMENTS):
-        config = tiny_config(scheme, ffn, placement=placement, attention=attention, n_embd=24)
-        names = (scheme, attention, ffn, placement)
-        whys = [why for pair, why in REFUSED.items() if {*pair} <= {*names}]
-        said = refused(config)
-        assert (said is None) == (not whys), f"{names}: {said or 'not refused'}"
-        if said is not None:
-            assert said.startswith(f"attention={attention}: ") and any(w in said for w in whys)
-            continue
-        torch.manual_seed(0)
-        model = GPT(config, N_VOCAB).train()
-        before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        optimize = OPTIMIZERS.build(optimizer, model)
-        for _ in range(2):
-            model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
-            optimize.step()
-            optimize.zero_grad()
-        for name, p in model.named_parameters():
-            idle = ".experts." in name  # no token may have gone there
-            assert p.isfinite().all(), (names, name)
-            assert idle or not torch.equal(p, before[name]), (names, name)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["attention=chunked", "model.attention.chunk=0"], "model.attention.chunk=0: must be 1 "),
-        (
-            ["attention=sliding_window", "model.attention.window=0"],
-            "model.attention.window=0: must be 1 or more",
-        ),
-        (["attention=bigbird", "model.attention.block=0"], "model.attention.block=0: must be 1 "),
-        (
-            ["attention=bigbird", "model.attention.n_random=-1"],
-            "model.attention.n_random=-1: must be 0 or more",
-        ),
-        (
-            ["attention=performer", "model.attention.features=0"],
-            "model.attention.features=0: must be 1 or more",
-        ),
-        (
-            ["attention=performer", "model.attention.features=100000000"],
-            "model.attention.features=100000000: more than 65536 serve no text",
-        ),
-        (
-            ["attention=chunked", "model.attention.layers=[]"],
-            r"model.attention.layers=\[\]: give names, as \[chunked,full\]",
-        ),
-        (
-            ["attention=chunked", "model.attention.layers=[chunkd]"],
-            "model.attention.layers=chunkd: not one of chunked, full. Did you mean chunked",
-        ),
-        (
-            ["attention=chunked", "model.attention.layers=[full]"],
-            "model.attention.layers=.*: no layer has it; add chunked",
-        ),
-        (
-            ["attention=landmark", "model.attention.retrieved=0"],
-            "model.attention.retrieved=0: must be 1 or more",
-        ),
-        (
-            ["attention=sliding_window", "model.attention.window=129"],
-            "model.attention.window=129: reaches over model.block_size=128 in training",
-        ),
-        (
-            ["attention=bigbird", "model.attention.seed=10000000000000000000"],
-            "model.attention.seed=10000000000000000000: must be from 0 to",
-        ),
-        (
-            *(["attention=chunked", "model.attention.layers=[full,chunked]", "model.n_layer=1"],),
-            r"model.attention.layers=.*: no layer of model.n_layer=1 has it; name chunked first",
-        ),
-        (["attention=landmark", "model.attention.block=7"], "model.attention.block=7: .*=128 must"),
-        (["attention=landmark", "model.attention.block=128"], "model.attention.block=128: .*two"),
-        (["attention=performer", "model.dropout=0.1"], "attention=performer: .*model.dropout"),
-        (
-            ["attention=performer", "model.logit_softcap=5"],
-            "attention=performer: .*model.logit_softcap",
-        ),
-        (
-            ["model=bigram", "attention=chunked"],
-            "attention=chunked: works inside blocks, and model.n_layer=0 has none; use full",
-        ),
-        (["attention=windowed"], "attention=windowed: no such attention"),
-        (["ffn=conv", "model.ffn.kernel=0"], "model.ffn.kernel=0: must be 1 or more"),
-        (["ffn=conv", "model.ffn.kernel=129"], "model.ffn.kernel=129: reaches over model.block_si"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_options_that_cannot_be_honoured(overrides: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=f"^{message}"):
-        GPT(composed_config(overrides).model, N_VOCAB)
-
-
-@pytest.mark.parametrize("attention", ["performer", "landmark"])
-def test_cores_have_no_backends(attention: str) -> None:
-    for name in ("sdpa", "flex"):
-        model = GPT(composed(f"attention={attention}", f"backend={name}"), N_VOCAB)
-        with pytest.raises(UserError, match=rf"^model\.backend\.name={name}: .*a way of its own"):
-            model.use_backend("cpu", bf16=False, use="train")
-    model = GPT(composed(f"attention={attention}"), N_VOCAB)
-    assert "a way of its own" in model.use_backend("cpu", bf16=False, use="train")
-
-
-def test_flops_count_the_keys_that_are_seen() -> None:
-    sizes = ["model.n_layer=2", "model.n_embd=32", "model.n_head=2", "model.block_size=64"]
-
-    def flops(*overrides: str) -> int:
-        return GPT(composed(*sizes, *overrides), N_VOCAB).flops_per_token()
-
-    full = flops("attention=full")
-    a_key = 12 * 32  # of one layer
-    for attention, keys in (("sliding_window", 16), ("chunked", 16), ("bigbird", 16)):
-        assert full - flops(f"attention={attention}") == 2 * a_key * (64 - keys)
-    half = flops("attention=sliding_window", "model.attention.layers=[full,sliding_window]")
-    assert full - half == a_key * (64 - 16)
-    # Every ninth row is a landmark, in the blocks and as a key; its embedding is 32 numbers.
-    matrices, head, rows = full - 2 * a_key * 64, 6 * 32 * N_VOCAB, 9 / 8
-    blocks = matrices - head + 6 * 32
-    assert flops("attention=landmark") == blocks * rows + head + 2 * a_key * 64 * rows * rows
-    # 64 features of q and k, the state's update and its use, and half of the pairs of the chunk.
-    assert flops("attention=performer") - matrices == 2 * a_key * (2 * 64 + 64 * (1 + 64 / 16) / 2)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.config import composed_config
+from minigpt.errors import UserError
 from minigpt.model import GPT, ModelConfig
 from minigpt.model.backends import BackendConfig
 from minigpt.model.gpt import EmbeddingConfig
@@ -66,6 +67,15 @@ def random_model(config: ModelConfig, n_vocab: int = N_VOCAB) -> GPT:
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.4, generator=generator)
     return model.eval()
+
+
+def refused(config: ModelConfig) -> str | None:
+    """Why a design is refused, if it is."""
+    try:
+        GPT(config, N_VOCAB)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def random_tokens(batch: int, length: int, n_vocab: int = N_VOCAB, seed: int = 0) -> Tensor:
