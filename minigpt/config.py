@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from minigpt.data.corpus import CORPORA, DataConfig
 from minigpt.errors import UserError, did_you_mean, first_line, require
-from minigpt.files import write_text
+from minigpt.files import sha256, write_text
 from minigpt.hydra_app import compose_config
 from minigpt.logger import LOGGERS, LoggerConfig
 from minigpt.model.attention import ATTENTION
@@ -27,6 +29,8 @@ from minigpt.tokenizer import TOKENIZERS, TokenizerConfig
 from minigpt.train.loop import TrainerConfig
 from minigpt.train.optimizer import OPTIMIZERS, OptimizerConfig
 from minigpt.train.schedule import SCHEDULES, ScheduleConfig
+
+T = TypeVar("T")
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.key: registry
@@ -41,6 +45,9 @@ RESUME_MAY_CHANGE = (
     *("trainer.max_steps", "trainer.patience", "trainer.threads"),
     *("trainer.log_every", "trainer.checkpoint_every", "trainer.sample_every"),
 )
+
+# Values of the command line that are no part of a run's config.
+OF_THE_COMMAND = ("resume", "sweep")
 
 # What may be changed of a trained run when it is used.
 TRAINED_MAY_CHANGE = ("model.positional.", "model.backend.name")
@@ -98,6 +105,18 @@ def to_config(composed: DictConfig) -> Config:
     return config
 
 
+def to_options(cls: type[T], composed: DictConfig, key: str) -> T:
+    """A section of a composed config that is no part of a run's, as a typed object."""
+    section = composed.get(key) or {}
+    try:
+        schema = OmegaConf.create({key: OmegaConf.structured(cls)})
+        options = OmegaConf.to_object(OmegaConf.merge(schema, {key: section}))
+    except OmegaConfBaseException as error:
+        raise UserError(_one_line(error, composed)) from None
+    assert isinstance(options, dict)
+    return options[key]
+
+
 def _require_finite(values: dict[str, Any], prefix: str) -> None:
     for name, value in values.items():
         if isinstance(value, dict):
@@ -111,8 +130,21 @@ def composed_config(overrides: list[str]) -> Config:
     """The typed config that command-line overrides give. Raises UserError."""
     composed = compose_config(overrides)
     OmegaConf.set_struct(composed, False)
-    composed.pop("resume")
+    for key in OF_THE_COMMAND:
+        composed.pop(key)
     return to_config(composed)
+
+
+def request_sha256(config: Config) -> str:
+    """Digest of what decides a run's numbers, as asked for: no names, trackers or threads."""
+    asked = {
+        k: v for k, v in config.to_dict().items() if k not in ("name", "group", "tags", "logger")
+    }
+    asked["trainer"] = {k: v for k, v in asked["trainer"].items() if k != "threads"}
+    asked["data"] = {k: v for k, v in asked["data"].items() if k != "dir"}
+    if "path" in asked["data"]:
+        asked["data"]["path"] = os.path.abspath(os.path.expanduser(asked["data"]["path"]))
+    return sha256(json.dumps(asked, sort_keys=True))
 
 
 def load_config(path: Path, changes: Sequence[str] = ()) -> Config:

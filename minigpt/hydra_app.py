@@ -29,8 +29,11 @@ FLAGS_WITH_VALUE = (
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"),
     *("--config-dir", "-cd", "--info", "-i", "--experimental-rerun"),
 )
+# The extras that bring Hydra's launchers.
+LAUNCHERS = {"joblib": "joblib", "ray": "ray"} | dict.fromkeys(
+    ("submitit_local", "submitit_slurm"), "slurm"
+)
 ROOT = "train"  # configs/train.yaml
-_swept: set[str] = set()  # keys with several values on the command line
 
 
 def config_directory() -> Path:
@@ -63,18 +66,20 @@ def register_designs() -> None:
 
 
 def _run_label(name: str | None, design: str, overrides: list[str]) -> str:
-    """What a run is called: its name, in a sweep what varies, else its design and other choices."""
+    """What a run is called: its name, else its design and other choices."""
     pairs = [override.lstrip("+~").partition("=")[::2] for override in overrides]
-    varying = [f"{key}={value}" for key, value in pairs if key in _swept]
     groups = set(config_groups()) - {"model", "logger", "trainer"}
     choices = [value for key, value in pairs if key in groups]
-    label = name or "_".join(varying or [design, *choices])
-    # A file name: no separators, and not too long for a file system.
-    return re.sub(r"[^\w.=+-]+", "_", label)[:100].strip("_") or "run"
+    return file_name(name or "_".join([design, *choices]))
+
+
+def file_name(text: str) -> str:
+    """A text as a file name: no separators, and not too long for a file system."""
+    return re.sub(r"[^\w.=+-]+", "_", text)[:100].strip("_") or "run"
 
 
 def run_hydra(task: Callable[[DictConfig], Any], arguments: list[str]) -> None:
-    """Hand arguments to Hydra, flags before overrides, and run `task` for each job.
+    """Hand arguments to Hydra, flags before overrides: it runs `task`, or with -m a sweep.
 
     Raises UserError for whatever Hydra refuses.
     """
@@ -84,12 +89,17 @@ def run_hydra(task: Callable[[DictConfig], Any], arguments: list[str]) -> None:
     arguments = flags_first(arguments)
     parser = get_args_parser()
     parser.error = _refuse  # one line instead of the usage
-    overrides = parser.parse_args(arguments).overrides
-    readable = [quoted(override) for override in overrides]
+    parsed = parser.parse_args(arguments)
+    readable = [quoted(override) for override in parsed.overrides]
     _require_choices(readable)
-    _swept.clear()
-    _swept.update(_swept_keys(readable))
-    sys.argv = [sys.argv[0], *arguments[: len(arguments) - len(overrides)], *readable]
+    flags = arguments[: len(arguments) - len(readable)]
+    if parsed.multirun and not any(o.startswith("hydra.sweep.dir=") for o in readable):
+        from minigpt.sweep.directory import sweep_directory
+
+        # An override, so that it is the same in every process of the sweep.
+        folder = sweep_directory(readable, list(_swept_keys(readable)))
+        readable.append(f"hydra.sweep.dir={folder}")
+    sys.argv = [sys.argv[0], *flags, *readable]
     app = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=ROOT)
     try:
         app(task)()
@@ -113,6 +123,9 @@ def _require_choices(overrides: list[str]) -> None:
     groups = {section_of(group): group for group in config_groups()}
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
+        if key == "hydra/sweeper":
+            why = "another sweeper knows no runs that are done; leave it out"
+            raise UserError(f"{override}: {why}, and search with `minigpt tune`")
         if "null" in value.split(",") and key in set(config_groups()) - {"experiment"}:
             known = ", ".join(choices(key))
             raise UserError(f"{override}: needs a choice; use one of {known}")
@@ -172,6 +185,8 @@ def explain(error: Exception, overrides: list[str]) -> str:
         options = error.options or []
         if not group:
             return f"--config-name={name}: no such config in {config_directory()} or --config-dir"
+        if group == "hydra/launcher" and name in LAUNCHERS:
+            return f"{group}={name}: not installed; pip install 'minigpt[{LAUNCHERS[name]}]'"
         return (
             f"{group}={name}: no such {group}.{did_you_mean(name, options)} "
             f"Known: {', '.join(options)}."

@@ -9,15 +9,19 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from minigpt.errors import UserError
-from minigpt.files import to_json
+from minigpt.files import sha256, to_json
 
 RUNS = Path("runs")  # where `latest` looks, and where configs/runtime.yaml puts new runs
+# The source files that decide what a run computes, and the packages they compute with.
+CODE = ("data", "tokenizer", "model", "train", "evaluate.py")
+COMPUTING = ("torch", "tiktoken", "tokenizers")
 PACKAGES = ("torch", "hydra-core", "omegaconf", "wandb", "tiktoken", "tokenizers", "safetensors")
 
 
@@ -117,10 +121,28 @@ def provenance(command: list[str]) -> dict[str, Any]:
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "minigpt": importlib.metadata.version("minigpt"),
         "commit": _commit(),
+        "code_sha256": code_sha256(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+@cache
+def code_sha256() -> str:
+    """Digest of the source files that decide what a run computes."""
+    here = Path(__file__).parent
+    files = [file for name in CODE for file in (here / name).rglob("*.py")]
+    files += [here / name for name in CODE if name.endswith(".py")]
+    return sha256("".join(file.read_text(encoding="utf-8") for file in sorted(files)))
+
+
+def same_code(manifest: dict[str, Any]) -> bool:
+    """Whether a run was computed by the code, and with the packages, that are here now."""
+    versions = manifest["versions"]
+    return manifest.get("code_sha256") == code_sha256() and all(
+        versions[name] == importlib.metadata.version(name) for name in COMPUTING
+    )
 
 
 def _commit() -> str | None:

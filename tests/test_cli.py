@@ -202,14 +202,6 @@ def test_sweep(cli: Cli, workdir: Path, order: str) -> None:
     assert all(f"group: {group}" in config for config in configs)
 
 
-def test_a_failing_job_does_not_stop_a_sweep(cli: Cli, workdir: Path) -> None:
-    outcome = cli("train", "-m", *TINY, "model.n_head=2,3,4", "trainer.max_steps=2")
-    assert outcome.code == 2
-    assert "job 1 failed: model.n_head=3: must divide model.n_embd=16" in outcome.err
-    assert outcome.err.count("must divide") == 1
-    assert len(list((workdir / "runs").rglob("result.json"))) == 2
-
-
 def test_command_line_choice_wins_over_a_preset(cli: Cli) -> None:
     assert cli("train", *TINY, "model=llama", "positional=alibi", "norm=post").code == 0
     from minigpt.config import load_config
@@ -268,8 +260,7 @@ def test_runs_are_named_after_what_was_chosen(cli: Cli) -> None:
     assert "_llama_text_alibi_" in the_run(Path("runs")).name
     assert cli("train", "-m", *tiny, "model=rope,alibi", "seed=1,2").code == 0
     names = {path.parent.name for path in Path("runs").glob("*_sweep_*/*/manifest.json")}
-    assert names == {f"{i}_model={m}_seed={s}" for i, (m, s) in enumerate(
-        [("rope", 1), ("rope", 2), ("alibi", 1), ("alibi", 2)])}  # fmt: skip
+    assert names == {f"model={m}_seed={s}" for m in ("rope", "alibi") for s in (1, 2)}
 
 
 def test_values_that_hydra_wants_quoted(cli: Cli, workdir: Path) -> None:

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-import traceback
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from minigpt.errors import Failure, UserError, one_line_if_out_of_memory, wants_traceback
+from minigpt.errors import UserError
 from minigpt.hydra_app import run_hydra
 
 
 def main(arguments: list[str]) -> None:
-    """Let Hydra read the arguments and run one job, or with -m one after the other.
-
-    A job that fails does not stop a sweep; the first failure is raised at its end.
-    """
+    """Let Hydra read the arguments and train one run, or with -m a sweep (minigpt/sweep/)."""
     failures: list[Exception] = []
 
     def job(composed: DictConfig) -> None:
         try:
             _job(composed, arguments)
         except Exception as error:  # kept from Hydra, which would print lines of its own
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                _report(error, HydraConfig.get().job.num)
-                error = error.with_traceback(None)  # its frames hold a whole model
             failures.append(error)
 
     run_hydra(job, arguments)
@@ -43,37 +35,24 @@ def _job(composed: DictConfig, arguments: list[str]) -> None:
     from minigpt.train.start import start
 
     hydra = HydraConfig.get()
-    sweep = hydra.mode == RunMode.MULTIRUN
     output, here = Path(hydra.runtime.output_dir), Path.cwd()
     try:
+        assert hydra.mode == RunMode.RUN  # minigpt.sweep trains the jobs of a sweep
         OmegaConf.set_struct(composed, False)
+        composed.pop("sweep", None)
+        for override in hydra.overrides.task:
+            if override.startswith("sweep"):
+                raise UserError(f"{override}: belongs to a sweep; add -m")
         resume = composed.pop("resume", None)
-        if resume is not None and sweep:
-            raise UserError(f"resume={resume}: resumes one run; leave -m out")
         if resume is not None:
             run = find_run(str(resume))
             config = resumed_config(run.config, composed, list(hydra.overrides.task))
         else:
             run = RunDirectory(output.relative_to(here) if output.is_relative_to(here) else output)
-            if sweep and composed.get("group") is None:
-                composed.group = Path(hydra.sweep.dir).name
             config = to_config(composed)
-        command = ["minigpt", "train", *(hydra.overrides.task if sweep else arguments)]
-        with one_line_if_out_of_memory(
-            "lower model.n_embd, model.block_size or trainer.batch_size, or compute a batch in "
-            "pieces with trainer.accumulate"
-        ):
-            start(config, run, resumed=resume is not None, command=command)
+        start(config, run, resume is not None, ["minigpt", "train", *arguments])
     finally:
         with contextlib.suppress(OSError):  # Hydra made them; leave nothing behind if unused
             for folder in (output, output.parent):
                 if folder not in (here, *here.parents):
                     folder.rmdir()
-
-
-def _report(error: Exception, number: int) -> None:
-    if isinstance(error, UserError | Failure) and not wants_traceback():
-        print(f"minigpt: job {number} failed: {error}", file=sys.stderr)
-        error.reported = True
-    else:
-        traceback.print_exception(error)

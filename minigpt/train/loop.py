@@ -130,6 +130,7 @@ class Trainer:
         self.schedule = SCHEDULES.build(config.schedule, self.options.max_steps)
         self.state = TrainState()
         self.logger: Logger  # `train` is given it: a tracker opens only once all else is ready
+        self.stop = Stop()
         self.stopped_by: int | None = None
         # Of the steps since `_settle`, still on the device; `logged` by step and piece.
         self.logged: list[list[dict[str, Tensor]]] = []
@@ -160,7 +161,7 @@ class Trainer:
         self.started = time.perf_counter() - state.seconds
         self.stepping_since = time.perf_counter()
         model.train()
-        with stop_signals() as stop:
+        with stop_signals(self.stop) as stop:
             while True:
                 end = state.step == options.max_steps
                 if stop.number is not None and not end:
@@ -381,9 +382,8 @@ class Stop:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Stop]:
+def stop_signals(stop: Stop) -> Iterator[Stop]:
     """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once."""
-    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # Python delivers signals to the main thread only
         return

@@ -9,26 +9,40 @@ from typing import Any
 
 import torch
 
-from minigpt.config import Config, save_config
+from minigpt.config import Config, request_sha256, save_config
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.display import Display
-from minigpt.errors import UserError, first_line
+from minigpt.errors import UserError, first_line, one_line_if_out_of_memory
 from minigpt.files import recover_directory, write_json
 from minigpt.logger import LOGGERS, RunInfo
 from minigpt.model import GPT
 from minigpt.model.backends import BackendConfig
 from minigpt.run import RunDirectory, provenance
 from minigpt.train.device import Compute, choose_compute, set_threads
-from minigpt.train.loop import Interrupted, Trainer
+from minigpt.train.loop import Interrupted, Stop, Trainer
+
+LESS_MEMORY = (
+    "lower model.n_embd, model.block_size or trainer.batch_size, or compute a batch in pieces "
+    "with trainer.accumulate"
+)
 
 
-def start(config: Config, run: RunDirectory, resumed: bool, command: list[str]) -> None:
+@one_line_if_out_of_memory(LESS_MEMORY)
+def start(
+    config: Config,
+    run: RunDirectory,
+    resumed: bool,
+    command: list[str],
+    facts: dict[str, Any] | None = None,
+    stop: Stop | None = None,
+) -> None:
     """Train what a config says in a new run directory, or go on in one that has begun.
 
-    All is checked before the directory is begun, so that a mistake leaves nothing behind. Raises
+    All is checked before the directory is begun, so that a mistake leaves nothing behind. `facts`
+    go into a new run's manifest; `stop` lets another thread end the run as a signal does. Raises
     UserError for what cannot be honoured, and Interrupted where a signal came.
     """
-    options = config.trainer
+    options, asked = config.trainer, request_sha256(config)
     set_threads(options.threads)
     compute = choose_compute(options.device, options.precision)
     LOGGERS.variant(config.logger.name).check(config.logger)
@@ -40,6 +54,7 @@ def start(config: Config, run: RunDirectory, resumed: bool, command: list[str]) 
     prepared.tokenizer.encode(options.sample_prompt)
     display = Display(options.max_steps)
     trainer = Trainer(config, run, prepared.tokenizer, prepared.tokens, compute, display)
+    trainer.stop = stop or trainer.stop
     config = trainer.config = resolved(config, compute, trainer.model)
 
     with run.locked():
@@ -59,7 +74,8 @@ def start(config: Config, run: RunDirectory, resumed: bool, command: list[str]) 
                     f"`minigpt train resume={run.path}`, or choose another directory"
                 )
             prepared.tokenizer.save(run.tokenizer)
-            manifest = made | _facts(prepared, compute, trainer.backend)
+            manifest = made | {"request_sha256": asked} | (facts or {})
+            manifest |= _facts(prepared, compute, trainer.backend)
         write_json(run.manifest, manifest)
         save_config(config, run.config)  # last: from now on the run can be resumed
 

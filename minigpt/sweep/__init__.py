@@ -1,0 +1,1 @@
+"""Sweeps: what `minigpt train -m` runs, skips, resumes and shows."""

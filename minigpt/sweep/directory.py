@@ -1,0 +1,28 @@
+"""Where a sweep lies: the same command finds what it left before."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from minigpt.hydra_app import file_name
+from minigpt.run import RUNS
+
+NO_PART = ("sweep.fail_fast", "trainer.threads", "hydra/launcher", "hydra.launcher")
+
+
+def sweep_directory(overrides: Sequence[str], swept: Sequence[str]) -> Path:
+    """The folder that the same command had before, else a new one; `swept` are the keys that vary.
+
+    How jobs are launched is no part of what a command asks for.
+    """
+    asked = sorted(override for override in overrides if not override.startswith(NO_PART))
+    digest = hashlib.sha256("\0".join(asked).encode()).hexdigest()[:6]
+    before = sorted(RUNS.glob(f"*_sweep_*_{digest}"))
+    if before:
+        return before[-1]
+    presets = [o.removeprefix("sweep=") for o in overrides if o.startswith("sweep=")]
+    label = file_name("_".join([*presets, *(key.rpartition(".")[2] for key in swept)]))
+    return RUNS / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_sweep_{label}_{digest}"

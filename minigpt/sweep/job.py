@@ -1,0 +1,162 @@
+"""One job of a sweep, in whatever process a launcher runs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from minigpt.errors import UserError, first_line
+from minigpt.files import write_json
+from minigpt.run import RunDirectory
+from minigpt.sweep.plan import Job
+
+if TYPE_CHECKING:
+    from minigpt.train.loop import Stop
+
+LOG = "output.log"
+POLL_SECONDS = 0.5
+LOCK_SECONDS = 10.0  # in which a run whose sweep was killed saves itself
+FAILED = "failed"
+
+
+class SweepJob:
+    """What Hydra calls a job's function: trains, and never raises, so that a sweep goes on.
+
+    The file `stop` ends a sweep: no job starts once it is there, and those that run save themselves
+    and end. It holds the number of a signal, or FAILED.
+    """
+
+    def __init__(self, jobs: list[Job], stop: Path, fail_fast: bool, threads: int | None) -> None:
+        self.jobs, self.stop, self.fail_fast, self.threads = jobs, stop, fail_fast, threads
+        self.sweeper = os.getpid()
+
+    def __call__(self, composed: DictConfig) -> None:
+        """Train the job whose number Hydra says; its config was made when the sweep was planned."""
+        job = self.jobs[HydraConfig.get().job.num]
+        if self.stop.exists():
+            return
+        job.path.mkdir(parents=True, exist_ok=True)
+        with (
+            (job.path / LOG).open("a", encoding="utf-8", buffering=1) as log,
+            redirect_stdout(log),
+            redirect_stderr(log),
+        ):
+            try:
+                self._train(job)
+            except KeyboardInterrupt as stop:
+                self.stop.write_text(str(getattr(stop, "number", int(signal.SIGINT))))
+            except Exception as error:
+                traceback.print_exc()
+                self._record(job, error)
+                if self.fail_fast:
+                    self.stop.write_text(FAILED)
+
+    def _train(self, job: Job) -> None:
+        from minigpt.config import load_config
+        from minigpt.train.loop import Stop
+        from minigpt.train.start import start
+
+        run, config = job.run, job.config
+        if isinstance(config, UserError):
+            raise config
+        if not _free(run):
+            print(f"{run.path}: another process is training this run")
+            return
+        run.result.unlink(missing_ok=True)  # of an earlier end
+        resumed = run.config.exists()
+        if resumed:
+            config = load_config(run.config)
+        elif config.trainer.threads is None:
+            config = replace(config, trainer=replace(config.trainer, threads=self.threads))
+        stop = Stop()
+        command = ["minigpt", "train", *job.overrides]
+        facts = {} if job.matched is None else {"match": job.matched}
+        with self._watching(stop), a_gpu_of_its_own():
+            start(config, run, resumed, command, facts, stop)
+
+    @contextmanager
+    def _watching(self, stop: Stop) -> Iterator[None]:
+        """Ask the run to stop when the sweep does, or when the process that began it is gone."""
+        ended = threading.Event()
+        parent = os.getppid()
+
+        def watch() -> None:
+            while not ended.wait(POLL_SECONDS):
+                orphan = os.getpid() != self.sweeper and os.getppid() != parent
+                if stop.number is None and (orphan or self.stop.exists()):
+                    stop.number = signal.SIGTERM
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _record(self, job: Job, error: Exception) -> None:
+        """Say in result.json how the job ended, where the run did not come to say it."""
+        if not job.run.result.exists():
+            write_json(job.run.result, {"status": "failed", "error": first_line(error)})
+
+
+def _free(run: RunDirectory) -> bool:
+    """Whether no other process trains this run, or stops to within LOCK_SECONDS."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            with run.locked():
+                return True
+        except UserError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def a_gpu_of_its_own() -> Iterator[None]:
+    """Compute on a GPU that no other job of this machine has, where there are several."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if count < 2:
+        yield
+        return
+    ids = [str(torch.cuda.get_device_properties(index).uuid) for index in range(count)]
+    with leased(ids, Path(tempfile.gettempdir())) as index:
+        torch.cuda.set_device(index)
+        yield
+
+
+@contextmanager
+def leased(names: list[str], folder: Path) -> Iterator[int]:
+    """The place in `names` of one that no other process has leased; waits for one to come free.
+
+    The system frees the lease of a killed process.
+    """
+    while True:
+        for index, name in enumerate(names):
+            lock = FileLock(folder / f"minigpt_{name}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            try:
+                yield index
+            finally:
+                lock.release()
+            return
+        time.sleep(POLL_SECONDS)
