@@ -43,6 +43,9 @@ def _job(composed: DictConfig, arguments: list[str]) -> None:
         for override in hydra.overrides.task:
             if override.startswith("sweep"):
                 raise UserError(f"{override}: belongs to a sweep; add -m")
+        if hydra.sweeper.params:
+            swept = ", ".join(hydra.sweeper.params)
+            raise UserError(f"{' '.join(hydra.overrides.task)}: sweeps over {swept}; add -m")
         resume = composed.pop("resume", None)
         if resume is not None:
             run = find_run(str(resume))

@@ -141,7 +141,7 @@ def test_a_config_that_is_none_stops_a_sweep_before_it_begins(cli: Cli, workdir:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets(cli: Cli, preset: str) -> None:
-    outcome = cli("train", "-m", f"sweep={preset}", *TINY, "trainer.max_steps=1", "seed=1", HERE)
+    outcome = cli("train", "-m", f"sweep={preset}", *TINY, "trainer.max_steps=2", "seed=1", HERE)
     assert outcome.code == 0, outcome.out
     assert {name.partition("=")[2] for name in runs()} == PRESETS[preset]
     config = OmegaConf.load(next(iter(runs().values())) / "config.yaml")
