@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,10 @@ from typing import Any
 import pytest
 
 from minigpt.cli import main
+
+# Tests run side by side, one a core: threads of tiny tensors would only wait for each other.
+# Read when torch is imported, here and in the programs that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A run that takes well under a second: one small block, a few thousand characters.
 TINY = [
