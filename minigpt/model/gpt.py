@@ -24,6 +24,7 @@ from minigpt.model.positional import POSITIONAL, PositionalConfig
 
 EMBEDDINGS = ("tied", "untied")
 RESIDUAL_INITS = ("scaled", "zero")
+NO_BLOCKS = "works inside blocks, and model.n_layer=0 has none"
 
 
 @dataclass
@@ -93,6 +94,13 @@ class ModelConfig:
                 f"goes from layer to layer, and model.n_layer={self.n_layer}; use 2 layers or more"
             )
             require(self.n_layer >= 2 or not getattr(self, key), f"model.{key}", "true", why)
+        # What is on by default is left alone: nobody need have asked for it.
+        pair = type(self.ffn) is FeedForwardConfig
+        require(self.n_layer > 0 or pair, "ffn", self.ffn.name, f"{NO_BLOCKS}; use relu2")
+        for key in ("n_kv_head", "logit_softcap"):
+            value = getattr(self, key)
+            why = f"{NO_BLOCKS}; use null"
+            require(self.n_layer > 0 or value is None, f"model.{key}", value, why)
         _require_divides("n_head", self.n_head, "n_embd", self.n_embd)
         if self.n_kv_head is not None:
             require(self.n_kv_head >= 1, "model.n_kv_head", self.n_kv_head, "must be 1 or more")
@@ -116,7 +124,7 @@ class GPT(nn.Module):
             self.attention = ATTENTION.build(config.attention, config)
         why_not = self.attention.why_not(config, self.positional)
         if config.n_layer == 0 and config.attention.name != "full":
-            why_not = "works inside blocks, and model.n_layer=0 has none; use full"
+            why_not = f"{NO_BLOCKS}; use full"
         require(why_not is None, "attention", config.attention.name, why_not or "")
         # By layer; a list registers no submodules, of which one may occur twice.
         self.attentions: Sequence[Attention] = _by_layer(self.attention, config)
@@ -129,7 +137,7 @@ class GPT(nn.Module):
         in_blocks = self.positional.score != "none" or any(
             self.positional.uses(hook) for hook in ("block_input", "rotate")
         )
-        why = "works inside blocks, and model.n_layer=0 has none; use nope, learned or sinusoidal"
+        why = f"{NO_BLOCKS}; use nope, learned or sinusoidal"
         name = config.positional.name
         require(config.n_layer > 0 or not in_blocks, "model.positional.name", name, why)
         self.dropout = nn.Dropout(config.dropout)
