@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from minigpt.load import TrainedRun
     from minigpt.page import Section
 
-PROMPT, PLAIN_PROMPT = "ROMEO:\nO, ", "\n"
+PLAIN_PROMPT = "\n"
 DRAWABLE = 256  # tokens
 MOST_TOP = 20
 PRINTED_STEPS, PRINTED_TOP = 10, 5
@@ -96,7 +97,9 @@ def main(arguments: list[str]) -> None:
         ],
     )
     add_run_arguments(parser)
-    parser.add_argument("--prompt", help=f"default: {PROMPT!r} where the run has its characters")
+    parser.add_argument(
+        "--prompt", help="default: the first model.block_size tokens of the validation text"
+    )
     parser.add_argument("--out", metavar="DIR", help="default: RUN/inspect")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="next tokens (default: 5)")
     options = parser.parse_args(arguments)
@@ -157,16 +160,16 @@ def main(arguments: list[str]) -> None:
 def _prompt(trained: TrainedRun, prompt: str | None) -> tuple[list[int], list[int] | None]:
     """The tokens to look at, and their documents if the run has any.
 
-    Raises UserError where the model or a figure has no room for them.
+    Raises UserError where the model or a figure has no room for them, or they cannot be written.
     """
     config, longest = trained.config.model, trained.model.positional.max_length or DRAWABLE
     limit = min(DRAWABLE, longest)
     if prompt is None:
-        try:
-            return _encoded(trained, PROMPT, limit)
-        except UserError:
-            prompt = PLAIN_PROMPT
-    tokens, documents = _encoded(trained, prompt)
+        return _validation_text(trained, min(limit, config.block_size))
+    try:
+        tokens, documents = _encoded(trained, prompt)
+    except UserError as error:
+        raise UserError(f"--prompt: {error}") from None
     reason = "more are unreadable in a figure"
     if longest < DRAWABLE:
         reason = f"positional={config.positional.name} has no more positions"
@@ -176,14 +179,25 @@ def _prompt(trained: TrainedRun, prompt: str | None) -> tuple[list[int], list[in
     return tokens, documents
 
 
-def _encoded(
-    trained: TrainedRun, text: str, limit: int | None = None
-) -> tuple[list[int], list[int] | None]:
+def _validation_text(trained: TrainedRun, n: int) -> tuple[list[int], list[int] | None]:
+    """Its first n tokens and their documents; a line end where the text is no longer there."""
+    from minigpt.data.prepare import prepare
+
+    try:
+        data = prepare(trained.config.data, trained.config.tokenizer, of_run=trained.run)
+    except UserError as error:
+        print(f"no validation text, so --prompt={PLAIN_PROMPT!r}: {error}", file=sys.stderr)
+        return _encoded(trained, PLAIN_PROMPT)
+    val = data.tokens.val.head(n)
+    return val.tokens.tolist(), None if val.documents is None else val.documents.tolist()
+
+
+def _encoded(trained: TrainedRun, text: str) -> tuple[list[int], list[int] | None]:
     from minigpt.data.tokens import encode_documents
 
     separator = trained.config.data.separator
     tokens, documents = encode_documents(text, separator, trained.tokenizer)
-    return tokens[:limit].tolist(), None if documents is None else documents[:limit].tolist()
+    return tokens.tolist(), None if documents is None else documents.tolist()
 
 
 def _size(labels: list[str], documents: list[int] | None) -> str:

@@ -262,6 +262,22 @@ def test_a_page_that_stands_alone(cli: Cli, workdir: Path) -> None:
     assert (folder / "inspect.html").read_bytes() == before
 
 
+def test_the_validation_text_is_looked_at_by_default(cli: Cli, workdir: Path) -> None:
+    assert cli("train", *TINY, "data.document_separator=3").code == 0
+    text = Path("text.txt").read_text(encoding="utf-8")
+    start = text[int(0.9 * len(text)) :][:8]
+    assert cli("inspect", "latest", "--out", "default").code == 0
+    assert cli("inspect", "latest", "--out", "given", "--prompt", start).code == 0
+    pages = [Path(name, "inspect.html").read_bytes() for name in ("default", "given")]
+    assert pages[0] == pages[1]
+    Path("text.txt").write_text("gone")
+    outcome = cli("inspect", "latest")
+    assert outcome.code == 0 and "Prompt: 1 tokens" in (
+        the_run(workdir) / "inspect/inspect.html"
+    ).read_text(encoding="utf-8")
+    assert outcome.err.startswith(r"no validation text, so --prompt='\n': ")
+
+
 def test_a_model_without_layers(cli: Cli, workdir: Path) -> None:
     tiny = [option for option in TINY if not option.startswith("model.n_layer")]
     assert cli("train", "model=bigram", *tiny).code == 0
@@ -281,7 +297,7 @@ def test_mistakes_are_one_line_and_leave_nothing(cli: Cli, workdir: Path) -> Non
             "--prompt='Line 1: fox': 11 tokens, at most 8 can be drawn: "
             "positional=learned has no more positions; shorten it"
         ),
-        ("--prompt", "§"): "'§' (U+00A7) at offset 0: not among the",
+        ("--prompt", "§"): "--prompt: text='§' (U+00A7) at offset 0: not among the",
         ("--top", "0"): "--top=0: must be from 1 to 20",
         ("--top", "21"): "--top=21: must be from 1 to 20",
         ("--top", "x"): "minigpt inspect: argument --top: invalid int value: 'x'",
