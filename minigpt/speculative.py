@@ -14,6 +14,8 @@ from minigpt.generate import Decoder, Sampling, for_decoding, penalised
 from minigpt.model import GPT
 from minigpt.train.device import Compute
 
+TIMED = 128  # tokens; more would make a person wait for a speed-up known well enough
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -28,14 +30,15 @@ class Draft:
 class Tally:
     """What a draft was good for: tokens, and passes of the model with the one over the prompt.
 
-    `seconds`: of all that came after the prompt was read.
+    `timed`: how many tokens the first rounds gave, up to `TIMED`, and their seconds after the
+    prompt was read.
     """
 
     proposed: int = 0
     accepted: int = 0
     tokens: int = 0
     passes: int = 0
-    seconds: float = 0.0
+    timed: tuple[int, float] = (0, 0.0)
 
     @property
     def acceptance_rate(self) -> float | None:
@@ -68,14 +71,16 @@ def speculate(
     tally.passes += 1
 
     def tokens() -> Iterator[int]:
-        left = n_tokens
+        left, seconds = n_tokens, 0.0
         while left > 0:
             start = time.perf_counter()
             with model.evaluating(), draft.model.evaluating(), compute.autocast():
                 new = rounds.first() if left == n_tokens else rounds.next(left, tally)
             left -= len(new)
             tally.tokens += len(new)
-            tally.seconds += time.perf_counter() - start
+            seconds += time.perf_counter() - start
+            if tally.tokens <= TIMED:
+                tally.timed = tally.tokens, seconds
             yield from new
 
     return tokens()

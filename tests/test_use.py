@@ -63,6 +63,8 @@ def test_sample(cli: Cli) -> None:
         ),
         (["--stop", ""], "--stop=: empty"),
         (["--stop", r"\d"], r"--stop=\d: a backslash begins \n, \t, \r or"),
+        (["--stop", "§"], "--stop: text='§' (U+00A7) at offset 0"),
+        (["--beams", "1", "--length-penalty", "2"], "--length-penalty: compares beams, and"),
         (["--beams", "2", "--length-penalty", "2"], "--length-penalty: compares texts that end at"),
         (["--prompts", "nowhere.txt"], "--prompts=nowhere.txt: No such file or directory; give"),
         (["--prompts", "."], "--prompts=.: Is a directory; give a text file"),
@@ -182,6 +184,9 @@ def test_sample_prompts_of_a_file_as_json(cli: Cli) -> None:
     assert told == [("the quick", 1, 5), ("fox", 1, 5), ("the quick", 2, 6), ("fox", 2, 6)]
     alone = cli(*ask, "--prompt", "fox")
     assert alone.out == "fox" + rows[1]["text"] + "\n"
+    Path("foreign.txt").write_text("fox\n\nf§\n", encoding="utf-8")
+    foreign = "--prompts=foreign.txt: line 3: text='§' (U+00A7) at offset 1: not among"
+    assert foreign in cli(*ask, "--prompts", "foreign.txt").err
     Path("empty.txt").write_text("\n\n")
     assert "no line holds a prompt" in cli(*ask, "--prompts", "empty.txt").err
     Path("latin.txt").write_bytes(b"caf\xe9")
@@ -226,7 +231,7 @@ def test_sample_with_a_draft(cli: Cli) -> None:
     assert drafted.code == 0 and drafted.out == plain.out
     assert re.fullmatch(
         r"draft: \d+ of \d+ proposed tokens accepted \(\d+%\), [1-4]\.\d\d tokens a pass of the "
-        r"model; timing as many tokens without it \.\.\.\n"
+        r"model; timing 14 tokens without it \.\.\.\n"
         r"draft: \d+\.\d\d times as fast as without it \(\d+\.\d\d s, and \d+\.\d\d s without\)\n",
         drafted.err,
     )

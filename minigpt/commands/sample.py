@@ -109,7 +109,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--seed={options.seed}: must be from 0 to 2^32 - 1")
     if "" in (options.prompt or []):
         raise UserError("--prompt=: empty; a model continues at least one character")
-    prompts = [*(options.prompt or []), *_lines(options.prompts)] or ["\n"]
+    given = [("--prompt", prompt) for prompt in options.prompt or []]
+    prompts = [*given, *_lines(options.prompts)] or [("--prompt", "\n")]
     _require_stops(options.stop or [])
 
     from minigpt.beam import BeamSearch
@@ -142,6 +143,8 @@ def _require_compatible(options: Namespace, parser: Parser) -> None:
         clash = [_flag(other) for other in excluded if given(other)]
         if given(name) and clash:
             raise UserError(f"{_flag(name)}: excludes {', '.join(clash)}; leave one of them out")
+    if options.beams == 1 and given("length_penalty"):
+        raise UserError("--length-penalty: compares beams, and --beams=1 keeps one; use 2 or more")
     for name, needed in NEEDS.items():
         if given(name) and not given(needed):
             raise UserError(f"{_flag(name)}: needs {_flag(needed)}; give that too")
@@ -161,16 +164,19 @@ def _stops(written: list[str] | None, trained: TrainedRun) -> list[str]:
     from minigpt.data.corpus import unescaped
 
     if written is not None:
-        return [unescaped(stop) for stop in written]
+        stops = [unescaped(stop) for stop in written]
+        for stop in stops:
+            _encoded("--stop", stop, trained)  # one that no token writes would never end a text
+        return stops
     separator = trained.config.data.separator
     return [] if separator is None else [separator]
 
 
-def _encoded(prompt: str, trained: TrainedRun) -> list[int]:
+def _encoded(key: str, text: str, trained: TrainedRun) -> list[int]:
     try:
-        return trained.tokenizer.encode(prompt)
+        return trained.tokenizer.encode(text)
     except UserError as error:
-        raise UserError(f"--prompt: {error}") from None
+        raise UserError(f"{key}: {error}") from None
 
 
 def _flag(name: str) -> str:
@@ -178,8 +184,12 @@ def _flag(name: str) -> str:
 
 
 def _sample(
-    options: Namespace, prompts: list[str], sampling: Sampling, search: BeamSearch | None
+    options: Namespace,
+    named: list[tuple[str, str]],
+    sampling: Sampling,
+    search: BeamSearch | None,
 ) -> None:
+    """Write on from prompts, each with the option it is from."""
     import torch
 
     from minigpt.files import to_json
@@ -197,9 +207,10 @@ def _sample(
     if trained.quantization is not None:
         print(trained.quantization.describe(), file=sys.stderr)
     context = _context(options.context, trained.config.model.block_size)
+    prompts = [prompt for _, prompt in named]
     ask = Ask(
         trained,
-        [_encoded(prompt, trained) for prompt in prompts],
+        [_encoded(*pair, trained) for pair in named],
         options.max_new_tokens,
         sampling,
         context,
@@ -339,7 +350,8 @@ def _report(ask: Ask, tallies: list[Tally], time_plain: bool) -> None:
         for name in ("proposed", "accepted", "tokens", "passes")
     )
     share = f" ({accepted / proposed:.0%})" if proposed else ""
-    then = "; timing as many tokens without it ..." if time_plain else ""
+    n_timed, drafted = tallies[0].timed
+    then = f"; timing {n_timed} tokens without it ..." if time_plain else ""
     print(
         f"draft: {accepted} of {proposed} proposed tokens accepted{share}, "
         f"{tokens / passes:.2f} tokens a pass of the model{then}",
@@ -347,7 +359,7 @@ def _report(ask: Ask, tallies: list[Tally], time_plain: bool) -> None:
         flush=True,
     )
     if time_plain:
-        plain, drafted = _plain_seconds(ask, tokens), tallies[0].seconds
+        plain = _plain_seconds(ask, n_timed)
         print(
             f"draft: {plain / drafted:.2f} times as fast as without it "
             f"({drafted:.2f} s, and {plain:.2f} s without)",
@@ -367,8 +379,11 @@ def _plain_seconds(ask: Ask, n_tokens: int) -> float:
     return time.perf_counter() - start
 
 
-def _lines(file: str | None) -> list[str]:
-    """The prompts of a file, a line each; empty lines are left out. Raises UserError."""
+def _lines(file: str | None) -> list[tuple[str, str]]:
+    """The prompts of a file, a line each, with its name and number; empty lines are left out.
+
+    Raises UserError.
+    """
     if file is None:
         return []
     try:
@@ -377,7 +392,9 @@ def _lines(file: str | None) -> list[str]:
         raise UserError(f"--prompts={file}: {error.strerror or error}; give a text file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"--prompts={file}: not UTF-8 at byte {error.start}; convert it") from None
-    prompts = [line for line in lines if line]
+    prompts = [
+        (f"--prompts={file}: line {number}", line) for number, line in enumerate(lines, 1) if line
+    ]
     if not prompts:
         raise UserError(f"--prompts={file}: no line holds a prompt; write one a line")
     return prompts
