@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a model; every option is a config value (minigpt train model=rope)",
     "sample": "write text with a trained run (minigpt sample latest --prompt ROMEO:)",
     "eval": "measure a trained run on its whole text (minigpt eval latest)",
+    "report": "compare runs, designs and seeds; one page and tables (minigpt report latest)",
     "inspect": "draw what a run attends to and how its positions work (minigpt inspect latest)",
     "data": "prepare the text and show what each tokenizer makes of it (minigpt data)",
     "doctor": "show what this machine offers and what to do about what is missing",
@@ -75,8 +76,11 @@ def complete(arguments: list[str]) -> int:
         if not typed:
             print(" ".join(name for name in COMMANDS if name.startswith(command)))
             return 0
-        if command in ("sample", "eval", "inspect"):
-            runs = sorted(str(path.parent) for path in Path("runs").glob("**/manifest.json"))
+        if command in ("sample", "eval", "inspect", "report"):
+            found = {path.parent for path in Path("runs").glob("**/manifest.json")}
+            if command == "report":  # folders of runs too: sweeps
+                found |= {path.parent for path in found}
+            runs = sorted(map(str, found))
             print(" ".join(name for name in ("latest", *runs) if name.startswith(overrides)))
         if command not in ("train", "data"):
             return 0

@@ -15,10 +15,10 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from minigpt.evaluate import Evaluation
 from minigpt.run import RunDirectory
 
 if TYPE_CHECKING:
+    from minigpt.evaluate import Evaluation
     from minigpt.train.loop import Trainer
 
 REFRESH_SECONDS = 0.2

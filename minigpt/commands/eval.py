@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from minigpt.page import Section
 
 METRICS = ("loss", "perplexity", "bits_per_byte")
-PARTS_OF_OCTAVE = 4
 
 
 def main(arguments: list[str]) -> None:
@@ -179,7 +176,7 @@ def _sections(
 ) -> list[Section]:
     from matplotlib.figure import Figure
 
-    from minigpt.page import Section
+    from minigpt.page import PARTS_OF_OCTAVE, Section, by_octave
 
     defined = {n: result for n, result in curves.items() if not isinstance(result, str)}
     trained_at = {"color": "0.5", "linestyle": ":", "label": f"trained at {block_size}"}
@@ -214,7 +211,7 @@ def _sections(
     if by_position:
         figure, axis = axes("position in the context")
         for length, result in defined.items():
-            axis.plot(*_smoothed(result.by_position), label=f"windows of {length}", linewidth=1)
+            axis.plot(*by_octave(result.by_position), label=f"windows of {length}", linewidth=1)
         axis.axvline(block_size, **trained_at)
         axis.legend()
         text = (
@@ -225,17 +222,6 @@ def _sections(
         )
         sections.append(Section("By position in the context", text, "by_position", figure))
     return sections
-
-
-def _smoothed(losses: list[float]) -> tuple[list[float], list[float]]:
-    """Positions from 1 and losses, averaged where positions are close on a logarithmic axis."""
-    parts: dict[int, list[int]] = {}
-    for position in range(1, len(losses) + 1):
-        parts.setdefault(int(PARTS_OF_OCTAVE * math.log2(position)), []).append(position)
-    return (
-        [statistics.fmean(part) for part in parts.values()],
-        [statistics.fmean(losses[p - 1] for p in part) for part in parts.values()],
-    )
 
 
 def eval_file(trained: TrainedRun) -> Path:

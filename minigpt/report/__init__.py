@@ -1,0 +1,1 @@
+"""From run directories to the comparison a paper would print. Nothing here imports torch."""

@@ -1,0 +1,223 @@
+"""One table, five forms: terminal, plain lines, CSV, Markdown, LaTeX (and rows for HTML)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from minigpt.report.statistics import Interval
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+Cell = str | int | float | Interval | None
+SMALLEST_P = 1e-4
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its name in the CSV file, its heading, and how many digits after the point.
+
+    Where a column has intervals, they decide: two digits of the smallest one, at most `digits`.
+    """
+
+    key: str
+    title: str
+    digits: int = 4
+    sign: str = ""  # "+" shows the sign of positive numbers too
+    is_p: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under columns; `note` says what its marks and numbers mean."""
+
+    name: str
+    title: str
+    columns: list[Column]
+    rows: list[list[Cell]]
+    note: str = ""
+
+    def texts(self) -> list[list[str]]:
+        """Every cell as people read it, by rows."""
+        formats = [
+            _format(column, [row[place] for row in self.rows])
+            for place, column in enumerate(self.columns)
+        ]
+        return [[f(cell) for f, cell in zip(formats, row, strict=True)] for row in self.rows]
+
+    @property
+    def text_columns(self) -> list[int]:
+        """Places of the columns that hold words, which stand at the left."""
+        return [
+            place
+            for place in range(len(self.columns))
+            if all(isinstance(row[place], str | None) for row in self.rows)
+        ]
+
+    @property
+    def head(self) -> list[str]:
+        """The headings."""
+        return [column.title for column in self.columns]
+
+
+def _format(column: Column, cells: Sequence[Cell]) -> Callable[[Cell], str]:
+    halves = [c.half for c in cells if isinstance(c, Interval) and c.half]
+    digits = column.digits
+    if halves and math.isfinite(min(halves)):
+        digits = max(0, min(digits, 1 - math.floor(math.log10(min(halves)))))
+
+    def text(cell: Cell) -> str:
+        if cell is None:
+            return ""
+        if isinstance(cell, str):
+            return cell
+        if isinstance(cell, Interval):
+            half = "" if cell.half is None else f" ± {cell.half:,.{digits}f}"
+            return f"{cell.mean:{column.sign},.{digits}f}{half}"
+        if isinstance(cell, int):
+            return f"{cell:{column.sign},}"
+        if column.is_p:
+            return f"< {SMALLEST_P:g}" if cell < SMALLEST_P else f"{cell:.4f}"
+        return f"{cell:{column.sign},.{digits}f}"
+
+    return text
+
+
+# ---- forms ----
+
+
+def to_rich(table: Table, width: int) -> list[RichTable]:
+    """Terminal tables of `width`: as many as the columns need, the first column in each."""
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    texts = table.texts()
+    widths = [
+        max(len(title), *(len(row[place]) for row in texts), 0) + 3
+        for place, title in enumerate(table.head)
+    ]
+    parts: list[list[int]] = [[0]]
+    for place in range(1, len(widths)):
+        if len(parts[-1]) > 1 and sum(widths[p] for p in [*parts[-1], place]) + 1 > width:
+            parts.append([0])
+        parts[-1].append(place)
+    made = []
+    for number, places in enumerate(parts):
+        title = escape(table.title) if number == 0 else None
+        rich = RichTable(title=title, title_justify="left")
+        for place in places:
+            justify = "left" if place in table.text_columns else "right"
+            rich.add_column(escape(table.head[place]), justify=justify, overflow="fold")
+        for row in texts:
+            rich.add_row(*(escape(row[place]) for place in places))
+        made.append(rich)
+    return made
+
+
+def to_plain(table: Table) -> list[str]:
+    """Lines for a pipe: columns aligned by spaces, none cut."""
+    rows = [table.head, *table.texts()]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(table.columns))]
+    lines = [table.title]
+    for row in rows:
+        cells = [
+            cell.ljust(width) if place in table.text_columns else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def to_csv(table: Table) -> str:
+    """Raw numbers, unrounded: an interval is three columns (mean, half of the interval, n)."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    spread = [
+        any(isinstance(row[place], Interval) for row in table.rows)
+        for place in range(len(table.columns))
+    ]
+    head: list[str] = []
+    for column, wide in zip(table.columns, spread, strict=True):
+        head += [column.key]
+        head += [f"{column.key}_half_interval", f"{column.key}_n"] if wide else []
+    writer.writerow(head)
+    for row in table.rows:
+        line: list[object] = []
+        for cell, wide in zip(row, spread, strict=True):
+            if isinstance(cell, Interval):
+                line += [cell.mean, cell.half, cell.n]
+            else:
+                line += [cell, None, None] if wide else [cell]
+        writer.writerow(line)
+    return file.getvalue()
+
+
+def to_markdown(table: Table) -> str:
+    """A table of GitHub's Markdown under a heading."""
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    escaped = [[markdown_text(cell) for cell in row] for row in [table.head, *table.texts()]]
+    rule = ["---" if p in table.text_columns else "---:" for p in range(len(table.columns))]
+    lines = [f"## {markdown_text(table.title)}", ""]
+    lines += [line(escaped[0]), line(rule), *(line(row) for row in escaped[1:])]
+    return "\n".join([*lines, *(["", markdown_text(table.note)] if table.note else []), ""])
+
+
+def to_latex(table: Table) -> str:
+    """A table float for `booktabs`."""
+
+    def line(cells: Sequence[str]) -> str:
+        return f"    {' & '.join(map(latex_text, cells))} \\\\"
+
+    columns = "".join("l" if p in table.text_columns else "r" for p in range(len(table.columns)))
+    note = f" {table.note}" if table.note else ""
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"  \centering",
+            f"  \\caption{{{latex_text(table.title + '.' + note)}}}",
+            f"  \\label{{tab:{table.name}}}",
+            f"  \\begin{{tabular}}{{{columns}}}",
+            r"    \toprule",
+            line(table.head),
+            r"    \midrule",
+            *(line(row) for row in table.texts()),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "★": r"$\star$",
+    "≈": r"$\approx$",
+    "→": r"$\to$",
+}
+_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#~"} | {"&": "&amp;", "\n": " "})
+
+
+def latex_text(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return text.translate(_MARKDOWN)
