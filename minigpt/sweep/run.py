@@ -12,7 +12,7 @@ from hydra.types import TaskFunction
 from omegaconf import DictConfig
 
 from minigpt.config import to_options
-from minigpt.errors import Failure
+from minigpt.errors import Failure, first_line
 from minigpt.sweep.job import FAILED, SweepJob
 from minigpt.sweep.match import SweepConfig
 from minigpt.sweep.plan import Job, plan, write_plan
@@ -53,7 +53,7 @@ def run_sweep(
     try:
         with stop_signals(stop), watch:
             if missing:
-                launch(task, [job.overrides for job in missing])
+                _launched(launch, task, missing)
         ended_by = stop_file.read_text() if stop_file.exists() else ""
     finally:
         stop_file.unlink(missing_ok=True)
@@ -61,6 +61,17 @@ def run_sweep(
     if ended_by not in ("", FAILED):
         raise Interrupted(int(ended_by))
     _require_all_done(watch, planned)
+
+
+def _launched(
+    launch: Callable[[TaskFunction, list[list[str]]], None], task: SweepJob, missing: list[Job]
+) -> None:
+    try:
+        launch(task, [job.overrides for job in missing])
+    except Exception as error:  # a job raises nothing: the launcher's own, as of a killed worker
+        raise Failure(
+            f"hydra/launcher gave up: {first_line(error)}; the same command goes on with the rest"
+        ) from error
 
 
 def threads_each(config: DictConfig, n_jobs: int) -> int | None:
