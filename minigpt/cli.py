@@ -18,6 +18,7 @@ COMMANDS = {
     "eval": "measure a trained run on its whole text (minigpt eval latest)",
     "report": "compare runs, designs and seeds; one page and tables (minigpt report latest)",
     "inspect": "draw what a run attends to and how its positions work (minigpt inspect latest)",
+    "tune": "search for the best config with many runs (minigpt tune optimizer.lr=1e-3,4e-3)",
     "data": "prepare the text and show what each tokenizer makes of it (minigpt data)",
     "doctor": "show what this machine offers and what to do about what is missing",
 }

@@ -85,7 +85,7 @@ class SweepJob:
         command = ["minigpt", "train", *job.overrides]
         facts = {} if job.matched is None else {"match": job.matched}
         with self._watching(stop), a_gpu_of_its_own():
-            start(config, run, resumed, command, facts, stop)
+            start(config, run, resumed, command, facts=facts, stop=stop)
 
     @contextmanager
     def _watching(self, stop: Stop) -> Iterator[None]:

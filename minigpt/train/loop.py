@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -101,8 +101,19 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
+class Stopped(Exception):
+    """Whoever follows the evaluations wants no more steps. `status` is for result.json."""
+
+    def __init__(self, status: str) -> None:
+        super().__init__(status)
+        self.status = status
+
+
 class Trainer:
-    """Trains one model in one run directory. `train` is the loop, the rest is what it calls."""
+    """Trains one model in one run directory. `train` is the loop, the rest is what it calls.
+
+    `on_evaluation` is called after each validation; it may end the run by raising Stopped.
+    """
 
     def __init__(
         self,
@@ -131,6 +142,7 @@ class Trainer:
         self.state = TrainState()
         self.logger: Logger  # `train` is given it: a tracker opens only once all else is ready
         self.stop = Stop()
+        self.on_evaluation: Callable[[Trainer], None] = lambda trainer: None
         self.stopped_by: int | None = None
         # Of the steps since `_settle`, still on the device; `logged` by step and piece.
         self.logged: list[list[dict[str, Tensor]]] = []
@@ -165,7 +177,7 @@ class Trainer:
             while True:
                 end = state.step == options.max_steps
                 if stop.number is not None and not end:
-                    self._save()
+                    self.save()
                     self.display.stopped(stop.number, self.run)
                     raise Interrupted(stop.number)
                 if end or self._due(options.log_every):
@@ -176,7 +188,7 @@ class Trainer:
                     self._sample()
                 end = end or self._out_of_patience()
                 if end or self._due(options.checkpoint_every):
-                    self._save()
+                    self.save()
                 if end:
                     self.stopped_by = stop.number  # too late for this run, not for its sweep
                     return
@@ -279,7 +291,8 @@ class Trainer:
         yield
         self.stepping_since = time.perf_counter()
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write the last checkpoint: all that going on from this step needs."""
         with self._paused():
             finite = torch.stack([p.isfinite().all() for p in self.model.parameters()])
             if not finite.all():
@@ -327,6 +340,7 @@ class Trainer:
             self._settle()
             self._report({**val.metrics("val"), "seconds": state.seconds})
             self.display.evaluation(state.step, val, better)
+            self.on_evaluation(self)
 
     def _report(self, metrics: dict[str, float]) -> None:
         self.run.append_metrics({"step": self.state.step, **metrics})

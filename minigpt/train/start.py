@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from minigpt.model import GPT
 from minigpt.model.backends import BackendConfig
 from minigpt.run import RunDirectory, provenance
 from minigpt.train.device import Compute, choose_compute, set_threads
-from minigpt.train.loop import Interrupted, Stop, Trainer
+from minigpt.train.loop import Interrupted, Stop, Stopped, Trainer
 
 LESS_MEMORY = (
     "lower model.n_embd, model.block_size or trainer.batch_size, or compute a batch in pieces "
@@ -34,13 +35,15 @@ def start(
     resumed: bool,
     command: list[str],
     facts: dict[str, Any] | None = None,
+    on_evaluation: Callable[[Trainer], None] | None = None,
     stop: Stop | None = None,
 ) -> None:
     """Train what a config says in a new run directory, or go on in one that has begun.
 
     All is checked before the directory is begun, so that a mistake leaves nothing behind. `facts`
-    go into a new run's manifest; `stop` lets another thread end the run as a signal does. Raises
-    UserError for what cannot be honoured, and Interrupted where a signal came.
+    go into a new run's manifest; `on_evaluation` follows the run and may end it (see Trainer);
+    `stop` lets another thread end it as a signal does. Raises UserError for what cannot be
+    honoured, and Interrupted where a signal came.
     """
     options, asked = config.trainer, request_sha256(config)
     set_threads(options.threads)
@@ -54,8 +57,9 @@ def start(
     prepared.tokenizer.encode(options.sample_prompt)
     display = Display(options.max_steps)
     trainer = Trainer(config, run, prepared.tokenizer, prepared.tokens, compute, display)
-    trainer.stop = stop or trainer.stop
     config = trainer.config = resolved(config, compute, trainer.model)
+    trainer.on_evaluation = on_evaluation or trainer.on_evaluation
+    trainer.stop = stop or trainer.stop
 
     with run.locked():
         made = provenance(command)
@@ -94,6 +98,8 @@ def start(
             display.start(trainer, manifest, logger.notice)
             trainer.train(logger)
             result = trainer.result("finished")
+        except Stopped as stopped:
+            result = trainer.result(stopped.status)
         except KeyboardInterrupt:
             result = trainer.result("interrupted")
             raise

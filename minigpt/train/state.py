@@ -76,6 +76,7 @@ def load_last(
 ) -> TrainState | None:
     """Restore all that `save_last` wrote and return the progress; None if nothing was written.
 
+    The optimizer keeps its options: the config says them, and population based training changes it.
     Raises UserError for a damaged or foreign checkpoint.
     """
     if not path.exists():
@@ -83,7 +84,10 @@ def load_last(
     load_weights(path, model)
     training = _read_training(path / TRAINING)
     try:
+        options = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         optimizer.load_state_dict(training["optimizer"])
+        for group, own in zip(optimizer.param_groups, options, strict=True):
+            group.update(own)
         random = training["random"]
         torch.set_rng_state(random["cpu"])
         if random["cuda"] is not None:

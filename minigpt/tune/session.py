@@ -1,0 +1,93 @@
+"""Ray for the length of a search: started here or joined, quiet, and with its cores divided."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from minigpt.errors import Failure, UserError, first_line
+
+# Ray prints much, writes event files beside ours, moves into trial folders and phones home.
+ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours lets trials save first
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no metric
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+OBJECT_STORE_BYTES = 100 * 2**20  # configs and metrics pass through it; Ray's least is 75 MiB
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of `jobs` trials at a time may use."""
+
+    jobs: int
+    threads: int
+    cpus: float  # of Ray's bookkeeping
+    gpus: float
+
+
+@contextmanager
+def ray_session(address: str | None, jobs: int | None, trials: int) -> Iterator[Share]:
+    """Start Ray on this machine, or join a cluster; give each of the jobs its share.
+
+    A Ray that this process has started already is used and left running. Raises UserError where
+    no cluster answers.
+    """
+    os.environ.update(ENVIRONMENT)
+    import ray
+
+    if ray.is_initialized():
+        yield _share(jobs, trials)
+        return
+    quiet = {
+        "include_dashboard": False,
+        "log_to_driver": False,
+        "configure_logging": True,
+        "logging_level": logging.CRITICAL,
+    }
+    with tempfile.TemporaryDirectory(prefix="minigpt_ray_", ignore_cleanup_errors=True) as scratch:
+        try:
+            if address is not None:
+                ray.init(address, **quiet)
+            else:
+                ray.init(
+                    "local", object_store_memory=OBJECT_STORE_BYTES, _temp_dir=scratch, **quiet
+                )
+        except ConnectionError as error:
+            raise UserError(
+                f"--address={address}: no Ray cluster answers there ({first_line(error)}); start "
+                f"one with `ray start --head`, or leave --address out"
+            ) from None
+        except (RuntimeError, OSError) as error:
+            raise Failure(f"Ray does not start ({first_line(error)})") from error
+        for name in ("ray", "ray.tune", "ray.train"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        try:
+            yield _share(jobs, trials)
+        finally:
+            ray.shutdown()
+
+
+def _share(jobs: int | None, trials: int) -> Share:
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = sum(node.get("CPU", 0) for node in nodes)
+    gpus = sum(node.get("GPU", 0) for node in nodes)
+    jobs = min(trials, jobs or int(gpus or cpus))
+    # A trial lies on one machine, so the smallest bounds its share.
+    cpu = min(cpus / jobs, min(node["CPU"] for node in nodes if node.get("CPU")))
+    gpu = 1 / -(-jobs // int(gpus)) if gpus else 0.0
+    return Share(jobs, max(1, int(cpu)), cpu if cpu < 1 else float(int(cpu)), gpu)
