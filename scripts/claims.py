@@ -381,14 +381,17 @@ def early_stopping(folder: Path) -> Finding:
     for file in sorted((folder / "early_stopping").glob("*_*/tune.json")):
         scheduler, _, seed = file.parent.name.rpartition("_")
         found[scheduler][int(seed)] = json.loads(file.read_text(encoding="utf-8"))
-    best = {name: {s: t["best"]["val_loss"] for s, t in f.items()} for name, f in found.items()}
+    best = {name: {s: t["best"]["value"] for s, t in f.items()} for name, f in found.items()}
     table, (sign,) = tested(
         "best",
         "Best validation loss found",
         [Effect("asha minus full", best["asha"], best["none"])],
     )
     share = interval(
-        [t["saving"]["steps"] / t["saving"]["full_steps"] for t in found["asha"].values()]
+        [
+            t["saving"]["steps_trained"] / t["saving"]["steps_in_full"]
+            for t in found["asha"].values()
+        ]
     )
     columns = [Column("what", "what"), Column("share", "share of the steps", digits=3)]
     work = Table(
