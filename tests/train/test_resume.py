@@ -53,8 +53,13 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIG
     monkeypatch.setattr(Display, "step", show_and_signal)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES.names())
-@pytest.mark.parametrize("tokenizer", TOKENIZERS.names())
+@pytest.mark.parametrize(
+    ("tokenizer", "schedule"),
+    [
+        *((tokenizer, "linear") for tokenizer in TOKENIZERS.names()),
+        *(("char", schedule) for schedule in SCHEDULES.names() if schedule != "linear"),
+    ],
+)
 def test_stopped_and_resumed(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, tokenizer: str, schedule: str
 ) -> None:
