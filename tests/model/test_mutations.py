@@ -258,8 +258,7 @@ def test_unbroken_schemes_pass(scheme: str, options: Options) -> None:
 def test_broken_schemes_fail(
     scheme: str, options: Options, mutation: Mutation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = variant_config(scheme, options)
-    mutation.check(config)
+    config = variant_config(scheme, options)  # which passes as it is, as tested above
     variant = POSITIONAL.variant(scheme)
     monkeypatch.setattr(variant, mutation.hook, mutation.broken(getattr(variant, mutation.hook)))
     if mutation.name in row_of(scheme).harmless:
