@@ -63,7 +63,6 @@ def test_sample(cli: Cli) -> None:
         ),
         (["--stop", ""], "--stop=: empty"),
         (["--stop", r"\d"], r"--stop=\d: a backslash begins \n, \t, \r or"),
-        (["--stop", "§"], "--stop: text='§' (U+00A7) at offset 0"),
         (["--beams", "1", "--length-penalty", "2"], "--length-penalty: compares beams, and"),
         (["--beams", "2", "--length-penalty", "2"], "--length-penalty: compares texts that end at"),
         (["--prompts", "nowhere.txt"], "--prompts=nowhere.txt: No such file or directory; give"),

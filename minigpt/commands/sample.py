@@ -164,10 +164,7 @@ def _stops(written: list[str] | None, trained: TrainedRun) -> list[str]:
     from minigpt.data.corpus import unescaped
 
     if written is not None:
-        stops = [unescaped(stop) for stop in written]
-        for stop in stops:
-            _encoded("--stop", stop, trained)  # one that no token writes would never end a text
-        return stops
+        return [unescaped(stop) for stop in written]
     separator = trained.config.data.separator
     return [] if separator is None else [separator]
 
