@@ -63,8 +63,10 @@ def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
         model = GPT(config, N_VOCAB).train()
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         optimize = OPTIMIZERS.build(optimizer, model)
-        model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
-        optimize.step()
+        for _ in range(2):
+            optimize.zero_grad()
+            model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+            optimize.step()
         for name, p in model.named_parameters():
             idle = ".experts." in name  # no token may have gone there
             assert p.isfinite().all(), (names, name)
