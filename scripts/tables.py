@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import OmegaConf
 
-# 97.5 % quantile of Student's t by degrees of freedom.
-T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+from minigpt.report.statistics import half_intervals
 
 Runs = dict[str, list[dict[str, Any]]]  # by choice, in the order of seeds
 
@@ -20,7 +19,7 @@ Runs = dict[str, list[dict[str, Any]]]  # by choice, in the order of seeds
 def read_all_seeds(folder: str) -> Runs:
     """What each finished run found, by choice, at the lengths that all were evaluated at.
 
-    Exits where seeds are missing, few or too many.
+    Exits where seeds are missing or few.
     """
     runs = read(Path(folder))
     every = [run for found in runs.values() for run in found]
@@ -33,10 +32,6 @@ def read_all_seeds(folder: str) -> Runs:
             raise SystemExit(f"{folder}/{name}: not every seed of {seeds} is finished")
     if len(seeds) < 2:
         raise SystemExit(f"{folder}: one seed has no interval; train two or more (SEEDS='1 2 3')")
-    if len(seeds) > max(T) + 1:
-        raise SystemExit(
-            f"{folder}: {len(seeds)} seeds; add the t quantile of {len(seeds) - 1} to T"
-        )
     return runs
 
 
@@ -70,8 +65,7 @@ def mean(numbers: Sequence[float]) -> float:
 
 def interval(numbers: Sequence[float]) -> float:
     """Half of the 95 % t-interval of the mean of two numbers or more."""
-    n = len(numbers)
-    return T[n - 1] * statistics.stdev(numbers) / math.sqrt(n)
+    return float(half_intervals(np.asarray(numbers)))
 
 
 def with_interval(numbers: Sequence[float], sign: str = "") -> str:

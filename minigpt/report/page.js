@@ -8,8 +8,14 @@ const at = (name) => document.getElementById("plot-" + name);
 function theme() {
   const value = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const axis = { gridcolor: value("--line"), linecolor: value("--line"), color: value("--text") };
-  const layout = { "font.color": value("--text"), "hoverlabel.bgcolor": value("--back") };
-  layout["hoverlabel.font.color"] = value("--text");
+  const layout = {
+    "font.color": value("--text"),
+    "font.family": getComputedStyle(document.body).fontFamily,
+    "hoverlabel.bgcolor": value("--back"),
+    "hoverlabel.font.color": value("--text"),
+    "modebar.bgcolor": "rgba(0,0,0,0)",
+    "modebar.color": value("--faint"),
+  };
   for (const [key, colour] of Object.entries(axis)) {
     layout["xaxis." + key] = colour;
     layout["yaxis." + key] = colour;
@@ -62,10 +68,13 @@ dark.addEventListener("change", () => {
   for (const name of Object.keys(plots)) Plotly.relayout(at(name), theme());
 });
 
-const config = { responsive: true, displaylogo: false };
+const touch = matchMedia("(pointer: coarse)").matches; // a finger scrolls the page, it zooms nothing
+const config = {
+  responsive: true, displaylogo: false, displayModeBar: touch ? false : "hover",
+  modeBarButtons: [["toImage", "resetScale2d"]],
+};
 Promise.all(Object.entries(plots).map(async ([name, plot]) => {
-  // A finger scrolls the page, it does not zoom.
-  if (matchMedia("(pointer: coarse)").matches) plot.figure.layout.dragmode = false;
+  if (touch) plot.figure.layout.dragmode = false;
   await Plotly.newPlot(at(name), plot.figure.data, plot.figure.layout, config);
   await Plotly.relayout(at(name), theme());
   if (state.choices[name] !== undefined) await choose(name, state.choices[name]);

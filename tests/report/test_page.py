@@ -1,0 +1,145 @@
+"""The page of a report in a real browser: drawn, quiet, by itself, on a phone and in the dark."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from minigpt.commands.report import main
+from minigpt.report.page import STROKES
+from minigpt.report.plots import COLOURS, DASHES
+from tests.report.made import POSITIONS, config, make_run, make_sweep
+
+CHROMIUM = next(
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
+)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+HOSTILE = "</script><script>window.hacked=1</script>&_%"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of three designs with everything a page can show, hostile names among it."""
+    folder = make_sweep(tmp_path_factory.mktemp("page") / "sweep", POSITIONS)
+    for seed in (1, 2):
+        settings = config("learned", seed=seed, trainer__sample_prompt=HOSTILE)
+        make_run(folder / f"<b>{seed}", settings, loss=1.9 + seed / 50)
+    main([str(folder)])
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_page_is_drawn_and_stands_alone(
+    page: Path, browser: Browser, width: int, scheme: str
+) -> None:
+    context = browser.new_context(
+        viewport={"width": width, "height": 844},
+        color_scheme="dark" if scheme == "dark" else "light",
+        has_touch=width < 500,
+        is_mobile=width < 500,
+    )
+    shown = context.new_page()
+    said: list[str] = []
+    requests: list[str] = []
+    shown.on("console", lambda message: said.append(message.text))
+    shown.on("pageerror", lambda error: said.append(str(error)))
+    shown.on("request", lambda request: requests.append(request.url))
+    shown.goto(page.as_uri())
+    shown.wait_for_selector("body[data-drawn]", timeout=20_000)
+    assert said == [] and requests == [page.as_uri()]
+    assert shown.evaluate("window.hacked") is None
+
+    names = shown.eval_on_selector_all(".plot", "plots => plots.map(plot => plot.id)")
+    assert names == [
+        *("plot-learning_val_loss", "plot-learning_train_loss"),
+        *("plot-lengths", "plot-positions", "plot-parameters", "plot-time"),
+    ]
+    for name in names:
+        traces = shown.locator(f"#{name} .scatterlayer .trace").count()
+        assert traces >= 3 and shown.locator(f"#{name} .main-svg").count() >= 2
+        assert shown.locator(f"#{name} .scatterlayer path").count() >= 3
+    assert shown.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+    back, text = (
+        shown.evaluate(f"getComputedStyle(document.body).{key}")
+        for key in ("backgroundColor", "color")
+    )
+    tick = shown.locator("#plot-lengths .xtick text").first.evaluate(
+        "t => getComputedStyle(t).fill"
+    )
+    assert _bright(back) == (scheme == "light") and _bright(text) != _bright(back)
+    assert tick == text
+    context.close()
+
+
+@needs_browser
+def test_reader_switches_axes_and_designs(page: Path, browser: Browser) -> None:
+    shown = browser.new_page()
+    shown.goto(page.as_uri())
+    shown.wait_for_selector("body[data-drawn]")
+    plot = shown.locator("#plot-learning_val_loss")
+    before = plot.locator(".scatterlayer .js-line").nth(1).get_attribute("d")
+    for name in ("tokens", "FLOPs", "seconds"):
+        shown.locator(f'[data-plot="learning_val_loss"]:text-is("{name}")').click()
+        shown.wait_for_function(
+            "name => document.querySelector('#plot-learning_val_loss .xtitle').textContent == name",
+            arg=name,
+        )
+    assert plot.locator(".scatterlayer .js-line").nth(1).get_attribute("d") != before
+    traces = plot.locator(".scatterlayer .trace")
+    n = traces.count()
+    shown.locator('[data-design^="positional=alibi"]').first.click()
+    shown.wait_for_function(
+        "n => document.querySelectorAll('#plot-learning_val_loss .scatterlayer .trace').length < n",
+        arg=n,
+    )
+    assert shown.locator('[data-design^="positional=alibi"][aria-pressed="false"]').count() > 1
+    shown.emulate_media(color_scheme="dark")
+    shown.wait_for_function(
+        "() => getComputedStyle(document.querySelector('.xtick text')).fill"
+        " == getComputedStyle(document.body).color"
+    )
+    shown.close()
+
+
+def test_page_without_a_browser(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert 'http-equiv="refresh"' not in text and HOSTILE not in text
+    assert "The &lt;king&gt; &amp; seed 1." in text and "aaaaaaaa" in text
+
+
+def test_styles_tell_designs_apart() -> None:
+    """Every colour is seen on a white and on a black page, and each dash has its legend."""
+    for colour in COLOURS:
+        light = _luminance(colour)
+        assert 1.05 / (light + 0.05) >= 3 and (light + 0.05) / (_luminance("#14171a") + 0.05) >= 3
+    assert {*STROKES} == {*DASHES} and len(COLOURS) * len(DASHES) >= 14
+
+
+def _luminance(colour: str) -> float:
+    """WCAG's relative luminance."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _bright(rgb: str) -> bool:
+    return sum(int(part) for part in rgb[rgb.index("(") + 1 : -1].split(",")[:3]) > 3 * 128

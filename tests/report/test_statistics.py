@@ -1,0 +1,141 @@
+"""The statistics of a report: equal to scipy's and statsmodels', and true of simulated seeds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy import special, stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+
+from minigpt.report.statistics import (
+    CONFIDENCE,
+    POWER,
+    Interval,
+    detectable,
+    half_intervals,
+    holm,
+    interval,
+    not_told_apart,
+    paired,
+)
+
+few = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+numbers = st.floats(-1e3, 1e3).map(lambda x: round(x, 6))
+lists = st.lists(numbers, min_size=2, max_size=12).filter(lambda x: np.std(x) > 1e-3)
+
+
+@few
+@given(lists)
+def test_interval_is_scipys(values: list[float]) -> None:
+    found = interval(values)
+    scale = stats.sem(values)
+    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, np.mean(values), scale)
+    assert found.n == len(values)
+    assert found.low == pytest.approx(low, abs=1e-9)
+    assert found.high == pytest.approx(high, abs=1e-9)
+
+
+@few
+@given(lists)
+def test_paired_test_is_scipys(values: list[float]) -> None:
+    generator = np.random.default_rng(len(values))
+    other = [value + generator.normal() for value in values]
+    found = paired(dict(enumerate(values)), dict(enumerate(other)))
+    expected = stats.ttest_rel(values, other)
+    low, high = expected.confidence_interval(CONFIDENCE)
+    assert found is not None and found.p == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-300)
+    assert (found.interval.low, found.interval.high) == pytest.approx((low, high), abs=1e-8)
+
+
+@few
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
+def test_holm_is_statsmodels(ps: list[float]) -> None:
+    expected = np.asarray(multipletests(ps, method="holm")[1])
+    assert holm(ps) == pytest.approx(expected.tolist())
+    with_unknown = holm([None, *ps, None])
+    assert with_unknown[0] is None and with_unknown[1:-1] == holm(ps)
+
+
+@few
+@given(lists)
+def test_noise_floor_is_statsmodels(values: list[float]) -> None:
+    effect = detectable(values)
+    size = TTestPower().solve_power(nobs=len(values), alpha=1 - CONFIDENCE, power=POWER)
+    assert effect == pytest.approx(size * np.std(values, ddof=1), rel=1e-4)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+def test_intervals_cover(n: int) -> None:
+    draws = np.random.default_rng(n).normal(1.5, 0.01, (2000, n))
+    covered = np.abs(draws.mean(axis=1) - 1.5) <= half_intervals(draws)
+    assert 0.93 <= covered.mean() <= 0.97
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+def test_paired_intervals_cover(n: int) -> None:
+    """Seeds move both designs alike, far more than the designs differ."""
+    generator = np.random.default_rng(100 + n)
+    seed = generator.normal(0, 1, (2000, n))
+    one, other = (seed + generator.normal(mean, 0.02, (2000, n)) for mean in (1.53, 1.5))
+    difference = one - other
+    covered = np.abs(difference.mean(axis=1) - 0.03) <= half_intervals(difference)
+    assert 0.93 <= covered.mean() <= 0.97
+    both = [
+        found.interval
+        for a, b in zip(one[:200], other[:200], strict=True)
+        if (found := paired(dict(enumerate(a)), dict(enumerate(b)))) is not None
+    ]
+    assert [i.low <= 0.03 <= i.high for i in both] == covered[:200].tolist()
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_noise_floor_is_found_in_most_repeats(n: int) -> None:
+    """With a true difference of the noise floor of known spread, POWER of the tests find it."""
+    generator = np.random.default_rng(n)
+    effect = float(special.nctdtrinc(n - 1, 1 - POWER, stats.t.ppf(0.975, n - 1))) / math.sqrt(n)
+    draws = generator.normal(effect, 1.0, (2000, n))
+    found = np.abs(draws.mean(axis=1)) > half_intervals(draws)
+    assert found.mean() == pytest.approx(POWER, abs=0.03)
+
+
+def test_equal_designs_are_seldom_told_apart() -> None:
+    """Of five equal designs, one is dropped from the best in at most one of twenty reports."""
+    generator = np.random.default_rng(0)
+    dropped = 0
+    for _ in range(400):
+        draws = generator.normal(1.5, 0.01, (5, 4))
+        dropped += len(not_told_apart([dict(enumerate(row)) for row in draws])) < 5
+    assert dropped / 400 <= 0.05
+
+
+def test_the_best_stands_alone_only_when_it_beats_each_other() -> None:
+    jitter = [0.001, -0.002, 0.0015]
+
+    def design(mean: float, turn: int) -> dict[int, float]:
+        return {seed: mean + jitter[(seed + turn) % 3] for seed in range(3)}
+
+    assert not_told_apart([design(1.5, 0), design(1.8, 1), design(2.0, 2)]) == {0}
+    assert not_told_apart([design(1.5, 0), design(1.5005, 1), design(2.0, 2)]) == {0, 1}
+    assert not_told_apart([{1: 1.5}, {1: 2.0}]) == {0, 1}  # one seed tells nothing
+    assert not_told_apart([{1: 1.5, 2: 1.6}, {3: 2.0, 4: 2.1}]) == {0, 1}  # no seed is shared
+    assert not_told_apart([{}, design(1.5, 0)]) == {1}
+    assert not_told_apart([]) == set()
+
+
+def test_edges() -> None:
+    assert interval([1.5]) == Interval(1.5, None, 1)
+    assert paired({1: 1.0}, {2: 1.0}) is None
+    one = paired({1: 1.0, 2: 3.0}, {1: 0.5})
+    assert one is not None and one.interval == Interval(0.5, None, 1)
+    assert one.p is None and one.detectable is None
+    same = paired({1: 1.0, 2: 3.0}, {1: 1.0, 2: 3.0})
+    assert same is not None and same.p == 1 and same.interval.half == 0 and same.detectable == 0
+    apart = paired({1: 1.0, 2: 3.0}, {1: 0.5, 2: 2.5})
+    assert apart is not None and apart.p == 0
+    assert Interval(2.0, 0.1, 3).exp().half == pytest.approx(0.1 * math.exp(2))
+    assert Interval(1e4, None, 1).exp().mean == math.inf
