@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,8 +218,9 @@ def _state(folders: list[str]) -> dict[Path, tuple[int, int]]:
     found = {}
     for top in map(folder, folders):
         for path in (p for name in FILES for p in top.rglob(name)):
-            stat = path.stat()
-            found[path] = (stat.st_mtime_ns, stat.st_size)
+            with suppress(FileNotFoundError):  # gone since it was listed
+                stat = path.stat()
+                found[path] = (stat.st_mtime_ns, stat.st_size)
     return found
 
 

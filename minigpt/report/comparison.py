@@ -155,9 +155,7 @@ def notes(comparison: Comparison) -> list[str]:
             "counts the same text whatever it was cut into."
         )
     for match in comparison.match:
-        lines.append(
-            f"{match.capitalize()} were matched across the designs.{_adjusted(comparison)}"
-        )
+        lines.append(f"Matched across the designs: {match}.{_adjusted(comparison)}")
     if len(comparison.seeds) == 1:
         lines.append("One seed gives no interval and no test: train more, as seed=1,2,3.")
     backends = _values([r for d in comparison.designs for r in d.runs], _backend)
@@ -208,11 +206,11 @@ def _missing_seeds(comparison: Comparison) -> list[str]:
     for design in comparison.designs:
         missing = [str(s) for s in comparison.seeds if s not in design.by_seed]
         if missing and design.runs:
-            few = f"{'seed' if len(missing) == 1 else 'seeds'} {', '.join(missing)}"
-            lines.setdefault(few, []).append(design.label)
-        elif missing:
-            lines.setdefault("every seed: no run of it finished", []).append(design.label)
-    return [f"{_some(labels)}: without {few}" for few, labels in lines.items()]
+            seeds = "seed" if len(missing) == 1 else "seeds"
+            lines.setdefault(f"without {seeds} {', '.join(missing)}", []).append(design.label)
+        elif not design.runs:
+            lines.setdefault("no run finished", []).append(design.label)
+    return [f"{_some(labels)}: {what}" for what, labels in lines.items()]
 
 
 def _inside_groups(designs: Sequence[Design], by: Sequence[str]) -> list[str]:

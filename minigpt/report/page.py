@@ -61,7 +61,7 @@ def write_report_page(
 
 def title(comparison: Comparison) -> str:
     """What the page is called."""
-    names = [sweep.path.resolve().name for sweep in comparison.found.sweeps]
+    names = [sweep.name for sweep in comparison.found.sweeps]
     designs = len(comparison.designs)
     what = "1 design" if designs == 1 else f"{designs} designs"
     return f"minigpt report: {', '.join(names) or what}"

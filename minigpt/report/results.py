@@ -60,8 +60,8 @@ def leaderboard(comparison: Comparison) -> Table:
     costs = [
         Column("parameters_total", "parameters"),
         Column("parameters_positional", "positional"),
-        Column("flops_per_token", "FLOPs a token", 0),
-        Column("tokens_per_second", "tokens a second", 0),
+        Column("flops_per_token", "FLOPs/token", 0),
+        Column("tokens_per_second", "tokens/s", 0),
         Column("peak_memory_mib", "peak MiB", 1),
     ]
     columns = [

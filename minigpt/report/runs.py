@@ -36,6 +36,7 @@ class Sweep:
     """A sweep folder. `match` names the quantity that was made equal across its designs."""
 
     path: Path
+    name: str
     match: str | None
     jobs: list[Job]
 
@@ -132,16 +133,15 @@ def find_runs(names: Sequence[str]) -> Found:
     sweeps, problems = _sweeps(folders)
     order = {job.path.resolve(): n for n, job in enumerate(j for s in sweeps for j in s.jobs)}
     paths = {path.resolve(): path for top in folders for path in _run_directories(top)}
-    if not paths and not order:
+    runs = [run for path in paths.values() if _is_run(run := read_run(path))]
+    if not runs and not order:
         raise UserError(
             f"{' '.join(names)}: no run in there (a folder with config.yaml or result.json); "
             f"give a run, a sweep or a folder of them, or `latest`"
         )
-    runs = []
-    for resolved, path in paths.items():
-        run = read_run(path)
-        listed = order.get(resolved, len(order))
-        runs.append(replace(run, place=(listed, run.started, _natural(str(path)))))
+    for number, run in enumerate(runs):
+        listed = order.get(run.path.resolve(), len(order))
+        runs[number] = replace(run, place=(listed, run.started, _natural(str(run.path))))
     runs.sort(key=lambda run: run.place)
     problems += [problem for run in runs for problem in run.problems]
     return Found(runs, sweeps, problems)
@@ -208,6 +208,12 @@ def _run_directories(top: Path) -> Iterator[Path]:
         folders[:] = sorted((f for f in folders if not f.startswith(".")), key=_natural)
 
 
+def _is_run(run: Run) -> bool:
+    """Whether a folder with a config.yaml is one of ours: other programs write such files too."""
+    ours = any(key.startswith("model.") for key in run.config)
+    return ours or bool(run.problems) or bool(run.result) or bool(run.manifest)
+
+
 def _sweeps(folders: Sequence[Path]) -> tuple[list[Sweep], list[str]]:
     """The sweep.json files in the folders and below, and what is broken in them."""
     sweeps, problems = {}, []
@@ -222,7 +228,12 @@ def _sweeps(folders: Sequence[Path]) -> tuple[list[Sweep], list[str]]:
                 for job in jobs
                 if isinstance(job, dict) and job.get("path")
             ]
-            sweeps[file.resolve()] = Sweep(file.parent, values.get("match"), known)
+            sweeps[file.resolve()] = Sweep(
+                file.parent,
+                str(values.get("name") or file.parent.resolve().name),
+                values.get("match"),
+                known,
+            )
     return [*sweeps.values()], problems
 
 

@@ -249,7 +249,7 @@ def test_what_was_matched(tmp_path: Path) -> None:
     assert sorted(labels(found)) == ["positional=alibi", "positional=rope"]
     assert not warned(found, "more than one thing") and not warned(found, "steps differ")
     note = "".join(found.notes)
-    assert "Flops were matched across the designs. Reference: model=rope." in note
+    assert "Matched across the designs: flops. Reference: model=rope." in note
     assert "positional=alibi trainer.max_steps from 40 to 60" in note
 
 
@@ -282,6 +282,14 @@ def test_broken_files_are_told_and_do_not_stop(tmp_path: Path, cli: Cli) -> None
     assert warned(found, "alibi_seed=2/eval.json: broken JSON")
     assert warned(found, "finished without a validation loss", "learned_seed=1")
     assert cli("report", str(tmp_path)).code == 0
+
+
+def test_other_programs_configs_are_no_runs(tmp_path: Path) -> None:
+    make_sweep(tmp_path, POSITIONS)
+    for folder in ("other", ".hydra"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.yaml").write_text("hydra: {}\n")
+    assert len(compare([str(tmp_path), str(tmp_path / "rope_seed=1")], [], None).found.runs) == 9
 
 
 # ---- forms ----
