@@ -97,7 +97,8 @@ def main(arguments: list[str]) -> None:
     show(comparison, console)
     page, *beside = _write(comparison, out, refresh=None)
     names = ", ".join(path.name.removeprefix(page.stem) for path in beside)
-    console.print(f"written to {page}, and beside it {page.stem} + {names}", soft_wrap=True)
+    line = f"written to {page}, and beside it {page.stem} + {names}"
+    console.print(line, soft_wrap=True, markup=False)
     if options.wandb is not None:
         from minigpt.report.page import title
         from minigpt.report.wandb_report import project_name, save_report
@@ -181,6 +182,18 @@ def _parts(comparison: Comparison, console: Console) -> list[Any]:
 # ---- while a sweep runs ----
 
 
+def _now(comparison: Comparison, console: Console) -> list[Any]:
+    """What is worth watching: how far the runs are, and who leads."""
+    from rich.text import Text
+
+    from minigpt.report.results import differences, leaderboard, running, summary
+    from minigpt.report.tables import to_rich
+
+    made = [table(comparison) for table in (running, leaderboard, differences)]
+    tables = [rich for table in made if table.rows for rich in to_rich(table, console.width)]
+    return [Text(summary(comparison)), *tables]
+
+
 def _watch(options: Namespace, out: Path, console: Console) -> Comparison:
     """Show and write again whenever a file changed, until all jobs have ended or Ctrl-C comes."""
     from rich.console import Group
@@ -198,7 +211,7 @@ def _watch(options: Namespace, out: Path, console: Console) -> Comparison:
                     comparison = _compare(options)
                     _write(comparison, out, refresh=options.every)
                     if console.is_terminal:
-                        live.update(Group(*_parts(comparison, console)), refresh=True)
+                        live.update(Group(*_now(comparison, console)), refresh=True)
                     else:
                         console.print(summary(comparison), soft_wrap=True, markup=False)
                     if _ended(comparison):

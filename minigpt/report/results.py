@@ -89,6 +89,8 @@ def leaderboard(comparison: Comparison) -> Table:
         found["val_perplexity"] = None if loss is None else loss.exp()
         found["peak_memory_mib"] = None if memory is None else memory.times(2**-20)
         rows.append([found[column.key] for column in columns])
+    kept = [p for p in range(len(columns)) if p < 2 or any(row[p] is not None for row in rows)]
+    columns, rows = [columns[p] for p in kept], [[row[p] for p in kept] for row in rows]
     note = (
         f"± is half of the {PERCENT} t-interval of the mean over seeds. {BEST}: better than every "
         f"other design; {ALIKE}: has the lowest mean or is not told apart from it (paired t-tests "
@@ -212,6 +214,30 @@ def runs(comparison: Comparison) -> Table:
     return Table("runs", "Runs", columns, rows)
 
 
+def running(comparison: Comparison) -> Table:
+    """How far the runs are that have no result yet."""
+    columns = [
+        Column("run", "running"),
+        Column("step", "step"),
+        Column("steps", "of"),
+        Column("train_loss", "train loss"),
+        Column("val_loss", "val loss"),
+    ]
+    rows: list[list[Cell]] = []
+    for run in comparison.found.runs:
+        if run.metrics and "status" not in run.result:
+            steps = run.config.get("trainer.max_steps")
+            rows.append(
+                [
+                    run.path.name,
+                    run.metrics[-1]["step"],
+                    steps if isinstance(steps, int) else None,
+                    *(_last(run, key) for key in ("train_loss", "val_loss")),
+                ]
+            )
+    return Table("running", "Running", columns, rows)
+
+
 def versions(comparison: Comparison) -> Table:
     """Packages, Python and platform by version, and how many runs had it."""
     seen: Counter[tuple[str, str]] = Counter()
@@ -232,6 +258,10 @@ def _exact(design: Design, key: str) -> Cell:
         return None
     same = len({*values}) == 1 and values[0].is_integer()
     return int(values[0]) if same else interval(values)
+
+
+def _last(run: Run, key: str) -> float | None:
+    return next(reversed(run.logged(key).values()), None)
 
 
 def _count(n: int, what: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.report.comparison import Comparison, compare
-from minigpt.report.results import leaderboard, mark
+from minigpt.report.results import leaderboard, mark, running
 from minigpt.report.statistics import Interval
 from minigpt.report.tables import Column, Table, to_csv, to_latex, to_markdown, to_plain, to_rich
 from tests.conftest import TINY, Cli
@@ -472,6 +472,13 @@ def test_live_ends_with_the_last_job(tmp_path: Path) -> None:
         live.kill()
     assert live.returncode == 0 and "3 of 4 runs finished" in out and "4 of 4 runs" in out
     assert 'http-equiv="refresh"' not in page.read_text(encoding="utf-8")
+
+
+def test_live_shows_how_far_runs_are(tmp_path: Path) -> None:
+    make_sweep(tmp_path, {"rope": {}}, seeds=(1, 2))
+    (tmp_path / "rope_seed=2" / "result.json").unlink()
+    table = running(compare([str(tmp_path)], [], None))
+    assert table.texts() == [["rope_seed=2", "40", "40", "2.0210", "2.0210"]]
 
 
 def test_live_ends_at_ctrl_c_with_a_last_report(
