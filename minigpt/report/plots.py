@@ -120,21 +120,19 @@ def learning(comparison: Comparison, key: str) -> Plot | None:
     name = "training loss" if training else measure.name
     unit = LOSS.unit if training else measure.unit
     known = [
-        (design, runs, steps)
+        (design, logged)
         for design in comparison.designs
-        for runs, steps in [_steps_of_all(design.runs or design.unfinished, key)]
-        if steps
+        if (logged := _logged(design.runs or design.unfinished, key)) is not None
     ]
     if not known:
         return None
     drawn = styles(comparison.designs)
     found: dict[str, list[tuple[Design, Line]]] = {}
     for axis, (_, at) in AXES.items():
-        for design, runs, steps in known:
-            values = np.array([[run.logged(key)[step] for step in steps] for run in runs])
-            places = [x for run in runs if (x := at(run, steps)) is not None]
-            if len(places) == len(runs):
-                line = _line(np.mean(places, axis=0).tolist(), values)
+        for design, logged in known:
+            places = [x for run in logged.runs if (x := at(run, logged.steps)) is not None]
+            if len(places) == len(logged.runs):
+                line = _line(np.mean(places, axis=0).tolist(), logged.values)
                 found.setdefault(axis, []).append((design, line))
     # A button needs the same traces in every design.
     axes = {axis: lines for axis, lines in found.items() if len(lines) == len(known)}
@@ -145,7 +143,7 @@ def learning(comparison: Comparison, key: str) -> Plot | None:
         Choice(axis, *_data(line for _, line in lines), AXES[axis][0])
         for axis, lines in axes.items()
     ]
-    running = [design.label for design, _, _ in known if not design.runs]
+    running = [design.label for design, _ in known if not design.runs]
     text = (
         f"Mean over seeds, as far as all seeds of a design got; the band is the interval. "
         f"{'Training loss is the mean since the line before.' if training else ''}"
@@ -156,14 +154,24 @@ def learning(comparison: Comparison, key: str) -> Plot | None:
     return Plot(f"learning_{key}", heading, text, figure, choices)
 
 
-def _steps_of_all(runs: Sequence[Run], key: str) -> tuple[list[Run], list[int]]:
-    """Runs that logged a metric, and the steps at which all of them did, thinned."""
-    logging = [run for run in runs if run.logged(key)]
-    if not logging:
-        return [], []
-    steps = sorted(set.intersection(*({*run.logged(key)} for run in logging)))
-    every = -(-len(steps) // MOST_POINTS)
-    return logging, steps[::-1][::every][::-1] if steps else []  # the last is always there
+@dataclass(frozen=True)
+class Logged:
+    """A metric of runs at the steps at which all of them logged it; `values` are (runs, steps)."""
+
+    runs: list[Run]
+    steps: list[int]
+    values: np.ndarray
+
+
+def _logged(runs: Sequence[Run], key: str) -> Logged | None:
+    """What runs logged, at MOST_POINTS steps or fewer; None where they share no step."""
+    found = [(run, logged) for run in runs if (logged := run.logged(key))]
+    if not found:
+        return None
+    steps = sorted(set.intersection(*({*logged} for _, logged in found)))
+    steps = steps[::-1][:: -(-len(steps) // MOST_POINTS) or 1][::-1]  # the last is always there
+    values = np.array([[logged[step] for step in steps] for _, logged in found])
+    return Logged([run for run, _ in found], steps, values) if steps else None
 
 
 def _tokens_a_step(run: Run) -> float | None:
