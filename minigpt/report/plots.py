@@ -338,7 +338,7 @@ def _data(lines: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _add_line(figure: go.Figure, name: str, style: Style, line: Line, mode: str = "lines") -> None:
-    """Add the band, then the line."""
+    """Add the band, then the line; where it is one point, a mark."""
     (band_x, line_x), (band_y, line_y) = _data([line])
     figure.add_scatter(
         x=band_x,
@@ -356,7 +356,7 @@ def _add_line(figure: go.Figure, name: str, style: Style, line: Line, mode: str 
         y=line_y,
         name=name,
         legendgroup=name,
-        mode=mode,
+        mode=mode if len(line.x) > 1 else "markers",
         line={"color": style.colour, "dash": style.dash, "width": 2},
         marker={"color": style.colour, "size": 7, "symbol": style.symbol},
         hovertemplate="%{x:,.5~g}: %{y:.4f}<extra>%{fullData.name}</extra>",
