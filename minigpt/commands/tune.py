@@ -6,7 +6,14 @@ from pathlib import Path
 
 from minigpt.commands.options import Parser
 from minigpt.errors import UserError
-from minigpt.tune.options import DEFAULT_TRIALS, METRICS, SAMPLERS, SCHEDULERS, TuneOptions
+from minigpt.tune.options import (
+    DEFAULT_POPULATION,
+    DEFAULT_TRIALS,
+    METRICS,
+    SAMPLERS,
+    SCHEDULERS,
+    TuneOptions,
+)
 
 INSTALL = "pip install -c constraints.txt -e '.[ray]'"
 
@@ -32,7 +39,8 @@ def main(arguments: list[str]) -> None:
         "--trials",
         type=int,
         metavar="N",
-        help=f"how many (default: {DEFAULT_TRIALS}; --search grid: every combination)",
+        help=f"how many (default: {DEFAULT_TRIALS}, of a population {DEFAULT_POPULATION}; "
+        "--search grid: every combination)",
     )
     parser.add_argument(
         "--scheduler",
@@ -52,7 +60,7 @@ def main(arguments: list[str]) -> None:
         type=int,
         metavar="N",
         help="trials at a time (default: one a "
-        "GPU, without GPUs one a core); cores are divided among them",
+        "GPU, without GPUs one a core; of a population all); cores are divided among them",
     )
     parser.add_argument(
         "--dir",

@@ -10,7 +10,7 @@ from minigpt.errors import UserError, require
 SCHEDULERS = ("asha", "hyperband", "pbt", "none")
 SAMPLERS = ("tpe", "random", "grid")
 METRICS = ("val_loss", "val_bits_per_byte")  # as in metrics.jsonl; less is better
-DEFAULT_TRIALS = 20
+DEFAULT_TRIALS, DEFAULT_POPULATION = 20, 8
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class TuneOptions:
     scheduler: str = "asha"
     sampler: str | None = None
     trials: int | None = None
-    jobs: int | None = None  # trials at a time; None: one a GPU, without GPUs one a core
+    jobs: int | None = None  # trials at a time; None: one a GPU or core, of a population all
     metric: str = "val_loss"
     directory: Path | None = None
     address: str | None = None  # of a Ray cluster; None starts Ray on this machine
@@ -48,6 +48,16 @@ class TuneOptions:
     def search(self) -> str:
         """The sampler in use."""
         return self.sampler or ("random" if self.scheduler == "pbt" else "tpe")
+
+    @property
+    def count(self) -> int:
+        """How many trials, but for a grid."""
+        return self.trials or (DEFAULT_POPULATION if self.scheduler == "pbt" else DEFAULT_TRIALS)
+
+    @property
+    def at_a_time(self) -> int | None:
+        """How many jobs, if that is said: a population that takes turns starts anew each time."""
+        return self.jobs or (self.count if self.scheduler == "pbt" else None)
 
     @property
     def identity(self) -> dict[str, str | int]:

@@ -97,6 +97,12 @@ class Proposals(Searcher):
             trial.report(value, result["step"])
         self.study.tell(trial, "failed" if error else result.get("status", "stopped"), value)
 
+    def on_pause(self, trial_id: str) -> None:
+        """Nothing: HyperBand says so of a trial that waits for the others of its bracket."""
+
+    def on_unpause(self, trial_id: str) -> None:
+        """Nothing, as above."""
+
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default", **_: Any) -> None:
         """Nothing: run directories hold what a search that goes on needs, and no pickle does."""
 

@@ -11,10 +11,10 @@ import numpy
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
-    HyperBandScheduler,
     PopulationBasedTraining,
     TrialScheduler,
 )
+from ray.tune.schedulers.hb_bohb import HyperBandForBOHB
 from ray.tune.search.sample import Categorical
 
 from minigpt.tune.options import TuneOptions
@@ -25,17 +25,18 @@ from minigpt.tune.trial import Job
 TIME = "evaluations"
 REDUCTION = 3  # one in so many goes on: eta of Li et al. 2018, whose choice is 3 or 4
 PERTURB_EVERY = 1  # evaluations
+SCHEDULER_SEED = 0x5EED  # added to the seed, so that what is resampled is not what was proposed
 
 
 def build_scheduler(
     options: TuneOptions, space: Space, job: Job, max_steps: int, earlier: list[TrialRecord]
 ) -> TrialScheduler:
     """The scheduler that options name, which knows how far earlier trials came."""
-    random.seed(options.seed)  # Ray Tune's schedulers draw from the global generators
-    numpy.random.seed(options.seed)
+    for seed in (random.seed, numpy.random.seed):  # Ray Tune's draw from global generators
+        seed(options.seed + SCHEDULER_SEED)
     builders: dict[str, Callable[[], TrialScheduler]] = {
         "asha": lambda: _asha(options, job, max_steps, earlier),
-        "hyperband": lambda: HyperBandScheduler(
+        "hyperband": lambda: HyperBandForBOHB(  # fills the bracket that stops most first
             time_attr=TIME,
             metric=options.metric,
             mode="min",

@@ -22,8 +22,9 @@ from filelock import FileLock, Timeout
 from minigpt.config import Config, load_config, save_config
 from minigpt.errors import Failure, UserError
 from minigpt.files import write_json
+from minigpt.hydra_app import quoted
 from minigpt.run import RUNS, RunDirectory, provenance
-from minigpt.tune.options import DEFAULT_TRIALS, TuneOptions
+from minigpt.tune.options import TuneOptions
 from minigpt.tune.proposals import Proposals, Study
 from minigpt.tune.records import (
     TrialRecord,
@@ -98,7 +99,7 @@ def _search(
     overrides: list[str],
 ) -> None:
     grid = space.grid() if options.search == "grid" else None
-    total = len(grid) if grid is not None else options.trials or DEFAULT_TRIALS
+    total = len(grid) if grid is not None else options.count
     max_steps = config.trainer.max_steps
     ended = [record for record in earlier if record.ended(options.scheduler)]
     begun = [record for record in earlier if not record.ended(options.scheduler)]
@@ -110,7 +111,7 @@ def _search(
     started = time.perf_counter()
     stopped_by = None
     if len(ended) < total:
-        with ray_session(options.address, options.jobs, total - len(ended)) as share:
+        with ray_session(options.address, options.at_a_time, total - len(ended)) as share:
             display.line(f"trials     {share.jobs} at a time, {share.threads} threads each")
             display.line(f"folder     {folder}")
             if earlier:
@@ -155,10 +156,12 @@ def _job(
     overrides: list[str],
 ) -> Job:
     own = []
+    if not space.fixes("data.dir"):  # another machine may have another default
+        own.append(quoted(f"data.dir={Path(config.data.dir).expanduser().absolute()}"))
     if not space.fixes("trainer.threads") and "trainer.threads" not in space.domains:
         own.append(f"trainer.threads={share.threads}")
     if config.group is None:
-        own.append(f"group='{folder.name}'")
+        own.append(quoted(f"group={folder.name}"))
     return Job(
         folder=str(folder),
         working_directory=str(Path.cwd()),
@@ -240,7 +243,7 @@ def _run_trials(
                 storage_path=job.folder,
                 config=param_space,
                 resources_per_trial={"cpu": share.cpus, "gpu": share.gpus},
-                num_samples=total or (options.trials or DEFAULT_TRIALS) - ended,
+                num_samples=total or options.count - ended,
                 search_alg=searcher,
                 scheduler=build_scheduler(options, space, job, max_steps, earlier),
                 trial_name_creator=lambda trial: trial.config["run"],

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 from ray import tune
 from ray.tune.search.sample import Categorical, Domain
@@ -21,6 +21,7 @@ from minigpt.hydra_app import quoted
 from minigpt.tune.options import TuneOptions
 
 Values = dict[str, Any]  # by override key: str (as typed), int, float, bool or None
+FUNCTIONS = ("choice", "range", "interval", "tag", "int", "float", "glob", "sort", "shuffle")
 EXAMPLE = "optimizer.lr='tag(log, interval(1e-4, 1e-2))' or model=rope,alibi"
 BUDGET = ("trainer.max_steps", "trainer.eval_every")  # what schedulers count in
 
@@ -80,8 +81,8 @@ def _parse(text: str) -> Override:
         return parser.parse_override(text)
     except HydraException as error:
         value = text.partition("=")[2]
-        if re.match(r"\w+\(", value):  # a function, so no text that only lacks quotes
-            why = first_line(error.__cause__ or error)
+        if re.match(rf"({'|'.join(FUNCTIONS)})\(", value):  # no text that only lacks quotes
+            why = first_line(error)
             raise UserError(f"{text}: not understood ({why}); write it as {EXAMPLE}") from None
     try:
         return parser.parse_override(quoted(text))
@@ -95,8 +96,8 @@ def _domain(text: str, key: str, override: Override) -> Domain:
     value = override.value()
     if isinstance(value, IntervalSweep):
         return _interval(text, value)
-    if not (override.is_choice_sweep() or override.is_range_sweep()):
-        raise UserError(f"{text}: a search takes a list, choice(), range() or interval()")
+    if isinstance(value, Glob):
+        raise UserError(f"{text}: a search takes lists; name the choices, as model=rope,alibi")
     values = [_category(element) for element in override.sweep_iterator()]
     require(len(values) > 1, key, values[0] if values else "", "has one value; leave choice() out")
     if len(set(values)) < len(values):
@@ -149,7 +150,7 @@ def check_space(space: Space, options: TuneOptions) -> Config:
     if options.search == "grid":
         space.grid()
     searched = {key.lstrip("+") for key in space.domains}
-    first, *others = (composed_config(space.overrides(values)) for values in _probes(space))
+    first, *others = (_checked(space.overrides(values)) for values in _probes(space))
     if options.scheduler != "none":
         for key in BUDGET:
             require(
@@ -174,6 +175,18 @@ def check_space(space: Space, options: TuneOptions) -> Config:
             f"compare; use --metric val_bits_per_byte"
         )
     return first
+
+
+def _checked(overrides: list[str]) -> Config:
+    """The config of overrides, its design built without memory. Raises UserError."""
+    import torch
+
+    from minigpt.model import GPT
+
+    config = composed_config(overrides)
+    with torch.device("meta"):
+        GPT(config.model, n_vocab=1)
+    return config
 
 
 def _probes(space: Space) -> Iterator[Values]:

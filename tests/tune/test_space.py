@@ -1,0 +1,162 @@
+"""What a search space means, and what is refused before Ray starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ray import tune
+from ray.tune.search.sample import Categorical, Domain
+
+from minigpt.errors import UserError
+from minigpt.tune.options import TuneOptions
+from minigpt.tune.records import trial_name
+from minigpt.tune.space import as_typed, bounds, check_space, parse_space
+from tests.conftest import Cli
+
+SMALL = ["trainer.max_steps=4", "trainer.eval_every=2"]
+
+
+def domain(override: str) -> Domain:
+    """The only domain of a space with one searched key."""
+    (found,) = parse_space([override]).domains.values()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("override", "values"),
+    [
+        ("model=rope,alibi", ["rope", "alibi"]),
+        ("model=choice(rope,alibi)", ["rope", "alibi"]),
+        ("model.n_layer=range(2,7,2)", [2, 4, 6]),
+        ("model.dropout=range(0,0.3,0.1)", [0.0, 0.1, 0.2]),
+        ("model.bias=true,false", [True, False]),
+        ("optimizer.clip=null,1.5", [None, 1.5]),
+        ("model.attention.layers=[full],[full,chunked]", ["[full]", "[full,chunked]"]),
+        ("data.path='a b','c,d'", ["'a b'", "'c,d'"]),
+    ],
+)
+def test_lists(override: str, values: list[object]) -> None:
+    found = domain(override)
+    assert isinstance(found, Categorical)
+    assert list(found.categories) == values
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("interval(1,5)", tune.uniform(1.0, 5.0)),
+        ("tag(log,interval(1e-4,1e-2))", tune.loguniform(1e-4, 1e-2)),
+        ("int(interval(1,5))", tune.randint(1, 6)),
+        ("tag(int,interval(1,5))", tune.randint(1, 6)),
+        ("tag(log,int,interval(1,5))", tune.lograndint(1, 6)),
+        ("tag(log,int(interval(1,5)))", tune.lograndint(1, 6)),
+    ],
+)
+def test_intervals(value: str, expected: Domain) -> None:
+    found = domain(f"optimizer.lr={value}")
+    assert type(found) is type(expected)
+    assert type(found.get_sampler()) is type(expected.get_sampler())
+    assert bounds(found) == bounds(expected)
+
+
+def test_whole_intervals_hold_both_bounds() -> None:
+    assert bounds(domain("model.n_layer=int(interval(1,5))")) == (1, 5)
+
+
+def test_fixed_overrides_stay_fixed() -> None:
+    space = parse_space(["seed=3", "model=rope,alibi", "trainer.sample_prompt=a(b"])
+    assert space.fixed == ["seed=3", "trainer.sample_prompt='a(b'"]
+    assert space.overrides({"model": "alibi"}) == [*space.fixed, "model=alibi"]
+    assert space.fixes("seed") and not space.fixes("model")
+
+
+@pytest.mark.parametrize("value", [0.1 + 0.2, 1e-05, 3, True, None, "'a b'"])
+def test_values_are_typed_to_the_last_bit(value: object) -> None:
+    space = parse_space([f"optimizer.lr={as_typed(value)},7"])
+    assert list(getattr(space.domains["optimizer.lr"], "categories")) == [value, 7]  # noqa: B009
+
+
+def test_grid_has_every_combination() -> None:
+    grid = parse_space(["model=rope,alibi", "seed=range(1,4)"]).grid()
+    assert len(grid) == 6
+    assert {"model": "alibi", "seed": 3} in grid
+
+
+def test_names_of_trials_are_file_names() -> None:
+    name = trial_name(7, {"optimizer.lr": 0.00123456, "model.attention.layers": "[a/b, c]"}, False)
+    assert name == "007_lr=0.00123_layers=_a_b_c"
+    assert trial_name(7, {"optimizer.lr": 1.0}, changing=True) == "007"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model=rope"], "nothing to search: give a key several values"),
+        (["model=rope,alibbi"], "model=alibbi: no such model. Did you mean alibi?"),
+        (["optimizer.lrr=1,2"], "optimizer.lrr: no such option or config group. Did you mean"),
+        (["optimizer.lr=1,high"], "optimizer.lr=high: not a valid float"),
+        (["optimizer.lr=1,-1"], "optimizer.lr=-1.0: must be 0 or more"),
+        (["optimizer.lr=interval(-1,1)"], "optimizer.lr=-1.0: must be 0 or more"),
+        (["optimizer.lr=interval(2,1)"], "the second bound must be above the first"),
+        (["optimizer.lr=tag(log,interval(0,1))"], "log needs bounds above 0"),
+        (["optimizer.lr=tag(lgo,interval(1,2))"], "no such tag: lgo; use log or int"),
+        (["optimizer.lr=interval(1)"], "optimizer.lr=interval(1): not understood"),
+        (["optimizer.lr=choice(1)"], "optimizer.lr=1: has one value"),
+        (["optimizer.lr=1,1"], "holds a value twice"),
+        (["seed=1,2", "seed=3"], "seed is given twice"),
+        (["seed=1,2", "resume=latest"], "resume=latest: a search starts runs of its own"),
+        (["seed=1,2", "--search", "grid", "--trials", "3"], "leave --trials out"),
+        (["optimizer.lr=interval(1,2)", "--search", "grid"], "--search grid needs a list"),
+        (["seed=1,2", "--scheduler", "pbt", "--search", "grid"], "--search=grid: the population"),
+        (["model.n_layer=1,2", "--scheduler", "pbt"], "numbers of optimizer.* alone"),
+        (["optimizer=adamw,adamw2", "--scheduler", "pbt"], "no such optimizer"),
+        (["optimizer.lr=1,2", "--scheduler", "pbt", "--trials", "1"], "a population needs 2"),
+        (["trainer.max_steps=4,8"], "compares trials at the same steps"),
+        (["seed=1,2", "trainer.eval_every=null"], "asha decides at evaluations"),
+        (["tokenizer=char,gpt2"], "use --metric val_bits_per_byte"),
+        (["seed=1,2", "--jobs", "0"], "--jobs=0: must be 1 or more"),
+        (["seed=1,2", "--schedule", "asha"], "unrecognized arguments: --schedule"),
+        (["seed"], "seed: not understood; write key=value"),
+    ],
+)
+def test_refused_in_one_line(cli: Cli, arguments: list[str], message: str) -> None:
+    refused = cli("tune", *SMALL[: 0 if "trainer" in arguments[-1] else 2], *arguments)
+    assert refused.code == 2, refused.err
+    assert message in refused.err
+    assert refused.err.startswith("minigpt: ") and refused.err.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_a_folder_of_something_else_is_refused(cli: Cli) -> None:
+    Path("mine").mkdir()
+    Path("mine/thesis.tex").touch()
+    refused = cli("tune", "seed=1,2", "--dir", "mine")
+    assert refused.code == 2
+    assert "mine: holds something else; choose a new folder" in refused.err
+
+
+def test_the_first_config_is_checked_and_returned() -> None:
+    space = parse_space([*SMALL, "model.n_layer=1,2"])
+    assert check_space(space, TuneOptions()).trainer.max_steps == 4
+    with pytest.raises(UserError, match=r"model\.n_head=3: must divide"):
+        check_space(parse_space([*SMALL, "model.n_head=4,3", "model.n_embd=64"]), TuneOptions())
+
+
+def test_help_needs_neither_ray_nor_torch() -> None:
+    code = (
+        "import sys; from minigpt.cli import main\n"
+        "try: main(['tune', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'ray', 'torch', 'optuna'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_missing_ray_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray.tune", None)
+    refused = cli("tune", "seed=1,2")
+    assert refused.code == 2
+    assert "pip install -c constraints.txt -e '.[ray]'" in refused.err

@@ -1,0 +1,286 @@
+"""Whole searches with real Ray workers: what they leave, and what survives which kill."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minigpt.cli import main
+from minigpt.tune.session import ray_session
+from tests.conftest import Cli, inspect_wandb, read_metrics
+from tests.train.test_resume import same_end
+
+pytestmark = pytest.mark.slow
+
+BASE = {
+    **{"data": "text", "data.path": "text.txt", "trainer.device": "cpu", "trainer.threads": "1"},
+    **{"model.n_layer": "1", "model.n_head": "2", "model.n_embd": "16", "model.block_size": "8"},
+    **{"trainer.batch_size": "4", "trainer.log_every": "5", "schedule.warmup_steps": "3"},
+    **{"trainer.eval_every": "4", "trainer.checkpoint_every": "6", "trainer.sample_every": "null"},
+    **{"trainer.sample_tokens": "5", "logger": "none"},
+}
+
+
+def tiny(**changes: object) -> list[str]:
+    """Overrides of a small run, where `a__b=1` stands for a.b=1."""
+    options = BASE | {key.replace("__", "."): str(value) for key, value in changes.items()}
+    return [f"{key}={value}" for key, value in options.items()]
+
+
+GRID = ["--search", "grid", "--scheduler", "none", "--jobs", "1", "--dir", "search"]
+RATES = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    """One Ray for all searches of this process: workers start in seconds, Ray in more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        with ray_session(None, jobs=2, trials=2):
+            yield
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A search that has ended."""
+
+    folder: Path
+    out: str
+    report: dict[str, Any]
+
+    def result(self, name: str) -> dict[str, Any]:
+        return json.loads((self.folder / name / "result.json").read_text())
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "tune.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def stopping(
+    ray: None, tmp_path_factory: pytest.TempPathFactory, prepared_data: Path
+) -> Iterator[Searched]:
+    """TPE with ASHA over rates and designs, reported to W&B."""
+    folder = tmp_path_factory.mktemp("stopping")
+    lines = [f"Line {i}: the quick brown fox jumps over {i * i} lazy dogs.\n" for i in range(60)]
+    (folder / "text.txt").write_text("".join(lines), encoding="utf-8")
+    arguments = tiny(logger="wandb", trainer__max_steps=14)
+    arguments += [
+        RATES,
+        "model=choice(rope,alibi)",
+        "--trials",
+        "5",
+        "--jobs",
+        "2",
+        "--dir",
+        "search",
+    ]
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.chdir(folder)
+        patch.setenv("MINIGPT_DATA", str(prepared_data))
+        patch.setenv("WANDB_MODE", "offline")
+        assert main(["tune", *arguments]) == 0
+        search = folder / "search"
+        yield Searched(search, out.getvalue(), report_of(search))
+
+
+def test_some_trials_are_stopped_and_say_so(stopping: Searched) -> None:
+    trials = {trial["name"]: trial for trial in stopping.report["trials"]}
+    assert len(trials) == 5
+    statuses = [trial["status"] for trial in trials.values()]
+    assert set(statuses) == {"finished", "stopped"}
+    for name, trial in trials.items():
+        result = stopping.result(name)
+        evaluations = [m for m in read_metrics(stopping.folder / name) if "val_loss" in m]
+        assert result["status"] == trial["status"]
+        assert result["steps"] == trial["steps"] == evaluations[-1]["step"]
+        assert result["val_loss"] == trial["value"] == evaluations[-1]["val_loss"]
+        assert (result["steps"] == 14) == (result["status"] == "finished")
+        assert f"{name}: {result['status']} at step {result['steps']} of 14" in stopping.out
+
+
+def test_the_saving_is_what_was_not_trained(stopping: Searched) -> None:
+    saving = stopping.report["saving"]
+    trained = [stopping.result(trial["name"])["steps"] for trial in stopping.report["trials"]]
+    assert saving["steps_trained"] == sum(trained) < saving["steps_in_full"] == 5 * 14
+    assert f"trained {sum(trained)} steps in " in stopping.out
+    assert f"{1 - sum(trained) / 70:.0%} of the steps saved" in stopping.out
+
+
+def test_the_best_config_runs_again_to_the_bit(
+    stopping: Searched, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = stopping.report["best"]
+    finished = [t for t in stopping.report["trials"] if t["status"] == "finished"]
+    assert best["value"] == min(trial["value"] for trial in finished)
+    again = ["--config-dir", "search", "--config-name", "best", "hydra.run.dir=again"]
+    monkeypatch.chdir(stopping.folder.parent)
+    monkeypatch.setattr(sys, "argv", ["minigpt"])
+    assert main(["train", *again, "logger=none"]) == 2  # a saved config takes values
+    assert main(["train", *again]) == 0
+    assert json.loads(Path("again/result.json").read_text())["val_loss"] == best["value"]
+    assert "group: null" in Path("search/best.yaml").read_text()
+
+
+def test_a_trial_is_a_run(
+    stopping: Searched, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(stopping.folder.parent)
+    stopped = next(t["name"] for t in stopping.report["trials"] if t["status"] == "stopped")
+    for command in (["eval"], ["sample", "--prompt", "Line"]):
+        assert main([command[0], f"search/{stopped}", *command[1:]]) == 0
+    whole = shutil.copytree(f"search/{stopped}", "whole")
+    assert main(["train", f"resume={whole}"]) == 0  # what was stopped may go on to its end
+    assert json.loads(Path("whole/result.json").read_text())["status"] == "finished"
+
+
+def test_runs_share_a_group_in_wandb(stopping: Searched) -> None:
+    groups = []
+    for trial in stopping.report["trials"]:
+        (file,) = (stopping.folder / trial["name"]).rglob("*.wandb")
+        records = [json.loads(line) for line in inspect_wandb(file).splitlines()]
+        groups.append(next(r["run"]["run_group"] for r in records if r["type"] == "run"))
+    assert groups == ["search"] * 5
+
+
+def test_nothing_of_ray_tune_is_left(stopping: Searched) -> None:
+    left = {path.name for path in stopping.folder.iterdir() if not path.name.startswith("0")}
+    assert left == {".lock", "best.yaml", "tune.json"}
+    assert not list(stopping.folder.rglob("*.pkl"))
+
+
+def test_an_ended_search_trains_nothing_again(
+    stopping: Searched, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(stopping.folder.parent)
+    before = {path: path.stat().st_mtime_ns for path in stopping.folder.glob("0*/*")}
+    again = [*stopping.report["overrides"], "--trials", "5", "--dir", "search"]
+    assert main(["tune", *again]) == 0
+    assert {path: path.stat().st_mtime_ns for path in stopping.folder.glob("0*/*")} == before
+    assert report_of(stopping.folder)["trials"] == stopping.report["trials"]
+    assert main(["tune", *again, "--scheduler", "none"]) == 2
+    assert main(["tune", *again[:-4], "seed=7", "--dir", "search"]) == 2
+    assert "holds a search with other overrides" in capfd.readouterr().err
+
+
+def test_a_killed_worker_goes_on_bit_equal(cli: Cli, ray: None) -> None:
+    killed: list[int] = []
+
+    def kill() -> None:
+        """Once it is past a checkpoint, and in the middle of it all."""
+        (trial,) = wait_for(lambda: list(Path("search").glob("000*")))
+        wait_for(lambda: lines_of(trial / "metrics.jsonl") > 40)
+        pid = json.loads((trial / "trial.json").read_text())["pid"]
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    options = tiny(trainer__max_steps=600, trainer__checkpoint_every=10, trainer__sample_every=97)
+    done = cli("tune", *options, "optimizer.lr=1e-3,4e-3", *GRID)
+    assert done.code == 0, done.err
+    assert killed
+    assert "its worker was lost; goes on from its last checkpoint" in done.out
+    (trial,) = Path("search").glob("000*")
+    assert len(json.loads((trial / "manifest.json").read_text())["resumed"]) == 1
+    assert json.loads((trial / "trial.json").read_text())["pid"] != killed[0]
+    assert cli("train", *options, "optimizer.lr=1e-3", "hydra.run.dir=whole").code == 0
+    same_end(trial, Path("whole"))
+
+
+def test_a_killed_and_a_stopped_search_go_on(cli: Cli, ray: None) -> None:
+    """Real processes with a Ray of their own: SIGKILL, then Ctrl-C; then to the end."""
+    options = tiny(trainer__max_steps=1500, trainer__checkpoint_every=50, trainer__eval_every=50)
+    command = [sys.executable, "-m", "minigpt.cli", "tune", *options, "optimizer.lr=1e-3,4e-3"]
+    command += GRID
+    search = Path("search")
+
+    def trials() -> list[Path]:
+        return sorted(search.glob("00*"))
+
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    wait_for(lambda: trials() and lines_of(trials()[0] / "metrics.jsonl") > 20)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    begun = (trials()[0] / "manifest.json").read_text()
+
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    second = subprocess.Popen(command, **pipes, start_new_session=True)
+    wait_for(lambda: len(trials()) == 2 and lines_of(trials()[1] / "metrics.jsonl") > 20)
+    finished = (trials()[0] / "result.json").read_text()
+    second.send_signal(signal.SIGINT)
+    said, errors = second.communicate(timeout=90)
+    assert second.returncode == 128 + signal.SIGINT, errors
+    assert errors == ""
+    assert re.search(r"stopped by SIGINT, trials saved; go on with: minigpt tune .*--dir", said)
+    assert json.loads((trials()[1] / "result.json").read_text())["status"] == "interrupted"
+    assert report_of(search)["status"] == "interrupted"
+
+    third = cli(*command[3:])  # with the other tests' Ray
+    assert third.code == 0, third.err
+    assert "goes on    1 trials have ended, 1 had begun" in third.out
+    assert (trials()[0] / "result.json").read_text() == finished
+    manifest = json.loads((trials()[0] / "manifest.json").read_text())
+    assert manifest["started"] == json.loads(begun)["started"]
+    assert len(manifest["resumed"]) == 1
+    statuses = [trial["status"] for trial in report_of(search)["trials"]]
+    assert statuses == ["finished"] * 2
+
+
+def test_a_population_copies_the_better(cli: Cli, ray: None) -> None:
+    # Long enough that the second worker starts before the first one ends.
+    long = {"trainer__max_steps": 3000, "trainer__eval_every": 1000, "trainer__log_every": 100}
+    arguments = tiny(**long, trainer__checkpoint_every=1000)
+    arguments += ["optimizer.lr=interval(1e-5,1e-1)", "optimizer.weight_decay=0.1,0.3"]
+    done = cli("tune", *arguments, "--scheduler", "pbt", "--trials", "2", "--dir", "search")
+    assert done.code == 0, done.err
+    trials = report_of(Path("search"))["trials"]
+    copies = [trial for trial in trials if trial["adopted"]]
+    assert [trial["status"] for trial in trials] == ["finished"] * 2
+    assert copies
+    for trial in copies:
+        run = Path("search") / trial["name"]
+        donor = Path("search") / trial["adopted"][-1]["run"]
+        at = trial["adopted"][-1]["step"]
+        metrics = read_metrics(run)
+        evaluated = [m["step"] for m in metrics if "val_loss" in m]
+        assert evaluated == [1000, 2000, 3000]
+        if not json.loads((donor / "trial.json").read_text()).get("adopted"):
+            shared = [m for m in read_metrics(donor) if m["step"] <= at]
+            assert metrics[: len(shared)] == shared
+        config = (run / "config.yaml").read_text()
+        for key, value in trial["adopted"][-1]["values"].items():
+            assert f"{key.partition('.')[2]}: {value}" in config
+        assert trial["adopted"][-1]["values"] == trial["values"]
+        rates = [m["lr"] for m in metrics if "lr" in m and m["step"] > at]
+        assert max(rates) <= trial["values"]["optimizer.lr"]
+
+
+def wait_for(condition: Any, seconds: float = 180) -> Any:
+    """What the condition returns once it is true."""
+    started = time.monotonic()
+    while not (found := condition()):
+        assert time.monotonic() - started < seconds
+        time.sleep(0.05)
+    return found
+
+
+def lines_of(path: Path) -> int:
+    """Lines of a file, 0 if there is none."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
