@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import uuid
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hydra.types import TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from minigpt.config import to_options
 from minigpt.errors import Failure, first_line
@@ -27,6 +28,13 @@ AT_ONCE: dict[str, Callable[[DictConfig], int]] = {
     "LocalLauncher": lambda launcher: sys.maxsize,  # submitit_local starts all
 }
 
+QUIET_RAY = {
+    "include_dashboard": False,
+    "log_to_driver": False,  # jobs have logs of their own
+    "configure_logging": True,
+    "logging_level": logging.CRITICAL,
+}
+
 
 def run_sweep(
     jobs: list[list[str]],
@@ -39,6 +47,7 @@ def run_sweep(
     Raises Failure where jobs failed, Interrupted where a signal ended the sweep, and UserError,
     before any work, where the config of a job is none.
     """
+    _quieten(config.hydra.launcher)
     options = to_options(SweepConfig, config, "sweep")
     directory = Path(config.hydra.sweep.dir).absolute()
     planned = plan(jobs, directory, options, compose)
@@ -61,6 +70,14 @@ def run_sweep(
     if ended_by not in ("", FAILED):
         raise Interrupted(int(ended_by))
     _require_all_done(watch, planned)
+
+
+def _quieten(launcher: DictConfig) -> None:
+    """Let Ray start without a dashboard and print nothing, unless the user says otherwise."""
+    if launcher._target_.endswith(".RayLauncher"):
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        with open_dict(launcher):
+            launcher.ray.init = OmegaConf.merge(QUIET_RAY, launcher.ray.init)
 
 
 def _launched(
