@@ -426,9 +426,10 @@ def sentence(name: str) -> str:
 
 def page(findings: dict[str, Finding], folder: Path) -> str:
     """The Markdown page."""
-    run = next(r for r in find_runs([str(folder / "positional")]).runs if r.finished)
+    runs = find_runs([str(folder)]).runs
+    run = next(run for run in runs if run.finished)
     config, versions = run.config, run.manifest["versions"]
-    seeds = len({r.seed for r in find_runs([str(folder / "positional")]).runs})
+    seeds = len({run.seed for run in runs})
     lines = [
         "# The posts' claims, tested",
         "",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,3 +100,39 @@ def test_benchmark_of_schemes(workdir: Path) -> None:
     assert Path("cost.md").read_text(encoding="utf-8") == made.stdout
     for scheme in (REPOSITORY / "configs" / "positional").glob("*.yaml"):
         assert made.stdout.count(f"| `{scheme.stem}` |") == 3  # a table a backend
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="a bash script")
+def test_claims(workdir: Path) -> None:
+    script = REPOSITORY / "scripts" / "reproduce_claims.sh"
+    options = [*SMALL.split(), "seed=1,2", "trainer.max_steps=2", "model.n_head=8"]
+    chosen = "norm heads backend"
+    made = run(script, "out", "docs/page.md", *options, CLAIMS=chosen, LAUNCHER="basic")
+    assert made.returncode == 0, made.stderr
+    page = Path("docs/page.md").read_text(encoding="utf-8")
+    for name in chosen.split():
+        assert f"\n## {name}\n" in page and f"{name}: " in made.stdout
+    assert page.count("| pre, lr 0.016 |") == 1 and page.count("| 4 minus 8 heads |") == 1
+    assert "2 seeds a design" in page and "±" in page
+
+
+def test_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    claims: Any = importlib.import_module("claims")
+    base = {seed: 2.0 + seed / 10 for seed in range(5)}
+    noise = [0.001, -0.001, 0.002, -0.002, 0.0]
+
+    def shifted(by: float, spread: float = 1.0) -> dict[int, float]:
+        return {s: v + by + spread * noise[s] for s, v in base.items()}
+
+    one = {-1.0: "below", 1.0: "above", 0.0: "alike"}
+    for by, sign in one.items():
+        effect = claims.Effect("x", shifted(by), base)
+        assert claims.tested("t", "t", [effect])[1] == [sign]
+    wide = claims.Effect("x", shifted(0.0, 1000), base)
+    lone = claims.Effect("x", {0: 1.0}, base)
+    assert claims.tested("t", "t", [wide, lone])[1] == ["open", "open"]
+    assert claims.all_are("below", ["below", "below"], ["above"]) == claims.HOLDS
+    assert claims.all_are("below", ["below", "alike"], ["above"]) == claims.OPEN
+    assert claims.all_are("below", ["below", "above"], ["above"]) == claims.FAILS
