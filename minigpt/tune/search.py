@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from minigpt.config import Config, load_config, save_config
-from minigpt.errors import Failure, UserError
+from minigpt.errors import TRACEBACK, Failure, UserError
 from minigpt.files import write_json
 from minigpt.hydra_app import quoted
 from minigpt.run import RUNS, RunDirectory, provenance
@@ -59,8 +59,8 @@ def search(overrides: list[str], options: TuneOptions) -> None:
     with _locked(folder, about):
         earlier = read_trials(folder, options.metric)
         (folder / STOP_FILE).unlink(missing_ok=True)
-        _write(folder, about | {"status": "running"})
-        _search(space, config, options, folder, earlier, about, overrides)
+        write_json(folder / TUNE, about | {"status": "running"})
+        Search(overrides, options, space, config, folder, about, earlier).run()
 
 
 def _new_folder(space: Space) -> Path:
@@ -89,90 +89,6 @@ def _locked(folder: Path, about: dict[str, Any]) -> Iterator[None]:
         shutil.rmtree(folder / RAY, ignore_errors=True)
 
 
-def _search(
-    space: Space,
-    config: Config,
-    options: TuneOptions,
-    folder: Path,
-    earlier: list[TrialRecord],
-    about: dict[str, Any],
-    overrides: list[str],
-) -> None:
-    grid = space.grid() if options.search == "grid" else None
-    total = len(grid) if grid is not None else options.count
-    max_steps = config.trainer.max_steps
-    ended = [record for record in earlier if record.ended(options.scheduler)]
-    begun = [record for record in earlier if not record.ended(options.scheduler)]
-    display = SearchDisplay(options, total, max_steps, earlier)
-    display.line(
-        f"search     {options.search}, {options.scheduler}, {total} trials of {max_steps} "
-        f"steps for the least {options.metric}"
-    )
-    started = time.perf_counter()
-    stopped_by = None
-    if len(ended) < total:
-        with ray_session(options.address, options.at_a_time, total - len(ended)) as share:
-            display.line(f"trials     {share.jobs} at a time, {share.threads} threads each")
-            display.line(f"folder     {folder}")
-            if earlier:
-                display.line(f"goes on    {len(ended)} trials have ended, {len(begun)} had begun")
-            job = _job(space, config, options, folder, share, overrides)
-            study = Study(space, options, ended)
-            planned = [(record.name, record.values) for record in begun]
-            numbers = itertools.count(max((r.number for r in earlier), default=-1) + 1)
-            missing = total - len(earlier)
-            if grid is not None:
-                done = [record.values for record in earlier]
-                new = [values for values in grid if values not in done]
-                planned += [(trial_name(next(numbers), v, changing=False), v) for v in new]
-            elif options.scheduler == "pbt":
-                new = [study.ask().params for _ in range(missing)]
-                planned += [(trial_name(next(numbers), v, changing=True), v) for v in new]
-            stop = _run_trials(
-                space, options, job, share, study, planned, numbers, max_steps, earlier, display
-            )
-            stopped_by = stop.number
-    records = read_trials(folder, options.metric)
-    if stopped_by is None:
-        _settle(folder, records)
-        records = read_trials(folder, options.metric)
-    _conclude(options, folder, records, about, max_steps, display, started, stopped_by)
-    if stopped_by is not None:
-        from minigpt.train.loop import Interrupted
-
-        display.line(
-            f"stopped by {signal.Signals(stopped_by).name}, trials saved; go on with: "
-            f"{_command(overrides, options, folder)}"
-        )
-        raise Interrupted(stopped_by)
-
-
-def _job(
-    space: Space,
-    config: Config,
-    options: TuneOptions,
-    folder: Path,
-    share: Share,
-    overrides: list[str],
-) -> Job:
-    own = []
-    if not space.fixes("data.dir"):  # another machine may have another default
-        own.append(quoted(f"data.dir={Path(config.data.dir).expanduser().absolute()}"))
-    if not space.fixes("trainer.threads") and "trainer.threads" not in space.domains:
-        own.append(f"trainer.threads={share.threads}")
-    if config.group is None:
-        own.append(quoted(f"group={folder.name}"))
-    return Job(
-        folder=str(folder),
-        working_directory=str(Path.cwd()),
-        fixed=[*space.fixed, *own],
-        command=["minigpt", "tune", *overrides],
-        metric=options.metric,
-        eval_every=config.trainer.eval_every,
-        population=options.scheduler == "pbt",
-    )
-
-
 class Stop:
     """The signal that asked the search to stop, if one did."""
 
@@ -197,24 +113,175 @@ def _stop_signals(stop: Stop, folder: Path) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _run_trials(
-    space: Space,
-    options: TuneOptions,
-    job: Job,
-    share: Share,
-    study: Study,
-    planned: list[tuple[str, Values]],
-    numbers: Iterator[int],
-    max_steps: int,
-    earlier: list[TrialRecord],
-    display: SearchDisplay,
-) -> Stop:
-    """Have Ray Tune run all trials that are left."""
-    from ray import tune
-    from ray.tune.search.basic_variant import BasicVariantGenerator
-    from ray.tune.stopper import Stopper
+class Search:
+    """One search in its folder, from what earlier calls left there to best.yaml."""
 
-    stop = Stop()
+    def __init__(
+        self,
+        overrides: list[str],
+        options: TuneOptions,
+        space: Space,
+        config: Config,
+        folder: Path,
+        about: dict[str, Any],
+        earlier: list[TrialRecord],
+    ) -> None:
+        self.overrides, self.options, self.space = overrides, options, space
+        self.config, self.folder, self.about = config, folder, about
+        self.max_steps = config.trainer.max_steps
+        self.earlier = earlier
+        self.ended = [record for record in earlier if record.ended(options.scheduler)]
+        self.begun = [record for record in earlier if not record.ended(options.scheduler)]
+        self.grid = space.grid() if options.search == "grid" else None
+        self.total = options.count if self.grid is None else len(self.grid)
+        self.display = SearchDisplay(options, self.total, self.max_steps, self.ended)
+        self.stop = Stop()
+        self.started = time.perf_counter()
+
+    def run(self) -> None:
+        """Train what is left to train, then say what came out."""
+        options, say = self.options, self.display.line
+        say(
+            f"search     {options.search}, {options.scheduler}, {self.total} trials of "
+            f"{self.max_steps} steps for the least {options.metric}"
+        )
+        left = self.total - len(self.ended)
+        if left > 0:
+            with ray_session(options.address, options.at_a_time, left) as share:
+                say(f"trials     {share.jobs} at a time, {share.threads} threads each")
+                say(f"folder     {self.folder}")
+                if self.earlier:
+                    ended, begun = len(self.ended), len(self.begun)
+                    say(f"goes on    {ended} trials have ended, {begun} had begun")
+                self._train(left, share)
+        if self.stop.number is None:
+            self._settle()
+        self._conclude()
+        if self.stop.number is not None:
+            from minigpt.train.loop import Interrupted
+
+            name = signal.Signals(self.stop.number).name
+            say(f"stopped by {name}, trials saved; go on with: {self._command()}")
+            raise Interrupted(self.stop.number)
+
+    def _train(self, left: int, share: Share) -> None:
+        """Have Ray Tune run the trials that are left."""
+        from ray import tune
+        from ray.tune.search.basic_variant import BasicVariantGenerator
+
+        options, job = self.options, self._job(share)
+        study = Study(self.space, options, self.ended)
+        numbers = itertools.count(max((record.number for record in self.earlier), default=-1) + 1)
+        planned = self._planned(study, numbers)
+        param_space: dict[str, Any] = {"job": asdict(job)}
+        if options.scheduler == "pbt":  # Ray Tune's takes no searcher
+            param_space |= {"run": tune.choice([name for name, _ in planned]), **self.space.domains}
+            points = [{"run": name, **values} for name, values in planned]
+            searcher: Any = BasicVariantGenerator(points_to_evaluate=points)
+        else:
+            searcher = Proposals(study, options.metric, planned, numbers)
+        with warnings.catch_warnings(), _stop_signals(self.stop, self.folder):
+            warnings.simplefilter("ignore")
+            self.display.start()
+            try:
+                tune.run(  # and no Tuner, which pickles all of this into the folder
+                    Trial,
+                    name=RAY,
+                    storage_path=str(self.folder),
+                    config=param_space,
+                    resources_per_trial={"cpu": share.cpus, "gpu": share.gpus},
+                    num_samples=left,
+                    search_alg=searcher,
+                    scheduler=build_scheduler(
+                        options, self.space, job, self.max_steps, self.earlier
+                    ),
+                    trial_name_creator=lambda trial: trial.config["run"],
+                    stop=_stopper(self.stop),
+                    verbose=0,
+                    callbacks=[self.display],
+                    max_failures=RESTARTS,
+                    raise_on_failed_trial=False,
+                    checkpoint_config=tune.CheckpointConfig(num_to_keep=KEPT),
+                )
+            finally:
+                self.display.stop()
+
+    def _job(self, share: Share) -> Job:
+        space, config = self.space, self.config
+        own = []
+        if not space.fixes("data.dir"):  # another machine may have another default
+            own.append(quoted(f"data.dir={Path(config.data.dir).expanduser().absolute()}"))
+        if not space.fixes("trainer.threads") and "trainer.threads" not in space.domains:
+            own.append(f"trainer.threads={share.threads}")
+        if config.group is None:
+            own.append(quoted(f"group={self.folder.name}"))
+        return Job(
+            folder=str(self.folder),
+            working_directory=str(Path.cwd()),
+            fixed=[*space.fixed, *own],
+            command=["minigpt", "tune", *self.overrides],
+            metric=self.options.metric,
+            eval_every=config.trainer.eval_every,
+            population=self.options.scheduler == "pbt",
+        )
+
+    def _planned(self, study: Study, numbers: Iterator[int]) -> list[tuple[str, Values]]:
+        """Trials whose values are known now: begun ones, then those of a grid or a population."""
+        population = self.options.scheduler == "pbt"
+        new: list[Values] = []
+        if self.grid is not None:
+            known = [record.values for record in self.earlier]
+            new = [values for values in self.grid if values not in known]
+        elif population:
+            new = [study.ask().params for _ in range(self.total - len(self.earlier))]
+        return [
+            *((record.name, record.values) for record in self.begun),
+            *((trial_name(next(numbers), values, population), values) for values in new),
+        ]
+
+    def _settle(self) -> None:
+        """Call those stopped that were paused when the search ended."""
+        for record in read_trials(self.folder, self.options.metric):
+            if record.status == "paused":
+                run = RunDirectory(self.folder / record.name)
+                write_json(run.result, run.read_json(run.result) | {"status": "stopped"})
+
+    def _conclude(self) -> None:
+        """Write tune.json and best.yaml, and print what came out."""
+        display, metric = self.display, self.options.metric
+        records = read_trials(self.folder, metric)
+        best, saved = best_of(records), saving(records, self.max_steps)
+        found = {
+            "status": "finished" if self.stop.number is None else "interrupted",
+            "provenance": provenance(["minigpt", "tune", *self.overrides]),
+            "max_steps": self.max_steps,
+            "seconds": time.perf_counter() - self.started,  # of this call
+            "saving": asdict(saved),
+            "best": None if best is None else best.to_dict(),
+            "trials": [record.to_dict() for record in records],
+        }
+        write_json(self.folder / TUNE, self.about | found)
+        display.results(records)
+        if best is not None:
+            save_best(self.folder, best)
+            display.end(self.folder, best, saved)
+        elif self.stop.number is None:
+            errors = [record.error for record in records if record.error] + display.errors
+            why = errors[0] if errors else f"ask Ray with {TRACEBACK}=1"
+            raise Failure(f"{self.folder}: no trial came to a {metric}; the first said: {why}")
+
+    def _command(self) -> str:
+        """The command that goes on with this search."""
+        options = self.options
+        flags: dict[str, Any] = {**options.identity, "--trials": options.trials}
+        flags |= {"--jobs": options.jobs, "--address": options.address, "--dir": self.folder}
+        given = [f"{flag} {shlex.quote(str(v))}" for flag, v in flags.items() if v is not None]
+        return " ".join(["minigpt tune", *map(shlex.quote, self.overrides), *given])
+
+
+def _stopper(stop: Stop) -> Any:
+    """What Ray Tune asks whether to end."""
+    from ray.tune.stopper import Stopper
 
     class Requested(Stopper):
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -223,92 +290,7 @@ def _run_trials(
         def stop_all(self) -> bool:
             return stop.number is not None
 
-    ended = sum(1 for record in earlier if record.ended(options.scheduler))
-    total = len(planned) if options.scheduler == "pbt" or options.search == "grid" else None
-    param_space: dict[str, Any] = {"job": asdict(job)}
-    if options.scheduler == "pbt":  # Ray Tune's takes no searcher
-        names = tune.choice([name for name, _ in planned])
-        param_space |= {"run": names, **space.domains}
-        points = [{"run": name, **values} for name, values in planned]
-        searcher: Any = BasicVariantGenerator(points_to_evaluate=points)
-    else:
-        searcher = Proposals(study, options.metric, planned, numbers)
-    with warnings.catch_warnings(), _stop_signals(stop, Path(job.folder)):
-        warnings.simplefilter("ignore")
-        display.start()
-        try:
-            tune.run(  # and no Tuner, which pickles all of this into the folder
-                Trial,
-                name=RAY,
-                storage_path=job.folder,
-                config=param_space,
-                resources_per_trial={"cpu": share.cpus, "gpu": share.gpus},
-                num_samples=total or options.count - ended,
-                search_alg=searcher,
-                scheduler=build_scheduler(options, space, job, max_steps, earlier),
-                trial_name_creator=lambda trial: trial.config["run"],
-                stop=Requested(),
-                verbose=0,
-                callbacks=[display],
-                max_failures=RESTARTS,
-                raise_on_failed_trial=False,
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=KEPT),
-            )
-        finally:
-            display.stop()
-    return stop
-
-
-def _settle(folder: Path, records: list[TrialRecord]) -> None:
-    """A trial that was paused when the search ended was stopped."""
-    for record in records:
-        if record.status == "paused":
-            run = RunDirectory(folder / record.name)
-            write_json(run.result, run.read_json(run.result) | {"status": "stopped"})
-
-
-def _conclude(
-    options: TuneOptions,
-    folder: Path,
-    records: list[TrialRecord],
-    about: dict[str, Any],
-    max_steps: int,
-    display: SearchDisplay,
-    started: float,
-    stopped_by: int | None,
-) -> None:
-    """Write tune.json and best.yaml, and print what came out."""
-    best = best_of(records)
-    saved = saving(records, max_steps)
-    _write(
-        folder,
-        about
-        | {
-            "status": "finished" if stopped_by is None else "interrupted",
-            "provenance": provenance(["minigpt", "tune", *about["overrides"]]),
-            "max_steps": max_steps,
-            "seconds": time.perf_counter() - started,
-            "saving": asdict(saved),
-            "best": None if best is None else best.to_dict(),
-            "trials": [record.to_dict() for record in records],
-        },
-    )
-    display.results(records)
-    if best is None:
-        if stopped_by is None:
-            why = next((record.error for record in records if record.error), "no reason given")
-            raise Failure(f"{folder}: no trial came to a {options.metric}; the first said: {why}")
-        return
-    save_best(folder, best)
-    display.saving(saved)
-    display.line(f"best       {best.name}, {options.metric} {best.value:.4f} ({best.status})")
-    if best.adopted:
-        display.line(
-            "           its optimizer changed as it trained: best.yaml has how it ended, "
-            "tune.json how it went"
-        )
-    directory = shlex.quote(str(folder))
-    display.line(f"again      minigpt train --config-dir {directory} --config-name best")
+    return Requested()
 
 
 def save_best(folder: Path, best: TrialRecord) -> None:
@@ -316,15 +298,3 @@ def save_best(folder: Path, best: TrialRecord) -> None:
     config = load_config(RunDirectory(folder / best.name).config)
     group = None if config.group == folder.name else config.group
     save_config(replace(config, group=group), folder / BEST)
-
-
-def _write(folder: Path, content: dict[str, Any]) -> None:
-    write_json(folder / TUNE, content)
-
-
-def _command(overrides: list[str], options: TuneOptions, folder: Path) -> str:
-    """The command that goes on with a search."""
-    flags: dict[str, Any] = {**options.identity, "--trials": options.trials, "--jobs": options.jobs}
-    flags |= {"--address": options.address, "--dir": folder}
-    given = [f"{flag} {shlex.quote(str(v))}" for flag, v in flags.items() if v is not None]
-    return " ".join(["minigpt tune", *(shlex.quote(text) for text in overrides), *given])

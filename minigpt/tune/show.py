@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import time
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
@@ -11,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from minigpt.display import PipeConsole
+from minigpt.errors import first_line
 from minigpt.tune.options import TuneOptions
 from minigpt.tune.records import Saving, TrialRecord, described_values
 from minigpt.tune.space import Values
@@ -22,19 +25,19 @@ class SearchDisplay(Callback):
     """Follows Ray Tune. Trials are known by their folders' names."""
 
     def __init__(
-        self, options: TuneOptions, total: int, max_steps: int, earlier: list[TrialRecord]
+        self, options: TuneOptions, total: int, max_steps: int, ended: list[TrialRecord]
     ) -> None:
         self.console = PipeConsole(highlight=False)
         self.metric, self.total, self.max_steps = options.metric, total, max_steps
         self.rows: dict[str, dict[str, Any]] = {}
-        for record in earlier:
-            if record.ended(options.scheduler):
-                self.rows[record.name] = {
-                    "status": record.status,
-                    "step": record.step,
-                    "value": record.value,
-                    "values": record.values,
-                }
+        for record in ended:
+            self.rows[record.name] = {
+                "status": record.status,
+                "step": record.step,
+                "value": record.value,
+                "values": record.values,
+            }
+        self.errors: list[str] = []  # of trials that Ray gave up
         self.ended_before = len(self.rows)
         self.started = time.perf_counter()
         self.live = Live(
@@ -80,6 +83,9 @@ class SearchDisplay(Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         row = self._row(trial)
         row["status"] = "failed"
+        if (error := trial.get_pickled_error()) is not None:
+            row["error"] = first_line(getattr(error, "cause", error))
+            self.errors.append(row["error"])
         self._ended(str(trial), row)
 
     def _row(self, trial: Any) -> dict[str, Any]:
@@ -134,9 +140,17 @@ class SearchDisplay(Callback):
             table.add_row(number, record.status, str(record.step), _number(record.value), values)
         self.console.print(table)
 
-    def saving(self, saving: Saving) -> None:
-        """Print what stopping early saved."""
+    def end(self, folder: Path, best: TrialRecord, saving: Saving) -> None:
+        """Say what stopping early saved, what was best, and how to run it again."""
         self.line(saving.describe())
+        self.line(f"best       {best.name}, {self.metric} {_number(best.value)} ({best.status})")
+        if best.adopted:
+            self.line(
+                "           its optimizer changed as it trained: best.yaml has how it ended, "
+                "tune.json how it went"
+            )
+        directory = shlex.quote(str(folder))
+        self.line(f"again      minigpt train --config-dir {directory} --config-name best")
 
 
 def _number(value: float | None) -> str:
