@@ -83,7 +83,7 @@ def complete(arguments: list[str]) -> int:
                 found |= {path.parent for path in found}
             runs = sorted(map(str, found))
             print(" ".join(name for name in ("latest", *runs) if name.startswith(overrides)))
-        if command not in ("train", "data"):
+        if command not in ("train", "tune", "data"):
             return 0
         os.environ["COMP_LINE"] = f"{program} {overrides}"
     return run_command("train", arguments)

@@ -137,7 +137,7 @@ def test_commands_on_no_run(cli: Cli, command: str) -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["sample", "eval", "inspect", "data", "doctor"])
+@pytest.mark.parametrize("command", ["sample", "eval", "inspect", "tune", "data", "doctor"])
 def test_help_has_an_example(cli: Cli, capfd: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as stop:
         cli(command, "--help")

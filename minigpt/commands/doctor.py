@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     console = PipeConsole(highlight=False)
     with console.status("looking around ..."):
         findings = [*_versions(), *_device(), *_data(), *_tokenizers(), _wandb()]
-        findings += [_tensorboard(), _torchao()]
+        findings += [_tensorboard(), _torchao(), _ray()]
         capabilities = _capabilities()
     table = Table("subject", "found", show_edge=False)
     for finding in findings:
@@ -159,6 +159,16 @@ def _torchao() -> Finding:
         return Finding("--quantize", f"ready, torchao {version('torchao')}")
     except PackageNotFoundError:
         return Finding("--quantize", "not installed (pip install 'minigpt[quantize]')")
+
+
+def _ray() -> Finding:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        found = f"ready, ray {version('ray')} and optuna {version('optuna')}"
+    except PackageNotFoundError:
+        found = "not installed (pip install 'minigpt[ray]')"
+    return Finding("minigpt tune", found)
 
 
 class Reasons:
