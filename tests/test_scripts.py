@@ -107,7 +107,7 @@ def test_benchmark_of_schemes(workdir: Path) -> None:
 def test_claims(workdir: Path) -> None:
     script = REPOSITORY / "scripts" / "reproduce_claims.sh"
     options = [*SMALL.split(), "seed=1,2", "trainer.max_steps=2", "model.n_head=8"]
-    chosen = "norm heads backend"
+    chosen = "norm heads"
     made = run(script, "out", "docs/page.md", *options, CLAIMS=chosen, LAUNCHER="basic")
     assert made.returncode == 0, made.stderr
     page = Path("docs/page.md").read_text(encoding="utf-8")
@@ -136,3 +136,14 @@ def test_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert claims.all_are("below", ["below", "below"], ["above"]) == claims.HOLDS
     assert claims.all_are("below", ["below", "alike"], ["above"]) == claims.OPEN
     assert claims.all_are("below", ["below", "above"], ["above"]) == claims.FAILS
+
+
+def test_backends_are_measured_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    claims: Any = importlib.import_module("claims")
+    for name, value in (("LENGTHS", (16, 32)), ("TOKENS", 64), ("REPEATS", 2)):
+        monkeypatch.setattr(claims, name, value)
+    found = claims.backend(Path())
+    assert found.verdict in (claims.HOLDS, claims.FAILS)
+    assert [row[0] for row in found.tables[0].rows] == ["16", "32"]
+    assert all(row[1].mean > 0 and row[2] > 0 and row[3] > 0 for row in found.tables[0].rows)
