@@ -78,15 +78,19 @@ def _locked(folder: Path, about: dict[str, Any]) -> Iterator[None]:
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"--dir={folder}: holds something else; choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
             f"--dir={folder}: another minigpt tune works there; stop it first"
         ) from None
+    shutil.rmtree(folder / RAY, ignore_errors=True)  # of a killed search
+    try:
+        yield
     finally:
         shutil.rmtree(folder / RAY, ignore_errors=True)
+        lock.release()
 
 
 class Stop:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from ray import tune
 from ray.tune.search.sample import Categorical, Domain
 
@@ -136,6 +137,20 @@ def test_a_folder_of_something_else_is_refused(cli: Cli) -> None:
     refused = cli("tune", "seed=1,2", "--dir", "mine")
     assert refused.code == 2
     assert "mine: holds something else; choose a new folder" in refused.err
+
+
+def test_a_folder_in_which_a_search_works_is_refused(cli: Cli) -> None:
+    theirs = Path("search/ray/state")
+    theirs.mkdir(parents=True)
+    with FileLock("search/.lock"):
+        Path("search/tune.json").write_text(
+            '{"overrides": ["seed=1,2"], "options": {"--scheduler": "asha", "--search": "tpe", '
+            '"--metric": "val_loss", "--seed": 0}}'
+        )
+        refused = cli("tune", "seed=1,2", "--dir", "search")
+    assert refused.code == 2
+    assert "search: another minigpt tune works there; stop it first" in refused.err
+    assert theirs.exists()
 
 
 def test_the_first_config_is_checked_and_returned() -> None:

@@ -224,7 +224,7 @@ def test_a_killed_and_a_stopped_search_go_on(cli: Cli, ray: None) -> None:
     second = subprocess.Popen(command, **pipes, start_new_session=True)
     wait_for(lambda: len(trials()) == 2 and lines_of(trials()[1] / "metrics.jsonl") > 20)
     finished = (trials()[0] / "result.json").read_text()
-    second.send_signal(signal.SIGINT)
+    os.killpg(second.pid, signal.SIGINT)  # as a terminal does: Ray's processes get it too
     said, errors = second.communicate(timeout=90)
     assert second.returncode == 128 + signal.SIGINT, errors
     assert errors == ""
