@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +78,8 @@ def plan(
         except UserError as error:
             if options.fail_fast:
                 raise
-            job = Job(overrides, directory / label, error)
+            free = (path for path in _numbered(directory / label) if path not in planned)
+            job = Job(overrides, next(free), error)
         planned.setdefault(job.path, job)
     found = list(planned.values())
     for job in found:
@@ -116,8 +116,8 @@ def write_plan(
     file = directory / SWEEP
     jobs = {job.path.name: {"overrides": job.overrides, "path": job.path.name} for job in planned}
     if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))["jobs"]
-        jobs = {job["path"]: job for job in before} | jobs
+        before = RunDirectory(directory).read_json(file)
+        jobs = {job["path"]: job for job in before["jobs"]} | jobs
     content = {"command": command, "name": options.name, "match": options.match}
     write_json(file, content | {"jobs": list(jobs.values())})
 
@@ -143,6 +143,12 @@ def _typed(composed: DictConfig, group: str, options: SweepConfig) -> Config:
     return replace(config, data=replace(config.data, **paths))
 
 
+def _numbered(path: Path) -> Iterator[Path]:
+    yield path
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.name}_{number}")
+
+
 class Places:
     """Where the runs of a sweep lie: nothing of another config, code or text is written over."""
 
@@ -154,8 +160,7 @@ class Places:
     def of(self, label: str, config: Config) -> tuple[Path, bool]:
         """The first folder of a label that is free or holds this very run; whether it is done."""
         asked = request_sha256(config)
-        for number in itertools.count(1):
-            path = self._directory / (label if number == 1 else f"{label}_{number}")
+        for path in _numbered(self._directory / label):
             run = RunDirectory(path)
             begun = run.config.exists()
             if self._taken.get(path, asked) == asked and (
