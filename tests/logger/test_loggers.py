@@ -236,7 +236,7 @@ logger.finish({{}}, failed=False)
         subprocess.run(
             command, stdin=terminal, stdout=terminal, stderr=terminal, check=True, timeout=30
         )
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 15  # telemetry would hold it for 20; a busy machine takes 6
     assert len(offline_runs(info)) == 1
     os.close(terminal)
     printed = b""
