@@ -25,6 +25,10 @@ COMPUTING = ("torch", "tiktoken", "tokenizers")
 PACKAGES = ("torch", "hydra-core", "omegaconf", "wandb", "tiktoken", "tokenizers", "safetensors")
 
 
+class Busy(UserError):
+    """Another process is training the run."""
+
+
 class RunDirectory:
     """Paths and files of one run. Whole files are written atomically, logs are appended to."""
 
@@ -41,7 +45,7 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training here meanwhile. Raises UserError if one does.
+        """Keep other processes from training here meanwhile. Raises Busy if one does.
 
         The system frees the lock of a killed process.
         """
@@ -50,7 +54,7 @@ class RunDirectory:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(
+            raise Busy(
                 f"{self.path}: another process is training this run; wait for it or stop it first"
             ) from None
         try:
@@ -80,7 +84,10 @@ class RunDirectory:
     def read_json(self, path: Path) -> dict[str, Any]:
         """A JSON file of this run. Raises UserError if it is missing or broken."""
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError("no object")
+            return found
         except FileNotFoundError:
             raise UserError(f"{path}: not there; has this run started?") from None
         except ValueError as error:
@@ -139,9 +146,9 @@ def code_sha256() -> str:
 
 def same_code(manifest: dict[str, Any]) -> bool:
     """Whether a run was computed by the code, and with the packages, that are here now."""
-    versions = manifest["versions"]
+    versions = manifest.get("versions", {})
     return manifest.get("code_sha256") == code_sha256() and all(
-        versions[name] == importlib.metadata.version(name) for name in COMPUTING
+        versions.get(name) == importlib.metadata.version(name) for name in COMPUTING
     )
 
 

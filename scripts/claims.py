@@ -380,7 +380,9 @@ def early_stopping(folder: Path) -> Finding:
     found: dict[str, dict[int, dict[str, Any]]] = {"asha": {}, "none": {}}
     for file in sorted((folder / "early_stopping").glob("*_*/tune.json")):
         scheduler, _, seed = file.parent.name.rpartition("_")
-        found[scheduler][int(seed)] = json.loads(file.read_text(encoding="utf-8"))
+        found[scheduler][int(seed)] = tuned = json.loads(file.read_text(encoding="utf-8"))
+        if tuned["status"] != "finished":
+            raise SystemExit(f"{file}: not finished; run scripts/reproduce_claims.sh again")
     best = {name: {s: t["best"]["value"] for s, t in f.items()} for name, f in found.items()}
     table, (sign,) = tested(
         "best",

@@ -15,7 +15,11 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 sweep() {  # experiment, folder
   minigpt train -m experiment="claims/$1" "hydra/launcher=$LAUNCHER" logger=none \
-    hydra.sweep.dir="$DIR/$2" "${ARGS[@]}" || echo "$1: not all runs are done" >&2
+    hydra.sweep.dir="$DIR/$2" "${ARGS[@]}" || {
+    local code=$?  # 1: some failed, as what diverges does; 2: bad input; more: a signal
+    if [ "$code" != 1 ]; then exit "$code"; fi
+    echo "$1: not all runs are done" >&2
+  }
 }
 at_lengths() {  # runs
   local run block
@@ -27,7 +31,7 @@ at_lengths() {  # runs
 }
 search() {  # scheduler, seed
   local folder="$DIR/early_stopping/$1_$2"
-  [ -e "$folder/best.yaml" ] || minigpt tune experiment=claims/early_stopping model=rope,alibi \
+  grep -qs '^  "status": "finished"' "$folder/tune.json" || minigpt tune experiment=claims/early_stopping model=rope,alibi \
     'optimizer.lr=tag(log,interval(3e-4,3e-2))' logger=none --search random --trials "$TRIALS" \
     --seed "$2" --scheduler "$1" --dir "$folder" "${ARGS[@]}"
 }

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from minigpt.errors import UserError, first_line
 from minigpt.files import write_json
-from minigpt.run import RunDirectory
+from minigpt.run import Busy, RunDirectory
 from minigpt.sweep.plan import Job
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class SweepJob:
         job = self.jobs[HydraConfig.get().job.num]
         if self.stop.exists():
             return
+        began = time.time()
         job.path.mkdir(parents=True, exist_ok=True)
         with (
             (job.path / LOG).open("a", encoding="utf-8", buffering=1) as log,
@@ -58,9 +59,11 @@ class SweepJob:
                 self._train(job)
             except KeyboardInterrupt as stop:
                 self.stop.write_text(str(getattr(stop, "number", int(signal.SIGINT))))
+            except Busy as error:  # the same command elsewhere: it will finish the run
+                print(error)
             except Exception as error:
                 traceback.print_exc()
-                self._record(job, error)
+                _record(job.run, error, began)
                 if self.fail_fast:
                     self.stop.write_text(FAILED)
 
@@ -72,10 +75,9 @@ class SweepJob:
         run, config = job.run, job.config
         if isinstance(config, UserError):
             raise config
-        if not _free(run):
-            print(f"{run.path}: another process is training this run")
+        _wait_until_free(run)
+        if _status(run) == "finished":  # by the same command elsewhere
             return
-        run.result.unlink(missing_ok=True)  # of an earlier end
         resumed = run.config.exists()
         if resumed:
             config = load_config(run.config)
@@ -107,22 +109,32 @@ class SweepJob:
             ended.set()
             thread.join()
 
-    def _record(self, job: Job, error: Exception) -> None:
-        """Say in result.json how the job ended, where the run did not come to say it."""
-        if not job.run.result.exists():
-            write_json(job.run.result, {"status": "failed", "error": first_line(error)})
+
+def _record(run: RunDirectory, error: Exception, began: float) -> None:
+    """Say in result.json how a job ended, where the run did not come to say it."""
+    told = run.result.exists() and run.result.stat().st_mtime >= began
+    if not told and _status(run) != "finished":
+        write_json(run.result, {"status": "failed", "error": first_line(error)})
 
 
-def _free(run: RunDirectory) -> bool:
-    """Whether no other process trains this run, or stops to within LOCK_SECONDS."""
+def _status(run: RunDirectory) -> str | None:
+    """The status in result.json; None where it is missing or broken."""
+    try:
+        return run.read_json(run.result).get("status")
+    except UserError:
+        return None
+
+
+def _wait_until_free(run: RunDirectory) -> None:
+    """Let a run whose sweep was killed save itself. Raises Busy where it goes on training."""
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
             with run.locked():
-                return True
-        except UserError:
+                return
+        except Busy:
             if time.monotonic() > deadline:
-                return False
+                raise
             time.sleep(POLL_SECONDS)
 
 

@@ -80,6 +80,7 @@ def plan(
                 raise
             free = (path for path in _numbered(directory / label) if path not in planned)
             job = Job(overrides, next(free), error)
+            places.occupy(job.path)
         planned.setdefault(job.path, job)
     found = list(planned.values())
     for job in found:
@@ -116,8 +117,9 @@ def write_plan(
     file = directory / SWEEP
     jobs = {job.path.name: {"overrides": job.overrides, "path": job.path.name} for job in planned}
     if file.exists():
-        before = RunDirectory(directory).read_json(file)
-        jobs = {job["path"]: job for job in before["jobs"]} | jobs
+        before = RunDirectory(directory).read_json(file).get("jobs")
+        listed = before if isinstance(before, list) else []
+        jobs = {j["path"]: j for j in listed if isinstance(j, dict) and "path" in j} | jobs
     content = {"command": command, "name": options.name, "match": options.match}
     write_json(file, content | {"jobs": list(jobs.values())})
 
@@ -157,6 +159,10 @@ class Places:
         self._taken: dict[Path, str] = {}  # by this sweep, with the digest of what was asked for
         self._texts: dict[str, str] = {}  # digests of texts, by where they come from
 
+    def occupy(self, path: Path) -> None:
+        """Keep a folder for a job without a config."""
+        self._taken[path] = ""
+
     def of(self, label: str, config: Config) -> tuple[Path, bool]:
         """The first folder of a label that is free or holds this very run; whether it is done."""
         asked = request_sha256(config)
@@ -168,7 +174,7 @@ class Places:
             ):
                 self._taken[path] = asked
                 ended = begun and run.result.exists()
-                return path, ended and run.read_json(run.result)["status"] == "finished"
+                return path, ended and run.read_json(run.result).get("status") == "finished"
         raise AssertionError
 
     def _is_of(self, run: RunDirectory, config: Config, asked: str) -> bool:
@@ -177,7 +183,7 @@ class Places:
         return (
             manifest.get("request_sha256") == asked
             and same_code(manifest)
-            and manifest["data_sha256"] == self._text_sha256(config.data)
+            and manifest.get("data_sha256") == self._text_sha256(config.data)
         )
 
     def _text_sha256(self, data: DataConfig) -> str:

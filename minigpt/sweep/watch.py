@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 
 from minigpt.display import PipeConsole
+from minigpt.errors import UserError
 from minigpt.sweep.job import LOG
 from minigpt.sweep.plan import Job
 
@@ -93,7 +94,7 @@ class Watch:
         table = Table(Column("job", overflow="fold"), "status", show_edge=False)
         for heading in ("steps", "val loss", "seconds"):
             table.add_column(heading, justify="right")
-        table.add_column("note", no_wrap=True)  # in full in the job's log
+        table.add_column("note", no_wrap=True, max_width=30)  # in full in the job's log
         for job, status in zip(self.jobs, self.statuses, strict=True):
             loss, seconds = status.result.get("val_loss"), status.result.get("seconds")
             table.add_row(
@@ -132,6 +133,8 @@ class Watch:
             return Status("skipped", result.get("steps", 0), result)
         if not _newer(job.path / LOG, self.began):
             return Status("waiting", 0, {})
+        if isinstance(job.config, UserError):
+            return Status("failed", 0, {"error": str(job.config)})
         if _newer(job.run.result, self.began):
             result = _read_result(job.run.result)
             state = ENDS.get(result.get("status", ""))

@@ -61,7 +61,7 @@ def parse_space(overrides: list[str]) -> Space:
         override = _parse(text)
         key = override.get_key_element()
         plain = key.lstrip("+~")
-        if plain == "resume" or plain.startswith("hydra."):
+        if plain == "resume" or plain.startswith(("hydra.", "hydra/", "sweep")):
             raise UserError(f"{text}: a search starts runs of its own; leave it out")
         if plain in seen:
             raise UserError(f"{text}: {plain} is given twice; leave one of them out")

@@ -304,3 +304,37 @@ def test_a_launcher_that_is_not_installed(cli: Cli, monkeypatch: pytest.MonkeyPa
     outcome = cli("train", "-m", *TINY, "seed=1,2", "hydra/launcher=joblib")
     assert outcome.code == 2
     assert "hydra/launcher=joblib: not installed; pip install 'minigpt[joblib]'" in outcome.err
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_sweep(workdir: Path) -> None:
+    options = ["seed=1,2,3,4", "trainer.max_steps=200", "trainer.sample_every=null"]
+    both = [spawn(*options) for _ in range(2)]
+    ended = [(*process.communicate(timeout=300), process.returncode) for process in both]
+    assert all("failed" not in out for out, _, _ in ended), ended
+    statuses = [json.loads((run / "result.json").read_text())["status"] for run in runs().values()]
+    assert statuses == ["finished"] * 4
+    manifests = [json.loads((run / "manifest.json").read_text()) for run in runs().values()]
+    assert all("resumed" not in manifest for manifest in manifests)
+
+
+def test_a_job_that_fails_again_says_so_again(cli: Cli) -> None:
+    command = ["train", "-m", *TINY, "optimizer.lr=1e30,1e-3", "trainer.max_steps=4", HERE]
+    assert "1 done, 1 failed" in cli(*command).out.replace("1 failed, 1 done", "1 done, 1 failed")
+    again = cli(*command)
+    assert again.code == 1 and "lr=1e+30  failed: loss" in again.out and "1 skipped" in again.out
+
+
+@pytest.mark.parametrize("broken", ["", "{}", "[]", '{"jobs": 3}', '{"jobs": [{"a": 1}]}'])
+def test_broken_files_of_a_sweep(cli: Cli, broken: str) -> None:
+    command = ["train", "-m", *TINY, "seed=1,2", "trainer.max_steps=2", HERE]
+    assert cli(*command).code == 0
+    Path("sweep/sweep.json").write_text(broken)
+    listed = cli(*command)
+    assert listed.code in (0, 2) and "Traceback" not in listed.err
+    Path("sweep/sweep.json").unlink(missing_ok=True)
+    Path("sweep/seed=1/result.json").write_text(broken)
+    outcome = cli(*command)
+    assert outcome.code in (0, 1) and "Traceback" not in outcome.err
+    if outcome.code:
+        assert "seed=1  failed: " in outcome.out
