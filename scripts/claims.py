@@ -429,7 +429,8 @@ def sentence(name: str) -> str:
 def page(findings: dict[str, Finding], folder: Path) -> str:
     """The Markdown page."""
     runs = find_runs([str(folder)]).runs
-    run = next(run for run in runs if run.finished)
+    # Of them the deepest: the bigram has no layers.
+    run = max((r for r in runs if r.finished), key=lambda r: int(r.config["model.n_layer"]))
     config, versions = run.config, run.manifest["versions"]
     seeds = len({run.seed for run in runs})
     lines = [
