@@ -1,6 +1,6 @@
 """The posts' claims, tested on the runs of scripts/reproduce_claims.sh.
 
-    python scripts/claims.py runs/claims docs/claims.md
+    python scripts/claims.py runs/claims docs/claims.md --claims "norm heads"
 
 Each claim is the sentence of configs/experiment/claims/NAME.yaml, a table of effects with 95 %
 intervals, and a verdict. Differences are paired by seed; p-values are Holm's within a claim.
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,20 @@ import torch
 from bench_group import device_here, kept_bytes
 
 from minigpt.config import composed_config
+from minigpt.errors import UserError, require_one_of
 from minigpt.hydra_app import config_directory
 from minigpt.model import GPT
 from minigpt.model.backends import BACKENDS
+from minigpt.report.comparison import LOSS
 from minigpt.report.designs import Design, group
+from minigpt.report.evaluations import Evaluations, at_length
 from minigpt.report.runs import Run, find_runs
 from minigpt.report.statistics import CONFIDENCE, Seeds, holm, interval, paired
 from minigpt.report.tables import Cell, Column, Table, to_markdown
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot tell"
 ALIKE = 0.02  # nats a token: a difference below it is called none
+ALIKE_BITS = ALIKE / math.log(2)  # bits a byte, of characters of one byte
 LENGTHS = (64, 256, 1024, 2048)  # of backends
 TOKENS, REPEATS = 4096, 7
 INPUT_ONLY = ("learned", "sinusoidal")
@@ -57,32 +62,48 @@ class Finding:
 
 
 class Runs:
-    """The runs of one folder, grouped into designs by keys of their config."""
+    """The runs of one folder, grouped into designs by keys of their config.
+
+    Raises UserError where one neither finished nor diverged: it would drop out of a mean unseen.
+    """
 
     def __init__(self, folder: Path, *keys: str) -> None:
+        self.folder = folder
         self.found: list[Run] = find_runs([str(folder)]).runs
         self.designs: dict[tuple[str, ...], Design] = {}
+        for run in self.found:
+            if not (run.finished or _diverged(run)):
+                raise UserError(f"{run.path}: {run.status}; run scripts/reproduce_claims.sh again")
         for design in group(self.found, []):
             self.designs[tuple(str(design.config.get(key)) for key in keys)] = design
 
+    def of(self, *values: str) -> Design:
+        """The design with these values of the keys."""
+        if values not in self.designs:
+            raise UserError(f"{self.folder}: no run of {' '.join(values)}; run the script again")
+        return self.designs[values]
+
     def seeds(self, *values: str, key: str = "val_loss") -> Seeds:
         """A number of result.json of one design, by seed."""
-        return self.designs[values].seeds(key)
+        return self.of(*values).seeds(key)
 
-    def at_length(self, length: int, *values: str) -> Seeds:
-        """The validation loss of one design with windows of a length, by seed."""
-        found = {}
-        for run in self.designs[values].runs:
-            entry = run.evaluations["last"]["lengths"].get(str(length), {})
-            if run.seed is not None and entry.get("loss") is not None:
-                found[run.seed] = float(entry["loss"])
+    def with_diverged(self, *values: str) -> Seeds:
+        """The validation loss of one design by seed; that of guessing, ln n, where it diverged."""
+        found = self.seeds(*values)
+        for run in self.of(*values).unfinished:
+            if run.seed is not None:
+                found[run.seed] = math.log(run.manifest["vocabulary"])
         return found
 
     def number(self, key: str, *values: str) -> int:
         """A number that all runs of one design share."""
-        (number,) = {run.number(key) for run in self.designs[values].runs}
+        (number,) = {run.number(key) for run in self.of(*values).runs}
         assert number is not None
         return int(number)
+
+
+def _diverged(run: Run) -> bool:
+    return run.result.get("diverged") is True
 
 
 @dataclass(frozen=True)
@@ -93,27 +114,33 @@ class Effect:
     one: Seeds
     other: Seeds
 
+    @property
+    def by_seed(self) -> Seeds:
+        """The difference of each seed that both have."""
+        return {s: self.one[s] - self.other[s] for s in self.one.keys() & self.other.keys()}
 
-def tested(name: str, title: str, effects: Sequence[Effect]) -> tuple[Table, list[str]]:
-    """A table of differences, and of each whether it is 'below', 'above', 'alike' or 'open'."""
+
+def judged(
+    name: str, title: str, effects: Sequence[Effect], alike: float = ALIKE
+) -> tuple[Table, list[str]]:
+    """A table of differences, and of each whether it is 'below', 'above', 'alike' or 'open'.
+
+    'alike': the whole interval lies within `alike` of 0. One seed leaves all of it open.
+    """
     found = [paired(effect.one, effect.other) for effect in effects]
     adjusted = holm([None if d is None else d.p for d in found])
     rows: list[list[Cell]] = []
     signs = []
     for effect, difference, p in zip(effects, found, adjusted, strict=True):
+        rows.append([effect.name, None if difference is None else difference.interval, p])
         if difference is None or p is None:
-            rows.append([effect.name, None, None])
             signs.append("open")
-            continue
-        found_interval = difference.interval
-        rows.append([effect.name, found_interval, p])
-        if abs(found_interval.low) < ALIKE and abs(found_interval.high) < ALIKE:
-            sign = "alike"
+        elif max(abs(difference.interval.low), abs(difference.interval.high)) < alike:
+            signs.append("alike")
         elif p >= 1 - CONFIDENCE:
-            sign = "open"
+            signs.append("open")
         else:
-            sign = "below" if found_interval.mean < 0 else "above"
-        signs.append(sign)
+            signs.append("below" if difference.interval.mean < 0 else "above")
     return Table(name, title, list(EFFECT), rows), signs
 
 
@@ -134,6 +161,11 @@ def levels(name: str, title: str, word: str, seeds: dict[str, Seeds], unit: str)
 # ---- claims ----
 
 
+def no_worse(signs: Sequence[str]) -> str:
+    """`holds` where every difference is an improvement or none."""
+    return all_are("alike", ["alike" if sign == "below" else sign for sign in signs], ["above"])
+
+
 def inside_blocks(folder: Path) -> Finding:
     runs = Runs(folder / "positional", "model.positional.name")
     inside = sorted(name for (name,) in runs.designs if name not in INPUT_ONLY)
@@ -143,7 +175,7 @@ def inside_blocks(folder: Path) -> Finding:
         for one in inside
         for other in INPUT_ONLY
     ]
-    table, signs = tested("inside", "Inside every block minus at the input alone", effects)
+    table, signs = judged("inside", "Inside every block minus at the input alone", effects)
     better = sum(sign == "below" for sign in signs)
     return Finding(
         all_are("below", signs, ["above"]),
@@ -156,7 +188,7 @@ def alike(folder: Path) -> Finding:
     runs = Runs(folder / "positional", "model.positional.name")
     pairs = (("relative_bias", "alibi"), ("relative_bias", "rope"), ("alibi", "rope"))
     effects = [Effect(f"{a} minus {b}", runs.seeds(a), runs.seeds(b)) for a, b in pairs]
-    table, signs = tested("alike", "Paired differences", effects)
+    table, signs = judged("alike", "Paired differences", effects)
     return Finding(
         all_are("alike", signs, ["below", "above"]),
         f"Alike means that the whole interval lies within {ALIKE} nats of 0.",
@@ -169,10 +201,12 @@ def parameters(folder: Path) -> Finding:
     counts = {name: runs.number("parameters.positional", name) for (name,) in runs.designs}
     order = sorted(counts, key=lambda name: (counts[name], name))
     columns = [Column("positional", "positional"), Column("n", "parameters of the scheme")]
-    none = [name for name in order if counts[name] == 0]
+    fewest, then = (
+        [name for name in order if counts[name] == n] for n in sorted({*counts.values()})[:2]
+    )
     return Finding(
-        HOLDS if counts["alibi"] == 0 and none == ["alibi"] else FAILS,
-        f"{', '.join(none)} have none at all, so ALiBi is among the fewest but not alone.",
+        HOLDS if (fewest, then) == (["alibi"], ["rope"]) else FAILS,
+        f"The fewest: {', '.join(fewest)}; the next: {', '.join(then)}.",
         [Table("parameters", "Parameters", columns, [[name, counts[name]] for name in order])],
     )
 
@@ -183,17 +217,20 @@ def beyond(folder: Path) -> Finding:
     (block,) = {int(run.config["model.block_size"]) for run in runs.found}
     lengths = [block, 2 * block, 4 * block, 8 * block]
     columns = [Column("positional", "positional"), *(Column(str(n), str(n)) for n in lengths)]
+    losses = {
+        (name, n): at_length(runs.of(name), Evaluations("last"), n, LOSS)
+        for name in names
+        for n in lengths
+    }
     rows: list[list[Cell]] = [
-        [name, *(interval([*runs.at_length(n, name).values()]) for n in lengths)] for name in names
+        [name, *(interval([*losses[name, n].values()]) for n in lengths)] for name in names
     ]
     effects = [
-        Effect(
-            f"{name} at {n} minus at {block}", runs.at_length(n, name), runs.at_length(block, name)
-        )
+        Effect(f"{name} at {n} minus at {block}", losses[name, n], losses[name, block])
         for name in names
         for n in lengths[1:]
     ]
-    table, signs = tested("growth", "What a longer context changes", effects)
+    table, signs = judged("growth", "What a longer context changes", effects)
     step = len(lengths) - 1
     own, others = signs[:step], signs[step:]
     worse = [
@@ -214,7 +251,7 @@ def beyond(folder: Path) -> Finding:
 def learned_sinusoidal(folder: Path) -> Finding:
     runs = Runs(folder / "positional", "model.positional.name")
     effect = Effect("learned minus sinusoidal", runs.seeds("learned"), runs.seeds("sinusoidal"))
-    table, (sign,) = tested("learned", "Paired difference", [effect])
+    table, (sign,) = judged("learned", "Paired difference", [effect])
     verdicts = {"below": FAILS, "above": HOLDS, "alike": HOLDS, "open": OPEN}
     return Finding(verdicts[sign], f"No better: not below, or within {ALIKE} nats.", [table])
 
@@ -226,15 +263,14 @@ def tying(folder: Path) -> Finding:
         Effect(f"{name}: tied minus untied", runs.seeds(name, "tied"), runs.seeds(name, "untied"))
         for name in tokenizers
     ]
-    table, signs = tested("tying", "Paired differences, nats a token", effects)
+    table, signs = judged("tying", "Paired differences, nats a token", effects)
     columns = [Column("tokenizer", "tokenizer"), Column("tied", "tied"), Column("untied", "untied")]
     rows: list[list[Cell]] = [
         [name, *(runs.number("parameters.total", name, kind) for kind in ("tied", "untied"))]
         for name in tokenizers
     ]
-    no_worse = ["alike" if sign == "below" else sign for sign in signs]
     return Finding(
-        all_are("alike", no_worse, ["above"]),
+        no_worse(signs),
         f"No cost: tied is better, or within {ALIKE} nats.",
         [Table("parameters", "Parameters", columns, rows), table],
     )
@@ -243,30 +279,21 @@ def tying(folder: Path) -> Finding:
 def norm(folder: Path) -> Finding:
     runs = Runs(folder / "norm", "model.norm.placement", "optimizer.lr")
     rates = sorted({rate for _, rate in runs.designs}, key=float)
-    losses = {(p, r): runs.seeds(p, r) for p in ("pre", "post") for r in rates}
-    effects = [
-        Effect(f"pre minus post at {rate}", losses["pre", rate], losses["post", rate])
-        for rate in rates
-    ]
+    losses = {(p, r): runs.with_diverged(p, r) for p in ("pre", "post") for r in rates}
     low, high = (
-        {
-            s: losses["pre", r][s] - losses["post", r][s]
-            for s in losses["pre", r].keys() & losses["post", r].keys()
-        }
-        for r in rates
+        Effect(f"pre minus post at {r}", losses["pre", r], losses["post", r]) for r in rates
     )
-    effects.append(Effect("that at the high rate minus that at the low", high, low))
-    table, signs = tested("norm", "Paired differences", effects)
-    ended = [
-        f"{sum(not run.finished for run in runs.designs[key].all_runs)} of "
-        f"{len(runs.designs[key].all_runs)} runs of {key[0]} at {key[1]}"
-        for key in losses
-        if any(not run.finished for run in runs.designs[key].all_runs)
+    more = Effect("that at the high rate minus that at the low", high.by_seed, low.by_seed)
+    table, signs = judged("norm", "Paired differences", [low, high, more])
+    diverged = [
+        f"{len(design.unfinished)} of {len(design.all_runs)} runs of {placement} at {rate}"
+        for (placement, rate), design in runs.designs.items()
+        if design.unfinished
     ]
     labelled = {f"{placement}, lr {rate}": seeds for (placement, rate), seeds in losses.items()}
     return Finding(
         all_are("below", signs, ["above", "alike"]),
-        f"Diverged: {', '.join(ended) or 'none'}.",
+        f"Diverged: {', '.join(diverged) or 'none'}; such a run counts with the loss of guessing.",
         [levels("levels", "Validation loss", "norm", labelled, "nats a token"), table],
     )
 
@@ -275,7 +302,7 @@ def tokenizer(folder: Path) -> Finding:
     runs = Runs(folder / "tokenizer", "tokenizer.name")
     bits = {n: runs.seeds(n, key="val_bits_per_byte") for n in ("char", "bpe", "gpt2")}
     effects = [Effect(f"char minus {n}", bits["char"], bits[n]) for n in ("bpe", "gpt2")]
-    table, signs = tested("tokenizer", "Paired differences, bits a byte", effects)
+    table, signs = judged("tokenizer", "Paired differences, bits a byte", effects, ALIKE_BITS)
     return Finding(
         all_are("below", signs, ["above"]),
         "Losses a token of different tokenizers do not compare; bits a byte do.",
@@ -287,13 +314,11 @@ def bigram(folder: Path) -> Finding:
     runs = Runs(folder / "positional", "model.positional.name")
     least = Runs(folder / "bigram", "model.name").seeds("bigram")
     effects = [Effect(f"bigram minus {n}", least, runs.seeds(n)) for (n,) in sorted(runs.designs)]
-    table, signs = tested("bigram", "Paired differences", effects)
-    smallest = min(
-        row[1].low for row in table.rows if not isinstance(row[1], str | int | float | None)
-    )
+    table, signs = judged("bigram", "Paired differences", effects)
+    smallest = min(interval([*effect.by_seed.values()]).mean for effect in effects)
     return Finding(
         all_are("above", signs, ["below", "alike"]),
-        f"At least {smallest:.2f} nats behind each.",
+        f"It is {smallest:.2f} nats or more behind each.",
         [table],
     )
 
@@ -306,7 +331,7 @@ def heads(folder: Path) -> Finding:
         Effect(f"{n} minus {most} heads", runs.seeds(str(n)), runs.seeds(str(most)))
         for n in counts[1:]
     ]
-    table, signs = tested("heads", "Paired differences", effects)
+    table, signs = judged("heads", "Paired differences", effects)
     config = runs.designs[(str(most),)].config
     size = int(config["model.n_embd"]) // int(config["model.n_head"])
     columns = [
@@ -323,13 +348,13 @@ def heads(folder: Path) -> Finding:
         for n in counts
     ]
     return Finding(
-        all_are("alike", signs, ["above"]),
-        f"Little: within {ALIKE} nats.",
+        no_worse(signs),
+        f"Little: better, or within {ALIKE} nats.",
         [Table("cache", "Loss against cache", columns, rows), table],
     )
 
 
-def backend(folder: Path) -> Finding:
+def backend(folder: Path, overrides: Sequence[str] = ()) -> Finding:
     """Time and memory of one layer, the two in alternation."""
     columns = [
         Column("length", "length"),
@@ -340,7 +365,7 @@ def backend(folder: Path) -> Finding:
     rows: list[list[Cell]] = []
     ratios = []
     for length in LENGTHS:
-        chosen = ["experiment=claims/backend", f"model.block_size={length}"]
+        chosen = ["experiment=claims/backend", *overrides, f"model.block_size={length}"]
         tokens = torch.randint(65, (TOKENS // length, length), device=device_here())
         models = {}
         for name in ("eager", "sdpa"):
@@ -382,9 +407,11 @@ def early_stopping(folder: Path) -> Finding:
         scheduler, _, seed = file.parent.name.rpartition("_")
         found[scheduler][int(seed)] = tuned = json.loads(file.read_text(encoding="utf-8"))
         if tuned["status"] != "finished":
-            raise SystemExit(f"{file}: not finished; run scripts/reproduce_claims.sh again")
+            raise UserError(f"{file}: not finished; run scripts/reproduce_claims.sh again")
+    if not found["asha"]:
+        raise UserError(f"{folder}: no search that stops early; run scripts/reproduce_claims.sh")
     best = {name: {s: t["best"]["value"] for s, t in f.items()} for name, f in found.items()}
-    table, (sign,) = tested(
+    table, (sign,) = judged(
         "best",
         "Best validation loss found",
         [Effect("asha minus full", best["asha"], best["none"])],
@@ -426,23 +453,32 @@ def sentence(name: str) -> str:
     return line.removeprefix("# Claim: ")
 
 
+def trained(folder: Path) -> str:
+    """What was trained, on what and by which code; empty where a claim needed no training."""
+    runs = find_runs([str(folder)]).runs if folder.is_dir() else []
+    finished = [run for run in runs if run.finished]
+    if not finished:
+        return ""
+    # Of them the deepest: the bigram has no layers.
+    run = max(finished, key=lambda r: int(r.config["model.n_layer"]))
+    config, manifest = run.config, run.manifest
+    return (
+        f"{config['model.n_layer']} layers, {config['model.n_head']} heads, width "
+        f"{config['model.n_embd']}, block {config['model.block_size']}, batch "
+        f"{config['trainer.batch_size']}, {config['trainer.max_steps']} steps, "
+        f"{len({run.seed for run in runs})} seeds a design, characters of tiny Shakespeare where "
+        f"nothing else is said; {manifest['device']}; torch {manifest['versions']['torch']}, "
+        f"commit {str(manifest['commit'])[:8]}."
+    )
+
+
 def page(findings: dict[str, Finding], folder: Path) -> str:
     """The Markdown page."""
-    runs = find_runs([str(folder)]).runs
-    # Of them the deepest: the bigram has no layers.
-    run = max((r for r in runs if r.finished), key=lambda r: int(r.config["model.n_layer"]))
-    config, versions = run.config, run.manifest["versions"]
-    seeds = len({run.seed for run in runs})
     lines = [
         "# The posts' claims, tested",
         "",
-        "Written by `scripts/claims.py` from what `scripts/reproduce_claims.sh` trained: "
-        f"{config['model.n_layer']} layers, {config['model.n_head']} heads, width "
-        f"{config['model.n_embd']}, block {config['model.block_size']}, batch "
-        f"{config['trainer.batch_size']}, {config['trainer.max_steps']} steps, {seeds} seeds a "
-        "design, characters of tiny Shakespeare where nothing else is said; "
-        f"{run.manifest['device']}; torch {versions['torch']}, commit "
-        f"{str(run.manifest['commit'])[:8]}, {date.today()}.",
+        f"Written by `scripts/claims.py`, {date.today()}, from what `scripts/reproduce_claims.sh` "
+        f"trained. {trained(folder)}".rstrip(),
         "",
         "± is half of a 95 % t-interval over seeds. Differences are paired by seed; p is that of a",
         "paired t-test, Holm-corrected within a claim. A verdict is of this size, this text and",
@@ -465,11 +501,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Verdicts on the posts' claims.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--claims", default=",".join(CLAIMS), help="which (default: all)")
+    parser.add_argument("overrides", nargs="*", help="what all runs were trained with")
+    parser.add_argument("--claims", default=" ".join(CLAIMS), help="which (default: all)")
     options = parser.parse_args()
-    findings = {name: CLAIMS[name](options.folder) for name in options.claims.split(",")}
-    for name, finding in findings.items():
-        print(f"{name}: {finding.verdict}. {finding.reason}")
+    judges = CLAIMS | {"backend": partial(backend, overrides=options.overrides)}
+    findings = {}
+    for name in options.claims.split():
+        try:
+            require_one_of("--claims", name, CLAIMS)
+            findings[name] = judges[name](options.folder)
+        except UserError as error:
+            parser.exit(2, f"{name}: {error}\n")
+        print(f"{name}: {findings[name].verdict}. {findings[name].reason}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(page(findings, options.folder), encoding="utf-8")
     print(f"written to {options.out}")

@@ -37,6 +37,11 @@ search() {  # scheduler, seed
 }
 
 for claim in $CLAIMS; do
+  if [ ! -f "$here/../configs/experiment/claims/$claim.yaml" ]; then
+    echo "CLAIMS: $claim is no claim; see configs/experiment/claims/" >&2 && exit 2
+  fi
+done
+for claim in $CLAIMS; do
   case " $POSITIONAL bigram " in *" $claim "*) sweep inside_blocks positional ;; esac
   case $claim in
     beyond) at_lengths "$DIR"/positional/positional={alibi,rope,sinusoidal,t5}_seed=* ;;
@@ -44,4 +49,4 @@ for claim in $CLAIMS; do
     early_stopping) for seed in $SEARCHES; do search none "$seed"; search asha "$seed"; done ;;
   esac
 done
-python "$here/claims.py" "$DIR" "$OUT" --claims "${CLAIMS// /,}"
+python "$here/claims.py" "$DIR" "$OUT" "${ARGS[@]}" --claims "$CLAIMS"

@@ -80,6 +80,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require(self.n_layer >= 0, "model.n_layer", self.n_layer, "must be 0 or more")
+        why = f"a bigram has no layers, and model.n_layer={self.n_layer}; set model.n_layer=0"
+        require(self.name != "bigram" or self.n_layer == 0, "model", self.name, why)
         for key in ("n_head", "n_embd", "block_size", "vocab_multiple"):
             require(
                 getattr(self, key) >= 1, f"model.{key}", getattr(self, key), "must be 1 or more"

@@ -20,7 +20,7 @@ from minigpt.model import GPT
 from minigpt.model.backends import BackendConfig
 from minigpt.run import RunDirectory, provenance
 from minigpt.train.device import Compute, choose_compute, set_threads
-from minigpt.train.loop import Interrupted, Stop, Stopped, Trainer
+from minigpt.train.loop import Diverged, Interrupted, Stop, Stopped, Trainer
 
 LESS_MEMORY = (
     "lower model.n_embd, model.block_size or trainer.batch_size, or compute a batch in pieces "
@@ -104,7 +104,10 @@ def start(
             result = trainer.result("interrupted")
             raise
         except BaseException as error:
-            result = trainer.result("failed") | {"error": first_line(error)}
+            result = trainer.result("failed") | {
+                "error": first_line(error),
+                "diverged": isinstance(error, Diverged),
+            }
             raise
         finally:
             display.stop()

@@ -135,6 +135,7 @@ def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
         ),
         (["model=bigram", "ffn=moe"], "ffn=moe: works inside blocks, and .*; use relu2"),
         (["model=bigram", "ffn=conv"], "ffn=conv: works inside blocks, and .*; use relu2"),
+        (["model=bigram", "model.n_layer=2"], "model=bigram: a bigram has .*; set model.n_layer=0"),
         (["model=bigram", "model.n_kv_head=1"], "model.n_kv_head=1: works inside .*; use null"),
         (["model=bigram", "model.logit_softcap=5"], "model.logit_softcap=5.0: works .*; use null"),
         (["attention=windowed"], "attention=windowed: no such attention"),
