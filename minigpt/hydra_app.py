@@ -74,8 +74,9 @@ def _run_label(name: str | None, design: str, overrides: list[str]) -> str:
 
 
 def file_name(text: str) -> str:
-    """A text as a file name: no separators, and not too long for a file system."""
-    return re.sub(r"[^\w.=+-]+", "_", text)[:100].strip("_") or "run"
+    """A text as a file name: no separators, and no more bytes than a file system takes."""
+    name = re.sub(r"[^\w.=+-]+", "_", text).encode("utf-8")[:100].decode("utf-8", "ignore")
+    return name.strip("_") or "run"
 
 
 def run_hydra(task: Callable[[DictConfig], Any], arguments: list[str]) -> None:
@@ -97,7 +98,9 @@ def run_hydra(task: Callable[[DictConfig], Any], arguments: list[str]) -> None:
         from minigpt.sweep.directory import sweep_directory
 
         # An override, so that it is the same in every process of the sweep.
-        folder = sweep_directory(readable, list(_swept_keys(readable)))
+        root = {"--config-name": parsed.config_name, "--config-dir": parsed.config_dir}
+        other = [f"{flag}={value}" for flag, value in root.items() if value is not None]
+        folder = sweep_directory([*other, *readable], list(_swept_keys(readable)))
         readable.append(f"hydra.sweep.dir={folder}")
     sys.argv = [sys.argv[0], *flags, *readable]
     app = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=ROOT)
@@ -116,6 +119,13 @@ def compose_config(overrides: list[str]) -> DictConfig:
             return compose(ROOT, [quoted(override) for override in overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, overrides)) from None
+
+
+def swept_by_experiment(overrides: list[str]) -> list[str]:
+    """Keys that a preset or an experiment among the overrides has a sweep vary."""
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        composed = compose(ROOT, [quoted(o) for o in overrides], return_hydra_config=True)
+    return list(composed.hydra.sweeper.params or {})
 
 
 def _require_choices(overrides: list[str]) -> None:

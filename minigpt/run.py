@@ -43,6 +43,11 @@ class RunDirectory:
         self.last = path / "checkpoints" / "last"
         self.best = path / "checkpoints" / "best"
 
+    @property
+    def status(self) -> str | None:
+        """How it ended, of result.json; None where there is none. Raises UserError if broken."""
+        return self.read_json(self.result).get("status") if self.result.exists() else None
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from training here meanwhile. Raises Busy if one does.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from argparse import Namespace
 from contextlib import suppress
@@ -39,7 +40,8 @@ def main(arguments: list[str]) -> None:
         "folders",
         metavar="DIR",
         nargs="+",
-        help="a run, a folder searched for runs, or latest: the newest sweep, else the newest run",
+        help="a run, a folder searched for runs, or latest: the sweep or search of the newest run, "
+        "or that run",
     )
     parser.add_argument(
         "--by",
@@ -64,7 +66,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--live",
         action="store_true",
-        help="show again whenever something new is there, until every job of the sweep has ended",
+        help="show again whenever something new is there, until every run, sweep and search ended",
     )
     parser.add_argument(
         "--every",
@@ -81,8 +83,8 @@ def main(arguments: list[str]) -> None:
     )
     options = parser.parse_args(arguments)
     options.by = [key for group in options.by for key in group.split(",") if key]
-    if options.every <= 0:
-        raise UserError(f"--every={options.every:g}: must be above 0 seconds")
+    if not 0 < options.every < math.inf:
+        raise UserError(f"--every={options.every:g}: must be a number of seconds above 0")
     out = _out(options)
     if options.wandb is not None:
         from minigpt.report.wandb_report import project_name, require_workspaces
@@ -238,13 +240,8 @@ def _state(folders: list[str]) -> dict[Path, tuple[int, int]]:
 
 
 def _ended(comparison: Comparison) -> bool:
-    """Whether nothing more will come: each job of each sweep.json, or the one run, has ended."""
-    from minigpt.report.runs import SWEEP_SIGNS
-
+    """Whether nothing more will come: each run, job of a sweep and search has ended."""
     found = comparison.found
     ended = {run.path.resolve() for run in found.runs if "status" in run.result}
-    if found.sweeps:
-        return {job.path.resolve() for job in found.jobs} <= ended
-    # A sweep without a list of its jobs may start another at any time.
-    swept = any((run.path.parent / sign).is_file() for run in found.runs for sign in SWEEP_SIGNS)
-    return not swept and len(ended) == len(found.runs) == 1
+    awaited = [*(run.path for run in found.runs), *(job.path for job in found.jobs)]
+    return not found.searching and {path.resolve() for path in awaited} <= ended

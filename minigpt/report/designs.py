@@ -257,7 +257,8 @@ def shown(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(shown, value))}]"
     if isinstance(value, float):
-        return f"{value:g}"
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)  # other values, other words
     text = str(value)
     return text if text.isprintable() and text else json.dumps(text)
 

@@ -18,8 +18,8 @@ from minigpt.errors import UserError, did_you_mean, first_line
 from minigpt.run import RUNS, RunDirectory, find_run
 
 SWEEP = "sweep.json"  # what a sweep leaves: its command and its jobs
-SWEEP_SIGNS = (SWEEP, "multirun.yaml")  # the second is Hydra's own
-FILES = ("config.yaml", "manifest.json", "result.json", "metrics.jsonl", "eval.json", SWEEP)
+SEARCH = "tune.json"  # what a search leaves
+FILES = ("config.yaml", "manifest.json", "result.json", "metrics.jsonl", "eval.json", SWEEP, SEARCH)
 NO_RESULT = "no result.json: still running, or killed"
 
 
@@ -111,11 +111,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Found:
-    """All runs below the folders that were named, and the sweeps among those."""
+    """All runs below the folders that were named, and the sweeps among those.
+
+    `searching`: folders in which `minigpt tune` has not come to its end.
+    """
 
     runs: list[Run]
     sweeps: list[Sweep]
     problems: list[str]
+    searching: list[Path]
 
     @property
     def jobs(self) -> list[Job]:
@@ -134,7 +138,9 @@ def find_runs(names: Sequence[str]) -> Found:
     order = {job.path.resolve(): n for n, job in enumerate(j for s in sweeps for j in s.jobs)}
     paths = {path.resolve(): path for top in folders for path in _run_directories(top)}
     runs = [run for path in paths.values() if _is_run(run := read_run(path))]
-    if not runs and not order:
+    searches = {file.resolve(): file for top in folders for file in top.rglob(SEARCH)}.values()
+    searching = [f.parent for f in searches if _read(f, problems).get("status") == "running"]
+    if not (runs or order or searching):
         raise UserError(
             f"{' '.join(names)}: no run in there (a folder with config.yaml or result.json); "
             f"give a run, a sweep or a folder of them, or `latest`"
@@ -144,16 +150,18 @@ def find_runs(names: Sequence[str]) -> Found:
         runs[number] = replace(run, place=(listed, run.started, _natural(str(run.path))))
     runs.sort(key=lambda run: run.place)
     problems += [problem for run in runs for problem in run.problems]
-    return Found(runs, sweeps, problems)
+    return Found(runs, sweeps, problems, searching)
 
 
 def folder(name: str) -> Path:
-    """The folder a user names. `latest`: that of the newest run's sweep, or the run itself."""
+    """The folder a user names. `latest`: the newest run's sweep or search, or the run itself."""
     if name == "latest":
         run = find_run(name).path
-        swept = any((run.parent / sign).is_file() for sign in SWEEP_SIGNS)
-        return run.parent if swept else run
+        several = any((run.parent / sign).is_file() for sign in (SWEEP, SEARCH))
+        return run.parent if several else run
     path = Path(name).expanduser()
+    if path.is_file():
+        raise UserError(f"DIR={name}: is a file; give the folder that it is in, {path.parent}")
     if not name or not path.is_dir():
         near = [str(entry) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = did_you_mean(str(path), near)

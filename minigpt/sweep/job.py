@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import signal
 import tempfile
@@ -9,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,7 +77,7 @@ class SweepJob:
         if isinstance(config, UserError):
             raise config
         _wait_until_free(run)
-        if _status(run) == "finished":  # by the same command elsewhere
+        if run.status == "finished":  # by the same command elsewhere
             return
         resumed = run.config.exists()
         if resumed:
@@ -112,17 +113,12 @@ class SweepJob:
 
 def _record(run: RunDirectory, error: Exception, began: float) -> None:
     """Say in result.json how a job ended, where the run did not come to say it."""
-    told = run.result.exists() and run.result.stat().st_mtime >= began
-    if not told and _status(run) != "finished":
-        write_json(run.result, {"status": "failed", "error": first_line(error)})
-
-
-def _status(run: RunDirectory) -> str | None:
-    """The status in result.json; None where it is missing or broken."""
-    try:
-        return run.read_json(run.result).get("status")
-    except UserError:
-        return None
+    if run.result.exists() and run.result.stat().st_mtime >= began:
+        return
+    with suppress(UserError):  # a broken file gives way
+        if run.status == "finished":
+            return
+    write_json(run.result, {"status": "failed", "error": first_line(error)})
 
 
 def _wait_until_free(run: RunDirectory) -> None:
@@ -148,7 +144,10 @@ def a_gpu_of_its_own() -> Iterator[None]:
         yield
         return
     ids = [str(torch.cuda.get_device_properties(index).uuid) for index in range(count)]
-    with leased(ids, Path(tempfile.gettempdir())) as index:
+    # A folder of one user: no other may open the files in it.
+    folder = Path(tempfile.gettempdir()) / f"minigpt_{getpass.getuser()}"
+    folder.mkdir(exist_ok=True)
+    with leased(ids, folder) as index:
         torch.cuda.set_device(index)
         yield
 
@@ -161,7 +160,7 @@ def leased(names: list[str], folder: Path) -> Iterator[int]:
     """
     while True:
         for index, name in enumerate(names):
-            lock = FileLock(folder / f"minigpt_{name}.lock")
+            lock = FileLock(folder / f"{name}.lock")
             try:
                 lock.acquire(timeout=0)
             except Timeout:

@@ -57,10 +57,10 @@ def run_sweep(
 
     stop_file = directory / f".stop_{uuid.uuid4().hex[:8]}"
     task = SweepJob(missing, stop_file, options.fail_fast, threads_each(config, len(planned)))
-    stop = Stop()
-    watch = Watch(planned, str(_shown(directory)), lambda: _pass_on(stop, stop_file))
+    watch = Watch(planned, str(_shown(directory)))
     try:
-        with stop_signals(stop), watch:
+        # Jobs in other processes see the file.
+        with stop_signals(Stop(), lambda number: stop_file.write_text(str(number))), watch:
             if missing:
                 _launched(launch, task, missing)
         ended_by = stop_file.read_text() if stop_file.exists() else ""
@@ -108,12 +108,6 @@ def _shown(directory: Path) -> Path:
 
 def _cores() -> int:
     return os.cpu_count() or 1
-
-
-def _pass_on(stop: Stop, stop_file: Path) -> None:
-    """Let jobs in other processes know that a signal asked for the end."""
-    if stop.number is not None and not stop_file.exists():
-        stop_file.write_text(str(stop.number))
 
 
 def _arguments() -> list[str]:

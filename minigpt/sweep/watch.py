@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -47,8 +46,8 @@ class Status:
 class Watch:
     """Shows a sweep while the block runs. A terminal shows a table, a pipe a line for each end."""
 
-    def __init__(self, jobs: list[Job], where: str, poll: Callable[[], None]) -> None:
-        self.jobs, self.where, self.poll = jobs, where, poll
+    def __init__(self, jobs: list[Job], where: str) -> None:
+        self.jobs, self.where = jobs, where
         self.began, self.clock = time.time(), time.perf_counter()
         self.statuses = [self._status(job) for job in jobs]
         self.steps_before = self._steps()
@@ -110,7 +109,6 @@ class Watch:
 
     def _watch(self) -> None:
         while not self.over.wait(POLL_SECONDS):
-            self.poll()
             self._update()
 
     def _update(self) -> None:
@@ -120,7 +118,8 @@ class Watch:
                 continue
             self.statuses[number] = now = self._status(job)
             if now.ended:
-                self._say(f"{self._ended()}/{len(self.jobs)}  {_end(job, now)}  {self._left()}")
+                end = _end(job, now, self.where)
+                self._say(f"{self._ended()}/{len(self.jobs)}  {end}  {self._left()}")
         if self.live.is_started:
             self.live.update(self._drawn(), refresh=True)
         elif time.perf_counter() - self.said_at > LINE_SECONDS:
@@ -179,10 +178,11 @@ class Watch:
         self.console.print(escape(text))
 
 
-def _end(job: Job, status: Status) -> str:
+def _end(job: Job, status: Status, where: str) -> str:
     result = status.result
     if status.state == "failed":
-        return f"{job.label}  failed: {result.get('error')}  (log: {job.path / LOG})"
+        log = Path(where) / job.path.name / LOG
+        return f"{job.label}  failed: {result.get('error')}  (log: {log})"
     loss = result.get("val_loss")
     found = "" if loss is None else f"  val loss {loss:.4f}"
     return f"{job.label}  {status.state}{found}  {result.get('seconds', 0):.1f} s"

@@ -396,8 +396,13 @@ class Stop:
 
 
 @contextmanager
-def stop_signals(stop: Stop) -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once."""
+def stop_signals(
+    stop: Stop, on_request: Callable[[int], object] = lambda number: None
+) -> Iterator[Stop]:
+    """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once.
+
+    `on_request` is given the signal, to tell others of it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield stop  # Python delivers signals to the main thread only
         return
@@ -406,6 +411,7 @@ def stop_signals(stop: Stop) -> Iterator[Stop]:
         if stop.number is not None:
             raise KeyboardInterrupt
         stop.number = number
+        on_request(number)
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

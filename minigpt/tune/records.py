@@ -119,7 +119,7 @@ def _evaluations(run: RunDirectory, metric: str) -> list[Evaluation]:
             values = json.loads(line)
         except ValueError:
             break  # a kill in the middle of a line
-        if metric in values:
+        if isinstance(values, dict) and isinstance(values.get(metric), float):
             found.append(Evaluation(values["step"], values[metric]))
     return found
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -24,6 +23,7 @@ from minigpt.errors import TRACEBACK, Failure, UserError
 from minigpt.files import write_json
 from minigpt.hydra_app import quoted
 from minigpt.run import RUNS, RunDirectory, provenance
+from minigpt.train.loop import Interrupted, Stop, stop_signals
 from minigpt.tune.options import TuneOptions
 from minigpt.tune.proposals import Proposals, Study
 from minigpt.tune.records import (
@@ -75,7 +75,7 @@ def _locked(folder: Path, about: dict[str, Any]) -> Iterator[None]:
     file = folder / TUNE
     if file.exists():
         require_same_search(RunDirectory(folder).read_json(file), about, folder)
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"--dir={folder}: holds something else; choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
@@ -91,30 +91,6 @@ def _locked(folder: Path, about: dict[str, Any]) -> Iterator[None]:
     finally:
         shutil.rmtree(folder / RAY, ignore_errors=True)
         lock.release()
-
-
-class Stop:
-    """The signal that asked the search to stop, if one did."""
-
-    number: int | None = None
-
-
-@contextmanager
-def _stop_signals(stop: Stop, folder: Path) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM have trials save and end; a second one interrupts at once."""
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if stop.number is not None:
-            raise KeyboardInterrupt
-        (folder / STOP_FILE).touch()
-        stop.number = number
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Search:
@@ -136,7 +112,7 @@ class Search:
         self.earlier = earlier
         self.ended = [record for record in earlier if record.ended(options.scheduler)]
         self.begun = [record for record in earlier if not record.ended(options.scheduler)]
-        self.grid = space.grid() if options.search == "grid" else None
+        self.grid = space.grid() if space.all_of_it(options) else None
         self.total = options.count if self.grid is None else len(self.grid)
         self.display = SearchDisplay(options, self.total, self.max_steps, self.ended)
         self.stop = Stop()
@@ -145,8 +121,9 @@ class Search:
     def run(self) -> None:
         """Train what is left to train, then say what came out."""
         options, say = self.options, self.display.line
+        search = options.search if self.grid is None else "every combination"
         say(
-            f"search     {options.search}, {options.scheduler}, {self.total} trials of "
+            f"search     {search}, {options.scheduler}, {self.total} trials of "
             f"{self.max_steps} steps for the least {options.metric}"
         )
         left = self.total - len(self.ended)
@@ -162,8 +139,6 @@ class Search:
             self._settle()
         self._conclude()
         if self.stop.number is not None:
-            from minigpt.train.loop import Interrupted
-
             name = signal.Signals(self.stop.number).name
             say(f"stopped by {name}, trials saved; go on with: {self._command()}")
             raise Interrupted(self.stop.number)
@@ -184,7 +159,8 @@ class Search:
             searcher: Any = BasicVariantGenerator(points_to_evaluate=points)
         else:
             searcher = Proposals(study, options.metric, planned, numbers)
-        with warnings.catch_warnings(), _stop_signals(self.stop, self.folder):
+        stop_file = self.folder / STOP_FILE  # trials see it, save and end
+        with warnings.catch_warnings(), stop_signals(self.stop, lambda _: stop_file.touch()):
             warnings.simplefilter("ignore")
             self.display.start()
             try:

@@ -17,7 +17,7 @@ from ray.tune.search.sample import Categorical, Domain
 
 from minigpt.config import Config, composed_config
 from minigpt.errors import UserError, first_line, require
-from minigpt.hydra_app import quoted
+from minigpt.hydra_app import quoted, swept_by_experiment
 from minigpt.tune.options import TuneOptions
 
 Values = dict[str, Any]  # by override key: str (as typed), int, float, bool or None
@@ -40,6 +40,14 @@ class Space:
     def fixes(self, key: str) -> bool:
         """Whether the command line gives this key a value."""
         return any(override.lstrip("+").partition("=")[0] == key for override in self.fixed)
+
+    def all_of_it(self, options: TuneOptions) -> bool:
+        """Whether to try every combination: as asked for, or as there are no more than trials."""
+        lists = [d for d in self.domains.values() if isinstance(d, Categorical)]
+        few = len(lists) == len(self.domains) and (
+            math.prod(len(d.categories) for d in lists) <= options.count
+        )
+        return options.search == "grid" or (few and options.scheduler != "pbt")
 
     def grid(self) -> list[Values]:
         """Every combination. Raises UserError for an interval, which has no end of values."""
@@ -151,6 +159,12 @@ def check_space(space: Space, options: TuneOptions) -> Config:
         space.grid()
     searched = {key.lstrip("+") for key in space.domains}
     first, *others = (_checked(space.overrides(values)) for values in _probes(space))
+    swept = swept_by_experiment(space.overrides(next(_probes(space))))
+    if swept:
+        raise UserError(
+            f"{' '.join(space.fixed)}: has a sweep vary {', '.join(swept)}, of which a search "
+            f"knows nothing; give it what to search as overrides, and leave the experiment out"
+        )
     if options.scheduler != "none":
         for key in BUDGET:
             require(

@@ -195,7 +195,7 @@ class Training(threading.Thread):
         resumed = self.directory.config.exists()
         if resumed:
             wait_until_free(self.directory)
-            if self._finished():
+            if self.directory.status == "finished":  # killed before it was reported
                 return
             saved = load_config(self.directory.config)
             # Of a population the optimizer's numbers change; all else is as it began.
@@ -208,11 +208,6 @@ class Training(threading.Thread):
             on_evaluation=self._evaluated,
             stop=self.stop,
         )
-
-    def _finished(self) -> bool:
-        """Whether it was killed between its end and the report of it."""
-        result = self.directory.result
-        return result.exists() and self.directory.read_json(result)["status"] == "finished"
 
     def _evaluated(self, trainer: Any) -> None:
         """Report an evaluation, then do as ordered. The last one is reported with the result."""

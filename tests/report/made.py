@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from minigpt.report.comparison import Comparison
+
 SHA = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 OPTIONS: dict[str, dict[str, Any]] = {
     "learned": {},
@@ -146,3 +148,12 @@ POSITIONS = {name: {"positional": name} for name in OPTIONS}
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content))
+
+
+def labels(comparison: Comparison) -> list[str]:
+    return [design.label for design in comparison.designs]
+
+
+def warned(comparison: Comparison, *words: str) -> bool:
+    """Whether one warning has all the words."""
+    return any(all(word in line for word in words) for line in comparison.warnings)

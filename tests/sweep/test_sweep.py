@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from minigpt.hydra_app import config_directory
+from minigpt.hydra_app import config_directory, file_name
 from minigpt.model.attention import ATTENTION
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import PLACEMENTS
@@ -101,7 +102,11 @@ def test_a_failing_job_is_told_and_the_others_finish(cli: Cli) -> None:
     assert outcome.code == 1
     assert "1 of 3 jobs failed" in outcome.err and outcome.err.count("\n") == 1
     said = [line for line in outcome.out.splitlines() if "n_head=3  failed: model.n_head=3" in line]
-    assert len(said) == 1 and "must divide model.n_embd=16" in said[0] and "output.log" in said[0]
+    assert (
+        len(said) == 1
+        and "must divide model.n_embd=16" in said[0]
+        and "(log: sweep/n_head=3/output.log)" in said[0]
+    )
     assert "2 done, 1 failed" in outcome.out
     log = Path("sweep/n_head=3/output.log").read_text()
     assert "Traceback" in log and "must divide model.n_embd=16" in log
@@ -295,6 +300,21 @@ def test_the_folder_of_a_sweep_says_what_varies(cli: Cli) -> None:
     assert cli("train", "-m", "sweep=norm", *TINY, "trainer.max_steps=1", "seed=1").code == 0
     names = sorted(path.name for path in Path("runs").iterdir())
     assert [re.sub(r"^\S{19}_|_\w{6}$", "", name) for name in names] == ["sweep_norm", "sweep_norm"]
+
+
+def test_the_folder_of_a_sweep_depends_on_the_root_config(cli: Cli) -> None:
+    first = cli("train", *TINY, "trainer.max_steps=1", "hydra.run.dir=first")
+    assert first.code == 0, first.err
+    for name in ("one", "two"):
+        shutil.copy("first/config.yaml", f"{name}.yaml")
+        again = cli("train", "-m", "--config-dir", ".", "--config-name", name, "seed=1,2")
+        assert again.code == 0 and "2 done" in again.out, again.err
+    assert len([*Path("runs").iterdir()]) == 2
+
+
+def test_a_name_of_a_file_is_no_longer_than_file_systems_take() -> None:
+    assert len(file_name("\u4e16" * 300).encode()) <= 255
+    assert file_name("a/b " * 50) == file_name(file_name("a/b " * 50))
 
 
 def test_a_launcher_that_is_not_installed(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ from ray import tune
 from ray.tune.search.sample import Categorical, Domain
 
 from minigpt.errors import UserError
+from minigpt.run import RunDirectory
 from minigpt.tune.options import TuneOptions
-from minigpt.tune.records import trial_name
+from minigpt.tune.records import Evaluation, _evaluations, trial_name
 from minigpt.tune.space import as_typed, bounds, check_space, parse_space
 from tests.conftest import Cli
 
@@ -86,6 +87,26 @@ def test_grid_has_every_combination() -> None:
     assert {"model": "alibi", "seed": 3} in grid
 
 
+def test_no_more_trials_than_combinations() -> None:
+    few = parse_space(["model=rope,alibi", "seed=1,2"])
+    for options, all_of_it in (
+        (TuneOptions(), True),
+        (TuneOptions(trials=3), False),
+        (TuneOptions(sampler="grid"), True),
+        (TuneOptions(scheduler="pbt"), False),  # a population may hold a value twice
+    ):
+        assert few.all_of_it(options) is all_of_it
+    endless = parse_space(["model=rope,alibi", "optimizer.lr=interval(1e-3,1e-2)"])
+    assert not endless.all_of_it(TuneOptions())
+
+
+def test_lines_of_metrics_that_say_nothing(tmp_path: Path) -> None:
+    lines = ['{"step": 1, "val_loss": 2.0}', "null", "[1]", '{"step": 2, "val_loss": null}', "{"]
+    run = RunDirectory(tmp_path)
+    run.metrics.write_text("\n".join(lines))
+    assert _evaluations(run, "val_loss") == [Evaluation(1, 2.0)]
+
+
 def test_names_of_trials_are_file_names() -> None:
     name = trial_name(7, {"optimizer.lr": 0.00123456, "model.attention.layers": "[a/b, c]"}, False)
     assert name == "007_lr=0.00123_layers=_a_b_c"
@@ -121,6 +142,10 @@ def test_names_of_trials_are_file_names() -> None:
         (["seed=1,2", "--jobs", "0"], "--jobs=0: must be 1 or more"),
         (["seed=1,2", "--schedule", "asha"], "unrecognized arguments: --schedule"),
         (["seed"], "seed: not understood; write key=value"),
+        (
+            ["experiment=claims/norm", "model=rope,alibi"],
+            "has a sweep vary norm, optimizer.lr, seed",
+        ),
     ],
 )
 def test_refused_in_one_line(cli: Cli, arguments: list[str], message: str) -> None:
@@ -137,6 +162,9 @@ def test_a_folder_of_something_else_is_refused(cli: Cli) -> None:
     refused = cli("tune", "seed=1,2", "--dir", "mine")
     assert refused.code == 2
     assert "mine: holds something else; choose a new folder" in refused.err
+    refused = cli("tune", "seed=1,2", "--dir", "mine/thesis.tex")
+    assert refused.code == 2
+    assert "mine/thesis.tex: holds something else; choose a new folder" in refused.err
 
 
 def test_a_folder_in_which_a_search_works_is_refused(cli: Cli) -> None:

@@ -1,0 +1,126 @@
+"""`minigpt report --live`, and reports that are saved in W&B."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from minigpt.report.comparison import compare
+from minigpt.report.results import running
+from tests.conftest import Cli
+from tests.report.made import POSITIONS, make_sweep
+
+
+def _sweep_json(folder: Path, *paths: str) -> None:
+    jobs = [{"overrides": [], "path": path} for path in paths]
+    (folder / "sweep.json").write_text(json.dumps({"match": None, "jobs": jobs}))
+
+
+def test_live_ends_with_the_last_job(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, {"rope": {}, "alibi": {"positional": "alibi"}}, seeds=(1, 2))
+    _sweep_json(folder, *(f"{p}_seed={s}" for p in ("rope", "alibi") for s in (1, 2)))
+    last = folder / "alibi_seed=2" / "result.json"
+    content = last.read_text()
+    last.unlink()
+    command = [sys.executable, "-m", "minigpt.cli", "report", str(folder), "--live", "--every"]
+    live = subprocess.Popen([*command, "0.1"], stdout=subprocess.PIPE, text=True)
+    page = folder / "report.html"
+    try:
+        deadline = time.time() + 30
+        while not page.exists() and time.time() < deadline:
+            time.sleep(0.05)
+        assert 'http-equiv="refresh" content="0.1"' in page.read_text(encoding="utf-8")
+        assert live.poll() is None
+        last.write_text(content)
+        out, _ = live.communicate(timeout=30)
+    finally:
+        live.kill()
+    assert live.returncode == 0 and "3 of 4 runs finished" in out and "4 of 4 runs" in out
+    assert 'http-equiv="refresh"' not in page.read_text(encoding="utf-8")
+
+
+def test_live_shows_how_far_runs_are(tmp_path: Path) -> None:
+    make_sweep(tmp_path, {"rope": {}}, seeds=(1, 2))
+    (tmp_path / "rope_seed=2" / "result.json").unlink()
+    table = running(compare([str(tmp_path)], [], None))
+    assert table.texts() == [["rope_seed=2", "40", "40", "2.0210", "2.0210"]]
+
+
+def test_live_ends_at_ctrl_c_with_a_last_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from minigpt.commands import report
+
+    folder = make_sweep(tmp_path, {"rope": {}}, seeds=(1, 2))
+    _sweep_json(folder, "rope_seed=1", "rope_seed=2", "never")
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report.time, "sleep", interrupt)
+    report.main([str(folder), "--live"])
+    assert "not started" in capsys.readouterr().out
+    assert 'http-equiv="refresh"' not in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_wandb_without_network_leaves_a_spec(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = make_sweep(tmp_path / "sweep", POSITIONS)
+    done = cli("report", str(folder), "--wandb", "me/mine")
+    assert done.code == 0, done.err
+    said = [line for line in done.out.splitlines() if line.startswith("W&B")]
+    assert len(said) == 1 and "not saved: WANDB_MODE=offline" in said[0]
+    text = (folder / "report_wandb.json").read_text()
+    spec = json.loads(text)
+    assert spec["project"]["name"] == "mine" and spec["project"]["entityName"] == "me"
+    (grid,) = [b for b in spec["spec"]["blocks"] if b["type"] == "panel-grid"]
+    (runset,) = grid["metadata"]["runSets"]
+    assert [key["name"] for key in runset["grouping"]] == ["model.value.positional.name"]
+    assert all(f'"id{seed}"' in text for seed in (1, 2, 3))
+    panels = grid["metadata"]["panelBankSectionConfig"]["panels"]
+    lines = [p["config"] for p in panels if p["viewType"] == "Run History Line Plot"]
+    assert {m for line in lines for m in line["metrics"]} == {"val_loss", "train_loss"}
+    assert all(line["groupAgg"] == "mean" and line["groupArea"] == "stddev" for line in lines)
+
+
+def test_wandb_that_never_answers_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from minigpt.report import wandb_report
+
+    found = compare([str(make_sweep(tmp_path, POSITIONS))], [], None)
+    monkeypatch.setattr(wandb_report, "_why_not_online", lambda: None)
+    monkeypatch.setattr(wandb_report, "_save", lambda *_: time.sleep(5))
+    monkeypatch.setattr(wandb_report, "SAVE_SECONDS", 0.05)
+    line = wandb_report.save_report(found, "me", "mine", "t", tmp_path / "spec.json")
+    assert "no answer in 0.05 s" in line and (tmp_path / "spec.json").is_file()
+
+
+@pytest.mark.parametrize("shape", ["runs", "search"])
+def test_live_ends_without_a_list_of_jobs(tmp_path: Path, shape: str) -> None:
+    from minigpt.commands.report import _ended
+
+    folder = make_sweep(tmp_path, {"rope": {}}, seeds=(1, 2))
+    unfinished = folder / "rope_seed=2" / "result.json"
+    content = unfinished.read_text()
+    unfinished.unlink()
+    if shape == "search":
+        (folder / "tune.json").write_text('{"status": "running"}')
+    assert not _ended(compare([str(folder)], [], None))
+    unfinished.write_text(content)
+    assert _ended(compare([str(folder)], [], None)) == (shape == "runs")
+    if shape == "search":
+        (folder / "tune.json").write_text('{"status": "finished"}')
+        assert _ended(compare([str(folder)], [], None))
+
+
+def test_latest_of_a_search_is_all_of_it(workdir: Path) -> None:
+    folder = make_sweep(workdir / "runs" / "search", {"rope": {}}, seeds=(1, 2))
+    assert len(compare(["latest"], [], None).found.runs) == 1
+    (folder / "tune.json").write_text('{"status": "finished"}')
+    assert len(compare(["latest"], [], None).found.runs) == 2
