@@ -21,14 +21,13 @@ sweep() {  # experiment, folder
     echo "$1: not all runs are done" >&2
   }
 }
-at_lengths() {  # runs
-  local run block
-  for run in "$@"; do
-    block=$(sed -n 's/^  block_size: //p' "$run/config.yaml")
-    grep -qs '"lengths"' "$run/eval.json" || minigpt eval "$run" --checkpoint last \
-      --lengths "$block,$((2 * block)),$((4 * block)),$((8 * block))" > "$run/eval.log"
-  done
+at_lengths() {  # run
+  local block
+  block=$(sed -n 's/^  block_size: //p' "$1/config.yaml")
+  grep -qs '"lengths"' "$1/eval.json" || minigpt eval "$1" --checkpoint last \
+    --lengths "$block,$((2 * block)),$((4 * block)),$((8 * block))" > "$1/eval.log"
 }
+export -f at_lengths
 search() {  # scheduler, seed
   local folder="$DIR/early_stopping/$1_$2"
   grep -qs '^  "status": "finished"' "$folder/tune.json" || minigpt tune experiment=claims/early_stopping model=rope,alibi \
@@ -41,10 +40,12 @@ for claim in $CLAIMS; do
     echo "CLAIMS: $claim is no claim; see configs/experiment/claims/" >&2 && exit 2
   fi
 done
+shared=yes
 for claim in $CLAIMS; do
-  case " $POSITIONAL bigram " in *" $claim "*) sweep inside_blocks positional ;; esac
+  case "$shared $POSITIONAL bigram " in yes*" $claim "*) sweep inside_blocks positional; shared=done ;; esac
   case $claim in
-    beyond) at_lengths "$DIR"/positional/positional={alibi,rope,sinusoidal,t5}_seed=* ;;
+    beyond) printf '%s\0' "$DIR"/positional/positional={alibi,rope,sinusoidal,t5}_seed=* |
+      xargs -0 -n 1 -P "$(getconf _NPROCESSORS_ONLN)" bash -euc 'at_lengths "$0"' ;;
     bigram | tying | norm | heads | tokenizer) sweep "$claim" "$claim" ;;
     early_stopping) for seed in $SEARCHES; do search none "$seed"; search asha "$seed"; done ;;
   esac
