@@ -45,7 +45,7 @@ for claim in $CLAIMS; do
   case "$shared $POSITIONAL bigram " in yes*" $claim "*) sweep inside_blocks positional; shared=done ;; esac
   case $claim in
     beyond) printf '%s\0' "$DIR"/positional/positional={alibi,rope,sinusoidal,t5}_seed=* |
-      xargs -0 -n 1 -P "$(getconf _NPROCESSORS_ONLN)" bash -euc 'at_lengths "$0"' ;;
+      OMP_NUM_THREADS=1 xargs -0 -n 1 -P "$(getconf _NPROCESSORS_ONLN)" bash -euc 'at_lengths "$0"' ;;
     bigram | tying | norm | heads | tokenizer) sweep "$claim" "$claim" ;;
     early_stopping) for seed in $SEARCHES; do search none "$seed"; search asha "$seed"; done ;;
   esac
