@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from minigpt.errors import UserError
 from minigpt.files import sha256, to_json
 
+SWEEP, SEARCH = "sweep.json", "tune.json"  # in the folder of a sweep, of a search
 RUNS = Path("runs")  # where `latest` looks, and where configs/runtime.yaml puts new runs
 # The source files that decide what a run computes, and the packages they compute with.
 CODE = ("data", "tokenizer", "model", "train", "evaluate.py")
@@ -49,15 +50,15 @@ class RunDirectory:
         return self.read_json(self.result).get("status") if self.result.exists() else None
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from training here meanwhile. Raises Busy if one does.
+    def locked(self, seconds: float = 0.0) -> Iterator[None]:
+        """Keep other processes from training here meanwhile; wait so long for one that does.
 
-        The system frees the lock of a killed process.
+        The system frees the lock of a killed process. Raises Busy.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=seconds)
         except Timeout:
             raise Busy(
                 f"{self.path}: another process is training this run; wait for it or stop it first"

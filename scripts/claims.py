@@ -29,7 +29,7 @@ from minigpt.hydra_app import config_directory
 from minigpt.model import GPT
 from minigpt.model.backends import BACKENDS
 from minigpt.report.comparison import LOSS
-from minigpt.report.designs import Design, group
+from minigpt.report.designs import Design, differences, group
 from minigpt.report.evaluations import Evaluations, at_length
 from minigpt.report.runs import Run, find_runs
 from minigpt.report.statistics import CONFIDENCE, Seeds, holm, interval, paired
@@ -39,6 +39,7 @@ HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot tell"
 ALIKE = 0.02  # nats a token: a difference below it is called none
 ALIKE_BITS = ALIKE / math.log(2)  # bits a byte, of characters of one byte
 LENGTHS = (64, 256, 1024, 2048)  # of backends
+FAR = 0.1  # nats a token
 TOKENS, REPEATS = 4096, 7
 INPUT_ONLY = ("learned", "sinusoidal")
 
@@ -56,6 +57,7 @@ class Finding:
     verdict: str
     reason: str
     tables: list[Table]
+    about: str = ""  # what was trained
 
 
 # ---- runs ----
@@ -64,18 +66,28 @@ class Finding:
 class Runs:
     """The runs of one folder, grouped into designs by keys of their config.
 
-    Raises UserError where one neither finished nor diverged: it would drop out of a mean unseen.
+    Of runs with the same config and seed the newest counts. Raises UserError where one neither
+    finished nor diverged, which would drop out of a mean unseen, and where two designs have the
+    same keys.
     """
 
     def __init__(self, folder: Path, *keys: str) -> None:
         self.folder = folder
-        self.found: list[Run] = find_runs([str(folder)]).runs
         self.designs: dict[tuple[str, ...], Design] = {}
-        for run in self.found:
-            if not (run.finished or _diverged(run)):
-                raise UserError(f"{run.path}: {run.status}; run scripts/reproduce_claims.sh again")
-        for design in group(self.found, []):
-            self.designs[tuple(str(design.config.get(key)) for key in keys)] = design
+        for design in group(find_runs([str(folder)]).runs, []):
+            for run in design.unfinished:
+                if run.result.get("diverged") is not True:
+                    raise UserError(
+                        f"{run.path}: {run.status}; run scripts/reproduce_claims.sh again"
+                    )
+            values = tuple(str(design.config.get(key)) for key in keys)
+            if values in self.designs:
+                what = ", ".join(differences(self.designs[values].config, design.config))
+                raise UserError(
+                    f"{folder}: runs of {' '.join(values)} differ in {what}; give the script "
+                    f"another folder"
+                )
+            self.designs[values] = design
 
     def of(self, *values: str) -> Design:
         """The design with these values of the keys."""
@@ -83,27 +95,40 @@ class Runs:
             raise UserError(f"{self.folder}: no run of {' '.join(values)}; run the script again")
         return self.designs[values]
 
-    def seeds(self, *values: str, key: str = "val_loss") -> Seeds:
-        """A number of result.json of one design, by seed."""
-        return self.of(*values).seeds(key)
+    def seeds(self, *values: str, bits: bool = False) -> Seeds:
+        """The validation loss of one design by seed, in nats a token or bits a byte.
 
-    def with_diverged(self, *values: str) -> Seeds:
-        """The validation loss of one design by seed; that of guessing, ln n, where it diverged."""
-        found = self.seeds(*values)
+        Where a run diverged it is that of guessing: ln n a token.
+        """
+        found = self.of(*values).seeds("val_bits_per_byte" if bits else "val_loss")
         for run in self.of(*values).unfinished:
+            if bits:
+                raise UserError(f"{run.path}: diverged; its bits a byte are not known")
             if run.seed is not None:
                 found[run.seed] = math.log(run.manifest["vocabulary"])
         return found
 
     def number(self, key: str, *values: str) -> int:
         """A number that all runs of one design share."""
-        (number,) = {run.number(key) for run in self.of(*values).runs}
+        (number,) = {run.number(key) for run in self.of(*values).all_runs}
         assert number is not None
         return int(number)
 
+    @property
+    def about(self) -> str:
+        """What was trained: values of the config, several where they differ."""
+        runs = [run for design in self.designs.values() for run in design.all_runs]
 
-def _diverged(run: Run) -> bool:
-    return run.result.get("diverged") is True
+        def said(key: str) -> str:
+            return ", ".join(dict.fromkeys(str(run.config.get(key)) for run in runs))
+
+        return (
+            f"{said('model.n_layer')} layers, {said('model.n_head')} heads, width "
+            f"{said('model.n_embd')}, block {said('model.block_size')}, batch "
+            f"{said('trainer.batch_size')}, {said('trainer.max_steps')} steps, learning rate "
+            f"{said('optimizer.lr')}, {said('data.name')} as {said('tokenizer.name')} tokens, "
+            f"seeds {said('seed')}."
+        )
 
 
 @dataclass(frozen=True)
@@ -123,9 +148,11 @@ class Effect:
 def judged(
     name: str, title: str, effects: Sequence[Effect], alike: float = ALIKE
 ) -> tuple[Table, list[str]]:
-    """A table of differences, and of each whether it is 'below', 'above', 'alike' or 'open'.
+    """A table of differences, and a sign of each.
 
-    'alike': the whole interval lies within `alike` of 0. One seed leaves all of it open.
+    'alike': the whole interval lies within `alike` of 0. 'below', 'above': told apart from 0 and
+    wholly beyond `alike`; 'a little below', 'a little above': told apart, but not wholly beyond.
+    'open': all else, and all of one seed.
     """
     found = [paired(effect.one, effect.other) for effect in effects]
     adjusted = holm([None if d is None else d.p for d in found])
@@ -135,35 +162,41 @@ def judged(
         rows.append([effect.name, None if difference is None else difference.interval, p])
         if difference is None or p is None:
             signs.append("open")
-        elif max(abs(difference.interval.low), abs(difference.interval.high)) < alike:
+            continue
+        side = "below" if difference.interval.mean < 0 else "above"
+        ends = sorted((abs(difference.interval.low), abs(difference.interval.high)))
+        if ends[1] < alike:
             signs.append("alike")
         elif p >= 1 - CONFIDENCE:
             signs.append("open")
         else:
-            signs.append("below" if difference.interval.mean < 0 else "above")
+            signs.append(side if ends[0] > alike else f"a little {side}")
     return Table(name, title, list(EFFECT), rows), signs
 
 
-def all_are(wanted: str, signs: Sequence[str], against: Sequence[str]) -> str:
-    """`holds` where every sign is the wanted one, `does not` where one is against it."""
-    if all(sign == wanted for sign in signs):
+BETTER, WORSE = {"below", "a little below"}, {"above", "a little above"}
+
+
+def verdict(signs: Sequence[str], wanted: set[str], against: set[str]) -> str:
+    """`holds` where every sign is a wanted one, `does not hold` where one is against it."""
+    if signs and all(sign in wanted for sign in signs):
         return HOLDS
     return FAILS if any(sign in against for sign in signs) else OPEN
+
+
+def no_worse(signs: Sequence[str]) -> str:
+    """`holds` where every difference is an improvement or none; a little is not decided."""
+    return verdict(signs, {"alike", *BETTER}, {"above"})
 
 
 def levels(name: str, title: str, word: str, seeds: dict[str, Seeds], unit: str) -> Table:
     """The mean of each design."""
     columns = [Column(word, word), Column("value", unit)]
-    rows: list[list[Cell]] = [[label, interval([*s.values()])] for label, s in seeds.items() if s]
+    rows: list[list[Cell]] = [[label, interval([*s.values()])] for label, s in seeds.items()]
     return Table(name, title, columns, rows)
 
 
 # ---- claims ----
-
-
-def no_worse(signs: Sequence[str]) -> str:
-    """`holds` where every difference is an improvement or none."""
-    return all_are("alike", ["alike" if sign == "below" else sign for sign in signs], ["above"])
 
 
 def inside_blocks(folder: Path) -> Finding:
@@ -176,11 +209,12 @@ def inside_blocks(folder: Path) -> Finding:
         for other in INPUT_ONLY
     ]
     table, signs = judged("inside", "Inside every block minus at the input alone", effects)
-    better = sum(sign == "below" for sign in signs)
+    better = sum(sign in BETTER for sign in signs)
     return Finding(
-        all_are("below", signs, ["above"]),
+        verdict(signs, BETTER, {"alike", *WORSE}),
         f"{better} of {len(signs)} differences are improvements.",
         [levels("levels", "Validation loss", "positional", losses, "nats a token"), table],
+        runs.about,
     )
 
 
@@ -190,9 +224,10 @@ def alike(folder: Path) -> Finding:
     effects = [Effect(f"{a} minus {b}", runs.seeds(a), runs.seeds(b)) for a, b in pairs]
     table, signs = judged("alike", "Paired differences", effects)
     return Finding(
-        all_are("alike", signs, ["below", "above"]),
+        verdict(signs, {"alike"}, {"below", "above"}),
         f"Alike means that the whole interval lies within {ALIKE} nats of 0.",
         [table],
+        runs.about,
     )
 
 
@@ -202,19 +237,20 @@ def parameters(folder: Path) -> Finding:
     order = sorted(counts, key=lambda name: (counts[name], name))
     columns = [Column("positional", "positional"), Column("n", "parameters of the scheme")]
     fewest, then = (
-        [name for name in order if counts[name] == n] for n in sorted({*counts.values()})[:2]
+        [name for name in order if counts[name] == n] for n in [*sorted({*counts.values()}), -1][:2]
     )
     return Finding(
         HOLDS if (fewest, then) == (["alibi"], ["rope"]) else FAILS,
-        f"The fewest: {', '.join(fewest)}; the next: {', '.join(then)}.",
+        f"The fewest: {', '.join(fewest)}; the next: {', '.join(then) or 'none'}.",
         [Table("parameters", "Parameters", columns, [[name, counts[name]] for name in order])],
+        runs.about,
     )
 
 
 def beyond(folder: Path) -> Finding:
     runs = Runs(folder / "positional", "model.positional.name")
     names = ("alibi", "rope", "sinusoidal", "t5")
-    (block,) = {int(run.config["model.block_size"]) for run in runs.found}
+    (block,) = {int(design.config["model.block_size"]) for design in runs.designs.values()}
     lengths = [block, 2 * block, 4 * block, 8 * block]
     columns = [Column("positional", "positional"), *(Column(str(n), str(n)) for n in lengths)]
     losses = {
@@ -232,19 +268,20 @@ def beyond(folder: Path) -> Finding:
     ]
     table, signs = judged("growth", "What a longer context changes", effects)
     step = len(lengths) - 1
-    own, others = signs[:step], signs[step:]
-    worse = [
-        name for i, name in enumerate(names[1:]) if "above" in others[i * step : (i + 1) * step]
-    ]
-    if "above" in own:
-        verdict = FAILS
+    of = {name: signs[i * step : (i + 1) * step] for i, name in enumerate(names)}
+    own = no_worse(of.pop("alibi"))
+    others = [verdict(found, {"alike", *BETTER}, WORSE) for found in of.values()]  # no worse
+    if own == HOLDS and all(other == FAILS for other in others):
+        found = HOLDS
     else:
-        verdict = HOLDS if len(worse) == len(names) - 1 else OPEN if not worse else FAILS
+        found = FAILS if own == FAILS or HOLDS in others else OPEN
+    worse = [name for name, other in zip(of, others, strict=True) if other == FAILS]
     return Finding(
-        verdict,
-        f"ALiBi gets worse at {own.count('above')} of {step} lengths; worse at some length: "
+        found,
+        f"That ALiBi gets no worse (within {ALIKE} nats) {own}; worse at some length: "
         f"{', '.join(worse) or 'no other scheme'}.",
         [Table("lengths", "Validation loss by context length", columns, rows), table],
+        runs.about,
     )
 
 
@@ -252,8 +289,13 @@ def learned_sinusoidal(folder: Path) -> Finding:
     runs = Runs(folder / "positional", "model.positional.name")
     effect = Effect("learned minus sinusoidal", runs.seeds("learned"), runs.seeds("sinusoidal"))
     table, (sign,) = judged("learned", "Paired difference", [effect])
-    verdicts = {"below": FAILS, "above": HOLDS, "alike": HOLDS, "open": OPEN}
-    return Finding(verdicts[sign], f"No better: not below, or within {ALIKE} nats.", [table])
+    beats = verdict([sign], {"below"}, {"alike", *WORSE})
+    return Finding(
+        {HOLDS: FAILS, FAILS: HOLDS, OPEN: OPEN}[beats],
+        f"No better: not below by more than {ALIKE} nats.",
+        [table],
+        runs.about,
+    )
 
 
 def tying(folder: Path) -> Finding:
@@ -273,13 +315,14 @@ def tying(folder: Path) -> Finding:
         no_worse(signs),
         f"No cost: tied is better, or within {ALIKE} nats.",
         [Table("parameters", "Parameters", columns, rows), table],
+        runs.about,
     )
 
 
 def norm(folder: Path) -> Finding:
     runs = Runs(folder / "norm", "model.norm.placement", "optimizer.lr")
     rates = sorted({rate for _, rate in runs.designs}, key=float)
-    losses = {(p, r): runs.with_diverged(p, r) for p in ("pre", "post") for r in rates}
+    losses = {(p, r): runs.seeds(p, r) for p in ("pre", "post") for r in rates}
     low, high = (
         Effect(f"pre minus post at {r}", losses["pre", r], losses["post", r]) for r in rates
     )
@@ -292,21 +335,23 @@ def norm(folder: Path) -> Finding:
     ]
     labelled = {f"{placement}, lr {rate}": seeds for (placement, rate), seeds in losses.items()}
     return Finding(
-        all_are("below", signs, ["above", "alike"]),
+        verdict(signs, BETTER, {"alike", *WORSE}),
         f"Diverged: {', '.join(diverged) or 'none'}; such a run counts with the loss of guessing.",
         [levels("levels", "Validation loss", "norm", labelled, "nats a token"), table],
+        runs.about,
     )
 
 
 def tokenizer(folder: Path) -> Finding:
     runs = Runs(folder / "tokenizer", "tokenizer.name")
-    bits = {n: runs.seeds(n, key="val_bits_per_byte") for n in ("char", "bpe", "gpt2")}
+    bits = {n: runs.seeds(n, bits=True) for n in ("char", "bpe", "gpt2")}
     effects = [Effect(f"char minus {n}", bits["char"], bits[n]) for n in ("bpe", "gpt2")]
     table, signs = judged("tokenizer", "Paired differences, bits a byte", effects, ALIKE_BITS)
     return Finding(
-        all_are("below", signs, ["above"]),
+        verdict(signs, BETTER, {"alike", *WORSE}),
         "Losses a token of different tokenizers do not compare; bits a byte do.",
         [levels("levels", "Validation loss", "tokenizer", bits, "bits a byte"), table],
+        runs.about,
     )
 
 
@@ -315,11 +360,14 @@ def bigram(folder: Path) -> Finding:
     least = Runs(folder / "bigram", "model.name").seeds("bigram")
     effects = [Effect(f"bigram minus {n}", least, runs.seeds(n)) for (n,) in sorted(runs.designs)]
     table, signs = judged("bigram", "Paired differences", effects)
-    smallest = min(interval([*effect.by_seed.values()]).mean for effect in effects)
+    behind = [interval([*effect.by_seed.values()]) for effect in effects]
+    far = HOLDS if min(b.low for b in behind) > FAR else FAILS
     return Finding(
-        all_are("above", signs, ["below", "alike"]),
-        f"It is {smallest:.2f} nats or more behind each.",
+        OPEN if "open" in signs else far,
+        f"Far: by more than {FAR} nats, the whole interval; the smallest difference is "
+        f"{min(b.mean for b in behind):.2f}.",
         [table],
+        runs.about,
     )
 
 
@@ -351,6 +399,7 @@ def heads(folder: Path) -> Finding:
         no_worse(signs),
         f"Little: better, or within {ALIKE} nats.",
         [Table("cache", "Loss against cache", columns, rows), table],
+        runs.about,
     )
 
 
@@ -383,9 +432,8 @@ def backend(folder: Path, overrides: Sequence[str] = ()) -> Finding:
         ratios.append((ratio, kept))
     long = ratios[-1]
     falls = all(a[0].mean > b[0].mean for a, b in pairwise(ratios))
-    verdict = HOLDS if long[0].high < 1 and falls and long[1][1] < long[1][0] else FAILS
     return Finding(
-        verdict,
+        HOLDS if long[0].high < 1 and falls and long[1][1] < long[1][0] else FAILS,
         f"One layer, {TOKENS:,} tokens in windows of each length, forward and backward in fp32 on "
         f"{device_here()}; ± over {REPEATS} repeats.",
         [Table("backend", "SDPA against eager", columns, rows)],
@@ -410,6 +458,7 @@ def early_stopping(folder: Path) -> Finding:
             raise UserError(f"{file}: not finished; run scripts/reproduce_claims.sh again")
     if not found["asha"]:
         raise UserError(f"{folder}: no search that stops early; run scripts/reproduce_claims.sh")
+    max_steps = max(t["max_steps"] for t in found["asha"].values())
     best = {name: {s: t["best"]["value"] for s, t in f.items()} for name, f in found.items()}
     table, (sign,) = judged(
         "best",
@@ -426,12 +475,13 @@ def early_stopping(folder: Path) -> Finding:
     work = Table(
         "work", "Steps trained, of those of all trials in full", columns, [["asha", share]]
     )
-    good = {"alike": HOLDS, "below": HOLDS, "above": FAILS, "open": OPEN}[sign]
+    n_trials = sum(len(t["trials"]) for t in found["asha"].values())
     return Finding(
-        good if share.high < 1 else FAILS,
+        no_worse([sign]) if share.high < 1 else FAILS,
         f"As good: better, or within {ALIKE} nats. The same {len(best['none'])} searches, the same "
         "configs in both.",
         [table, work],
+        f"{n_trials} trials in all of {max_steps} steps at most.",
     )
 
 
@@ -454,21 +504,18 @@ def sentence(name: str) -> str:
 
 
 def trained(folder: Path) -> str:
-    """What was trained, on what and by which code; empty where a claim needed no training."""
+    """Where runs were trained, and by which code; empty where a claim needed no training."""
     runs = find_runs([str(folder)]).runs if folder.is_dir() else []
-    finished = [run for run in runs if run.finished]
-    if not finished:
-        return ""
-    # Of them the deepest: the bigram has no layers.
-    run = max(finished, key=lambda r: int(r.config["model.n_layer"]))
-    config, manifest = run.config, run.manifest
+
+    def said(fact: Callable[[Run], object]) -> str:
+        return ", ".join(dict.fromkeys(str(fact(run)) for run in runs if run.finished))
+
     return (
-        f"{config['model.n_layer']} layers, {config['model.n_head']} heads, width "
-        f"{config['model.n_embd']}, block {config['model.block_size']}, batch "
-        f"{config['trainer.batch_size']}, {config['trainer.max_steps']} steps, "
-        f"{len({run.seed for run in runs})} seeds a design, characters of tiny Shakespeare where "
-        f"nothing else is said; {manifest['device']}; torch {manifest['versions']['torch']}, "
-        f"commit {str(manifest['commit'])[:8]}."
+        f"{said(lambda run: run.manifest['device'])}; torch "
+        f"{said(lambda run: run.manifest['versions']['torch'])}, commit "
+        f"{said(lambda run: str(run.manifest['commit'])[:8])}."
+        if runs
+        else ""
     )
 
 
@@ -482,7 +529,8 @@ def page(findings: dict[str, Finding], folder: Path) -> str:
         "",
         "± is half of a 95 % t-interval over seeds. Differences are paired by seed; p is that of a",
         "paired t-test, Holm-corrected within a claim. A verdict is of this size, this text and",
-        "these steps; `cannot tell` means that so many seeds do not decide it.",
+        "these steps; `cannot tell` means that so many seeds do not decide it. A run that diverged",
+        "counts with the loss of guessing.",
         "",
         "| claim | verdict |",
         "| --- | --- |",
@@ -492,6 +540,7 @@ def page(findings: dict[str, Finding], folder: Path) -> str:
     for name, finding in findings.items():
         lines += [f"## {name}", "", f"*{sentence(name)}*", ""]
         lines += [f"**{finding.verdict.capitalize()}.** {finding.reason}", ""]
+        lines += [finding.about, ""] if finding.about else []
         lines += [to_markdown(table).replace("## ", "### ", 1) for table in finding.tables]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -504,6 +553,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="what all runs were trained with")
     parser.add_argument("--claims", default=" ".join(CLAIMS), help="which (default: all)")
     options = parser.parse_args()
+    if not options.claims.split():
+        parser.exit(2, "--claims: names none; leave it out for all\n")
     judges = CLAIMS | {"backend": partial(backend, overrides=options.overrides)}
     findings = {}
     for name in options.claims.split():

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # The posts' claims: trains what each needs, five seeds a design, and writes docs/claims.md.
 #   scripts/reproduce_claims.sh                       # on two CPU cores
-#   CLAIMS="norm heads" scripts/reproduce_claims.sh   # some of them
+#   CLAIMS="norm heads" scripts/reproduce_claims.sh   # some of them; writes runs/claims/claims.md
 #   scripts/reproduce_claims.sh runs/gpu docs/claims_gpu.md trainer.max_steps=5000 model.n_embd=256
 # Called again, it goes on with what is missing. More arguments are overrides for all runs. LAUNCHER
 # is one of Hydra's; SEARCHES and TRIALS are the seeds and the size of the searches that stop early.
 set -euo pipefail
-DIR=${1:-runs/claims} OUT=${2:-docs/claims.md}
+DIR=${1:-runs/claims}
+OUT=${2:-${CLAIMS:+$DIR/claims.md}}  # some claims do not replace the page of all
+OUT=${OUT:-docs/claims.md}
 ARGS=("${@:3}")
 LAUNCHER=${LAUNCHER:-joblib} SEARCHES=${SEARCHES:-1 2 3 4 5} TRIALS=${TRIALS:-8}
 POSITIONAL="inside_blocks alike parameters beyond learned_sinusoidal"  # claims that share runs

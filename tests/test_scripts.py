@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import json
-import math
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -102,78 +98,3 @@ def test_benchmark_of_schemes(workdir: Path) -> None:
     assert Path("cost.md").read_text(encoding="utf-8") == made.stdout
     for scheme in (REPOSITORY / "configs" / "positional").glob("*.yaml"):
         assert made.stdout.count(f"| `{scheme.stem}` |") == 3  # a table a backend
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="a bash script")
-def test_claims(workdir: Path) -> None:
-    script = REPOSITORY / "scripts" / "reproduce_claims.sh"
-    options = [*SMALL.split(), "seed=1,2", "trainer.max_steps=2", "model.n_head=8"]
-    chosen = "norm heads"
-    made = run(script, "out", "docs/page.md", *options, CLAIMS=chosen, LAUNCHER="basic")
-    assert made.returncode == 0, made.stderr
-    page = Path("docs/page.md").read_text(encoding="utf-8")
-    for name in chosen.split():
-        assert f"\n## {name}\n" in page and f"{name}: " in made.stdout
-    assert page.count("| pre, lr 0.016 |") == 1 and page.count("| 4 minus 8 heads |") == 1
-    assert "2 seeds a design" in page and "±" in page
-
-    # One seed of one rate, of which a run diverged: no interval, and not one run drops out.
-    alone = [*SMALL.split(), "trainer.max_steps=2", "optimizer.lr=1e-3,1e30", "seed=1"]
-    made = run(script, "one", "docs/one.md", *alone, CLAIMS="  norm ", LAUNCHER="basic")
-    assert made.returncode == 0, made.stderr
-    assert "cannot tell. Diverged: 1 of 1 runs of pre at 1e+30, 1 of 1" in made.stdout
-    page = Path("docs/one.md").read_text(encoding="utf-8")
-    vocabulary = json.loads(next(Path("one").rglob("manifest.json")).read_text())["vocabulary"]
-    guess = f"{math.log(vocabulary):.4f}"
-    assert f"| pre, lr 1e+30 | {guess} |" in page and "| that at the high rate minus" in page
-
-    next(Path("one").rglob("result.json")).unlink()
-    judge = REPOSITORY / "scripts" / "claims.py"
-    for folder, name, why in (
-        ("one", "norm", "no result.json: still running, or killed; run scripts/reproduce_claims"),
-        ("one", "heads", "DIR=one/heads: no such folder."),
-        ("one", "nrom", "--claims=nrom: not one of inside_blocks, "),
-    ):
-        refused = run(sys.executable, judge, folder, "docs/no.md", "--claims", name)
-        assert refused.returncode == 2 and why in refused.stderr, refused.stderr
-        assert refused.stderr.count("\n") == 1
-    wrong = run(script, CLAIMS="norm nrom")
-    assert wrong.returncode == 2 and "CLAIMS: nrom is no claim" in wrong.stderr
-
-
-def test_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
-    claims: Any = importlib.import_module("claims")
-    base = {seed: 2.0 + seed / 10 for seed in range(5)}
-    noise = [0.001, -0.001, 0.002, -0.002, 0.0]
-
-    def shifted(by: float, spread: float = 1.0) -> dict[int, float]:
-        return {s: v + by + spread * noise[s] for s, v in base.items()}
-
-    one = {-1.0: "below", 1.0: "above", 0.0: "alike"}
-    for by, sign in one.items():
-        effect = claims.Effect("x", shifted(by), base)
-        assert claims.judged("t", "t", [effect])[1] == [sign]
-    wide = claims.Effect("x", shifted(0.0, 1000), base)
-    lone = claims.Effect("x", {0: 1.0}, base)
-    table, signs = claims.judged("t", "t", [wide, lone])
-    assert signs == ["open", "open"]
-    assert table.rows[1][1].mean == -1.0 and table.rows[1][1].half is None
-    bits = claims.Effect("x", shifted(0.025), base)
-    assert claims.judged("t", "t", [bits], claims.ALIKE_BITS)[1] == ["alike"]
-    assert claims.no_worse(["below", "alike"]) == claims.HOLDS
-    assert claims.all_are("below", ["below", "below"], ["above"]) == claims.HOLDS
-    assert claims.all_are("below", ["below", "alike"], ["above"]) == claims.OPEN
-    assert claims.all_are("below", ["below", "above"], ["above"]) == claims.FAILS
-
-
-def test_backends_are_measured_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
-    claims: Any = importlib.import_module("claims")
-    for name, value in (("LENGTHS", (16, 32)), ("TOKENS", 64), ("REPEATS", 2)):
-        monkeypatch.setattr(claims, name, value)
-    found = claims.backend(Path())
-    assert found.verdict in (claims.HOLDS, claims.FAILS)
-    assert [row[0] for row in found.tables[0].rows] == ["16", "32"]
-    assert all(row[1].mean > 0 and row[2] > 0 and row[3] > 0 for row in found.tables[0].rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from argparse import Namespace
 from contextlib import suppress
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 # What a terminal shows; the page has all tables.
 IN_TERMINAL = ("leaderboard", "differences", "lengths", "configs")
-LIVE_SECONDS = 5.0
+LIVE_SECONDS, LONGEST_SECONDS = 5.0, 86400.0
 
 
 def main(arguments: list[str]) -> None:
@@ -83,8 +82,11 @@ def main(arguments: list[str]) -> None:
     )
     options = parser.parse_args(arguments)
     options.by = [key for group in options.by for key in group.split(",") if key]
-    if not 0 < options.every < math.inf:
-        raise UserError(f"--every={options.every:g}: must be a number of seconds above 0")
+    if not 0 < options.every <= LONGEST_SECONDS:
+        raise UserError(f"--every={options.every:g}: must be from above 0 to a day of seconds")
+    from minigpt.report.runs import folder
+
+    options.folders = [str(folder(name)) for name in options.folders]  # `latest` of now
     out = _out(options)
     if options.wandb is not None:
         from minigpt.report.wandb_report import project_name, require_workspaces
@@ -114,10 +116,8 @@ def _out(options: Namespace) -> Path:
     """Where the page goes. Raises UserError for what is no name of a page."""
     out = options.out
     if out is None:
-        from minigpt.report.runs import folder
-
-        one = options.folders[0] if len(options.folders) == 1 else None
-        return (Path() if one is None else folder(one)) / "report.html"
+        one = options.folders[0] if len(options.folders) == 1 else ""
+        return Path(one) / "report.html"
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out={out}: the page is HTML; name it {out.with_suffix('.html')}")
     if out.is_dir():

@@ -9,9 +9,11 @@ from typing import Any
 from minigpt.errors import UserError
 from minigpt.report.designs import (
     Design,
+    by_key,
     find_design,
     group,
     in_several_ways,
+    others,
     shown,
     varying,
     word,
@@ -76,7 +78,8 @@ class Comparison:
 def compare(names: Sequence[str], by: Sequence[str], baseline: str | None) -> Comparison:
     """Read runs, group them into designs and compare those. Raises UserError."""
     found = find_runs(names)
-    changed = _changed(found.runs)
+    matches = {_match_of(run).get("what") for run in found.runs if run.config}
+    changed = _changed(found.runs) if len(matches) == 1 else []
     designs = group(found.runs, by, changed)
     if baseline is not None and not designs:
         raise UserError(f"--baseline={baseline}: no run has begun; wait for one, or leave it out")
@@ -90,7 +93,7 @@ def compare(names: Sequence[str], by: Sequence[str], baseline: str | None) -> Co
     measure = LOSS if one_tokenizer else BITS
     numbers = [design.seeds(measure.key) for design in designs]
     best = {designs[place].label for place in not_told_apart(numbers)} if comparable else set()
-    match = sorted({s.match for s in found.sweeps if s.match} | {*_match(found.runs)})
+    match = sorted({str(what) for what in matches if what} if len(matches) == 1 else ())
     comparison = Comparison(
         found=found,
         designs=designs,
@@ -139,6 +142,7 @@ def warnings(comparison: Comparison, by: Sequence[str]) -> list[str]:
         *(f"{design.label}: {note}" for design in designs for note in design.notes),
         *_missing_seeds(comparison),
         *_inside_groups(designs, by),
+        *_matches(counted),
         *_several_things(comparison),
         *_steps(comparison),
         *_circumstances(counted),
@@ -224,7 +228,25 @@ def _inside_groups(designs: Sequence[Design], by: Sequence[str]) -> list[str]:
                 f"{design.label}: {len(design.configs)} designs in one group, which differ in "
                 f"{keys}; numbers are means over them"
             )
+        fewer = [str(s) for s, runs in design.by_seed.items() if len(runs) < len(design.configs)]
+        if fewer:
+            lines.append(
+                f"{design.label}: of seeds {', '.join(fewer)} not every design of the group is "
+                f"there, so their means are of others"
+            )
+    known = [config for design in designs for config in design.configs]
+    keys = [by_key(name, known) for name in by]
+    if len({others(design.configs, keys) for design in designs if design.runs}) > 1:
+        lines.append(
+            f"more than {', '.join(by)} differs between groups: they do not hold the same designs"
+        )
     return lines
+
+
+def _matches(counted: list[Run]) -> list[str]:
+    """That sweeps matched in different ways are compared."""
+    seen = _values(counted, lambda run: _match_of(run).get("what") or "nothing")
+    return [f"designs are matched in different ways: {_counts(seen)}"] if len(seen) > 1 else []
 
 
 def _several_things(comparison: Comparison) -> list[str]:
@@ -260,11 +282,9 @@ def _circumstances(counted: list[Run]) -> list[str]:
         "Python versions": lambda run: run.manifest.get("python"),
         "precisions": lambda run: run.result.get("precision"),
     }
-    packages = {name for run in counted for name in (run.manifest.get("versions") or {})}
+    packages = {name for run in counted for name in _dict(run.manifest, "versions")}
     for name in sorted(packages):
-        facts[f"{name} versions"] = lambda run, name=name: (run.manifest.get("versions") or {}).get(
-            name
-        )
+        facts[f"{name} versions"] = lambda run, name=name: _dict(run.manifest, "versions").get(name)
     lines = []
     for what, fact in facts.items():
         seen = _values(counted, fact)
@@ -282,13 +302,13 @@ def _changed(runs: Iterable[Run]) -> list[str]:
     return sorted({key for changed in found if isinstance(changed, dict) for key in changed})
 
 
-def _match(runs: Iterable[Run]) -> list[str]:
-    return [str(what) for run in runs if (what := _match_of(run).get("what"))]
-
-
 def _match_of(run: Run) -> dict[str, Any]:
-    match = run.manifest.get("match")
-    return match if isinstance(match, dict) else {}
+    return _dict(run.manifest, "match")
+
+
+def _dict(values: dict[str, Any], key: str) -> dict[str, Any]:
+    found = values.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def _adjusted(comparison: Comparison) -> str:
@@ -319,8 +339,8 @@ def _text(run: Run) -> Any:
     digest = run.manifest.get("data_sha256")
     if not isinstance(digest, str):
         return None
-    characters = run.manifest.get("characters") or {}
-    sizes = " + ".join(f"{n:,} {name}" for name, n in characters.items() if isinstance(n, int))
+    characters = _dict(run.manifest, "characters").items()
+    sizes = " + ".join(f"{n:,} {name}" for name, n in characters if isinstance(n, int))
     return f"{run.config.get('data.name', 'text')} {digest[:8]}, {sizes} characters"
 
 

@@ -190,6 +190,21 @@ def varying(configs: Sequence[Values]) -> list[str]:
     return found
 
 
+def others(configs: Sequence[Values], keys: Sequence[str]) -> frozenset[str]:
+    """What the designs of a group are beside the keys it is grouped by, and their options."""
+    below = tuple(key.removesuffix("name") for key in keys if key.endswith(".name"))
+    return frozenset(
+        _identity(
+            {
+                key: value
+                for key, value in _design_only(config).items()
+                if key not in keys and not key.startswith(below)
+            }
+        )
+        for config in configs
+    )
+
+
 # ---- labels ----
 
 

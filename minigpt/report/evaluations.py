@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from minigpt.report.comparison import Comparison, Measure
 from minigpt.report.designs import Design
-from minigpt.report.runs import Run
+from minigpt.report.runs import Run, finite
 from minigpt.report.statistics import Seeds
 
 CHECKPOINTS = ("best", "last")  # entries of eval.json that changed nothing of the run
@@ -63,24 +62,32 @@ def at_length(design: Design, evaluations: Evaluations, length: int, measure: Me
     found = {}
     for seed, runs in design.by_seed.items():
         entries = [_curves(run, evaluations, "lengths").get(str(length)) for run in runs]
-        values = [entry.get(key) for entry in entries if isinstance(entry, dict)]
-        numbers = [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
+        values = [finite(entry.get(key)) for entry in entries if isinstance(entry, dict)]
+        numbers = [value for value in values if value is not None]
         if numbers:
             found[seed] = sum(numbers) / len(numbers)
     return found
 
 
 def by_position(design: Design, evaluations: Evaluations, length: int) -> list[list[float]]:
-    """Each run's losses at the positions of windows of a length, cut to what all runs have."""
+    """Losses at the positions of windows of a length, by seed, cut to what all runs have."""
     found = [
-        losses
-        for run in design.runs
-        if (losses := _curves(run, evaluations, "by_position").get(str(length)))
-        and isinstance(losses, list)
-        and all(isinstance(loss, int | float) for loss in losses)
+        [losses for run in runs if (losses := _losses(run, evaluations, length))]
+        for runs in design.by_seed.values()
     ]
-    shortest = min(map(len, found), default=0)
-    return [losses[:shortest] for losses in found]
+    shortest = min((len(losses) for same in found for losses in same), default=0)
+    return [
+        [sum(at) / len(at) for at in zip(*(losses[:shortest] for losses in same), strict=True)]
+        for same in found
+        if same
+    ]
+
+
+def _losses(run: Run, evaluations: Evaluations, length: int) -> list[float]:
+    losses = _curves(run, evaluations, "by_position").get(str(length))
+    numbers = map(finite, losses) if isinstance(losses, list) else ()
+    known = [number for number in numbers if number is not None]
+    return known if isinstance(losses, list) and len(known) == len(losses) else []
 
 
 def _entry(run: Run, checkpoint: str) -> dict[str, Any]:
@@ -90,4 +97,4 @@ def _entry(run: Run, checkpoint: str) -> dict[str, Any]:
 
 def _curves(run: Run, evaluations: Evaluations, kind: str) -> dict[str, Any]:
     found = _entry(run, evaluations.checkpoint).get(kind)
-    return {k: v for k, v in found.items() if k.isdigit()} if isinstance(found, dict) else {}
+    return {k: v for k, v in found.items() if k.isdecimal()} if isinstance(found, dict) else {}

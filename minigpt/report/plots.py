@@ -132,7 +132,7 @@ def learning(comparison: Comparison, key: str) -> Plot | None:
         for design, logged in known:
             places = [x for run in logged.runs if (x := at(run, logged.steps)) is not None]
             if len(places) == len(logged.runs):
-                line = _line(np.mean(places, axis=0).tolist(), logged.values)
+                line = _line(np.mean(places, axis=0).tolist(), logged.by_seed)
                 found.setdefault(axis, []).append((design, line))
     # A button needs the same traces in every design.
     axes = {axis: lines for axis, lines in found.items() if len(lines) == len(known)}
@@ -161,6 +161,14 @@ class Logged:
     runs: list[Run]
     steps: list[int]
     values: np.ndarray
+
+    @property
+    def by_seed(self) -> np.ndarray:
+        """(seeds, steps): the mean over the runs of each seed, of which a group has several."""
+        rows: dict[Any, list[np.ndarray]] = {}
+        for run, row in zip(self.runs, self.values, strict=True):
+            rows.setdefault(run.path if run.seed is None else run.seed, []).append(row)
+        return np.array([np.mean(same, axis=0) for same in rows.values()])
 
 
 def _logged(runs: Sequence[Run], key: str) -> Logged | None:
@@ -260,11 +268,11 @@ def position_plot(comparison: Comparison, evaluations: Evaluations) -> Plot | No
     return Plot("positions", "Loss by position in the window", text, figure, choices)
 
 
-def _position_line(runs: list[list[float]]) -> Line:
-    if not runs:
+def _position_line(seeds: list[list[float]]) -> Line:
+    if not seeds:
         return Line([], [], [], 0)
-    places = by_octave(runs[0])[0]
-    return _line(places, np.array([by_octave(losses)[1] for losses in runs]))
+    places = by_octave(seeds[0])[0]
+    return _line(places, np.array([by_octave(losses)[1] for losses in seeds]))
 
 
 def against(comparison: Comparison, name: str, key: str, title: str) -> Plot | None:

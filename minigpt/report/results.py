@@ -103,11 +103,13 @@ def leaderboard(comparison: Comparison) -> Table:
 
 def mark(comparison: Comparison, design: Design) -> str:
     """The sign of a design that is, or may be, the best; '' where nothing can be told."""
-    if design.label not in comparison.best or len(comparison.designs) < 2:
+    counted = [other for other in comparison.designs if other.by_seed]
+    if design.label not in comparison.best or len(counted) < 2:
         return ""
-    if all(len(other.by_seed) < 2 for other in comparison.designs):
+    if all(len(other.by_seed) < 2 for other in counted):
         return ""  # one seed tells nothing, which the notes say
-    return BEST if len(comparison.best) == 1 else ALIKE
+    everyone = len(counted) == len(comparison.designs)
+    return BEST if len(comparison.best) == 1 and everyone else ALIKE
 
 
 def differences(comparison: Comparison) -> Table:
@@ -187,7 +189,7 @@ def runs(comparison: Comparison) -> Table:
         Column("seed", "seed"),
         Column("status", "status"),
         Column("steps", "steps"),
-        Column("val_loss", "val loss", 4),
+        Column(comparison.measure.key, f"{comparison.measure.name}, {comparison.measure.unit}", 4),
         Column("seconds", "seconds", 1),
         Column("device", "device"),
         Column("commit", "commit"),
@@ -204,7 +206,7 @@ def runs(comparison: Comparison) -> Table:
                 "" if run.seed is None else str(run.seed),  # a name, not an amount
                 run.status,
                 None if steps is None else int(steps),
-                run.number("val_loss"),
+                run.number(comparison.measure.key),
                 run.number("seconds"),
                 str(run.result.get("device", "")),
                 str(run.manifest.get("commit") or ""),

@@ -15,10 +15,8 @@ from typing import Any
 import yaml
 
 from minigpt.errors import UserError, did_you_mean, first_line
-from minigpt.run import RUNS, RunDirectory, find_run
+from minigpt.run import RUNS, SEARCH, SWEEP, RunDirectory, find_run
 
-SWEEP = "sweep.json"  # what a sweep leaves: its command and its jobs
-SEARCH = "tune.json"  # what a search leaves
 FILES = ("config.yaml", "manifest.json", "result.json", "metrics.jsonl", "eval.json", SWEEP, SEARCH)
 NO_RESULT = "no result.json: still running, or killed"
 
@@ -82,7 +80,7 @@ class Run:
         value: Any = self.result
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        return _finite(value)
+        return finite(value)
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -99,7 +97,7 @@ class Run:
 
     def logged(self, key: str) -> dict[int, float]:
         """A metric by step, where it is a finite number."""
-        found = {line["step"]: _finite(line.get(key)) for line in self.metrics if key in line}
+        found = {line["step"]: finite(line.get(key)) for line in self.metrics if key in line}
         return {step: value for step, value in found.items() if value is not None}
 
     @cached_property
@@ -239,7 +237,7 @@ def _sweeps(folders: Sequence[Path]) -> tuple[list[Sweep], list[str]]:
             sweeps[file.resolve()] = Sweep(
                 file.parent,
                 str(values.get("name") or file.parent.resolve().name),
-                values.get("match"),
+                match if isinstance(match := values.get("match"), str) else None,
                 known,
             )
     return [*sweeps.values()], problems
@@ -265,9 +263,13 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _finite(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
+    """A finite number as it is; None for anything else."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None
+    try:
+        return float(value) if number and math.isfinite(value) else None
+    except OverflowError:  # a whole number beyond every float
+        return None
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

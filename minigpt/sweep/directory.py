@@ -10,6 +10,7 @@ from pathlib import Path
 from minigpt.hydra_app import file_name
 from minigpt.run import RUNS
 
+NAMED_AFTER = ("sweep", "experiment")
 NO_PART = ("sweep.fail_fast", "trainer.threads", "hydra/launcher", "hydra.launcher")
 
 
@@ -23,6 +24,8 @@ def sweep_directory(overrides: Sequence[str], swept: Sequence[str]) -> Path:
     before = sorted(RUNS.glob(f"*_sweep_*_{digest}"))
     if before:
         return before[-1]
-    presets = [o.removeprefix("sweep=") for o in overrides if o.startswith("sweep=")]
+    presets = [
+        value for o in overrides for key, _, value in [o.partition("=")] if key in NAMED_AFTER
+    ]
     label = file_name("_".join([*presets, *(key.rpartition(".")[2] for key in swept)]))
     return RUNS / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_sweep_{label}_{digest}"

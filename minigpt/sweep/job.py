@@ -76,7 +76,8 @@ class SweepJob:
         run, config = job.run, job.config
         if isinstance(config, UserError):
             raise config
-        _wait_until_free(run)
+        with run.locked(LOCK_SECONDS):
+            pass
         if run.status == "finished":  # by the same command elsewhere
             return
         resumed = run.config.exists()
@@ -119,19 +120,6 @@ def _record(run: RunDirectory, error: Exception, began: float) -> None:
         if run.status == "finished":
             return
     write_json(run.result, {"status": "failed", "error": first_line(error)})
-
-
-def _wait_until_free(run: RunDirectory) -> None:
-    """Let a run whose sweep was killed save itself. Raises Busy where it goes on training."""
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            with run.locked():
-                return
-        except Busy:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(POLL_SECONDS)
 
 
 @contextmanager

@@ -16,10 +16,9 @@ from minigpt.data.corpus import CORPORA, DataConfig
 from minigpt.errors import UserError
 from minigpt.files import write_json
 from minigpt.hydra_app import file_name
-from minigpt.run import RunDirectory, same_code
+from minigpt.run import SWEEP, RunDirectory, same_code
 from minigpt.sweep.match import Matcher, SweepConfig
 
-SWEEP = "sweep.json"
 # What a quantity is matched by, so that it cannot vary as well.
 MATCHED_BY = {"parameters": "model.n_embd"}
 
@@ -70,7 +69,7 @@ def plan(
     planned: dict[Path, Job] = {}
     for overrides, label in zip(jobs, labels(jobs), strict=True):
         try:
-            config = _typed(compose(overrides), directory.name, options)
+            config = _typed(compose(overrides), overrides, directory.name, options)
             matcher = matcher or Matcher(options.match, config, overrides)
             config, matched = matcher.match(config)
             path, done = places.of(label, config)
@@ -124,13 +123,20 @@ def write_plan(
     write_json(file, content | {"jobs": list(jobs.values())})
 
 
-def _typed(composed: DictConfig, group: str, options: SweepConfig) -> Config:
+def _typed(composed: DictConfig, overrides: list[str], group: str, options: SweepConfig) -> Config:
     OmegaConf.set_struct(composed, False)
     resume = composed.pop("resume", None)
     if resume is not None:
         raise UserError(f"resume={resume}: resumes one run; leave -m out")
     composed.pop("sweep", None)
-    composed.pop("hydra", None)
+    hydra = composed.pop("hydra", None)
+    swept = [] if hydra is None else list(hydra.sweeper.params or {})
+    ignored = {*swept} - {o.partition("=")[0].lstrip("+~") for o in overrides}
+    if ignored:  # a preset among several: Hydra expands those of the whole command alone
+        raise UserError(
+            f"{' '.join(overrides)}: would not sweep over {', '.join(sorted(ignored))}; name one "
+            f"preset or experiment a command"
+        )
     if composed.get("group") is None:
         composed.group = group
     config = to_config(composed)
@@ -164,25 +170,28 @@ class Places:
         self._taken[path] = ""
 
     def of(self, label: str, config: Config) -> tuple[Path, bool]:
-        """The first folder of a label that is free or holds this very run; whether it is done."""
-        asked = request_sha256(config)
+        """The first folder of a label that is free or holds this very run; whether it is done.
+
+        Raises UserError where the text cannot be had.
+        """
+        asked, text = request_sha256(config), self._text_sha256(config.data)
         for path in _numbered(self._directory / label):
             run = RunDirectory(path)
             begun = run.config.exists()
             if self._taken.get(path, asked) == asked and (
-                not begun or self._is_of(run, config, asked)
+                not begun or self._is_of(run, asked, text)
             ):
                 self._taken[path] = asked
                 return path, begun and run.status == "finished"
         raise AssertionError
 
-    def _is_of(self, run: RunDirectory, config: Config, asked: str) -> bool:
+    def _is_of(self, run: RunDirectory, asked: str, text: str) -> bool:
         """Whether a run was asked for the same, of the same code and the same text."""
         manifest = run.read_json(run.manifest)
         return (
             manifest.get("request_sha256") == asked
             and same_code(manifest)
-            and manifest.get("data_sha256") == self._text_sha256(config.data)
+            and manifest.get("data_sha256") == text
         )
 
     def _text_sha256(self, data: DataConfig) -> str:

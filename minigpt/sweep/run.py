@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import uuid
@@ -13,26 +12,20 @@ from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from minigpt.config import to_options
-from minigpt.errors import Failure, first_line
+from minigpt.errors import Failure, first_line, require
 from minigpt.sweep.job import FAILED, SweepJob
 from minigpt.sweep.match import SweepConfig
 from minigpt.sweep.plan import Job, plan, write_plan
 from minigpt.sweep.watch import Watch
 from minigpt.train.loop import Interrupted, Stop, stop_signals
+from minigpt.tune.session import QUIET
 
 # How many jobs each of Hydra's launchers runs at once on this machine; of no other it is known.
 AT_ONCE: dict[str, Callable[[DictConfig], int]] = {
     "BasicLauncher": lambda launcher: 1,
     "JoblibLauncher": lambda launcher: _cores() if launcher.n_jobs < 0 else launcher.n_jobs,
-    "RayLauncher": lambda launcher: _cores() // int(launcher.ray.remote.get("num_cpus", 1) or 1),
+    "RayLauncher": lambda launcher: int(_cores() / float(launcher.ray.remote.get("num_cpus") or 1)),
     "LocalLauncher": lambda launcher: sys.maxsize,  # submitit_local starts all
-}
-
-QUIET_RAY = {
-    "include_dashboard": False,
-    "log_to_driver": False,  # jobs have logs of their own
-    "configure_logging": True,
-    "logging_level": logging.CRITICAL,
 }
 
 
@@ -50,6 +43,12 @@ def run_sweep(
     _quieten(config.hydra.launcher)
     options = to_options(SweepConfig, config, "sweep")
     directory = Path(config.hydra.sweep.dir).absolute()
+    where = config.hydra.sweep.dir
+    is_free = directory.is_dir() or not directory.exists()
+    require(is_free, "hydra.sweep.dir", where, "is a file; name a folder")
+    if config.hydra.launcher._target_.endswith(".JoblibLauncher"):
+        n_jobs = config.hydra.launcher.n_jobs
+        require(n_jobs != 0, "hydra.launcher.n_jobs", n_jobs, "needs 1 or more; -1 is all cores")
     planned = plan(jobs, directory, options, compose)
     missing = [job for job in planned if not job.done]
     directory.mkdir(parents=True, exist_ok=True)
@@ -77,7 +76,7 @@ def _quieten(launcher: DictConfig) -> None:
     if launcher._target_.endswith(".RayLauncher"):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         with open_dict(launcher):
-            launcher.ray.init = OmegaConf.merge(QUIET_RAY, launcher.ray.init)
+            launcher.ray.init = OmegaConf.merge(QUIET, launcher.ray.init)
 
 
 def _launched(

@@ -16,15 +16,19 @@ from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
-from rich.table import Column, Table
+from rich.table import Table as Grid
 
+from minigpt.config import Config
 from minigpt.display import PipeConsole
 from minigpt.errors import UserError
+from minigpt.report.comparison import BITS, LOSS
+from minigpt.report.tables import Cell, Column, Table, to_plain, to_rich
 from minigpt.sweep.job import LOG
 from minigpt.sweep.plan import Job
 
 POLL_SECONDS = 0.5
 LINE_SECONDS = 60.0  # between lines where the output is no terminal and no job ends
+NOTE_LENGTH = 60
 TAIL_BYTES = 4096  # of metrics.jsonl: more than its last line
 ENDS = {"finished": "done", "failed": "failed", "interrupted": "interrupted"}
 
@@ -90,21 +94,32 @@ class Watch:
 
     def summary(self) -> None:
         """Print a table of all jobs and how they ended."""
-        table = Table(Column("job", overflow="fold"), "status", show_edge=False)
-        for heading in ("steps", "val loss", "seconds"):
-            table.add_column(heading, justify="right")
-        table.add_column("note", no_wrap=True, max_width=30)  # in full in the job's log
-        for job, status in zip(self.jobs, self.statuses, strict=True):
-            loss, seconds = status.result.get("val_loss"), status.result.get("seconds")
-            table.add_row(
-                escape(job.label),
+        names = {j.config.tokenizer.name for j in self.jobs if isinstance(j.config, Config)}
+        measure = LOSS if len(names) < 2 else BITS  # tokens of different length do not compare
+        columns = [
+            Column("job", "job"),
+            Column("status", "status"),
+            Column("steps", "steps"),
+            Column(measure.key, f"val loss, {measure.unit}"),
+            Column("seconds", "seconds", digits=1),
+            Column("note", "note"),
+        ]
+        rows: list[list[Cell]] = [
+            [
+                job.label,
                 status.state,
-                f"{status.step:,}",
-                "" if loss is None else f"{loss:.4f}",
-                "" if seconds is None else f"{seconds:.1f}",
-                escape(status.result.get("error", "")),
-            )
-        self.console.print(table)
+                status.step,
+                status.result.get(measure.key),
+                status.result.get("seconds"),
+                status.result.get("error", "")[:NOTE_LENGTH],  # in full in the job's log
+            ]
+            for job, status in zip(self.jobs, self.statuses, strict=True)
+        ]
+        table = Table("jobs", "Jobs", columns, rows)
+        if self.console.is_terminal:
+            self.console.print(*to_rich(table, self.console.width))
+        else:
+            self._say("\n".join(to_plain(table)))
         self._say(f"{self._counts()}; {time.perf_counter() - self.clock:.1f} s; in {self.where}")
 
     def _watch(self) -> None:
@@ -165,7 +180,7 @@ class Watch:
         return ", ".join(f"{number} {state}" for state, number in counts.items())
 
     def _drawn(self) -> Group:
-        rows = Table.grid(padding=(0, 2))
+        rows = Grid.grid(padding=(0, 2))
         for job, status in zip(self.jobs, self.statuses, strict=True):
             if status.state == "running":
                 steps = job.max_steps

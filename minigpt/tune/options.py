@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,10 @@ class TuneOptions:
     def __post_init__(self) -> None:
         for key, value in (("--trials", self.trials), ("--jobs", self.jobs)):
             require(value is None or value >= 1, key, value, "must be 1 or more")
+        require(0 <= self.seed < 2**32, "--seed", self.seed, "must be from 0 to 2^32 - 1")
+        if self.address is not None:
+            ok = self.address == "auto" or re.fullmatch(r"(ray://)?[^\s:/]+:\d+", self.address)
+            require(bool(ok), "--address", self.address, "give auto, or a cluster's host:port")
         if self.scheduler == "pbt":
             require(
                 self.sampler in (None, "random"),

@@ -90,6 +90,8 @@ def read_trials(folder: Path, metric: str) -> list[TrialRecord]:
 def _record(directory: Path, metric: str) -> TrialRecord:
     run = RunDirectory(directory)
     trial = run.read_json(directory / TRIAL)
+    if not (isinstance(trial.get("number"), int) and isinstance(trial.get("values"), dict)):
+        raise UserError(f"{directory / TRIAL}: not a trial's; restore it or delete the folder")
     result = run.read_json(run.result) if run.result.exists() else {}
     evaluations = _evaluations(run, metric)
     adopted = trial.get("adopted", [])

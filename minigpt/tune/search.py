@@ -11,7 +11,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from minigpt.config import Config, load_config, save_config
 from minigpt.errors import TRACEBACK, Failure, UserError
 from minigpt.files import write_json
 from minigpt.hydra_app import quoted
-from minigpt.run import RUNS, RunDirectory, provenance
+from minigpt.run import RUNS, SEARCH, RunDirectory, provenance
 from minigpt.train.loop import Interrupted, Stop, stop_signals
 from minigpt.tune.options import TuneOptions
 from minigpt.tune.proposals import Proposals, Study
@@ -40,7 +40,8 @@ from minigpt.tune.show import SearchDisplay
 from minigpt.tune.space import Space, Values, check_space, parse_space
 from minigpt.tune.trial import STOP_FILE, Job, Trial
 
-TUNE, BEST = "tune.json", "best.yaml"  # in the search's folder
+BEST = "best.yaml"  # in the search's folder
+LOCK = ".lock"
 RAY = "ray"  # there too, while it lasts: what Ray Tune writes for itself
 RESTARTS = 3  # of a trial whose worker was lost
 KEPT = 4  # copies of a member of a population: others may still read an older one
@@ -59,7 +60,6 @@ def search(overrides: list[str], options: TuneOptions) -> None:
     with _locked(folder, about):
         earlier = read_trials(folder, options.metric)
         (folder / STOP_FILE).unlink(missing_ok=True)
-        write_json(folder / TUNE, about | {"status": "running"})
         Search(overrides, options, space, config, folder, about, earlier).run()
 
 
@@ -72,13 +72,13 @@ def _new_folder(space: Space) -> Path:
 @contextmanager
 def _locked(folder: Path, about: dict[str, Any]) -> Iterator[None]:
     """Keep other searches out. Raises UserError if one is in, or if this is another's folder."""
-    file = folder / TUNE
+    file = folder / SEARCH
     if file.exists():
         require_same_search(RunDirectory(folder).read_json(file), about, folder)
-    elif folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    elif folder.exists() and not (folder.is_dir() and {*folder.iterdir()} <= {folder / LOCK}):
         raise UserError(f"--dir={folder}: holds something else; choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -90,7 +90,14 @@ def _locked(folder: Path, about: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         shutil.rmtree(folder / RAY, ignore_errors=True)
+        found = RunDirectory(folder).read_json(file) if file.exists() else {}
+        if found.get("status") == "running":  # nothing that is known ended it
+            write_json(file, found | {"status": "failed"})
         lock.release()
+        if not found:  # it never began
+            (folder / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
 
 
 class Search:
@@ -129,6 +136,7 @@ class Search:
         left = self.total - len(self.ended)
         if left > 0:
             with ray_session(options.address, options.at_a_time, left) as share:
+                write_json(self.folder / SEARCH, self.about | {"status": "running"})
                 say(f"trials     {share.jobs} at a time, {share.threads} threads each")
                 say(f"folder     {self.folder}")
                 if self.earlier:
@@ -240,7 +248,7 @@ class Search:
             "best": None if best is None else best.to_dict(),
             "trials": [record.to_dict() for record in records],
         }
-        write_json(self.folder / TUNE, self.about | found)
+        write_json(self.folder / SEARCH, self.about | found)
         display.results(records)
         if best is not None:
             save_best(self.folder, best)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from minigpt.errors import Failure, UserError, first_line
 
@@ -25,6 +27,13 @@ ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+QUIET: dict[str, Any] = {
+    "include_dashboard": False,
+    "log_to_driver": False,  # jobs have logs of their own
+    "configure_logging": True,
+    "logging_level": logging.CRITICAL,
+}
+CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 100 * 2**20  # configs and metrics pass through it; Ray's least is 75 MiB
 
 
@@ -51,25 +60,17 @@ def ray_session(address: str | None, jobs: int | None, trials: int) -> Iterator[
     if ray.is_initialized():
         yield _share(jobs, trials)
         return
-    quiet = {
-        "include_dashboard": False,
-        "log_to_driver": False,
-        "configure_logging": True,
-        "logging_level": logging.CRITICAL,
-    }
+    _require_somebody(address)
     with tempfile.TemporaryDirectory(prefix="minigpt_ray_", ignore_cleanup_errors=True) as scratch:
         try:
             if address is not None:
-                ray.init(address, **quiet)
+                ray.init(address, **QUIET)
             else:
                 ray.init(
-                    "local", object_store_memory=OBJECT_STORE_BYTES, _temp_dir=scratch, **quiet
+                    "local", object_store_memory=OBJECT_STORE_BYTES, _temp_dir=scratch, **QUIET
                 )
-        except ConnectionError as error:
-            raise UserError(
-                f"--address={address}: no Ray cluster answers there ({first_line(error)}); start "
-                f"one with `ray start --head`, or leave --address out"
-            ) from None
+        except (ConnectionError, ValueError) as error:
+            raise _nobody(address, error) from None
         except (RuntimeError, OSError) as error:
             raise Failure(f"Ray does not start ({first_line(error)})") from error
         for name in ("ray", "ray.tune", "ray.train"):
@@ -78,6 +79,23 @@ def ray_session(address: str | None, jobs: int | None, trials: int) -> Iterator[
             yield _share(jobs, trials)
         finally:
             ray.shutdown()
+
+
+def _require_somebody(address: str | None) -> None:
+    """Raise UserError where nothing listens at host:port: Ray itself would wait for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host:
+        try:
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise _nobody(address, error) from None
+
+
+def _nobody(address: str | None, error: Exception) -> UserError:
+    return UserError(
+        f"--address={address}: no Ray cluster answers there ({first_line(error)}); start one with "
+        f"`ray start --head`, or leave --address out"
+    )
 
 
 def _share(jobs: int | None, trials: int) -> Share:

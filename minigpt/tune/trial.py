@@ -19,7 +19,6 @@ from queue import Empty, SimpleQueue
 from signal import SIGINT
 from typing import Any
 
-from filelock import FileLock, Timeout
 from ray import tune
 
 from minigpt.errors import Failure, UserError, first_line
@@ -30,7 +29,7 @@ from minigpt.tune.space import Values
 
 STOP_FILE = ".stop"  # in the search's folder: its trials save and end
 POLL_SECONDS = 0.3
-WAIT_FOR_LOCK_SECONDS = 60  # a killed actor, or one of a killed search, may still be dying
+LOCK_SECONDS = 60.0  # a killed actor, or one of a killed search, may still be dying
 HANDED_OVER = "handed_over.json"  # in Ray Tune's checkpoint
 
 
@@ -124,7 +123,8 @@ class Trial(tune.Trainable):
             entry["id"] == handed_over["id"] for entry in adopted
         ):
             return
-        wait_until_free(self.directory)
+        with self.directory.locked(LOCK_SECONDS):
+            pass
         left = self.directory.read_json(self.directory.result)  # written as it was paused
         copy_run(source, self.directory)
         adopted.append(
@@ -194,7 +194,8 @@ class Training(threading.Thread):
         config = composed_config(Space(self.job.fixed, {}).overrides(self.values))
         resumed = self.directory.config.exists()
         if resumed:
-            wait_until_free(self.directory)
+            with self.directory.locked(LOCK_SECONDS):
+                pass
             if self.directory.status == "finished":  # killed before it was reported
                 return
             saved = load_config(self.directory.config)
@@ -240,17 +241,6 @@ def directory_record(directory: RunDirectory) -> dict[str, Any]:
     """What trial.json says already; empty for a new trial."""
     file = directory.path / TRIAL
     return directory.read_json(file) if file.exists() else {}
-
-
-def wait_until_free(directory: RunDirectory) -> None:
-    """Wait for a dying process to let go of a run. Raises UserError where one does not."""
-    try:
-        with FileLock(directory.path / ".lock", timeout=WAIT_FOR_LOCK_SECONDS):
-            pass
-    except Timeout:
-        raise UserError(
-            f"{directory.path}: another process is training this run; stop it first"
-        ) from None
 
 
 def copy_run(source: RunDirectory, target: RunDirectory) -> None:

@@ -13,7 +13,7 @@ import pytest
 from minigpt.report.comparison import compare
 from minigpt.report.results import running
 from tests.conftest import Cli
-from tests.report.made import POSITIONS, make_sweep
+from tests.report.made import POSITIONS, config, make_run, make_sweep
 
 
 def _sweep_json(folder: Path, *paths: str) -> None:
@@ -124,3 +124,25 @@ def test_latest_of_a_search_is_all_of_it(workdir: Path) -> None:
     assert len(compare(["latest"], [], None).found.runs) == 1
     (folder / "tune.json").write_text('{"status": "finished"}')
     assert len(compare(["latest"], [], None).found.runs) == 2
+
+
+def test_latest_is_what_it_was_when_asked(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from minigpt.commands import report
+
+    folder = make_sweep(workdir / "runs" / "sweep", {"rope": {}}, seeds=(1, 2))
+    _sweep_json(folder, "rope_seed=1", "rope_seed=2", "never")
+    turns = iter(range(3))
+
+    def begin_another(_: float) -> None:
+        if next(turns) == 2:
+            raise KeyboardInterrupt
+        if not (workdir / "runs" / "lone").exists():
+            make_run(workdir / "runs" / "lone", config(seed=9))
+
+    monkeypatch.setattr(report.time, "sleep", begin_another)
+    report.main(["latest", "--live"])
+    said = capsys.readouterr().out
+    assert "2 of 2 runs finished" in said and "1 of 1" not in said
+    assert not (workdir / "runs" / "lone" / "report.html").exists()

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from minigpt.report.comparison import compare
+from minigpt.report.evaluations import Evaluations, by_position
+from minigpt.report.plots import learning
 from minigpt.report.results import leaderboard, mark
 from minigpt.report.statistics import Interval
 from minigpt.report.tables import Column, Table, to_csv, to_latex, to_markdown, to_plain, to_rich
@@ -154,6 +156,83 @@ def test_broken_files_are_told_and_do_not_stop(tmp_path: Path, cli: Cli) -> None
     assert warned(found, "alibi_seed=2/eval.json: broken JSON")
     assert warned(found, "finished without a validation loss", "learned_seed=1")
     assert cli("report", str(tmp_path)).code == 0
+
+
+def test_no_star_beside_a_design_without_numbers(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, POSITIONS)
+    for result in folder.glob("rope*/result.json"):
+        result.unlink()
+    found = compare([str(folder)], [], None)
+    marks = {design.label: mark(found, design) for design in found.designs}
+    assert marks == {"positional=learned": "≈", "positional=rope": "", "positional=alibi": ""}
+    for result in folder.glob("alibi*/result.json"):
+        result.unlink()
+    found = compare([str(folder)], [], None)
+    assert {mark(found, design) for design in found.designs} == {""}
+
+
+def test_groups_of_other_designs_and_seeds(tmp_path: Path) -> None:
+    for positional, norm, seed in (
+        *(("learned", "pre", 1), ("learned", "pre", 2), ("learned", "post", 1)),
+        *(("rope", "pre", 1), ("rope", "pre", 2)),
+    ):
+        settings = config(positional, seed, model__norm__placement=norm)
+        make_run(tmp_path / f"{positional}_{norm}_{seed}", settings, 1.5 + seed / 10)
+    found = compare([str(tmp_path)], ["positional"], None)
+    assert warned(found, "positional=learned: of seeds 2 not every design of the group is there")
+    assert warned(found, "more than positional differs between groups")
+    even = compare([str(tmp_path)], ["norm"], None)
+    assert warned(even, "more than norm differs between groups")
+
+
+def test_bands_are_over_seeds_not_over_runs_of_a_group(tmp_path: Path) -> None:
+    for norm, more in (("pre", 0.0), ("post", 1.0)):
+        for seed in (1, 2):
+            for positional in ("rope", "alibi"):
+                settings = config(positional, seed, model__norm__placement=norm)
+                folder = tmp_path / f"{positional}_{norm}_{seed}"
+                make_run(folder, settings, 1.5 + more + seed / 100, evaluated=True)
+    found = compare([str(tmp_path)], ["positional"], None)
+    plot, table = learning(found, "val_loss"), found.designs[0].interval("val_loss")
+    assert plot is not None and table is not None and table.n == 2
+    band = next(trace for trace in plot.figure.data if trace.fill)
+    upper, lower = max(band.y[:4][-1:]), min(band.y[4:][:1])
+    assert (upper - lower) / 2 == pytest.approx(table.half, abs=1e-5)
+    rows = by_position(found.designs[0], Evaluations("last"), 8)
+    assert [row[0] for row in rows] == pytest.approx([3.01, 3.02])  # 1.5 + 1 / 1, 1 more in half
+
+
+def test_a_match_of_some_runs_silences_no_warning(tmp_path: Path) -> None:
+    for name, steps, match in (
+        ("learned", 40, {"what": "flops", "changed": {"trainer.max_steps": [40, 41]}}),
+        ("rope", 4000, None),
+    ):
+        manifest = {} if match is None else {"match": match}
+        settings = config(name, trainer__max_steps=steps)
+        make_run(tmp_path / name, settings, manifest=manifest)
+    found = compare([str(tmp_path)], [], None)
+    assert warned(found, "steps differ") and warned(found, "more than one thing differs")
+    assert warned(found, "designs are matched in different ways: flops (1 run); nothing (1 run)")
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("manifest.json", {"versions": 3, "characters": [1], "match": "flops"}),
+        ("result.json", {"val_loss": 10**400}),
+        ("sweep.json", {"match": ["flops"], "jobs": [{"path": "rope_seed=1"}]}),
+        ("eval.json", {"last": {"lengths": {"²": {"loss": 1.0}, "8": {"loss": 10**400}}}}),
+    ],
+)
+def test_wrong_types_in_files_do_not_stop_a_report(
+    tmp_path: Path, cli: Cli, file: str, changes: dict[str, object]
+) -> None:
+    folder = make_sweep(tmp_path / "s", POSITIONS, seeds=(1, 2))
+    path = (folder if file == "sweep.json" else folder / "rope_seed=1") / file
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | changes))
+    done = cli("report", str(folder))
+    assert done.code == 0, done.err
 
 
 def test_other_programs_configs_are_no_runs(tmp_path: Path) -> None:

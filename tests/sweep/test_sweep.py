@@ -239,17 +239,24 @@ def test_what_a_launcher_computes_is_what_a_lone_run_computes(cli: Cli) -> None:
     assert read_metrics(Path("alone")) == read_metrics(Path("sweep/seed=2"))
 
 
+def second_width() -> int:
+    config = OmegaConf.load("sweep/n_layer=3_batch_size=8/config.yaml")
+    return int(config.model.n_embd)
+
+
 @pytest.mark.parametrize("match", ["steps", "tokens", "parameters", "flops"])
 def test_equal_work(cli: Cli, match: str) -> None:
-    options = ["model.block_size=8,16", "positional=learned", f"sweep.match={match}", HERE]
+    """Of two sizes that differ much in each quantity."""
+    options = ["trainer.batch_size=4,8", "model.n_layer=1,3", f"sweep.match={match}", HERE]
     assert cli("train", "-m", *TINY, *options, "model.n_embd=32").code == 0
     first, second = (
-        json.loads(Path(f"sweep/block_size={n}/result.json").read_text()) for n in (8, 16)
+        json.loads(Path(f"sweep/n_layer={n}_batch_size={b}/result.json").read_text())
+        for b, n in ((4, 1), (8, 3))
     )
-    manifest = json.loads(Path("sweep/block_size=16/manifest.json").read_text())
+    manifest = json.loads(Path("sweep/n_layer=3_batch_size=8/manifest.json").read_text())
     assert manifest["match"]["what"] == match
     parameters = [result["parameters"]["total"] for result in (first, second)]
-    tokens = [first["steps"] * 4 * 8, second["steps"] * 4 * 16]
+    tokens = [first["steps"] * 4 * 8, second["steps"] * 8 * 8]
     flops = [
         n * result["flops_per_token"] for n, result in zip(tokens, (first, second), strict=True)
     ]
@@ -258,8 +265,15 @@ def test_equal_work(cli: Cli, match: str) -> None:
     one, other = amounts[match]
     assert [one, other] == manifest["match"]["amount"]
     assert abs(one - other) <= {"flops": 0.1, "parameters": 0.1}.get(match, 0) * one
-    changed = {"steps": {}, "tokens": {"trainer.max_steps": [12, 6]}}
-    assert manifest["match"]["changed"] == changed.get(match, manifest["match"]["changed"])
+    changed = {
+        "steps": {},
+        "tokens": {"trainer.max_steps": [12, 6]},
+        "flops": {"trainer.max_steps": [12, second["steps"]]},
+        "parameters": {"model.n_embd": [32, second_width()]},
+    }
+    assert manifest["match"]["changed"] == changed[match]
+    assert second["steps"] < 6 if match == "flops" else second_width() <= 32
+    assert (second_width() < 32) == (match == "parameters")
 
 
 def test_leases_are_of_one_each(tmp_path: Path) -> None:
@@ -369,3 +383,34 @@ def test_broken_files_of_a_sweep(cli: Cli, broken: str, is_object: bool) -> None
     assert is_object or "seed=1  failed: sweep/seed=1/result.json: broken" in outcome.out.replace(
         f"{Path.cwd()}/", ""
     )
+
+
+@pytest.mark.parametrize("choices", ["sweep=norm,ffn", "experiment=claims/common,claims/norm"])
+def test_presets_among_others_are_refused(cli: Cli, choices: str) -> None:
+    refused = cli("train", "-m", choices, *TINY, "seed=1", "sweep.fail_fast=true")
+    assert refused.code == 2 and "name one preset or experiment a command" in refused.err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("hydra.sweep.dir=text.txt", "hydra.sweep.dir=text.txt: is a file; name a folder"),
+        ("hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0: needs 1 or more"),
+        ("data.path=nowhere.txt", "nowhere.txt: no such file"),
+    ],
+)
+def test_what_is_wrong_with_all_jobs_is_told_at_once(cli: Cli, option: str, message: str) -> None:
+    launcher = ["hydra/launcher=joblib"] if "launcher" in option else []
+    refused = cli("train", "-m", *TINY, "seed=1,2", *launcher, option)
+    assert refused.code == 2 and message in refused.err, refused.err
+    assert refused.err.count("\n") == 1 and not Path("runs").exists()
+
+
+def test_tokenizers_are_listed_in_bits_a_byte(cli: Cli) -> None:
+    name = "n" * 60
+    options = ["tokenizer=char,gpt2", f"name={name}", "trainer.max_steps=1", HERE]
+    done = cli("train", "-m", *TINY, *options)
+    assert done.code == 0, done.err
+    assert "val loss, bits a byte" in done.out and "val loss, nats" not in done.out
+    assert "tokenizer=char " in done.out and "tokenizer=gpt2 " in done.out

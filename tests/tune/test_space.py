@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +144,8 @@ def test_names_of_trials_are_file_names() -> None:
         (["seed=1,2", "--jobs", "0"], "--jobs=0: must be 1 or more"),
         (["seed=1,2", "--schedule", "asha"], "unrecognized arguments: --schedule"),
         (["seed"], "seed: not understood; write key=value"),
+        (["seed=1,2", "--seed", "-1"], "--seed=-1: must be from 0 to 2^32 - 1"),
+        (["seed=1,2", "--address", "foo"], "--address=foo: give auto, or a cluster's host:port"),
         (
             ["experiment=claims/norm", "model=rope,alibi"],
             "has a sweep vary norm, optimizer.lr, seed",
@@ -203,3 +207,25 @@ def test_a_missing_ray_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
     refused = cli("tune", "seed=1,2")
     assert refused.code == 2
     assert "pip install -c constraints.txt -e '.[ray]'" in refused.err
+
+
+def test_nobody_at_an_address_is_told_soon_and_leaves_nothing(cli: Cli) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"  # bound, so nobody else's; not listening
+        refused = cli("tune", *SMALL, "optimizer.lr=1e-3,1e-2", "--address", address, "--dir", "s")
+    assert refused.code == 2 and f"--address={address}: no Ray cluster answers" in refused.err
+    assert refused.err.count("\n") == 1 and not Path("s").exists()
+    Path("s").mkdir()
+    Path("s/.lock").touch()  # as a killed search may leave it
+    again = cli("tune", *SMALL, "optimizer.lr=1e-3,1e-2", "--address", address, "--dir", "s")
+    assert "no Ray cluster answers" in again.err
+
+
+def test_a_broken_trial_is_one_line(cli: Cli) -> None:
+    Path("s/000").mkdir(parents=True)
+    about = {"overrides": sorted([*SMALL, "seed=1,2"]), "options": TuneOptions().identity}
+    Path("s/tune.json").write_text(json.dumps(about))
+    Path("s/000/trial.json").write_text("{}")
+    refused = cli("tune", *SMALL, "seed=1,2", "--dir", "s")
+    assert refused.code == 2 and "000/trial.json: not a trial's; restore it" in refused.err
