@@ -243,6 +243,17 @@ def test_a_killed_and_a_stopped_search_go_on(cli: Cli, ray: None) -> None:
     assert statuses == ["finished"] * 2
 
 
+def test_hyperband_stops_in_rounds(cli: Cli, ray: None) -> None:
+    options = ["--scheduler", "hyperband", "--trials", "6", "--jobs", "2", "--dir", "search"]
+    done = cli("tune", *tiny(trainer__max_steps=12), RATES, *options)
+    assert done.code == 0, done.err
+    report = report_of(Path("search"))
+    statuses = {trial["status"] for trial in report["trials"]}
+    assert len(report["trials"]) == 6 and statuses == {"finished", "stopped"}
+    values = [trial["value"] for trial in report["trials"] if trial["status"] == "finished"]
+    assert report["best"]["value"] == min(values)
+
+
 def test_a_population_copies_the_better(cli: Cli, ray: None) -> None:
     # Long enough that the second worker starts before the first one ends.
     long = {"trainer__max_steps": 3000, "trainer__eval_every": 1000, "trainer__log_every": 100}
