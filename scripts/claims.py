@@ -349,8 +349,8 @@ def tokenizer(folder: Path) -> Finding:
     table, signs = judged("tokenizer", "Paired differences, bits a byte", effects, ALIKE_BITS)
     return Finding(
         verdict(signs, BETTER, {"alike", *WORSE}),
-        "Losses a token of different tokenizers do not compare; bits a byte do. Steps are the same, "
-        "so larger tokens read more text.",
+        "Losses a token of different tokenizers do not compare; bits a byte do. Steps are the "
+        "same, so larger tokens read more text.",
         [levels("levels", "Validation loss", "tokenizer", bits, "bits a byte"), table],
         runs.about,
     )

@@ -124,7 +124,7 @@ def learning(comparison: Comparison, key: str) -> Plot | None:
         for design in comparison.designs
         if (logged := _logged(design.runs or design.unfinished, key)) is not None
     ]
-    if not known:
+    if all(len(logged.steps) < 2 for _, logged in known):  # the leaderboard has it
         return None
     drawn = styles(comparison.designs)
     found: dict[str, list[tuple[Design, Line]]] = {}
