@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from minigpt.cli import main
 
 # Tests run side by side, one a core: threads of tiny tensors would only wait for each other.
 # Read when torch is imported, here and in the programs that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+settings.register_profile("minigpt", deadline=None)  # a busy machine is no mistake
+settings.load_profile("minigpt")
 
 # A run that takes well under a second: one small block, a few thousand characters.
 TINY = [

@@ -309,7 +309,7 @@ def test_claims(workdir: Path) -> None:
     for name in chosen.split():
         assert f"\n## {name}\n" in page and f"{name}: " in made.stdout
     assert page.count("| pre, lr 0.016 |") == 1 and page.count("| 4 minus 8 heads |") == 1
-    assert "2 seeds a design" in page and "±" in page
+    assert "seeds 1, 2." in page and "±" in page
 
     # One seed of one rate, of which a run diverged: no interval, and not one run drops out.
     alone = [*SMALL.split(), "trainer.max_steps=2", "optimizer.lr=1e-3,1e30", "seed=1"]

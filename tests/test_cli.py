@@ -439,7 +439,8 @@ MODELS = [*sorted(file.stem for file in (CONFIGS / "model").glob("*.yaml")), "al
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_runs(cli: Cli, workdir: Path, model: str) -> None:
-    outcome = cli("train", f"model={model}", *TINY, "trainer.max_steps=2")
+    layers = "model.n_layer=0" if model == "bigram" else "model.n_layer=1"
+    outcome = cli("train", f"model={model}", *TINY, "trainer.max_steps=2", layers)
     assert outcome.code == 0, outcome.err
     result = json.loads((the_run(workdir / "runs") / "result.json").read_text())
     assert result["parameters"]["positional"] >= 0 and result["val_loss"] > 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.config import composed_config
@@ -79,7 +79,6 @@ def test_a_split_holds_documents_encoded_apart(workdir: Path, name: str, separat
         assert made.decode(split.tokens.tolist()) == text
 
 
-@settings(deadline=None)
 @given(
     text=st.text("ab\n", min_size=3, max_size=60).filter(lambda text: "\n" in text),
     block_size=st.integers(1, 9),

@@ -125,7 +125,7 @@ def test_cached_equals_full(scheme: str, backend: str, design: str) -> None:
             assert_equal(through_cache(model, tokens, sizes), full)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     scheme=st.sampled_from(SCHEMES),
     kv_heads=st.sampled_from([1, 2, 4]),

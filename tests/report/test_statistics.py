@@ -24,7 +24,7 @@ from minigpt.report.statistics import (
     paired,
 )
 
-few = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 numbers = st.floats(-1e3, 1e3).map(lambda x: round(x, 6))
 lists = st.lists(numbers, min_size=2, max_size=12).filter(lambda x: np.std(x) > 1e-3)
 

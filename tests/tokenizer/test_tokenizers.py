@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import tiktoken
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tokenizers import pre_tokenizers
@@ -108,19 +108,16 @@ def test_tricky_round_trip(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"char"}))
-@settings(deadline=None)
 @given(text=unicode_text)
 def test_any_text_round_trip(name: str, text: str) -> None:
     check_round_trip(tokenizer(name), text)
 
 
-@settings(deadline=None)
 @given(text=st.text(sorted(set(CORPUS))))
 def test_char_round_trip(text: str) -> None:
     check_round_trip(tokenizer("char"), text)
 
 
-@settings(deadline=None)
 @given(alphabet=unicode_text)
 def test_char_takes_any_alphabet(alphabet: str) -> None:
     check_round_trip(create("char", Path("unused"), alphabet, 0), alphabet)
@@ -396,7 +393,6 @@ def test_bpe_ignores_and_rewrites_a_damaged_cache(damage: bytes, tmp_path: Path)
     assert path.read_bytes() == good
 
 
-@settings(deadline=None)
 @given(text=st.text(st.sampled_from("ab'.1 \n\t\u3000é"), max_size=60), piece=st.integers(1, 9))
 def test_bpe_pieces_have_the_tokens_of_the_whole(text: str, piece: int) -> None:
     made = tokenizer("bpe")
