@@ -19,6 +19,7 @@ COMMANDS = {
     "report": "compare runs, designs and seeds; one page and tables (minigpt report latest)",
     "inspect": "draw what a run attends to and how its positions work (minigpt inspect latest)",
     "tune": "search for the best config with many runs (minigpt tune optimizer.lr=1e-3,4e-3)",
+    "bench": "measure speed on this machine (minigpt bench train model=rope,alibi)",
     "data": "prepare the text and show what each tokenizer makes of it (minigpt data)",
     "doctor": "show what this machine offers and what to do about what is missing",
 }
@@ -83,7 +84,7 @@ def complete(arguments: list[str]) -> int:
                 found |= {path.parent for path in found}
             runs = sorted(map(str, found))
             print(" ".join(name for name in ("latest", *runs) if name.startswith(overrides)))
-        if command not in ("train", "tune", "data"):
+        if command not in ("train", "tune", "bench", "data"):
             return 0
         os.environ["COMP_LINE"] = f"{program} {overrides}"
     return run_command("train", arguments)

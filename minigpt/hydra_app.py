@@ -16,6 +16,7 @@ from typing import Any, NoReturn, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -163,6 +164,17 @@ def quoted(override: str) -> str:
             escaped = value.replace("\\", "\\\\").replace("'", "\\'")
             return f"{key}='{escaped}'"
     return override
+
+
+def combinations(overrides: list[str]) -> list[list[str]]:
+    """The overrides of each job that a sweep over them has. Raises UserError."""
+    parser = OverridesParser.create()
+    try:
+        parsed = parser.parse_overrides([quoted(override) for override in overrides])
+        (jobs,) = BasicSweeper.split_arguments(parsed, None)
+    except HydraException as error:
+        raise UserError(explain(error, overrides)) from None
+    return [list(job) for job in jobs]
 
 
 def _swept_keys(overrides: list[str]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minigpt.errors import UserError, require, require_one_of
 from minigpt.model.attention import ATTENTION, Attention, AttentionConfig, Pass
@@ -24,6 +25,7 @@ from minigpt.model.positional import POSITIONAL, PositionalConfig
 
 EMBEDDINGS = ("tied", "untied")
 RESIDUAL_INITS = ("scaled", "zero")
+MOST_LOGITS = 2**22  # held at once: 16 MiB in fp32
 NO_BLOCKS = "works inside blocks, and model.n_layer=0 has none"
 
 
@@ -169,7 +171,19 @@ class GPT(nn.Module):
         documents: Tensor | None = None,
         routings: list[Routing] | None = None,
     ) -> Tensor:
-        """Logits (b, t, n_vocab) of the token after each of `tokens` (b, t).
+        """Logits (b, t, n_vocab) of the token after each of `tokens` (b, t). See `hidden`."""
+        x = self.hidden(tokens, positions, cache, documents, routings)
+        return self.head(x)[..., : self.n_vocab]
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        documents: Tensor | None = None,
+        routings: list[Routing] | None = None,
+    ) -> Tensor:
+        """What the head reads (b, t, d) after each of `tokens` (b, t).
 
         `positions` (b or 1, t) are absolute ids, 0 to t - 1 if None. With a cache the tokens see
         those it holds, and are kept there. `documents` (b, t), int64, says where each row goes from
@@ -220,7 +234,7 @@ class GPT(nn.Module):
             x = block(x, self.attentions[layer], shared)
             if layer < n_skips:
                 skips.append(x)
-        return self.head(self.final_norm(x[:, :length]))[..., : self.n_vocab]
+        return self.final_norm(x[:, :length])
 
     def loss(
         self,
@@ -233,7 +247,7 @@ class GPT(nn.Module):
 
         `documents`: see `forward`.
         """
-        return _cross_entropy(self(tokens, documents=documents), targets, reduction)
+        return self._cross_entropy(self.hidden(tokens, documents=documents), targets, reduction)
 
     def training_loss(
         self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None
@@ -244,8 +258,8 @@ class GPT(nn.Module):
         layers times a coefficient, and log it and the share of tokens (e,) that each expert got.
         """
         routings: list[Routing] = []
-        logits = self(tokens, documents=documents, routings=routings)
-        loss = _cross_entropy(logits, targets, "mean")
+        x = self.hidden(tokens, documents=documents, routings=routings)
+        loss = self._cross_entropy(x, targets, "mean")
         logged = {"train_loss": loss.detach()}
         if routings:
             assert isinstance(self.config.ffn, MixtureConfig)
@@ -255,6 +269,23 @@ class GPT(nn.Module):
             for layer, routing in enumerate(routings):
                 logged[f"expert_usage/layer_{layer}/expert"] = routing.usage
         return loss, logged
+
+    def _cross_entropy(self, x: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        """The loss of what the head reads; of many logits in chunks, which are computed again."""
+        x, targets = x.flatten(0, 1), targets.flatten()
+        size = max(1, MOST_LOGITS // self.n_vocab)
+        if len(x) <= size:
+            return self._losses(x, targets, reduction)
+        losses = [
+            checkpoint(self._losses, *chunk, "none", use_reentrant=False)
+            for chunk in zip(x.split(size), targets.split(size), strict=True)
+        ]
+        found = torch.cat(losses)
+        return found.mean() if reduction == "mean" else found
+
+    def _losses(self, x: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        logits = self.head(x)[:, : self.n_vocab].float()
+        return F.cross_entropy(logits, targets, reduction=reduction)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -346,10 +377,6 @@ def restarting_positions(documents: Tensor) -> Tensor:
     place = torch.arange(documents.shape[1], device=documents.device)
     begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
     return place - torch.where(begins, place, 0).cummax(dim=1).values
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
 
 
 def _require_divides(key: str, heads: int, whole_key: str, whole: int) -> None:

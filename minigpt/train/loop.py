@@ -195,7 +195,7 @@ class Trainer:
 
                 # ---- one training step: nothing here waits for the device ----
                 for group in self.optimizer.param_groups:
-                    group["lr"] = self.lr(state.step)
+                    group["lr"] = self.lr(state.step) * group.get("lr_factor", 1.0)
                 batch = self.data.train.draw(
                     options.batch_size, model.config.block_size, self.batches
                 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 
 from minigpt.errors import require
 from minigpt.model import GPT
@@ -41,13 +44,15 @@ OPTIMIZERS: Registry[torch.optim.Optimizer] = Registry(
 )
 
 
-def decay_groups(model: GPT, weight_decay: float) -> list[dict[str, object]]:
-    """Two parameter groups: those the model lets decay, and the rest."""
-    decayed = model.decayed()
-    kept = set(model.parameters()) - set(decayed)
+def decay_groups(
+    model: GPT, weight_decay: float, parameters: Iterable[nn.Parameter] | None = None
+) -> list[dict[str, Any]]:
+    """Two groups of all or some parameters: those the model lets decay, and the rest."""
+    decayed = set(model.decayed())
+    chosen = [*(model.parameters() if parameters is None else parameters)]
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": [p for p in model.parameters() if p in kept], "weight_decay": 0.0},
+        {"params": [p for p in chosen if p in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in chosen if p not in decayed], "weight_decay": 0.0},
     ]
 
 
@@ -79,3 +84,66 @@ class AdamW(torch.optim.AdamW):
             eps=config.eps,
             fused=True,
         )
+
+
+@dataclass
+class MuonConfig(AdamWConfig):
+    """`momentum`: of the matrices. `other_lr`: AdamW's rate over that of the matrices."""
+
+    momentum: float
+    other_lr: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "must be in [0, 1)")
+        require(self.other_lr >= 0, "optimizer.other_lr", self.other_lr, "must be 0 or more")
+
+
+@OPTIMIZERS.register("muon", MuonConfig)
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for all else.
+
+    Muon steps along the nearest orthogonal matrix to the momentum, as long as AdamW's step usually
+    is (0.2 sqrt of the larger side, Liu et al. 2025), so that both take rates of one size.
+    """
+
+    def __init__(self, config: MuonConfig, model: GPT) -> None:
+        matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+        require(bool(matrices), "optimizer", config.name, "has no matrix to step; use adamw")
+        self.muon = torch.optim.Muon(
+            matrices,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        hidden = set(matrices)
+        others = [p for p in model.parameters() if p not in hidden]
+        groups = decay_groups(model, config.weight_decay, others)
+        self.adamw = torch.optim.AdamW(
+            [group | {"lr_factor": config.other_lr} for group in groups],
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=True,
+        )
+        super().__init__(self._groups(), {})
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [*self.muon.param_groups, *self.adamw.param_groups]  # theirs, so one lr for both
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One step of each."""
+        assert closure is None
+        self.muon.step()
+        self.adamw.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of both."""
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take both states back."""
+        self.muon.load_state_dict(state_dict["muon"])
+        self.adamw.load_state_dict(state_dict["adamw"])
+        self.param_groups = self._groups()

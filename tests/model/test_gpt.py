@@ -458,3 +458,27 @@ def test_schemes_refuse_sizes_they_cannot_pair() -> None:
 def test_unknown_norm_is_named() -> None:
     with pytest.raises(UserError, match=r"^model\.norm\.kind=layer_norm: .*Did you mean layernorm"):
         NormConfig("pre", "layer_norm")
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_many_logits_are_never_held_at_once(
+    monkeypatch: pytest.MonkeyPatch, reduction: str, bf16: bool
+) -> None:
+    """Loss and every gradient as with all of them; 3 windows of 7 in chunks of 5 tokens."""
+    model = random_model(composed("model.vocab_multiple=8"))
+    tokens = torch.randint(N_VOCAB, (3, 8))
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    found = []
+    for most in (2**30, 5 * model.n_vocab):
+        monkeypatch.setattr("minigpt.model.gpt.MOST_LOGITS", most)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            losses = model.loss(inputs, targets, reduction=reduction)
+        (losses * torch.linspace(1, 2, losses.numel())).sum().backward()
+        gradients = [p.grad for p in model.parameters()]
+        assert None not in gradients
+        found.append([losses.detach(), *gradients])
+    assert found[0][0].shape == found[1][0].shape
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= (1e-2 if bf16 else 1e-6) * one.norm()

@@ -16,6 +16,7 @@ import pytest
 from minigpt.display import Display
 from minigpt.model.attention import ATTENTION
 from minigpt.tokenizer import TOKENIZERS
+from minigpt.train.optimizer import OPTIMIZERS
 from minigpt.train.schedule import SCHEDULES
 from tests.conftest import TINY, Cli, read_metrics
 
@@ -80,6 +81,13 @@ def test_attentions_stopped_and_resumed(
 ) -> None:
     """Performer's random features are part of what is saved."""
     stopped_and_resumed(cli, monkeypatch, [*TINY, f"attention={attention}"])
+
+
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS.names() if name != "adamw"])
+def test_optimizers_stopped_and_resumed(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    stopped_and_resumed(cli, monkeypatch, [*TINY, f"optimizer={optimizer}"])
 
 
 def stopped_and_resumed(cli: Cli, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:

@@ -252,6 +252,43 @@ def test_decay_on_matrices_only(name: str) -> None:
         assert decay[id(parameter)] == (0.5 if parameter.ndim >= 2 else 0.0)
 
 
+def test_muon_steps_matrices_of_blocks_and_leaves_the_rest_to_adamw() -> None:
+    options = ["optimizer.weight_decay=0.1", "optimizer.lr=0.01", "model.n_layer=2"]
+    configs = [composed_config([f"optimizer={name}", *options]) for name in ("muon", "adamw")]
+    models = []
+    for config in configs:
+        torch.manual_seed(1)
+        model = GPT(config.model, 65)
+        optimizer = OPTIMIZERS.build(config.optimizer, model)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        models.append((model, before))
+    (ours, before), (theirs, _) = models
+    n_matrices = 0
+    for name, parameter in ours.named_parameters():
+        if not (name.startswith("blocks") and parameter.ndim == 2):
+            assert torch.equal(parameter, theirs.get_parameter(name)), name
+            continue
+        gradient = parameter.grad
+        assert gradient is not None
+        n_matrices += 1
+        step = -(parameter - 0.999 * before[name]) / (0.01 * 0.2 * max(parameter.shape) ** 0.5)
+        expected = near_orthogonal(gradient.double())
+        assert (step - expected).norm() < 0.03 * expected.norm(), name
+    assert n_matrices == 8
+
+
+def near_orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    """Every singular value s over the Frobenius norm through Jordan's quintic, five times."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    values = values / values.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
+    return left @ values.diag() @ right
+
+
 def test_explicit_devices_and_precisions_are_honoured() -> None:
     compute = choose_compute("cpu", "fp32")
     assert (compute.device, compute.precision) == ("cpu", "fp32")

@@ -1,0 +1,1 @@
+"""What this machine does with a design: times in alternation, against its own ceilings."""

@@ -1,0 +1,84 @@
+"""How fast text comes, token by token, once the prompt is in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from minigpt.bench.measure import Times, synchronize
+from minigpt.config import Config
+from minigpt.generate import Sampling, generate
+from minigpt.model import GPT
+from minigpt.report.tables import Cell, Column, Table
+from minigpt.train.device import choose_compute, set_threads
+
+N_VOCAB = 65
+COLUMNS = [
+    Column("config", "config"),
+    Column("batch", "texts"),
+    Column("prompt", "prompt and first token, ms (quartiles)"),
+    Column("token", "a token of each, ms (quartiles)"),
+    Column("tokens_per_second", "tokens/s in all", digits=0),
+    Column("ratio", "over the first", digits=3),
+]
+
+
+def measure_decoding(
+    configs: Sequence[tuple[str, Config]],
+    batches: Sequence[int],
+    n_tokens: int,
+    prompt: int,
+    repeats: int,
+) -> Table:
+    """Write texts with untrained models, each config and number of texts in turns.
+
+    Tokens see the last block_size ones, as in training. The first turn does not count.
+    """
+    prompts: dict[tuple[str, int], list[float]] = {}
+    tokens: dict[tuple[str, int], list[float]] = {}
+    for turn in range(repeats + 1):
+        for label, config in configs:
+            for batch in batches:
+                first, rest = _decode(config, batch, n_tokens, prompt)
+                if turn:
+                    prompts.setdefault((label, batch), []).append(first)
+                    tokens.setdefault((label, batch), []).append(rest / (n_tokens - 1))
+    rows: list[list[Cell]] = []
+    firsts = {batch: Times(tokens[configs[0][0], batch]).median for batch in batches}
+    for (label, batch), seconds in tokens.items():
+        each = Times(seconds)
+        rows.append(
+            [
+                label,
+                str(batch),
+                Times(prompts[label, batch]).describe(),
+                each.describe(digits=3),
+                batch / each.median,
+                each.median / firsts[batch],
+            ]
+        )
+    note = f"Prompts of {prompt} tokens, {n_tokens} tokens each; sampled at temperature 1."
+    return Table("decode", "Decoding", COLUMNS, rows, note)
+
+
+def _decode(config: Config, batch: int, n_tokens: int, prompt: int) -> tuple[float, float]:
+    """Seconds to the first token, and from there to the last."""
+    set_threads(config.trainer.threads)
+    compute = choose_compute(config.trainer.device, config.trainer.precision)
+    torch.manual_seed(config.seed)
+    model = GPT(config.model, N_VOCAB).to(compute.device)
+    model.use_backend(compute.device, compute.precision == "bf16")
+    prompts = torch.randint(N_VOCAB, (batch, prompt)).tolist()
+    generators = [torch.Generator(compute.device).manual_seed(row) for row in range(batch)]
+    synchronize(compute.device)
+    started = time.perf_counter()
+    texts = generate(
+        model, prompts, n_tokens, Sampling(), generators, compute, config.model.block_size
+    )
+    next(texts)
+    first = time.perf_counter()  # a token is a Python number: the device is done
+    for _ in texts:
+        pass
+    return first - started, time.perf_counter() - first

@@ -1,0 +1,353 @@
+"""Ours and nanoGPT's own scripts in alternation on this machine, and whether the targets are met.
+
+    git clone https://github.com/karpathy/nanoGPT && git -C nanoGPT checkout 3adf61e
+    python scripts/bench_vs_nanogpt.py steps --nanogpt nanoGPT       # the same work, step by step
+    python scripts/bench_vs_nanogpt.py speedrun --nanogpt nanoGPT    # time to a loss
+    python scripts/bench_vs_nanogpt.py decode --nanogpt nanoGPT      # writing text
+
+On a CPU the recipe is nanoGPT's for one (experiment=nanogpt_cpu), on a GPU its baby GPT
+(experiment=nanogpt_baby, with its compile). Both are timed from outside, by when their lines come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from minigpt.bench.measure import machine
+from minigpt.config import composed_config
+from minigpt.data.prepare import prepare
+from minigpt.files import write_json
+from minigpt.report.statistics import Interval, interval
+from minigpt.report.tables import Cell, Column, Table, to_markdown, to_plain
+
+MINIGPT = [sys.executable, "-m", "minigpt.cli"]
+SETTLE = 20  # first steps that do not count
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The same work on both sides, and what is to be reached."""
+
+    theirs: list[str]
+    ours: list[str]
+    steps: int  # to time; the evaluation comes after `evaluate_at`
+    evaluate_at: int
+    log_every: int
+    step_targets: dict[str, float]  # by precision of ours: of our time over theirs
+    evaluation_target: float
+    decode_target: float  # of our tokens a second over theirs
+    speedrun: str  # the experiment
+    loss_to_reach: float
+    speedrun_share: float  # of nanoGPT's time
+
+
+CPU = Recipe(
+    theirs=[
+        *("--device=cpu", "--compile=False", "--eval_iters=20", "--block_size=64"),
+        *("--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--dropout=0.0"),
+        *("--max_iters=2000", "--lr_decay_iters=2000"),
+    ],
+    ours=["experiment=nanogpt_cpu"],
+    steps=300,
+    evaluate_at=250,
+    log_every=1,
+    step_targets={"fp32": 0.9, "auto": 0.65},
+    evaluation_target=0.1,
+    decode_target=5,
+    speedrun="cpu_speedrun",
+    loss_to_reach=1.88,
+    speedrun_share=1 / 8,
+)
+GPU = Recipe(
+    theirs=[],
+    ours=["experiment=nanogpt_baby"],
+    steps=600,
+    evaluate_at=500,
+    log_every=10,
+    step_targets={"auto": 0.6},
+    evaluation_target=0.1,
+    decode_target=10,
+    speedrun="speedrun",
+    loss_to_reach=1.4697,
+    speedrun_share=0.25,
+)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One training: seconds a step, of one evaluation, and of the process until it ended."""
+
+    step: float
+    evaluation: float
+    whole: float
+    output: str
+
+
+def main() -> None:
+    """Run what was asked for and say what was met; exit code 1 where a target was missed."""
+    parser = argparse.ArgumentParser(description="Ours against nanoGPT, in alternation.")
+    parser.add_argument("what", choices=tuple(WHAT))
+    parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of it")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="also write all figures there")
+    parser.add_argument("--markdown", type=Path, help="also write the table there")
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    prepare_nanogpt(options.nanogpt)
+    recipe = GPU if device == "cuda" else CPU
+    table, met = WHAT[options.what](recipe, options.nanogpt.absolute(), options.rounds)
+    facts = machine(device)
+    print("\n".join([*to_plain(table), table.note]))
+    print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    if options.json is not None:
+        rows = [dict(zip(table.head, row, strict=True)) for row in table.texts()]
+        write_json(options.json, {"machine": facts, "rows": rows})
+    if options.markdown is not None:
+        options.markdown.write_text(to_markdown(table), encoding="utf-8")
+    sys.exit(0 if met else 1)
+
+
+def prepare_nanogpt(folder: Path) -> None:
+    """Give it the text, as its own script would have downloaded it, and let it prepare."""
+    if not (folder / "train.py").is_file():
+        raise SystemExit(f"--nanogpt={folder}: no train.py in there; give a checkout of nanoGPT")
+    data = folder / "data" / "shakespeare_char"
+    if not (data / "meta.pkl").is_file():
+        config = composed_config([])
+        text = prepare(config.data, config.tokenizer).corpus.text
+        (data / "input.txt").write_bytes(text.encode("utf-8"))
+        subprocess.run([sys.executable, "prepare.py"], cwd=data, check=True, capture_output=True)
+
+
+# ---- training ----
+
+
+def steps(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
+    """Seconds a step and of an evaluation: medians of each round, ratios over rounds."""
+    theirs: list[Timed] = []
+    ours: dict[str, list[Timed]] = {name: [] for name in recipe.step_targets}
+    for turn in range(rounds):
+        theirs.append(train_nanogpt(recipe, nanogpt, recipe.steps))
+        for precision, found in ours.items():
+            length = [f"trainer.max_steps={recipe.steps}", f"trainer.precision={precision}"]
+            found.append(train_ours(recipe, [*recipe.ours, *length]))
+        print(f"round {turn + 1}/{rounds}", file=sys.stderr, flush=True)
+    rows: list[list[Cell]] = [["nanoGPT", *_medians(theirs), None, None, ""]]
+    met = True
+    for precision, found in ours.items():
+        step = ratio([(a.step, b.step) for a, b in zip(found, theirs, strict=True)])
+        evaluation = ratio(
+            [(a.evaluation, b.evaluation) for a, b in zip(found, theirs, strict=True)]
+        )
+        wanted = recipe.step_targets[precision]
+        good = step.mean <= wanted and evaluation.mean <= recipe.evaluation_target
+        met = met and good
+        verdict = f"{'met' if good else 'missed'}: <= {wanted}, <= {recipe.evaluation_target}"
+        rows.append([f"minigpt, {precision}", *_medians(found), step, evaluation, verdict])
+    columns = [
+        Column("who", "who"),
+        Column("step", "step, ms", digits=2),
+        Column("evaluation", "evaluation, s", digits=3),
+        Column("step_ratio", "step, ours over theirs", digits=3),
+        Column("evaluation_ratio", "evaluation, ours over theirs", digits=3),
+        Column("target", "targets"),
+    ]
+    note = (
+        f"{rounds} rounds in alternation, {recipe.steps} steps each, the first {SETTLE} left out. "
+        f"± half of a 95 % t-interval over rounds."
+    )
+    return Table("steps", "The same work as nanoGPT", columns, rows, note), met
+
+
+def _medians(found: Sequence[Timed]) -> list[Cell]:
+    return [
+        1000 * statistics.median(one.step for one in found),
+        statistics.median(one.evaluation for one in found),
+    ]
+
+
+def ratio(pairs: Sequence[tuple[float, float]]) -> Interval:
+    """The geometric mean of ratios and half of its t-interval."""
+    return interval([math.log(one / other) for one, other in pairs]).exp()
+
+
+def train_nanogpt(recipe: Recipe, folder: Path, length: int) -> Timed:
+    """Its train.py for so many steps."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-u", "train.py", "config/train_shakespeare_char.py"]
+        options = [*recipe.theirs, f"--log_interval={recipe.log_every}", f"--out_dir={out}"]
+        options += [f"--max_iters={length}", f"--eval_interval={recipe.evaluate_at}"]
+        return timed([*command, *options], folder, r"iter (\d+): loss", r"step (\d+): train loss")
+
+
+def train_ours(recipe: Recipe, overrides: Sequence[str]) -> Timed:
+    """`minigpt train` with the overrides."""
+    with tempfile.TemporaryDirectory() as out:
+        often = [
+            *(f"trainer.log_every={recipe.log_every}", f"trainer.eval_every={recipe.evaluate_at}"),
+            *("trainer.sample_every=null", "trainer.checkpoint_every=null", "logger=none"),
+            f"hydra.run.dir={out}/run",
+        ]
+        return timed(
+            [*MINIGPT, "train", *overrides, *often],
+            None,
+            r"step (\d+)/\d+  train",
+            r"step (\d+)/\d+  val loss",
+        )
+
+
+def timed(command: list[str], folder: Path | None, step: str, evaluation: str) -> Timed:
+    """Run a training and read the clock at each of its lines."""
+    started = time.perf_counter()
+    lines: list[str] = []
+    steps: list[tuple[int, float]] = []
+    pauses: dict[int, float] = {}
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            now = time.perf_counter()
+            lines.append(line)
+            if found := re.match(step, line):
+                steps.append((int(found[1]), now))
+            elif found := re.match(evaluation, line):
+                pauses[int(found[1])] = now
+    whole = time.perf_counter() - started
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}:\n{''.join(lines[-20:])}")
+    each = [
+        (t1 - t0) / (s1 - s0)
+        for (s0, t0), (s1, t1) in pairwise(steps)
+        if s0 >= SETTLE and not any(t0 < at < t1 for at in pauses.values())
+    ]
+    a_step = statistics.median(each)
+    (at, moment), *_ = [pair for pair in pauses.items() if pair[0] >= SETTLE] or [(0, started)]
+    last, before = max((pair for pair in steps if pair[1] < moment), default=(at, moment))
+    # Steps between the last line before it and the evaluation itself.
+    return Timed(a_step, moment - before - max(0, at - 1 - last) * a_step, whole, "".join(lines))
+
+
+# ---- time to a loss ----
+
+
+def speedrun(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
+    """nanoGPT's whole recipe against ours to its loss and ours in its time, command to exit."""
+    theirs: list[Timed] = []
+    ours: list[tuple[Timed, float]] = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as out:
+            command = [sys.executable, "-u", "train.py", "config/train_shakespeare_char.py"]
+            options = [*recipe.theirs, f"--out_dir={out}"]
+            theirs.append(
+                timed([*command, *options], nanogpt, r"iter (\d+): loss", r"step (\d+): train loss")
+            )
+            run = f"{out}/run"
+            chosen = [f"experiment={recipe.speedrun}", "logger=none", f"hydra.run.dir={run}"]
+            done = timed(
+                [*MINIGPT, "train", *chosen], None, r"step (\d+)/\d+  train", r"step (\d+)/\d+  val"
+            )
+            result = json.loads(Path(run, "result.json").read_text(encoding="utf-8"))
+            ours.append((done, result["val_loss"]))
+    share = ratio(
+        [(mine.whole, other.whole) for (mine, _), other in zip(ours, theirs, strict=True)]
+    )
+    losses = interval([loss for _, loss in ours])
+    good = losses.mean <= recipe.loss_to_reach and share.mean <= recipe.speedrun_share
+    printed = [re.findall(r"val loss ([\d.]+)", one.output)[-1] for one in theirs]
+    rows: list[list[Cell]] = [
+        [
+            "nanoGPT",
+            statistics.median(t.whole for t in theirs),
+            interval(list(map(float, printed))),
+        ],
+        ["minigpt", statistics.median(t.whole for t, _ in ours), losses],
+        ["ours over theirs", share, None],
+    ]
+    columns = [
+        Column("who", "who"),
+        Column("seconds", "s, command to exit", digits=3),
+        Column("loss", "validation loss (nanoGPT: as printed, of random batches)"),
+    ]
+    note = (
+        f"{'Met' if good else 'Missed'}: a loss of {recipe.loss_to_reach} or less, full pass, in "
+        f"{recipe.speedrun_share:.3f} of the time or less; {rounds} rounds."
+    )
+    return Table("speedrun", "Time to a loss", columns, rows, note), good
+
+
+# ---- writing text ----
+
+
+def decode(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
+    """Tokens a second of one text of 500, of nanogpt_baby's size, once the prompt is in.
+
+    Untrained weights: what they are does not change the work. nanoGPT's sample.py prints a text
+    when it is whole, so its speed is that of texts after the first.
+    """
+    theirs, ours = [], []
+    with tempfile.TemporaryDirectory() as out:
+        size = ["--n_layer=6", "--n_head=6", "--n_embd=384", "--block_size=256"]
+        short = ["--max_iters=1", "--eval_interval=1", "--eval_iters=1", f"--out_dir={out}"]
+        device = [option for option in recipe.theirs if option.startswith("--device")]
+        train = [sys.executable, "train.py", "config/train_shakespeare_char.py", "--compile=False"]
+        subprocess.run(
+            [*train, *size, *short, *device], cwd=nanogpt, check=True, capture_output=True
+        )
+        for _ in range(rounds):
+            options = [f"--out_dir={out}", "--num_samples=4", "--max_new_tokens=500", *device]
+            theirs.append(
+                500 / _seconds_a_text([sys.executable, "-u", "sample.py", *options], nanogpt)
+            )
+            found = Path(out, "decode.json")
+            command = [*MINIGPT, "bench", "decode", "experiment=nanogpt_baby", "--prompt", "1"]
+            counts = ["--tokens", "500", "--repeats", "1", "--json", str(found)]
+            subprocess.run([*command, *counts], check=True, capture_output=True)
+            (row,) = json.loads(found.read_text(encoding="utf-8"))["rows"]
+            ours.append(row["tokens_per_second"])
+    times = ratio(list(zip(ours, theirs, strict=True)))
+    good = times.mean >= recipe.decode_target
+    rows: list[list[Cell]] = [
+        ["nanoGPT", interval(theirs)],
+        ["minigpt", interval(ours)],
+        ["ours over theirs", times],
+    ]
+    columns = [Column("who", "who"), Column("speed", "tokens/s", digits=2)]
+    note = f"{'Met' if good else 'Missed'}: {recipe.decode_target} times as many; {rounds} rounds."
+    return Table("decode", "Writing 500 tokens", columns, rows, note), good
+
+
+def _seconds_a_text(command: list[str], folder: Path) -> float:
+    """Between the rules that sample.py prints after each text."""
+    moments = []
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        moments = [time.perf_counter() for line in process.stdout if line.startswith("-----")]
+    if process.returncode or len(moments) < 2:
+        raise SystemExit(f"{' '.join(command)}: failed; see above")
+    return (moments[-1] - moments[0]) / (len(moments) - 1)
+
+
+WHAT: dict[str, Callable[[Recipe, Path, int], tuple[Table, bool]]] = {
+    "steps": steps,
+    "speedrun": speedrun,
+    "decode": decode,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""`minigpt bench`: what it measures, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from minigpt.bench.measure import Times, alternately, ceilings
+from minigpt.bench.train import StepClock
+from minigpt.hydra_app import combinations
+from tests.conftest import Cli
+
+SMALL = [
+    *("data=text", "data.path=text.txt", "model.n_layer=1", "model.n_head=2", "model.n_embd=16"),
+    *("model.block_size=16", "trainer.batch_size=4", "trainer.device=cpu"),
+]
+
+
+def rows(file: str) -> list[dict[str, object]]:
+    return json.loads(Path(file).read_text())["rows"]
+
+
+def test_training_of_several_configs(cli: Cli) -> None:
+    options = ["--steps", "4", "--warmup", "2", "--repeats", "2", "--json", "out.json"]
+    done = cli("bench", "train", *SMALL, "model=rope,alibi", *options)
+    assert done.code == 0, done.err
+    found = rows("out.json")
+    assert [row["config"] for row in found] == ["model=rope", "model=alibi"]
+    assert found[0]["ratio"] == 1.0
+    for row in found:
+        assert all(row[key] > 0 for key in ("tokens_per_second", "utilisation", "evaluation"))  # type: ignore[operator]
+    assert "GFLOP/s in a" in done.out and "GB/s copied" in done.out
+    assert not Path("runs").exists()
+
+
+def test_attention_by_backend_and_length(cli: Cli) -> None:
+    options = ["--lengths", "8,16", "--tokens", "64", "--repeats", "2", "--json", "out.json"]
+    done = cli("bench", "attention", *SMALL, *options)
+    assert done.code == 0, done.err
+    found = [(row["length"], row["backend"]) for row in rows("out.json")]
+    assert found == [(n, b) for n in ("8", "16") for b in ("eager", "sdpa")]  # flex trains on GPUs
+
+
+def test_decoding_of_several_texts(cli: Cli) -> None:
+    options = ["--tokens", "5", "--batch", "1,3", "--prompt", "4", "--repeats", "1"]
+    done = cli("bench", "decode", *SMALL, *options, "--json", "out.json")
+    assert done.code == 0, done.err
+    assert [row["batch"] for row in rows("out.json")] == ["1", "3"]
+
+
+def test_start_to_the_first_step(cli: Cli) -> None:
+    done = cli("bench", "startup", *SMALL, "--repeats", "1", "--json", "out.json")
+    assert done.code == 0, done.err
+    names = [str(row["what"]) for row in rows("out.json")]
+    assert names[2] == "minigpt --help" and names[-1].endswith(
+        "model.block_size=16 trainer.batch_size=4 trainer.device=cpu: first step"
+    )
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("sing", "argument what: invalid choice: 'sing'"),
+        ("train model=ropee", "model=ropee: no such model. Did you mean rope or nope?"),
+        ("train model=rope,alibbi", "model=alibbi: no such model. Did you mean alibi?"),
+        ("train --repeats 0", "--repeats=0: must be 1 or more"),
+        ("train --warmup 0", "--warmup=0: must be 1 or more"),
+        ("decode --tokens 1", "--tokens=1: must be 2 or more"),
+        ("decode --batch 1,x", "--batch=1,x: give whole numbers"),
+        ("attention --lengths 0", "--lengths=0: must be 1 or more"),
+        ("train trainer.device=cuda9", "trainer.device=cuda9: use one of"),
+    ],
+)
+def test_mistakes_are_one_line(cli: Cli, arguments: str, message: str) -> None:
+    done = cli("bench", *arguments.split())
+    assert done.code == 2 and message in done.err, done.err
+    assert done.err.startswith("minigpt: ") and done.err.count("\n") == 1
+
+
+def test_times() -> None:
+    times = Times([0.003, 0.001, 0.002, 0.005, 0.004])
+    assert times.median == 0.003 and times.quartiles == (0.002, 0.004)
+    assert times.describe() == "3.00 (2.00-4.00)"
+    assert Times([0.001]).describe() == "1.00 (1.00-1.00)"
+
+
+def test_things_are_timed_in_turns() -> None:
+    calls: list[str] = []
+    things = {name: lambda name=name: calls.append(name) for name in "ab"}
+    found = alternately(things, repeats=3, warmup=1, device="cpu")
+    assert "".join(calls) == "abababab"
+    assert all(len(times.seconds) == 3 for times in found.values())
+
+
+def test_steps_of_the_warm_up_do_not_count() -> None:
+    clock = StepClock("cpu")
+    clock.looks = [(0, 0.0), (1, 9.0), (2, 10.0), (3, 10.5), (5, 12.5)]
+    assert clock.seconds(warmup=2) == [0.5, 1.0]
+
+
+def test_ceilings_are_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt.bench.measure.CEILING_SIZE", {"cpu": 256})
+    monkeypatch.setattr("minigpt.bench.measure.COPIED_BYTES", {"cpu": 2**20})
+    found = ceilings("cpu", "fp32")
+    assert found.flops > 1e8 and found.bytes > 1e7
+
+
+def test_combinations() -> None:
+    assert combinations(["a=1,2", "b=x"]) == [["a=1", "b=x"], ["a=2", "b=x"]]
+    assert combinations([]) == [[]]
