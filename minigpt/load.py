@@ -13,7 +13,6 @@ from minigpt.config import Config, load_config
 from minigpt.errors import UserError
 from minigpt.files import readable_directory
 from minigpt.model import GPT
-from minigpt.model.backends import BackendConfig
 from minigpt.run import RunDirectory, find_run
 from minigpt.tokenizer import Tokenizer, load_tokenizer
 from minigpt.train.device import Compute, choose_compute
@@ -66,9 +65,6 @@ def load_run(
     compute = choose_compute(device, "auto", key="--device")
     if compute.device == config.trainer.device:
         compute = choose_compute(device, config.trainer.precision, key="--device")
-    elif not any(change.startswith("model.backend.") for change in changes):
-        # The backend that suited the device it was trained on need not suit this one.
-        config.model.backend = BackendConfig("auto")
     if checkpoint is None:
         checkpoint = "best" if readable_directory(run.best).exists() else "last"
     model = GPT(config.model, tokenizer.n_vocab)

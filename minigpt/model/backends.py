@@ -134,6 +134,6 @@ def choose_backend(
     why = refusal("sdpa")
     if why is not None:
         return "eager", f"sdpa: {why}"
-    if device == "cpu" and bf16:
-        return "eager", "torch's bf16 flash attention is slow on CPUs"
+    if device == "cpu" and bf16 and use == "train":
+        return "eager", "the backward pass of torch's bf16 flash attention is slow on CPUs"
     return "sdpa", "torch's fused kernels"

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from minigpt.errors import UserError, require, require_one_of
 from minigpt.model.attention import ATTENTION, Attention, AttentionConfig, Pass
 from minigpt.model.attention.full import FullAttention
-from minigpt.model.backends import BACKENDS, BackendConfig, Use, choose_backend, flex
+from minigpt.model.backends import BACKENDS, Backend, BackendConfig, Use, choose_backend, flex
 from minigpt.model.block import Block
 from minigpt.model.cache import KVCache
 from minigpt.model.ffn import FeedForwardConfig
@@ -162,6 +162,7 @@ class GPT(nn.Module):
         name = config.backend.name
         self.backend_name = "eager" if name == "auto" else name  # until `use_backend` is asked
         self.backend = BACKENDS[self.backend_name]
+        self.backend_without_gradients: Backend | None = None  # None: the same
 
     def forward(
         self,
@@ -290,21 +291,27 @@ class GPT(nn.Module):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode, without gradients; afterwards the mode is as it was."""
-        was_training = self.training
+        was_training, backend = self.training, self.backend
         self.eval()
+        self.backend = self.backend_without_gradients or backend
         try:
             with torch.inference_mode():
                 yield
         finally:
             self.train(was_training)
+            self.backend = backend
 
     def use_backend(self, device: str, bf16: bool, use: Use = "decode") -> str:
         """Choose the attention backend for a device type, precision and use.
 
-        Returns 'name (reason)'. Raises UserError where the configured one is not able.
+        `evaluating` takes what suits passes without gradients, if the choice is ours. Returns 'name
+        (reason)'. Raises UserError where the configured one is not able.
         """
         self.backend_name, reason = choose_backend(self.config, self.positional, device, bf16, use)
         self.backend = BACKENDS[self.backend_name]
+        if self.config.backend.name == "auto":
+            name, _ = choose_backend(self.config, self.positional, device, bf16, "decode")
+            self.backend_without_gradients = BACKENDS[name]
         return f"{self.backend_name} ({reason})"
 
     def parameter_counts(self) -> dict[str, int]:

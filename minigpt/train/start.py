@@ -17,7 +17,6 @@ from minigpt.errors import UserError, first_line, one_line_if_out_of_memory
 from minigpt.files import recover_directory, write_json
 from minigpt.logger import LOGGERS, RunInfo
 from minigpt.model import GPT
-from minigpt.model.backends import BackendConfig
 from minigpt.run import RunDirectory, provenance
 from minigpt.train.device import Compute, choose_compute, set_threads
 from minigpt.train.loop import Diverged, Interrupted, Stop, Stopped, Trainer
@@ -138,7 +137,6 @@ def resolved(config: Config, compute: Compute, model: GPT) -> Config:
     }
     design = replace(
         config.model,
-        backend=BackendConfig(model.backend_name),
         attention=model.attention.spelled_out(config.model.attention),
     )
     return replace(config, trainer=trainer, data=replace(config.data, **paths), model=design)
