@@ -14,6 +14,8 @@ from minigpt.train.device import Compute
 
 # Of a batch's logits, and of its scores; a scheme may hold several like them.
 NUMBERS_AT_ONCE = 2**25
+# Of a CPU's batch, so that what one layer hands to the next stays in its caches.
+TOKENS_IN_CACHE = 2048
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def nats_by_position(
     """
     at_once = (length * model.n_vocab, length * length * model.config.n_head)
     batch_size = max(1, min(128, NUMBERS_AT_ONCE // max(at_once)))
+    if compute.device == "cpu":
+        batch_size = max(1, min(batch_size, TOKENS_IN_CACHE // length))
     nats = torch.zeros(length, dtype=torch.float64)
     counts = torch.zeros(length, dtype=torch.int64)
     with model.evaluating(), compute.autocast():

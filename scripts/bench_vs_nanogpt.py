@@ -309,7 +309,7 @@ def decode(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
             [*train, *size, *short, *device], cwd=nanogpt, check=True, capture_output=True
         )
         for _ in range(rounds):
-            options = [f"--out_dir={out}", "--num_samples=4", "--max_new_tokens=500", *device]
+            options = [f"--out_dir={out}", "--num_samples=2", "--max_new_tokens=500", *device]
             theirs.append(
                 500 / _seconds_a_text([sys.executable, "-u", "sample.py", *options], nanogpt)
             )
