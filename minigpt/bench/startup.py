@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from minigpt.bench.measure import Times
+from minigpt.errors import Failure
 from minigpt.report.tables import Cell, Column, Table
 
 COLUMNS = [
@@ -60,5 +61,6 @@ def _seconds(command: list[str], sign: str | None) -> float:
                     return found
             process.wait()
             if process.returncode or sign is not None:
-                raise RuntimeError(f"{' '.join(command)}: {process.stderr.read()}")
+                said = process.stderr.read().strip().splitlines() or ["it said nothing"]
+                raise Failure(f"{' '.join(command)}: {said[-1]}")
         return time.perf_counter() - started

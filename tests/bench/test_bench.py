@@ -60,6 +60,12 @@ def test_start_to_the_first_step(cli: Cli) -> None:
     assert not Path("runs").exists()
 
 
+def test_a_start_that_fails_is_one_line(cli: Cli) -> None:
+    failed = cli("bench", "startup", "data=text", "data.path=nowhere.txt", "--repeats", "1")
+    assert failed.code == 1 and "nowhere.txt: no such file" in failed.err
+    assert failed.err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
