@@ -403,7 +403,7 @@ def test_choice_of_backend(use: Use) -> None:
     assert choice(auto, "cuda", True, use)[0] == "sdpa"
     assert choice(auto, "mps", False, use)[0] == "sdpa"
     assert choice(auto, "cpu", False, use)[0] == "sdpa"
-    assert choice(auto, "cpu", True, use)[0] == "eager"
+    assert choice(auto, "cpu", True, use)[0] == {"train": "eager", "decode": "sdpa"}[use]
     capped = tiny_config(backend="auto", logit_softcap=1.0)
     assert choice(capped, "cuda", True, use) == ("eager", "sdpa: it has no logit soft-cap")
     for name in TRAINABLE:
@@ -413,8 +413,15 @@ def test_choice_of_backend(use: Use) -> None:
 
 def test_choice_reaches_the_model() -> None:
     model = GPT(tiny_config(backend="auto"), N_VOCAB)
-    assert model.use_backend("cpu", bf16=True).startswith("eager (")
+    assert model.use_backend("cpu", bf16=True, use="train").startswith("eager (")
     assert model.backend is BACKENDS["eager"]
+    with model.evaluating():
+        assert model.backend is BACKENDS["sdpa"]  # without gradients it is the faster
+    assert model.backend is BACKENDS["eager"]
+    explicit = GPT(tiny_config(backend="eager"), N_VOCAB)
+    explicit.use_backend("cpu", bf16=True, use="train")
+    with explicit.evaluating():
+        assert explicit.backend is BACKENDS["eager"]
     with pytest.raises(UserError, match=r"^model\.backend\.name=spda: .*Did you mean sdpa\?"):
         BackendConfig("spda")
     for name, backend in BACKENDS.items():
