@@ -98,3 +98,14 @@ def test_benchmark_of_schemes(workdir: Path) -> None:
     assert Path("cost.md").read_text(encoding="utf-8") == made.stdout
     for scheme in (REPOSITORY / "configs" / "positional").glob("*.yaml"):
         assert made.stdout.count(f"| `{scheme.stem}` |") == 3  # a table a backend
+
+
+def test_benchmark_of_a_large_vocabulary(workdir: Path) -> None:
+    bench = REPOSITORY / "scripts" / "bench_vocabulary.py"
+    small = ["--vocabulary", "40000", "--tokens", "256", "--rounds", "1"]
+    made = run(sys.executable, bench, *small)
+    assert made.returncode == 0, made.stderr
+    rows = [line.split("|") for line in made.stdout.splitlines() if line.startswith("| one piece")]
+    rows += [line.split("|") for line in made.stdout.splitlines() if line.startswith("| chunks")]
+    (one, chunks) = rows
+    assert abs(float(one[-2]) - float(chunks[-2])) < 0.01 and float(chunks[3]) > 1
