@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from tables import table
 
+from minigpt.bench.measure import device_here, kept_bytes
 from minigpt.config import composed_config
 from minigpt.hydra_app import config_directory
 from minigpt.model import GPT
@@ -105,11 +106,6 @@ def rows(group: str, costs: Costs) -> list[str]:
     return table(head, lines)
 
 
-def device_here() -> str:
-    """Where to compute."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def measure(
     group: str,
     backend: str,
@@ -158,23 +154,6 @@ def measure(
             cost = Cost(statistics.median(seconds[name]), kept, n_parameters)
             costs.setdefault(name, {})[length] = cost
     return costs
-
-
-def kept_bytes(model: GPT, tokens: torch.Tensor) -> int:
-    """Bytes that a forward pass keeps for the backward pass, without the weights."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # a function that held its own result would not be freed
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = model.loss(tokens, tokens)
-    del loss  # until now it held what was kept, so that no address was used twice
-    return sum(kept.values())
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 from tables import table
 
 import minigpt.model.gpt
-from minigpt.bench.measure import Times, machine
+from minigpt.bench.measure import Times, device_here, machine
 from minigpt.config import composed_config
 from minigpt.model import GPT
 from minigpt.train.device import choose_compute, peak_memory_bytes, reset_peak_memory
@@ -60,11 +60,6 @@ def main() -> None:
     head = ["logits", "peak MB of the steps", "times less", "ms a step (quartiles)", "loss"]
     print("\n".join(table(head, lines)))
     print(", ".join(f"{key} {value}" for key, value in machine(device_here()).items()))
-
-
-def device_here() -> str:
-    """Where to compute."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def measure(n_vocab: int, n_tokens: int, most: int) -> dict[str, float]:

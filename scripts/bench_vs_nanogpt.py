@@ -25,9 +25,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import torch
-
-from minigpt.bench.measure import machine
+from minigpt.bench.measure import device_here, machine
 from minigpt.config import composed_config
 from minigpt.data.prepare import prepare
 from minigpt.files import write_json
@@ -106,7 +104,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write all figures there")
     parser.add_argument("--markdown", type=Path, help="also write the table there")
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_here()
     prepare_nanogpt(options.nanogpt)
     recipe = GPU if device == "cuda" else CPU
     table, met = WHAT[options.what](recipe, options.nanogpt.absolute(), options.rounds)

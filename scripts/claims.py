@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_group import device_here, kept_bytes
 
+from minigpt.bench.measure import device_here, kept_bytes
 from minigpt.config import composed_config
 from minigpt.errors import UserError, require_one_of
 from minigpt.hydra_app import config_directory

@@ -47,6 +47,11 @@ class Times:
         )
 
 
+def device_here() -> str:
+    """Where a script computes: the GPU, if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def synchronize(device: str) -> None:
     """Wait until a device has done what it was given."""
     if device == "cuda":

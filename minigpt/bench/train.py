@@ -38,7 +38,8 @@ COLUMNS = [
 NOTE = (
     "Step: median over all steps of all rounds after each round's warm-up. Utilisation: "
     "flops_per_token (6 an active weight, 12 n_embd a key and layer) times tokens/s, over the "
-    "FLOP/s of one large product. Evaluation: one pass over the validation split."
+    "FLOP/s of one large product in the same precision. Evaluation: one pass over the validation "
+    "split."
 )
 
 
@@ -102,10 +103,10 @@ class StepClock(Display):
 
 def measure_training(
     configs: Sequence[tuple[str, Config]], steps: int, warmup: int, rounds: int
-) -> tuple[list[Measured], Ceilings]:
+) -> tuple[list[Measured], dict[str, Ceilings]]:
     """Train each config in turns, `rounds` times from scratch for `warmup` and then `steps` steps.
 
-    Raises UserError for what cannot be trained here.
+    Also gives the ceilings by precision. Raises UserError for what cannot be trained here.
     """
     found = []
     for label, config in configs:
@@ -115,7 +116,8 @@ def measure_training(
     for _ in range(rounds):
         for one in found:
             _round(one, steps, warmup)
-    return found, ceilings(found[0].compute.device, found[0].compute.precision)
+    kinds = {one.compute.precision: one.compute.device for one in found}
+    return found, {precision: ceilings(device, precision) for precision, device in kinds.items()}
 
 
 def _round(measured: Measured, steps: int, warmup: int) -> None:
@@ -143,7 +145,7 @@ def _round(measured: Measured, steps: int, warmup: int) -> None:
     )
 
 
-def table(found: Sequence[Measured], limits: Ceilings) -> Table:
+def table(found: Sequence[Measured], limits: dict[str, Ceilings]) -> Table:
     """A row a config."""
     rows: list[list[Cell]] = []
     for one in found:
@@ -155,7 +157,7 @@ def table(found: Sequence[Measured], limits: Ceilings) -> Table:
                 one.step.describe(),
                 one.step.median / found[0].step.median,
                 speed,
-                one.flops_per_token * speed / limits.flops,
+                one.flops_per_token * speed / limits[one.compute.precision].flops,
                 Times([r.first for r in one.rounds]).median,
                 Times([r.evaluation for r in one.rounds]).median,
                 max(memory) / 1e6 if memory else None,

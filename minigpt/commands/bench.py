@@ -13,6 +13,22 @@ if TYPE_CHECKING:
     from minigpt.config import Config
     from minigpt.report.tables import Table
 
+HELP = {
+    "steps": "timed steps a turn",
+    "warmup": "steps before them",
+    "tokens": "of each text, or in all windows",
+    "prompt": "tokens of the prompt",
+    "batch": "texts at once, as 1,64",
+    "lengths": "of windows, as 64,256",
+}
+LISTS = ("batch", "lengths")
+OPTIONS = {  # of each benchmark, and their defaults
+    "train": {"steps": "50", "warmup": "10"},
+    "attention": {"tokens": "4096", "lengths": "64,256,1024"},
+    "decode": {"tokens": "500", "prompt": "16", "batch": "1"},
+    "startup": {},
+}
+
 
 def main(arguments: list[str]) -> None:
     """Measure what was asked for, print a table, and write it as JSON where asked to."""
@@ -30,41 +46,21 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("what", choices=tuple(BENCHMARKS), help="what to measure")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="as of minigpt train")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns (default: 5)")
-    parser.add_argument(
-        "--steps", type=int, default=50, metavar="N", help="train: timed steps a turn (default: 50)"
-    )
-    parser.add_argument(
-        "--warmup", type=int, default=10, metavar="N", help="train: steps before (default: 10)"
-    )
-    parser.add_argument(
-        "--tokens",
-        type=int,
-        metavar="N",
-        help="decode: of each text (default: 500); attention: in all windows (default: 4096)",
-    )
-    parser.add_argument(
-        "--prompt", type=int, default=16, metavar="N", help="decode: tokens of it (default: 16)"
-    )
-    parser.add_argument(
-        "--batch", default="1", metavar="N,...", help="decode: texts at once (default: 1)"
-    )
-    parser.add_argument(
-        "--lengths",
-        default="64,256,1024",
-        metavar="N,...",
-        help="attention: of windows (default: 64,256,1024)",
-    )
+    for name, text in HELP.items():
+        values = {what: own[name] for what, own in OPTIONS.items() if name in own}
+        default = ", ".join(f"{what} {value}" for what, value in values.items())
+        parser.add_argument(f"--{name}", metavar="N", help=f"{text} (default: {default})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_intermixed_args(arguments)
-    for name in ("repeats", "steps", "prompt"):
-        value = getattr(options, name)
-        require(value >= 1, f"--{name}", value, "must be 1 or more")
-    require(options.warmup >= 1, "--warmup", options.warmup, "must be 1 or more")
-    for name, least in (("batch", 1), ("lengths", 1)):
-        setattr(options, name, _whole_numbers(f"--{name}", getattr(options, name), least))
-    least = 2 if options.what == "decode" else 1
-    tokens = options.tokens
-    require(tokens is None or tokens >= least, "--tokens", tokens, f"must be {least} or more")
+    require(options.repeats >= 1, "--repeats", options.repeats, "must be 1 or more")
+    own = OPTIONS[options.what]
+    for name in HELP:
+        given = getattr(options, name)
+        if given is not None and name not in own:
+            users = ", ".join(what for what, names in OPTIONS.items() if name in names)
+            raise UserError(f"--{name}={given}: is of bench {users}; leave it out")
+        least = 2 if (options.what, name) == ("decode", "tokens") else 1
+        setattr(options, name, _whole_numbers(name, given or own.get(name, "1"), least))
 
     from rich.console import Console
 
@@ -83,13 +79,15 @@ def main(arguments: list[str]) -> None:
         _write(options.json, table, facts)
 
 
-def _whole_numbers(flag: str, text: str, least: int) -> list[int]:
+def _whole_numbers(name: str, text: str, least: int) -> list[int] | int:
+    """A number, or of LISTS several."""
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"{flag}={text}: give whole numbers, as 1,64") from None
-    require(min(numbers) >= least, flag, text, f"must be {least} or more")
-    return numbers
+        raise UserError(f"--{name}={text}: give whole numbers, as 1,64") from None
+    require(min(numbers) >= least, f"--{name}", text, f"must be {least} or more")
+    require(name in LISTS or len(numbers) == 1, f"--{name}", text, "takes one number")
+    return numbers if name in LISTS else numbers[0]
 
 
 def _configs(overrides: list[str]) -> list[tuple[str, Config]]:
@@ -103,10 +101,20 @@ def _configs(overrides: list[str]) -> list[tuple[str, Config]]:
     return [(name, composed_config(job)) for name, job in zip(names, jobs, strict=True)]
 
 
-def _device(configs: list[tuple[str, Config]]) -> str:
+def _one_config(options: Namespace) -> Config:
+    """The only config; of several this benchmark makes no comparison. Raises UserError."""
+    (_, config), *more = _configs(options.overrides)
+    if more:
+        raise UserError(
+            f"{' '.join(options.overrides)}: bench {options.what} takes one config; give each key "
+            f"one value"
+        )
+    return config
+
+
+def _device(config: Config) -> str:
     from minigpt.train.device import choose_compute
 
-    (_, config), *_ = configs
     return choose_compute(config.trainer.device, config.trainer.precision).device
 
 
@@ -115,33 +123,31 @@ def _train(options: Namespace) -> tuple[Table, dict[str, Any]]:
 
     configs = _configs(options.overrides)
     found, limits = measure_training(configs, options.steps, options.warmup, options.repeats)
-    precision = found[0].compute.precision
-    facts = {"device": found[0].compute.device, "ceilings": limits.describe(precision)}
-    return table(found, limits), facts
+    ceilings = "; ".join(limit.describe(precision) for precision, limit in limits.items())
+    return table(found, limits), {"device": found[0].compute.device, "ceilings": ceilings}
 
 
 def _attention(options: Namespace) -> tuple[Table, dict[str, Any]]:
     from minigpt.bench.attention import measure_attention
 
-    device = _device(_configs(options.overrides))
-    tokens = options.tokens or 4096
-    found = measure_attention(options.overrides, options.lengths, tokens, options.repeats, device)
+    device = _device(_one_config(options))
+    tokens, lengths = options.tokens, options.lengths
+    found = measure_attention(options.overrides, lengths, tokens, options.repeats, device)
     return found, {"device": device}
 
 
 def _decode(options: Namespace) -> tuple[Table, dict[str, Any]]:
     from minigpt.bench.decode import measure_decoding
 
-    configs = _configs(options.overrides)
-    tokens = options.tokens or 500
+    configs, tokens = _configs(options.overrides), options.tokens
     found = measure_decoding(configs, options.batch, tokens, options.prompt, options.repeats)
-    return found, {"device": _device(configs)}
+    return found, {"device": _device(configs[0][1])}
 
 
 def _startup(options: Namespace) -> tuple[Table, dict[str, Any]]:
     from minigpt.bench.startup import measure_startup
 
-    device = _device(_configs(options.overrides))
+    device = _device(_one_config(options))
     return measure_startup(options.overrides, options.repeats), {"device": device}
 
 

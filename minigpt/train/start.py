@@ -122,7 +122,7 @@ def start(
 def resolved(config: Config, compute: Compute, model: GPT) -> Config:
     """The config with what `auto`, relative paths and an attention's None stood for.
 
-    So it means the same later.
+    So it means the same later. An attention backend that is `auto` is chosen anew for each use.
     """
     trainer = replace(
         config.trainer,
