@@ -277,8 +277,8 @@ class GPT(nn.Module):
         size = max(1, MOST_LOGITS // self.n_vocab)
         if len(x) <= size:
             return self._losses(x, targets, reduction)
-        losses = [
-            checkpoint(self._losses, *chunk, "none", use_reentrant=False)
+        losses = [  # no random state is kept: nothing here draws, and asking a GPU for it waits
+            checkpoint(self._losses, *chunk, "none", use_reentrant=False, preserve_rng_state=False)
             for chunk in zip(x.split(size), targets.split(size), strict=True)
         ]
         found = torch.cat(losses)
