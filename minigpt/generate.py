@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import codecs
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from minigpt.errors import require
@@ -18,6 +18,7 @@ from minigpt.tokenizer import Tokenizer
 from minigpt.train.device import Compute
 
 ROOM = 64  # slots of a cache beyond twice its texts, so that it seldom grows
+MOVES = 8  # beyond the context a text is read anew after so many of its parts: it sees 7/8 or more
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,9 @@ class Decoder:
     """Logits of the next token of texts that grow token by token, several of any lengths at once.
 
     A key-value cache holds what the model has seen, so that a new token costs one position. Where a
-    text outgrows `context`, every token is computed from the text's last `context` tokens anew:
-    cutting keys off a cache would leave what they have told later tokens. None is the most there
-    is: the scheme's `max_length`, or no bound. Raises UserError for more than that.
+    text outgrows `context`, the model reads its end anew, from where `first_seen` says: cutting
+    keys off a cache would leave what they have told later tokens. None is the most there is: the
+    scheme's `max_length`, or no bound. Raises UserError for more than that.
 
     `next`: logits (b, n) after each text.
     """
@@ -133,41 +134,29 @@ class Decoder:
 
         Returns logits (b, t, n) after each of them.
         """
-        starts, n_new = [len(text) for text in self.texts], len(tokens[0])
-        for text, new in zip(self.texts, tokens, strict=True):
-            text.extend(new)
-        n_cached = n_new
-        if self.context is not None:
-            n_cached = min(max(self.context - max(starts), 0), n_new)
         logits: list[Tensor] = []
-        if n_cached > 0:
-            longest = max(starts) + n_cached
-            if longest > self.cache.capacity:
-                self.cache.grow(self._capacity(longest))
-            ids = torch.tensor([new[:n_cached] for new in tokens], device=self.device)
-            first = torch.tensor(starts, device=self.device)[:, None]
-            positions = first + torch.arange(n_cached, device=self.device)
-            logits.append(self.model(ids, positions, self.cache))
-        if n_cached < n_new:
-            ends = [
-                text[: start + new]
-                for text, start in zip(self.texts, starts, strict=True)
-                for new in range(n_cached + 1, n_new + 1)
-            ]
-            logits.append(rearrange(self._after(ends), "(b t) n -> b t n", b=len(self.texts)))
-        after = torch.cat(logits, dim=1)
-        self.next = after[:, -1]
-        return after
+        done, n_new = 0, len(tokens[0])
+        while done < n_new:
+            n = min(self._room(), n_new - done)
+            new = [row[done : done + max(n, 1)] for row in tokens]
+            for text, more in zip(self.texts, new, strict=True):
+                text.extend(more)
+            if n == 0:
+                self._read()
+                logits.append(self.next[:, None])
+            else:
+                logits.append(self._go_on(new))
+                self.next = logits[-1][:, -1]
+            done += len(new[0])
+        return torch.cat(logits, dim=1)
 
     def select(self, rows: list[int]) -> None:
         """Go on with these texts alone, in this order; one may be taken several times."""
-        outgrown = self.context is not None and max(map(len, self.texts)) > self.context
         self.texts = [list(self.texts[row]) for row in rows]
+        self.starts = [self.starts[row] for row in rows]
         index = torch.tensor(rows, device=self.device)
         self.cache.select(index)
         self.next = self.next[index]
-        if outgrown and self.context is not None and max(map(len, self.texts)) <= self.context:
-            self._read()  # nothing was cached while the longest text was read anew
 
     def rewind(self, length: int) -> None:
         """Take back what the only text has beyond `length` tokens, at most what was added to it.
@@ -177,30 +166,54 @@ class Decoder:
         """
         (text,) = self.texts
         del text[length:]
-        if not self.cache.rewind(length):
+        same_start = self.starts == [first_seen(length, self.context)]
+        if not same_start or not self.cache.rewind(length - self.starts[0]):
             self._read()
 
+    def _room(self) -> int:
+        """How many tokens more the cache takes before one of the texts is to be read anew."""
+        if self.context is None:
+            return sys.maxsize
+        return self.context - max(self._seen())
+
+    def _seen(self) -> list[int]:
+        """How many tokens of each text the model sees."""
+        return [len(text) - start for text, start in zip(self.texts, self.starts, strict=True)]
+
+    def _go_on(self, new: list[list[int]]) -> Tensor:
+        """Read the tokens that were just added: logits (b, t, n) after each."""
+        n, seen = len(new[0]), self._seen()
+        if max(seen) > self.cache.capacity:
+            self.cache.grow(self._capacity(max(seen)))
+        first = torch.tensor(seen, device=self.device)[:, None] - n
+        positions = first + torch.arange(n, device=self.device)
+        return self.model(torch.tensor(new, device=self.device), positions, self.cache)
+
     def _read(self) -> None:
-        """Read the texts into a new cache."""
-        lengths = [len(end) for end in self._ends(self.texts)]
-        capacity = self._capacity(max(lengths))
-        self.cache = KVCache(len(lengths), capacity, self.device, lengths)
-        self.next = self._after(self.texts, self.cache)
-
-    def _after(self, texts: list[list[int]], cache: KVCache | None = None) -> Tensor:
-        """Read texts from their start, or their last `context` tokens: logits (b, n) after each."""
-        ends = self._ends(texts)
+        """Read what the model sees of the texts into a new cache."""
+        self.starts = [first_seen(len(text), self.context) for text in self.texts]
+        ends = [text[start:] for text, start in zip(self.texts, self.starts, strict=True)]
         lengths = [len(end) for end in ends]
+        self.cache = KVCache(len(ends), self._capacity(max(lengths)), self.device, lengths)
         padded = [end + [0] * (max(lengths) - len(end)) for end in ends]
-        logits = self.model(torch.tensor(padded, device=self.device), cache=cache)
-        return logits[torch.arange(len(ends)), [length - 1 for length in lengths]]
-
-    def _ends(self, texts: list[list[int]]) -> list[list[int]]:
-        return texts if self.context is None else [text[-self.context :] for text in texts]
+        logits = self.model(torch.tensor(padded, device=self.device), cache=self.cache)
+        self.next = logits[torch.arange(len(ends)), [length - 1 for length in lengths]]
 
     def _capacity(self, longest: int) -> int:
         capacity = 2 * longest + ROOM
         return capacity if self.context is None else min(capacity, self.context)
+
+
+def first_seen(length: int, context: int | None) -> int:
+    """From which of its tokens on the model sees a text of `length` tokens, 0 within the context.
+
+    It moves by `context` over MOVES at once, so that most tokens cost one position, and depends on
+    nothing else: however a text has come about, it goes on the same.
+    """
+    if context is None or length <= context:
+        return 0
+    move = max(1, context // MOVES)
+    return -(-(length - context) // move) * move
 
 
 def generate(

@@ -68,7 +68,7 @@ def _decode(config: Config, batch: int, n_tokens: int, prompt: int) -> tuple[flo
     set_threads(config.trainer.threads)
     compute = choose_compute(config.trainer.device, config.trainer.precision)
     torch.manual_seed(config.seed)
-    model = GPT(config.model, N_VOCAB).to(compute.device)
+    model = GPT(config.model, N_VOCAB).to(compute.device).eval()
     model.use_backend(compute.device, compute.precision == "bf16")
     prompts = torch.randint(N_VOCAB, (batch, prompt)).tolist()
     generators = [torch.Generator(compute.device).manual_seed(row) for row in range(batch)]

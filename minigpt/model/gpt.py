@@ -292,13 +292,15 @@ class GPT(nn.Module):
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode, without gradients; afterwards the mode is as it was."""
         was_training, backend = self.training, self.backend
-        self.eval()
+        if was_training:  # walking over all modules would be a sixth of decoding a token
+            self.eval()
         self.backend = self.backend_without_gradients or backend
         try:
             with torch.inference_mode():
                 yield
         finally:
-            self.train(was_training)
+            if was_training:
+                self.train()
             self.backend = backend
 
     def use_backend(self, device: str, bf16: bool, use: Use = "decode") -> str:

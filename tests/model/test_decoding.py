@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 import torch
+from contract import ATTENTION_IDS, ATTENTIONS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import default_dtype, random_model, random_tokens, tiny_config
+from tiny import default_dtype, random_model, random_tokens, refused, tiny_config
 from torch import Tensor
 
 from minigpt.errors import UserError
-from minigpt.generate import ROOM, Decoder, Sampling, generate
+from minigpt.generate import MOVES, ROOM, Decoder, Sampling, first_seen, generate
 from minigpt.model import GPT
 from minigpt.model.backends import BACKENDS
 from minigpt.model.cache import KVCache
@@ -77,17 +78,17 @@ def through_cache(
 
 
 def next_logits(model: GPT, text: list[int], first: int, seen: int | None) -> Tensor:
-    """After each token from `first` on, (t, n), by full passes over the last `seen` tokens."""
+    """After each token from `first` on, (t, n), by full passes over what a context shows."""
     if seen is None:
         return model(torch.tensor([text]))[0, first:]
-    ends = [text[max(0, end - seen) : end] for end in range(first + 1, len(text) + 1)]
+    ends = [text[first_seen(end, seen) : end] for end in range(first + 1, len(text) + 1)]
     return torch.cat([model(torch.tensor([end]))[:, -1] for end in ends])
 
 
 def assert_decodes(
     model: GPT, prompts: list[list[int]], n: int, context: int | None, seen: int | None
 ) -> list[int]:
-    """A Decoder equals full passes over the last `seen` tokens, at each of `n` tokens more.
+    """A Decoder equals full passes over what a context of `seen` shows, at each of `n` tokens more.
 
     Returns the number of positions of each of its passes.
     """
@@ -280,6 +281,46 @@ def test_a_context_is_used_up_before_it_moves() -> None:
     assert decoder.cache.capacity == 6
 
 
+def test_what_a_context_shows() -> None:
+    for context in (1, 5, MOVES - 1, MOVES, 2 * MOVES + 1, 5 * MOVES):
+        lengths = range(1, 4 * context + 3)
+        starts = [first_seen(length, context) for length in lengths]
+        move = max(1, context // MOVES)
+        for length, start in zip(lengths, starts, strict=True):
+            assert start % move == 0 and start <= max(0, length - 1)
+            if length <= context:
+                assert start == 0
+            else:
+                assert context - move < length - start <= context
+        assert starts == sorted(starts)
+    assert first_seen(10**9, None) == 0
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize(("attention", "options"), ATTENTIONS, ids=ATTENTION_IDS)
+@pytest.mark.parametrize("scheme", ["nope", "learned", "rope", "relative"])
+def test_far_past_a_context_of_several_moves(
+    scheme: str, attention: str, options: Mapping[str, Any]
+) -> None:
+    context = 3 * MOVES  # a move is 3 tokens
+    chosen = {"attention": attention, "attention_options": options}
+    config = tiny_config(scheme, block_size=context, **chosen)
+    if refused(config) is not None:
+        return
+    model = random_model(config)
+    prompts = texts_of(context - 4, 1, context + 7)
+    assert_decodes(model, prompts[:1], 14, context, seen=context)
+    assert_decodes(model, prompts, 12, context, seen=context)
+
+
+@pytest.mark.usefixtures("exact")
+def test_one_text_is_read_anew_once_a_move() -> None:
+    context = 3 * MOVES
+    model = random_model(tiny_config("rope", block_size=BLOCK))
+    widths = assert_decodes(model, texts_of(context), 7, context, seen=context)
+    assert widths == [context, context - 2, 1, 1, context - 2, 1, 1, context - 2]
+
+
 @pytest.mark.usefixtures("exact")
 def test_a_decoder_leaves_the_prompts() -> None:
     prompts = texts_of(3, 1)
@@ -291,13 +332,13 @@ def test_a_decoder_leaves_the_prompts() -> None:
 
 
 @pytest.mark.usefixtures("exact")
-@pytest.mark.parametrize("context", [4, BLOCK, None])
+@pytest.mark.parametrize("context", [4, BLOCK, 2 * MOVES, None])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_text_goes_back_and_forth(scheme: str, context: int | None) -> None:
     # Within the context, over its end and back, and beyond it; what was read stays in the slots.
-    model = random_model(tiny_config(scheme, block_size=BLOCK))
+    model = random_model(tiny_config(scheme, block_size=max(BLOCK, context or 0)))
     seen = model.positional.max_length if context is None else context
-    for prompt in texts_of(1, 3, BLOCK + 1):
+    for prompt in texts_of(1, 3, BLOCK + 1, 2 * MOVES - 1):
         decoder, text = Decoder(model, [prompt], context), list(prompt)
         for n_new, n_kept in ((2, 0), (3, 1), (1, 1), (5, 2), (4, 4), (3, 0), (2, 1)):
             new = random_tokens(1, n_new, seed=len(text)).tolist()
