@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from minigpt.data import TokenData
+from minigpt.data import Batch, TokenData
 from minigpt.display import Display
 from minigpt.errors import Failure, require
 from minigpt.evaluate import evaluate, perplexity
@@ -140,8 +140,9 @@ class Trainer:
         self.optimizer = OPTIMIZERS.build(config.optimizer, self.model)
         self.schedule = SCHEDULES.build(config.schedule, self.options.max_steps)
         self.state = TrainState()
-        self.logger: Logger  # `train` is given it: a tracker opens only once all else is ready
+        self.logger: Logger  # `begin` is given it: a tracker opens only once all else is ready
         self.stop = Stop()
+        self.stopwatch = Stopwatch()  # of training steps; those that step together share one
         self.on_evaluation: Callable[[Trainer], None] = lambda trainer: None
         self.stopped_by: int | None = None
         # Of the steps since `_settle`, still on the device; `logged` by step and piece.
@@ -160,59 +161,78 @@ class Trainer:
             f"this run has done {self.state.step} steps already; ask for more",
         )
 
-    def train(self, logger: Logger) -> None:
-        """Train to the end.
-
-        Periodic work comes first, then one training step. The state knows what a step's periodic
-        work has done, so that a resumed run neither repeats nor misses any and ends bit-equal.
-        Raises Diverged at a non-finite loss, and Interrupted, the run saved, at a signal.
-        """
-        options, model, state = self.options, self.model, self.state
-        clip = math.inf if self.config.optimizer.clip is None else self.config.optimizer.clip
+    def begin(self, logger: Logger) -> None:
+        """Be ready for the first step, or the next one of a resumed run."""
         self.logger = logger
-        self.started = time.perf_counter() - state.seconds
-        self.stepping_since = time.perf_counter()
-        model.train()
-        with stop_signals(self.stop) as stop:
-            while True:
-                end = state.step == options.max_steps
-                if stop.number is not None and not end:
-                    self.save()
-                    self.display.stopped(stop.number, self.run)
-                    raise Interrupted(stop.number)
-                if end or self._due(options.log_every):
-                    self._log()
-                if end or self._due(options.eval_every):
-                    self._evaluate()
-                if self._due(options.sample_every) or (end and options.sample_every is not None):
-                    self._sample()
-                end = end or self._out_of_patience()
-                if end or self._due(options.checkpoint_every):
-                    self.save()
-                if end:
-                    self.stopped_by = stop.number  # too late for this run, not for its sweep
-                    return
+        self.started = time.perf_counter() - self.state.seconds
+        self.stepped_before = self.state.step_seconds - self.stopwatch.seconds
+        self.model.train()
 
-                # ---- one training step: nothing here waits for the device ----
-                for group in self.optimizer.param_groups:
-                    group["lr"] = self.lr(state.step) * group.get("lr_factor", 1.0)
-                batch = self.data.train.draw(
-                    options.batch_size, model.config.block_size, self.batches
-                )
-                logged = []
-                for piece in batch.chunk(options.accumulate):
-                    with self.compute.autocast():
-                        loss, numbers = self.loss(piece.inputs, piece.targets, piece.documents)
-                    (loss / options.accumulate).backward()
-                    logged.append(numbers)
-                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-                # ---- end of the step ----
-                self.logged.append(logged)
-                self.norms.append(norm)
-                state.step += 1
-                self.display.step(state.step)
+    def train(self) -> None:
+        """Train to the end: periodic work, then one training step, and again.
+
+        The state knows what a step's periodic work has done, so that a resumed run neither repeats
+        nor misses any and ends bit-equal. Raises Diverged at a non-finite loss, and Interrupted,
+        the run saved, at a signal.
+        """
+        with stop_signals(self.stop):
+            while self.periodic_work():
+                # One training step: nothing in here waits for the device.
+                pieces = self.draw()
+                logged = [self.backward(piece) for piece in pieces]
+                self.update(logged)
+
+    def periodic_work(self) -> bool:
+        """What is due before the next step; whether there is one."""
+        options, state = self.options, self.state
+        end = state.step == options.max_steps
+        if self.stop.number is not None and not end:
+            self.save()
+            self.display.stopped(self.stop.number, self.run)
+            raise Interrupted(self.stop.number)
+        if end or self._due(options.log_every):
+            self._log()
+        if end or self._due(options.eval_every):
+            self._evaluate()
+        if self._due(options.sample_every) or (end and options.sample_every is not None):
+            self._sample()
+        end = end or self._out_of_patience()
+        if end or self._due(options.checkpoint_every):
+            self.save()
+        if end:
+            self.stopped_by = self.stop.number  # too late for this run, not for its sweep
+        return not end
+
+    # ---- one training step: nothing from here on waits for the device ----
+
+    def draw(self) -> Sequence[Batch]:
+        """The next batch, in the pieces in which it is computed."""
+        options = self.options
+        block_size = self.config.model.block_size
+        batch = self.data.train.draw(options.batch_size, block_size, self.batches)
+        return list(batch.chunk(options.accumulate))
+
+    def backward(self, piece: Batch) -> dict[str, Tensor]:
+        """Add a piece's gradients to those of the weights; returns what it logs."""
+        with self.compute.autocast():
+            loss, numbers = self.loss(piece.inputs, piece.targets, piece.documents)
+        (loss / self.options.accumulate).backward()
+        return numbers
+
+    def update(self, logged: list[dict[str, Tensor]]) -> None:
+        """Move the weights by their gradients. `logged`: what each piece of the batch logs."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr(self.state.step) * group.get("lr_factor", 1.0)
+        clip = math.inf if self.config.optimizer.clip is None else self.config.optimizer.clip
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.logged.append(logged)
+        self.norms.append(norm)
+        self.state.step += 1
+        self.display.step(self.state.step)
+
+    # ---- end of the step ----
 
     def lr(self, step: int) -> float:
         """The learning rate of a step."""
@@ -255,7 +275,7 @@ class Trainer:
         return patience is not None and self.state.stale_evaluations >= patience
 
     def _settle(self) -> None:
-        """Wait for the device, take its losses and norms over and stop the clock of stepping.
+        """Wait for the device, take its losses and norms over and read the clocks.
 
         Raises Diverged where one of them is not finite. Every piece of periodic work settles first.
         """
@@ -272,8 +292,7 @@ class Trainer:
             for name, values in logged.items():
                 state.recent_extras.setdefault(name, []).extend(values)
             self.logged, self.norms = [], []
-            state.step_seconds += time.perf_counter() - self.stepping_since
-            self.stepping_since = time.perf_counter()
+        state.step_seconds = self.stepped_before + self.stopwatch.seconds
         state.seconds = time.perf_counter() - self.started
 
     def _diverged(self, step: int, what: str) -> NoReturn:
@@ -288,8 +307,8 @@ class Trainer:
     def _paused(self) -> Iterator[None]:
         """Periodic work: its time is not stepping time."""
         self._settle()
-        yield
-        self.stepping_since = time.perf_counter()
+        with self.stopwatch.paused():
+            yield
 
     def save(self) -> None:
         """Write the last checkpoint: all that going on from this step needs."""
@@ -386,6 +405,29 @@ def step_means(logged: list[list[dict[str, Tensor]]]) -> dict[str, list[float]]:
     rows = [torch.cat([v.flatten() for v in piece.values()]) for step in logged for piece in step]
     means = torch.stack(rows).unflatten(0, (len(logged), -1)).mean(1)  # step, name
     return dict(zip(names, means.T.tolist(), strict=True))
+
+
+class Stopwatch:
+    """Seconds since it was made, but for pauses."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+        self._pause: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return (self._pause or time.perf_counter()) - self._since
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """It stands still in here."""
+        self._pause = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - self._pause
+            self._pause = None
 
 
 @dataclass

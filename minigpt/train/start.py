@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -39,10 +40,29 @@ def start(
 ) -> None:
     """Train what a config says in a new run directory, or go on in one that has begun.
 
+    See `begun`. `on_evaluation` follows the run and may end it (see Trainer); `stop` lets another
+    thread end it as a signal does. Raises Interrupted where a signal came.
+    """
+    with begun(config, run, resumed, command, facts) as trainer:
+        trainer.on_evaluation = on_evaluation or trainer.on_evaluation
+        trainer.stop = stop or trainer.stop
+        trainer.train()
+    if trainer.stopped_by is not None:
+        raise Interrupted(trainer.stopped_by)
+
+
+@contextmanager
+def begun(
+    config: Config,
+    run: RunDirectory,
+    resumed: bool,
+    command: list[str],
+    facts: dict[str, Any] | None = None,
+) -> Iterator[Trainer]:
+    """A trainer before its next step, in a run directory that is told how the training ends.
+
     All is checked before the directory is begun, so that a mistake leaves nothing behind. `facts`
-    go into a new run's manifest; `on_evaluation` follows the run and may end it (see Trainer);
-    `stop` lets another thread end it as a signal does. Raises UserError for what cannot be
-    honoured, and Interrupted where a signal came.
+    go into a new run's manifest. Raises UserError for what cannot be honoured.
     """
     options, asked = config.trainer, request_sha256(config)
     set_threads(options.threads)
@@ -57,8 +77,6 @@ def start(
     display = Display(options.max_steps)
     trainer = Trainer(config, run, prepared.tokenizer, prepared.tokens, compute, display)
     config = trainer.config = resolved(config, compute, trainer.model)
-    trainer.on_evaluation = on_evaluation or trainer.on_evaluation
-    trainer.stop = stop or trainer.stop
 
     with run.locked():
         made = provenance(command)
@@ -95,7 +113,8 @@ def start(
         try:
             write_json(run.manifest, manifest | {"tracker_id": logger.tracker_id})
             display.start(trainer, manifest, logger.notice)
-            trainer.train(logger)
+            trainer.begin(logger)
+            yield trainer
             result = trainer.result("finished")
         except Stopped as stopped:
             result = trainer.result(stopped.status)
@@ -115,8 +134,6 @@ def start(
             finally:
                 logger.finish(result, failed=result["status"] == "failed")
     display.end(run, result)
-    if trainer.stopped_by is not None:
-        raise Interrupted(trainer.stopped_by)
 
 
 def resolved(config: Config, compute: Compute, model: GPT) -> Config:
