@@ -134,7 +134,7 @@ def _round(measured: Measured, steps: int, warmup: int) -> None:
         trainer = Trainer(config, run, prepared.tokenizer, prepared.tokens, compute, clock)
         info = RunInfo(run.path, "bench", None, [], {}, None)
         clock.look(0)
-        trainer.begin(LOGGERS.build(NoneConfig("none"), info))
+        trainer.logger = LOGGERS.build(NoneConfig("none"), info)
         trainer.train()
         started = time.perf_counter()  # the loop has evaluated once: no first-time costs
         evaluate(trainer.model, trainer.data.val, compute)

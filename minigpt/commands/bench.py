@@ -20,6 +20,7 @@ HELP = {
     "prompt": "tokens of the prompt",
     "batch": "texts at once, as 1,64",
     "lengths": "of windows, as 64,256",
+    "replicas": "runs at once",
 }
 LISTS = ("batch", "lengths")
 OPTIONS = {  # of each benchmark, and their defaults
@@ -27,6 +28,7 @@ OPTIONS = {  # of each benchmark, and their defaults
     "attention": {"tokens": "4096", "lengths": "64,256,1024"},
     "decode": {"tokens": "500", "prompt": "16", "batch": "1"},
     "startup": {},
+    "replicas": {"replicas": "8", "steps": "10", "warmup": "3"},
 }
 
 
@@ -34,13 +36,14 @@ def main(arguments: list[str]) -> None:
     """Measure what was asked for, print a table, and write it as JSON where asked to."""
     parser = Parser(
         "bench",
-        "Measure speed here: training steps, a layer's backends, decoding, or starting.\n"
+        "Measure speed here: training, a layer's backends, decoding, starting, many runs at once.\n"
         "Overrides are those of minigpt train; what has several values is compared in turns.",
         [
             "minigpt bench train model=rope,alibi trainer.precision=fp32,bf16",
             "minigpt bench attention positional=t5 --lengths 64,256,1024",
             "minigpt bench decode experiment=nanogpt_baby --tokens 500 --batch 1,64",
             "minigpt bench startup --repeats 5 --json startup.json",
+            "minigpt bench replicas experiment=seed_blog --replicas 8",
         ],
     )
     parser.add_argument("what", choices=tuple(BENCHMARKS), help="what to measure")
@@ -151,6 +154,14 @@ def _startup(options: Namespace) -> tuple[Table, dict[str, Any]]:
     return measure_startup(options.overrides, options.repeats), {"device": device}
 
 
+def _replicas(options: Namespace) -> tuple[Table, dict[str, Any]]:
+    from minigpt.bench.replicas import measure_replicas
+
+    config, turns = _one_config(options), options.repeats * options.steps
+    found = measure_replicas(config, options.replicas, turns, options.warmup)
+    return found, {"device": _device(config)}
+
+
 def _write(path: Path, table: Table, facts: dict[str, Any]) -> None:
     from minigpt.files import write_json
 
@@ -159,4 +170,10 @@ def _write(path: Path, table: Table, facts: dict[str, Any]) -> None:
     write_json(path, {"benchmark": table.name, "machine": facts, "rows": rows})
 
 
-BENCHMARKS = {"train": _train, "attention": _attention, "decode": _decode, "startup": _startup}
+BENCHMARKS = {
+    "train": _train,
+    "attention": _attention,
+    "decode": _decode,
+    "startup": _startup,
+    "replicas": _replicas,
+}

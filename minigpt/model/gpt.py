@@ -163,6 +163,7 @@ class GPT(nn.Module):
         self.backend_name = "eager" if name == "auto" else name  # until `use_backend` is asked
         self.backend = BACKENDS[self.backend_name]
         self.backend_without_gradients: Backend | None = None  # None: the same
+        self.logits_at_once = MOST_LOGITS
 
     def forward(
         self,
@@ -274,7 +275,7 @@ class GPT(nn.Module):
     def _cross_entropy(self, x: Tensor, targets: Tensor, reduction: str) -> Tensor:
         """The loss of what the head reads; of many logits in chunks, which are computed again."""
         x, targets = x.flatten(0, 1), targets.flatten()
-        size = max(1, MOST_LOGITS // self.n_vocab)
+        size = max(1, self.logits_at_once // self.n_vocab)
         if len(x) <= size:
             return self._losses(x, targets, reduction)
         losses = [  # no random state is kept: nothing here draws, and asking a GPU for it waits

@@ -11,9 +11,9 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
@@ -46,32 +46,31 @@ class SweepJob:
 
     def __call__(self, composed: DictConfig) -> None:
         """Train the job whose number Hydra says; its config was made when the sweep was planned."""
-        job = self.jobs[HydraConfig.get().job.num]
-        if self.stop.exists():
-            return
-        began = time.time()
-        job.path.mkdir(parents=True, exist_ok=True)
-        with (
-            (job.path / LOG).open("a", encoding="utf-8", buffering=1) as log,
-            redirect_stdout(log),
-            redirect_stderr(log),
-        ):
-            try:
-                self._train(job)
-            except KeyboardInterrupt as stop:
-                self.stop.write_text(str(getattr(stop, "number", int(signal.SIGINT))))
-            except Busy as error:  # the same command elsewhere: it will finish the run
-                print(error)
-            except Exception as error:
-                traceback.print_exc()
-                _record(job.run, error, began)
-                if self.fail_fast:
-                    self.stop.write_text(FAILED)
-
-    def _train(self, job: Job) -> None:
-        from minigpt.config import load_config
         from minigpt.train.loop import Stop
         from minigpt.train.start import start
+
+        job, stop = self.jobs[HydraConfig.get().job.num], Stop()
+        if self.stop.exists():
+            return
+        with self.output(job) as output, output.caught():
+            training = self.training(job)
+            if training is not None:
+                with self.watching(stop), a_gpu_of_its_own():
+                    start(**training, stop=stop)
+
+    @contextmanager
+    def output(self, job: Job) -> Iterator[Output]:
+        """Where a job prints."""
+        job.path.mkdir(parents=True, exist_ok=True)
+        with (job.path / LOG).open("a", encoding="utf-8", buffering=1) as log:
+            yield Output(self, job, log)
+
+    def training(self, job: Job) -> dict[str, Any] | None:
+        """What `start` and `begun` are to be given for a job; None if it is done.
+
+        Raises UserError for a job whose config is none, and Busy where another process has the run.
+        """
+        from minigpt.config import load_config
 
         run, config = job.run, job.config
         if isinstance(config, UserError):
@@ -79,20 +78,22 @@ class SweepJob:
         with run.locked(LOCK_SECONDS):
             pass
         if run.status == "finished":  # by the same command elsewhere
-            return
+            return None
         resumed = run.config.exists()
         if resumed:
             config = load_config(run.config)
         elif config.trainer.threads is None:
             config = replace(config, trainer=replace(config.trainer, threads=self.threads))
-        stop = Stop()
-        command = ["minigpt", "train", *job.overrides]
-        facts = {} if job.matched is None else {"match": job.matched}
-        with self._watching(stop), a_gpu_of_its_own():
-            start(config, run, resumed, command, facts=facts, stop=stop)
+        return {
+            "config": config,
+            "run": run,
+            "resumed": resumed,
+            "command": ["minigpt", "train", *job.overrides],
+            "facts": {} if job.matched is None else {"match": job.matched},
+        }
 
     @contextmanager
-    def _watching(self, stop: Stop) -> Iterator[None]:
+    def watching(self, stop: Stop) -> Iterator[None]:
         """Ask the run to stop when the sweep does, or when the process that began it is gone."""
         ended = threading.Event()
         parent = os.getppid()
@@ -110,6 +111,32 @@ class SweepJob:
         finally:
             ended.set()
             thread.join()
+
+
+@dataclass
+class Output:
+    """What a job prints and raises: into its log, and no further."""
+
+    sweep: SweepJob
+    job: Job
+    log: TextIO
+    began: float = field(default_factory=time.time)
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Print into the log, and end the job, not the sweep, by what is raised in here."""
+        with redirect_stdout(self.log), redirect_stderr(self.log):
+            try:
+                yield
+            except KeyboardInterrupt as stop:
+                self.sweep.stop.write_text(str(getattr(stop, "number", int(signal.SIGINT))))
+            except Busy as error:  # the same command elsewhere: it will finish the run
+                print(error)
+            except Exception as error:
+                traceback.print_exc()
+                _record(self.job.run, error, self.began)
+                if self.sweep.fail_fast:
+                    self.sweep.stop.write_text(FAILED)
 
 
 def _record(run: RunDirectory, error: Exception, began: float) -> None:

@@ -16,6 +16,7 @@ from minigpt.errors import Failure, first_line, require
 from minigpt.sweep.job import FAILED, SweepJob
 from minigpt.sweep.match import SweepConfig
 from minigpt.sweep.plan import Job, plan, write_plan
+from minigpt.sweep.together import require_replicas
 from minigpt.sweep.watch import Watch
 from minigpt.train.loop import Interrupted, Stop, stop_signals
 from minigpt.tune.session import QUIET
@@ -23,6 +24,7 @@ from minigpt.tune.session import QUIET
 # How many jobs each of Hydra's launchers runs at once on this machine; of no other it is known.
 AT_ONCE: dict[str, Callable[[DictConfig], int]] = {
     "BasicLauncher": lambda launcher: 1,
+    "ReplicasLauncher": lambda launcher: 1,  # one program
     "JoblibLauncher": lambda launcher: _cores() if launcher.n_jobs < 0 else launcher.n_jobs,
     "RayLauncher": lambda launcher: int(_cores() / float(launcher.ray.remote.get("num_cpus") or 1)),
     "LocalLauncher": lambda launcher: sys.maxsize,  # submitit_local starts all
@@ -51,6 +53,8 @@ def run_sweep(
         require(n_jobs != 0, "hydra.launcher.n_jobs", n_jobs, "needs 1 or more; -1 is all cores")
     planned = plan(jobs, directory, options, compose)
     missing = [job for job in planned if not job.done]
+    if config.hydra.launcher._target_.endswith(".ReplicasLauncher"):
+        require_replicas(missing, config.hydra.launcher.at_once)
     directory.mkdir(parents=True, exist_ok=True)
     write_plan(directory, planned, ["minigpt", "train", *_arguments()], options)
 

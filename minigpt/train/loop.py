@@ -140,7 +140,7 @@ class Trainer:
         self.optimizer = OPTIMIZERS.build(config.optimizer, self.model)
         self.schedule = SCHEDULES.build(config.schedule, self.options.max_steps)
         self.state = TrainState()
-        self.logger: Logger  # `begin` is given it: a tracker opens only once all else is ready
+        self.logger: Logger  # comes before `begin`: a tracker opens only once all else is ready
         self.stop = Stop()
         self.stopwatch = Stopwatch()  # of training steps; those that step together share one
         self.on_evaluation: Callable[[Trainer], None] = lambda trainer: None
@@ -161,9 +161,8 @@ class Trainer:
             f"this run has done {self.state.step} steps already; ask for more",
         )
 
-    def begin(self, logger: Logger) -> None:
+    def begin(self) -> None:
         """Be ready for the first step, or the next one of a resumed run."""
-        self.logger = logger
         self.started = time.perf_counter() - self.state.seconds
         self.stepped_before = self.state.step_seconds - self.stopwatch.seconds
         self.model.train()
@@ -175,6 +174,7 @@ class Trainer:
         nor misses any and ends bit-equal. Raises Diverged at a non-finite loss, and Interrupted,
         the run saved, at a signal.
         """
+        self.begin()
         with stop_signals(self.stop):
             while self.periodic_work():
                 # One training step: nothing in here waits for the device.

@@ -59,7 +59,7 @@ def begun(
     command: list[str],
     facts: dict[str, Any] | None = None,
 ) -> Iterator[Trainer]:
-    """A trainer before its next step, in a run directory that is told how the training ends.
+    """A trainer before it begins, in a run directory that is told how the training ends.
 
     All is checked before the directory is begun, so that a mistake leaves nothing behind. `facts`
     go into a new run's manifest. Raises UserError for what cannot be honoured.
@@ -95,8 +95,8 @@ def begun(
                     f"`minigpt train resume={run.path}`, or choose another directory"
                 )
             prepared.tokenizer.save(run.tokenizer)
-            manifest = made | {"request_sha256": asked} | (facts or {})
-            manifest |= _facts(prepared, compute, trainer.backend)
+            manifest = made | {"request_sha256": asked}
+            manifest |= _facts(prepared, compute, trainer.backend) | (facts or {})
         write_json(run.manifest, manifest)
         save_config(config, run.config)  # last: from now on the run can be resumed
 
@@ -113,7 +113,7 @@ def begun(
         try:
             write_json(run.manifest, manifest | {"tracker_id": logger.tracker_id})
             display.start(trainer, manifest, logger.notice)
-            trainer.begin(logger)
+            trainer.logger = logger
             yield trainer
             result = trainer.result("finished")
         except Stopped as stopped:

@@ -50,6 +50,18 @@ def test_decoding_of_several_texts(cli: Cli) -> None:
     assert [row["batch"] for row in rows("out.json")] == ["1", "3"]
 
 
+def test_runs_together(cli: Cli) -> None:
+    options = ["--replicas", "3", "--steps", "2", "--warmup", "1", "--repeats", "1"]
+    done = cli("bench", "replicas", *SMALL, *options, "--json", "out.json")
+    assert done.code == 0, done.err
+    alone, together = rows("out.json")
+    assert alone["ratio"] == 1.0
+    assert together["tokens_per_second"] > 0  # type: ignore[operator]
+    assert "3 runs of 64 tokens a step" in done.out
+    done = cli("bench", "replicas", *SMALL, "model.dropout=0.1", *options)
+    assert done.code == 2 and "model.dropout=0.1: replicas would drop" in done.err
+
+
 def test_start_to_the_first_step(cli: Cli) -> None:
     done = cli("bench", "startup", *SMALL, "--repeats", "1", "--json", "out.json")
     assert done.code == 0, done.err
@@ -75,7 +87,7 @@ def test_a_start_that_fails_is_one_line(cli: Cli) -> None:
         ("train --repeats 0", "--repeats=0: must be 1 or more"),
         ("train --warmup 0", "--warmup=0: must be 1 or more"),
         ("decode --tokens 1", "--tokens=1: must be 2 or more"),
-        ("decode --steps 5", "--steps=5: is of bench train; leave it out"),
+        ("decode --steps 5", "--steps=5: is of bench train, replicas; leave it out"),
         ("train --steps 5,6", "--steps=5,6: takes one number"),
         ("attention model=rope,alibi", "model=rope,alibi: bench attention takes one config"),
         ("startup seed=1,2", "seed=1,2: bench startup takes one config"),

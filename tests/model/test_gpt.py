@@ -462,16 +462,14 @@ def test_unknown_norm_is_named() -> None:
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_many_logits_are_never_held_at_once(
-    monkeypatch: pytest.MonkeyPatch, reduction: str, bf16: bool
-) -> None:
+def test_many_logits_are_never_held_at_once(reduction: str, bf16: bool) -> None:
     """Loss and every gradient as with all of them; 3 windows of 7 in chunks of 5 tokens."""
     model = random_model(composed("model.vocab_multiple=8"))
     tokens = torch.randint(N_VOCAB, (3, 8))
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     found = []
     for most in (2**30, 5 * model.n_vocab):
-        monkeypatch.setattr("minigpt.model.gpt.MOST_LOGITS", most)
+        model.logits_at_once = most
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             losses = model.loss(inputs, targets, reduction=reduction)

@@ -1,0 +1,48 @@
+"""`hydra/launcher=replicas`: jobs of a sweep that train together in one process.
+
+Hydra imports every module of this namespace package when it starts, so this one imports nothing
+of minigpt before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class ReplicasLauncher(Launcher):
+    """Hands all jobs to minigpt.sweep.together. `at_once`: how many make one program."""
+
+    def __init__(self, at_once: int) -> None:
+        self.at_once = at_once
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keep the sweep's jobs."""
+        self.sweep = task_function
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Train them; what each came to is in its run directory."""
+        from minigpt.sweep.job import SweepJob
+        from minigpt.sweep.together import train_together
+
+        setup_globals()
+        assert isinstance(self.sweep, SweepJob)
+        train_together(self.sweep, self.at_once)
+        return []
+
+
+ConfigStore.instance().store(
+    group="hydra/launcher",
+    name="replicas",
+    provider="minigpt",
+    node={"_target_": f"{__name__}.{ReplicasLauncher.__name__}", "at_once": 8},
+)

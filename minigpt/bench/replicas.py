@@ -1,0 +1,78 @@
+"""Several runs of one design: one after the other, or their steps as one program."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from minigpt.bench.measure import Times, alternately
+from minigpt.config import Config
+from minigpt.data.prepare import prepare
+from minigpt.display import Display
+from minigpt.errors import UserError
+from minigpt.report.tables import Cell, Column, Table
+from minigpt.run import RunDirectory
+from minigpt.train.device import choose_compute, set_threads
+from minigpt.train.loop import Trainer
+from minigpt.train.replicas import Program, step, why_not
+
+COLUMNS = [
+    Column("how", "how"),
+    Column("step", "a step of each run, ms (quartiles)"),
+    Column("tokens_per_second", "tokens/s in all", digits=0),
+    Column("ratio", "times as many", digits=3),
+    Column("first_step", "first step, s", digits=2),
+]
+
+
+def measure_replicas(config: Config, n: int, steps: int, warmup: int) -> Table:
+    """Time steps of `n` runs that differ in their seed, both ways in turns, after `warmup` turns.
+
+    Raises UserError for a run that cannot be computed with others.
+    """
+    why = why_not(config)
+    if why is not None:
+        raise UserError(why)
+    set_threads(config.trainer.threads)
+    compute = choose_compute(config.trainer.device, config.trainer.precision)
+    prepared = prepare(config.data, config.tokenizer)
+    prepared.tokens.require_block(config.model.block_size)
+    with ExitStack() as stack:
+        trainers: list[Trainer] = []
+        for seed in range(n):
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="minigpt_bench_"))
+            trainers.append(
+                Trainer(
+                    *(replace(config, seed=seed), RunDirectory(Path(folder)), prepared.tokenizer),
+                    *(prepared.tokens, compute, Display(0)),
+                )
+            )
+        models = [trainer.model.train() for trainer in trainers]
+        program = Program(models, compute, config.trainer.compile)
+
+        def one_after_the_other() -> None:
+            for trainer in trainers:
+                trainer.update([trainer.backward(piece) for piece in trainer.draw()])
+
+        ways = {
+            "one after the other": one_after_the_other,
+            "together": lambda: step(program, trainers),
+        }
+        firsts = alternately(ways, 1, 0, compute.device)
+        found = alternately(ways, steps, warmup, compute.device)
+    tokens = n * config.trainer.batch_size * config.model.block_size
+    base = found["one after the other"].median
+    rows: list[list[Cell]] = [
+        [
+            way,
+            Times([seconds / n for seconds in times.seconds]).describe(),
+            tokens / times.median,
+            base / times.median,
+            firsts[way].median,
+        ]
+        for way, times in found.items()
+    ]
+    note = f"{n} runs of {tokens // n} tokens a step in {compute.precision}, with the optimizer."
+    return Table("replicas", "Runs together", COLUMNS, rows, note)

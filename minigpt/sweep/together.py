@@ -1,0 +1,101 @@
+"""Jobs of a sweep that train together in one process: `hydra/launcher=replicas`."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+
+from minigpt.config import Config
+from minigpt.errors import UserError, require
+from minigpt.sweep.job import Output, SweepJob, a_gpu_of_its_own
+from minigpt.sweep.plan import Job
+from minigpt.train.loop import Interrupted, Stop, Stopwatch, Trainer
+from minigpt.train.replicas import BACKEND, Program, program_of, step, why_not
+from minigpt.train.start import begun
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A run that takes its steps with others. `context`: what `begun` gave."""
+
+    output: Output
+    context: AbstractContextManager[Trainer]
+    trainer: Trainer
+
+    def goes_on(self) -> bool:
+        """Do what is due before the next step; whether there is one. Where not, the run ends."""
+        with self.output.caught():
+            with ExitStack() as end:
+                end.push(self.context)
+                if self.trainer.periodic_work():
+                    end.pop_all()
+                    return True
+            if self.trainer.stopped_by is not None:
+                raise Interrupted(self.trainer.stopped_by)
+        return False
+
+    def fail(self, error: BaseException) -> None:
+        """End the run by what went wrong for all."""
+        with self.output.caught(), ExitStack() as end:
+            end.push(self.context)
+            raise error
+
+
+def require_replicas(jobs: Iterable[Job], at_once: int) -> None:
+    """Raise UserError unless each job that has a config can train together with others."""
+    require(at_once >= 1, "hydra.launcher.at_once", at_once, "must be 1 or more")
+    for job in jobs:
+        why = why_not(job.config) if isinstance(job.config, Config) else None
+        if why is not None:
+            raise UserError(f"hydra/launcher=replicas: {why}")
+
+
+def train_together(sweep: SweepJob, at_once: int) -> None:
+    """Train a sweep's jobs, at most `at_once` of one program at once, and raise nothing."""
+    programs: dict[Hashable, list[Job]] = {}
+    for job in sweep.jobs:
+        key = program_of(job.config) if isinstance(job.config, Config) else job.label
+        programs.setdefault(key, []).append(job)
+    for jobs in programs.values():
+        for first in range(0, len(jobs), at_once):
+            _train(sweep, jobs[first : first + at_once])
+
+
+def _train(sweep: SweepJob, jobs: Sequence[Job]) -> None:
+    stop, stopwatch = Stop(), Stopwatch()
+    with ExitStack() as stack:
+        stack.enter_context(sweep.watching(stop))
+        stack.enter_context(a_gpu_of_its_own())
+        replicas = list(_begun(sweep, jobs, stack))
+        for replica in replicas:
+            trainer = replica.trainer
+            trainer.stop, trainer.stopwatch, trainer.backend = stop, stopwatch, BACKEND
+            trainer.begin()
+        program: Program | None = None
+        while going := [replica for replica in replicas if replica.goes_on()]:
+            trainers = [replica.trainer for replica in going]
+            if program is None or going != replicas:
+                options, compute = trainers[0].options, trainers[0].compute
+                program = Program([t.model for t in trainers], compute, options.compile)
+            replicas = going
+            try:
+                step(program, trainers)
+            except BaseException as error:
+                for replica in going:
+                    replica.fail(error)
+                return
+
+
+def _begun(sweep: SweepJob, jobs: Sequence[Job], stack: ExitStack) -> Iterator[Replica]:
+    """The runs that are ready for their next step; their logs are open until the stack closes."""
+    for job in jobs:
+        if sweep.stop.exists():
+            return
+        output = stack.enter_context(sweep.output(job))
+        with output.caught():
+            training = sweep.training(job)
+            if training is not None:
+                training["facts"] |= {"replicas": len(jobs), "backend": BACKEND}
+                context = begun(**training)
+                yield Replica(output, context, context.__enter__())

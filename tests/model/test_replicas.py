@@ -1,0 +1,116 @@
+"""Several models computed as one program, against each by itself."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from contract import ATTENTION_IDS, ATTENTIONS, VARIANT_IDS, VARIANTS
+from tiny import N_VOCAB, default_dtype, random_tokens, refused, tiny_config
+from torch import nn
+
+from minigpt.data import Batch
+from minigpt.model import GPT, ModelConfig, gpt
+from minigpt.model.ffn import FFN
+from minigpt.model.norm import PLACEMENTS
+from minigpt.train.device import Compute
+from minigpt.train.replicas import Program
+
+N = 3
+# Losses are fp32 numbers, whatever the weights.
+CLOSE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6}
+
+
+def models_of(config: ModelConfig) -> list[GPT]:
+    """Models of one design, of different seeds, with every part far from its start."""
+    found = []
+    for seed in range(N):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = GPT(config, N_VOCAB).train()
+            for parameter in model.parameters():
+                nn.init.normal_(parameter, std=0.4)
+        found.append(model)
+    return found
+
+
+def batches(length: int = 9, documents: bool = False) -> list[Batch]:
+    """A batch for each model."""
+    return [
+        Batch(
+            random_tokens(2, length, seed=seed),
+            random_tokens(2, length, seed=seed + N),
+            random_tokens(2, length, 3, seed=seed).sort(dim=1).values if documents else None,
+        )
+        for seed in range(N)
+    ]
+
+
+def assert_as_alone(config: ModelConfig, pieces: list[Batch], compiled: bool = False) -> None:
+    """Losses, all that is logged and every gradient, added to over two passes."""
+    models = models_of(config)
+    program = Program(models, Compute("cpu", "", "fp32", ""), compiled)
+    found, _ = (program.backward(pieces, accumulate=2) for _ in range(2))
+    together = [[p.grad for p in model.parameters()] for model in models]
+    for model, piece, logged, gradients in zip(models, pieces, found, together, strict=True):
+        model.zero_grad()
+        loss, alone = model.training_loss(piece.inputs, piece.targets, piece.documents)
+        loss.backward()
+        torch.testing.assert_close(logged, alone, **CLOSE)
+        torch.testing.assert_close(gradients, [p.grad for p in model.parameters()], **CLOSE)
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Any:
+    with default_dtype(torch.float64), warnings.catch_warnings():
+        # That an operation has no batching rule, so that it is done one by one.
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        yield
+
+
+@pytest.mark.parametrize(("scheme", "options"), VARIANTS, ids=VARIANT_IDS)
+def test_every_scheme(scheme: str, options: Mapping[str, Any]) -> None:
+    config = tiny_config(scheme, options=options, n_embd=24, n_head=3)
+    assert_as_alone(config, batches())
+
+
+@pytest.mark.parametrize(("attention", "options"), ATTENTIONS, ids=ATTENTION_IDS)
+def test_every_attention(attention: str, options: Mapping[str, Any]) -> None:
+    chosen: dict[str, Any] = {"attention": attention, "attention_options": options}
+    for scheme in ("rope", "relative"):
+        config = tiny_config(scheme, **chosen)
+        if refused(config) is None:
+            assert_as_alone(config, batches())
+            assert_as_alone(config, batches(length=16))
+
+
+@pytest.mark.parametrize("ffn", sorted({*FFN.names()} - {"moe"}))
+@pytest.mark.parametrize("embedding", ["tied", "untied"])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_every_block(placement: str, embedding: str, ffn: str) -> None:
+    parts: dict[str, Any] = {"qk_norm": True, "value_residual": True, "unet_skips": True}
+    config = tiny_config(placement=placement, embedding=embedding, ffn=ffn, **parts)
+    assert_as_alone(config, batches())
+    assert_as_alone(tiny_config(kind="layernorm", n_kv_head=1, logit_softcap=0.5), batches())
+
+
+def test_documents() -> None:
+    for scheme in ("rope", "t5"):
+        assert_as_alone(tiny_config(scheme), batches(documents=True))
+
+
+def test_logits_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpt, "MOST_LOGITS", 5 * N_VOCAB)
+    assert_as_alone(tiny_config(), batches())
+
+
+def test_routed_experts_are_sent_apart() -> None:
+    with pytest.raises(RuntimeError):
+        assert_as_alone(tiny_config(ffn="moe"), batches())
+
+
+def test_compiled() -> None:
+    assert_as_alone(tiny_config(n_layer=1), batches(), compiled=True)

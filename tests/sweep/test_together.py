@@ -1,0 +1,129 @@
+"""`hydra/launcher=replicas`: the runs are those that other launchers leave."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import TINY, Cli, read_metrics
+
+TOGETHER = "hydra/launcher=replicas"
+
+
+def sweep(cli: Cli, folder: str, *options: str, code: int = 0) -> dict[str, Path]:
+    """The runs of a sweep by name."""
+    outcome = cli("train", "-m", *TINY, f"hydra.sweep.dir={folder}", *options)
+    assert outcome.code == code, outcome.err
+    return {path.parent.name: path.parent for path in Path(folder).glob("*/config.yaml")}
+
+
+def result(run: Path) -> dict[str, Any]:
+    """What a run came to."""
+    return json.loads((run / "result.json").read_text())
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """All that is measured but times, to rounding; the same files."""
+    for a, b in zip(read_metrics(one), read_metrics(other), strict=True):
+        assert a.keys() == b.keys()
+        timed = ("seconds", "tokens_per_second")
+        assert {k: v for k, v in a.items() if k not in timed} == pytest.approx(
+            {k: v for k, v in b.items() if k not in timed}, rel=1e-4
+        )
+    weights = [load_file(run / "checkpoints/last/model.safetensors") for run in (one, other)]
+    for name, tensor in weights[0].items():
+        assert (tensor - weights[1][name]).norm() <= 1e-4 * tensor.norm()
+    files = [
+        {path.relative_to(run) for path in run.rglob("*") if path.is_file()} for run in (one, other)
+    ]
+    assert files[0] == files[1]
+    for key in ("status", "steps", "best_step", "parameters", "seed"):
+        assert result(one)[key] == result(other)[key]
+
+
+def test_runs_are_those_of_lone_ones(cli: Cli) -> None:
+    options = ["seed=1,2", "optimizer.lr=1e-2,3e-3", "optimizer.weight_decay=0.2,0"]
+    options += ["trainer.precision=fp32", "trainer.accumulate=2"]
+    alone, together = sweep(cli, "alone", *options), sweep(cli, "together", *options, TOGETHER)
+    assert together.keys() == alone.keys() and len(alone) == 8
+    for name, run in alone.items():
+        assert_same_run(run, together[name])
+    manifest = json.loads((next(iter(together.values())) / "manifest.json").read_text())
+    assert manifest["replicas"] == 8 and manifest["backend"].startswith("eager")
+    losses = {result(run)["val_loss"] for run in together.values()}
+    assert len(losses) == 8
+
+
+def test_designs_lengths_and_documents_are_grouped(cli: Cli) -> None:
+    options = ["model=rope,t5", "seed=1,2", "trainer.max_steps=4,7", "trainer.precision=fp32"]
+    options.append(r"data.document_separator='\n'")
+    alone, together = sweep(cli, "alone", *options), sweep(cli, "together", *options, TOGETHER)
+    for name, run in alone.items():
+        assert_same_run(run, together[name])
+    assert {result(run)["steps"] for run in together.values()} == {4, 7}
+    few = sweep(cli, "few", *options, TOGETHER, "hydra.launcher.at_once=3")
+    for name, run in alone.items():
+        assert_same_run(run, few[name])
+
+
+def test_one_that_fails_or_stops_early_leaves_the_others(cli: Cli) -> None:
+    options = ["optimizer.lr=1e30,1e-2,0", "trainer.patience=1", "trainer.max_steps=40"]
+    runs = sweep(cli, "together", *options, TOGETHER, "trainer.eval_every=8", code=1)
+    found = {name: result(run) for name, run in runs.items()}
+    assert found["lr=1e+30"]["status"] == "failed" and found["lr=1e+30"]["diverged"]
+    assert found["lr=0.01"]["steps"] > found["lr=0"]["steps"] == 16
+    assert math.isfinite(found["lr=0.01"]["val_loss"])
+    assert "Traceback" in (runs["lr=1e+30"] / "output.log").read_text()
+    assert "Traceback" not in (runs["lr=0.01"] / "output.log").read_text()
+    again = sweep(cli, "together", *options, TOGETHER, "trainer.eval_every=8", code=1)
+    assert {name: result(run)["status"] for name, run in again.items()} == {
+        name: one["status"] for name, one in found.items()
+    }
+
+
+def test_refusals(cli: Cli, workdir: Path) -> None:
+    before = sorted(workdir.rglob("*"))
+    for options, message in (
+        (["model.dropout=0.1"], "model.dropout=0.1: replicas would drop other channels than lone"),
+        (["ffn=moe"], "ffn=moe: each replica would send its tokens"),
+        (["backend=sdpa"], "model.backend.name=sdpa: torch batches no fused attention"),
+        (["hydra.launcher.at_once=0"], "hydra.launcher.at_once=0: must be 1 or more"),
+    ):
+        outcome = cli("train", "-m", *TINY, "seed=1,2", TOGETHER, *options)
+        assert outcome.code == 2 and message in outcome.err and outcome.err.count("\n") == 1
+    assert sorted(workdir.rglob("*")) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_sweep_goes_on(cli: Cli, number: signal.Signals) -> None:
+    options = ["seed=1,2,3", "trainer.max_steps=60", "trainer.precision=fp32"]
+    options += ["trainer.checkpoint_every=5"]
+    alone = sweep(cli, "alone", *options)
+    command = [sys.executable, "-m", "minigpt.cli", "train", "-m", *TINY, *options, TOGETHER]
+    process = subprocess.Popen(
+        [*command, "hydra.sweep.dir=together"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    last = Path("together/seed=3/checkpoints/last")
+    while not last.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    assert process.wait(60) == (128 + number if number == signal.SIGTERM else -number)
+    together = sweep(cli, "together", *options, TOGETHER)
+    for name, run in alone.items():
+        assert result(together[name])["status"] == "finished"
+        assert_same_run(run, together[name])
+        assert "resumed" in json.loads((together[name] / "manifest.json").read_text())
