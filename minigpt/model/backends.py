@@ -26,6 +26,7 @@ Backend = Callable[[Tensor, Tensor, Tensor, Scores, int, float], Tensor]
 Use = Literal["train", "decode"]
 USES: tuple[Use, ...] = ("train", "decode")
 FLEX_SMALLEST_HEAD = 16  # of its GPU kernels
+SHORT = 128  # tokens; see docs/performance.md
 
 
 def attention_weights(q: Tensor, k: Tensor, scores: Scores, layer: int) -> Tensor:
@@ -136,4 +137,6 @@ def choose_backend(
         return "eager", f"sdpa: {why}"
     if device == "cpu" and bf16 and use == "train":
         return "eager", "the backward pass of torch's bf16 flash attention is slow on CPUs"
+    if device == "cpu" and use == "train" and config.block_size <= SHORT:
+        return "eager", "torch's flash attention is slower than plain products of this length"
     return "sdpa", "torch's fused kernels"

@@ -46,7 +46,15 @@ from torch import Tensor
 
 from minigpt.errors import UserError
 from minigpt.model import GPT, ModelConfig
-from minigpt.model.backends import BACKENDS, USES, BackendConfig, Use, choose_backend, why_not
+from minigpt.model.backends import (
+    BACKENDS,
+    SHORT,
+    USES,
+    BackendConfig,
+    Use,
+    choose_backend,
+    why_not,
+)
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import KINDS, PLACEMENTS
 from minigpt.model.positional import POSITIONAL, PositionalScheme
@@ -402,8 +410,11 @@ def test_choice_of_backend(use: Use) -> None:
     auto = tiny_config(backend="auto")
     assert choice(auto, "cuda", True, use)[0] == "sdpa"
     assert choice(auto, "mps", False, use)[0] == "sdpa"
-    assert choice(auto, "cpu", False, use)[0] == "sdpa"
-    assert choice(auto, "cpu", True, use)[0] == {"train": "eager", "decode": "sdpa"}[use]
+    short, long = replace(auto, block_size=SHORT), replace(auto, block_size=SHORT + 1)
+    assert choice(long, "cpu", False, use)[0] == "sdpa"
+    assert choice(short, "cuda", False, use)[0] == "sdpa"
+    for config, bf16 in ((short, False), (short, True), (long, True)):
+        assert choice(config, "cpu", bf16, use)[0] == {"train": "eager", "decode": "sdpa"}[use]
     capped = tiny_config(backend="auto", logit_softcap=1.0)
     assert choice(capped, "cuda", True, use) == ("eager", "sdpa: it has no logit soft-cap")
     for name in TRAINABLE:
