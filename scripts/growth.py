@@ -241,9 +241,9 @@ def page(found: Found, options: argparse.Namespace, figure: str) -> list[str]:
         "turns, each in a process of its own. FLOPs are the model's own, `flops_per_token`: 6 an",
         "active weight, 12 n_embd a key and layer. MB: the most that the process held, and what of",
         "it came on top of what a tiny training had left it with (on a GPU: the most held there).",
-        "Touched pages of the corpus count, although the system may drop them at any time. Growth",
-        f"is that from the smallest size on; time that grows {WORSE} times as much as the FLOPs or",
-        "more is worse than the model's own complexity.",
+        "Growth is that from the smallest size on; time that grows "
+        f"{WORSE} times as much as the FLOPs",
+        "or more is worse than the model's own complexity.",
         "",
         *(f"- {verdict(axis, sizes)}" for axis, sizes in found.items()),
         "",

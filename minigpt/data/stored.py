@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -66,7 +67,7 @@ class Stored(ABC):
 
 @dataclass(frozen=True)
 class Joined(Stored):
-    """Several arrays, one after the other. Of a memory-mapped one only touched pages are read."""
+    """Several arrays, one after the other. Of mapped ones touched pages are read, and let go."""
 
     parts: Sequence[Array]
 
@@ -86,7 +87,17 @@ class Joined(Stored):
             own = owners == owner
             part = self.parts[owner]
             read[own] = part[places[own] - (ends[owner] - len(part))]
+            _let_go(part)
         return read
+
+
+def _let_go(part: Array) -> None:
+    """Unmap the pages of a mapped array that were touched: in a long run they would be all."""
+    owner: Any = part
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # Windows has no such call
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)

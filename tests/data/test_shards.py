@@ -6,7 +6,8 @@ import json
 import shlex
 import shutil
 import signal
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import tiktoken_ext.openai_public
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.lib.format import open_memmap
 
 from minigpt.config import composed_config
 from minigpt.data import corpus
@@ -25,6 +27,7 @@ from minigpt.data.tokens import Split, documents_of
 from minigpt.errors import UserError
 from minigpt.tokenizer import TOKENIZERS, Tokenizer
 from minigpt.tokenizer.tiktoken_ import TiktokenTokenizer
+from minigpt.train.device import peak_memory_bytes, reset_peak_memory
 from tests.conftest import TINY, Cli
 from tests.train.test_resume import same_end, stop_at
 
@@ -330,6 +333,31 @@ def test_a_tokenizer_learns_from_a_leading_part(
         read = mapped.tokens.train.tokens.tolist() + mapped.tokens.val.tokens.tolist()
         assert mapped.tokenizer.decode(read) == TEXT
         shutil.rmtree("shards")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is Linux's")
+def test_what_was_read_is_not_held(workdir: Path) -> None:
+    size = 2**27
+    open_memmap("holes.npy", mode="w+", dtype=np.uint8, shape=(size,)).flush()
+    tokens = Joined([np.load("holes.npy", mmap_mode="r")])
+    held = peak_memory_after(lambda: None)
+    for split in (Split("train", tokens, 1), Split("train", tokens, 1).head(size - 1)):
+        assert peak_memory_after(partial(draw_often, split)) < held + 2**25
+
+
+def draw_often(split: Split) -> None:
+    """Touch most of the pages, some at a time."""
+    for seed in range(50):
+        split.draw(64, 64, torch.Generator().manual_seed(seed))
+
+
+def peak_memory_after(work: Callable[[], object]) -> int:
+    """Most bytes that this process held meanwhile."""
+    reset_peak_memory("cpu")
+    work()
+    found = peak_memory_bytes("cpu")
+    assert found is not None
+    return found
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
