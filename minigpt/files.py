@@ -76,7 +76,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     temporary, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    yield temporary
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     for file in temporary.iterdir():
         file.chmod(0o644)
         _flush_to_disk(file)

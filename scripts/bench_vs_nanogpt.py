@@ -27,7 +27,7 @@ from pathlib import Path
 
 from minigpt.bench.measure import device_here, machine
 from minigpt.config import composed_config
-from minigpt.data.prepare import prepare
+from minigpt.data import CORPORA, TextCorpus
 from minigpt.files import write_json
 from minigpt.report.statistics import Interval, interval
 from minigpt.report.tables import Cell, Column, Table, to_markdown, to_plain
@@ -125,9 +125,9 @@ def prepare_nanogpt(folder: Path) -> None:
         raise SystemExit(f"--nanogpt={folder}: no train.py in there; give a checkout of nanoGPT")
     data = folder / "data" / "shakespeare_char"
     if not (data / "meta.pkl").is_file():
-        config = composed_config([])
-        text = prepare(config.data, config.tokenizer).corpus.text
-        (data / "input.txt").write_bytes(text.encode("utf-8"))
+        corpus = CORPORA.build(composed_config([]).data).corpus()
+        assert isinstance(corpus, TextCorpus)
+        (data / "input.txt").write_bytes(corpus.text.encode("utf-8"))
         subprocess.run([sys.executable, "prepare.py"], cwd=data, check=True, capture_output=True)
 
 

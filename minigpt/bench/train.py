@@ -104,9 +104,18 @@ class StepClock(Display):
 def measure_training(
     configs: Sequence[tuple[str, Config]], steps: int, warmup: int, rounds: int
 ) -> tuple[list[Measured], dict[str, Ceilings]]:
+    """What `train_in_turns` finds, and the ceilings by precision."""
+    found = train_in_turns(configs, steps, warmup, rounds)
+    kinds = {one.compute.precision: one.compute.device for one in found}
+    return found, {precision: ceilings(device, precision) for precision, device in kinds.items()}
+
+
+def train_in_turns(
+    configs: Sequence[tuple[str, Config]], steps: int, warmup: int, rounds: int
+) -> list[Measured]:
     """Train each config in turns, `rounds` times from scratch for `warmup` and then `steps` steps.
 
-    Also gives the ceilings by precision. Raises UserError for what cannot be trained here.
+    Raises UserError for what cannot be trained here.
     """
     found = []
     for label, config in configs:
@@ -116,8 +125,7 @@ def measure_training(
     for _ in range(rounds):
         for one in found:
             _round(one, steps, warmup)
-    kinds = {one.compute.precision: one.compute.device for one in found}
-    return found, {precision: ceilings(device, precision) for precision, device in kinds.items()}
+    return found
 
 
 def _round(measured: Measured, steps: int, warmup: int) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 from minigpt.commands.options import Parser
 
 OFFLINE = ("char", "gpt2", "bpe")  # shown where no tokenizer is chosen
+MADE_WITH = ("tokenizer", "data.train_fraction=", "data.document_separator=")
 
 
 def main(arguments: list[str]) -> None:
@@ -18,10 +22,21 @@ def main(arguments: list[str]) -> None:
             "minigpt data data=shakespeare tokenizer=bpe tokenizer.vocab_size=4096",
             "minigpt data data=text data.path='my/*.txt'",
             r"minigpt data data.document_separator='\n\n'",
+            "minigpt data --shards big data=text data.path='big/*.txt' tokenizer=gpt2",
         ],
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    overrides = parser.parse_args(arguments).overrides
+    parser.add_argument(
+        "--shards",
+        type=Path,
+        metavar="FOLDER",
+        help="write the tokens of one tokenizer there in constant memory, for data=shards",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    overrides = options.overrides
+    if options.shards is not None:
+        _write_shards(options.shards, overrides)
+        return
 
     import torch
     from rich.progress import (
@@ -59,13 +74,12 @@ def main(arguments: list[str]) -> None:
             prepared = prepare(config.data, config.tokenizer)
             train, val = prepared.tokens.train, prepared.tokens.val
             progress.advance(task)
-            total_bytes = len(prepared.corpus.text.encode("utf-8"))
             rows.add_row(
                 name,
                 f"{prepared.tokenizer.n_vocab:,}",
                 f"{len(train.tokens):,}",
                 f"{len(val.tokens):,}",
-                f"{total_bytes / (len(train.tokens) + len(val.tokens)):.3f}",
+                f"{prepared.corpus.n_bytes / (len(train.tokens) + len(val.tokens)):.3f}",
                 prepared.tokenizer.fingerprint[:12],
             )
             lengths = torch.cat((train.document_lengths, val.document_lengths))
@@ -75,9 +89,9 @@ def main(arguments: list[str]) -> None:
     corpus = Table("corpus", "bytes", "characters", "train", "val")
     corpus.add_row(
         configs[0].data.name,
-        f"{len(prepared.corpus.text.encode('utf-8')):,}",
-        f"{len(prepared.corpus.text):,}",
-        *(f"{len(text):,}" for text in prepared.corpus.splits.values()),
+        f"{prepared.corpus.n_bytes:,}",
+        f"{sum(prepared.corpus.characters.values()):,}",
+        *(f"{n:,}" for n in prepared.corpus.characters.values()),
     )
     console.print(corpus)
     console.print(f"sha256 {prepared.corpus.sha256}", soft_wrap=True)
@@ -85,3 +99,28 @@ def main(arguments: list[str]) -> None:
     if configs[0].data.separator is not None:
         console.print(documents)
     console.print(f"kept in {configs[0].data.dir}/")
+
+
+def _write_shards(folder: Path, overrides: list[str]) -> None:
+    """Write a text's tokens to a folder, and say how many there are and how to use them."""
+    from minigpt.config import composed_config
+    from minigpt.data.shards import write_shards
+    from minigpt.display import PipeConsole
+
+    config = composed_config(overrides)
+    console = PipeConsole(highlight=False)
+    folder = folder.expanduser()
+    with console.status("reading ...") as status:
+        index = write_shards(
+            config.data,
+            config.tokenizer,
+            folder,
+            lambda doing, n: status.update(f"{doing} ... {n:,} characters"),
+        )
+    for name, split in index.splits.items():
+        counts = f"{sum(split['shards'].values()):,} tokens in {len(split['shards'])} files"
+        console.print(f"{name}: {counts}, of {index.characters[name]:,} characters")
+    console.print(f"sha256 {index.sha256}", soft_wrap=True)
+    again = [override for override in overrides if override.startswith(MADE_WITH)]
+    use = shlex.join(["minigpt", "train", "data=shards", f"data.path={folder}", *again])
+    console.print(f"train with them: {use}", soft_wrap=True, markup=False)

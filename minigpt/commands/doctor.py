@@ -97,9 +97,8 @@ def _data() -> list[Finding]:
         config = composed_config([f"data={name}"]).data
         try:
             corpus = CORPORA.build(config).corpus()
-            findings.append(
-                Finding(f"data={name}", f"{len(corpus.text):,} characters, {corpus.sha256[:12]}")
-            )
+            size = sum(corpus.characters.values())
+            findings.append(Finding(f"data={name}", f"{size:,} characters, {corpus.sha256[:12]}"))
         except UserError as error:
             findings.append(Finding(f"data={name}", "cannot be had", str(error)))
     return findings

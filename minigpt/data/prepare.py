@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.data.corpus import CORPORA, Corpus, DataConfig
-from minigpt.data.tokens import TokenData, load_tokens
+from minigpt.data.tokens import TokenData
 from minigpt.errors import UserError
 from minigpt.run import RunDirectory
-from minigpt.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig, load_tokenizer
+from minigpt.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,11 @@ def prepare(
     directory = Path(data.dir).expanduser()
     corpus = CORPORA.build(data).corpus()
     if of_run is None:
-        create = TOKENIZERS.variant(tokenizer.name).create
-        made = create(tokenizer, corpus.text, corpus.n_train, directory)
+        made = corpus.tokenizer(tokenizer, directory)
     else:
         _require_same_text(of_run, corpus)
         made = load_tokenizer(of_run.tokenizer)
-    return Prepared(corpus, made, load_tokens(corpus, made, directory))
+    return Prepared(corpus, made, corpus.tokens(made, directory))
 
 
 def _require_same_text(run: RunDirectory, corpus: Corpus) -> None:

@@ -6,16 +6,20 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minigpt.data.corpus import Corpus, documents_of
+from minigpt.data.stored import Numbered
 from minigpt.errors import UserError
 from minigpt.files import atomic_path, sha256
 from minigpt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from minigpt.data.corpus import TextCorpus
 
 FORMAT = 1  # raise it when the meaning of a cached file changes
 
@@ -36,17 +40,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Split:
-    """One split's tokens (n,), int32, and the UTF-8 bytes of all but the first of them.
+    """One split's tokens (n,), and the UTF-8 bytes of all but the first of them.
 
-    `documents` (n,), int32: which document each token belongs to as an input. The last token of a
+    `documents` (n,): which document each token belongs to as an input. The last token of a
     document is the first input of the next, since what it predicts begins that one. None: all are
-    of one.
+    of one. Both are tensors of integers, or `Stored`, which offers what is used of them here.
     """
 
     name: str
-    tokens: Tensor
+    tokens: Any
     target_bytes: int
-    documents: Tensor | None = None
+    documents: Any = None
 
     @property
     def document_lengths(self) -> Tensor:
@@ -54,11 +58,14 @@ class Split:
         n = torch.tensor([len(self.tokens)])
         if self.documents is None:
             return n
-        ends = self.documents.cpu().diff(prepend=torch.tensor([0])).nonzero().flatten() + 1
-        return torch.cat((ends, n)).unique().diff(prepend=torch.tensor([0]))
+        if isinstance(self.documents, Numbered):
+            last = torch.from_numpy(self.documents.ends.copy())
+        else:
+            last = self.documents.cpu().diff(prepend=torch.tensor([0])).nonzero().flatten()
+        return torch.cat((last + 1, n)).unique().diff(prepend=torch.tensor([0]))
 
     def to(self, device: str) -> Split:
-        """The same split with its tokens on a device."""
+        """The same split with its tokens, or the batches of stored ones, on a device."""
         documents = None if self.documents is None else self.documents.to(device)
         return Split(self.name, self.tokens.to(device), self.target_bytes, documents)
 
@@ -119,7 +126,15 @@ class TokenData:
                 )
 
 
-def load_tokens(corpus: Corpus, tokenizer: Tokenizer, directory: Path) -> TokenData:
+def documents_of(text: str, separator: str | None) -> list[str]:
+    """A text cut after each separator. The last document may lack it."""
+    if separator is None:
+        return [text]
+    *whole, rest = text.split(separator)
+    return [document + separator for document in whole] + ([rest] if rest else [])
+
+
+def load_tokens(corpus: TextCorpus, tokenizer: Tokenizer, directory: Path) -> TokenData:
     """Tokens of both splits, from the cache in `directory` or made and kept there.
 
     The cache file's name is a digest of everything that decides its content. Writing is atomic,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ class Tokenizer(ABC):
     """
 
     kind: ClassVar[str]
+    cut: re.Pattern[str]  # matches where a text can be cut without changing its tokens
 
     @classmethod
     @abstractmethod

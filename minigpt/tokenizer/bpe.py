@@ -26,10 +26,10 @@ from minigpt.tokenizer.base import (
 # Threads would save little on one text, and using them makes the library warn at every later fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# A word never reaches over a space that follows a visible character, so cutting a text there does
-# not change its tokens. The library needs some 200 bytes a character of what it is given at once.
-PIECE = 1 << 20
-CUT = re.compile(r"(?<=[!-~])(?=[ \n])")
+# A word of GPT-2's pattern never reaches over a space or line end that follows anything but space,
+# so cutting a text there does not change its tokens. All that Unicode calls space is \s in Python.
+CUT = re.compile(r"(?<=\S)(?=[ \n])")
+PIECE = 1 << 20  # the library needs some 200 bytes a character of what it is given at once
 
 
 def _byte_symbols() -> dict[str, int]:
@@ -71,6 +71,7 @@ class BPETokenizer(Tokenizer):
     """
 
     kind = "bpe"
+    cut = CUT
 
     def __init__(self, vocabulary: list[str], merges: list[str]) -> None:
         self._vocabulary, self._merges = vocabulary, merges

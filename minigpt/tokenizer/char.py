@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ class CharTokenizer(Tokenizer):
     """Token ids are the ranks of the corpus's characters, sorted by code point."""
 
     kind = "char"
+    cut = re.compile("")
 
     def __init__(self, characters: str) -> None:
         self._characters = characters

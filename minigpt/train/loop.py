@@ -128,8 +128,9 @@ class Trainer:
         self.tokenizer, self.compute, self.display = tokenizer, compute, display
         reset_peak_memory(compute.device)
         torch.manual_seed(config.seed)
-        self.batches = torch.Generator(compute.device).manual_seed(config.seed + BATCH_SEED)
         self.data = data.to(compute.device)
+        self.batches = torch.Generator(self.data.train.tokens.device)  # where windows are drawn
+        self.batches.manual_seed(config.seed + BATCH_SEED)
         self.model = GPT(config.model, tokenizer.n_vocab).to(compute.device)
         self.backend = self.model.use_backend(compute.device, compute.precision == "bf16", "train")
         self.loss = self.model.training_loss

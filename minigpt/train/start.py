@@ -165,7 +165,7 @@ def _facts(prepared: Prepared, compute: Compute, backend: str) -> dict[str, Any]
         "device": compute.describe(),
         "backend": backend,
         "data_sha256": corpus.sha256,
-        "characters": {name: len(text) for name, text in corpus.splits.items()},
+        "characters": corpus.characters,
         "tokens": {split.name: len(split.tokens) for split in (tokens.train, tokens.val)},
         "documents": {s.name: len(s.document_lengths) for s in (tokens.train, tokens.val)},
         "tokenizer_sha256": prepared.tokenizer.fingerprint,

@@ -56,13 +56,14 @@ def save_last(
     state: TrainState,
 ) -> None:
     """Write weights, optimizer, progress and every random state, atomically."""
+    device = next(model.parameters()).device.type
     training = {
         "optimizer": optimizer.state_dict(),
         "state": dataclasses.asdict(state),
         "random": {
             "cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if batches.device.type == "cuda" else None,
-            "mps": torch.mps.get_rng_state() if batches.device.type == "mps" else None,
+            "cuda": torch.cuda.get_rng_state() if device == "cuda" else None,
+            "mps": torch.mps.get_rng_state() if device == "mps" else None,
             "batches": batches.get_state(),
         },
     }

@@ -11,7 +11,7 @@ import torch
 
 from minigpt.config import composed_config
 from minigpt.data import shakespeare
-from minigpt.data.corpus import CORPORA, Corpus
+from minigpt.data.corpus import CORPORA, TextCorpus
 from minigpt.data.prepare import prepare
 from minigpt.data.tokens import load_tokens
 from minigpt.errors import UserError
@@ -19,9 +19,11 @@ from minigpt.files import sha256
 from minigpt.tokenizer import TOKENIZERS, Tokenizer
 
 
-def corpus(*overrides: str) -> Corpus:
+def corpus(*overrides: str) -> TextCorpus:
     """A corpus as the command line would read it."""
-    return CORPORA.build(composed_config(list(overrides)).data).corpus()
+    found = CORPORA.build(composed_config(list(overrides)).data).corpus()
+    assert isinstance(found, TextCorpus)
+    return found
 
 
 def char_tokenizer(text: str, directory: Path) -> Tokenizer:
@@ -89,34 +91,34 @@ def test_text_from_file_folder_and_glob(workdir: Path) -> None:
 def test_tokens_are_cached_by_content(workdir: Path) -> None:
     text = "to be or not to be\n" * 20
     made = char_tokenizer(text, workdir)
-    first = load_tokens(Corpus(text, 300), made, workdir)
+    first = load_tokens(TextCorpus(text, 300), made, workdir)
     (file,) = (workdir / "tokens").iterdir()
     stamp = file.stat().st_mtime_ns
-    again = load_tokens(Corpus(text, 300), made, workdir)
+    again = load_tokens(TextCorpus(text, 300), made, workdir)
     assert file.stat().st_mtime_ns == stamp
     for split, other in ((first.train, again.train), (first.val, again.val)):
         assert torch.equal(split.tokens, other.tokens)
         assert split.target_bytes == other.target_bytes == len(split.tokens) - 1
     assert made.decode(first.train.tokens.tolist() + first.val.tokens.tolist()) == text
-    load_tokens(Corpus(text, 301), made, workdir)
-    load_tokens(Corpus(text + "!", 300), char_tokenizer(text + "!", workdir), workdir)
+    load_tokens(TextCorpus(text, 301), made, workdir)
+    load_tokens(TextCorpus(text + "!", 300), char_tokenizer(text + "!", workdir), workdir)
     assert len(list((workdir / "tokens").iterdir())) == 3
 
 
 def test_a_cut_cache_file_is_made_again(workdir: Path) -> None:
     text = "to be or not to be\n" * 20
     made = char_tokenizer(text, workdir)
-    first = load_tokens(Corpus(text, 300), made, workdir)
+    first = load_tokens(TextCorpus(text, 300), made, workdir)
     (file,) = (workdir / "tokens").iterdir()
     for content in (file.read_bytes()[:50], b""):
         file.write_bytes(content)
-        again = load_tokens(Corpus(text, 300), made, workdir)
+        again = load_tokens(TextCorpus(text, 300), made, workdir)
         assert torch.equal(first.val.tokens, again.val.tokens)
 
 
 def test_target_bytes_count_utf8(workdir: Path) -> None:
     text = "é" * 30 + "a" * 70
-    tokens = load_tokens(Corpus(text, 50), char_tokenizer(text, workdir), workdir)
+    tokens = load_tokens(TextCorpus(text, 50), char_tokenizer(text, workdir), workdir)
     assert tokens.train.target_bytes == 2 * 29 + 20
     assert tokens.val.target_bytes == 49
 
@@ -147,4 +149,4 @@ def test_prepare_uses_every_tokenizer(workdir: Path) -> None:
         prepared = prepare(config.data, config.tokenizer)
         first = len(prepared.tokenizer.token_bytes(int(prepared.tokens.val.tokens[0])))
         sizes.add(prepared.tokens.val.target_bytes + first)
-    assert sizes == {len(prepared.corpus.splits["val"].encode())}
+    assert sizes == {len(corpus("data=text", "data.path=text.txt").splits["val"].encode())}

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.config import composed_config
-from minigpt.data.corpus import Corpus, DataConfig, documents_of
+from minigpt.data.corpus import DataConfig, TextCorpus
 from minigpt.data.prepare import prepare
-from minigpt.data.tokens import Split, encode_documents, load_tokens
+from minigpt.data.tokens import Split, documents_of, encode_documents, load_tokens
 from minigpt.tokenizer import TOKENIZERS, Tokenizer
 
 TEXT = "".join(
@@ -65,7 +65,7 @@ def test_documents_end_with_the_separator(text: str, separator: str) -> None:
 @pytest.mark.parametrize("name", ["char", "gpt2", "bpe"])
 def test_a_split_holds_documents_encoded_apart(workdir: Path, name: str, separator: str) -> None:
     made = tokenizer(name, workdir)
-    corpus = Corpus(TEXT, len(TEXT) // 2 + 7, separator)
+    corpus = TextCorpus(TEXT, len(TEXT) // 2 + 7, separator)
     tokens = load_tokens(corpus, made, workdir)
     for split in (tokens.train, tokens.val):
         text = corpus.splits[split.name]
@@ -129,7 +129,7 @@ def test_tokens_are_cached_by_separator(workdir: Path) -> None:
     made = tokenizer("gpt2", workdir)
     folder = workdir / "tokens"
     for n_files, separator in enumerate([None, "\n", "\n\n"], 1):
-        corpus = Corpus(TEXT, 500, separator)
+        corpus = TextCorpus(TEXT, 500, separator)
         first, again = (load_tokens(corpus, made, workdir) for _ in range(2))
         assert len([*folder.iterdir()]) == n_files
         for split, other in ((first.train, again.train), (first.val, again.val)):
@@ -161,6 +161,6 @@ def test_prepare_passes_the_separator_on(workdir: Path) -> None:
     options = ["data=text", "data.path=text.txt", r"data.document_separator=\n"]
     config = composed_config(options)
     prepared = prepare(config.data, config.tokenizer)
-    assert prepared.corpus.separator == "\n"
+    assert isinstance(prepared.corpus, TextCorpus) and prepared.corpus.separator == "\n"
     lengths = [len(line) for line in prepared.corpus.splits["val"].splitlines(keepends=True)]
     assert prepared.tokens.val.document_lengths.tolist() == lengths

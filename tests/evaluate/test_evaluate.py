@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from minigpt import evaluate as evaluate_module
 from minigpt.config import composed_config
-from minigpt.data.corpus import Corpus
+from minigpt.data.corpus import TextCorpus
 from minigpt.data.tokens import Split, TokenData, load_tokens
 from minigpt.errors import UserError
 from minigpt.evaluate import Evaluation, evaluate, perplexity
@@ -212,7 +212,7 @@ def test_evaluation_is_deterministic_and_leaves_the_mode() -> None:
 
 
 def test_bits_per_byte_of_a_text_by_hand(tmp_path: Path) -> None:
-    corpus = Corpus(text="ab€é😀bé", n_train=2)  # validation: 3 + 2 + 4 + 1 + 2 bytes
+    corpus = TextCorpus(text="ab€é😀bé", n_train=2)  # validation: 3 + 2 + 4 + 1 + 2 bytes
     config = TOKENIZERS.options("char")(name="char")
     tokenizer = TOKENIZERS.variant("char").create(config, corpus.text, corpus.n_train, tmp_path)
     split = load_tokens(corpus, tokenizer, tmp_path).val
