@@ -4,8 +4,8 @@
     python scripts/loss_targets.py best                           # the lowest loss, five seeds
     python scripts/loss_targets.py best --markdown docs/best.md   # the table as a page
 
-The loss is of the last step: a schedule that ends at zero needs no choice among checkpoints, and none
-is made by the split that is reported.
+The loss is of the last step: a schedule that ends at zero needs no choice among checkpoints, and
+none is made by the split that is reported.
 """
 
 from __future__ import annotations
