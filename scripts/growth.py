@@ -294,12 +294,14 @@ def draw(found: Found) -> Figure:
         time, flops = zip(*growths(sizes), strict=True)
         above.plot(x, time, marker=".", label="time of a step")
         above.plot(x, flops, marker=".", linestyle="--", label="its FLOPs")
+        above.set_ylim(min(time + flops) / 1.5, max(time + flops) * 1.5)
         if all(one.beyond for one in sizes):
-            below.plot(x, [max(one.beyond) / 1e6 for one in sizes], marker=".", color="C2")
+            memory = [max(one.beyond) / 1e6 for one in sizes]
+            below.plot(x, memory, marker=".", color="C2")
+            below.set_ylim(0, 1.2 * max(memory))
         above.set_title(axis)
         above.set_yscale("log", base=2)
         above.yaxis.set_major_formatter("{x:g}")
-        below.set_ylim(bottom=0)
         below.set_xscale("log", base=10 if axis == "corpus" else 2)
         below.set_xlabel(UNITS[axis])
         if axis != "corpus":

@@ -26,6 +26,7 @@ from minigpt.data.stored import Joined, Numbered
 from minigpt.data.tokens import Split, documents_of
 from minigpt.errors import UserError
 from minigpt.tokenizer import TOKENIZERS, Tokenizer
+from minigpt.tokenizer.bpe import BPETokenizer
 from minigpt.tokenizer.tiktoken_ import TiktokenTokenizer
 from minigpt.train.device import peak_memory_bytes, reset_peak_memory
 from tests.conftest import TINY, Cli
@@ -118,6 +119,8 @@ def test_windows_larger_than_a_shard(workdir: Path) -> None:
 @cache
 def tokenizer(name: str) -> Tokenizer:
     """A tokenizer of TEXT, or GPT-2's pairs with the words of a later encoding."""
+    if name == "bpe":
+        return BPETokenizer.train(TEXT, 300)
     if name in CHOSEN:
         config = composed_config(CHOSEN[name]).tokenizer
         create = TOKENIZERS.variant(config.name).create
