@@ -19,7 +19,7 @@ from minigpt.model import GPT
 from minigpt.model.positional import PositionalScheme
 from minigpt.train.device import choose_compute
 from minigpt.train.loop import BATCH_SEED, Trainer
-from minigpt.train.optimizer import OPTIMIZERS
+from minigpt.train.optimizer import OPTIMIZERS, StackedMuon
 from minigpt.train.schedule import SCHEDULES, Schedule
 from tests.conftest import TINY, Cli, inspect_wandb, read_metrics
 
@@ -250,6 +250,29 @@ def test_decay_on_matrices_only(name: str) -> None:
     assert len(decay) == len(list(model.parameters()))
     for parameter in model.parameters():
         assert decay[id(parameter)] == (0.5 if parameter.ndim >= 2 else 0.0)
+
+
+def test_stacked_muon_steps_as_torchs() -> None:
+    shapes = [(12, 4), (4, 12), (4, 4), (12, 4), (4, 12), (7, 5)]
+    starts = [torch.randn(shape) for shape in shapes]
+    options = {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.8, "adjust_lr_fn": "match_rms_adamw"}
+    ends, states = [], []
+    for kind in (torch.optim.Muon, StackedMuon):
+        parameters = [torch.nn.Parameter(start.clone()) for start in starts]
+        idle = torch.nn.Parameter(torch.ones(4, 4))
+        optimizer = kind([*parameters, idle], **options)
+        for step in range(3):
+            torch.manual_seed(step)
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape)
+            optimizer.step()
+        assert torch.equal(idle, torch.ones(4, 4))
+        ends.append(parameters)
+        states.append(optimizer.state_dict())
+    for start, one, other in zip(starts, *ends, strict=True):
+        assert (one - other).norm() < 0.02 * (one - start).norm()  # directions are in bf16
+    assert states[0]["param_groups"] == states[1]["param_groups"]
+    torch.testing.assert_close(states[0]["state"], states[1]["state"])
 
 
 def test_muon_steps_matrices_of_blocks_and_leaves_the_rest_to_adamw() -> None:
