@@ -131,3 +131,18 @@ def test_growth_of_training(workdir: Path) -> None:
     assert full.returncode == 1 and "GB are free" in full.stderr
     wrong = run(*growth, "--axes", "depth", *brief, "model.n_layers=1")
     assert wrong.returncode == 1 and "model.n_layers" in wrong.stderr
+
+
+def test_loss_targets(workdir: Path) -> None:
+    script = [sys.executable, REPOSITORY / "scripts" / "loss_targets.py", "speedrun"]
+    small = ["data=text", "data.path=text.txt", "model.n_layer=1", "model.n_head=2"]
+    small += ["model.n_embd=16", "model.block_size=16", "trainer.batch_size=4"]
+    brief = ["trainer.max_steps=3", "trainer.compile=false", "trainer.device=cpu"]
+    made = run(*script, *small, *brief, "--markdown", "page.md")
+    assert made.returncode == 1, made.stderr
+    assert "Missed: experiment=speedrun" in made.stdout
+    page = Path("page.md").read_text(encoding="utf-8")
+    assert page.count("\n| 1 |") == page.count("\n| 3 |") == 1 and "| mean |" in page
+    wrong = run(*script, "model.n_layers=1")
+    assert wrong.returncode == 1 and "model.n_layers: no such option" in wrong.stderr
+    assert not Path("runs").exists()
