@@ -150,7 +150,8 @@ def add(one: Size, overrides: list[str], steps: int, warmup: int) -> None:
     command = [sys.executable, __file__, "--one", *counts, *overrides]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(overrides)}: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or [f"ended by {done.returncode}"]
+        raise SystemExit(f"{' '.join(overrides)}: {said[-1]}")
     figures = json.loads(done.stdout)
     one.seconds += figures["seconds"]
     one.flops = figures["flops"]

@@ -55,6 +55,8 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="also write the table there")
     options = parser.parse_args()
     target = TARGETS[options.experiment]
+    if any(override.startswith("seed=") for override in options.overrides):
+        parser.error("seed=: the target's seeds are fixed; leave it out")
     runs = []
     for seed in target.seeds:
         runs.append(train(options.experiment, seed, options.overrides))

@@ -43,12 +43,9 @@ def measure_replicas(config: Config, n: int, steps: int, warmup: int) -> Table:
         trainers: list[Trainer] = []
         for seed in range(n):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="minigpt_bench_"))
-            trainers.append(
-                Trainer(
-                    *(replace(config, seed=seed), RunDirectory(Path(folder)), prepared.tokenizer),
-                    *(prepared.tokens, compute, Display(0)),
-                )
-            )
+            one, run = replace(config, seed=config.seed + seed), RunDirectory(Path(folder))
+            found = (prepared.tokenizer, prepared.tokens, compute, Display(0))
+            trainers.append(Trainer(one, run, *found))
         models = [trainer.model.train() for trainer in trainers]
         program = Program(models, compute, config.trainer.compile)
 
@@ -61,18 +58,18 @@ def measure_replicas(config: Config, n: int, steps: int, warmup: int) -> Table:
             "together": lambda: step(program, trainers),
         }
         firsts = alternately(ways, 1, 0, compute.device)
-        found = alternately(ways, steps, warmup, compute.device)
+        times = alternately(ways, steps, warmup, compute.device)
     tokens = n * config.trainer.batch_size * config.model.block_size
-    base = found["one after the other"].median
+    base = times["one after the other"].median
     rows: list[list[Cell]] = [
         [
             way,
-            Times([seconds / n for seconds in times.seconds]).describe(),
-            tokens / times.median,
-            base / times.median,
+            Times([seconds / n for seconds in each.seconds]).describe(),
+            tokens / each.median,
+            base / each.median,
             firsts[way].median,
         ]
-        for way, times in found.items()
+        for way, each in times.items()
     ]
     note = f"{n} runs of {tokens // n} tokens a step in {compute.precision}, with the optimizer."
     return Table("replicas", "Runs together", COLUMNS, rows, note)

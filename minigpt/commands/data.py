@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
         "--shards",
         type=Path,
         metavar="FOLDER",
-        help="write the tokens of one tokenizer there in constant memory, for data=shards",
+        help="write the tokens of one tokenizer there, piece by piece, for data=shards",
     )
     options = parser.parse_intermixed_args(arguments)
     overrides = options.overrides

@@ -197,9 +197,10 @@ def write_shards(
 ) -> Index:
     """Write a text's tokens to a new folder; it is whole or not there.
 
-    The text is read twice, first to know where to split it and its characters, and is never held:
-    memory does not grow with it, but by 8 bytes a document. The tokens are those that the text
-    would have in memory; of a longer training split `bpe` learns from the first LEADING characters.
+    The text is read twice, first to know where to split it and its characters, and is held no
+    further than to the next place where its tokenizer lets it be cut (see `pieces`). Memory grows
+    by 8 bytes a document. The tokens are those that the text would have in memory; of a longer
+    training split `bpe` learns from the first LEADING characters.
     `progress` is told what is done and of how many characters. Raises UserError.
     """
     require(not folder.exists(), "--shards", folder, "is there already; name a new folder")

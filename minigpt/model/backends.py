@@ -26,7 +26,7 @@ Backend = Callable[[Tensor, Tensor, Tensor, Scores, int, float], Tensor]
 Use = Literal["train", "decode"]
 USES: tuple[Use, ...] = ("train", "decode")
 FLEX_SMALLEST_HEAD = 16  # of its GPU kernels
-SHORT = 128  # tokens; see docs/performance.md
+SHORT = 64  # tokens; see docs/performance.md
 
 
 def attention_weights(q: Tensor, k: Tensor, scores: Scores, layer: int) -> Tensor:

@@ -58,6 +58,11 @@ class SweepJob:
                 with self.watching(stop), a_gpu_of_its_own():
                     start(**training, stop=stop)
 
+    def end(self, why: str) -> None:
+        """Let no job start, and those that run end; the first reason stays."""
+        if not self.stop.exists():
+            self.stop.write_text(why)
+
     @contextmanager
     def output(self, job: Job) -> Iterator[Output]:
         """Where a job prints."""
@@ -129,14 +134,14 @@ class Output:
             try:
                 yield
             except KeyboardInterrupt as stop:
-                self.sweep.stop.write_text(str(getattr(stop, "number", int(signal.SIGINT))))
+                self.sweep.end(str(getattr(stop, "number", int(signal.SIGINT))))
             except Busy as error:  # the same command elsewhere: it will finish the run
                 print(error)
             except Exception as error:
                 traceback.print_exc()
                 _record(self.job.run, error, self.began)
                 if self.sweep.fail_fast:
-                    self.sweep.stop.write_text(FAILED)
+                    self.sweep.end(FAILED)
 
 
 def _record(run: RunDirectory, error: Exception, began: float) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
-from minigpt.config import Config
+from minigpt.config import Config, load_config
 from minigpt.errors import UserError, require
 from minigpt.sweep.job import Output, SweepJob, a_gpu_of_its_own
 from minigpt.sweep.plan import Job
@@ -26,11 +26,12 @@ class Replica:
     def goes_on(self) -> bool:
         """Do what is due before the next step; whether there is one. Where not, the run ends."""
         with self.output.caught():
-            with ExitStack() as end:
+            with ExitStack() as pause, ExitStack() as end:
                 end.push(self.context)
                 if self.trainer.periodic_work():
                     end.pop_all()
                     return True
+                pause.enter_context(self.trainer.stopwatch.paused())  # the others' steps wait
             if self.trainer.stopped_by is not None:
                 raise Interrupted(self.trainer.stopped_by)
         return False
@@ -44,7 +45,8 @@ class Replica:
 
 def require_replicas(jobs: Iterable[Job], at_once: int) -> None:
     """Raise UserError unless each job that has a config can train together with others."""
-    require(at_once >= 1, "hydra.launcher.at_once", at_once, "must be 1 or more")
+    whole = isinstance(at_once, int) and at_once >= 1
+    require(whole, "hydra.launcher.at_once", at_once, "must be a whole number of 1 or more")
     for job in jobs:
         why = why_not(job.config) if isinstance(job.config, Config) else None
         if why is not None:
@@ -55,36 +57,46 @@ def train_together(sweep: SweepJob, at_once: int) -> None:
     """Train a sweep's jobs, at most `at_once` of one program at once, and raise nothing."""
     programs: dict[Hashable, list[Job]] = {}
     for job in sweep.jobs:
-        key = program_of(job.config) if isinstance(job.config, Config) else job.label
-        programs.setdefault(key, []).append(job)
+        programs.setdefault(_program_of(job), []).append(job)
     for jobs in programs.values():
         for first in range(0, len(jobs), at_once):
             _train(sweep, jobs[first : first + at_once])
 
 
+def _program_of(job: Job) -> Hashable:
+    """See `program_of`. A run that has begun keeps the device, precision and threads it has."""
+    if isinstance(job.config, UserError):
+        return job.label
+    try:
+        return program_of(load_config(job.run.config) if job.run.config.exists() else job.config)
+    except UserError:  # a damaged one: told when the job begins
+        return job.label
+
+
 def _train(sweep: SweepJob, jobs: Sequence[Job]) -> None:
     stop, stopwatch = Stop(), Stopwatch()
+    replicas: list[Replica] = []
     with ExitStack() as stack:
-        stack.enter_context(sweep.watching(stop))
-        stack.enter_context(a_gpu_of_its_own())
-        replicas = list(_begun(sweep, jobs, stack))
-        for replica in replicas:
-            trainer = replica.trainer
-            trainer.stop, trainer.stopwatch, trainer.backend = stop, stopwatch, BACKEND
-            trainer.begin()
-        program: Program | None = None
-        while going := [replica for replica in replicas if replica.goes_on()]:
-            trainers = [replica.trainer for replica in going]
-            if program is None or going != replicas:
-                options, compute = trainers[0].options, trainers[0].compute
-                program = Program([t.model for t in trainers], compute, options.compile)
-            replicas = going
-            try:
+        try:
+            stack.enter_context(sweep.watching(stop))
+            stack.enter_context(a_gpu_of_its_own())
+            for replica in _begun(sweep, jobs, stack):
+                replicas.append(replica)
+                trainer = replica.trainer
+                trainer.stop, trainer.stopwatch, trainer.backend = stop, stopwatch, BACKEND
+            for replica in replicas:
+                replica.trainer.begin()
+            program: Program | None = None
+            while going := [replica for replica in replicas if replica.goes_on()]:
+                trainers = [replica.trainer for replica in going]
+                if program is None or going != replicas:
+                    options, compute = trainers[0].options, trainers[0].compute
+                    program = Program([t.model for t in trainers], compute, options.compile)
+                replicas = going
                 step(program, trainers)
-            except BaseException as error:
-                for replica in going:
-                    replica.fail(error)
-                return
+        except BaseException as error:
+            for replica in replicas:
+                replica.fail(error)
 
 
 def _begun(sweep: SweepJob, jobs: Sequence[Job], stack: ExitStack) -> Iterator[Replica]:

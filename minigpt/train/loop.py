@@ -418,11 +418,15 @@ class Stopwatch:
     @property
     def seconds(self) -> float:
         """So far."""
-        return (self._pause or time.perf_counter()) - self._since
+        now = time.perf_counter() if self._pause is None else self._pause
+        return now - self._since
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """It stands still in here."""
+        """It stands still in here, and goes on where it is not paused already."""
+        if self._pause is not None:
+            yield
+            return
         self._pause = time.perf_counter()
         try:
             yield

@@ -112,6 +112,7 @@ class StackedMuon(torch.optim.Muon):
         """One step, momentum as Nesterov's."""
         assert closure is None
         for group in self.param_groups:
+            assert group["nesterov"] and group["adjust_lr_fn"] == "match_rms_adamw"
             momentum, lr, decay = group["momentum"], group["lr"], group["weight_decay"]
             of_shape: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
@@ -63,6 +64,8 @@ class Program:
 
     def __init__(self, models: Sequence[GPT], compute: Compute, compiled: bool) -> None:
         self.models, self.compute = models, compute
+        # That an operation has no batching rule: it is done one by one.
+        warnings.filterwarnings("ignore", message="There is a performance drop")
         with torch.device("meta"):  # what is done, without weights to do it with
             design = GPT(models[0].config, models[0].n_vocab)
         design.backend = eager

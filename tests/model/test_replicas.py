@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,9 +64,7 @@ def assert_as_alone(config: ModelConfig, pieces: list[Batch], compiled: bool = F
 
 @pytest.fixture(autouse=True)
 def _float64() -> Any:
-    with default_dtype(torch.float64), warnings.catch_warnings():
-        # That an operation has no batching rule, so that it is done one by one.
-        warnings.filterwarnings("ignore", message="There is a performance drop")
+    with default_dtype(torch.float64):
         yield
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from minigpt.train.replicas import Program
 from tests.conftest import TINY, Cli, read_metrics
 
 TOGETHER = "hydra/launcher=replicas"
@@ -97,14 +99,35 @@ def test_refusals(cli: Cli, workdir: Path) -> None:
         (["model.dropout=0.1"], "model.dropout=0.1: replicas would drop other channels than lone"),
         (["ffn=moe"], "ffn=moe: each replica would send its tokens"),
         (["backend=sdpa"], "model.backend.name=sdpa: torch batches no fused attention"),
-        (["hydra.launcher.at_once=0"], "hydra.launcher.at_once=0: must be 1 or more"),
+        (["hydra.launcher.at_once=0"], "hydra.launcher.at_once=0: must be a whole number of 1"),
+        (["hydra.launcher.at_once=2.5"], "hydra.launcher.at_once=2.5: must be a whole number"),
+        (["hydra.launcher.at_once=abc"], "hydra.launcher.at_once=abc: must be a whole number"),
     ):
         outcome = cli("train", "-m", *TINY, "seed=1,2", TOGETHER, *options)
         assert outcome.code == 2 and message in outcome.err and outcome.err.count("\n") == 1
     assert sorted(workdir.rglob("*")) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_fail_fast_ends_all_and_says_why(cli: Cli) -> None:
+    options = ["optimizer.lr=1e30,1e-3", "trainer.max_steps=20000", "sweep.fail_fast=true"]
+    options += ["trainer.eval_every=null", "trainer.sample_every=null"]
+    outcome = cli("train", "-m", *TINY, *options, TOGETHER, "hydra.sweep.dir=together")
+    assert outcome.code == 1 and "1 of 2 jobs failed" in outcome.err
+    assert result(Path("together/lr=0.001"))["status"] == "interrupted"
+
+
+def test_a_step_that_fails_ends_all(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Program, "backward", fails)
+    runs = sweep(cli, "together", "seed=1,2", TOGETHER, code=1)
+    for run in runs.values():
+        assert result(run)["status"] == "failed"
+        assert "hydra.launcher.at_once" in result(run)["error"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_killed_sweep_goes_on(cli: Cli, number: signal.Signals) -> None:
     options = ["seed=1,2,3", "trainer.max_steps=60", "trainer.precision=fp32"]
     options += ["trainer.checkpoint_every=5"]
@@ -121,7 +144,7 @@ def test_a_killed_sweep_goes_on(cli: Cli, number: signal.Signals) -> None:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     os.kill(process.pid, number)
-    assert process.wait(60) == (128 + number if number == signal.SIGTERM else -number)
+    assert process.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
     together = sweep(cli, "together", *options, TOGETHER)
     for name, run in alone.items():
         assert result(together[name])["status"] == "finished"

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from minigpt.display import Display
 from minigpt.model import GPT
 from minigpt.model.positional import PositionalScheme
 from minigpt.train.device import choose_compute
-from minigpt.train.loop import BATCH_SEED, Trainer
+from minigpt.train.loop import BATCH_SEED, Stopwatch, Trainer
 from minigpt.train.optimizer import OPTIMIZERS, StackedMuon
 from minigpt.train.schedule import SCHEDULES, Schedule
 from tests.conftest import TINY, Cli, inspect_wandb, read_metrics
@@ -250,6 +251,17 @@ def test_decay_on_matrices_only(name: str) -> None:
     assert len(decay) == len(list(model.parameters()))
     for parameter in model.parameters():
         assert decay[id(parameter)] == (0.5 if parameter.ndim >= 2 else 0.0)
+
+
+def test_a_stopwatch_pauses_in_a_pause() -> None:
+    watch = Stopwatch()
+    with watch.paused():
+        before = watch.seconds
+        with watch.paused():
+            time.sleep(0.01)
+        time.sleep(0.01)
+        assert watch.seconds == before
+    assert before <= watch.seconds < before + 0.01
 
 
 def test_stacked_muon_steps_as_torchs() -> None:
