@@ -103,8 +103,8 @@ class MuonConfig(AdamWConfig):
 class StackedMuon(torch.optim.Muon):
     """torch's Muon, with the matrices of one shape made orthogonal together.
 
-    The same but for rounding in a third of the time: most of a step of many small matrices is in
-    launching their products.
+    The same but for rounding, and faster: most of a step of many small matrices is in launching
+    their products.
     """
 
     @torch.no_grad()
