@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import datetime
 import importlib.metadata
 import json
@@ -143,11 +144,26 @@ def provenance(command: list[str]) -> dict[str, Any]:
 
 @cache
 def code_sha256() -> str:
-    """Digest of the source files that decide what a run computes."""
+    """Digest of the source code that decides what a run computes. See `executable_source`."""
     here = Path(__file__).parent
     files = [file for name in CODE for file in (here / name).rglob("*.py")]
     files += [here / name for name in CODE if name.endswith(".py")]
-    return sha256("".join(file.read_text(encoding="utf-8") for file in sorted(files)))
+    sources = (file.read_text(encoding="utf-8") for file in sorted(files))
+    return sha256("\n".join(map(executable_source, sources)))
+
+
+def executable_source(source: str) -> str:
+    """Return Python source without comments, docstrings and formatting: only what executes."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [line for line in node.body if not _is_string(line)] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _is_string(statement: ast.stmt) -> bool:
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
 def same_code(manifest: dict[str, Any]) -> bool:
