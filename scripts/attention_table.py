@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from planted_key import page as planted_page
 from tables import Runs, difference, interval, mean, read_all_seeds, table, values, with_interval
 
-from minigpt.config import load_config
-from minigpt.display import settings
+from minigpt.config.compose import load_config
+from minigpt.console import settings
 from minigpt.model import GPT
 from minigpt.model.attention import AttentionConfig
 

@@ -23,8 +23,8 @@ import torch
 from tables import table
 
 from minigpt.bench.measure import device_here, kept_bytes
-from minigpt.config import composed_config
-from minigpt.hydra_app import config_directory
+from minigpt.config.compose import composed_config
+from minigpt.config.hydra_main import config_directory
 from minigpt.model import GPT
 from minigpt.model.backends import BACKENDS, why_not
 

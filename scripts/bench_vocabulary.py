@@ -19,10 +19,10 @@ from tables import table
 
 import minigpt.model.gpt
 from minigpt.bench.measure import Times, device_here, machine
-from minigpt.config import composed_config
+from minigpt.config.compose import composed_config
 from minigpt.model import GPT
-from minigpt.train.device import choose_compute, peak_memory_bytes, reset_peak_memory
-from minigpt.train.optimizer import OPTIMIZERS
+from minigpt.optim.optimizer import OPTIMIZERS
+from minigpt.runtime import choose_compute, peak_memory_bytes, reset_peak_memory
 
 VARIANTS = {"one piece": 2**62, "chunks": minigpt.model.gpt.MOST_LOGITS}
 STEPS = 4

@@ -26,7 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from minigpt.bench.measure import device_here, machine
-from minigpt.config import composed_config
+from minigpt.config.compose import composed_config
 from minigpt.data import CORPORA, TextCorpus
 from minigpt.files import write_json
 from minigpt.report.statistics import Interval, interval

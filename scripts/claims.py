@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from minigpt.bench.measure import device_here, kept_bytes
-from minigpt.config import composed_config
+from minigpt.config.compose import composed_config
+from minigpt.config.hydra_main import config_directory
 from minigpt.errors import UserError, require_one_of
-from minigpt.hydra_app import config_directory
 from minigpt.model import GPT
 from minigpt.model.backends import BACKENDS
 from minigpt.report.comparison import LOSS

@@ -27,11 +27,11 @@ from tables import table
 
 from minigpt.bench.measure import Times, device_here, machine
 from minigpt.bench.train import train_in_turns
-from minigpt.config import composed_config
+from minigpt.config.compose import composed_config
 from minigpt.data.shards import TOKENIZER, Index, data_settings, tokenizer_settings
 from minigpt.files import sha256
+from minigpt.runtime import peak_memory_bytes, reset_peak_memory
 from minigpt.tokenizer.char import CharTokenizer
-from minigpt.train.device import peak_memory_bytes, reset_peak_memory
 
 AXES = {
     "context": "64,128,256,512,1024,2048",

@@ -104,7 +104,7 @@ def train(experiment: str, seed: int, overrides: list[str]) -> tuple[dict[str, A
 
 def tokens_a_step(overrides: list[str]) -> int:
     """Tokens of a batch."""
-    from minigpt.config import composed_config
+    from minigpt.config.compose import composed_config
 
     config = composed_config(overrides)
     return config.trainer.batch_size * config.model.block_size

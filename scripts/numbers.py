@@ -7,8 +7,8 @@ A change that must not alter results is proven by equal digests on one machine:
     python scripts/numbers.py --out before.json  # keep the digests, and later
     python scripts/numbers.py --check before.json
 
-Digests differ between CPUs and torch versions, so none are committed. Every run takes STEPS steps on
-the CPU in one thread. Weights are hashed without their names, so that a module may be renamed.
+Digests differ between CPUs and torch versions, so none are committed. Every run takes STEPS steps
+on the CPU in one thread. Weights are hashed without their names, so that a module may be renamed.
 """
 
 from __future__ import annotations
@@ -215,6 +215,6 @@ def git(*arguments: str) -> str:
 
 if __name__ == "__main__":
     os.environ["WANDB_MODE"] = "offline"
-    # This tree's package, not an installed one; and scripts/ must not shadow the standard `numbers`.
+    # Import this tree's package, and never this file as the standard library's `numbers`.
     sys.path[0] = str(REPOSITORY)
     sys.exit(main())

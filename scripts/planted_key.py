@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from tables import interval, mean, table
 
-from minigpt.config import load_config
-from minigpt.load import TrainedRun, load_run
+from minigpt.config.compose import load_config
+from minigpt.run.load import TrainedRun, load_run
 
 PASSAGE = 4096  # letters within which phrases repeat
 BACK = 56  # letters back, at most, that a phrase is taken from

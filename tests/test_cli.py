@@ -182,7 +182,7 @@ def test_shell_completion(
 
 
 def test_flags_before_and_after_overrides() -> None:
-    from minigpt.hydra_app import flags_first
+    from minigpt.config.hydra_main import flags_first
 
     expected = ["-m", "--config-dir", "x", "model=rope", "seed=1,2"]
     assert flags_first(["model=rope", "-m", "--config-dir", "x", "seed=1,2"]) == expected
@@ -205,7 +205,7 @@ def test_sweep(cli: Cli, workdir: Path, order: str) -> None:
 
 def test_command_line_choice_wins_over_a_preset(cli: Cli) -> None:
     assert cli("train", *TINY, "model=llama", "positional=alibi", "norm=post").code == 0
-    from minigpt.config import load_config
+    from minigpt.config.compose import load_config
 
     model = load_config(the_run(Path("runs")) / "config.yaml").model
     assert (model.positional.name, model.norm.placement) == ("alibi", "post")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minigpt.run import executable_source
+from minigpt.run.provenance import executable_source
 
 SOURCE = '''
 """A module."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from minigpt.bench.measure import alternately, kept_bytes
-from minigpt.config import composed_config
+from minigpt.config.compose import composed_config
 from minigpt.model import GPT
 from minigpt.model.backends import BACKENDS, why_not
 from minigpt.report.tables import Cell, Column, Table

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 
 from minigpt.bench.measure import Times, synchronize
-from minigpt.config import Config
-from minigpt.generate import Sampling, generate
+from minigpt.config.schema import Config
+from minigpt.inference.generate import Sampling, generate
 from minigpt.model import GPT
 from minigpt.report.tables import Cell, Column, Table
-from minigpt.train.device import choose_compute, set_threads
+from minigpt.runtime import choose_compute, set_threads
 
 N_VOCAB = 65
 COLUMNS = [

@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from minigpt.bench.measure import Times, alternately
-from minigpt.config import Config
+from minigpt.config.schema import Config
 from minigpt.data.prepare import prepare
-from minigpt.display import Display
 from minigpt.errors import UserError
 from minigpt.report.tables import Cell, Column, Table
-from minigpt.run import RunDirectory
-from minigpt.train.device import choose_compute, set_threads
-from minigpt.train.loop import Trainer
+from minigpt.run.directory import RunDirectory
+from minigpt.runtime import choose_compute, set_threads
+from minigpt.train.display import Display
 from minigpt.train.replicas import Program, step, why_not
+from minigpt.train.trainer import Trainer
 
 COLUMNS = [
     Column("how", "how"),

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.bench.measure import Ceilings, Times, ceilings, synchronize
-from minigpt.config import Config
+from minigpt.config.schema import Config
 from minigpt.data.prepare import prepare
-from minigpt.display import Display
-from minigpt.evaluate import evaluate
+from minigpt.evaluate.loss import evaluate
 from minigpt.logger import LOGGERS, RunInfo
 from minigpt.logger.none import NoneConfig
 from minigpt.report.tables import Cell, Column, Table
-from minigpt.run import RunDirectory
-from minigpt.train.device import Compute, choose_compute, peak_memory_bytes, set_threads
-from minigpt.train.loop import Trainer
+from minigpt.run.directory import RunDirectory
+from minigpt.runtime import Compute, choose_compute, peak_memory_bytes, set_threads
+from minigpt.train.display import Display
+from minigpt.train.trainer import Trainer
 
 # Steps between two looks at the clock: a look waits for a GPU, which is kept busy in between.
 STEPS_A_LOOK = {"cpu": 1, "cuda": 20}

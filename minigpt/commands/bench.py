@@ -10,7 +10,7 @@ from minigpt.commands.options import Parser
 from minigpt.errors import UserError, require
 
 if TYPE_CHECKING:
-    from minigpt.config import Config
+    from minigpt.config.schema import Config
     from minigpt.report.tables import Table
 
 HELP = {
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> None:
     from rich.console import Console
 
     from minigpt.bench.measure import machine
-    from minigpt.display import PipeConsole
+    from minigpt.console import PipeConsole
     from minigpt.report.tables import to_plain, to_rich
 
     table, facts = BENCHMARKS[options.what](options)
@@ -95,8 +95,8 @@ def _whole_numbers(name: str, text: str, least: int) -> list[int] | int:
 
 def _configs(overrides: list[str]) -> list[tuple[str, Config]]:
     """The product of what has several values, each with a label. Raises UserError."""
-    from minigpt.config import composed_config
-    from minigpt.hydra_app import combinations
+    from minigpt.config.compose import composed_config
+    from minigpt.config.hydra_main import combinations
     from minigpt.sweep.plan import labels
 
     jobs = combinations(overrides)
@@ -116,7 +116,7 @@ def _one_config(options: Namespace) -> Config:
 
 
 def _device(config: Config) -> str:
-    from minigpt.train.device import choose_compute
+    from minigpt.runtime import choose_compute
 
     return choose_compute(config.trainer.device, config.trainer.precision).device
 

@@ -48,9 +48,9 @@ def main(arguments: list[str]) -> None:
     )
     from rich.table import Table
 
-    from minigpt.config import composed_config
+    from minigpt.config.compose import composed_config
+    from minigpt.console import PipeConsole
     from minigpt.data.prepare import prepare
-    from minigpt.display import PipeConsole
 
     chosen = any(override.startswith("tokenizer") for override in overrides)
     choices = [overrides] if chosen else [[*overrides, f"tokenizer={name}"] for name in OFFLINE]
@@ -103,9 +103,9 @@ def main(arguments: list[str]) -> None:
 
 def _write_shards(folder: Path, overrides: list[str]) -> None:
     """Write a text's tokens to a folder, and say how many there are and how to use them."""
-    from minigpt.config import composed_config
+    from minigpt.config.compose import composed_config
+    from minigpt.console import PipeConsole
     from minigpt.data.shards import write_shards
-    from minigpt.display import PipeConsole
 
     config = composed_config(overrides)
     console = PipeConsole(highlight=False)

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from minigpt.display import PipeConsole
+    from minigpt.console import PipeConsole
 
     console = PipeConsole(highlight=False)
     with console.status("looking around ..."):
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _versions() -> list[Finding]:
-    from minigpt.run import PACKAGES, provenance
+    from minigpt.run.provenance import PACKAGES, provenance
 
     manifest = provenance([])
     versions = ", ".join(f"{name} {manifest['versions'][name]}" for name in PACKAGES)
@@ -67,9 +67,9 @@ def _device() -> list[Finding]:
 
     import torch
 
-    from minigpt.config import composed_config
+    from minigpt.config.compose import composed_config
     from minigpt.model import GPT
-    from minigpt.train.device import choose_compute
+    from minigpt.runtime import choose_compute
 
     compute = choose_compute("auto", "auto")
     with torch.device("meta"):
@@ -88,7 +88,7 @@ def _device() -> list[Finding]:
 
 
 def _data() -> list[Finding]:
-    from minigpt.config import composed_config
+    from minigpt.config.compose import composed_config
     from minigpt.data.corpus import CORPORA
     from minigpt.errors import UserError
 
@@ -108,7 +108,7 @@ def _tokenizers() -> list[Finding]:
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
-    from minigpt.config import composed_config
+    from minigpt.config.compose import composed_config
     from minigpt.errors import UserError
     from minigpt.tokenizer import TOKENIZERS
 
@@ -131,7 +131,7 @@ def _tokenizers() -> list[Finding]:
 
 
 def _wandb() -> Finding:
-    from minigpt.config import composed_config
+    from minigpt.config.compose import composed_config
     from minigpt.logger.wandb_ import WandbConfig, why_not_online
 
     options = composed_config(["logger=wandb"]).logger
@@ -197,7 +197,8 @@ def _capabilities() -> list[Any]:
 
     import torch
 
-    from minigpt.config import composed_config, require_documents
+    from minigpt.config.compose import composed_config
+    from minigpt.config.schema import require_documents
     from minigpt.errors import UserError
     from minigpt.model import GPT, ModelConfig
     from minigpt.model.attention import ATTENTION

@@ -12,9 +12,9 @@ from minigpt.errors import UserError, one_line_if_out_of_memory
 
 if TYPE_CHECKING:
     from minigpt.data.tokens import Split
-    from minigpt.evaluate import Evaluation
-    from minigpt.load import TrainedRun
-    from minigpt.page import Section
+    from minigpt.evaluate.loss import Evaluation
+    from minigpt.html import Section
+    from minigpt.run.load import TrainedRun
 
 METRICS = ("loss", "perplexity", "bits_per_byte")
 
@@ -49,17 +49,17 @@ def main(arguments: list[str]) -> None:
 
     from rich.table import Table
 
+    from minigpt.console import PipeConsole
     from minigpt.data.prepare import prepare
     from minigpt.data.stored import Stored
-    from minigpt.display import PipeConsole
-    from minigpt.evaluate import evaluate
-    from minigpt.load import load_run
-    from minigpt.page import write_page
+    from minigpt.evaluate.loss import evaluate
+    from minigpt.html import write_page
+    from minigpt.run.load import load_run
 
     trained = load_run(options.run, options.checkpoint, options.device, options.set)
     plain = trained.model
     if options.quantize is not None:
-        from minigpt.quantize import quantized
+        from minigpt.inference.quantize import quantized
 
         trained = quantized(trained, options.quantize)
     prepared = prepare(trained.config.data, trained.config.tokenizer, of_run=trained.run)
@@ -137,7 +137,7 @@ def _require_text(lengths: list[int], val: Split) -> None:
 
 def _at_length(trained: TrainedRun, split: Split, length: int) -> Evaluation | str:
     """The evaluation with windows of a length, or why it is undefined."""
-    from minigpt.evaluate import evaluate
+    from minigpt.evaluate.loss import evaluate
 
     limit = trained.model.positional.max_length
     if limit is not None and length > limit:
@@ -180,7 +180,7 @@ def _sections(
 ) -> list[Section]:
     from matplotlib.figure import Figure
 
-    from minigpt.page import PARTS_OF_OCTAVE, Section, by_octave
+    from minigpt.html import PARTS_OF_OCTAVE, Section, by_octave
 
     defined = {n: result for n, result in curves.items() if not isinstance(result, str)}
     trained_at = {"color": "0.5", "linestyle": ":", "label": f"trained at {block_size}"}

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from minigpt.load import TrainedRun
-    from minigpt.page import Section
+    from minigpt.html import Section
+    from minigpt.run.load import TrainedRun
 
 PLAIN_PROMPT = "\n"
 DRAWABLE = 256  # tokens
@@ -110,10 +110,10 @@ def main(arguments: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from minigpt.display import PipeConsole
-    from minigpt.inspect_run import next_tokens, record, scheme_values, token_label
-    from minigpt.load import load_run
-    from minigpt.page import Section, write_page
+    from minigpt.console import PipeConsole
+    from minigpt.evaluate.inspect import next_tokens, record, scheme_values, token_label
+    from minigpt.html import Section, write_page
+    from minigpt.run.load import load_run
 
     trained = load_run(options.run, options.checkpoint, options.device, options.set)
     tokens, documents = _prompt(trained, options.prompt)
@@ -217,7 +217,7 @@ def _cell(label: str, share: float) -> str:
 
 def _drawn(kind: str, values: list[Tensor], labels: list[str]) -> list[Section]:
     """A section for each layer, or for all of them at once."""
-    from minigpt.page import Section
+    from minigpt.html import Section
 
     look = LOOKS[kind]
     sections = []

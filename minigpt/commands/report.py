@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> None:
         project_name(options.wandb)
         require_workspaces()
 
-    from minigpt.display import PipeConsole
+    from minigpt.console import PipeConsole
 
     console = PipeConsole(highlight=False)
     comparison = _watch(options, out, console) if options.live else _compare(options)

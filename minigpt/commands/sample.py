@@ -16,10 +16,10 @@ from minigpt.errors import UserError, one_line_if_out_of_memory
 if TYPE_CHECKING:
     import torch
 
-    from minigpt.beam import BeamSearch
-    from minigpt.generate import Sampling
-    from minigpt.load import TrainedRun
-    from minigpt.speculative import Draft, Tally
+    from minigpt.inference.beam import BeamSearch
+    from minigpt.inference.generate import Sampling
+    from minigpt.inference.speculative import Draft, Tally
+    from minigpt.run.load import TrainedRun
 
 DRAWING = ("temperature", "top_k", "top_p", "min_p")
 EXCLUDES = {"beams": (*DRAWING, "greedy", "num_samples", "seed", "draft"), "greedy": DRAWING}
@@ -113,8 +113,8 @@ def main(arguments: list[str]) -> None:
     prompts = [*given, *_lines(options.prompts)] or [("--prompt", "\n")]
     _require_stops(options.stop or [])
 
-    from minigpt.beam import BeamSearch
-    from minigpt.generate import Sampling
+    from minigpt.inference.beam import BeamSearch
+    from minigpt.inference.generate import Sampling
 
     temperature = 1.0 if options.temperature is None else options.temperature
     sampling = Sampling(
@@ -190,15 +190,15 @@ def _sample(
     import torch
 
     from minigpt.files import to_json
-    from minigpt.generate import stop_at, stream_text
-    from minigpt.load import load_run
+    from minigpt.inference.generate import stop_at, stream_text
+    from minigpt.run.load import load_run
 
     trained = load_run(options.run, options.checkpoint, options.device, options.set)
     stops = _stops(options.stop, trained)
     if options.length_penalty is not None and not stops:
         raise UserError("--length-penalty: compares texts that end at a --stop; give one")
     if options.quantize is not None:
-        from minigpt.quantize import quantized
+        from minigpt.inference.quantize import quantized
 
         trained = quantized(trained, options.quantize)
     if trained.quantization is not None:
@@ -259,7 +259,7 @@ class Text:
 
 def _drawn(ask: Ask, generators: list[torch.Generator]) -> Iterator[Text]:
     """Token by token; several prompts grow together, and are shown one after the other."""
-    from minigpt.generate import generate
+    from minigpt.inference.generate import generate
 
     rows = generate(
         ask.trained.model,
@@ -278,7 +278,7 @@ def _drawn(ask: Ask, generators: list[torch.Generator]) -> Iterator[Text]:
 
 def _searched(ask: Ask, search: BeamSearch, stops: list[str]) -> Iterator[Text]:
     """The best text of a beam search for each prompt."""
-    from minigpt.beam import beam_search
+    from minigpt.inference.beam import beam_search
 
     trained = ask.trained
     ends = [stop.encode("utf-8", errors="surrogatepass") for stop in stops]
@@ -298,8 +298,8 @@ def _searched(ask: Ask, search: BeamSearch, stops: list[str]) -> Iterator[Text]:
 
 def _load_draft(options: Namespace, trained: TrainedRun) -> Draft:
     """The run that proposes. Raises UserError where its tokens are others."""
-    from minigpt.load import load_run
-    from minigpt.speculative import Draft
+    from minigpt.inference.speculative import Draft
+    from minigpt.run.load import load_run
 
     try:
         other = load_run(options.draft, None, options.device)
@@ -322,7 +322,7 @@ def _drafted(
     ask: Ask, draft: Draft, generators: list[torch.Generator], tallies: list[Tally]
 ) -> Iterator[Text]:
     """Drawn with a draft, prompt by prompt; adds a tally of each to `tallies`."""
-    from minigpt.speculative import Tally, speculate
+    from minigpt.inference.speculative import Tally, speculate
 
     for prompt, generator in zip(ask.prompts, generators, strict=True):
         tallies.append(tally := Tally())

@@ -9,8 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from minigpt.config.hydra_main import run_hydra
 from minigpt.errors import UserError
-from minigpt.hydra_app import run_hydra
 
 
 def main(arguments: list[str]) -> None:
@@ -30,9 +30,9 @@ def main(arguments: list[str]) -> None:
 
 def _job(composed: DictConfig, arguments: list[str]) -> None:
     # Here and not above: --help, --cfg and shell completion do without torch.
-    from minigpt.config import resumed_config, to_config
-    from minigpt.run import RunDirectory, find_run
-    from minigpt.train.start import start
+    from minigpt.config.compose import resumed_config, to_config
+    from minigpt.run.directory import RunDirectory, find_run
+    from minigpt.train.session import start
 
     hydra = HydraConfig.get()
     output, here = Path(hydra.runtime.output_dir), Path.cwd()

@@ -8,7 +8,7 @@ from pathlib import Path
 from minigpt.data.corpus import CORPORA, Corpus, DataConfig
 from minigpt.data.tokens import TokenData
 from minigpt.errors import UserError
-from minigpt.run import RunDirectory
+from minigpt.run.directory import RunDirectory
 from minigpt.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
 
 

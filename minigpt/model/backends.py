@@ -16,8 +16,8 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from minigpt.errors import UserError, require_one_of
 from minigpt.model.attention import ATTENTION
+from minigpt.model.bias import Scores
 from minigpt.model.positional import PositionalScheme
-from minigpt.model.scores import Scores
 
 if TYPE_CHECKING:
     from minigpt.model.gpt import ModelConfig

@@ -17,9 +17,9 @@ from minigpt.model.attention import ATTENTION, Attention, AttentionConfig, Pass
 from minigpt.model.attention.full import FullAttention
 from minigpt.model.backends import BACKENDS, Backend, BackendConfig, Use, choose_backend, flex
 from minigpt.model.block import Block
-from minigpt.model.cache import KVCache
 from minigpt.model.ffn import FeedForwardConfig
 from minigpt.model.ffn.moe import MixtureConfig, MixtureOfExperts, Routing
+from minigpt.model.kv_cache import KVCache
 from minigpt.model.norm import PLACEMENTS, NormConfig
 from minigpt.model.positional import POSITIONAL, PositionalConfig
 

@@ -10,7 +10,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from minigpt.files import write_text
-from minigpt.page import document, html_table
+from minigpt.html import document, html_table
 from minigpt.report.comparison import Comparison
 from minigpt.report.evaluations import Evaluations
 from minigpt.report.plots import Plot, Style, plots, styles

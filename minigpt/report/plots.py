@@ -9,16 +9,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from minigpt.page import PARTS_OF_OCTAVE, by_octave
+from minigpt.html import PARTS_OF_OCTAVE, by_octave
 from minigpt.report.comparison import LOSS, Comparison
 from minigpt.report.designs import Design
-from minigpt.report.evaluations import (
-    Evaluations,
-    at_length,
-    by_position,
-    lengths,
-    windows,
-)
+from minigpt.report.evaluations import Evaluations, at_length, by_position, lengths, windows
 from minigpt.report.runs import Run
 from minigpt.report.statistics import Interval, half_intervals, interval
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from minigpt.errors import UserError, did_you_mean, first_line
-from minigpt.run import RUNS, SEARCH, SWEEP, RunDirectory, find_run
+from minigpt.run.directory import RUNS, SEARCH, SWEEP, RunDirectory, find_run
 
 FILES = ("config.yaml", "manifest.json", "result.json", "metrics.jsonl", "eval.json", SWEEP, SEARCH)
 NO_RESULT = "no result.json: still running, or killed"

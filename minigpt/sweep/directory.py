@@ -7,8 +7,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt.hydra_app import file_name
-from minigpt.run import RUNS
+from minigpt.config.hydra_main import file_name
+from minigpt.run.directory import RUNS
 
 NAMED_AFTER = ("sweep", "experiment")
 NO_PART = ("sweep.fail_fast", "trainer.threads", "hydra/launcher", "hydra.launcher")

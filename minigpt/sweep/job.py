@@ -21,11 +21,11 @@ from omegaconf import DictConfig
 
 from minigpt.errors import UserError, first_line
 from minigpt.files import write_json
-from minigpt.run import Busy, RunDirectory
+from minigpt.run.directory import Busy, RunDirectory
 from minigpt.sweep.plan import Job
 
 if TYPE_CHECKING:
-    from minigpt.train.loop import Stop
+    from minigpt.train.control import Stop
 
 LOG = "output.log"
 POLL_SECONDS = 0.5
@@ -46,8 +46,8 @@ class SweepJob:
 
     def __call__(self, composed: DictConfig) -> None:
         """Train the job whose number Hydra says; its config was made when the sweep was planned."""
-        from minigpt.train.loop import Stop
-        from minigpt.train.start import start
+        from minigpt.train.control import Stop
+        from minigpt.train.session import start
 
         job, stop = self.jobs[HydraConfig.get().job.num], Stop()
         if self.stop.exists():
@@ -75,7 +75,7 @@ class SweepJob:
 
         Raises UserError for a job whose config is none, and Busy where another process has the run.
         """
-        from minigpt.config import load_config
+        from minigpt.config.compose import load_config
 
         run, config = job.run, job.config
         if isinstance(config, UserError):

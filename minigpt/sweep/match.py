@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from minigpt.config import Config
+from minigpt.config.schema import Config
 from minigpt.data.prepare import prepare
 from minigpt.errors import UserError, require_one_of
 from minigpt.model import GPT

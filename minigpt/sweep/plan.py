@@ -11,12 +11,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from minigpt.config import Config, request_sha256, to_config
+from minigpt.config.compose import to_config
+from minigpt.config.hydra_main import file_name
+from minigpt.config.schema import Config, request_sha256
 from minigpt.data.corpus import CORPORA, DataConfig
 from minigpt.errors import UserError
 from minigpt.files import write_json
-from minigpt.hydra_app import file_name
-from minigpt.run import SWEEP, RunDirectory, same_code
+from minigpt.run.directory import SWEEP, RunDirectory
+from minigpt.run.provenance import same_code
 from minigpt.sweep.match import Matcher, SweepConfig
 
 # What a quantity is matched by, so that it cannot vary as well.

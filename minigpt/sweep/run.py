@@ -11,14 +11,14 @@ from pathlib import Path
 from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from minigpt.config import to_options
+from minigpt.config.compose import to_options
 from minigpt.errors import Failure, first_line, require
 from minigpt.sweep.job import FAILED, SweepJob
 from minigpt.sweep.match import SweepConfig
 from minigpt.sweep.plan import Job, plan, write_plan
 from minigpt.sweep.together import require_replicas
 from minigpt.sweep.watch import Watch
-from minigpt.train.loop import Interrupted, Stop, stop_signals
+from minigpt.train.control import Interrupted, Stop, stop_signals
 from minigpt.tune.session import QUIET
 
 # How many jobs each of Hydra's launchers runs at once on this machine; of no other it is known.

@@ -6,13 +6,15 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
-from minigpt.config import Config, load_config
+from minigpt.config.compose import load_config
+from minigpt.config.schema import Config
 from minigpt.errors import UserError, require
 from minigpt.sweep.job import Output, SweepJob, a_gpu_of_its_own
 from minigpt.sweep.plan import Job
-from minigpt.train.loop import Interrupted, Stop, Stopwatch, Trainer
+from minigpt.train.control import Interrupted, Stop, Stopwatch
 from minigpt.train.replicas import BACKEND, Program, program_of, step, why_not
-from minigpt.train.start import begun
+from minigpt.train.session import begun
+from minigpt.train.trainer import Trainer
 
 
 @dataclass(frozen=True)

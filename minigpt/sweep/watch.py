@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table as Grid
 
-from minigpt.config import Config
-from minigpt.display import PipeConsole
+from minigpt.config.schema import Config
+from minigpt.console import PipeConsole
 from minigpt.errors import UserError
 from minigpt.report.comparison import BITS, LOSS
 from minigpt.report.tables import Cell, Column, Table, to_plain, to_rich

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from minigpt.config import Config
+from minigpt.config.schema import Config
 from minigpt.data import Batch
 from minigpt.errors import one_line_if_out_of_memory
 from minigpt.model import GPT
 from minigpt.model.backends import eager
-from minigpt.train.device import Compute
-from minigpt.train.loop import Trainer
+from minigpt.runtime import Compute
+from minigpt.train.trainer import Trainer
 
 BACKEND = "eager (of several runs in one program)"
 FEWER = "train fewer at once with hydra.launcher.at_once, or lower trainer.batch_size"

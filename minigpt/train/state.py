@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import save_model
 from torch import nn
 
 from minigpt.errors import UserError, first_line
-from minigpt.files import atomic_directory, readable_directory
+from minigpt.files import atomic_directory
+from minigpt.run.weights import WEIGHTS, load_weights
 
-WEIGHTS, TRAINING, INFO = "model.safetensors", "training.pt", "info.json"
+TRAINING, INFO = "training.pt", "info.json"
 
 
 @dataclass
@@ -100,31 +100,6 @@ def load_last(
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{path / TRAINING}: does not fit this run ({first_line(error)}); "
-            f"restore the run directory as it was written"
-        ) from None
-
-
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Read weights into a model of the same design. Raises UserError if they do not fit."""
-    file = path / WEIGHTS
-    try:
-        try:
-            load_model(model, str(readable_directory(path) / WEIGHTS))
-        except FileNotFoundError:  # a training process swapped it just then
-            load_model(model, str(readable_directory(path) / WEIGHTS))
-    except FileNotFoundError:
-        raise UserError(
-            f"{file}: no such checkpoint yet; train on with "
-            f"`minigpt train resume={path.parent.parent}`"
-        ) from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file}: damaged or no safetensors file ({first_line(error)}); "
-            f"use another checkpoint or train again"
-        ) from None
-    except RuntimeError as error:
-        raise UserError(
-            f"{file}: weights of another design than config.yaml says ({first_line(error)}); "
             f"restore the run directory as it was written"
         ) from None
 

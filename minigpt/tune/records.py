@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.errors import UserError
-from minigpt.run import RunDirectory
+from minigpt.run.directory import RunDirectory
 from minigpt.tune.space import Values, as_typed
 
 TRIAL = "trial.json"  # in a trial's run directory: its place in the search

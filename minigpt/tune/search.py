@@ -18,12 +18,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from minigpt.config import Config, load_config, save_config
+from minigpt.config.compose import load_config, save_config
+from minigpt.config.hydra_main import quoted
+from minigpt.config.schema import Config
 from minigpt.errors import TRACEBACK, Failure, UserError
 from minigpt.files import write_json
-from minigpt.hydra_app import quoted
-from minigpt.run import RUNS, SEARCH, RunDirectory, provenance
-from minigpt.train.loop import Interrupted, Stop, stop_signals
+from minigpt.run.directory import RUNS, SEARCH, RunDirectory
+from minigpt.run.provenance import provenance
+from minigpt.train.control import Interrupted, Stop, stop_signals
 from minigpt.tune.options import TuneOptions
 from minigpt.tune.proposals import Proposals, Study
 from minigpt.tune.records import (

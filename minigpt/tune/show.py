@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from minigpt.display import PipeConsole
+from minigpt.console import PipeConsole
 from minigpt.errors import first_line
 from minigpt.tune.options import TuneOptions
 from minigpt.tune.records import Saving, TrialRecord, described_values

@@ -15,9 +15,10 @@ from hydra.errors import HydraException
 from ray import tune
 from ray.tune.search.sample import Categorical, Domain
 
-from minigpt.config import Config, composed_config
+from minigpt.config.compose import composed_config
+from minigpt.config.hydra_main import quoted, swept_by_experiment
+from minigpt.config.schema import Config
 from minigpt.errors import UserError, first_line, require
-from minigpt.hydra_app import quoted, swept_by_experiment
 from minigpt.tune.options import TuneOptions
 
 Values = dict[str, Any]  # by override key: str (as typed), int, float, bool or None

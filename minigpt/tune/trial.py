@@ -23,7 +23,7 @@ from ray import tune
 
 from minigpt.errors import Failure, UserError, first_line
 from minigpt.files import atomic_directory, readable_directory, write_bytes, write_json
-from minigpt.run import RunDirectory
+from minigpt.run.directory import RunDirectory
 from minigpt.tune.records import TRIAL
 from minigpt.tune.space import Values
 
@@ -144,7 +144,7 @@ class Training(threading.Thread):
     """Trains a run beside the actor's own thread, which Ray needs."""
 
     def __init__(self, job: Job, directory: RunDirectory, values: Values) -> None:
-        from minigpt.train.loop import Stop
+        from minigpt.train.control import Stop
 
         super().__init__(daemon=True)
         self.job, self.directory, self.values = job, directory, values
@@ -187,8 +187,8 @@ class Training(threading.Thread):
             self.reports.put(error)
 
     def _train(self) -> None:
-        from minigpt.config import composed_config, load_config
-        from minigpt.train.start import start
+        from minigpt.config.compose import composed_config, load_config
+        from minigpt.train.session import start
         from minigpt.tune.space import Space
 
         config = composed_config(Space(self.job.fixed, {}).overrides(self.values))
@@ -212,7 +212,7 @@ class Training(threading.Thread):
 
     def _evaluated(self, trainer: Any) -> None:
         """Report an evaluation, then do as ordered. The last one is reported with the result."""
-        from minigpt.train.loop import Stopped
+        from minigpt.train.control import Stopped
 
         state = trainer.state
         if state.step == trainer.options.max_steps:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigpt.config import composed_config
+from minigpt.config.compose import composed_config
 from minigpt.data import shakespeare
 from minigpt.data.corpus import CORPORA, TextCorpus
 from minigpt.data.prepare import prepare

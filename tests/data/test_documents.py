@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.config import composed_config
+from minigpt.config.compose import composed_config
 from minigpt.data.corpus import DataConfig, TextCorpus
 from minigpt.data.prepare import prepare
 from minigpt.data.tokens import Split, documents_of, encode_documents, load_tokens

@@ -18,17 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.lib.format import open_memmap
 
-from minigpt.config import composed_config
+from minigpt.config.compose import composed_config
 from minigpt.data import corpus
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.data.shards import Index, pieces, write_shards
 from minigpt.data.stored import Joined, Numbered
 from minigpt.data.tokens import Split, documents_of
 from minigpt.errors import UserError
+from minigpt.runtime import peak_memory_bytes, reset_peak_memory
 from minigpt.tokenizer import TOKENIZERS, Tokenizer
 from minigpt.tokenizer.bpe import BPETokenizer
 from minigpt.tokenizer.tiktoken_ import TiktokenTokenizer
-from minigpt.train.device import peak_memory_bytes, reset_peak_memory
 from tests.conftest import TINY, Cli
 from tests.train.test_resume import same_end, stop_at
 

@@ -13,16 +13,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from minigpt import evaluate as evaluate_module
-from minigpt.config import composed_config
+from minigpt.config.compose import composed_config
 from minigpt.data.corpus import TextCorpus
 from minigpt.data.tokens import Split, TokenData, load_tokens
 from minigpt.errors import UserError
-from minigpt.evaluate import Evaluation, evaluate, perplexity
-from minigpt.generate import Sampling, generate, penalised, stop_at, stream_text
+from minigpt.evaluate import loss as evaluate_module
+from minigpt.evaluate.loss import Evaluation, evaluate, perplexity
+from minigpt.inference.generate import Sampling, generate, penalised, stop_at, stream_text
 from minigpt.model import GPT, ModelConfig
+from minigpt.runtime import Compute
 from minigpt.tokenizer import TOKENIZERS, Tokenizer
-from minigpt.train.device import Compute
 
 CPU = Compute("cpu", "", "fp32", "")
 N_VOCAB = 13

@@ -15,8 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minigpt.commands.inspect import LOOKS, draw, draw_next
-from minigpt.config import composed_config
-from minigpt.inspect_run import (
+from minigpt.config.compose import composed_config
+from minigpt.evaluate.inspect import (
     Recording,
     next_tokens,
     record,
@@ -24,10 +24,10 @@ from minigpt.inspect_run import (
     scheme_values,
     token_label,
 )
+from minigpt.html import Section, write_page
 from minigpt.model import GPT
 from minigpt.model.positional import POSITIONAL
 from minigpt.model.positional.alibi import alibi_slopes
-from minigpt.page import Section, write_page
 from minigpt.tokenizer import TOKENIZERS, Tokenizer
 from tests.conftest import TINY, Cli, the_run
 

@@ -17,16 +17,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from minigpt.config import composed_config
+from minigpt.config.compose import composed_config
 from minigpt.data.tokens import Split
 from minigpt.errors import UserError
-from minigpt.evaluate import evaluate
-from minigpt.generate import Decoder
+from minigpt.evaluate.loss import evaluate
+from minigpt.inference.generate import Decoder
+from minigpt.inference.quantize import held_bytes, quantize
 from minigpt.model import GPT
 from minigpt.model.backends import BACKENDS
 from minigpt.model.ffn import FFN
-from minigpt.quantize import held_bytes, quantize
-from minigpt.train.device import Compute
+from minigpt.runtime import Compute
 from tests.conftest import TINY, Cli
 
 pytestmark = pytest.mark.skipif(

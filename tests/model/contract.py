@@ -25,9 +25,9 @@ from torch import Tensor
 from minigpt.model import GPT, ModelConfig
 from minigpt.model.attention import ATTENTION
 from minigpt.model.backends import BackendConfig
-from minigpt.model.cache import KVCache
+from minigpt.model.bias import Scores
+from minigpt.model.kv_cache import KVCache
 from minigpt.model.positional import POSITIONAL
-from minigpt.model.scores import Scores
 
 SCHEMES = POSITIONAL.names()
 RELATIVE = [name for name in SCHEMES if POSITIONS.get(name, Positions).relative]

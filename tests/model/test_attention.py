@@ -55,11 +55,11 @@ from minigpt.model.backends import (
     choose_backend,
     why_not,
 )
+from minigpt.model.bias import Scores
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import KINDS, PLACEMENTS
 from minigpt.model.positional import POSITIONAL, PositionalScheme
 from minigpt.model.positional.alibi import alibi_slopes
-from minigpt.model.scores import Scores
 
 Options = Mapping[str, Any]
 each_variant = pytest.mark.parametrize(("scheme", "options"), VARIANTS, ids=VARIANT_IDS)

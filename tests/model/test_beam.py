@@ -11,12 +11,12 @@ import pytest
 import torch
 from tiny import default_dtype, random_model, random_tokens, tiny_config
 
-from minigpt.beam import BeamSearch, Found, beam_search
 from minigpt.errors import UserError
-from minigpt.generate import Sampling, generate
+from minigpt.inference.beam import BeamSearch, Found, beam_search
+from minigpt.inference.generate import Sampling, generate
 from minigpt.model import GPT
 from minigpt.model.positional import POSITIONAL
-from minigpt.train.device import Compute
+from minigpt.runtime import Compute
 
 CPU = Compute("cpu", "", "fp32", "")
 BLOCK = 8

@@ -14,12 +14,12 @@ from tiny import default_dtype, random_model, random_tokens, refused, tiny_confi
 from torch import Tensor
 
 from minigpt.errors import UserError
-from minigpt.generate import MOVES, ROOM, Decoder, Sampling, first_seen, generate
+from minigpt.inference.generate import MOVES, ROOM, Decoder, Sampling, first_seen, generate
 from minigpt.model import GPT
 from minigpt.model.backends import BACKENDS
-from minigpt.model.cache import KVCache
+from minigpt.model.kv_cache import KVCache
 from minigpt.model.positional import POSITIONAL
-from minigpt.train.device import Compute
+from minigpt.runtime import Compute
 
 CPU = Compute("cpu", "", "fp32", "")
 SCHEMES = POSITIONAL.names()

@@ -9,13 +9,13 @@ import torch
 from contract import SCHEMES
 from tiny import N_VOCAB, composed, random_tokens, refused, tiny_config
 
-from minigpt.config import composed_config
+from minigpt.config.compose import composed_config
 from minigpt.errors import UserError
 from minigpt.model import GPT
 from minigpt.model.attention import ATTENTION
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import PLACEMENTS
-from minigpt.train.optimizer import OPTIMIZERS
+from minigpt.optim.optimizer import OPTIMIZERS
 
 DESIGNS = [*itertools.product(SCHEMES, ATTENTION.names(), FFN.names(), PLACEMENTS)]
 # What is refused, and the words that say why.

@@ -26,11 +26,11 @@ from minigpt.errors import UserError
 from minigpt.model import gpt as gpt_module
 from minigpt.model.attention import ATTENTION
 from minigpt.model.backends import BACKENDS
-from minigpt.model.cache import KVCache
+from minigpt.model.bias import Scores
 from minigpt.model.ffn import FFN
 from minigpt.model.gpt import restarting_positions
+from minigpt.model.kv_cache import KVCache
 from minigpt.model.positional import POSITIONAL
-from minigpt.model.scores import Scores
 
 Options = Mapping[str, Any]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)

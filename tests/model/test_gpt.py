@@ -22,16 +22,16 @@ from tiny import (
 )
 from torch import Tensor
 
-from minigpt.config import composed_config
+from minigpt.config.compose import composed_config
 from minigpt.errors import UserError
-from minigpt.generate import Sampling, generate
+from minigpt.inference.generate import Sampling, generate
 from minigpt.model import GPT
 from minigpt.model.ffn import FFN
 from minigpt.model.ffn.moe import Routing
 from minigpt.model.gpt import EMBEDDINGS, RESIDUAL_INITS
 from minigpt.model.norm import KINDS, PLACEMENTS, NormConfig
 from minigpt.model.positional import POSITIONAL
-from minigpt.train.device import Compute
+from minigpt.runtime import Compute
 
 SCHEMES = POSITIONAL.names()
 CPU = Compute("cpu", "", "fp32", "")

@@ -23,6 +23,7 @@ from tiny import tiny_config
 from torch import Tensor
 
 from minigpt.model import ModelConfig
+from minigpt.model.bias import Scores
 from minigpt.model.positional import (
     POSITIONAL,
     DenseTerm,
@@ -30,7 +31,6 @@ from minigpt.model.positional import (
     PositionalScheme,
     ScoreTerm,
 )
-from minigpt.model.scores import Scores
 
 Hook = Callable[..., Any]
 Options = Mapping[str, Any]

@@ -38,13 +38,13 @@ from tiny import (
 )
 from torch import Tensor
 
-from minigpt.generate import Decoder
+from minigpt.inference.generate import Decoder
 from minigpt.model import GPT, ModelConfig
 from minigpt.model.attention import ATTENTION, Attention, Pass, base, landmark
 from minigpt.model.attention.bigbird import BigBird
 from minigpt.model.attention.performer import Performer, orthogonal
 from minigpt.model.backends import eager
-from minigpt.model.cache import SPARE
+from minigpt.model.kv_cache import SPARE
 
 Options = Mapping[str, Any]
 each_attention = pytest.mark.parametrize(("attention", "options"), ATTENTIONS, ids=ATTENTION_IDS)
@@ -198,7 +198,7 @@ def test_any_pieces_equal_the_full_pass(
 def test_a_text_goes_back_and_forth(
     attention: str, options: Options, ffn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minigpt.model.cache.SPARE", 3)  # which is passed, and kept to
+    monkeypatch.setattr("minigpt.model.kv_cache.SPARE", 3)  # which is passed, and kept to
     config = replace(design(attention, options), ffn=composed("attention=full", f"ffn={ffn}").ffn)
     if refused(config) is not None:
         return

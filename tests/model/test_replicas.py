@@ -15,7 +15,7 @@ from minigpt.data import Batch
 from minigpt.model import GPT, ModelConfig, gpt
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import PLACEMENTS
-from minigpt.train.device import Compute
+from minigpt.runtime import Compute
 from minigpt.train.replicas import Program
 
 N = 3

@@ -14,14 +14,14 @@ from reference import ATTENTION_OPTIONS
 from tiny import default_dtype, random_model, random_tokens, tiny_config
 from torch import Tensor
 
-from minigpt import speculative
 from minigpt.errors import UserError
-from minigpt.generate import Sampling, generate, penalised
+from minigpt.inference import speculative
+from minigpt.inference.generate import Sampling, generate, penalised
+from minigpt.inference.speculative import Draft, Tally, speculate, verify
 from minigpt.model import GPT
 from minigpt.model.attention import ATTENTION
 from minigpt.model.positional import POSITIONAL
-from minigpt.speculative import Draft, Tally, speculate, verify
-from minigpt.train.device import Compute
+from minigpt.runtime import Compute
 
 CPU = Compute("cpu", "", "fp32", "")
 BLOCK = 8
@@ -96,7 +96,7 @@ def test_greedy_equals_greedy_without_a_draft(scheme: str, n_draft: int) -> None
 @pytest.mark.parametrize("attention", ATTENTION.names())
 def test_caches_of_every_kind(attention: str, ffn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also such as cannot go back, or not so far."""
-    monkeypatch.setattr("minigpt.model.cache.SPARE", 2)
+    monkeypatch.setattr("minigpt.model.kv_cache.SPARE", 2)
     if (attention, ffn) == ("landmark", "conv"):  # which is refused
         return
     small: dict[str, Any] = {"n_head": 2, "n_embd": 8, "block_size": 6}

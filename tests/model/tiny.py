@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigpt.config import composed_config
+from minigpt.config.compose import composed_config
 from minigpt.errors import UserError
 from minigpt.model import GPT, ModelConfig
 from minigpt.model.backends import BackendConfig

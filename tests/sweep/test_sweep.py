@@ -16,15 +16,15 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from minigpt.hydra_app import config_directory, file_name
+from minigpt.config.hydra_main import config_directory, file_name
 from minigpt.model.attention import ATTENTION
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import PLACEMENTS
 from minigpt.model.positional import POSITIONAL
+from minigpt.train.state import TRAINING, WEIGHTS
 from minigpt.sweep.job import leased
 from minigpt.sweep.plan import labels
 from minigpt.sweep.watch import last_step
-from minigpt.train.state import TRAINING, WEIGHTS
 from tests.conftest import TINY, Cli, read_metrics
 
 HERE = "hydra.sweep.dir=sweep"

@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
-from minigpt.config import load_config
+from minigpt.config.compose import load_config
 from minigpt.data.prepare import prepare
-from minigpt.load import load_run
 from minigpt.model import GPT
-from minigpt.train.loop import BATCH_SEED
+from minigpt.run.load import load_run
+from minigpt.train.trainer import BATCH_SEED
 from tests.conftest import TINY, Cli, read_metrics
 from tests.train.test_resume import same_end, stop_at
 
@@ -133,7 +133,7 @@ def test_sample_ends_with_its_document(cli: Cli) -> None:
 
 
 def test_inspect_draws_documents_apart(cli: Cli) -> None:
-    from minigpt.inspect_run import record
+    from minigpt.evaluate.inspect import record
 
     assert cli("train", *TINY, SEPARATOR, "hydra.run.dir=run").code == 0
     outcome = cli("inspect", "run", "--prompt", "my\n\nRole")

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.display import Display
 from minigpt.model.attention import ATTENTION
+from minigpt.optim.optimizer import OPTIMIZERS
+from minigpt.optim.schedule import SCHEDULES
 from minigpt.tokenizer import TOKENIZERS
-from minigpt.train.optimizer import OPTIMIZERS
-from minigpt.train.schedule import SCHEDULES
+from minigpt.train.display import Display
 from tests.conftest import TINY, Cli, read_metrics
 
 TOKENIZER_OPTIONS = {

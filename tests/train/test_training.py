@@ -14,14 +14,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from minigpt.config import composed_config
-from minigpt.display import Display
+from minigpt.config.compose import composed_config
 from minigpt.model import GPT
 from minigpt.model.positional import PositionalScheme
-from minigpt.train.device import choose_compute
-from minigpt.train.loop import BATCH_SEED, Stopwatch, Trainer
-from minigpt.train.optimizer import OPTIMIZERS, StackedMuon
-from minigpt.train.schedule import SCHEDULES, Schedule
+from minigpt.optim.optimizer import OPTIMIZERS, StackedMuon
+from minigpt.optim.schedule import SCHEDULES, Schedule
+from minigpt.runtime import choose_compute
+from minigpt.train.control import Stopwatch
+from minigpt.train.display import Display
+from minigpt.train.trainer import BATCH_SEED, Trainer
 from tests.conftest import TINY, Cli, inspect_wandb, read_metrics
 
 

@@ -14,7 +14,7 @@ from ray import tune
 from ray.tune.search.sample import Categorical, Domain
 
 from minigpt.errors import UserError
-from minigpt.run import RunDirectory
+from minigpt.run.directory import RunDirectory
 from minigpt.tune.options import TuneOptions
 from minigpt.tune.records import Evaluation, _evaluations, trial_name
 from minigpt.tune.space import as_typed, bounds, check_space, parse_space

@@ -16,9 +16,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minigpt.errors import require, require_one_of
-from minigpt.model.cache import NOWHERE, KVCache
+from minigpt.model.bias import Scores
+from minigpt.model.kv_cache import NOWHERE, KVCache
 from minigpt.model.positional import PositionalScheme
-from minigpt.model.scores import Scores
 from minigpt.registry import Registry
 
 if TYPE_CHECKING:

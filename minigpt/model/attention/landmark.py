@@ -20,7 +20,7 @@ from minigpt.model.attention.base import (
     for_each_head,
     require_whole_or_none,
 )
-from minigpt.model.cache import KVCache
+from minigpt.model.kv_cache import KVCache
 
 if TYPE_CHECKING:
     from minigpt.model.gpt import ModelConfig

@@ -10,13 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.errors import require
-from minigpt.model.positional.base import (
-    POSITIONAL,
-    BiasScheme,
-    DenseTerm,
-    LayersConfig,
-    ScoreTerm,
-)
+from minigpt.model.positional.base import POSITIONAL, BiasScheme, DenseTerm, LayersConfig, ScoreTerm
 
 if TYPE_CHECKING:
     from minigpt.model.gpt import ModelConfig

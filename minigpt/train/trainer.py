@@ -3,110 +3,37 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from minigpt.config.schema import Config
 from minigpt.data import Batch, TokenData
-from minigpt.display import Display
-from minigpt.errors import Failure, require
-from minigpt.evaluate import evaluate, perplexity
-from minigpt.generate import Sampling, generate, stop_at, stream_text
+from minigpt.errors import require
+from minigpt.evaluate.loss import evaluate, perplexity
+from minigpt.inference.generate import Sampling, generate, stop_at, stream_text
 from minigpt.logger import Logger
 from minigpt.model import GPT
-from minigpt.run import RunDirectory
+from minigpt.optim.optimizer import OPTIMIZERS
+from minigpt.optim.schedule import SCHEDULES
+from minigpt.run.directory import RunDirectory
+from minigpt.runtime import Compute, peak_memory_bytes, reset_peak_memory
 from minigpt.tokenizer import Tokenizer
-from minigpt.train.device import (
-    DEVICES,
-    PRECISIONS,
-    Compute,
-    peak_memory_bytes,
-    reset_peak_memory,
-)
-from minigpt.train.optimizer import OPTIMIZERS
-from minigpt.train.schedule import SCHEDULES
+from minigpt.train.control import Diverged, Interrupted, Stop, Stopwatch, stop_signals
+from minigpt.train.display import Display
 from minigpt.train.state import TrainState, load_last, save_best, save_last
 
 if TYPE_CHECKING:
-    from minigpt.config import Config
-
-
-@dataclass
-class TrainerConfig:
-    """How long and on what. `*_every` counts steps; null is only at the end, for samples never.
-
-    `accumulate`: pieces in which a batch is computed, to save memory; the result is the same, but
-    that routed experts balance each piece by itself.
-    `patience`: evaluations without a better validation loss before stopping early.
-    """
-
-    max_steps: int
-    batch_size: int
-    accumulate: int
-    log_every: int
-    eval_every: int | None
-    checkpoint_every: int | None
-    sample_every: int | None
-    sample_tokens: int
-    sample_prompt: str
-    patience: int | None
-    device: str
-    precision: str
-    compile: bool
-    threads: int | None
-
-    def __post_init__(self) -> None:
-        require(self.max_steps >= 0, "trainer.max_steps", self.max_steps, "must be 0 or more")
-        require(self.sample_prompt != "", "trainer.sample_prompt", "", "must not be empty")
-        for key in ("batch_size", "accumulate", "log_every", "sample_tokens"):
-            value = getattr(self, key)
-            require(value >= 1, f"trainer.{key}", value, "must be 1 or more")
-        for key in ("eval_every", "checkpoint_every", "sample_every", "patience", "threads"):
-            value = getattr(self, key)
-            why = "must be 1 or more, or null"
-            require(value is None or value >= 1, f"trainer.{key}", value, why)
-        require(
-            self.batch_size % self.accumulate == 0,
-            "trainer.accumulate",
-            self.accumulate,
-            f"must divide trainer.batch_size={self.batch_size}",
-        )
-        for key, known in (("device", DEVICES), ("precision", PRECISIONS)):
-            value = getattr(self, key)
-            require(value in known, f"trainer.{key}", value, f"use one of {', '.join(known)}")
+    from minigpt.config.schema import Config
 
 
 # Added to the seed, so that batches and initial weights are not one stream. Torch's CPU generator
 # looks at the lowest 32 bits of a seed alone.
 BATCH_SEED = 0x5EED
-
-
-class Diverged(Failure):
-    """The loss or the gradient is no longer a finite number."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to stop; the run is saved and can be resumed."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
-class Stopped(Exception):
-    """Whoever follows the evaluations wants no more steps. `status` is for result.json."""
-
-    def __init__(self, status: str) -> None:
-        super().__init__(status)
-        self.status = status
 
 
 class Trainer:
@@ -406,63 +333,3 @@ def step_means(logged: list[list[dict[str, Tensor]]]) -> dict[str, list[float]]:
     rows = [torch.cat([v.flatten() for v in piece.values()]) for step in logged for piece in step]
     means = torch.stack(rows).unflatten(0, (len(logged), -1)).mean(1)  # step, name
     return dict(zip(names, means.T.tolist(), strict=True))
-
-
-class Stopwatch:
-    """Seconds since it was made, but for pauses."""
-
-    def __init__(self) -> None:
-        self._since = time.perf_counter()
-        self._pause: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """So far."""
-        now = time.perf_counter() if self._pause is None else self._pause
-        return now - self._since
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """It stands still in here, and goes on where it is not paused already."""
-        if self._pause is not None:
-            yield
-            return
-        self._pause = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._since += time.perf_counter() - self._pause
-            self._pause = None
-
-
-@dataclass
-class Stop:
-    """The signal that asked the run to stop, if one did."""
-
-    number: int | None = None
-
-
-@contextmanager
-def stop_signals(
-    stop: Stop, on_request: Callable[[int], object] = lambda number: None
-) -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once.
-
-    `on_request` is given the signal, to tell others of it.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # Python delivers signals to the main thread only
-        return
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if stop.number is not None:
-            raise KeyboardInterrupt
-        stop.number = number
-        on_request(number)
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

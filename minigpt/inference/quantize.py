@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.errors import UserError, first_line
-from minigpt.load import TrainedRun
 from minigpt.model import GPT
+from minigpt.run.load import TrainedRun
 
 GROUP_SIZES = (128, 64, 32)  # that torchao's int4 kernels have, the fewest bytes first
 CPU_ROWS = 16  # of an int4 weight that torch's CPU kernel takes at once

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from minigpt.errors import require
-from minigpt.generate import Decoder, for_decoding, penalised, require_repetition_penalty
+from minigpt.inference.generate import Decoder, for_decoding, penalised, require_repetition_penalty
 from minigpt.model import GPT
-from minigpt.train.device import Compute
+from minigpt.runtime import Compute
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Schedule(ABC):
         """The factor once a fraction `progress` in [0, 1) of the steps after warm-up is done."""
 
 
-SCHEDULES: Registry[Schedule] = Registry("schedule", "schedule", "minigpt.train.schedule")
+SCHEDULES: Registry[Schedule] = Registry("schedule", "schedule", "minigpt.optim.schedule")
 
 
 @SCHEDULES.register("constant", ScheduleConfig)

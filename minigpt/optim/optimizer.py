@@ -41,7 +41,7 @@ class OptimizerConfig:
 
 
 OPTIMIZERS: Registry[torch.optim.Optimizer] = Registry(
-    "optimizer", "optimizer", "minigpt.train.optimizer"
+    "optimizer", "optimizer", "minigpt.optim.optimizer"
 )
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from minigpt.errors import require
 from minigpt.model import GPT
-from minigpt.model.cache import KVCache
+from minigpt.model.kv_cache import KVCache
+from minigpt.runtime import Compute
 from minigpt.tokenizer import Tokenizer
-from minigpt.train.device import Compute
 
 ROOM = 64  # slots of a cache beyond twice its texts, so that it seldom grows
 MOVES = 8  # beyond the context a text is read anew after so many of its parts: it sees 7/8 or more

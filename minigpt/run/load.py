@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from minigpt.config import Config, load_config
+from minigpt.config.compose import load_config
+from minigpt.config.schema import Config
 from minigpt.errors import UserError
 from minigpt.files import readable_directory
 from minigpt.model import GPT
-from minigpt.run import RunDirectory, find_run
+from minigpt.run.directory import RunDirectory, find_run
+from minigpt.run.weights import WEIGHTS, load_weights
+from minigpt.runtime import Compute, choose_compute
 from minigpt.tokenizer import Tokenizer, load_tokenizer
-from minigpt.train.device import Compute, choose_compute
-from minigpt.train.state import WEIGHTS, load_weights
 
 if TYPE_CHECKING:
-    from minigpt.quantize import Quantization
+    from minigpt.inference.quantize import Quantization
 
 
 @dataclass(frozen=True)

@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from minigpt.data.corpus import CORPORA, DataConfig
+from minigpt.config.hydra_main import compose_config
+from minigpt.config.schema import REGISTRIES, Config
 from minigpt.errors import UserError, did_you_mean, first_line, require
-from minigpt.files import sha256, write_text
-from minigpt.hydra_app import compose_config
-from minigpt.logger import LOGGERS, LoggerConfig
-from minigpt.model.attention import ATTENTION
-from minigpt.model.ffn import FFN
-from minigpt.model.gpt import ModelConfig
-from minigpt.model.positional import POSITIONAL
-from minigpt.registry import Registry
-from minigpt.tokenizer import TOKENIZERS, TokenizerConfig
-from minigpt.train.loop import TrainerConfig
-from minigpt.train.optimizer import OPTIMIZERS, OptimizerConfig
-from minigpt.train.schedule import SCHEDULES, ScheduleConfig
+from minigpt.files import write_text
 
 T = TypeVar("T")
 
-REGISTRIES: dict[str, Registry[Any]] = {
-    registry.key: registry
-    for registry in (
-        *(CORPORA, TOKENIZERS, POSITIONAL, ATTENTION, FFN),
-        *(OPTIMIZERS, SCHEDULES, LOGGERS),
-    )
-}
 
 # What a resumed run may change: its end (to which schedules stretch) and what it writes on the way.
 RESUME_MAY_CHANGE = (
@@ -52,40 +32,6 @@ OF_THE_COMMAND = ("resume", "sweep")
 # What may be changed of a trained run when it is used.
 TRAINED_MAY_CHANGE = ("model.positional.", "model.backend.name")
 TRAINED_KEEPS = ("model.positional.name", "model.positional.")
-
-
-@dataclass
-class Config:
-    """Everything that decides a run."""
-
-    name: str | None
-    group: str | None
-    tags: list[str]
-    seed: int
-    data: DataConfig
-    tokenizer: TokenizerConfig
-    model: ModelConfig
-    optimizer: OptimizerConfig
-    schedule: ScheduleConfig
-    trainer: TrainerConfig
-    logger: LoggerConfig
-
-    def __post_init__(self) -> None:
-        # Beyond 32 bits torch's CPU generator takes different seeds for the same.
-        require(0 <= self.seed < 2**32, "seed", self.seed, "must be from 0 to 2^32 - 1")
-        if self.data.separator is not None:
-            require_documents(self.model.attention.name)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested values."""
-        return dataclasses.asdict(self)
-
-
-def require_documents(attention: str) -> None:
-    """Raise UserError for an attention that cannot keep documents apart."""
-    able = [name for name in ATTENTION.names() if ATTENTION.variant(name).documents]
-    why = f"cannot keep documents apart; use {', '.join(able)}, or data.document_separator=null"
-    require(attention in able, "attention", attention, why)
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -133,18 +79,6 @@ def composed_config(overrides: list[str]) -> Config:
     for key in OF_THE_COMMAND:
         composed.pop(key)
     return to_config(composed)
-
-
-def request_sha256(config: Config) -> str:
-    """Digest of what decides a run's numbers, as asked for: no names, trackers or threads."""
-    asked = {
-        k: v for k, v in config.to_dict().items() if k not in ("name", "group", "tags", "logger")
-    }
-    asked["trainer"] = {k: v for k, v in asked["trainer"].items() if k != "threads"}
-    asked["data"] = {k: v for k, v in asked["data"].items() if k != "dir"}
-    if "path" in asked["data"]:
-        asked["data"]["path"] = os.path.abspath(os.path.expanduser(asked["data"]["path"]))
-    return sha256(json.dumps(asked, sort_keys=True))
 
 
 def load_config(path: Path, changes: Sequence[str] = ()) -> Config:

@@ -39,7 +39,7 @@ ROOT = "train"  # configs/train.yaml
 
 def config_directory() -> Path:
     """The folder of YAML files: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from minigpt.model import GPT
 from minigpt.model.attention import Attention, Pass
 from minigpt.model.attention.base import for_each_head
+from minigpt.model.bias import Scores
 from minigpt.model.ffn.moe import Routing
-from minigpt.model.scores import Scores
 from minigpt.tokenizer import Tokenizer
 
 VISIBLE = {"\n": "⏎", " ": "␣", "\t": "⇥"}

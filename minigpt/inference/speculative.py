@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt.generate import Decoder, Sampling, for_decoding, penalised
+from minigpt.inference.generate import Decoder, Sampling, for_decoding, penalised
 from minigpt.model import GPT
-from minigpt.train.device import Compute
+from minigpt.runtime import Compute
 
 TIMED = 128  # tokens; more would make a person wait for a speed-up known well enough
 

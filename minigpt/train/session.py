@@ -11,16 +11,19 @@ from typing import Any
 
 import torch
 
-from minigpt.config import Config, request_sha256, save_config
+from minigpt.config.compose import save_config
+from minigpt.config.schema import Config, request_sha256
 from minigpt.data.prepare import Prepared, prepare
-from minigpt.display import Display
 from minigpt.errors import UserError, first_line, one_line_if_out_of_memory
 from minigpt.files import recover_directory, write_json
 from minigpt.logger import LOGGERS, RunInfo
 from minigpt.model import GPT
-from minigpt.run import RunDirectory, provenance
-from minigpt.train.device import Compute, choose_compute, set_threads
-from minigpt.train.loop import Diverged, Interrupted, Stop, Stopped, Trainer
+from minigpt.run.directory import RunDirectory
+from minigpt.run.provenance import provenance
+from minigpt.runtime import Compute, choose_compute, set_threads
+from minigpt.train.control import Diverged, Interrupted, Stop, Stopped
+from minigpt.train.display import Display
+from minigpt.train.trainer import Trainer
 
 LESS_MEMORY = (
     "lower model.n_embd, model.block_size or trainer.batch_size, or compute a batch in pieces "

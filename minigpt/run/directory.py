@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import ast
-import datetime
-import importlib.metadata
 import json
-import platform
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from minigpt.errors import UserError
-from minigpt.files import sha256, to_json
+from minigpt.files import to_json
 
 SWEEP, SEARCH = "sweep.json", "tune.json"  # in the folder of a sweep, of a search
 RUNS = Path("runs")  # where `latest` looks, and where configs/runtime.yaml puts new runs
-# The source files that decide what a run computes, and the packages they compute with.
-CODE = ("data", "tokenizer", "model", "train", "evaluate.py")
-COMPUTING = ("torch", "tiktoken", "tokenizers")
-PACKAGES = ("torch", "hydra-core", "omegaconf", "wandb", "tiktoken", "tokenizers", "safetensors")
 
 
 class Busy(UserError):
@@ -126,65 +116,3 @@ def find_run(name: str) -> RunDirectory:
         reason = "has no config.yaml, so it is no run" if path.is_dir() else "no such run directory"
         raise UserError(f"{name}: {reason}; give a directory like runs/..., or `latest`")
     return RunDirectory(path)
-
-
-def provenance(command: list[str]) -> dict[str, Any]:
-    """What makes a run, or goes on with it: command, time, versions, code and machine."""
-    return {
-        "command": command,
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "minigpt": importlib.metadata.version("minigpt"),
-        "commit": _commit(),
-        "code_sha256": code_sha256(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-    }
-
-
-@cache
-def code_sha256() -> str:
-    """Digest of the source code that decides what a run computes. See `executable_source`."""
-    here = Path(__file__).parent
-    files = [file for name in CODE for file in (here / name).rglob("*.py")]
-    files += [here / name for name in CODE if name.endswith(".py")]
-    sources = (file.read_text(encoding="utf-8") for file in sorted(files))
-    return sha256("\n".join(map(executable_source, sources)))
-
-
-def executable_source(source: str) -> str:
-    """Return Python source without comments, docstrings and formatting: only what executes."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [line for line in node.body if not _is_string(line)] or [ast.Pass()]
-    return ast.unparse(tree)
-
-
-def _is_string(statement: ast.stmt) -> bool:
-    value = statement.value if isinstance(statement, ast.Expr) else None
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)
-
-
-def same_code(manifest: dict[str, Any]) -> bool:
-    """Whether a run was computed by the code, and with the packages, that are here now."""
-    versions = manifest.get("versions", {})
-    return manifest.get("code_sha256") == code_sha256() and all(
-        versions.get(name) == importlib.metadata.version(name) for name in COMPUTING
-    )
-
-
-def _commit() -> str | None:
-    """The commit of the code in use, with '+changes' if files differ; None outside a checkout."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=5
-        ).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", __file__)  # not someone else's repository around us
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -10,7 +10,7 @@ import torch
 from minigpt.data.tokens import Split
 from minigpt.model import GPT
 from minigpt.model.gpt import restarting_positions
-from minigpt.train.device import Compute
+from minigpt.runtime import Compute
 
 # Of a batch's logits, and of its scores; a scheme may hold several like them.
 NUMBERS_AT_ONCE = 2**25

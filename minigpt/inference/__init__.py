@@ -1,0 +1,1 @@
+"""Writing text with a trained model: sampling, beams, speculative decoding, quantization."""

@@ -1,0 +1,81 @@
+"""What made a run: command, code, versions and machine."""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import importlib.metadata
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from minigpt.files import sha256
+
+# The source files that decide what a run computes, and the packages they compute with.
+CODE = ("data", "tokenizer", "model", "optim", "train", "evaluate/loss.py", "runtime.py")
+COMPUTING = ("torch", "tiktoken", "tokenizers")
+PACKAGES = ("torch", "hydra-core", "omegaconf", "wandb", "tiktoken", "tokenizers", "safetensors")
+
+
+def provenance(command: list[str]) -> dict[str, Any]:
+    """What makes a run, or goes on with it: command, time, versions, code and machine."""
+    return {
+        "command": command,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "minigpt": importlib.metadata.version("minigpt"),
+        "commit": _commit(),
+        "code_sha256": code_sha256(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+@cache
+def code_sha256() -> str:
+    """Digest of the source code that decides what a run computes. See `executable_source`."""
+    package = Path(__file__).parent.parent
+    files = [file for name in CODE for file in (package / name).rglob("*.py")]
+    files += [package / name for name in CODE if name.endswith(".py")]
+    sources = (file.read_text(encoding="utf-8") for file in sorted(files))
+    return sha256("\n".join(map(executable_source, sources)))
+
+
+def executable_source(source: str) -> str:
+    """Return Python source without comments, docstrings and formatting: only what executes."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [line for line in node.body if not _is_string(line)] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _is_string(statement: ast.stmt) -> bool:
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+def same_code(manifest: dict[str, Any]) -> bool:
+    """Whether a run was computed by the code, and with the packages, that are here now."""
+    versions = manifest.get("versions", {})
+    return manifest.get("code_sha256") == code_sha256() and all(
+        versions.get(name) == importlib.metadata.version(name) for name in COMPUTING
+    )
+
+
+def _commit() -> str | None:
+    """The commit of the code in use, with '+changes' if files differ; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=5
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", __file__)  # not someone else's repository around us
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
