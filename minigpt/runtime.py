@@ -19,7 +19,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 
 @dataclass(frozen=True)
-class Compute:
+class Runtime:
     """A device type, a precision, and one phrase for the reason of each."""
 
     device: str
@@ -37,14 +37,14 @@ class Compute:
         return f"{name} ({self.device_reason}), {self.precision} ({self.precision_reason})"
 
 
-def choose_compute(device: str, precision: str, key: str = "trainer.device") -> Compute:
+def choose_runtime(device: str, precision: str, key: str = "trainer.device") -> Runtime:
     """Honour explicit choices or raise UserError; resolve `auto` to the fastest that is right.
 
     `key` is what the user calls the device.
     """
     device, device_reason = _choose_device(device, key)
     precision, precision_reason = _choose_precision(precision, device)
-    return Compute(device, device_reason, precision, precision_reason)
+    return Runtime(device, device_reason, precision, precision_reason)
 
 
 def _choose_device(device: str, key: str) -> tuple[str, str]:

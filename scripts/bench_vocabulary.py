@@ -22,7 +22,7 @@ from minigpt.bench.measure import Times, device_here, machine
 from minigpt.config.compose import composed_config
 from minigpt.model import GPT
 from minigpt.optim.optimizer import OPTIMIZERS
-from minigpt.runtime import choose_compute, peak_memory_bytes, reset_peak_memory
+from minigpt.runtime import choose_runtime, peak_memory_bytes, reset_peak_memory
 
 VARIANTS = {"one piece": 2**62, "chunks": minigpt.model.gpt.MOST_LOGITS}
 STEPS = 4
@@ -67,15 +67,15 @@ def measure(n_vocab: int, n_tokens: int, most: int) -> dict[str, float]:
     minigpt.model.gpt.MOST_LOGITS = most
     config = composed_config(["experiment=seed_blog"])
     length = config.model.block_size
-    compute = choose_compute(device_here(), "auto")
+    runtime = choose_runtime(device_here(), "auto")
     torch.manual_seed(1)
-    model = GPT(config.model, n_vocab).to(compute.device)
-    model.use_backend(compute.device, compute.precision == "bf16", "train")
+    model = GPT(config.model, n_vocab).to(runtime.device)
+    model.use_backend(runtime.device, runtime.precision == "bf16", "train")
     optimizer = OPTIMIZERS.build(config.optimizer, model)
-    tokens = torch.randint(n_vocab, (max(1, n_tokens // length), length + 1)).to(compute.device)
+    tokens = torch.randint(n_vocab, (max(1, n_tokens // length), length + 1)).to(runtime.device)
 
     def step(inputs: torch.Tensor, targets: torch.Tensor) -> float:
-        with compute.autocast():
+        with runtime.autocast():
             loss, _ = model.training_loss(inputs, targets)
         loss.backward()
         optimizer.step()
@@ -83,13 +83,13 @@ def measure(n_vocab: int, n_tokens: int, most: int) -> dict[str, float]:
         return loss.item()
 
     step(tokens[:1, :2], tokens[:1, 1:3])  # the optimizer's state and libraries' own memory
-    reset_peak_memory(compute.device)
-    before = peak_memory_bytes(compute.device) or 0
+    reset_peak_memory(runtime.device)
+    before = peak_memory_bytes(runtime.device) or 0
     started = time.perf_counter()
     losses = [step(tokens[:, :-1], tokens[:, 1:]) for _ in range(STEPS)]
     seconds = (time.perf_counter() - started) / STEPS
     return {
-        "bytes": (peak_memory_bytes(compute.device) or 0) - before,
+        "bytes": (peak_memory_bytes(runtime.device) or 0) - before,
         "seconds": seconds,
         "loss": losses[-1],
     }

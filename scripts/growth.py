@@ -167,7 +167,7 @@ def measure(overrides: list[str], steps: int, warmup: int) -> dict[str, object]:
     (one,) = train_in_turns([("", composed_config(overrides))], steps, warmup, rounds=1)
     peak = peak_memory_bytes("cpu")
     beyond = None if peak is None or before is None else peak - before
-    if one.compute.device == "cuda":
+    if one.runtime.device == "cuda":
         beyond = one.rounds[0].memory
     return {
         "seconds": one.step.seconds,

@@ -77,7 +77,7 @@ DESIGNS: dict[str, list[str]] = {
     "eager": ["backend=eager", "model=t5", "model.block_size=96"],
     "bf16": ["trainer.precision=bf16"],
     "muon": ["optimizer=muon"],
-    "accumulate": ["trainer.accumulate=2", "optimizer.clip=0.5"],
+    "accumulate": ["trainer.grad_accum_steps=2", "optimizer.grad_clip=0.5"],
     "schedule_cosine": ["schedule=cosine"],
     "schedule_wsd": ["schedule=wsd"],
     "documents": [r"data.document_separator='\n\n'"],

@@ -150,7 +150,7 @@ def accuracy(trained: TrainedRun, length: int, n_questions: int) -> float:
     for first in range(0, n_questions, at_once):
         asked = [question(length, rng) for _ in range(min(at_once, n_questions - first))]
         tokens = torch.tensor([trained.tokenizer.encode(text) for text, _ in asked])
-        answers = trained.model(tokens.to(trained.compute.device))[:, -1].argmax(-1).tolist()
+        answers = trained.model(tokens.to(trained.runtime.device))[:, -1].argmax(-1).tolist()
         for answer, (_, letter) in zip(answers, asked, strict=True):
             right += trained.tokenizer.decode([answer]) == letter
     return right / n_questions

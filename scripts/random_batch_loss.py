@@ -31,13 +31,13 @@ def main(run: str) -> None:
         losses = []
         for _ in range(N_BATCHES):
             batch = val.draw(BATCH_SIZE, trained.config.model.block_size, generator)
-            with trained.compute.autocast():
+            with trained.runtime.autocast():
                 loss = trained.model.loss(batch.inputs, batch.targets, batch.documents)
                 losses.append(loss.item())
         return statistics.fmean(losses)
 
     estimates = [estimate() for _ in range(N_ESTIMATES)]
-    print(f"full pass: {evaluate(trained.model, val, trained.compute).loss:.4f}")
+    print(f"full pass: {evaluate(trained.model, val, trained.runtime).loss:.4f}")
     print(
         f"{N_BATCHES} random batches of {BATCH_SIZE}: mean {statistics.fmean(estimates):.4f}, "
         f"standard deviation {statistics.stdev(estimates):.4f}, from {min(estimates):.4f} to "

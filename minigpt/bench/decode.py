@@ -12,7 +12,7 @@ from minigpt.config.schema import Config
 from minigpt.inference.generate import Sampling, generate
 from minigpt.model import GPT
 from minigpt.report.tables import Cell, Column, Table
-from minigpt.runtime import choose_compute, set_threads
+from minigpt.runtime import choose_runtime, set_threads
 
 N_VOCAB = 65
 COLUMNS = [
@@ -66,16 +66,16 @@ def measure_decoding(
 def _decode(config: Config, batch: int, n_tokens: int, prompt: int) -> tuple[float, float]:
     """Seconds to the first token, and from there to the last."""
     set_threads(config.trainer.threads)
-    compute = choose_compute(config.trainer.device, config.trainer.precision)
+    runtime = choose_runtime(config.trainer.device, config.trainer.precision)
     torch.manual_seed(config.seed)
-    model = GPT(config.model, N_VOCAB).to(compute.device).eval()
-    model.use_backend(compute.device, compute.precision == "bf16")
+    model = GPT(config.model, N_VOCAB).to(runtime.device).eval()
+    model.use_backend(runtime.device, runtime.precision == "bf16")
     prompts = torch.randint(N_VOCAB, (batch, prompt)).tolist()
-    generators = [torch.Generator(compute.device).manual_seed(row) for row in range(batch)]
-    synchronize(compute.device)
+    generators = [torch.Generator(runtime.device).manual_seed(row) for row in range(batch)]
+    synchronize(runtime.device)
     started = time.perf_counter()
     texts = generate(
-        model, prompts, n_tokens, Sampling(), generators, compute, config.model.block_size
+        model, prompts, n_tokens, Sampling(), generators, runtime, config.model.block_size
     )
     next(texts)
     first = time.perf_counter()  # a token is a Python number: the device is done

@@ -13,7 +13,7 @@ from minigpt.data.prepare import prepare
 from minigpt.errors import UserError
 from minigpt.report.tables import Cell, Column, Table
 from minigpt.run.directory import RunDirectory
-from minigpt.runtime import choose_compute, set_threads
+from minigpt.runtime import choose_runtime, set_threads
 from minigpt.train.display import Display
 from minigpt.train.replicas import Program, step, why_not
 from minigpt.train.trainer import Trainer
@@ -36,7 +36,7 @@ def measure_replicas(config: Config, n: int, steps: int, warmup: int) -> Table:
     if why is not None:
         raise UserError(why)
     set_threads(config.trainer.threads)
-    compute = choose_compute(config.trainer.device, config.trainer.precision)
+    runtime = choose_runtime(config.trainer.device, config.trainer.precision)
     prepared = prepare(config.data, config.tokenizer)
     prepared.tokens.require_block(config.model.block_size)
     with ExitStack() as stack:
@@ -44,10 +44,10 @@ def measure_replicas(config: Config, n: int, steps: int, warmup: int) -> Table:
         for seed in range(n):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="minigpt_bench_"))
             one, run = replace(config, seed=config.seed + seed), RunDirectory(Path(folder))
-            found = (prepared.tokenizer, prepared.tokens, compute, Display(0))
+            found = (prepared.tokenizer, prepared.tokens, runtime, Display(0))
             trainers.append(Trainer(one, run, *found))
         models = [trainer.model.train() for trainer in trainers]
-        program = Program(models, compute, config.trainer.compile)
+        program = Program(models, runtime, config.trainer.compile)
 
         def one_after_the_other() -> None:
             for trainer in trainers:
@@ -57,8 +57,8 @@ def measure_replicas(config: Config, n: int, steps: int, warmup: int) -> Table:
             "one after the other": one_after_the_other,
             "together": lambda: step(program, trainers),
         }
-        firsts = alternately(ways, 1, 0, compute.device)
-        times = alternately(ways, steps, warmup, compute.device)
+        firsts = alternately(ways, 1, 0, runtime.device)
+        times = alternately(ways, steps, warmup, runtime.device)
     tokens = n * config.trainer.batch_size * config.model.block_size
     base = times["one after the other"].median
     rows: list[list[Cell]] = [
@@ -71,5 +71,5 @@ def measure_replicas(config: Config, n: int, steps: int, warmup: int) -> Table:
         ]
         for way, each in times.items()
     ]
-    note = f"{n} runs of {tokens // n} tokens a step in {compute.precision}, with the optimizer."
+    note = f"{n} runs of {tokens // n} tokens a step in {runtime.precision}, with the optimizer."
     return Table("replicas", "Runs together", COLUMNS, rows, note)

@@ -18,7 +18,7 @@ from minigpt.logger import LOGGERS, RunInfo
 from minigpt.logger.none import NoneConfig
 from minigpt.report.tables import Cell, Column, Table
 from minigpt.run.directory import RunDirectory
-from minigpt.runtime import Compute, choose_compute, peak_memory_bytes, set_threads
+from minigpt.runtime import Runtime, choose_runtime, peak_memory_bytes, set_threads
 from minigpt.train.display import Display
 from minigpt.train.trainer import Trainer
 
@@ -59,7 +59,7 @@ class Measured:
 
     label: str
     config: Config
-    compute: Compute
+    runtime: Runtime
     flops_per_token: int
     rounds: list[Round] = field(default_factory=list)
 
@@ -106,7 +106,7 @@ def measure_training(
 ) -> tuple[list[Measured], dict[str, Ceilings]]:
     """What `train_in_turns` finds, and the ceilings by precision."""
     found = train_in_turns(configs, steps, warmup, rounds)
-    kinds = {one.compute.precision: one.compute.device for one in found}
+    kinds = {one.runtime.precision: one.runtime.device for one in found}
     return found, {precision: ceilings(device, precision) for precision, device in kinds.items()}
 
 
@@ -120,8 +120,8 @@ def train_in_turns(
     found = []
     for label, config in configs:
         set_threads(config.trainer.threads)
-        compute = choose_compute(config.trainer.device, config.trainer.precision)
-        found.append(Measured(label, config, compute, 0))
+        runtime = choose_runtime(config.trainer.device, config.trainer.precision)
+        found.append(Measured(label, config, runtime, 0))
     for _ in range(rounds):
         for one in found:
             _round(one, steps, warmup)
@@ -129,7 +129,7 @@ def train_in_turns(
 
 
 def _round(measured: Measured, steps: int, warmup: int) -> None:
-    config, compute = measured.config, measured.compute
+    config, runtime = measured.config, measured.runtime
     never = {"eval_every": None, "checkpoint_every": None, "sample_every": None, "patience": None}
     length = {"max_steps": warmup + steps, "log_every": warmup + steps}
     config = replace(config, trainer=replace(config.trainer, **length, **never))
@@ -138,19 +138,19 @@ def _round(measured: Measured, steps: int, warmup: int) -> None:
     prepared.tokens.require_block(config.model.block_size)
     with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
         run = RunDirectory(Path(folder))
-        clock = StepClock(compute.device)
-        trainer = Trainer(config, run, prepared.tokenizer, prepared.tokens, compute, clock)
+        clock = StepClock(runtime.device)
+        trainer = Trainer(config, run, prepared.tokenizer, prepared.tokens, runtime, clock)
         info = RunInfo(run.path, "bench", None, [], {}, None)
         clock.look(0)
         trainer.logger = LOGGERS.build(NoneConfig("none"), info)
         trainer.train()
         started = time.perf_counter()  # the loop has evaluated once: no first-time costs
-        evaluate(trainer.model, trainer.data.val, compute)
+        evaluate(trainer.model, trainer.data.val, runtime)
         evaluation = time.perf_counter() - started
     measured.flops_per_token = trainer.model.flops_per_token()
     (_, began), (_, first) = clock.looks[:2]
     measured.rounds.append(
-        Round(first - began, clock.seconds(warmup), evaluation, peak_memory_bytes(compute.device))
+        Round(first - began, clock.seconds(warmup), evaluation, peak_memory_bytes(runtime.device))
     )
 
 
@@ -166,7 +166,7 @@ def table(found: Sequence[Measured], limits: dict[str, Ceilings]) -> Table:
                 one.step.describe(),
                 one.step.median / found[0].step.median,
                 speed,
-                one.flops_per_token * speed / limits[one.compute.precision].flops,
+                one.flops_per_token * speed / limits[one.runtime.precision].flops,
                 Times([r.first for r in one.rounds]).median,
                 Times([r.evaluation for r in one.rounds]).median,
                 max(memory) / 1e6 if memory else None,

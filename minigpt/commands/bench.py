@@ -116,9 +116,9 @@ def _one_config(options: Namespace) -> Config:
 
 
 def _device(config: Config) -> str:
-    from minigpt.runtime import choose_compute
+    from minigpt.runtime import choose_runtime
 
-    return choose_compute(config.trainer.device, config.trainer.precision).device
+    return choose_runtime(config.trainer.device, config.trainer.precision).device
 
 
 def _train(options: Namespace) -> tuple[Table, dict[str, Any]]:
@@ -127,7 +127,7 @@ def _train(options: Namespace) -> tuple[Table, dict[str, Any]]:
     configs = _configs(options.overrides)
     found, limits = measure_training(configs, options.steps, options.warmup, options.repeats)
     ceilings = "; ".join(limit.describe(precision) for precision, limit in limits.items())
-    return table(found, limits), {"device": found[0].compute.device, "ceilings": ceilings}
+    return table(found, limits), {"device": found[0].runtime.device, "ceilings": ceilings}
 
 
 def _attention(options: Namespace) -> tuple[Table, dict[str, Any]]:

@@ -69,19 +69,19 @@ def _device() -> list[Finding]:
 
     from minigpt.config.compose import composed_config
     from minigpt.model import GPT
-    from minigpt.runtime import choose_compute
+    from minigpt.runtime import choose_runtime
 
-    compute = choose_compute("auto", "auto")
+    runtime = choose_runtime("auto", "auto")
     with torch.device("meta"):
         model = GPT(composed_config([]).model, n_vocab=1)
-    backend = model.use_backend(compute.device, compute.precision == "bf16", "train")
+    backend = model.use_backend(runtime.device, runtime.precision == "bf16", "train")
     build = "with CUDA " + torch.version.cuda if torch.version.cuda else "without CUDA"
     remedy = ""
-    if compute.device == "cpu":
+    if runtime.device == "cpu":
         remedy = "training runs on the CPU; if there is a GPU, install a torch build for it"
     return [
-        Finding("device", f"{compute.device}: {compute.device_reason}; torch {build}", remedy),
-        Finding("precision", f"{compute.precision}: {compute.precision_reason}"),
+        Finding("device", f"{runtime.device}: {runtime.device_reason}; torch {build}", remedy),
+        Finding("precision", f"{runtime.precision}: {runtime.precision_reason}"),
         Finding("attention", backend),
         Finding("threads", f"{torch.get_num_threads()} of {os.cpu_count()} (trainer.threads)"),
     ]

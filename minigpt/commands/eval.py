@@ -63,11 +63,11 @@ def main(arguments: list[str]) -> None:
 
         trained = quantized(trained, options.quantize)
     prepared = prepare(trained.config.data, trained.config.tokenizer, of_run=trained.run)
-    tokens = prepared.tokens.to(trained.compute.device)
+    tokens = prepared.tokens.to(trained.runtime.device)
     _require_text(lengths, tokens.val)
     record(trained, {})  # before any work: whether there is room for what will be found
     console = PipeConsole(highlight=False)
-    about = f"{trained.run.path} ({trained.label}), {trained.compute.describe()}"
+    about = f"{trained.run.path} ({trained.label}), {trained.runtime.describe()}"
     console.print(about, soft_wrap=True)
 
     train = tokens.train
@@ -77,11 +77,11 @@ def main(arguments: list[str]) -> None:
     table = Table("split", "tokens", *(name.replace("_", " ") for name in METRICS))
     with console.status("evaluating ..."):
         for split in (train, tokens.val):
-            result = evaluate(trained.model, split, trained.compute)
+            result = evaluate(trained.model, split, trained.runtime)
             found |= result.metrics(split.name)
             table.add_row(split.name, f"{len(split.tokens):,}", *_cells(result))
         if trained.quantization is not None:
-            before = evaluate(plain, tokens.val, trained.compute)
+            before = evaluate(plain, tokens.val, trained.runtime)
             table.add_row("val, unquantised", f"{len(tokens.val.tokens):,}", *_cells(before))
             found["quantization"] = asdict(trained.quantization)
             found["quantization"]["val_loss_difference"] = result.loss - before.loss
@@ -143,7 +143,7 @@ def _at_length(trained: TrainedRun, split: Split, length: int) -> Evaluation | s
     if limit is not None and length > limit:
         return f"undefined: {trained.config.model.positional.name} has {limit} positions"
     with one_line_if_out_of_memory(f"windows of {length} tokens are too long; use shorter ones"):
-        return evaluate(trained.model, split, trained.compute, length)
+        return evaluate(trained.model, split, trained.runtime, length)
 
 
 def _cells(result: Evaluation) -> list[str]:

@@ -118,14 +118,14 @@ def main(arguments: list[str]) -> None:
     trained = load_run(options.run, options.checkpoint, options.device, options.set)
     tokens, documents = _prompt(trained, options.prompt)
     labels = [token_label(trained.tokenizer.token_bytes(token)) for token in tokens]
-    compute = trained.compute
-    if compute.device == "cpu":  # as in generation
-        compute = replace(compute, precision="fp32", precision_reason="exact")
+    runtime = trained.runtime
+    if runtime.device == "cpu":  # as in generation
+        runtime = replace(runtime, precision="fp32", precision_reason="exact")
     console = PipeConsole(highlight=False)
-    console.print(f"{trained.run.path} ({trained.label}), {compute.describe()}", soft_wrap=True)
+    console.print(f"{trained.run.path} ({trained.label}), {runtime.describe()}", soft_wrap=True)
     out = trained.run.path / "inspect" if options.out is None else Path(options.out)
     with console.status("computing and drawing ..."):
-        with compute.autocast():
+        with runtime.autocast():
             recording = record(trained.model, tokens, documents)
         rows = next_tokens(recording, tokens, trained.tokenizer, options.top)
         found = scheme_values(trained.model, recording)

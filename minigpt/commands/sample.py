@@ -217,7 +217,7 @@ def _sample(
     for number in range(options.num_samples):
         # Sample k of a seed is the same however many are asked for.
         seed = options.seed + number
-        generators = [torch.Generator(trained.compute.device).manual_seed(seed) for _ in prompts]
+        generators = [torch.Generator(trained.runtime.device).manual_seed(seed) for _ in prompts]
         if search is not None:
             texts = _searched(ask, search, stops)
         elif draft is not None:
@@ -267,7 +267,7 @@ def _drawn(ask: Ask, generators: list[torch.Generator]) -> Iterator[Text]:
         ask.n_tokens,
         ask.sampling,
         generators,
-        ask.trained.compute,
+        ask.trained.runtime,
         ask.context,
     )
     if len(ask.prompts) == 1:
@@ -290,7 +290,7 @@ def _searched(ask: Ask, search: BeamSearch, stops: list[str]) -> Iterator[Text]:
 
     for prompt in ask.prompts:
         found = beam_search(
-            trained.model, prompt, ask.n_tokens, search, ended, trained.compute, ask.context
+            trained.model, prompt, ask.n_tokens, search, ended, trained.runtime, ask.context
         )
         facts = {"log_probability": found.log_probability, "score": found.score}
         yield Text(found.tokens, lambda facts=facts: facts)
@@ -333,7 +333,7 @@ def _drafted(
             ask.n_tokens,
             ask.sampling,
             generator,
-            ask.trained.compute,
+            ask.trained.runtime,
             ask.context,
             tally,
         )
@@ -368,7 +368,7 @@ def _plain_seconds(ask: Ask, n_tokens: int) -> float:
     """How long a text of the only prompt takes without a draft, after the prompt is read."""
     import torch
 
-    generator = torch.Generator(ask.trained.compute.device).manual_seed(0)
+    generator = torch.Generator(ask.trained.runtime.device).manual_seed(0)
     (text,) = _drawn(replace(ask, n_tokens=n_tokens), [generator])
     start = time.perf_counter()
     for _ in text.tokens:

@@ -1,4 +1,4 @@
-"""`minigpt train`: Hydra composes a config for each job; `minigpt.train.start` runs it."""
+"""`minigpt train`: Hydra composes a config for each job; `minigpt.train.session` runs it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _job(composed: DictConfig, arguments: list[str]) -> None:
     # Here and not above: --help, --cfg and shell completion do without torch.
     from minigpt.config.compose import resumed_config, to_config
     from minigpt.run.directory import RunDirectory, find_run
-    from minigpt.train.session import start
+    from minigpt.train.session import train_run
 
     hydra = HydraConfig.get()
     output, here = Path(hydra.runtime.output_dir), Path.cwd()
@@ -53,7 +53,7 @@ def _job(composed: DictConfig, arguments: list[str]) -> None:
         else:
             run = RunDirectory(output.relative_to(here) if output.is_relative_to(here) else output)
             config = to_config(composed)
-        start(config, run, resume is not None, ["minigpt", "train", *arguments])
+        train_run(config, run, resume is not None, ["minigpt", "train", *arguments])
     finally:
         with contextlib.suppress(OSError):  # Hydra made them; leave nothing behind if unused
             for folder in (output, output.parent):

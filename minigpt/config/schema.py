@@ -35,14 +35,14 @@ REGISTRIES: dict[str, Registry[Any]] = {
 class TrainerConfig:
     """How long and on what. `*_every` counts steps; null is only at the end, for samples never.
 
-    `accumulate`: pieces in which a batch is computed, to save memory; the result is the same, but
-    that routed experts balance each piece by itself.
+    `grad_accum_steps`: micro-batches that a batch is split into, to save memory. The result is the
+    same, except that routed experts are balanced over each micro-batch.
     `patience`: evaluations without a better validation loss before stopping early.
     """
 
     max_steps: int
     batch_size: int
-    accumulate: int
+    grad_accum_steps: int
     log_every: int
     eval_every: int | None
     checkpoint_every: int | None
@@ -58,7 +58,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         require(self.max_steps >= 0, "trainer.max_steps", self.max_steps, "must be 0 or more")
         require(self.sample_prompt != "", "trainer.sample_prompt", "", "must not be empty")
-        for key in ("batch_size", "accumulate", "log_every", "sample_tokens"):
+        for key in ("batch_size", "grad_accum_steps", "log_every", "sample_tokens"):
             value = getattr(self, key)
             require(value >= 1, f"trainer.{key}", value, "must be 1 or more")
         for key in ("eval_every", "checkpoint_every", "sample_every", "patience", "threads"):
@@ -66,9 +66,9 @@ class TrainerConfig:
             why = "must be 1 or more, or null"
             require(value is None or value >= 1, f"trainer.{key}", value, why)
         require(
-            self.batch_size % self.accumulate == 0,
-            "trainer.accumulate",
-            self.accumulate,
+            self.batch_size % self.grad_accum_steps == 0,
+            "trainer.grad_accum_steps",
+            self.grad_accum_steps,
             f"must divide trainer.batch_size={self.batch_size}",
         )
         for key, known in (("device", DEVICES), ("precision", PRECISIONS)):

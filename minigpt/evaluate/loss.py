@@ -10,7 +10,7 @@ import torch
 from minigpt.data.tokens import Split
 from minigpt.model import GPT
 from minigpt.model.gpt import restarting_positions
-from minigpt.runtime import Compute
+from minigpt.runtime import Runtime
 
 # Of a batch's logits, and of its scores; a scheme may hold several like them.
 NUMBERS_AT_ONCE = 2**25
@@ -48,14 +48,14 @@ def perplexity(loss: float) -> float:
     return math.inf if loss > 700 else math.exp(loss)
 
 
-def evaluate(model: GPT, split: Split, compute: Compute, length: int | None = None) -> Evaluation:
+def evaluate(model: GPT, split: Split, runtime: Runtime, length: int | None = None) -> Evaluation:
     """Loss of every token of a split but the first, in windows that do not overlap.
 
     `length` tokens a window, None for block_size. Each window starts without context. Leaves the
     model's train/eval mode as it was. Raises UserError past the scheme's `max_length`.
     """
     length = model.config.block_size if length is None else length
-    nats, counts = nats_by_position(model, split, compute, length)
+    nats, counts = nats_by_position(model, split, runtime, length)
     total = math.fsum(nats)
     return Evaluation(
         loss=total / (len(split.tokens) - 1),
@@ -65,7 +65,7 @@ def evaluate(model: GPT, split: Split, compute: Compute, length: int | None = No
 
 
 def nats_by_position(
-    model: GPT, split: Split, compute: Compute, length: int
+    model: GPT, split: Split, runtime: Runtime, length: int
 ) -> tuple[list[float], list[int]]:
     """Summed cross-entropy of the tokens after each position, and the number of them.
 
@@ -73,11 +73,11 @@ def nats_by_position(
     """
     at_once = (length * model.n_vocab, length * length * model.config.n_head)
     batch_size = max(1, min(128, NUMBERS_AT_ONCE // max(at_once)))
-    if compute.device == "cpu":
+    if runtime.device == "cpu":
         batch_size = max(1, min(batch_size, TOKENS_IN_CACHE // length))
     nats = torch.zeros(length, dtype=torch.float64)
     counts = torch.zeros(length, dtype=torch.int64)
-    with model.evaluating(), compute.autocast():
+    with model.evaluating(), runtime.autocast():
         for batch in split.windows(length, batch_size):
             losses = model.loss(batch.inputs, batch.targets, batch.documents, reduction="none")
             one = torch.zeros_like(batch.inputs) if batch.documents is None else batch.documents

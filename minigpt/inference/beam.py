@@ -11,7 +11,7 @@ import torch
 from minigpt.errors import require
 from minigpt.inference.generate import Decoder, for_decoding, penalised, require_repetition_penalty
 from minigpt.model import GPT
-from minigpt.runtime import Compute
+from minigpt.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def beam_search(
     n_tokens: int,
     search: BeamSearch,
     ended: Callable[[list[int]], bool],
-    compute: Compute,
+    runtime: Runtime,
     context: int | None,
 ) -> Found:
     """The best continuation of a prompt: one `ended` says is over, or one of `n_tokens` tokens.
@@ -66,7 +66,7 @@ def beam_search(
     model has not.
     """
     best: Found | None = None
-    with model.evaluating(), for_decoding(compute).autocast():
+    with model.evaluating(), for_decoding(runtime).autocast():
         decoder = Decoder(model, [prompt], context)
         totals = torch.zeros(1, device=decoder.device)  # log-probabilities, of one length
         for length in range(1, n_tokens + 1):

@@ -14,7 +14,7 @@ from torch import Tensor
 from minigpt.errors import require
 from minigpt.model import GPT
 from minigpt.model.kv_cache import KVCache
-from minigpt.runtime import Compute
+from minigpt.runtime import Runtime
 from minigpt.tokenizer import Tokenizer
 
 ROOM = 64  # slots of a cache beyond twice its texts, so that it seldom grows
@@ -97,9 +97,9 @@ def penalised(logits: Tensor, texts: list[list[int]], penalty: float) -> Tensor:
     return torch.where(said, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def for_decoding(compute: Compute) -> Compute:
+def for_decoding(runtime: Runtime) -> Runtime:
     """On a CPU fp32: its bf16 kernels are compiled anew for every length of a text."""
-    return replace(compute, precision="fp32") if compute.device == "cpu" else compute
+    return replace(runtime, precision="fp32") if runtime.device == "cpu" else runtime
 
 
 class Decoder:
@@ -222,7 +222,7 @@ def generate(
     n_tokens: int,
     sampling: Sampling,
     generators: list[torch.Generator],
-    compute: Compute,
+    runtime: Runtime,
     context: int | None,
 ) -> Iterator[list[int]]:
     """Yield `n_tokens` times one new token for each prompt of at least one token.
@@ -231,13 +231,13 @@ def generate(
     the prompts are read at once. Leaves the model's train/eval mode as it was. Raises UserError for
     a context the model has not.
     """
-    compute = for_decoding(compute)
-    with model.evaluating(), compute.autocast():
+    runtime = for_decoding(runtime)
+    with model.evaluating(), runtime.autocast():
         decoder = Decoder(model, prompts, context)
 
     def steps() -> Iterator[list[int]]:
         for step in range(n_tokens):
-            with model.evaluating(), compute.autocast():
+            with model.evaluating(), runtime.autocast():
                 rows = zip(decoder.next.split(1), generators, decoder.texts, strict=True)
                 tokens = [int(sampling.choose(*row)) for row in rows]
                 if step + 1 < n_tokens:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minigpt.inference.generate import Decoder, Sampling, for_decoding, penalised
 from minigpt.model import GPT
-from minigpt.runtime import Compute
+from minigpt.runtime import Runtime
 
 TIMED = 128  # tokens; more would make a person wait for a speed-up known well enough
 
@@ -53,7 +53,7 @@ def speculate(
     n_tokens: int,
     sampling: Sampling,
     generator: torch.Generator,
-    compute: Compute,
+    runtime: Runtime,
     context: int | None,
     tally: Tally,
 ) -> Iterator[int]:
@@ -65,8 +65,8 @@ def speculate(
     UserError for a context that one of them has not.
     """
     assert model.n_vocab == draft.model.n_vocab
-    compute = for_decoding(compute)
-    with model.evaluating(), draft.model.evaluating(), compute.autocast():
+    runtime = for_decoding(runtime)
+    with model.evaluating(), draft.model.evaluating(), runtime.autocast():
         rounds = _Rounds(model, draft, prompt, sampling, generator, context)
     tally.passes += 1
 
@@ -74,7 +74,7 @@ def speculate(
         left, seconds = n_tokens, 0.0
         while left > 0:
             start = time.perf_counter()
-            with model.evaluating(), draft.model.evaluating(), compute.autocast():
+            with model.evaluating(), draft.model.evaluating(), runtime.autocast():
                 new = rounds.first() if left == n_tokens else rounds.next(left, tally)
             left -= len(new)
             tally.tokens += len(new)

@@ -17,12 +17,12 @@ from minigpt.registry import Registry
 
 @dataclass
 class OptimizerConfig:
-    """`lr`: the peak that the schedule scales; `clip`: bound of the gradient's norm or null."""
+    """`lr`: the peak that the schedule scales. `grad_clip`: largest gradient norm; null: no clip."""
 
     name: str
     lr: float
     weight_decay: float
-    clip: float | None
+    grad_clip: float | None
 
     def __post_init__(self) -> None:
         require(self.lr >= 0, "optimizer.lr", self.lr, "must be 0 or more")
@@ -33,9 +33,9 @@ class OptimizerConfig:
             "must be 0 or more",
         )
         require(
-            self.clip is None or self.clip > 0,
-            "optimizer.clip",
-            self.clip,
+            self.grad_clip is None or self.grad_clip > 0,
+            "optimizer.grad_clip",
+            self.grad_clip,
             "must be above 0, or null for no clipping",
         )
 

@@ -194,8 +194,8 @@ def _unfinished(found: Found) -> list[str]:
             by_status.setdefault(f"{status}: {error}" if error else status, []).append(
                 str(run.path)
             )
-    begun = {run.path.resolve() for run in found.runs}
-    waiting = [str(job.path) for job in found.jobs if job.path.resolve() not in begun]
+    started = {run.path.resolve() for run in found.runs}
+    waiting = [str(job.path) for job in found.jobs if job.path.resolve() not in started]
     if waiting:
         by_status["not started"] = waiting
     return [

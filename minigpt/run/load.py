@@ -16,7 +16,7 @@ from minigpt.files import readable_directory
 from minigpt.model import GPT
 from minigpt.run.directory import RunDirectory, find_run
 from minigpt.run.weights import WEIGHTS, load_weights
-from minigpt.runtime import Compute, choose_compute
+from minigpt.runtime import Runtime, choose_runtime
 from minigpt.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class TrainedRun:
     config: Config
     tokenizer: Tokenizer
     model: GPT
-    compute: Compute
+    runtime: Runtime
     checkpoint: str
     changes: tuple[str, ...]
     quantization: Quantization | None = None
@@ -63,17 +63,17 @@ def load_run(
     run = find_run(name)
     config = load_config(run.config, changes)
     tokenizer = load_tokenizer(run.tokenizer)
-    compute = choose_compute(device, "auto", key="--device")
-    if compute.device == config.trainer.device:
-        compute = choose_compute(device, config.trainer.precision, key="--device")
+    runtime = choose_runtime(device, "auto", key="--device")
+    if runtime.device == config.trainer.device:
+        runtime = choose_runtime(device, config.trainer.precision, key="--device")
     if checkpoint is None:
         checkpoint = "best" if readable_directory(run.best).exists() else "last"
     model = GPT(config.model, tokenizer.n_vocab)
     _require_same_parameters(run, model, changes)
     load_weights(_directory(run, checkpoint), model)
-    model.to(compute.device).eval()
-    model.use_backend(compute.device, compute.precision == "bf16")
-    return TrainedRun(run, config, tokenizer, model, compute, checkpoint, tuple(sorted(changes)))
+    model.to(runtime.device).eval()
+    model.use_backend(runtime.device, runtime.precision == "bf16")
+    return TrainedRun(run, config, tokenizer, model, runtime, checkpoint, tuple(sorted(changes)))
 
 
 def _directory(run: RunDirectory, checkpoint: str) -> Path:

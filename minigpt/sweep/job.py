@@ -47,7 +47,7 @@ class SweepJob:
     def __call__(self, composed: DictConfig) -> None:
         """Train the job whose number Hydra says; its config was made when the sweep was planned."""
         from minigpt.train.control import Stop
-        from minigpt.train.session import start
+        from minigpt.train.session import train_run
 
         job, stop = self.jobs[HydraConfig.get().job.num], Stop()
         if self.stop.exists():
@@ -56,7 +56,7 @@ class SweepJob:
             training = self.training(job)
             if training is not None:
                 with self.watching(stop), a_gpu_of_its_own():
-                    start(**training, stop=stop)
+                    train_run(**training, stop=stop)
 
     def end(self, why: str) -> None:
         """Let no job start, and those that run end; the first reason stays."""
@@ -71,7 +71,7 @@ class SweepJob:
             yield Output(self, job, log)
 
     def training(self, job: Job) -> dict[str, Any] | None:
-        """What `start` and `begun` are to be given for a job; None if it is done.
+        """What `train_run` and `training_session` are to be given for a job; None if it is done.
 
         Raises UserError for a job whose config is none, and Busy where another process has the run.
         """

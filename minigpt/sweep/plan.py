@@ -179,12 +179,12 @@ class Places:
         asked, text = request_sha256(config), self._text_sha256(config.data)
         for path in _numbered(self._directory / label):
             run = RunDirectory(path)
-            begun = run.config.exists()
+            started = run.config.exists()
             if self._taken.get(path, asked) == asked and (
-                not begun or self._is_of(run, asked, text)
+                not started or self._is_of(run, asked, text)
             ):
                 self._taken[path] = asked
-                return path, begun and run.status == "finished"
+                return path, started and run.status == "finished"
         raise AssertionError
 
     def _is_of(self, run: RunDirectory, asked: str, text: str) -> bool:

@@ -13,13 +13,13 @@ from minigpt.sweep.job import Output, SweepJob, a_gpu_of_its_own
 from minigpt.sweep.plan import Job
 from minigpt.train.control import Interrupted, Stop, Stopwatch
 from minigpt.train.replicas import BACKEND, Program, program_of, step, why_not
-from minigpt.train.session import begun
+from minigpt.train.session import training_session
 from minigpt.train.trainer import Trainer
 
 
 @dataclass(frozen=True)
 class Replica:
-    """A run that takes its steps with others. `context`: what `begun` gave."""
+    """A run that takes its steps with others. `context`: what `training_session` gave."""
 
     output: Output
     context: AbstractContextManager[Trainer]
@@ -92,8 +92,8 @@ def _train(sweep: SweepJob, jobs: Sequence[Job]) -> None:
             while going := [replica for replica in replicas if replica.goes_on()]:
                 trainers = [replica.trainer for replica in going]
                 if program is None or going != replicas:
-                    options, compute = trainers[0].options, trainers[0].compute
-                    program = Program([t.model for t in trainers], compute, options.compile)
+                    options, runtime = trainers[0].options, trainers[0].runtime
+                    program = Program([t.model for t in trainers], runtime, options.compile)
                 replicas = going
                 step(program, trainers)
         except BaseException as error:
@@ -111,5 +111,5 @@ def _begun(sweep: SweepJob, jobs: Sequence[Job], stack: ExitStack) -> Iterator[R
             training = sweep.training(job)
             if training is not None:
                 training["facts"] |= {"replicas": len(jobs), "backend": BACKEND}
-                context = begun(**training)
+                context = training_session(**training)
                 yield Replica(output, context, context.__enter__())

@@ -15,7 +15,7 @@ from minigpt.data import Batch
 from minigpt.errors import one_line_if_out_of_memory
 from minigpt.model import GPT
 from minigpt.model.backends import eager
-from minigpt.runtime import Compute
+from minigpt.runtime import Runtime
 from minigpt.train.trainer import Trainer
 
 BACKEND = "eager (of several runs in one program)"
@@ -28,7 +28,7 @@ def program_of(config: Config) -> Hashable:
     They may differ in seed, optimizer, schedule, length and in when they log, evaluate and save.
     """
     trainer = config.trainer
-    work = (trainer.batch_size, trainer.accumulate)
+    work = (trainer.batch_size, trainer.grad_accum_steps)
     machine = (trainer.device, trainer.precision, trainer.compile, trainer.threads)
     return repr((config.data, config.tokenizer, config.model, work, machine))
 
@@ -62,8 +62,8 @@ class Program:
     added up over that model alone, so losses and gradients are a lone one's but for rounding.
     """
 
-    def __init__(self, models: Sequence[GPT], compute: Compute, compiled: bool) -> None:
-        self.models, self.compute = models, compute
+    def __init__(self, models: Sequence[GPT], runtime: Runtime, compiled: bool) -> None:
+        self.models, self.runtime = models, runtime
         # That an operation has no batching rule: it is done one by one.
         warnings.filterwarnings("ignore", message="There is a performance drop")
         with torch.device("meta"):  # what is done, without weights to do it with
@@ -75,26 +75,26 @@ class Program:
             torch.compiler.reset()  # its limit of compiled variants counts over a whole sweep
             self.losses = torch.compile(self.losses)
 
-    def backward(self, pieces: Sequence[Batch], accumulate: int) -> list[dict[str, Tensor]]:
-        """Add each piece's gradients, over `accumulate`, to those of its model's weights.
+    def backward(self, pieces: Sequence[Batch], grad_accum_steps: int) -> list[dict[str, Tensor]]:
+        """Add each piece's gradients, over `grad_accum_steps`, to those of its model's weights.
 
         Returns what each logs.
         """
         weights = stacked([dict(model.named_parameters()) for model in self.models])
         buffers = stacked([dict(model.named_buffers()) for model in self.models])
         batch = stacked([_tensors(piece) for piece in pieces])
-        with self.compute.autocast():
+        with self.runtime.autocast():
             losses, numbers = self.losses(weights | buffers, *batch.values())
-        (losses.sum() / accumulate).backward()
+        (losses.sum() / grad_accum_steps).backward()
         return [{name: n[i] for name, n in numbers.items()} for i in range(len(pieces))]
 
 
 @one_line_if_out_of_memory(FEWER)
 def step(program: Program, trainers: Sequence[Trainer]) -> None:
     """One training step of each trainer, whose models are the program's."""
-    accumulate = trainers[0].options.accumulate
+    grad_accum_steps = trainers[0].options.grad_accum_steps
     batches = [trainer.draw() for trainer in trainers]
-    found = [program.backward(pieces, accumulate) for pieces in zip(*batches, strict=True)]
+    found = [program.backward(pieces, grad_accum_steps) for pieces in zip(*batches, strict=True)]
     for trainer, logged in zip(trainers, zip(*found, strict=True), strict=True):
         trainer.update(list(logged))
 

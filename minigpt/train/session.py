@@ -20,19 +20,19 @@ from minigpt.logger import LOGGERS, RunInfo
 from minigpt.model import GPT
 from minigpt.run.directory import RunDirectory
 from minigpt.run.provenance import provenance
-from minigpt.runtime import Compute, choose_compute, set_threads
+from minigpt.runtime import Runtime, choose_runtime, set_threads
 from minigpt.train.control import Diverged, Interrupted, Stop, Stopped
 from minigpt.train.display import Display
 from minigpt.train.trainer import Trainer
 
 LESS_MEMORY = (
     "lower model.n_embd, model.block_size or trainer.batch_size, or compute a batch in pieces "
-    "with trainer.accumulate"
+    "with trainer.grad_accum_steps"
 )
 
 
 @one_line_if_out_of_memory(LESS_MEMORY)
-def start(
+def train_run(
     config: Config,
     run: RunDirectory,
     resumed: bool,
@@ -43,10 +43,10 @@ def start(
 ) -> None:
     """Train what a config says in a new run directory, or go on in one that has begun.
 
-    See `begun`. `on_evaluation` follows the run and may end it (see Trainer); `stop` lets another
-    thread end it as a signal does. Raises Interrupted where a signal came.
+    See `training_session`. `on_evaluation` follows the run and may end it (see Trainer); `stop`
+    lets another thread end it as a signal does. Raises Interrupted where a signal came.
     """
-    with begun(config, run, resumed, command, facts) as trainer:
+    with training_session(config, run, resumed, command, facts) as trainer:
         trainer.on_evaluation = on_evaluation or trainer.on_evaluation
         trainer.stop = stop or trainer.stop
         trainer.train()
@@ -55,7 +55,7 @@ def start(
 
 
 @contextmanager
-def begun(
+def training_session(
     config: Config,
     run: RunDirectory,
     resumed: bool,
@@ -69,17 +69,17 @@ def begun(
     """
     options, asked = config.trainer, request_sha256(config)
     set_threads(options.threads)
-    compute = choose_compute(options.device, options.precision)
+    runtime = choose_runtime(options.device, options.precision)
     LOGGERS.variant(config.logger.name).check(config.logger)
     with torch.device("meta"):  # no memory, no time: only what constructors refuse
         design = GPT(config.model, n_vocab=1)
-    design.use_backend(compute.device, compute.precision == "bf16", "train")
+    design.use_backend(runtime.device, runtime.precision == "bf16", "train")
     prepared = prepare(config.data, config.tokenizer, of_run=run if resumed else None)
     prepared.tokens.require_block(config.model.block_size)
     prepared.tokenizer.encode(options.sample_prompt)
     display = Display(options.max_steps)
-    trainer = Trainer(config, run, prepared.tokenizer, prepared.tokens, compute, display)
-    config = trainer.config = resolved(config, compute, trainer.model)
+    trainer = Trainer(config, run, prepared.tokenizer, prepared.tokens, runtime, display)
+    config = trainer.config = resolved(config, runtime, trainer.model)
 
     with run.locked():
         made = provenance(command)
@@ -99,7 +99,7 @@ def begun(
                 )
             prepared.tokenizer.save(run.tokenizer)
             manifest = made | {"request_sha256": asked}
-            manifest |= _facts(prepared, compute, trainer.backend) | (facts or {})
+            manifest |= _facts(prepared, runtime, trainer.backend) | (facts or {})
         write_json(run.manifest, manifest)
         save_config(config, run.config)  # last: from now on the run can be resumed
 
@@ -139,15 +139,15 @@ def begun(
     display.end(run, result)
 
 
-def resolved(config: Config, compute: Compute, model: GPT) -> Config:
+def resolved(config: Config, runtime: Runtime, model: GPT) -> Config:
     """The config with what `auto`, relative paths and an attention's None stood for.
 
     So it means the same later. An attention backend that is `auto` is chosen anew for each use.
     """
     trainer = replace(
         config.trainer,
-        device=compute.device,
-        precision=compute.precision,
+        device=runtime.device,
+        precision=runtime.precision,
         threads=torch.get_num_threads(),
     )
     paths = {
@@ -162,10 +162,10 @@ def resolved(config: Config, compute: Compute, model: GPT) -> Config:
     return replace(config, trainer=trainer, data=replace(config.data, **paths), model=design)
 
 
-def _facts(prepared: Prepared, compute: Compute, backend: str) -> dict[str, Any]:
+def _facts(prepared: Prepared, runtime: Runtime, backend: str) -> dict[str, Any]:
     corpus, tokens = prepared.corpus, prepared.tokens
     return {
-        "device": compute.describe(),
+        "device": runtime.describe(),
         "backend": backend,
         "data_sha256": corpus.sha256,
         "characters": corpus.characters,

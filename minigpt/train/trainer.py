@@ -21,7 +21,7 @@ from minigpt.model import GPT
 from minigpt.optim.optimizer import OPTIMIZERS
 from minigpt.optim.schedule import SCHEDULES
 from minigpt.run.directory import RunDirectory
-from minigpt.runtime import Compute, peak_memory_bytes, reset_peak_memory
+from minigpt.runtime import Runtime, peak_memory_bytes, reset_peak_memory
 from minigpt.tokenizer import Tokenizer
 from minigpt.train.control import Diverged, Interrupted, Stop, Stopwatch, stop_signals
 from minigpt.train.display import Display
@@ -48,18 +48,18 @@ class Trainer:
         run: RunDirectory,
         tokenizer: Tokenizer,
         data: TokenData,
-        compute: Compute,
+        runtime: Runtime,
         display: Display,
     ) -> None:
         self.config, self.options, self.run = config, config.trainer, run
-        self.tokenizer, self.compute, self.display = tokenizer, compute, display
-        reset_peak_memory(compute.device)
+        self.tokenizer, self.runtime, self.display = tokenizer, runtime, display
+        reset_peak_memory(runtime.device)
         torch.manual_seed(config.seed)
-        self.data = data.to(compute.device)
+        self.data = data.to(runtime.device)
         self.batches = torch.Generator(self.data.train.tokens.device)  # where windows are drawn
         self.batches.manual_seed(config.seed + BATCH_SEED)
-        self.model = GPT(config.model, tokenizer.n_vocab).to(compute.device)
-        self.backend = self.model.use_backend(compute.device, compute.precision == "bf16", "train")
+        self.model = GPT(config.model, tokenizer.n_vocab).to(runtime.device)
+        self.backend = self.model.use_backend(runtime.device, runtime.precision == "bf16", "train")
         self.loss = self.model.training_loss
         if self.options.compile or self.model.backend_name == "flex":
             torch.compiler.reset()  # its limit of compiled variants counts over a whole sweep
@@ -138,20 +138,22 @@ class Trainer:
         options = self.options
         block_size = self.config.model.block_size
         batch = self.data.train.draw(options.batch_size, block_size, self.batches)
-        return list(batch.chunk(options.accumulate))
+        return list(batch.chunk(options.grad_accum_steps))
 
     def backward(self, piece: Batch) -> dict[str, Tensor]:
         """Add a piece's gradients to those of the weights; returns what it logs."""
-        with self.compute.autocast():
+        with self.runtime.autocast():
             loss, numbers = self.loss(piece.inputs, piece.targets, piece.documents)
-        (loss / self.options.accumulate).backward()
+        (loss / self.options.grad_accum_steps).backward()
         return numbers
 
     def update(self, logged: list[dict[str, Tensor]]) -> None:
         """Move the weights by their gradients. `logged`: what each piece of the batch logs."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(self.state.step) * group.get("lr_factor", 1.0)
-        clip = math.inf if self.config.optimizer.clip is None else self.config.optimizer.clip
+        clip = (
+            math.inf if self.config.optimizer.grad_clip is None else self.config.optimizer.grad_clip
+        )
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -171,7 +173,7 @@ class Trainer:
 
         The training loss is of a slice of the training split as long as the validation split.
         """
-        state, compute = self.state, self.compute
+        state, runtime = self.state, self.runtime
         tokens = state.step * self.options.batch_size * self.config.model.block_size
         finished = status == "finished"
         train_split = self.data.train.head(len(self.data.val.tokens))
@@ -180,7 +182,7 @@ class Trainer:
             "seed": self.config.seed,
             "steps": state.step,
             "best_step": state.best_step,
-            "train_loss": evaluate(self.model, train_split, compute).loss if finished else None,
+            "train_loss": evaluate(self.model, train_split, runtime).loss if finished else None,
             "val_loss": state.val_loss,
             "best_val_loss": state.best_val_loss,
             "val_perplexity": None if state.val_loss is None else perplexity(state.val_loss),
@@ -189,9 +191,9 @@ class Trainer:
             "flops_per_token": self.model.flops_per_token(),
             "tokens_per_second": tokens / state.step_seconds if state.step_seconds else None,
             "seconds": state.seconds,
-            "peak_memory_bytes": peak_memory_bytes(compute.device),
-            "device": compute.device,
-            "precision": compute.precision,
+            "peak_memory_bytes": peak_memory_bytes(runtime.device),
+            "device": runtime.device,
+            "precision": runtime.precision,
             "backend": self.backend,
         }
 
@@ -225,7 +227,7 @@ class Trainer:
 
     def _diverged(self, step: int, what: str) -> NoReturn:
         saved = self.run.last if self.run.last.exists() else "none yet"
-        clip = " or set optimizer.clip" if self.config.optimizer.clip is None else ""
+        clip = " or set optimizer.grad_clip" if self.config.optimizer.grad_clip is None else ""
         raise Diverged(
             f"{what} at step {step} (learning rate {self.lr(step):.3g}); last good checkpoint: "
             f"{saved}; lower optimizer.lr{clip}"
@@ -274,7 +276,7 @@ class Trainer:
             state = self.state
             if state.evaluated_at == state.step:
                 return
-            val = evaluate(self.model, self.data.val, self.compute)
+            val = evaluate(self.model, self.data.val, self.runtime)
             if not math.isfinite(val.loss):
                 self._diverged(max(0, state.step - 1), f"validation loss {val.loss}")
             better = val.loss < state.best_val_loss
@@ -299,7 +301,7 @@ class Trainer:
                 return
             self.state.sampled_at = self.state.step
             # Its own generator: sampling must not move the random states of training.
-            generator = torch.Generator(self.compute.device)
+            generator = torch.Generator(self.runtime.device)
             generator.manual_seed(self.config.seed + self.state.step)
             prompt = self.tokenizer.encode(self.options.sample_prompt)
             tokens = generate(
@@ -308,7 +310,7 @@ class Trainer:
                 self.options.sample_tokens,
                 Sampling(),
                 [generator],
-                self.compute,
+                self.runtime,
                 context=self.config.model.block_size,
             )
             pieces = stream_text(self.tokenizer, (row[0] for row in tokens))

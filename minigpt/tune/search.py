@@ -120,7 +120,7 @@ class Search:
         self.max_steps = config.trainer.max_steps
         self.earlier = earlier
         self.ended = [record for record in earlier if record.ended(options.scheduler)]
-        self.begun = [record for record in earlier if not record.ended(options.scheduler)]
+        self.unfinished = [record for record in earlier if not record.ended(options.scheduler)]
         self.grid = space.grid() if space.all_of_it(options) else None
         self.total = options.count if self.grid is None else len(self.grid)
         self.display = SearchDisplay(options, self.total, self.max_steps, self.ended)
@@ -142,8 +142,8 @@ class Search:
                 say(f"trials     {share.jobs} at a time, {share.threads} threads each")
                 say(f"folder     {self.folder}")
                 if self.earlier:
-                    ended, begun = len(self.ended), len(self.begun)
-                    say(f"goes on    {ended} trials have ended, {begun} had begun")
+                    ended, unfinished = len(self.ended), len(self.unfinished)
+                    say(f"goes on    {ended} trials have ended, {unfinished} had begun")
                 self._train(left, share)
         if self.stop.number is None:
             self._settle()
@@ -225,7 +225,7 @@ class Search:
         elif population:
             new = [study.ask().params for _ in range(self.total - len(self.earlier))]
         return [
-            *((record.name, record.values) for record in self.begun),
+            *((record.name, record.values) for record in self.unfinished),
             *((trial_name(next(numbers), values, population), values) for values in new),
         ]
 

@@ -188,7 +188,7 @@ class Training(threading.Thread):
 
     def _train(self) -> None:
         from minigpt.config.compose import composed_config, load_config
-        from minigpt.train.session import start
+        from minigpt.train.session import train_run
         from minigpt.tune.space import Space
 
         config = composed_config(Space(self.job.fixed, {}).overrides(self.values))
@@ -201,7 +201,7 @@ class Training(threading.Thread):
             saved = load_config(self.directory.config)
             # Of a population the optimizer's numbers change; all else is as it began.
             config = replace(saved, optimizer=config.optimizer) if self.job.population else saved
-        start(
+        train_run(
             config,
             self.directory,
             resumed=resumed,

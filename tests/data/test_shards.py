@@ -281,8 +281,8 @@ def test_a_run_refuses_other_shards(cli: Cli) -> None:
 
     text = Path("text.txt").read_text(encoding="utf-8")
     make(text, *BPE)
-    begun = cli("train", *RUN, "data=shards", "data.path=shards", *BPE, "hydra.run.dir=run")
-    assert begun.code == 0, begun.err
+    started = cli("train", *RUN, "data=shards", "data.path=shards", *BPE, "hydra.run.dir=run")
+    assert started.code == 0, started.err
     for changed, options, message in (
         (text + "more", BPE, "the text has changed since this run began"),
         (text, ["tokenizer=bpe", "tokenizer.vocab_size=280"], "tokens are of another tokenizer"),

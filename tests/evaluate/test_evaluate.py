@@ -21,10 +21,10 @@ from minigpt.evaluate import loss as evaluate_module
 from minigpt.evaluate.loss import Evaluation, evaluate, perplexity
 from minigpt.inference.generate import Sampling, generate, penalised, stop_at, stream_text
 from minigpt.model import GPT, ModelConfig
-from minigpt.runtime import Compute
+from minigpt.runtime import Runtime
 from minigpt.tokenizer import TOKENIZERS, Tokenizer
 
-CPU = Compute("cpu", "", "fp32", "")
+CPU = Runtime("cpu", "", "fp32", "")
 N_VOCAB = 13
 TEXT = "naïve €5 👩‍👩‍👧 ok"  # characters of one to four bytes, some together one emoji
 

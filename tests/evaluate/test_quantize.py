@@ -26,14 +26,14 @@ from minigpt.inference.quantize import held_bytes, quantize
 from minigpt.model import GPT
 from minigpt.model.backends import BACKENDS
 from minigpt.model.ffn import FFN
-from minigpt.runtime import Compute
+from minigpt.runtime import Runtime
 from tests.conftest import TINY, Cli
 
 pytestmark = pytest.mark.skipif(
     find_spec("torchao") is None, reason="needs torchao: pip install 'minigpt[quantize]'"
 )
 
-FP32, BF16 = Compute("cpu", "", "fp32", ""), Compute("cpu", "", "bf16", "")
+FP32, BF16 = Runtime("cpu", "", "fp32", ""), Runtime("cpu", "", "bf16", "")
 METHODS = ("int8", "int4")
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16}
 MOST = {"int8": 0.005, "int4": 0.1}  # nats of a loss of about three
@@ -172,7 +172,7 @@ def test_decoding_equals_a_full_pass(method: str, backend: str) -> None:
 def test_works_under_autocast(method: str, ffn: str, backend: str) -> None:
     model = model_of(f"ffn={ffn}", f"backend={backend}", "model=gpt2")
     quantize(model, method)
-    exact, rounded = (evaluate(model, split_of(65), compute).loss for compute in (FP32, BF16))
+    exact, rounded = (evaluate(model, split_of(65), runtime).loss for runtime in (FP32, BF16))
     assert exact != rounded and abs(exact - rounded) < 0.01
 
 
@@ -263,10 +263,10 @@ def test_torchao_says_nothing_of_kernels_for_other_machines(cli: Cli) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("method", METHODS)
 def test_on_a_gpu(method: str) -> None:
-    compute = Compute("cuda", "", "bf16", "")
+    runtime = Runtime("cuda", "", "bf16", "")
     model = model_of(n_embd=512).cuda()
     split = replace(split_of(), tokens=split_of().tokens.cuda())
-    before = evaluate(model, split, compute).loss
+    before = evaluate(model, split, runtime).loss
     found = quantize(model, method)
     assert found.bytes_after < found.bytes_before / 2
-    assert abs(evaluate(model, split, compute).loss - before) < 0.5
+    assert abs(evaluate(model, split, runtime).loss - before) < 0.5

@@ -16,9 +16,9 @@ from minigpt.inference.beam import BeamSearch, Found, beam_search
 from minigpt.inference.generate import Sampling, generate
 from minigpt.model import GPT
 from minigpt.model.positional import POSITIONAL
-from minigpt.runtime import Compute
+from minigpt.runtime import Runtime
 
-CPU = Compute("cpu", "", "fp32", "")
+CPU = Runtime("cpu", "", "fp32", "")
 BLOCK = 8
 Ended = Callable[[list[int]], bool]
 

@@ -19,9 +19,9 @@ from minigpt.model import GPT
 from minigpt.model.backends import BACKENDS
 from minigpt.model.kv_cache import KVCache
 from minigpt.model.positional import POSITIONAL
-from minigpt.runtime import Compute
+from minigpt.runtime import Runtime
 
-CPU = Compute("cpu", "", "fp32", "")
+CPU = Runtime("cpu", "", "fp32", "")
 SCHEMES = POSITIONAL.names()
 BLOCK = 8
 GROUPED: dict[str, Any] = {"n_head": 4, "n_embd": 16}

@@ -31,10 +31,10 @@ from minigpt.model.ffn.moe import Routing
 from minigpt.model.gpt import EMBEDDINGS, RESIDUAL_INITS
 from minigpt.model.norm import KINDS, PLACEMENTS, NormConfig
 from minigpt.model.positional import POSITIONAL
-from minigpt.runtime import Compute
+from minigpt.runtime import Runtime
 
 SCHEMES = POSITIONAL.names()
-CPU = Compute("cpu", "", "fp32", "")
+CPU = Runtime("cpu", "", "fp32", "")
 
 
 def loss_of(model: GPT, tokens: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from minigpt.data import Batch
 from minigpt.model import GPT, ModelConfig, gpt
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import PLACEMENTS
-from minigpt.runtime import Compute
+from minigpt.runtime import Runtime
 from minigpt.train.replicas import Program
 
 N = 3
@@ -51,8 +51,8 @@ def batches(length: int = 9, documents: bool = False) -> list[Batch]:
 def assert_as_alone(config: ModelConfig, pieces: list[Batch], compiled: bool = False) -> None:
     """Losses, all that is logged and every gradient, added to over two passes."""
     models = models_of(config)
-    program = Program(models, Compute("cpu", "", "fp32", ""), compiled)
-    found, _ = (program.backward(pieces, accumulate=2) for _ in range(2))
+    program = Program(models, Runtime("cpu", "", "fp32", ""), compiled)
+    found, _ = (program.backward(pieces, grad_accum_steps=2) for _ in range(2))
     together = [[p.grad for p in model.parameters()] for model in models]
     for model, piece, logged, gradients in zip(models, pieces, found, together, strict=True):
         model.zero_grad()

@@ -21,9 +21,9 @@ from minigpt.inference.speculative import Draft, Tally, speculate, verify
 from minigpt.model import GPT
 from minigpt.model.attention import ATTENTION
 from minigpt.model.positional import POSITIONAL
-from minigpt.runtime import Compute
+from minigpt.runtime import Runtime
 
-CPU = Compute("cpu", "", "fp32", "")
+CPU = Runtime("cpu", "", "fp32", "")
 BLOCK = 8
 GREEDY = Sampling(temperature=0)
 Verify = Callable[[Tensor, Tensor, list[int], torch.Generator], list[int]]

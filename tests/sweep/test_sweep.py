@@ -21,10 +21,10 @@ from minigpt.model.attention import ATTENTION
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import PLACEMENTS
 from minigpt.model.positional import POSITIONAL
-from minigpt.train.state import TRAINING, WEIGHTS
 from minigpt.sweep.job import leased
 from minigpt.sweep.plan import labels
 from minigpt.sweep.watch import last_step
+from minigpt.train.state import TRAINING, WEIGHTS
 from tests.conftest import TINY, Cli, read_metrics
 
 HERE = "hydra.sweep.dir=sweep"
@@ -215,9 +215,9 @@ def test_a_stopped_sweep_saves_its_runs(workdir: Path, launcher: str) -> None:
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "interrupted" in out and "waiting" in out
-    begun = runs().values()
-    assert begun and all((run / "checkpoints/last" / TRAINING).exists() for run in begun)
-    statuses = {json.loads((run / "result.json").read_text())["status"] for run in begun}
+    started = runs().values()
+    assert started and all((run / "checkpoints/last" / TRAINING).exists() for run in started)
+    statuses = {json.loads((run / "result.json").read_text())["status"] for run in started}
     assert statuses == {"interrupted"}
 
 

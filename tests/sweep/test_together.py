@@ -55,7 +55,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 def test_runs_are_those_of_lone_ones(cli: Cli) -> None:
     options = ["seed=1,2", "optimizer.lr=1e-2,3e-3", "optimizer.weight_decay=0.2,0"]
-    options += ["trainer.precision=fp32", "trainer.accumulate=2"]
+    options += ["trainer.precision=fp32", "trainer.grad_accum_steps=2"]
     alone, together = sweep(cli, "alone", *options), sweep(cli, "together", *options, TOGETHER)
     assert together.keys() == alone.keys() and len(alone) == 8
     for name, run in alone.items():

@@ -108,7 +108,7 @@ def test_a_training_loss_is_the_mean_over_documents(cli: Cli) -> None:
 def test_accumulation_equals_the_large_batch(cli: Cli) -> None:
     options = [*TINY, SEPARATOR, "trainer.precision=fp32", "trainer.max_steps=5"]
     assert cli("train", *options, "hydra.run.dir=one").code == 0
-    assert cli("train", *options, "hydra.run.dir=four", "trainer.accumulate=4").code == 0
+    assert cli("train", *options, "hydra.run.dir=four", "trainer.grad_accum_steps=4").code == 0
     for one, four in zip(read_metrics(Path("one")), read_metrics(Path("four")), strict=True):
         assert one == pytest.approx(four, rel=1e-5)
 

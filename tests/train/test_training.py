@@ -19,7 +19,7 @@ from minigpt.model import GPT
 from minigpt.model.positional import PositionalScheme
 from minigpt.optim.optimizer import OPTIMIZERS, StackedMuon
 from minigpt.optim.schedule import SCHEDULES, Schedule
-from minigpt.runtime import choose_compute
+from minigpt.runtime import choose_runtime
 from minigpt.train.control import Stopwatch
 from minigpt.train.display import Display
 from minigpt.train.trainer import BATCH_SEED, Trainer
@@ -40,7 +40,7 @@ def result(run: str) -> dict[str, object]:
 def test_accumulation_equals_the_large_batch(cli: Cli, ffn: list[str]) -> None:
     options = [*TINY, *ffn, "trainer.precision=fp32", "trainer.max_steps=5"]
     assert cli("train", *options, "hydra.run.dir=one").code == 0
-    assert cli("train", *options, "hydra.run.dir=four", "trainer.accumulate=4").code == 0
+    assert cli("train", *options, "hydra.run.dir=four", "trainer.grad_accum_steps=4").code == 0
     for name, weight in weights("one").items():
         torch.testing.assert_close(weights("four")[name], weight, rtol=1e-4, atol=1e-6)
     for one, four in zip(read_metrics(Path("one")), read_metrics(Path("four")), strict=True):
@@ -146,7 +146,7 @@ def test_no_steps_at_all_evaluates(cli: Cli) -> None:
 def test_divergence_names_step_rate_and_checkpoint(
     cli: Cli, log_every: int, checkpoint_every: str
 ) -> None:
-    options = [*TINY, "optimizer.lr=1e30", "optimizer.clip=null", "schedule=constant"]
+    options = [*TINY, "optimizer.lr=1e30", "optimizer.grad_clip=null", "schedule=constant"]
     logging = [f"trainer.log_every={log_every}", f"trainer.checkpoint_every={checkpoint_every}"]
     outcome = cli("train", *options, *logging, "schedule.warmup_steps=0", "hydra.run.dir=run")
     assert outcome.code == 1
@@ -326,14 +326,14 @@ def near_orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def test_explicit_devices_and_precisions_are_honoured() -> None:
-    compute = choose_compute("cpu", "fp32")
-    assert (compute.device, compute.precision) == ("cpu", "fp32")
-    assert choose_compute("cpu", "bf16").precision == "bf16"
+    runtime = choose_runtime("cpu", "fp32")
+    assert (runtime.device, runtime.precision) == ("cpu", "fp32")
+    assert choose_runtime("cpu", "bf16").precision == "bf16"
     if not torch.cuda.is_available():
         with pytest.raises(
             ValueError, match=r"^trainer.device=cuda: torch .* finds no such device"
         ):
-            choose_compute("cuda", "auto")
+            choose_runtime("cuda", "auto")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

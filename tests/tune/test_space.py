@@ -37,7 +37,7 @@ def domain(override: str) -> Domain:
         ("model.n_layer=range(2,7,2)", [2, 4, 6]),
         ("model.dropout=range(0,0.3,0.1)", [0.0, 0.1, 0.2]),
         ("model.bias=true,false", [True, False]),
-        ("optimizer.clip=null,1.5", [None, 1.5]),
+        ("optimizer.grad_clip=null,1.5", [None, 1.5]),
         ("model.attention.layers=[full],[full,chunked]", ["[full]", "[full,chunked]"]),
         ("data.path='a b','c,d'", ["'a b'", "'c,d'"]),
     ],

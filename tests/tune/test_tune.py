@@ -218,7 +218,7 @@ def test_a_killed_and_a_stopped_search_go_on(cli: Cli, ray: None) -> None:
     wait_for(lambda: trials() and lines_of(trials()[0] / "metrics.jsonl") > 20)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    begun = (trials()[0] / "manifest.json").read_text()
+    started = (trials()[0] / "manifest.json").read_text()
 
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     second = subprocess.Popen(command, **pipes, start_new_session=True)
@@ -237,7 +237,7 @@ def test_a_killed_and_a_stopped_search_go_on(cli: Cli, ray: None) -> None:
     assert "goes on    1 trials have ended, 1 had begun" in third.out
     assert (trials()[0] / "result.json").read_text() == finished
     manifest = json.loads((trials()[0] / "manifest.json").read_text())
-    assert manifest["started"] == json.loads(begun)["started"]
+    assert manifest["started"] == json.loads(started)["started"]
     assert len(manifest["resumed"]) == 1
     statuses = [trial["status"] for trial in report_of(search)["trials"]]
     assert statuses == ["finished"] * 2
