@@ -62,7 +62,7 @@ def test_sample(cli: Cli) -> None:
             "--repetition-penalty=inf: must be a finite number above",
         ),
         (["--stop", ""], "--stop=: empty"),
-        (["--stop", r"\d"], r"--stop=\d: a backslash begins \n, \t, \r or"),
+        (["--stop", r"\d"], r"--stop=\d: invalid escape; use \n, \t, \r or"),
         (["--beams", "1", "--length-penalty", "2"], "--length-penalty: compares beams, and"),
         (["--beams", "2", "--length-penalty", "2"], "--length-penalty: compares texts that end at"),
         (["--prompts", "nowhere.txt"], "--prompts=nowhere.txt: No such file or directory; give"),

@@ -143,7 +143,7 @@ class Trainer:
     def backward(self, piece: Batch) -> dict[str, Tensor]:
         """Add a piece's gradients to those of the weights; returns what it logs."""
         with self.runtime.autocast():
-            loss, numbers = self.loss(piece.inputs, piece.targets, piece.documents)
+            loss, numbers = self.loss(piece.inputs, piece.targets, piece.document_ids)
         (loss / self.options.grad_accum_steps).backward()
         return numbers
 
