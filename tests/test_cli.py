@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 
 from tests.conftest import TINY, Cli, inspect_wandb, the_run
 
+pytestmark = pytest.mark.medium
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 MISTAKES = {
     "model=alibi model.positional.slope=learned": "Did you mean model.positional.slopes",
@@ -88,6 +90,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_and_leaves_nothing(cli: Cli, workdir: Path, mistake: str) -> None:
     before = sorted(workdir.rglob("*"))
@@ -216,6 +219,7 @@ def test_command_line_choice_wins_over_a_preset(cli: Cli) -> None:
     )
 
 
+@pytest.mark.fast
 def test_run_directory(cli: Cli, workdir: Path) -> None:
     outcome = cli("train", *TINY)
     assert outcome.code == 0, outcome.err
@@ -284,8 +288,7 @@ def test_running_out_of_memory_is_one_line(cli: Cli) -> None:
     assert outcome.err.count("\n") == 1
 
 
-def test_a_run_is_not_overwritten(cli: Cli) -> None:
-    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+def test_a_run_is_not_overwritten(cli: Cli, tiny_run: Path) -> None:
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     outcome = cli("train", *TINY, "hydra.run.dir=run")
     assert outcome.code == 2
@@ -322,8 +325,9 @@ def damage(path: Path, how: str) -> None:
         ("manifest.json", ["eval", "run"]),
     ],
 )
-def test_a_damaged_run_is_named(cli: Cli, file: str, command: list[str], how: str) -> None:
-    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+def test_a_damaged_run_is_named(
+    cli: Cli, tiny_run: Path, file: str, command: list[str], how: str
+) -> None:
     Path("run/result.json").unlink()
     damage(Path("run") / file, how)
     outcome = cli(*command)
@@ -332,8 +336,7 @@ def test_a_damaged_run_is_named(cli: Cli, file: str, command: list[str], how: st
     assert file in outcome.err or "run: has no config.yaml" in outcome.err
 
 
-def test_foreign_weights(cli: Cli) -> None:
-    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+def test_foreign_weights(cli: Cli, tiny_run: Path) -> None:
     assert cli("train", *TINY, "model.n_embd=8", "hydra.run.dir=other").code == 0
     name = "checkpoints/best/model.safetensors"
     (Path("run") / name).write_bytes((Path("other") / name).read_bytes())
@@ -342,8 +345,7 @@ def test_foreign_weights(cli: Cli) -> None:
     assert "weights of another design" in outcome.err and outcome.err.count("\n") == 1
 
 
-def test_a_checkpoint_cannot_run_code(cli: Cli) -> None:
-    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+def test_a_checkpoint_cannot_run_code(cli: Cli, tiny_run: Path) -> None:
     Path("run/result.json").unlink()
 
     class Attack:
@@ -414,10 +416,16 @@ def test_a_folder_that_cannot_be_written(cli: Cli) -> None:
     assert outcome.err.count("\n") == 1 and "/proc/nowhere" in outcome.err
 
 
+def experiment(file: Path):
+    """Return a test parameter; slow if the experiment compiles the model."""
+    compiles = OmegaConf.select(OmegaConf.load(file), "trainer.compile", default=False)
+    return pytest.param(file, id=file.stem, marks=[pytest.mark.slow] * compiles)
+
+
 EXPERIMENTS = sorted((CONFIGS / "experiment").rglob("*.yaml"))
 
 
-@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", map(experiment, EXPERIMENTS))
 def test_every_experiment_runs_a_step(cli: Cli, file: Path) -> None:
     name = file.relative_to(CONFIGS / "experiment").with_suffix("").as_posix()
     params = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params", default={})
