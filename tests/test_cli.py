@@ -15,8 +15,6 @@ from omegaconf import OmegaConf
 
 from tests.conftest import TINY, Cli, inspect_wandb, the_run
 
-pytestmark = pytest.mark.medium
-
 CONFIGS = Path(__file__).parent.parent / "configs"
 MISTAKES = {
     "model=alibi model.positional.slope=learned": "Did you mean model.positional.slopes",

@@ -12,8 +12,6 @@ from minigpt.bench.train import StepClock
 from minigpt.config.hydra_main import combinations
 from tests.conftest import Cli
 
-pytestmark = pytest.mark.medium
-
 SMALL = [
     *("data=text", "data.path=text.txt", "model.n_layer=1", "model.n_head=2", "model.n_embd=16"),
     *("model.block_size=16", "trainer.batch_size=4", "trainer.device=cpu"),

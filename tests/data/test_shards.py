@@ -32,8 +32,6 @@ from minigpt.tokenizer.tiktoken_ import TiktokenTokenizer
 from tests.conftest import TINY, Cli
 from tests.train.test_resume import same_end, stop_at
 
-pytestmark = pytest.mark.medium
-
 TEXT = "".join(
     f"ROLE {i}:\r\nTo  be — {i * i} — orn\u2019t 東京。 It's{'!' * (i % 3)}\n {' ' * (i % 4)}\n"
     f"\x1c\u00a0 x\t\u3000y{chr(0x1F600 + i)}.\n\n"

@@ -25,8 +25,6 @@ from minigpt.train.display import Display
 from minigpt.train.trainer import BATCH_SEED, Trainer
 from tests.conftest import TINY, Cli, inspect_wandb, read_metrics
 
-pytestmark = pytest.mark.medium
-
 
 def weights(run: str, checkpoint: str = "last") -> dict[str, torch.Tensor]:
     """The weights a run saved."""
