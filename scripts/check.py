@@ -1,6 +1,6 @@
 """Run every check of this repository in order: format, lint, imports, types, tests.
 
-Each command is printed before it starts. Arguments go to pytest: `-m fast` runs the fast tests only,
+Each command is printed before it starts. Arguments go to pytest: `-m fast` runs only fast tests,
 and `-m ''` adds the slow ones, as CI does.
 """
 
