@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from tiny import default_dtype, random_model, random_tokens, tiny_config
 
 from minigpt.errors import UserError
 from minigpt.inference.beam import BeamSearch, Found, beam_search
@@ -17,6 +16,7 @@ from minigpt.inference.generate import Sampling, generate
 from minigpt.model import GPT
 from minigpt.model.positional import POSITIONAL
 from minigpt.runtime import Runtime
+from tests.model.tiny import default_dtype, random_model, random_tokens, tiny_config
 
 CPU = Runtime("cpu", "", "fp32", "")
 BLOCK = 8

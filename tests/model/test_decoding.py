@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from contract import ATTENTION_IDS, ATTENTIONS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import default_dtype, random_model, random_tokens, refused, tiny_config
 from torch import Tensor
 
 from minigpt.errors import UserError
@@ -20,6 +18,8 @@ from minigpt.model.backends import BACKENDS
 from minigpt.model.kv_cache import KVCache
 from minigpt.model.positional import POSITIONAL
 from minigpt.runtime import Runtime
+from tests.model.contract import ATTENTION_IDS, ATTENTIONS
+from tests.model.tiny import default_dtype, random_model, random_tokens, refused, tiny_config
 
 CPU = Runtime("cpu", "", "fp32", "")
 SCHEMES = POSITIONAL.names()
@@ -216,6 +216,7 @@ def test_a_rewound_cache_is_as_one_that_never_saw_more() -> None:
 # --- several texts
 
 
+@pytest.mark.medium
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(("backend", "design"), ABLE)
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -296,6 +297,7 @@ def test_what_a_context_shows() -> None:
     assert first_seen(10**9, None) == 0
 
 
+@pytest.mark.medium
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(("attention", "options"), ATTENTIONS, ids=ATTENTION_IDS)
 @pytest.mark.parametrize("scheme", ["nope", "learned", "rope", "relative"])
@@ -331,6 +333,7 @@ def test_a_decoder_leaves_the_prompts() -> None:
 # --- back and forth
 
 
+@pytest.mark.medium
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("context", [4, BLOCK, 2 * MOVES, None])
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from reference import ATTENTION_OPTIONS
-from tiny import default_dtype, random_model, random_tokens, tiny_config
 from torch import Tensor
 
 from minigpt.errors import UserError
@@ -22,6 +20,8 @@ from minigpt.model import GPT
 from minigpt.model.attention import ATTENTION
 from minigpt.model.positional import POSITIONAL
 from minigpt.runtime import Runtime
+from tests.model.reference import ATTENTION_OPTIONS
+from tests.model.tiny import default_dtype, random_model, random_tokens, tiny_config
 
 CPU = Runtime("cpu", "", "fp32", "")
 BLOCK = 8
