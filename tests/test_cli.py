@@ -88,7 +88,6 @@ MISTAKES = {
 }
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_and_leaves_nothing(cli: Cli, workdir: Path, mistake: str) -> None:
     before = sorted(workdir.rglob("*"))

@@ -122,6 +122,7 @@ def test_target_bytes_count_utf8(workdir: Path) -> None:
     assert tokens.val.target_bytes == 49
 
 
+@pytest.mark.medium
 def test_two_processes_prepare_at_once(workdir: Path) -> None:
     """Real processes, started together on an empty folder."""
     code = (
