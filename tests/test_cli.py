@@ -58,7 +58,7 @@ MISTAKES = {
     "model.n_kv_head=3": "model.n_kv_head=3: must divide model.n_head=4; use 1, 2, 4 heads",
     "model.n_kv_head=0": "model.n_kv_head=0: must be 1 or more",
     "model.logit_softcap=0": "model.logit_softcap=0.0: must be above 0, or null",
-    "positional=relative model.positional.clip=500": "model.positional.clip=500: no text of",
+    "positional=relative model.positional.max_distance=500": "model.positional.max_distance=500: ",
     "model=bigram positional=t5": "model.positional.name=t5: works inside blocks, and model.n_la",
     "trainer.device=cpu backend=sdpa model.logit_softcap=9": "on cpu: it has no logit soft-cap",
     "model.positional.factor=2": "model.positional.factor=2.0: nothing is scaled; set model.posi",
@@ -81,7 +81,7 @@ MISTAKES = {
     "data.document_separator=@": "data.document_separator='@': occurs nowhere in the train split",
     "data.document_separator=[a]": "data.document_separator=['a']: Cannot convert 'ListConfig' to",
     r"data.document_separator=\d": r"data.document_separator=\d: a backslash begins \n, \t, \r or",
-    r"attention=performer data.document_separator=\n": "attention=performer: cannot keep documents",
+    r"attention=performer data.document_separator=\n": "attention=performer: cannot mask other",
     "data.document_seperator=x": "Did you mean data.document_separator",
     "resume=nowhere": "nowhere: no such run directory",
     "resume=latest": "latest: no run under runs/ yet",
@@ -387,7 +387,7 @@ def test_doctor(cli: Cli) -> None:
     for group in ("attention", "ffn", "norm"):
         for choice in (CONFIGS / group).glob("*.yaml"):
             assert f" {choice.stem} " in outcome.out or f" {group}={choice.stem} " in outcome.out
-    assert "attention=performer: it never writes scores out" in outcome.out
+    assert "attention=performer: it never computes scores" in outcome.out
 
 
 def test_a_tracker_that_cannot_be_had_leaves_nothing(cli: Cli, workdir: Path) -> None:

@@ -13,8 +13,9 @@ from minigpt.errors import require
 from minigpt.files import sha256
 from minigpt.logger import LOGGERS, LoggerConfig
 from minigpt.model.attention import ATTENTION
+from minigpt.model.compatibility import require_compatible
+from minigpt.model.config import ModelConfig
 from minigpt.model.ffn import FFN
-from minigpt.model.gpt import ModelConfig
 from minigpt.model.positional import POSITIONAL
 from minigpt.optim.optimizer import OPTIMIZERS, OptimizerConfig
 from minigpt.optim.schedule import SCHEDULES, ScheduleConfig
@@ -95,19 +96,12 @@ class Config:
     def __post_init__(self) -> None:
         # Beyond 32 bits torch's CPU generator takes different seeds for the same.
         require(0 <= self.seed < 2**32, "seed", self.seed, "must be from 0 to 2^32 - 1")
-        if self.data.separator is not None:
-            require_documents(self.model.attention.name)
+        documents = self.data.separator is not None
+        require_compatible(self.model, documents=documents, optimizer=self.optimizer.name)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values."""
         return dataclasses.asdict(self)
-
-
-def require_documents(attention: str) -> None:
-    """Raise UserError for an attention that cannot keep documents apart."""
-    able = [name for name in ATTENTION.names() if ATTENTION.variant(name).documents]
-    why = f"cannot keep documents apart; use {', '.join(able)}, or data.document_separator=null"
-    require(attention in able, "attention", attention, why)
 
 
 def request_sha256(config: Config) -> str:

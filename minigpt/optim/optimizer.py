@@ -17,7 +17,7 @@ from minigpt.registry import Registry
 
 @dataclass
 class OptimizerConfig:
-    """`lr`: the peak that the schedule scales. `grad_clip`: largest gradient norm; null: no clip."""
+    """`lr`: the peak that the schedule scales. `grad_clip`: largest gradient norm; null: none."""
 
     name: str
     lr: float
@@ -49,7 +49,7 @@ def decay_groups(
     model: GPT, weight_decay: float, parameters: Iterable[nn.Parameter] | None = None
 ) -> list[dict[str, Any]]:
     """Two groups of all or some parameters: those the model lets decay, and the rest."""
-    decayed = set(model.decayed())
+    decayed = set(model.decayed_parameters())
     chosen = [*(model.parameters() if parameters is None else parameters)]
     return [
         {"params": [p for p in chosen if p in decayed], "weight_decay": weight_decay},
@@ -164,7 +164,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, config: MuonConfig, model: GPT) -> None:
         matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-        require(bool(matrices), "optimizer", config.name, "has no matrix to step; use adamw")
+        assert matrices, "refused by `compatibility`"
         self.muon = StackedMuon(
             matrices,
             lr=config.lr,

@@ -15,6 +15,7 @@ from minigpt.data import Batch
 from minigpt.errors import one_line_if_out_of_memory
 from minigpt.model import GPT
 from minigpt.model.backends import eager
+from minigpt.model.compatibility import replica_problems
 from minigpt.runtime import Runtime
 from minigpt.train.trainer import Trainer
 
@@ -35,23 +36,8 @@ def program_of(config: Config) -> Hashable:
 
 def why_not(config: Config) -> str | None:
     """Why a run cannot be computed with others, as a line for people; None if it can."""
-    model, backend = config.model, config.model.backend.name
-    if model.dropout > 0:
-        return (
-            f"model.dropout={model.dropout}: replicas would drop other channels than lone runs; "
-            f"use 0, or another hydra/launcher"
-        )
-    if model.ffn.name == "moe":
-        return (
-            "ffn=moe: each replica would send its tokens to experts of its own; use another ffn, "
-            "or another hydra/launcher"
-        )
-    if backend not in ("eager", "auto"):
-        return (
-            f"model.backend.name={backend}: torch batches no fused attention over replicas; use "
-            f"eager or auto"
-        )
-    return None
+    every = replica_problems(config.model)
+    return str(every[0]) if every else None
 
 
 class Program:
@@ -69,7 +55,7 @@ class Program:
         with torch.device("meta"):  # what is done, without weights to do it with
             design = GPT(models[0].config, models[0].n_vocab)
         design.backend = eager
-        design.logits_at_once = sys.maxsize  # pieces would be computed again outside of vmap
+        design.max_logits = sys.maxsize  # pieces would be computed again outside of vmap
         self.losses: Callable[..., tuple[Tensor, dict[str, Tensor]]] = vmap(_Loss(design).of)
         if compiled:
             torch.compiler.reset()  # its limit of compiled variants counts over a whole sweep

@@ -18,6 +18,7 @@ from minigpt.errors import UserError, first_line, one_line_if_out_of_memory
 from minigpt.files import recover_directory, write_json
 from minigpt.logger import LOGGERS, RunInfo
 from minigpt.model import GPT
+from minigpt.model.compatibility import require_compatible
 from minigpt.run.directory import RunDirectory
 from minigpt.run.provenance import provenance
 from minigpt.runtime import Runtime, choose_runtime, set_threads
@@ -71,9 +72,7 @@ def training_session(
     set_threads(options.threads)
     runtime = choose_runtime(options.device, options.precision)
     LOGGERS.variant(config.logger.name).check(config.logger)
-    with torch.device("meta"):  # no memory, no time: only what constructors refuse
-        design = GPT(config.model, n_vocab=1)
-    design.use_backend(runtime.device, runtime.precision == "bf16", "train")
+    require_compatible(config.model, runtime.device, "train")
     prepared = prepare(config.data, config.tokenizer, of_run=run if resumed else None)
     prepared.tokens.require_block(config.model.block_size)
     prepared.tokenizer.encode(options.sample_prompt)
@@ -157,7 +156,7 @@ def resolved(config: Config, runtime: Runtime, model: GPT) -> Config:
     }
     design = replace(
         config.model,
-        attention=model.attention.spelled_out(config.model.attention),
+        attention=model.attention.resolved(config.model.attention),
     )
     return replace(config, trainer=trainer, data=replace(config.data, **paths), model=design)
 

@@ -159,7 +159,7 @@ def check_space(space: Space, options: TuneOptions) -> Config:
     if options.search == "grid":
         space.grid()
     searched = {key.lstrip("+") for key in space.domains}
-    first, *others = (_checked(space.overrides(values)) for values in _probes(space))
+    first, *others = (composed_config(space.overrides(values)) for values in _probes(space))
     swept = swept_by_experiment(space.overrides(next(_probes(space))))
     if swept:
         raise UserError(
@@ -190,18 +190,6 @@ def check_space(space: Space, options: TuneOptions) -> Config:
             f"compare; use --metric val_bits_per_byte"
         )
     return first
-
-
-def _checked(overrides: list[str]) -> Config:
-    """The config of overrides, its design built without memory. Raises UserError."""
-    import torch
-
-    from minigpt.model import GPT
-
-    config = composed_config(overrides)
-    with torch.device("meta"):
-        GPT(config.model, n_vocab=1)
-    return config
 
 
 def _probes(space: Space) -> Iterator[Values]:

@@ -267,10 +267,10 @@ class Relative(Positions):
     relative = True
 
     def score(self, pair: Pair) -> Tensor | float:
-        clip = self.options["clip"]
+        longest = self.options["max_distance"]
         distance = pair.i - pair.j
-        if clip is not None and distance > clip:
-            distance = clip
+        if longest is not None and distance > longest:
+            distance = longest
         vector = self.weights["table"][pair.layer, distance]
         return (pair.query * vector).sum() / math.sqrt(len(vector))
 
@@ -685,7 +685,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "fire": [{"layers": "own", "width": 5}, {"threshold": 4.0}],
     "integrated": [{"heads": "own"}],
     "kerple": [{"layers": "own"}],
-    "relative": [{"clip": 3}],
+    "relative": [{"max_distance": 3}],
     "relative_bias": [{"layers": "own"}],
     "rope": [
         {"fraction": 0.5},
@@ -785,7 +785,7 @@ def one_text(
     for layer in range(config.n_layer):
         mirror = config.n_layer - 1 - layer
         if config.unet_skips and mirror < layer:
-            part = weights["skip_parts"][layer - (config.n_layer + 1) // 2]
+            part = weights["skip_weights"][layer - (config.n_layer + 1) // 2]
             xs = [x + part * y for x, y in zip(xs, outputs[mirror], strict=True)]
 
         def attend(inputs: Vectors, layer: int = layer) -> Vectors:
@@ -822,7 +822,7 @@ def residual(
         return [norm(x + y, "norm") for x, y in zip(xs, sublayer(xs), strict=True)]
     changes = sublayer([norm(x, "norm") for x in xs])
     if config.norm.placement in ("sandwich", "peri"):
-        changes = [norm(change, "result_norm") for change in changes]
+        changes = [norm(change, "output_norm") for change in changes]
     return [x + change for x, change in zip(xs, changes, strict=True)]
 
 
@@ -836,7 +836,7 @@ def attention(
     queries share each (Ainslie et al. 2023, section 2.2).
     """
     config, weights, scheme = attending.config, attending.weights, attending.scheme
-    name = f"blocks.{layer}.attention"
+    name = f"blocks.{layer}.self_attention"
     size = config.n_embd // config.n_head
     n_kv_head = config.n_kv_head or config.n_head
     widths = [config.n_embd, n_kv_head * size, n_kv_head * size]
@@ -847,7 +847,7 @@ def attention(
     if config.value_residual and layer == 0:
         first_values += [v for _, _, v in projected]
     elif config.value_residual:
-        own, first = weights[f"{name}.value_parts"]
+        own, first = weights[f"{name}.value_weights"]
         for vectors, first_value in zip(projected, first_values, strict=True):
             vectors[2] = own * vectors[2] + first * first_value
     heads = []

@@ -100,7 +100,7 @@ def test_documents() -> None:
 
 
 def test_logits_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpt, "MOST_LOGITS", 5 * N_VOCAB)
+    monkeypatch.setattr(gpt, "MAX_LOGITS", 5 * N_VOCAB)
     assert_as_alone(tiny_config(), batches())
 
 
