@@ -289,7 +289,7 @@ def test_a_run_is_not_overwritten(cli: Cli) -> None:
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     outcome = cli("train", *TINY, "hydra.run.dir=run")
     assert outcome.code == 2
-    assert "holds a run already" in outcome.err
+    assert "contains a run already" in outcome.err
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
 

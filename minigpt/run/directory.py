@@ -40,6 +40,11 @@ class RunDirectory:
         """How it ended, of result.json; None where there is none. Raises UserError if broken."""
         return self.read_json(self.result).get("status") if self.result.exists() else None
 
+    @property
+    def data_sha256(self) -> str:
+        """The sha256 of the text the run was trained on. Raises UserError without a manifest."""
+        return str(self.read_json(self.manifest).get("data_sha256"))
+
     @contextmanager
     def locked(self, seconds: float = 0.0) -> Iterator[None]:
         """Keep other processes from training here meanwhile; wait so long for one that does.

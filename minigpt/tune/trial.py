@@ -214,10 +214,10 @@ class Training(threading.Thread):
         """Report an evaluation, then do as ordered. The last one is reported with the result."""
         from minigpt.train.control import Stopped
 
-        state = trainer.state
-        if state.step == trainer.options.max_steps:
+        progress = trainer.progress
+        if progress.step == trainer.options.max_steps:
             return
-        self.reports.put(self._report(state.step, asdict(state)) | {"status": "running"})
+        self.reports.put(self._report(progress.step, asdict(progress)) | {"status": "running"})
         status = "stopped"
         while (order := self.orders.get()) is not Order.GO_ON:
             trainer.save()

@@ -96,9 +96,12 @@ def test_one_that_fails_or_stops_early_leaves_the_others(cli: Cli) -> None:
 def test_refusals(cli: Cli, workdir: Path) -> None:
     before = sorted(workdir.rglob("*"))
     for options, message in (
-        (["model.dropout=0.1"], "model.dropout=0.1: replicas would drop other channels than lone"),
-        (["ffn=moe"], "ffn=moe: each replica would send its tokens"),
-        (["backend=sdpa"], "model.backend.name=sdpa: torch batches no fused attention"),
+        (
+            ["model.dropout=0.1"],
+            "model.dropout=0.1: replicas would draw other dropout masks than separate runs",
+        ),
+        (["ffn=moe"], "ffn=moe: expert routing has no batching rule"),
+        (["backend=sdpa"], "model.backend.name=sdpa: fused attention has no batching rule"),
         (["hydra.launcher.at_once=0"], "hydra.launcher.at_once=0: must be a whole number of 1"),
         (["hydra.launcher.at_once=2.5"], "hydra.launcher.at_once=2.5: must be a whole number"),
         (["hydra.launcher.at_once=abc"], "hydra.launcher.at_once=abc: must be a whole number"),

@@ -96,7 +96,7 @@ def stopped_and_resumed(cli: Cli, monkeypatch: pytest.MonkeyPatch, options: list
     stop_at(7, monkeypatch)
     stopped = cli("train", *options, "hydra.run.dir=parts")
     assert stopped.code == 128 + signal.SIGTERM
-    assert "saved; go on with: minigpt train resume=parts\n" in stopped.out
+    assert "saved; resume with: minigpt train resume=parts\n" in stopped.out
     assert json.loads(Path("parts/result.json").read_text())["status"] == "interrupted"
     assert cli("train", "resume=parts").code == 0
     same_end(Path("whole"), Path("parts"))
