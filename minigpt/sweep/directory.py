@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt.config.hydra_main import file_name
+from minigpt.config.groups import file_name
 from minigpt.run.directory import RUNS
 
 NAMED_AFTER = ("sweep", "experiment")

@@ -127,7 +127,7 @@ def test_names_of_trials_are_file_names() -> None:
         (["optimizer.lr=interval(2,1)"], "the second bound must be above the first"),
         (["optimizer.lr=tag(log,interval(0,1))"], "log needs bounds above 0"),
         (["optimizer.lr=tag(lgo,interval(1,2))"], "no such tag: lgo; use log or int"),
-        (["optimizer.lr=interval(1)"], "optimizer.lr=interval(1): not understood"),
+        (["optimizer.lr=interval(1)"], "optimizer.lr=interval(1): cannot be parsed"),
         (["optimizer.lr=choice(1)"], "optimizer.lr=1: has one value"),
         (["optimizer.lr=1,1"], "holds a value twice"),
         (["seed=1,2", "seed=3"], "seed is given twice"),
@@ -143,7 +143,7 @@ def test_names_of_trials_are_file_names() -> None:
         (["tokenizer=char,gpt2"], "use --metric val_bits_per_byte"),
         (["seed=1,2", "--jobs", "0"], "--jobs=0: must be 1 or more"),
         (["seed=1,2", "--schedule", "asha"], "unrecognized arguments: --schedule"),
-        (["seed"], "seed: not understood; write key=value"),
+        (["seed"], "seed: cannot be parsed; write key=value"),
         (["seed=1,2", "--seed", "-1"], "--seed=-1: must be from 0 to 2^32 - 1"),
         (["seed=1,2", "--address", "foo"], "--address=foo: give auto, or a cluster's host:port"),
         (
