@@ -1,4 +1,4 @@
-"""Printing for people."""
+"""Text output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 
 
 class PipeConsole(Console):
-    """A console whose reader may leave, as `head` does: the rest is dropped, the work goes on."""
+    """A console that ignores a closed pipe: output to `head` must not end a training run."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -19,13 +19,13 @@ class PipeConsole(Console):
 
 
 def described(options: Any) -> str:
-    """The name of a variant and what its options are."""
+    """Return the name of a variant with its options in brackets."""
     values = settings(options)
     return f"{options.name} ({values})" if values else options.name
 
 
 def settings(options: Any) -> str:
-    """The options of a variant and their values."""
+    """Return the options of a variant and their values, but its name."""
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     return "; ".join(
         f"{key} {', '.join(value) if isinstance(value, list) else value}"

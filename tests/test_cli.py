@@ -24,7 +24,7 @@ MISTAKES = {
     "attention=null": "attention=null: needs a choice; use one of bigbird, chunked, full",
     "norm=pre,null -m": "norm=pre,null: needs a choice; use one of",
     "model.norm=post": "model.norm=post: is a choice of a config group; use norm=post",
-    "model.attention.name=performer": "use attention=performer, which brings features, layers",
+    "model.attention.name=performer": "use attention=performer, which sets features, layers",
     "model.attention.window=4": "an option of attention=sliding_window; choose that too",
     "tokenizer.vocab_size=300": "tokenizer.vocab_size: an option of tokenizer=bpe; choose that",
     "attention=performer model.attention.layers=full": "must be a list; use model.attention.la",
@@ -179,15 +179,6 @@ def test_shell_completion(
     monkeypatch.setenv("COMP_LINE", line)
     assert cli("-sc", "query=bash").out.strip() == offered
     assert "complete" in cli("-sc", "install=bash").out
-
-
-def test_flags_before_and_after_overrides() -> None:
-    from minigpt.config.hydra_main import flags_first
-
-    expected = ["-m", "--config-dir", "x", "model=rope", "seed=1,2"]
-    assert flags_first(["model=rope", "-m", "--config-dir", "x", "seed=1,2"]) == expected
-    assert flags_first(["-m", "model=rope", "seed=1,2", "--config-dir", "x"]) == expected
-    assert flags_first(["model=rope", "--cfg"]) == ["--cfg", "model=rope"]
 
 
 @pytest.mark.parametrize("order", ["flag first", "flag last"])

@@ -1,4 +1,4 @@
-"""Where a sweep lies: the same command finds what it left before."""
+"""The folder of a sweep: the same command uses the same folder again."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt.config.hydra_main import file_name
+from minigpt.config.groups import file_name
 from minigpt.run.directory import RUNS
 
 NAMED_AFTER = ("sweep", "experiment")
-NO_PART = ("sweep.fail_fast", "trainer.threads", "hydra/launcher", "hydra.launcher")
+NOT_HASHED = ("sweep.fail_fast", "trainer.threads", "hydra/launcher", "hydra.launcher")
 
 
 def sweep_directory(overrides: Sequence[str], swept: Sequence[str]) -> Path:
-    """The folder that the same command had before, else a new one; `swept` are the keys that vary.
+    """Return the folder that an earlier equal command used, or a new one.
 
-    How jobs are launched is no part of what a command asks for.
+    `swept`: the keys that vary. Commands that differ only in how jobs are launched are equal.
     """
-    asked = sorted(override for override in overrides if not override.startswith(NO_PART))
-    digest = hashlib.sha256("\0".join(asked).encode()).hexdigest()[:6]
-    before = sorted(RUNS.glob(f"*_sweep_*_{digest}"))
-    if before:
-        return before[-1]
+    requested = sorted(override for override in overrides if not override.startswith(NOT_HASHED))
+    digest = hashlib.sha256("\0".join(requested).encode()).hexdigest()[:6]
+    earlier = sorted(RUNS.glob(f"*_sweep_*_{digest}"))
+    if earlier:
+        return earlier[-1]
     presets = [
         value for o in overrides for key, _, value in [o.partition("=")] if key in NAMED_AFTER
     ]

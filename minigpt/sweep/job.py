@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from filelock import FileLock, Timeout
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
+from minigpt.config.hydra_main import job_number
 from minigpt.errors import UserError, first_line
 from minigpt.files import write_json
 from minigpt.run.directory import Busy, RunDirectory
@@ -44,12 +43,12 @@ class SweepJob:
         self.jobs, self.stop, self.fail_fast, self.threads = jobs, stop, fail_fast, threads
         self.sweeper = os.getpid()
 
-    def __call__(self, composed: DictConfig) -> None:
+    def __call__(self, composed: Any) -> None:
         """Train the job whose number Hydra says; its config was made when the sweep was planned."""
         from minigpt.train.control import Stop
         from minigpt.train.session import train_run
 
-        job, stop = self.jobs[HydraConfig.get().job.num], Stop()
+        job, stop = self.jobs[job_number()], Stop()
         if self.stop.exists():
             return
         with self.output(job) as output, output.caught():

@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from minigpt.config.compose import to_config
-from minigpt.config.hydra_main import file_name
+from minigpt.config.groups import file_name
+from minigpt.config.overrides import Composed
 from minigpt.config.schema import Config, request_sha256
 from minigpt.data.corpus import CORPORA, DataConfig
 from minigpt.errors import UserError
@@ -58,7 +57,7 @@ def plan(
     jobs: list[list[str]],
     directory: Path,
     options: SweepConfig,
-    compose: Callable[[list[str]], DictConfig],
+    compose: Callable[[list[str]], Composed],
 ) -> list[Job]:
     """The runs of a sweep, in order, each once.
 
@@ -125,23 +124,17 @@ def write_plan(
     write_json(file, content | {"jobs": list(jobs.values())})
 
 
-def _typed(composed: DictConfig, overrides: list[str], group: str, options: SweepConfig) -> Config:
-    OmegaConf.set_struct(composed, False)
-    resume = composed.pop("resume", None)
-    if resume is not None:
-        raise UserError(f"resume={resume}: resumes one run; leave -m out")
-    composed.pop("sweep", None)
-    hydra = composed.pop("hydra", None)
-    swept = [] if hydra is None else list(hydra.sweeper.params or {})
-    ignored = {*swept} - {o.partition("=")[0].lstrip("+~") for o in overrides}
+def _typed(composed: Composed, overrides: list[str], group: str, options: SweepConfig) -> Config:
+    if composed.resume is not None:
+        raise UserError(f"resume={composed.resume}: resumes one run; leave -m out")
+    ignored = {*composed.swept} - {o.partition("=")[0].lstrip("+~") for o in overrides}
     if ignored:  # a preset among several: Hydra expands those of the whole command alone
         raise UserError(
             f"{' '.join(overrides)}: would not sweep over {', '.join(sorted(ignored))}; name one "
             f"preset or experiment a command"
         )
-    if composed.get("group") is None:
-        composed.group = group
     config = to_config(composed)
+    config = replace(config, group=group if config.group is None else config.group)
     if options.name is not None and options.name not in config.tags:
         config.tags.append(options.name)
     # A worker may have another working directory.

@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from minigpt.config.compose import load_config, save_config
-from minigpt.config.hydra_main import quoted
+from minigpt.config.overrides import quoted
 from minigpt.config.schema import Config
 from minigpt.errors import TRACEBACK, Failure, UserError
 from minigpt.files import write_json

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override
-from hydra.errors import HydraException
 from ray import tune
 from ray.tune.search.sample import Categorical, Domain
 
-from minigpt.config.compose import composed_config
-from minigpt.config.hydra_main import quoted, swept_by_experiment
+from minigpt.config.overrides import (
+    EXAMPLE,
+    Interval,
+    compose_overrides,
+    parse_values,
+    quoted,
+)
 from minigpt.config.schema import Config
-from minigpt.errors import UserError, first_line, require
+from minigpt.errors import UserError, require
 from minigpt.tune.options import TuneOptions
 
 Values = dict[str, Any]  # by override key: str (as typed), int, float, bool or None
-FUNCTIONS = ("choice", "range", "interval", "tag", "int", "float", "glob", "sort", "shuffle")
-EXAMPLE = "optimizer.lr='tag(log, interval(1e-4, 1e-2))' or model=rope,alibi"
 BUDGET = ("trainer.max_steps", "trainer.eval_every")  # what schedulers count in
 
 
@@ -67,16 +66,15 @@ def parse_space(overrides: list[str]) -> Space:
     fixed, domains = [], {}
     seen: set[str] = set()
     for text in overrides:
-        override = _parse(text)
-        key = override.get_key_element()
+        key, values = parse_values(text)
         plain = key.lstrip("+~")
         if plain == "resume" or plain.startswith(("hydra.", "hydra/", "sweep")):
             raise UserError(f"{text}: a search starts runs of its own; leave it out")
         if plain in seen:
             raise UserError(f"{text}: {plain} is given twice; leave one of them out")
         seen.add(plain)
-        if override.is_sweep_override():
-            domains[key] = _domain(text, key, override)
+        if values is not None:
+            domains[key] = _domain(text, key, values)
         else:
             fixed.append(quoted(text))
     if not domains:
@@ -84,39 +82,17 @@ def parse_space(overrides: list[str]) -> Space:
     return Space(fixed, domains)
 
 
-def _parse(text: str) -> Override:
-    parser = OverridesParser.create()
-    try:
-        return parser.parse_override(text)
-    except HydraException as error:
-        value = text.partition("=")[2]
-        if re.match(rf"({'|'.join(FUNCTIONS)})\(", value):  # no text that only lacks quotes
-            why = first_line(error)
-            raise UserError(f"{text}: not understood ({why}); write it as {EXAMPLE}") from None
-    try:
-        return parser.parse_override(quoted(text))
-    except HydraException:
-        raise UserError(
-            f"{text}: not understood; write key=value, special characters in quotes"
-        ) from None
-
-
-def _domain(text: str, key: str, override: Override) -> Domain:
-    value = override.value()
-    if isinstance(value, IntervalSweep):
-        return _interval(text, value)
-    if isinstance(value, Glob):
-        raise UserError(f"{text}: a search takes lists; name the choices, as model=rope,alibi")
-    values = [_category(element) for element in override.sweep_iterator()]
+def _domain(text: str, key: str, values: list[Any] | Interval) -> Domain:
+    if isinstance(values, Interval):
+        return _interval(text, values)
     require(len(values) > 1, key, values[0] if values else "", "has one value; leave choice() out")
     if len(set(values)) < len(values):
         raise UserError(f"{text}: holds a value twice; leave one of them out")
     return tune.choice(values)
 
 
-def _interval(text: str, sweep: IntervalSweep) -> Domain:
-    low, high, tags = sweep.start, sweep.end, {str(tag) for tag in sweep.tags}
-    assert low is not None and high is not None
+def _interval(text: str, interval: Interval) -> Domain:
+    low, high, tags = interval.low, interval.high, interval.tags
     for tag in tags - {"log", "int"}:
         raise UserError(f"{text}: no such tag: {tag}; use log or int")
     whole = "int" in tags or (isinstance(low, int) and isinstance(high, int))
@@ -128,13 +104,6 @@ def _interval(text: str, sweep: IntervalSweep) -> Domain:
         draw = tune.lograndint if "log" in tags else tune.randint
         return draw(int(low), int(high) + 1)  # their upper bound is exclusive, Hydra's is not
     return (tune.loguniform if "log" in tags else tune.uniform)(float(low), float(high))
-
-
-def _category(element: Any) -> Any:
-    """A value that samplers take: numbers as they are, all else as it is typed."""
-    if element is None or isinstance(element, bool | int | float):
-        return element
-    return Override._get_value_element_as_str(element)
 
 
 def categories(domain: Categorical) -> list[Any]:
@@ -160,7 +129,7 @@ def check_space(space: Space, options: TuneOptions) -> Config:
         space.grid()
     searched = {key.lstrip("+") for key in space.domains}
     first, *others = (composed_config(space.overrides(values)) for values in _probes(space))
-    swept = swept_by_experiment(space.overrides(next(_probes(space))))
+    swept = compose_overrides(space.overrides(next(_probes(space)))).swept
     if swept:
         raise UserError(
             f"{' '.join(space.fixed)}: has a sweep vary {', '.join(swept)}, of which a search "

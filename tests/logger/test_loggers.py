@@ -323,7 +323,7 @@ def test_wandb_obeys_wandb_offline(open_wandb: Open) -> None:
     _write_settings("mode = offline")
     logger = open_wandb()
     logger.finish({}, failed=False)
-    assert "offline: W&B's settings file says mode=offline" in (logger.notice or "")
+    assert "offline: mode in W&B's settings file=offline" in (logger.notice or "")
 
 
 def test_wandb_nonsense_in_its_environment(open_wandb: Open) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from minigpt.config.hydra_main import config_directory, file_name
+from minigpt.config.groups import config_directory, file_name
 from minigpt.model.attention import ATTENTION
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import PLACEMENTS
@@ -135,7 +135,7 @@ def test_a_config_that_is_none_stops_a_sweep_before_it_begins(cli: Cli, workdir:
         (["trainer.max_steps=1,2", "sweep.match=flops"], "sweep.match=flops: sets trainer.max_st"),
         (["seed=1,2", "resume=latest"], "resume=latest: resumes one run; leave -m out"),
         (["seed=1,2", "hydra/launcher=slurm"], "hydra/launcher=slurm: no such hydra/launcher"),
-        (["seed=1,2", "hydra/sweeper=basic"], "hydra/sweeper=basic: another sweeper knows no"),
+        (["seed=1,2", "hydra/sweeper=basic"], "hydra/sweeper=basic: other sweepers cannot"),
     ):
         outcome = cli("train", "-m", *TINY, *options)
         assert outcome.code == 2 and message in outcome.err, outcome.err

@@ -331,9 +331,7 @@ def test_explicit_devices_and_precisions_are_honoured() -> None:
     assert (runtime.device, runtime.precision) == ("cpu", "fp32")
     assert choose_runtime("cpu", "bf16").precision == "bf16"
     if not torch.cuda.is_available():
-        with pytest.raises(
-            ValueError, match=r"^trainer.device=cuda: torch .* finds no such device"
-        ):
+        with pytest.raises(ValueError, match=r"^trainer.device=cuda: not available to torch"):
             choose_runtime("cuda", "auto")
 
 

@@ -127,7 +127,7 @@ def test_names_of_trials_are_file_names() -> None:
         (["optimizer.lr=interval(2,1)"], "the second bound must be above the first"),
         (["optimizer.lr=tag(log,interval(0,1))"], "log needs bounds above 0"),
         (["optimizer.lr=tag(lgo,interval(1,2))"], "no such tag: lgo; use log or int"),
-        (["optimizer.lr=interval(1)"], "optimizer.lr=interval(1): not understood"),
+        (["optimizer.lr=interval(1)"], "optimizer.lr=interval(1): cannot be parsed"),
         (["optimizer.lr=choice(1)"], "optimizer.lr=1: has one value"),
         (["optimizer.lr=1,1"], "holds a value twice"),
         (["seed=1,2", "seed=3"], "seed is given twice"),
