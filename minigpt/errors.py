@@ -1,4 +1,4 @@
-"""Mistakes and failures that are said in one line, without a traceback."""
+"""Errors that the command line prints as one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-TRACEBACK = "MINIGPT_TRACEBACK"  # the environment variable that asks for tracebacks
+TRACEBACK = "MINIGPT_TRACEBACK"  # set this environment variable to 1 to see tracebacks
 
 
 class UserError(ValueError):
-    """A wrong input. The command line prints its message as one line and exits with code 2."""
+    """Invalid input. The command line prints the message as one line and exits with code 2."""
 
-    reported = False  # True once a person has seen it, as in the middle of a sweep
+    reported = False  # True if it was already printed, as during a sweep
 
 
 class Failure(RuntimeError):
-    """Work that could not be ended well although its input was right. Exits with code 1."""
+    """Work that failed although its input was valid. The command line exits with code 1."""
 
     reported = False
 
 
 @contextmanager
 def one_line_if_out_of_memory(advice: str) -> Iterator[None]:
-    """Raise Failure with advice where the block asks for more memory than there is."""
+    """Raise Failure with `advice` if the block runs out of memory."""
     try:
         yield
     except RuntimeError as error:
@@ -34,7 +34,7 @@ def one_line_if_out_of_memory(advice: str) -> Iterator[None]:
 
 
 def wants_traceback() -> bool:
-    """Whether the user asked to see where an error arose."""
+    """Return whether the user asked for tracebacks."""
     return os.environ.get(TRACEBACK) == "1"
 
 
@@ -52,11 +52,11 @@ def require_one_of(key: str, value: str, known: Iterable[str]) -> None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """' Did you mean X?' for the closest known words, else the empty string."""
+    """Return ' Did you mean X?' for the closest known words, or the empty string."""
     close = difflib.get_close_matches(word, set(known), n=2, cutoff=0.6)
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class where it has none."""
+    """Return the first line of an error's message, or its class if there is no message."""
     return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writing of files and directories, JSON, and digests."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` when the block ends without an error.
+    """Yield a temporary path that is renamed to `path` when the block ends without an error.
 
-    Readers and other writers see the old file or the new one, never a part; the last writer wins.
+    Readers see the old file or the new one, never a partial one. The last writer wins.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:  # of the file that was asked for, not of the temporary one
+    except OSError as error:  # name the requested file, not the temporary one
         raise OSError(error.errno, error.strerror, str(path)) from None
     os.close(handle)
     temporary = Path(name)
@@ -43,12 +43,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a UTF-8 text file atomically, newlines as given."""
+    """Write a UTF-8 text file atomically, without translating newlines."""
     write_bytes(path, content.encode("utf-8"))
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """A value as JSON that every reader takes: what is no finite number becomes null."""
+    """Return a value as standard JSON: NaN and infinities become null."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
@@ -67,10 +67,10 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """A temporary directory that takes the place of `path` when the block ends without an error.
+    """Yield a temporary directory that replaces `path` when the block ends without an error.
 
-    No system call swaps two directories everywhere, so there is an instant at which only
-    `.<name>.old` exists; readers ask `readable_directory`, the writer puts it back first.
+    No portable call swaps two directories: for an instant only `.<name>.old` exists. Readers use
+    `readable_directory`; after a crash the writer calls `recover_directory`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
@@ -92,13 +92,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def readable_directory(path: Path) -> Path:
-    """Where the content of an `atomic_directory` is now: also in the middle of another's swap."""
+    """Return the path of the content of an `atomic_directory`, also during a swap."""
     old = path.with_name(f".{path.name}.old")
     return old if old.exists() and not path.exists() else path
 
 
 def recover_directory(path: Path) -> None:
-    """Finish an `atomic_directory` swap that a kill cut in two. For its only writer."""
+    """Finish a swap of `atomic_directory` that was interrupted. Only its writer may call this."""
     old = path.with_name(f".{path.name}.old")
     if not old.exists():
         return
@@ -109,11 +109,11 @@ def recover_directory(path: Path) -> None:
 
 
 def sha256(content: bytes | str) -> str:
-    """The hex digest of bytes, or of a string's UTF-8 bytes."""
+    """Return the hex digest of bytes, or of the UTF-8 bytes of a string."""
     data = content.encode("utf-8") if isinstance(content, str) else content
     return hashlib.sha256(data).hexdigest()
 
 
 def _flush_to_disk(path: Path) -> None:
-    with path.open("r+b") as file:  # Windows flushes no file that is open for reading only
+    with path.open("r+b") as file:  # Windows can flush only files open for writing
         os.fsync(file.fileno())

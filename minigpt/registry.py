@@ -1,4 +1,4 @@
-"""Named variants of a config group. A variant is one file: options, class, registration."""
+"""Named variants of a config group. One file per variant: options, class, registration."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ V = TypeVar("V")
 
 
 class Registry(Generic[T]):
-    """The variants of one config group, found by importing every module of one package.
+    """The variants of one config group.
 
-    `key` is where the group's options stand in the config, `group` is its name on the command
-    line, `package` is the package (or module) whose files register the variants.
+    `group` is its name on the command line, `key` is the config key of its options, and `package`
+    is the package (or module) whose modules register the variants; all of them are imported.
     """
 
     def __init__(self, group: str, key: str, package: str) -> None:
@@ -36,20 +36,20 @@ class Registry(Generic[T]):
         return add
 
     def names(self) -> list[str]:
-        """Every registered name, sorted."""
+        """Return every registered name, sorted."""
         self._discover()
         return sorted(self._variants)
 
     def options(self, name: str) -> type:
-        """The dataclass of a variant's options. Raises UserError for an unknown name."""
+        """Return the dataclass of a variant's options. Raises UserError for an unknown name."""
         return self._find(name)[0]
 
     def variant(self, name: str) -> type[T]:
-        """The class registered under `name`. Raises UserError for an unknown name."""
+        """Return the class registered under `name`. Raises UserError for an unknown name."""
         return self._find(name)[1]
 
     def build(self, options: Any, *args: Any) -> T:
-        """Construct the variant that `options.name` names, as variant(options, *args)."""
+        """Return variant(options, *args) for the variant `options.name`."""
         construct = cast(Callable[..., T], self.variant(options.name))
         return construct(options, *args)
 

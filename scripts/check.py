@@ -1,6 +1,7 @@
-"""Every check of this repository, one after the other: format, lint, types, tests.
+"""Run every check of this repository in order: format, lint, imports, types, tests.
 
-Arguments go to pytest: `python scripts/check.py -k resume`.
+This is what CI runs. Each command is printed before it starts. Arguments go to pytest:
+`python scripts/check.py -m fast`.
 """
 
 import shutil
@@ -12,13 +13,14 @@ REPOSITORY = Path(__file__).parent.parent
 CHECKS = (
     ["ruff", "format", "--check", "."],
     ["ruff", "check", "."],
+    ["lint-imports", "--no-logo", "--no-cache"],
     ["pyright", "--pythonpath", sys.executable],
     ["pytest", "-n", "auto", *sys.argv[1:]],
 )
 
 
 def main() -> int:
-    """Stop at the first check that fails, with its exit code."""
+    """Return 0, or the exit code of the first check that fails."""
     for check in CHECKS:
         print("$", *check, flush=True)
         program = shutil.which(check[0], path=str(Path(sys.executable).parent))

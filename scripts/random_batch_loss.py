@@ -33,7 +33,7 @@ def main(run: str) -> None:
         for _ in range(N_BATCHES):
             batch = val.draw(BATCH_SIZE, trained.config.model.block_size, generator)
             with trained.runtime.autocast():
-                loss = trained.model.loss(batch.inputs, batch.targets, batch.documents)
+                loss = trained.model.loss(batch.inputs, batch.targets, batch.document_ids)
                 losses.append(loss.item())
         return statistics.fmean(losses)
 

@@ -1,9 +1,10 @@
-"""A user's working directory, and the command line inside this process."""
+"""Tiers of tests, a working directory, a trained run, and the command line in this process."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,14 +17,14 @@ from hypothesis import settings
 
 from minigpt.cli import main
 
-# Tests run side by side, one a core: threads of tiny tensors would only wait for each other.
-# Read when torch is imported, here and in the programs that tests start.
+# One test process per core: more threads would only wait for each other. Set before torch is
+# imported, and inherited by the programs that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-settings.register_profile("minigpt", deadline=None)  # a busy machine is no mistake
+settings.register_profile("minigpt", deadline=None)  # the machine may be busy
 settings.load_profile("minigpt")
 
-# A run that takes well under a second: one small block, a few thousand characters.
+# A run of less than a second: one small block, a few thousand characters.
 TINY = [
     "logger=none",
     "data=text",
@@ -47,7 +48,7 @@ TINY = [
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left."""
+    """The exit code and output of a command."""
 
     code: int
     out: str
@@ -56,27 +57,36 @@ class Outcome:
 
 Cli = Callable[..., Outcome]
 
+TEXT = "".join(f"Line {i}: the quick brown fox jumps over {i * i} lazy dogs.\n" for i in range(60))
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest applies -m
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `fast` every test that neither has nor inherits the mark `medium` or `slow`."""
+    for item in items:
+        if not any(mark.name in ("medium", "slow") for mark in item.iter_markers()):
+            item.add_marker("fast")
+
 
 @pytest.fixture(scope="session")
 def prepared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One data directory for all tests of a worker, so that a corpus is prepared once."""
+    """Return the data directory of a test process, where each corpus is prepared once."""
     return tmp_path_factory.mktemp("data")
 
 
 @pytest.fixture
 def workdir(tmp_path: Path, prepared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory with a small text, and no account anywhere."""
+    """Change to a new working directory that has a small text, with W&B offline. Return it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINIGPT_DATA", str(prepared_data))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    lines = [f"Line {i}: the quick brown fox jumps over {i * i} lazy dogs.\n" for i in range(60)]
-    (tmp_path / "text.txt").write_text("".join(lines), encoding="utf-8")
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     return tmp_path
 
 
 @pytest.fixture
 def cli(workdir: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Run the command line in this process."""
+    """Return a function that runs the command line in this process."""
 
     def run(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["minigpt", *arguments])
@@ -88,22 +98,42 @@ def cli(workdir: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     return run
 
 
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory, prepared_data: Path) -> Path:
+    """Return a run directory of TINY that no test may change."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MINIGPT_DATA", str(prepared_data))
+        arguments = ["train", *TINY, "hydra.run.dir=run"]
+        patch.setattr(sys, "argv", ["minigpt", *arguments])
+        assert main(arguments) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def tiny_run(workdir: Path, trained_once: Path) -> Path:
+    """Return `run`, a trained run of TINY in the working directory; much faster than training."""
+    return shutil.copytree(trained_once, Path("run"))
+
+
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what depends on the clock."""
+    """Return the lines of metrics.jsonl without times."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     timing = ("seconds", "tokens_per_second")
     return [{k: v for k, v in line.items() if k not in timing} for line in lines]
 
 
 def the_run(under: Path) -> Path:
-    """The only run directory below a folder."""
+    """Return the only run directory below a folder."""
     runs = [path.parent for path in under.rglob("manifest.json")]
     assert len(runs) == 1, runs
     return runs[0]
 
 
 def inspect_wandb(path: Path) -> str:
-    """What W&B's own reader says is in a run's file."""
+    """Return the content of a .wandb file, read by W&B's own program."""
     program = str(Path(sys.executable).with_name("wandb"))
     command = [program, "leet", "inspect", "--json", str(path)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 
 from tests.conftest import TINY, Cli, inspect_wandb, the_run
 
+pytestmark = pytest.mark.medium
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 MISTAKES = {
     "model=alibi model.positional.slope=learned": "Did you mean model.positional.slopes",
@@ -78,9 +80,9 @@ MISTAKES = {
     "resume=": "an empty name is no run",
     "data.dir=": "data.dir=: needs a folder",
     "data.document_separator=": "data.document_separator=: must not be empty; use null for no doc",
-    "data.document_separator=@": "data.document_separator='@': occurs nowhere in the train split",
+    "data.document_separator=@": "data.document_separator='@': does not occur in the train split",
     "data.document_separator=[a]": "data.document_separator=['a']: Cannot convert 'ListConfig' to",
-    r"data.document_separator=\d": r"data.document_separator=\d: a backslash begins \n, \t, \r or",
+    r"data.document_separator=\d": r"data.document_separator=\d: invalid escape; use \n, \t, \r or",
     r"attention=performer data.document_separator=\n": "attention=performer: cannot mask other",
     "data.document_seperator=x": "Did you mean data.document_separator",
     "resume=nowhere": "nowhere: no such run directory",
@@ -88,6 +90,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_and_leaves_nothing(cli: Cli, workdir: Path, mistake: str) -> None:
     before = sorted(workdir.rglob("*"))
@@ -207,6 +210,7 @@ def test_command_line_choice_wins_over_a_preset(cli: Cli) -> None:
     )
 
 
+@pytest.mark.fast
 def test_run_directory(cli: Cli, workdir: Path) -> None:
     outcome = cli("train", *TINY)
     assert outcome.code == 0, outcome.err
@@ -275,8 +279,7 @@ def test_running_out_of_memory_is_one_line(cli: Cli) -> None:
     assert outcome.err.count("\n") == 1
 
 
-def test_a_run_is_not_overwritten(cli: Cli) -> None:
-    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+def test_a_run_is_not_overwritten(cli: Cli, tiny_run: Path) -> None:
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     outcome = cli("train", *TINY, "hydra.run.dir=run")
     assert outcome.code == 2
@@ -313,8 +316,9 @@ def damage(path: Path, how: str) -> None:
         ("manifest.json", ["eval", "run"]),
     ],
 )
-def test_a_damaged_run_is_named(cli: Cli, file: str, command: list[str], how: str) -> None:
-    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+def test_a_damaged_run_is_named(
+    cli: Cli, tiny_run: Path, file: str, command: list[str], how: str
+) -> None:
     Path("run/result.json").unlink()
     damage(Path("run") / file, how)
     outcome = cli(*command)
@@ -323,8 +327,7 @@ def test_a_damaged_run_is_named(cli: Cli, file: str, command: list[str], how: st
     assert file in outcome.err or "run: has no config.yaml" in outcome.err
 
 
-def test_foreign_weights(cli: Cli) -> None:
-    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+def test_foreign_weights(cli: Cli, tiny_run: Path) -> None:
     assert cli("train", *TINY, "model.n_embd=8", "hydra.run.dir=other").code == 0
     name = "checkpoints/best/model.safetensors"
     (Path("run") / name).write_bytes((Path("other") / name).read_bytes())
@@ -333,8 +336,7 @@ def test_foreign_weights(cli: Cli) -> None:
     assert "weights of another design" in outcome.err and outcome.err.count("\n") == 1
 
 
-def test_a_checkpoint_cannot_run_code(cli: Cli) -> None:
-    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+def test_a_checkpoint_cannot_run_code(cli: Cli, tiny_run: Path) -> None:
     Path("run/result.json").unlink()
 
     class Attack:
@@ -405,10 +407,16 @@ def test_a_folder_that_cannot_be_written(cli: Cli) -> None:
     assert outcome.err.count("\n") == 1 and "/proc/nowhere" in outcome.err
 
 
+def experiment(file: Path):
+    """Return a test parameter; slow if the experiment compiles the model."""
+    compiles = OmegaConf.select(OmegaConf.load(file), "trainer.compile", default=False)
+    return pytest.param(file, id=file.stem, marks=[pytest.mark.slow] * compiles)
+
+
 EXPERIMENTS = sorted((CONFIGS / "experiment").rglob("*.yaml"))
 
 
-@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", map(experiment, EXPERIMENTS))
 def test_every_experiment_runs_a_step(cli: Cli, file: Path) -> None:
     name = file.relative_to(CONFIGS / "experiment").with_suffix("").as_posix()
     params = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params", default={})

@@ -1,4 +1,4 @@
-"""Files are whole or not there."""
+"""Files and directories are written atomically."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_failed_directory_leaves_the_old_one(tmp_path: Path) -> None:
         (temporary / "a").write_text("third")
         raise RuntimeError
     assert (directory / "a").read_text() == "second"
-    with atomic_directory(directory) as temporary:  # the left-over is no obstacle
+    with atomic_directory(directory) as temporary:  # what the failure left is no obstacle
         (temporary / "b").write_text("fourth")
     assert [path.name for path in directory.iterdir()] == ["b"]
     assert list(tmp_path.iterdir()) == [directory]

@@ -1,4 +1,4 @@
-"""A wheel holds all that a checkout does."""
+"""An installed wheel has the configs and data of a checkout."""
 
 from __future__ import annotations
 

@@ -16,7 +16,10 @@ import yaml
 from minigpt.model import GPT
 from tests.conftest import TINY, Cli
 
+pytestmark = pytest.mark.medium
 
+
+@pytest.mark.fast
 def test_sample(cli: Cli) -> None:
     assert cli("train", *TINY).code == 0
     arguments = ["sample", "latest", "--prompt", "Line", "--max-new-tokens", "20", "--seed", "3"]
@@ -48,21 +51,21 @@ def test_sample(cli: Cli) -> None:
         (["--beams", "2", "--top-p", "0.9", "--greedy"], "--beams: excludes --top-p, --greedy; le"),
         (["--beams", "2", "--temperature", "0"], "--beams: excludes --temperature"),
         (["--beams", "2", "--num-samples", "2"], "--beams: excludes --num-samples"),
-        (["--beams", "2", "--draft", "latest"], "--beams: excludes --draft"),
+        (["--beams", "2", "--draft", "run"], "--beams: excludes --draft"),
         (["--beams", "0"], "--beams=0: must be 1 or more"),
         (["--beams", "2", "--repetition-penalty", "0"], "--repetition-penalty=0.0: must be a"),
         (["--beams", "2", "--context", "0"], "--context=0: must be a whole number of 1"),
         (["--beams", "2", "--length-penalty", "-1"], "--length-penalty=-1.0: must be 0 or more"),
         (["--length-penalty", "1"], "--length-penalty: needs --beams; give that too"),
         (["--draft-tokens", "4"], "--draft-tokens: needs --draft; give that too"),
-        (["--draft", "latest", "--draft-tokens", "0"], "--draft-tokens=0: must be 1 or more"),
+        (["--draft", "run", "--draft-tokens", "0"], "--draft-tokens=0: must be 1 or more"),
         (["--draft", "nowhere"], "--draft: nowhere: no such run directory; give"),
         (
             ["--repetition-penalty", "inf"],
             "--repetition-penalty=inf: must be a finite number above",
         ),
         (["--stop", ""], "--stop=: empty"),
-        (["--stop", r"\d"], r"--stop=\d: a backslash begins \n, \t, \r or"),
+        (["--stop", r"\d"], r"--stop=\d: invalid escape; use \n, \t, \r or"),
         (["--beams", "1", "--length-penalty", "2"], "--length-penalty: compares beams, and"),
         (["--beams", "2", "--length-penalty", "2"], "--length-penalty: compares texts that end at"),
         (["--prompts", "nowhere.txt"], "--prompts=nowhere.txt: No such file or directory; give"),
@@ -82,15 +85,14 @@ def test_sample(cli: Cli) -> None:
         (["--set", "model.positional.base=x"], "--set model.positional.base=x: not a valid float"),
     ],
 )
-def test_sample_mistakes(cli: Cli, arguments: list[str], message: str) -> None:
-    assert cli("train", *TINY, "trainer.max_steps=1").code == 0
-    outcome = cli("sample", "latest", *arguments)
+def test_sample_mistakes(cli: Cli, tiny_run: Path, arguments: list[str], message: str) -> None:
+    outcome = cli("sample", "run", *arguments)
     assert outcome.code == 2
     assert message in outcome.err and outcome.err.count("\n") == 1
 
 
-def test_eval_agrees_with_training(cli: Cli) -> None:
-    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+@pytest.mark.fast
+def test_eval_agrees_with_training(cli: Cli, tiny_run: Path) -> None:
     outcome = cli("eval", "run", "--checkpoint", "last")
     assert outcome.code == 0, outcome.err
     result = json.loads(Path("run/result.json").read_text())
@@ -172,8 +174,7 @@ def test_eval_mistakes(cli: Cli, arguments: list[str], message: str) -> None:
     assert message in outcome.err and outcome.err.count("\n") == 1
 
 
-def test_sample_prompts_of_a_file_as_json(cli: Cli) -> None:
-    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+def test_sample_prompts_of_a_file_as_json(cli: Cli, tiny_run: Path) -> None:
     Path("prompts.txt").write_text("the quick\n\nfox\n")
     ask = ["sample", "run", "--max-new-tokens", "9", "--seed", "5"]
     outcome = cli(*ask, "--prompts", "prompts.txt", "--num-samples", "2", "--json")
@@ -192,8 +193,7 @@ def test_sample_prompts_of_a_file_as_json(cli: Cli) -> None:
     assert "--prompts=latin.txt: not UTF-8 at byte 3" in cli(*ask, "--prompts", "latin.txt").err
 
 
-def test_sample_with_beams(cli: Cli) -> None:
-    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+def test_sample_with_beams(cli: Cli, tiny_run: Path) -> None:
     ask = ["sample", "run", "--max-new-tokens", "12", "--prompt", "Line"]
     assert cli(*ask, "--beams", "1").out == cli(*ask, "--greedy").out
     five = cli(*ask, "--beams", "5")
@@ -220,8 +220,7 @@ def test_sample_with_beams(cli: Cli) -> None:
     assert rows[0]["score"] == rows[0]["log_probability"]
 
 
-def test_sample_with_a_draft(cli: Cli) -> None:
-    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+def test_sample_with_a_draft(cli: Cli, tiny_run: Path) -> None:
     small = ["model.n_embd=8", "model.block_size=5", "positional=learned"]
     assert cli("train", *TINY, *small, "hydra.run.dir=small").code == 0
     ask = ["sample", "run", "--max-new-tokens", "14", "--prompt", "Line"]
@@ -265,8 +264,7 @@ def test_sample_with_a_draft(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "3", "{", '{"best": 3}', '{"val_loss": 2.2}'])
-def test_eval_refuses_a_file_it_did_not_write(cli: Cli, content: str) -> None:
-    assert cli("train", *TINY, "trainer.max_steps=1", "hydra.run.dir=run").code == 0
+def test_eval_refuses_a_file_it_did_not_write(cli: Cli, tiny_run: Path, content: str) -> None:
     Path("run/eval.json").write_text(content)
     outcome = cli("eval", "run")
     assert outcome.code == 2 and outcome.out == ""
@@ -309,8 +307,7 @@ def test_two_evaluations_at_once_keep_both(cli: Cli) -> None:
     assert {*json.loads(Path("run/eval.json").read_text())["best"]["lengths"]} == {"4", "16"}
 
 
-def test_a_trained_run_with_another_scaling(cli: Cli) -> None:
-    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+def test_a_trained_run_with_another_scaling(cli: Cli, tiny_run: Path) -> None:
     scaled = ["--set", "model.positional.scaling=linear", "--set", "model.positional.factor=2"]
     assert cli("eval", "run").code == cli("eval", "run", *scaled).code == 0
     entries = json.loads(Path("run/eval.json").read_text())

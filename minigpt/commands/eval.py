@@ -50,8 +50,8 @@ def main(arguments: list[str]) -> None:
     from rich.table import Table
 
     from minigpt.console import PipeConsole
+    from minigpt.data.lazy import LazyTensor
     from minigpt.data.prepare import prepare
-    from minigpt.data.stored import Stored
     from minigpt.evaluate.loss import evaluate
     from minigpt.html import write_page
     from minigpt.run.load import load_run
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> None:
     console.print(about, soft_wrap=True)
 
     train = tokens.train
-    if isinstance(train.tokens, Stored):  # of a corpus of any size; a slice, as in result.json
+    if isinstance(train.tokens, LazyTensor):  # of a corpus of any size; a slice, as in result.json
         train = train.head(len(tokens.val.tokens))
     found: dict[str, Any] = {}
     table = Table("split", "tokens", *(name.replace("_", " ") for name in METRICS))

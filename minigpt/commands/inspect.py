@@ -190,7 +190,7 @@ def _validation_text(trained: TrainedRun, n: int) -> tuple[list[int], list[int] 
         print(f"no validation text, so --prompt={PLAIN_PROMPT!r}: {error}", file=sys.stderr)
         return _encoded(trained, PLAIN_PROMPT)
     val = data.tokens.val.head(n)
-    return val.tokens.tolist(), None if val.documents is None else val.documents.tolist()
+    return val.tokens.tolist(), None if val.document_ids is None else val.document_ids.tolist()
 
 
 def _encoded(trained: TrainedRun, text: str) -> tuple[list[int], list[int] | None]:

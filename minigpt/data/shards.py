@@ -1,4 +1,4 @@
-"""A large corpus: tokens written once, in constant memory, to files that are mapped, not read."""
+"""Large corpora: tokens are written once, in constant memory, and memory-mapped by training."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from minigpt.data.corpus import (
     n_train,
     require_separator,
 )
-from minigpt.data.stored import Array, Joined, Numbered
+from minigpt.data.lazy import Array, DocumentIds, ShardedTokens
 from minigpt.data.tokens import Split, TokenData
 from minigpt.errors import UserError, require
 from minigpt.files import atomic_directory, sha256, write_json
 from minigpt.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig, load_tokenizer
 
 INDEX, TOKENIZER = "index.json", "tokenizer.json"
-FORMAT = 1  # raise it when the meaning of the files changes
+FORMAT = 1  # increase it when the meaning of the files changes
 SHARD_TOKENS = 1 << 26
-PIECE = 1 << 20  # characters encoded at once, at least
-LEADING = 1 << 25  # characters of the training split that a tokenizer learns from, at most
+CHUNK_CHARACTERS = 1 << 20  # encoded at once, at least
+MAX_LEARNED_CHARACTERS = 1 << 25  # of the training split, for a tokenizer to learn from
 COMMAND = "minigpt data --shards"
 
 
 @dataclass
 class ShardsConfig(DataConfig):
-    """`path`: a folder of shards. What they were made with must be asked for again."""
+    """`path`: a folder of shards. The other options must equal those the shards were made with."""
 
     path: str
 
@@ -48,15 +48,16 @@ class ShardsConfig(DataConfig):
         why = f"missing; give a folder that {COMMAND} wrote"
         require(self.path != "", "data.path", "", why)
         super().__post_init__()
-        why = "shards are all that data=shards needs, nothing else is kept; leave it out"
+        why = "data=shards caches nothing outside data.path; leave it out"
         require(self.dir == self.path, "data.dir", self.dir, why)
 
 
 @dataclass(frozen=True)
 class Index:
-    """What stands in index.json: the text, what its tokens were made with, the files.
+    """The content of index.json: facts about the text, the options used, the files.
 
-    `splits`: by name `target_bytes`, the tokens of each file in order, and how many documents end.
+    `splits`: for each split `target_bytes`, `shards` (the number of tokens of each file, in order)
+    and `ends` (the number of documents that end in it).
     """
 
     sha256: str
@@ -78,12 +79,12 @@ class Index:
             saved = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             digest, index = saved.pop("digest"), cls(**saved)
             if digest != index._digest or index.format != FORMAT:
-                raise ValueError("edited, or of another version")
+                raise ValueError("edited, or another version")
             return index
         except OSError as error:
-            why = f"no {INDEX} to read there ({error.strerror})"
+            why = f"{INDEX} cannot be read ({error.strerror})"
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            why = f"{INDEX} is none that minigpt wrote ({type(error).__name__}: {error})"
+            why = f"{INDEX} was not written by minigpt ({type(error).__name__}: {error})"
         raise UserError(f"data.path={folder}: {why}; give a folder that {COMMAND} wrote")
 
     @property
@@ -92,7 +93,7 @@ class Index:
 
 
 def data_settings(config: DataConfig) -> dict[str, Any]:
-    """What decides where a text is cut, by full key."""
+    """Return the options that decide how a text is split, by full key."""
     return {
         "data.train_fraction": config.train_fraction,
         "data.document_separator": config.separator,
@@ -100,18 +101,18 @@ def data_settings(config: DataConfig) -> dict[str, Any]:
 
 
 def tokenizer_settings(config: TokenizerConfig) -> dict[str, Any]:
-    """What decides a tokenizer, by full key."""
+    """Return the options of a tokenizer, by full key."""
     options = {f"tokenizer.{key}": value for key, value in asdict(config).items()}
     return {"tokenizer": options.pop("tokenizer.name"), **options}
 
 
 class ShardCorpus(Corpus):
-    """Tokens in the files of a folder. They are what its index says; their text is not there."""
+    """The tokens in a folder of shards, without their text."""
 
     def __init__(self, config: ShardsConfig) -> None:
         self._folder = Path(config.path).expanduser()
         self._index = Index.read(self._folder)
-        self._documents = config.separator is not None
+        self._has_documents = config.separator is not None
         self._require_made_with(data_settings(config))
 
     @property
@@ -131,48 +132,48 @@ class ShardCorpus(Corpus):
         return load_tokenizer(self._folder / TOKENIZER)
 
     def tokens(self, tokenizer: Tokenizer, directory: Path) -> TokenData:
-        then, now = self._index.tokenizer_sha256, tokenizer.fingerprint
+        expected, actual = self._index.tokenizer_sha256, tokenizer.fingerprint
         why = (
-            f"its tokens are of another tokenizer (sha256 {then[:12]}) than the one in use "
-            f"({now[:12]}); restore the folder, or make it anew with {COMMAND}"
+            f"its tokens are of another tokenizer (sha256 {expected[:12]}) than the one in use "
+            f"({actual[:12]}); restore the folder, or create it again with {COMMAND}"
         )
-        require(then == now, "data.path", self._folder, why)
+        require(expected == actual, "data.path", self._folder, why)
         dtype = token_type(tokenizer)
         return TokenData(self._split("train", dtype), self._split("val", dtype))
 
-    def _require_made_with(self, asked: dict[str, Any]) -> None:
-        for key, value in asked.items():
-            then = self._index.made_with.get(key)
+    def _require_made_with(self, settings: dict[str, Any]) -> None:
+        for key, value in settings.items():
+            stored = self._index.made_with.get(key)
             why = (
-                f"the shards in {self._folder} were made with {key}={then!r}; "
-                f"ask for that, or make others with {COMMAND}"
+                f"the shards in {self._folder} were made with {key}={stored!r}; "
+                f"use that value, or create other shards with {COMMAND}"
             )
-            require(then == value, key, value, why)
+            require(stored == value, key, value, why)
 
     def _split(self, name: str, dtype: np.dtype[Any]) -> Split:
-        about = self._index.splits[name]
-        tokens = Joined([self._array(f, (n,), dtype) for f, n in about["shards"].items()])
-        documents = None
-        if self._documents:
-            ends = self._array(ends_file(name), (about["ends"],), np.dtype(np.int64))
-            documents = Numbered(ends, len(tokens))
-        return Split(name, tokens, about["target_bytes"], documents)
+        split = self._index.splits[name]
+        tokens = ShardedTokens([self._array(f, (n,), dtype) for f, n in split["shards"].items()])
+        document_ids = None
+        if self._has_documents:
+            ends = self._array(ends_file(name), (split["ends"],), np.dtype(np.int64))
+            document_ids = DocumentIds(ends, len(tokens))
+        return Split(name, tokens, split["target_bytes"], document_ids)
 
     def _array(self, file: str, shape: tuple[int], dtype: np.dtype[Any]) -> Array:
-        """A mapped file. Raises UserError where it is not what the index says."""
-        found = "missing"
+        """Return a memory-mapped file. Raises UserError if it does not match the index."""
+        actual = "missing"
         try:
             mapped = np.load(self._folder / file, mmap_mode="r")
             if (mapped.shape, mapped.dtype) == (shape, dtype):
                 return mapped
-            found = f"{mapped.shape} of {mapped.dtype}"
+            actual = f"{mapped.shape} of {mapped.dtype}"
         except FileNotFoundError:
             pass
         except (OSError, ValueError, EOFError) as error:
-            found = f"damaged ({error})"
+            actual = f"damaged ({error})"
         raise UserError(
-            f"data.path={self._folder}: {file} is {found}, but the index says {shape} of {dtype}; "
-            f"restore it, or make the folder anew with {COMMAND}"
+            f"data.path={self._folder}: {file} is {actual}, but the index says {shape} of {dtype}; "
+            f"restore it, or create the folder again with {COMMAND}"
         )
 
 
@@ -184,57 +185,54 @@ class Shards(Source):
         return ShardCorpus(self.config)
 
 
-# ---- writing ----
-
-
 def write_shards(
     data: DataConfig,
     tokenizer: TokenizerConfig,
     folder: Path,
-    progress: Callable[[str, int], object] = lambda doing, characters: None,
+    progress: Callable[[str, int], object] = lambda activity, n_characters: None,
     shard_tokens: int = SHARD_TOKENS,
-    piece: int = PIECE,
+    chunk_characters: int = CHUNK_CHARACTERS,
 ) -> Index:
-    """Write a text's tokens to a new folder; it is whole or not there.
+    """Write the tokens of a text to a new folder, atomically. Return its index.
 
-    The text is read twice, first to know where to split it and its characters, and is held no
-    further than to the next place where its tokenizer lets it be cut (see `pieces`). Memory grows
-    by 8 bytes a document. The tokens are those that the text would have in memory; of a longer
-    training split `bpe` learns from the first LEADING characters.
-    `progress` is told what is done and of how many characters. Raises UserError.
+    The text is read twice: first for its length and alphabet, then to encode it in chunks (see
+    `chunks`). Memory grows by 8 bytes per document. The tokens equal those of the same text in
+    memory, except that `bpe` learns from the first MAX_LEARNED_CHARACTERS of the training split.
+    `progress` is called with the activity and the number of characters done. Raises UserError.
     """
-    require(not folder.exists(), "--shards", folder, "is there already; name a new folder")
+    require(not folder.exists(), "--shards", folder, "already exists; name a new folder")
     source = CORPORA.build(data)
-    why = "is no text that can be read; name one that is"
+    why = "cannot be read as text; use another corpus"
     require(isinstance(source, TextSource), "data", data.name, why)
     assert isinstance(source, TextSource)
-    first = _Counted(source.blocks(), lambda n: progress("reading", n))
+    first = _CountedBlocks(source.blocks(), lambda n: progress("reading", n))
     leading, alphabet = "", set[str]()
     for block in first:
-        leading += block[: LEADING - len(leading)]
+        leading += block[: MAX_LEARNED_CHARACTERS - len(leading)]
         alphabet.update(block)
     n = n_train(data, first.n_characters)
     leading = leading[:n]
     create = TOKENIZERS.variant(tokenizer.name).create
-    # Whatever comes after the training split is looked at for its characters alone.
+    # Tokenizers use the text after the training split only for its alphabet.
     text = leading + "".join(sorted(alphabet))
-    made = create(tokenizer, text, len(leading), Path(data.dir).expanduser())
-    second = _Counted(source.blocks(), lambda n: progress("encoding", n))
+    learned = create(tokenizer, text, len(leading), Path(data.dir).expanduser())
+    second = _CountedBlocks(source.blocks(), lambda n: progress("encoding", n))
     splits = {}
     with atomic_directory(folder) as temporary:
-        for name, parts in groupby(_cut_at(n, second), key=itemgetter(0)):
-            texts = pieces((part for _, part in parts), data.separator, made.cut, piece)
-            splits[name] = _write_split(temporary, name, texts, made, shard_tokens)
+        for name, parts in groupby(_label_splits(n, second), key=itemgetter(0)):
+            blocks = (part for _, part in parts)
+            texts = chunks(blocks, data.separator, learned.boundary, chunk_characters)
+            splits[name] = _write_split(temporary, name, texts, learned, shard_tokens)
             require_separator(data.separator is None or splits[name]["ends"] > 0, data, name)
         if second.sha256 != first.sha256:
             raise UserError(f"data={data.name}: the text changed while it was read; try again")
-        made.save(temporary / TOKENIZER)
+        learned.save(temporary / TOKENIZER)
         index = Index(
             first.sha256,
             first.n_bytes,
             {"train": n, "val": first.n_characters - n},
             data_settings(data) | tokenizer_settings(tokenizer),
-            made.fingerprint,
+            learned.fingerprint,
             splits,
         )
         index.write(temporary)
@@ -242,39 +240,44 @@ def write_shards(
 
 
 def token_type(tokenizer: Tokenizer) -> np.dtype[Any]:
-    """The smallest unsigned integers that hold every token."""
+    """Return the smallest unsigned integer type for the vocabulary."""
     return np.min_scalar_type(tokenizer.n_vocab - 1)
 
 
 def ends_file(split: str) -> str:
-    """Where the places of the last tokens of documents stand."""
+    """Return the name of the file with the indices of the last tokens of documents."""
     return f"{split}_ends.npy"
 
 
-def pieces(
-    blocks: Iterable[str], separator: str | None, cut: re.Pattern[str], size: int = PIECE
+def chunks(
+    blocks: Iterable[str],
+    separator: str | None,
+    boundary: re.Pattern[str],
+    size: int = CHUNK_CHARACTERS,
 ) -> Iterator[tuple[str, bool]]:
-    """A text in pieces that have the tokens of the whole, and whether a document ends with each.
+    """Yield chunks of a text whose tokens are those of the whole, and whether each ends a document.
 
-    A text is cut after separators, and where `cut` matches at `size` characters or later. A text
-    without such places is held until one comes.
+    The text is split after each separator, and where `boundary` matches after `size` characters or
+    more. Text without such positions is held in memory until there is one.
     """
-    rest, beyond = "", 0 if separator is None else len(separator)
+    rest, overlap = "", 0 if separator is None else len(separator)
     for block in blocks:
         rest += block
         if separator is not None:
             *documents, rest = rest.split(separator)
             yield from ((document + separator, True) for document in documents)
-        # What may be the beginning of a separator stays whole.
-        while len(rest) - beyond > size and (place := cut.search(rest, size, len(rest) - beyond)):
-            yield rest[: place.start()], False
-            rest = rest[place.start() :]
+        # The last characters may be the beginning of a separator; they are not split.
+        while len(rest) - overlap > size and (
+            match := boundary.search(rest, size, len(rest) - overlap)
+        ):
+            yield rest[: match.start()], False
+            rest = rest[match.start() :]
     if rest:
         yield rest, False
 
 
-class _Counted:
-    """Passes a text's blocks on and counts them."""
+class _CountedBlocks:
+    """An iterable over the blocks of a text that counts and hashes them."""
 
     def __init__(self, blocks: Iterable[str], progress: Callable[[int], object]) -> None:
         self._blocks, self._progress = blocks, progress
@@ -295,8 +298,8 @@ class _Counted:
         return self._digest.hexdigest()
 
 
-def _cut_at(n: int, blocks: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Blocks with the split they belong to: the first n characters are for training."""
+def _label_splits(n: int, blocks: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield (split, text): the first n characters are the training split."""
     for block in blocks:
         for name, part in (("train", block[:n]), ("val", block[n:])):
             if part:
@@ -311,30 +314,30 @@ def _write_split(
     tokenizer: Tokenizer,
     shard_tokens: int,
 ) -> dict[str, Any]:
-    """Write a split's tokens, and say what was written, as `Index.splits` holds it."""
+    """Write the tokens of a split. Return its entry of `Index.splits`."""
     dtype = token_type(tokenizer)
     shards: dict[str, int] = {}
-    held, ends = array(dtype.char), array("q")
+    buffer, ends = array(dtype.char), array("q")
     n_bytes = n_tokens = 0
 
     def write() -> None:
         file = f"{name}_{len(shards):05}.npy"
-        np.save(folder / file, np.frombuffer(held, dtype))
-        shards[file] = len(held)
+        np.save(folder / file, np.frombuffer(buffer, dtype))
+        shards[file] = len(buffer)
 
     for text, is_end in texts:
         tokens = tokenizer.encode(text)
-        if n_tokens == 0:  # nothing predicts the first token
+        if n_tokens == 0:  # the first token is never a target
             n_bytes -= len(tokenizer.token_bytes(tokens[0]))
-        held.extend(tokens)
+        buffer.extend(tokens)
         n_tokens += len(tokens)
         n_bytes += len(text.encode("utf-8"))
         if is_end:
             ends.append(n_tokens - 1)
-        if len(held) >= shard_tokens:
+        if len(buffer) >= shard_tokens:
             write()
-            held = array(dtype.char)
-    if held:
+            buffer = array(dtype.char)
+    if buffer:
         write()
     if ends:
         np.save(folder / ends_file(name), np.frombuffer(ends, np.int64))

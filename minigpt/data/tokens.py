@@ -1,157 +1,166 @@
-"""A corpus as token ids: prepared once, kept by content, drawn as random windows."""
+"""Token ids of a corpus, cached in files, and the batches of windows that training reads."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minigpt.data.stored import Numbered
+from minigpt.data.lazy import DocumentIds
 from minigpt.errors import UserError
-from minigpt.files import atomic_path, sha256
+from minigpt.files import atomic_path
 from minigpt.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from minigpt.data.corpus import TextCorpus
-
-FORMAT = 1  # raise it when the meaning of a cached file changes
+CACHE_FORMAT = 1  # increase it when the meaning of a cached file changes
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows: inputs and the tokens that follow them (b, t), int64, and the inputs' documents."""
+    """Windows of tokens: inputs (b, t), their next tokens as targets (b, t), int64.
+
+    `document_ids` (b, t), int64: the document of each input. None: each row is one document.
+    """
 
     inputs: Tensor
     targets: Tensor
-    documents: Tensor | None
+    document_ids: Tensor | None
 
     def chunk(self, n: int) -> Iterator[Batch]:
-        """The same windows in n parts."""
-        documents = [None] * n if self.documents is None else self.documents.chunk(n)
-        return map(Batch, self.inputs.chunk(n), self.targets.chunk(n), documents)
+        """Split the batch into n micro-batches along b."""
+        ids = [None] * n if self.document_ids is None else self.document_ids.chunk(n)
+        return map(Batch, self.inputs.chunk(n), self.targets.chunk(n), ids)
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split's tokens (n,), and the UTF-8 bytes of all but the first of them.
+    """The tokens (n,) of one split, and the number of UTF-8 bytes of all but the first token.
 
-    `documents` (n,): which document each token belongs to as an input. The last token of a
-    document is the first input of the next, since what it predicts begins that one. None: all are
-    of one. Both are tensors of integers, or `Stored`, which offers what is used of them here.
+    `document_ids` (n,): the document each token belongs to as an input. The last token of a
+    document has the id of the next one, because its target is the first token of that document.
+    None: the split is one document. Both are integer tensors, or `LazyTensor`s.
     """
 
     name: str
     tokens: Any
     target_bytes: int
-    documents: Any = None
+    document_ids: Any = None
 
     @property
     def document_lengths(self) -> Tensor:
-        """Tokens of each document, with its separator."""
+        """The number of tokens of each document, separator included."""
         n = torch.tensor([len(self.tokens)])
-        if self.documents is None:
+        if self.document_ids is None:
             return n
-        if isinstance(self.documents, Numbered):
-            last = torch.from_numpy(self.documents.ends.copy())
+        if isinstance(self.document_ids, DocumentIds):
+            last = torch.from_numpy(self.document_ids.ends.copy())
         else:
-            last = self.documents.cpu().diff(prepend=torch.tensor([0])).nonzero().flatten()
+            last = self.document_ids.cpu().diff(prepend=torch.tensor([0])).nonzero().flatten()
         return torch.cat((last + 1, n)).unique().diff(prepend=torch.tensor([0]))
 
     def to(self, device: str) -> Split:
-        """The same split with its tokens, or the batches of stored ones, on a device."""
-        documents = None if self.documents is None else self.documents.to(device)
-        return Split(self.name, self.tokens.to(device), self.target_bytes, documents)
+        """Return the split on a device. Lazy tokens stay in files; their batches go to it."""
+        ids = None if self.document_ids is None else self.document_ids.to(device)
+        return Split(self.name, self.tokens.to(device), self.target_bytes, ids)
 
     def head(self, n: int) -> Split:
-        """The first n tokens, at most; the bytes in proportion."""
+        """Return the first n tokens, or all if there are fewer; `target_bytes` in proportion."""
         n = min(n, len(self.tokens))
-        documents = None if self.documents is None else self.documents[:n]
+        ids = None if self.document_ids is None else self.document_ids[:n]
         n_bytes = self.target_bytes * n // len(self.tokens)
-        return Split(self.name, self.tokens[:n], n_bytes, documents)
+        return Split(self.name, self.tokens[:n], n_bytes, ids)
 
     def draw(self, batch_size: int, block_size: int, generator: torch.Generator) -> Batch:
-        """Random windows of block_size, drawn where the tokens live."""
+        """Return random windows (batch_size, block_size), drawn on the device of the tokens."""
         last = len(self.tokens) - block_size
         device = self.tokens.device
-        first = torch.randint(last, (batch_size, 1), generator=generator, device=device)
-        return self._batch(first, block_size)
+        starts = torch.randint(last, (batch_size, 1), generator=generator, device=device)
+        return self._batch(starts, block_size)
 
     def windows(self, block_size: int, batch_size: int) -> Iterator[Batch]:
-        """Every token after the first as a target exactly once, in order.
+        """Yield batches of consecutive windows that have each token but the first as a target once.
 
-        Neighbours overlap by the one token that is the target of one and the input of the next.
-        The last window may be shorter than block_size.
+        Neighbouring windows share one token: a target of the first, an input of the second. The
+        last window may be shorter than block_size and has a batch of its own.
         """
         n_whole, rest = divmod(len(self.tokens) - 1, block_size)
-        first = block_size * torch.arange(n_whole + 1, device=self.tokens.device)[:, None]
-        for rows in first[:-1].split(batch_size):
+        starts = block_size * torch.arange(n_whole + 1, device=self.tokens.device)[:, None]
+        for rows in starts[:-1].split(batch_size):
             yield self._batch(rows, block_size)
         if rest:
-            yield self._batch(first[-1:], rest)
+            yield self._batch(starts[-1:], rest)
 
-    def _batch(self, first: Tensor, length: int) -> Batch:
-        """The windows of a length that begin at the tokens `first` (b, 1)."""
-        places = first + torch.arange(length + 1, device=first.device)
-        tokens, documents = self.tokens[places].long(), self.documents
-        of_inputs = None if documents is None else documents[places[:, :-1]].long()
-        return Batch(tokens[:, :-1], tokens[:, 1:], of_inputs)
+    def _batch(self, starts: Tensor, length: int) -> Batch:
+        """Return the windows of `length` that begin at the indices `starts` (b, 1)."""
+        indices = starts + torch.arange(length + 1, device=starts.device)
+        tokens, ids = self.tokens[indices].long(), self.document_ids
+        input_ids = None if ids is None else ids[indices[:, :-1]].long()
+        return Batch(tokens[:, :-1], tokens[:, 1:], input_ids)
 
 
 @dataclass(frozen=True)
 class TokenData:
-    """Both splits as tokens."""
+    """The tokens of both splits."""
 
     train: Split
     val: Split
 
     def to(self, device: str) -> TokenData:
-        """The same data on a device."""
+        """Return the same data on a device."""
         return TokenData(self.train.to(device), self.val.to(device))
 
     def require_block(self, block_size: int) -> None:
-        """Raise UserError unless each split holds at least one window of block_size + 1 tokens."""
+        """Raise UserError unless each split has at least one window of block_size + 1 tokens."""
         for split in (self.train, self.val):
             if len(split.tokens) <= block_size:
                 raise UserError(
                     f"model.block_size={block_size}: the {split.name} split has only "
                     f"{len(split.tokens)} tokens, one window needs {block_size + 1}; "
-                    f"give more text or a smaller block"
+                    f"use more text or a smaller block"
                 )
 
 
-def documents_of(text: str, separator: str | None) -> list[str]:
-    """A text cut after each separator. The last document may lack it."""
+def split_documents(text: str, separator: str | None) -> list[str]:
+    """Return the documents of a text, separators included. The last one may lack it."""
     if separator is None:
         return [text]
     *whole, rest = text.split(separator)
     return [document + separator for document in whole] + ([rest] if rest else [])
 
 
-def load_tokens(corpus: TextCorpus, tokenizer: Tokenizer, directory: Path) -> TokenData:
-    """Tokens of both splits, from the cache in `directory` or made and kept there.
+def encode_documents(
+    text: str, separator: str | None, tokenizer: Tokenizer
+) -> tuple[Tensor, Tensor | None]:
+    """Encode each document by itself. Return `tokens` and `document_ids` as `Split` has them."""
+    texts = split_documents(text, separator)
+    encoded = [torch.tensor(tokenizer.encode(document), dtype=torch.int32) for document in texts]
+    tokens = torch.cat(encoded)
+    if separator is None:
+        return tokens, None
+    is_end = torch.zeros_like(tokens)
+    ends = torch.tensor([len(document) for document in encoded]).cumsum(0) - 1
+    is_end[ends if texts[-1].endswith(separator) else ends[:-1]] = 1
+    return tokens, is_end.cumsum(0, dtype=torch.int32)
 
-    The cache file's name is a digest of everything that decides its content. Writing is atomic,
-    so processes that prepare the same tokens at once all end well.
+
+def write_tokens(
+    path: Path, splits: dict[str, str], separator: str | None, tokenizer: Tokenizer
+) -> TokenData:
+    """Encode both splits and write them to a safetensors file.
+
+    Writing is atomic: processes that write the same file at the same time all succeed.
     """
-    decisive = (FORMAT, corpus.sha256, corpus.n_train, corpus.separator, tokenizer.fingerprint)
-    identity = json.dumps(decisive)
-    path = directory / "tokens" / f"{sha256(identity)}.safetensors"
-    cached = _read(path)
-    if cached is not None:
-        return cached
     tensors: dict[str, Tensor] = {}
     n_bytes: dict[str, str] = {}
-    for name, text in corpus.splits.items():
-        tensors[name], documents = encode_documents(text, corpus.separator, tokenizer)
-        if documents is not None:
-            tensors[f"{name}_documents"] = documents
+    for name, text in splits.items():
+        tensors[name], document_ids = encode_documents(text, separator, tokenizer)
+        if document_ids is not None:
+            tensors[f"{name}_documents"] = document_ids
         first = tokenizer.token_bytes(int(tensors[name][0]))
         n_bytes[name] = str(len(text.encode("utf-8")) - len(first))
     with atomic_path(path) as temporary:
@@ -159,19 +168,14 @@ def load_tokens(corpus: TextCorpus, tokenizer: Tokenizer, directory: Path) -> To
     return _token_data(tensors, n_bytes)
 
 
-def encode_documents(
-    text: str, separator: str | None, tokenizer: Tokenizer
-) -> tuple[Tensor, Tensor | None]:
-    """A text's tokens and their documents, as in `Split`; each document is encoded by itself."""
-    texts = documents_of(text, separator)
-    parts = [torch.tensor(tokenizer.encode(part), dtype=torch.int32) for part in texts]
-    tokens = torch.cat(parts)
-    if separator is None:
-        return tokens, None
-    is_end = torch.zeros_like(tokens)
-    ends = torch.tensor([len(part) for part in parts]).cumsum(0) - 1
-    is_end[ends if texts[-1].endswith(separator) else ends[:-1]] = 1
-    return tokens, is_end.cumsum(0, dtype=torch.int32)
+def read_tokens(path: Path) -> TokenData | None:
+    """Return the tokens that `write_tokens` wrote; None if the file is missing or truncated."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return _token_data(tensors, file.metadata())
+    except (FileNotFoundError, SafetensorError):
+        return None
 
 
 def _token_data(tensors: dict[str, Tensor], n_bytes: dict[str, str]) -> TokenData:
@@ -181,12 +185,3 @@ def _token_data(tensors: dict[str, Tensor], n_bytes: dict[str, str]) -> TokenDat
             for name in ("train", "val")
         )
     )
-
-
-def _read(path: Path) -> TokenData | None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return _token_data(tensors, file.metadata())
-    except (FileNotFoundError, SafetensorError):  # absent or cut short: make it again
-        return None

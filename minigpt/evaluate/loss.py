@@ -79,9 +79,10 @@ def nats_by_position(
     counts = torch.zeros(length, dtype=torch.int64)
     with model.evaluating(), runtime.autocast():
         for batch in split.windows(length, batch_size):
-            losses = model.loss(batch.inputs, batch.targets, batch.documents, reduction="none")
-            one = torch.zeros_like(batch.inputs) if batch.documents is None else batch.documents
-            positions = positions_in_documents(one).flatten().cpu()
+            losses = model.loss(batch.inputs, batch.targets, batch.document_ids, reduction="none")
+            ids = batch.document_ids
+            ids = torch.zeros_like(batch.inputs) if ids is None else ids
+            positions = positions_in_documents(ids).flatten().cpu()
             nats += positions.bincount(losses.cpu().double(), length)  # in order: deterministic
             counts += positions.bincount(minlength=length)
     n_seen = int((counts > 0).sum())  # fewer than length where texts are shorter

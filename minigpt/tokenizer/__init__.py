@@ -1,4 +1,4 @@
-"""Tokenizers: text to token ids and back. One file a variant."""
+"""Tokenizers: text to token ids and back. One file per variant."""
 
 from minigpt.tokenizer.base import TOKENIZERS, Tokenizer, TokenizerConfig, load_tokenizer
 

@@ -1,4 +1,4 @@
-"""What every tokenizer offers."""
+"""The interface of tokenizers, and reading one back from tokenizer.json."""
 
 from __future__ import annotations
 
@@ -24,21 +24,20 @@ class TokenizerConfig:
 class Tokenizer(ABC):
     """A lossless map between text and token ids: decode(encode(text)) == text.
 
-    A tokenizer is data: `to_json` holds all it needs, so a run directory can decode its own
-    tokens anywhere, and its hash names the tokens it made.
+    `to_json` contains everything a tokenizer needs, so a run directory can be used on any machine.
     """
 
     kind: ClassVar[str]
-    cut: re.Pattern[str]  # matches where a text can be cut without changing its tokens
+    boundary: re.Pattern[str]  # matches where text can be split without changing its tokens
 
     @classmethod
     @abstractmethod
     def create(cls, config: Any, text: str, n_train: int, directory: Path) -> Tokenizer:
-        """Make the tokenizer a config asks for.
+        """Return the tokenizer of a config.
 
-        `text` is the whole corpus and its first `n_train` characters are the training split.
+        `text` is the whole corpus; its first `n_train` characters are the training split.
         Statistics are learned from the training split only. `directory` is the data directory,
-        for files worth keeping between runs.
+        where tokenizers that are expensive to learn are cached.
         """
 
     @property
@@ -48,28 +47,28 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text. Raises UserError at a character that no token can hold."""
+        """Return the token ids of a text. Raises UserError at a character that has no token."""
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes one token stands for (a part of a character is possible)."""
+        """Return the UTF-8 bytes of one token, which may be part of a character."""
 
     def decode(self, tokens: list[int]) -> str:
-        """The text of token ids; bytes that are no UTF-8 (a cut character) become U+FFFD."""
+        """Return the text of token ids. Invalid UTF-8, as of half a character, becomes U+FFFD."""
         return b"".join(map(self.token_bytes, tokens)).decode("utf-8", errors="replace")
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """Everything needed to encode and decode, as JSON; `kind` is added by `save`."""
+        """Return everything needed to encode and decode, as JSON. `save` adds `kind`."""
 
     @classmethod
     @abstractmethod
     def from_json(cls, saved: dict[str, Any]) -> Tokenizer:
-        """The inverse of `to_json`."""
+        """Return the tokenizer that `to_json` describes."""
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the saved form: equal for tokenizers that encode alike."""
+        """SHA-256 of the saved form: equal fingerprints mean equal tokens."""
         return _fingerprint(self._saved())
 
     def save(self, path: Path) -> None:
@@ -92,27 +91,27 @@ def load_tokenizer(path: Path) -> Tokenizer:
         kinds = {variant.kind: variant for variant in map(TOKENIZERS.variant, TOKENIZERS.names())}
         return kinds[saved.pop("kind")].from_json(saved)
     except FileNotFoundError:
-        raise UserError(f"{path}: no tokenizer there; is this a whole run directory?") from None
+        raise UserError(f"{path}: file not found; is this a complete run directory?") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: not a tokenizer minigpt wrote ({why}); restore it") from None
+        raise UserError(f"{path}: not written by minigpt, or damaged ({why}); restore it") from None
 
 
-def refused(text: str, offset: int, why: str) -> UserError:
-    """The error for the character at `offset`. `why` ends with what to do."""
+def character_error(text: str, offset: int, why: str) -> UserError:
+    """Return the error for the character at `offset`. `why` ends with what to do."""
     character = text[offset]
     return UserError(f"text={character!r} (U+{ord(character):04X}) at offset {offset}: {why}")
 
 
 def require_utf8(text: str) -> None:
-    """Raise UserError at a lone surrogate: UTF-8 has no bytes for it, nor has any byte token."""
+    """Raise UserError at a lone surrogate, which UTF-8 cannot encode."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        why = "half a character, left by bytes that were no UTF-8; remove it"
-        raise refused(text, error.start, why) from None
+        why = "a lone surrogate, left by decoding invalid UTF-8; remove it"
+        raise character_error(text, error.start, why) from None
 
 
 def _fingerprint(saved: dict[str, Any]) -> str:

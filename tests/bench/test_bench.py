@@ -12,6 +12,8 @@ from minigpt.bench.train import StepClock
 from minigpt.config.overrides import combinations
 from tests.conftest import Cli
 
+pytestmark = pytest.mark.medium
+
 SMALL = [
     *("data=text", "data.path=text.txt", "model.n_layer=1", "model.n_head=2", "model.n_embd=16"),
     *("model.block_size=16", "trainer.batch_size=4", "trainer.device=cpu"),
@@ -62,6 +64,7 @@ def test_runs_together(cli: Cli) -> None:
     assert done.code == 2 and "model.dropout=0.1: replicas would drop" in done.err
 
 
+@pytest.mark.slow
 def test_start_to_the_first_step(cli: Cli) -> None:
     done = cli("bench", "startup", *SMALL, "--repeats", "1", "--json", "out.json")
     assert done.code == 0, done.err
@@ -72,6 +75,7 @@ def test_start_to_the_first_step(cli: Cli) -> None:
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_is_one_line(cli: Cli) -> None:
     failed = cli("bench", "startup", "data=text", "data.path=nowhere.txt", "--repeats", "1")
     assert failed.code == 1 and "nowhere.txt: no such file" in failed.err

@@ -1,4 +1,4 @@
-"""Corpora and their tokens: byte-exact, split by characters, prepared once."""
+"""Corpora and their tokens: byte-exact, split by characters, cached."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from minigpt.config.compose import composed_config
 from minigpt.data import shakespeare
 from minigpt.data.corpus import CORPORA, TextCorpus
 from minigpt.data.prepare import prepare
-from minigpt.data.tokens import load_tokens
 from minigpt.errors import UserError
 from minigpt.files import sha256
 from minigpt.tokenizer import TOKENIZERS, Tokenizer
 
 
 def corpus(*overrides: str) -> TextCorpus:
-    """A corpus as the command line would read it."""
-    found = CORPORA.build(composed_config(list(overrides)).data).corpus()
-    assert isinstance(found, TextCorpus)
-    return found
+    """Return the corpus of these overrides."""
+    corpus = CORPORA.build(composed_config(list(overrides)).data).corpus()
+    assert isinstance(corpus, TextCorpus)
+    return corpus
 
 
 def char_tokenizer(text: str, directory: Path) -> Tokenizer:
-    """A character tokenizer of a text."""
+    """Return the character tokenizer of a text."""
     config = composed_config([]).tokenizer
     return TOKENIZERS.variant("char").create(config, text, len(text), directory)
 
@@ -40,7 +39,7 @@ def test_tiny_shakespeare_from_package_and_from_file(workdir: Path) -> None:
         assert Path("d/tinyshakespeare.txt").stat().st_size == shakespeare.TINY_SHAKESPEARE_BYTES
 
 
-def test_a_spoilt_file_is_made_again(workdir: Path) -> None:
+def test_a_damaged_file_is_replaced(workdir: Path) -> None:
     Path("d").mkdir()
     Path("d/tinyshakespeare.txt").write_text("not Shakespeare")
     assert corpus("data.dir=d").sha256 == shakespeare.TINY_SHAKESPEARE_SHA256
@@ -91,34 +90,34 @@ def test_text_from_file_folder_and_glob(workdir: Path) -> None:
 def test_tokens_are_cached_by_content(workdir: Path) -> None:
     text = "to be or not to be\n" * 20
     made = char_tokenizer(text, workdir)
-    first = load_tokens(TextCorpus(text, 300), made, workdir)
+    first = TextCorpus(text, 300).tokens(made, workdir)
     (file,) = (workdir / "tokens").iterdir()
     stamp = file.stat().st_mtime_ns
-    again = load_tokens(TextCorpus(text, 300), made, workdir)
+    again = TextCorpus(text, 300).tokens(made, workdir)
     assert file.stat().st_mtime_ns == stamp
     for split, other in ((first.train, again.train), (first.val, again.val)):
         assert torch.equal(split.tokens, other.tokens)
         assert split.target_bytes == other.target_bytes == len(split.tokens) - 1
     assert made.decode(first.train.tokens.tolist() + first.val.tokens.tolist()) == text
-    load_tokens(TextCorpus(text, 301), made, workdir)
-    load_tokens(TextCorpus(text + "!", 300), char_tokenizer(text + "!", workdir), workdir)
+    TextCorpus(text, 301).tokens(made, workdir)
+    TextCorpus(text + "!", 300).tokens(char_tokenizer(text + "!", workdir), workdir)
     assert len(list((workdir / "tokens").iterdir())) == 3
 
 
-def test_a_cut_cache_file_is_made_again(workdir: Path) -> None:
+def test_a_truncated_cache_file_is_replaced(workdir: Path) -> None:
     text = "to be or not to be\n" * 20
     made = char_tokenizer(text, workdir)
-    first = load_tokens(TextCorpus(text, 300), made, workdir)
+    first = TextCorpus(text, 300).tokens(made, workdir)
     (file,) = (workdir / "tokens").iterdir()
     for content in (file.read_bytes()[:50], b""):
         file.write_bytes(content)
-        again = load_tokens(TextCorpus(text, 300), made, workdir)
+        again = TextCorpus(text, 300).tokens(made, workdir)
         assert torch.equal(first.val.tokens, again.val.tokens)
 
 
 def test_target_bytes_count_utf8(workdir: Path) -> None:
     text = "é" * 30 + "a" * 70
-    tokens = load_tokens(TextCorpus(text, 50), char_tokenizer(text, workdir), workdir)
+    tokens = TextCorpus(text, 50).tokens(char_tokenizer(text, workdir), workdir)
     assert tokens.train.target_bytes == 2 * 29 + 20
     assert tokens.val.target_bytes == 49
 
@@ -126,7 +125,8 @@ def test_target_bytes_count_utf8(workdir: Path) -> None:
 def test_two_processes_prepare_at_once(workdir: Path) -> None:
     """Real processes, started together on an empty folder."""
     code = (
-        "from minigpt.config import composed_config as c; from minigpt.data.prepare import prepare;"
+        "from minigpt.config.compose import composed_config as c;"
+        "from minigpt.data.prepare import prepare;"
         "config = c(['tokenizer=bpe', 'data.dir=both']);"
         "p = prepare(config.data, config.tokenizer);"
         "print(p.tokenizer.fingerprint, len(p.tokens.train.tokens))"
@@ -142,7 +142,7 @@ def test_two_processes_prepare_at_once(workdir: Path) -> None:
 
 
 def test_prepare_uses_every_tokenizer(workdir: Path) -> None:
-    """Bytes per token is what tells tokenizers apart, so their bytes must agree."""
+    """The number of bytes of a split does not depend on the tokenizer."""
     sizes = set()
     for name in ("char", "gpt2", "bpe"):
         config = composed_config([f"tokenizer={name}", "data=text", "data.path=text.txt"])

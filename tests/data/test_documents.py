@@ -1,4 +1,4 @@
-"""Documents of a text: cut after each separator, encoded by themselves, packed into windows."""
+"""Documents: split after each separator, encoded separately, packed into windows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from minigpt.config.compose import composed_config
 from minigpt.data.corpus import DataConfig, TextCorpus
 from minigpt.data.prepare import prepare
-from minigpt.data.tokens import Split, documents_of, encode_documents, load_tokens
+from minigpt.data.tokens import Split, encode_documents, split_documents
 from minigpt.tokenizer import TOKENIZERS, Tokenizer
 
 TEXT = "".join(
@@ -24,13 +24,13 @@ SEPARATORS = ["\n\n", "\n", " ", "—", "?", "Ay. Ay", ":\nTo be"]
 
 @cache
 def tokenizer(name: str, directory: Path, text: str = TEXT) -> Tokenizer:
-    """A tokenizer of a text, as the command line would make it."""
+    """Return the tokenizer that a run on this text would have."""
     config = composed_config([f"tokenizer={name}", *["tokenizer.vocab_size=300"] * (name == "bpe")])
     return TOKENIZERS.variant(name).create(config.tokenizer, text, len(text), directory)
 
 
 def plain_documents(text: str, separator: str) -> list[str]:
-    """A text cut after each separator, one character at a time."""
+    """Split a text after each separator, one character at a time."""
     documents, document = [], ""
     for character in text:
         document += character
@@ -41,7 +41,7 @@ def plain_documents(text: str, separator: str) -> list[str]:
 
 
 def plain_inputs(documents: list[list[int]], ends: bool) -> list[tuple[int, int]]:
-    """Token and document of each input: the last token of a document begins the next.
+    """Return (token, document id) of each input; the last token of a document has the next id.
 
     `ends`: whether the last document ends with its separator.
     """
@@ -55,24 +55,26 @@ def plain_inputs(documents: list[list[int]], ends: bool) -> list[tuple[int, int]
 
 @given(st.text("ab\n", min_size=1), st.text("ab\n", min_size=1, max_size=3))
 def test_documents_end_with_the_separator(text: str, separator: str) -> None:
-    documents = documents_of(text, separator)
+    documents = split_documents(text, separator)
     assert documents == plain_documents(text, separator)
     assert "".join(documents) == text
-    assert documents_of(text, None) == [text]
+    assert split_documents(text, None) == [text]
 
 
 @pytest.mark.parametrize("separator", SEPARATORS)
 @pytest.mark.parametrize("name", ["char", "gpt2", "bpe"])
-def test_a_split_holds_documents_encoded_apart(workdir: Path, name: str, separator: str) -> None:
+def test_documents_of_a_split_are_encoded_separately(
+    workdir: Path, name: str, separator: str
+) -> None:
     made = tokenizer(name, workdir)
     corpus = TextCorpus(TEXT, len(TEXT) // 2 + 7, separator)
-    tokens = load_tokens(corpus, made, workdir)
+    tokens = corpus.tokens(made, workdir)
     for split in (tokens.train, tokens.val):
         text = corpus.splits[split.name]
         texts = plain_documents(text, separator)
         encoded = [made.encode(document) for document in texts]
-        assert split.documents is not None and split.documents.dtype == torch.int32
-        held = [*zip(split.tokens.tolist(), split.documents.tolist(), strict=True)]
+        assert split.document_ids is not None and split.document_ids.dtype == torch.int32
+        held = [*zip(split.tokens.tolist(), split.document_ids.tolist(), strict=True)]
         assert held == plain_inputs(encoded, text.endswith(separator))
         assert split.document_lengths.tolist() == [len(tokens) for tokens in encoded]
         assert split.target_bytes == len(text.encode()) - len(made.token_bytes(encoded[0][0]))
@@ -90,8 +92,8 @@ def test_windows_hold_each_target_once(text: str, block_size: int, batch_size: i
     split = Split("val", tokens, len(tokens) - 1, documents)
     inputs, targets = [], []
     for batch in split.windows(block_size, batch_size):
-        assert batch.documents is not None and batch.documents.dtype == torch.int64
-        pairs = zip(batch.inputs.flatten(), batch.documents.flatten(), strict=True)
+        assert batch.document_ids is not None and batch.document_ids.dtype == torch.int64
+        pairs = zip(batch.inputs.flatten(), batch.document_ids.flatten(), strict=True)
         inputs += [(int(token), int(document)) for token, document in pairs]
         targets += batch.targets.flatten().tolist()
     assert targets == made.encode(text)[1:]
@@ -107,21 +109,21 @@ def test_draws_and_their_parts_are_slices(workdir: Path) -> None:
     batch, places = (s.draw(6, 9, torch.Generator().manual_seed(0)) for s in (split, numbered))
     assert torch.equal(batch.inputs, tokens[places.inputs].long())
     assert torch.equal(batch.targets, tokens[places.inputs + 1].long())
-    assert batch.documents is not None
-    assert torch.equal(batch.documents, documents[places.inputs].long())
+    assert batch.document_ids is not None
+    assert torch.equal(batch.document_ids, documents[places.inputs].long())
     for n in (1, 3):
         parts = [*batch.chunk(n)]
         assert len(parts) == n
-        for name in ("inputs", "targets", "documents"):
+        for name in ("inputs", "targets", "document_ids"):
             joined = torch.cat([getattr(part, name) for part in parts])
             assert torch.equal(joined, getattr(batch, name))
-        assert all(part.documents is None for part in places.chunk(n))
+        assert all(part.document_ids is None for part in places.chunk(n))
 
 
 def test_the_head_of_documents(workdir: Path) -> None:
     tokens, documents = encode_documents("ab\na\nb", "\n", tokenizer("char", workdir, "ab\n"))
     head = Split("train", tokens, 5, documents).head(4)
-    assert head.documents is not None and head.documents.tolist() == [0, 0, 1, 1]
+    assert head.document_ids is not None and head.document_ids.tolist() == [0, 0, 1, 1]
     assert head.document_lengths.tolist() == [3, 1]
 
 
@@ -130,15 +132,15 @@ def test_tokens_are_cached_by_separator(workdir: Path) -> None:
     folder = workdir / "tokens"
     for n_files, separator in enumerate([None, "\n", "\n\n"], 1):
         corpus = TextCorpus(TEXT, 500, separator)
-        first, again = (load_tokens(corpus, made, workdir) for _ in range(2))
+        first, again = (corpus.tokens(made, workdir) for _ in range(2))
         assert len([*folder.iterdir()]) == n_files
         for split, other in ((first.train, again.train), (first.val, again.val)):
             assert torch.equal(split.tokens, other.tokens)
             assert split.target_bytes == other.target_bytes
-            if split.documents is None or other.documents is None:
-                assert separator is None and split.documents is other.documents
+            if split.document_ids is None or other.document_ids is None:
+                assert separator is None and split.document_ids is other.document_ids
             else:
-                assert torch.equal(split.documents, other.documents)
+                assert torch.equal(split.document_ids, other.document_ids)
 
 
 @pytest.mark.parametrize(

@@ -48,13 +48,13 @@ def test_errata_are_each_distinct_and_change_something() -> None:
     entries = [json.dumps(e) for errata in shakespeare._errata().values() for e in errata]
     assert len(entries) == len(set(entries))
     for erratum in map(json.loads, entries):
-        assert erratum["found"] != erratum["wanted"]
-        assert erratum.keys() <= {"play", "found", "wanted", "times"}
+        assert erratum["old"] != erratum["new"]
+        assert erratum.keys() <= {"play", "old", "new", "count"}
 
 
 @pytest.mark.parametrize("errata", ["slips", "quirks"])
 def test_an_erratum_that_is_not_found_is_an_error(monkeypatch, errata: str) -> None:
-    never = {"play": "coriolanus", "found": "no such words", "wanted": ""}
+    never = {"play": "coriolanus", "old": "no such words", "new": ""}
     known = shakespeare._errata()
     monkeypatch.setattr(shakespeare, "_errata", lambda: known | {errata: [*known[errata], never]})
     with pytest.raises(ValueError, match="coriolanus has 'no such words' 0 times, not 1"):

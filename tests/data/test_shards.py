@@ -1,4 +1,4 @@
-"""Shards: what was streamed to files and is mapped equals the same text in memory."""
+"""Memory-mapped shards give the same tokens and batches as the same text in memory."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from numpy.lib.format import open_memmap
 
 from minigpt.config.compose import composed_config
 from minigpt.data import corpus
+from minigpt.data.lazy import DocumentIds, ShardedTokens
 from minigpt.data.prepare import Prepared, prepare
-from minigpt.data.shards import Index, pieces, write_shards
-from minigpt.data.stored import Joined, Numbered
-from minigpt.data.tokens import Split, documents_of
+from minigpt.data.shards import Index, chunks, write_shards
+from minigpt.data.tokens import Split, split_documents
 from minigpt.errors import UserError
 from minigpt.runtime import peak_memory_bytes, reset_peak_memory
 from minigpt.tokenizer import TOKENIZERS, Tokenizer
@@ -31,6 +31,8 @@ from minigpt.tokenizer.bpe import BPETokenizer
 from minigpt.tokenizer.tiktoken_ import TiktokenTokenizer
 from tests.conftest import TINY, Cli
 from tests.train.test_resume import same_end, stop_at
+
+pytestmark = pytest.mark.medium
 
 TEXT = "".join(
     f"ROLE {i}:\r\nTo  be — {i * i} — orn\u2019t 東京。 It's{'!' * (i % 3)}\n {' ' * (i % 4)}\n"
@@ -42,25 +44,29 @@ BPE = ["tokenizer=bpe", "tokenizer.vocab_size=300"]
 CHOSEN = {"char": ["tokenizer=char"], "gpt2": ["tokenizer=gpt2"], "bpe": BPE}
 
 
-def written(*options: str, shard_tokens: int = 50, piece: int = 11) -> tuple[Prepared, Prepared]:
-    """A text in memory, and from shards that are made now."""
+def written(*options: str, shard_tokens: int = 50, chunk: int = 11) -> tuple[Prepared, Prepared]:
+    """Write TEXT to shards. Return it as prepared from memory, and as prepared from the shards."""
     Path("long.txt").write_bytes(TEXT.encode())
     config = composed_config(["data=text", "data.path=long.txt", *options])
-    made = write_shards(
-        config.data, config.tokenizer, Path("shards"), shard_tokens=shard_tokens, piece=piece
+    index = write_shards(
+        config.data,
+        config.tokenizer,
+        Path("shards"),
+        shard_tokens=shard_tokens,
+        chunk_characters=chunk,
     )
-    assert sum(len(split["shards"]) for split in made.splits.values()) > 2 or shard_tokens > 1000
+    assert sum(len(split["shards"]) for split in index.splits.values()) > 2 or shard_tokens > 1000
     return prepare(config.data, config.tokenizer), of_shards(*options)
 
 
 def of_shards(*options: str) -> Prepared:
-    """What a run would be given."""
+    """Return what a run with data=shards gets."""
     config = composed_config(["data=shards", "data.path=shards", *options])
     return prepare(config.data, config.tokenizer)
 
 
 def require_equal(split: Split, other: Split) -> None:
-    """All that a run, or a person, is given of two splits."""
+    """Compare everything that training and evaluation read from a split."""
     assert split.tokens.tolist() == other.tokens.tolist()
     assert split.target_bytes == other.target_bytes
     assert torch.equal(split.document_lengths, other.document_lengths)
@@ -73,7 +79,7 @@ def require_equal(split: Split, other: Split) -> None:
             [drawn[1], *other.windows(block_size, batch_size)],
             strict=True,
         ):
-            for name in ("inputs", "targets", "documents"):
+            for name in ("inputs", "targets", "document_ids"):
                 numbers = getattr(one, name), getattr(two, name)
                 assert numbers == (None, None) or torch.equal(*numbers), name
 
@@ -93,8 +99,8 @@ def test_shards_equal_a_text_in_memory(
         (held.tokens.train, mapped.tokens.train),
         (held.tokens.val, mapped.tokens.val),
     ):
-        assert isinstance(other.tokens, Joined)
-        assert isinstance(other.documents, Numbered if separator else type(None))
+        assert isinstance(other.tokens, ShardedTokens)
+        assert isinstance(other.document_ids, DocumentIds if separator else type(None))
         require_equal(split, other)
         for n in (1, 49, 50, 51, 160, 10**6):
             require_same_head(split.head(n), other.head(n))
@@ -106,13 +112,13 @@ def require_same_head(split: Split, other: Split) -> None:
     assert split.tokens.tolist() == other.tokens.tolist()
     assert split.target_bytes == other.target_bytes
     assert torch.equal(split.document_lengths, other.document_lengths)
-    if split.documents is not None:
-        assert split.documents.tolist() == other.documents.tolist()
+    if split.document_ids is not None:
+        assert split.document_ids.tolist() == other.document_ids.tolist()
 
 
 def test_windows_larger_than_a_shard(workdir: Path) -> None:
-    held, mapped = written("tokenizer=gpt2", shard_tokens=2, piece=1)
-    assert max(map(len, mapped.tokens.train.tokens.parts)) < 20
+    held, mapped = written("tokenizer=gpt2", shard_tokens=2, chunk=1)
+    assert max(map(len, mapped.tokens.train.tokens.shards)) < 20
     require_equal(held.tokens.train, mapped.tokens.train)
 
 
@@ -145,28 +151,27 @@ LETTERS = "abZé1½。.,'-/ \u00a0\u3000\u2028\x1c\x85\t\r\n\u0301\u200d😀東"
     block=st.integers(1, 20),
     size=st.integers(1, 9),
 )
-def test_pieces_have_the_tokens_of_the_whole(
+def test_chunks_have_the_tokens_of_the_whole_text(
     name: str, text: str, separator: str | None, block: int, size: int
 ) -> None:
     made = tokenizer(name)
     blocks = [text[start : start + block] for start in range(0, len(text), block)]
     documents, open_ = [], None
-    for piece, is_end in pieces(blocks, separator, made.cut, size):
+    for piece, is_end in chunks(blocks, separator, made.boundary, size):
         assert piece
         open_ = (open_ or []) + made.encode(piece)
         if is_end:
             documents.append(open_)
             open_ = None
     documents += [open_] if open_ else []
-    assert documents == [made.encode(document) for document in documents_of(text, separator)]
+    assert documents == [made.encode(document) for document in split_documents(text, separator)]
 
 
-def test_a_piece_is_no_longer_than_it_must() -> None:
-    blocks = ["word " * 20] * 50
-    assert max(len(piece) for piece, _ in pieces(blocks, None, tokenizer("gpt2").cut, 30)) < 36
-    assert {len(piece) for piece, _ in pieces(["x" * 9] * 10, "y", tokenizer("char").cut, 10)} == {
-        10
-    }
+def test_chunks_are_short() -> None:
+    words = chunks(["word " * 20] * 50, None, tokenizer("gpt2").boundary, 30)
+    assert max(len(chunk) for chunk, _ in words) < 36
+    characters = chunks(["x" * 9] * 10, "y", tokenizer("char").boundary, 10)
+    assert {len(chunk) for chunk, _ in characters} == {10}
 
 
 def test_a_run_trains_from_shards_like_from_its_text(
@@ -207,13 +212,13 @@ def test_a_run_trains_from_shards_like_from_its_text(
         assert done.code == 0, done.err
 
 
-def test_what_the_shards_are_not_made_with_is_refused(workdir: Path) -> None:
+def test_options_other_than_those_of_the_shards_are_refused(workdir: Path) -> None:
     written(*BPE, r"data.document_separator=\n")
     right = [*BPE, r"data.document_separator=\n"]
     of_shards(*right)
     of_shards(*BPE, "data.document_separator='\n'")  # the same, written otherwise
     for options, message in (
-        (["tokenizer=char", right[2]], r"^tokenizer=char: .* made with tokenizer='bpe'; ask for"),
+        (["tokenizer=char", right[2]], r"^tokenizer=char: .* made with tokenizer='bpe'; use that"),
         (
             ["tokenizer=bpe", "tokenizer.vocab_size=301", right[2]],
             r"^tokenizer.vocab_size=301: .*=300",
@@ -223,7 +228,7 @@ def test_what_the_shards_are_not_made_with_is_refused(workdir: Path) -> None:
         ([*right, "data.dir=elsewhere"], r"^data.dir=elsewhere: .*leave it out"),
         (
             [*right, "data.path=nowhere"],
-            r"^data.path=nowhere: no index.json .*minigpt data --shards",
+            r"^data.path=nowhere: index.json cannot .*minigpt data --shards",
         ),
         ([*right, "data.path="], r"^data.path=: missing; give a folder"),
     ):
@@ -259,7 +264,7 @@ def test_damaged_shards_are_refused(workdir: Path) -> None:
     tokenizer("bpe").save(Path("shards/tokenizer.json"))
     refused("tokens are of another tokenizer")
     Path("shards/tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"tokenizer.json: no tokenizer there"):
+    with pytest.raises(UserError, match=r"tokenizer.json: file not found"):
         of_shards(*options)
     Path("shards/tokenizer.json").write_bytes(saved)
 
@@ -267,7 +272,7 @@ def test_damaged_shards_are_refused(workdir: Path) -> None:
     whole = index.read_text(encoding="utf-8")
     for content in ("", "[]", "{}", whole.replace('"n_bytes": ', '"n_bytes": 1'), whole[:90]):
         index.write_text(content, encoding="utf-8")
-        refused(r"^data.path=shards: index.json is none that minigpt wrote")
+        refused(r"^data.path=shards: index.json was not written by minigpt")
     index.write_text(whole, encoding="utf-8")
     of_shards(*options)
     assert Index.read(Path("shards")).splits["train"]["ends"] > 1
@@ -295,27 +300,27 @@ def test_a_run_refuses_other_shards(cli: Cli) -> None:
             assert failed.code == 2 and message in failed.err, failed.err
 
 
-def test_what_cannot_be_written_leaves_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_command_writes_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {*Path().iterdir()}
     Path("bad.txt").write_bytes(TEXT.encode() + b"\xff!")
     n = len(TEXT.encode())
     for options, message in (
         (["data.path=bad.txt"], f"byte 0xff at offset {n} is not UTF-8 (invalid start byte)"),
-        (["data.document_separator=@"], "'@': occurs nowhere in the train split"),
+        (["data.document_separator=@"], "'@': does not occur in the train split"),
         (["data.train_fraction=0.00001"], "too few to split"),
         (["data.path=nowhere"], "no such file, folder or matching files"),
-        (["data=shards", "data.path=x"], "data=shards: is no text that can be read"),
+        (["data=shards", "data.path=x"], "data=shards: cannot be read as text"),
     ):
         data = [] if "data=shards" in options else ["data=text", "data.path=text.txt"]
         monkeypatch.setattr(corpus, "BLOCK_BYTES", 100)
         failed = cli("data", "--shards", "out", *data, *options)
         assert failed.code == 2 and message in failed.err, failed.err
     there = cli("data", "--shards", "text.txt", "data=text", "data.path=text.txt")
-    assert there.code == 2 and "--shards=text.txt: is there already" in there.err
+    assert there.code == 2 and "--shards=text.txt: already exists" in there.err
     assert {*Path().iterdir()} - before == {Path("bad.txt")}
 
 
-def test_a_text_that_changes_meanwhile_is_refused(workdir: Path) -> None:
+def test_a_text_that_changes_while_it_is_read_is_refused(workdir: Path) -> None:
     config = composed_config(["data=text", "data.path=text.txt"])
 
     def change(doing: str, n: int) -> None:
@@ -331,8 +336,8 @@ def test_a_text_that_changes_meanwhile_is_refused(workdir: Path) -> None:
 def test_a_tokenizer_learns_from_a_leading_part(
     workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It knows every character all the same."""
-    monkeypatch.setattr("minigpt.data.shards.LEADING", 100)
+    """Its alphabet still has every character."""
+    monkeypatch.setattr("minigpt.data.shards.MAX_LEARNED_CHARACTERS", 100)
     for name, options in CHOSEN.items():
         held, mapped = written(*options)
         assert (held.tokenizer.fingerprint == mapped.tokenizer.fingerprint) == (name != "bpe")
@@ -342,23 +347,23 @@ def test_a_tokenizer_learns_from_a_leading_part(
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is Linux's")
-def test_what_was_read_is_not_held(workdir: Path) -> None:
+def test_pages_are_released_after_reading(workdir: Path) -> None:
     size = 2**27
     open_memmap("holes.npy", mode="w+", dtype=np.uint8, shape=(size,)).flush()
-    tokens = Joined([np.load("holes.npy", mmap_mode="r")])
+    tokens = ShardedTokens([np.load("holes.npy", mmap_mode="r")])
     held = peak_memory_after(lambda: None)
     for split in (Split("train", tokens, 1), Split("train", tokens, 1).head(size - 1)):
         assert peak_memory_after(partial(draw_often, split)) < held + 2**25
 
 
 def draw_often(split: Split) -> None:
-    """Touch most of the pages, some at a time."""
+    """Read most pages of the file, some at a time."""
     for seed in range(50):
         split.draw(64, 64, torch.Generator().manual_seed(seed))
 
 
 def peak_memory_after(work: Callable[[], object]) -> int:
-    """Most bytes that this process held meanwhile."""
+    """Return the peak memory of this process while `work` runs, in bytes."""
     reset_peak_memory("cpu")
     work()
     found = peak_memory_bytes("cpu")
@@ -372,8 +377,8 @@ def test_batches_for_a_gpu(workdir: Path) -> None:
     split = mapped.tokens.train
     on_gpu = split.to("cuda")
     for one, two in zip(split.windows(16, 8), on_gpu.windows(16, 8), strict=True):
-        assert one.documents is not None and two.documents is not None
-        assert two.inputs.is_cuda and two.targets.is_cuda and two.documents.is_cuda
+        assert one.document_ids is not None and two.document_ids is not None
+        assert two.inputs.is_cuda and two.targets.is_cuda and two.document_ids.is_cuda
         assert torch.equal(one.inputs, two.inputs.cpu())
         assert torch.equal(one.targets, two.targets.cpu())
-        assert torch.equal(one.documents, two.documents.cpu())
+        assert torch.equal(one.document_ids, two.document_ids.cpu())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from minigpt.config.compose import composed_config
 from minigpt.data.corpus import TextCorpus
-from minigpt.data.tokens import Split, TokenData, load_tokens
+from minigpt.data.tokens import Split, TokenData
 from minigpt.errors import UserError
 from minigpt.evaluate import loss as evaluate_module
 from minigpt.evaluate.loss import Evaluation, evaluate, perplexity
@@ -77,7 +77,7 @@ def test_windows_hold_each_target_once_in_order(
     for batch in batches:
         assert batch.inputs.dtype == batch.targets.dtype == torch.int64
         assert batch.inputs.shape[0] <= batch_size and 1 <= batch.inputs.shape[1] <= block_size
-        assert batch.documents is None
+        assert batch.document_ids is None
     assert all(batch.inputs.shape[1] == block_size for batch in batches[:-1])
     inputs = torch.cat([batch.inputs.flatten() for batch in batches])
     targets = torch.cat([batch.targets.flatten() for batch in batches])
@@ -109,7 +109,7 @@ def test_head_of_a_split() -> None:
     head = split.head(4)
     assert head.tokens.tolist() == [0, 1, 2, 3] and head.target_bytes == 12
     assert split.head(99).tokens.tolist() == [*range(10)] and split.head(99).target_bytes == 30
-    assert head.documents is None and split.document_lengths.tolist() == [10]
+    assert head.document_ids is None and split.document_lengths.tolist() == [10]
 
 
 def test_require_block() -> None:
@@ -166,7 +166,7 @@ def test_documents_are_evaluated_apart(name: str, length: int) -> None:
     """Each document of each window by itself; positions are those in the document."""
     model = tiny_model(name).eval()
     documents = tiny_split(100, n_vocab=2).tokens.cumsum(0, dtype=torch.int32)  # of 1 to 7 tokens
-    split = replace(tiny_split(100), documents=documents)
+    split = replace(tiny_split(100), document_ids=documents)
     losses: list[list[float]] = [[] for _ in range(length)]
     with torch.no_grad():
         for first in range(0, 99, length):
@@ -215,7 +215,7 @@ def test_bits_per_byte_of_a_text_by_hand(tmp_path: Path) -> None:
     corpus = TextCorpus(text="ab€é😀bé", n_train=2)  # validation: 3 + 2 + 4 + 1 + 2 bytes
     config = TOKENIZERS.options("char")(name="char")
     tokenizer = TOKENIZERS.variant("char").create(config, corpus.text, corpus.n_train, tmp_path)
-    split = load_tokens(corpus, tokenizer, tmp_path).val
+    split = corpus.tokens(tokenizer, tmp_path).val
     assert split.target_bytes == 2 + 4 + 1 + 2
     model = tiny_model("bigram", tokenizer.n_vocab)
     nn.init.zeros_(model.head.weight)  # every character is equally likely: log2(5) bits each

@@ -56,7 +56,7 @@ def assert_as_alone(config: ModelConfig, pieces: list[Batch], compiled: bool = F
     together = [[p.grad for p in model.parameters()] for model in models]
     for model, piece, logged, gradients in zip(models, pieces, found, together, strict=True):
         model.zero_grad()
-        loss, alone = model.training_loss(piece.inputs, piece.targets, piece.documents)
+        loss, alone = model.training_loss(piece.inputs, piece.targets, piece.document_ids)
         loss.backward()
         torch.testing.assert_close(logged, alone, **CLOSE)
         torch.testing.assert_close(gradients, [p.grad for p in model.parameters()], **CLOSE)

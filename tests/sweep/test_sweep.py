@@ -27,6 +27,8 @@ from minigpt.sweep.watch import last_step
 from minigpt.train.state import TRAINING, WEIGHTS
 from tests.conftest import TINY, Cli, read_metrics
 
+pytestmark = pytest.mark.medium
+
 HERE = "hydra.sweep.dir=sweep"
 PRESETS = {
     "positional": set(POSITIONAL.names()),
@@ -57,6 +59,7 @@ def wait_for(ready: object, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.fast
 def test_the_same_command_runs_what_is_missing(cli: Cli) -> None:
     command = ["train", "-m", *TINY, "seed=1,2", "trainer.max_steps=2"]
     first = cli(*command)
@@ -175,6 +178,7 @@ def test_jobs_of_one_label_are_two_runs(cli: Cli, workdir: Path) -> None:
     assert "2 skipped" in cli("train", "-m", *TINY, prompts, "trainer.max_steps=1", HERE).out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="kills by POSIX signals")
 def test_a_killed_sweep_goes_on(workdir: Path) -> None:
     options = ["seed=1,2,3,4,5", "optimizer.lr=1e-3,1e-2", "trainer.max_steps=60"]

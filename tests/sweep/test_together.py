@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from minigpt.train.replicas import Program
 from tests.conftest import TINY, Cli, read_metrics
 
+pytestmark = pytest.mark.medium
+
 TOGETHER = "hydra/launcher=replicas"
 
 
@@ -130,6 +132,7 @@ def test_a_step_that_fails_ends_all(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
         assert "hydra.launcher.at_once" in result(run)["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_killed_sweep_goes_on(cli: Cli, number: signal.Signals) -> None:
     options = ["seed=1,2,3", "trainer.max_steps=60", "trainer.precision=fp32"]

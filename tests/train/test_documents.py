@@ -17,6 +17,8 @@ from minigpt.train.setup import BATCH_SEED
 from tests.conftest import TINY, Cli, read_metrics
 from tests.train.test_resume import same_end, stop_at
 
+pytestmark = pytest.mark.medium
+
 SEPARATOR = r"data.document_separator=\n\n"
 
 
@@ -91,10 +93,10 @@ def test_a_training_loss_is_the_mean_over_documents(cli: Cli) -> None:
     model = GPT(config.model, prepared.tokenizer.n_vocab)
     generator = torch.Generator().manual_seed(config.seed + BATCH_SEED)
     batch = prepared.tokens.train.draw(4, 30, generator)
-    assert batch.documents is not None
+    assert batch.document_ids is not None
     losses = []
     for inputs, targets, documents in zip(
-        batch.inputs, batch.targets, batch.documents, strict=True
+        batch.inputs, batch.targets, batch.document_ids, strict=True
     ):
         lengths = documents.unique_consecutive(return_counts=True)[1].tolist()
         for part in zip(inputs.split(lengths), targets.split(lengths), strict=True):

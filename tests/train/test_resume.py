@@ -20,6 +20,8 @@ from minigpt.tokenizer import TOKENIZERS
 from minigpt.train.display import Display
 from tests.conftest import TINY, Cli, read_metrics
 
+pytestmark = pytest.mark.medium
+
 TOKENIZER_OPTIONS = {
     "char": [],
     "gpt2": ["model.vocab_multiple=64"],
@@ -68,6 +70,7 @@ def test_stopped_and_resumed(
     stopped_and_resumed(cli, monkeypatch, [*TINY, *options, "model.dropout=0.1"])
 
 
+@pytest.mark.fast
 def test_routed_experts_stopped_and_resumed(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their usage is logged at steps 4, 8 and 12, so that a part of it is saved at step 7."""
     stopped_and_resumed(cli, monkeypatch, [*TINY, "ffn=moe", "trainer.log_every=4"])
@@ -114,6 +117,7 @@ def test_signals_save_the_step_in_hand(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_at_any_moment_and_resumed(workdir: Path, seed: int) -> None:
     """Real processes, real SIGKILL, at moments drawn at random: also while files are written."""
@@ -240,6 +244,7 @@ def test_resume_refuses_another_text(cli: Cli, workdir: Path) -> None:
     assert "the text has changed" in refused.err
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_train_one_run(workdir: Path) -> None:
     options = [*TINY, "trainer.max_steps=100000", "hydra.run.dir=run"]
     first = subprocess.Popen(command("train", *options), stdout=subprocess.DEVNULL)

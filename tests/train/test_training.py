@@ -26,6 +26,8 @@ from minigpt.train.setup import BATCH_SEED
 from minigpt.train.trainer import Trainer
 from tests.conftest import TINY, Cli, inspect_wandb, read_metrics
 
+pytestmark = pytest.mark.medium
+
 
 def weights(run: str, checkpoint: str = "last") -> dict[str, torch.Tensor]:
     """The weights a run saved."""
@@ -84,6 +86,7 @@ def test_batches_and_initial_weights_are_not_one_stream(cli: Cli) -> None:
     assert cli("train", *TINY, f"seed={2**32}").code == 2
 
 
+@pytest.mark.fast
 def test_it_learns(cli: Cli) -> None:
     """A text of one repeated line is learned nearly by heart."""
     Path("text.txt").write_text("abcdefgh\n" * 400)
@@ -202,6 +205,7 @@ def test_a_resumed_run_continues_its_wandb_run(cli: Cli) -> None:
     assert len(names) == 1  # one id in two files
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 @pytest.mark.parametrize("attention", ["full", "bigbird"])  # which hashes its indices
 def test_compile_trains_the_same_model(cli: Cli, attention: str) -> None:
