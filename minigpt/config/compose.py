@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from minigpt.config.hydra_main import compose_config
+from minigpt.config.overrides import parse_override
 from minigpt.config.schema import REGISTRIES, Config
 from minigpt.errors import UserError, did_you_mean, first_line, require
 from minigpt.files import write_text
@@ -113,7 +114,7 @@ def resumed_config(path: Path, composed: DictConfig, overrides: list[str]) -> Co
     """
     saved = _read_yaml(path)
     for override in overrides:
-        key = override.partition("=")[0].lstrip("+~")
+        key = parse_override(override).key
         if key == "resume":
             continue
         if key not in RESUME_MAY_CHANGE:

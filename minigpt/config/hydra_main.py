@@ -24,6 +24,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from minigpt.config.overrides import parse_override, parse_overrides
 from minigpt.errors import UserError, did_you_mean, first_line
 
 FLAGS_WITH_VALUE = (
@@ -68,9 +69,8 @@ def register_designs() -> None:
 
 def _run_label(name: str | None, design: str, overrides: list[str]) -> str:
     """What a run is called: its name, else its design and other choices."""
-    pairs = [override.lstrip("+~").partition("=")[::2] for override in overrides]
     groups = set(config_groups()) - {"model", "logger", "trainer"}
-    choices = [value for key, value in pairs if key in groups]
+    choices = [o.value for o in parse_overrides(overrides) if o.key in groups]
     return file_name(name or "_".join([design, *choices]))
 
 
@@ -133,7 +133,8 @@ def _require_choices(overrides: list[str]) -> None:
     """Raise UserError for a choice of a config group that is none, or is made by another key."""
     groups = {section_of(group): group for group in config_groups()}
     for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
+        parsed = parse_override(override)
+        key, value = parsed.key, parsed.value
         if key == "hydra/sweeper":
             why = "another sweeper knows no runs that are done; leave it out"
             raise UserError(f"{override}: {why}, and search with `minigpt tune`")
@@ -239,9 +240,10 @@ def _unknown_key(key: str, overrides: list[str]) -> str:
     ]
     if owners:
         return f"{key}: an option of {' or '.join(owners)}; choose that too"
-    pairs = [override.partition("=") for override in overrides]
     chosen = [
-        f"{group}={name.split(',')[0]}" for group, _, name in pairs if group in config_groups()
+        f"{override.key}={override.value.split(',')[0]}"
+        for override in parse_overrides(overrides)
+        if override.key in config_groups()
     ]
     known = [*config_groups(), *_keys(compose_config(chosen))]
     ending = [name for name in known if name.endswith(f".{key}")]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from typing import Any
 
+from minigpt.config.paths import absolute_path
 from minigpt.data.corpus import CORPORA, DataConfig
 from minigpt.errors import require
 from minigpt.files import sha256
@@ -118,5 +118,5 @@ def request_sha256(config: Config) -> str:
     asked["trainer"] = {k: v for k, v in asked["trainer"].items() if k != "threads"}
     asked["data"] = {k: v for k, v in asked["data"].items() if k != "dir"}
     if "path" in asked["data"]:
-        asked["data"]["path"] = os.path.abspath(os.path.expanduser(asked["data"]["path"]))
+        asked["data"]["path"] = absolute_path(asked["data"]["path"])
     return sha256(json.dumps(asked, sort_keys=True))

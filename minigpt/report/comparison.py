@@ -33,8 +33,8 @@ class Measure:
     unit: str
 
 
-LOSS = Measure("val_loss", "validation loss", "nats a token")
-BITS = Measure("val_bits_per_byte", "validation loss", "bits a byte")
+LOSS = Measure("val_loss", "validation loss", "nats/token")
+BITS = Measure("val_bits_per_byte", "validation loss", "bits/byte")
 
 
 @dataclass(frozen=True)

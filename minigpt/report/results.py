@@ -52,7 +52,7 @@ def leaderboard(comparison: Comparison) -> Table:
     losses = [
         Column("val_loss", "val loss"),
         Column("val_perplexity", "perplexity"),
-        Column("val_bits_per_byte", "bits a byte"),
+        Column("val_bits_per_byte", "bits/byte"),
         Column("train_loss", "train loss"),
     ]
     if not comparison.one_tokenizer:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from minigpt.report.statistics import Interval
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table as RichTable
 
 Cell = str | int | float | Interval | None
@@ -117,6 +118,14 @@ def to_rich(table: Table, width: int) -> list[RichTable]:
             rich.add_row(*(escape(row[place]) for place in places))
         made.append(rich)
     return made
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table in a terminal, plain lines in a pipe."""
+    if console.is_terminal:
+        console.print(*to_rich(table, console.width))
+    else:
+        console.print("\n".join(to_plain(table)), soft_wrap=True, markup=False)
 
 
 def to_plain(table: Table) -> list[str]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from minigpt.config.compose import load_config
 from minigpt.config.schema import Config
 from minigpt.errors import UserError, require
-from minigpt.sweep.job import Output, SweepJob, a_gpu_of_its_own
-from minigpt.sweep.plan import Job
+from minigpt.sweep.job import Output, SweepJob, leased_gpu
+from minigpt.sweep.plan import PlannedJob
 from minigpt.train.control import Interrupted, Stop, Stopwatch
 from minigpt.train.replicas import BACKEND, Program, program_of, step, why_not
 from minigpt.train.session import training_session
@@ -45,7 +45,7 @@ class Replica:
             raise error
 
 
-def require_replicas(jobs: Iterable[Job], at_once: int) -> None:
+def require_replicas(jobs: Iterable[PlannedJob], at_once: int) -> None:
     """Raise UserError unless each job that has a config can train together with others."""
     whole = isinstance(at_once, int) and at_once >= 1
     require(whole, "hydra.launcher.at_once", at_once, "must be a whole number of 1 or more")
@@ -57,7 +57,7 @@ def require_replicas(jobs: Iterable[Job], at_once: int) -> None:
 
 def train_together(sweep: SweepJob, at_once: int) -> None:
     """Train a sweep's jobs, at most `at_once` of one program at once, and raise nothing."""
-    programs: dict[Hashable, list[Job]] = {}
+    programs: dict[Hashable, list[PlannedJob]] = {}
     for job in sweep.jobs:
         programs.setdefault(_program_of(job), []).append(job)
     for jobs in programs.values():
@@ -65,7 +65,7 @@ def train_together(sweep: SweepJob, at_once: int) -> None:
             _train(sweep, jobs[first : first + at_once])
 
 
-def _program_of(job: Job) -> Hashable:
+def _program_of(job: PlannedJob) -> Hashable:
     """See `program_of`. A run that has begun keeps the device, precision and threads it has."""
     if isinstance(job.config, UserError):
         return job.label
@@ -75,13 +75,13 @@ def _program_of(job: Job) -> Hashable:
         return job.label
 
 
-def _train(sweep: SweepJob, jobs: Sequence[Job]) -> None:
+def _train(sweep: SweepJob, jobs: Sequence[PlannedJob]) -> None:
     stop, stopwatch = Stop(), Stopwatch()
     replicas: list[Replica] = []
     with ExitStack() as stack:
         try:
             stack.enter_context(sweep.watching(stop))
-            stack.enter_context(a_gpu_of_its_own())
+            stack.enter_context(leased_gpu())
             for replica in _begun(sweep, jobs, stack):
                 replicas.append(replica)
                 trainer = replica.trainer
@@ -101,10 +101,10 @@ def _train(sweep: SweepJob, jobs: Sequence[Job]) -> None:
                 replica.fail(error)
 
 
-def _begun(sweep: SweepJob, jobs: Sequence[Job], stack: ExitStack) -> Iterator[Replica]:
+def _begun(sweep: SweepJob, jobs: Sequence[PlannedJob], stack: ExitStack) -> Iterator[Replica]:
     """The runs that are ready for their next step; their logs are open until the stack closes."""
     for job in jobs:
-        if sweep.stop.exists():
+        if sweep.stop_file.exists():
             return
         output = stack.enter_context(sweep.output(job))
         with output.caught():

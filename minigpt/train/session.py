@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 
 from minigpt.config.compose import save_config
+from minigpt.config.paths import with_absolute_paths
 from minigpt.config.schema import Config, request_sha256
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.errors import UserError, first_line, one_line_if_out_of_memory
@@ -150,16 +149,11 @@ def resolved(config: Config, runtime: Runtime, model: GPT) -> Config:
         precision=runtime.precision,
         threads=torch.get_num_threads(),
     )
-    paths = {
-        field.name: os.path.abspath(os.path.expanduser(getattr(config.data, field.name)))
-        for field in dataclasses.fields(config.data)
-        if field.name in ("dir", "path")
-    }
     design = replace(
         config.model,
         attention=model.attention.spelled_out(config.model.attention),
     )
-    return replace(config, trainer=trainer, data=replace(config.data, **paths), model=design)
+    return replace(config, trainer=trainer, data=with_absolute_paths(config.data), model=design)
 
 
 def _facts(prepared: Prepared, runtime: Runtime, backend: str) -> dict[str, Any]:

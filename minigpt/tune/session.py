@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from minigpt.errors import Failure, UserError, first_line
+from minigpt.sweep.ray_options import QUIET
 
 # Ray prints much, writes event files beside ours, moves into trial folders and phones home.
 ENVIRONMENT = {
@@ -26,12 +26,6 @@ ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no metric
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}
-QUIET: dict[str, Any] = {
-    "include_dashboard": False,
-    "log_to_driver": False,  # jobs have logs of their own
-    "configure_logging": True,
-    "logging_level": logging.CRITICAL,
 }
 CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 100 * 2**20  # configs and metrics pass through it; Ray's least is 75 MiB

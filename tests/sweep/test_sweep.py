@@ -64,14 +64,14 @@ def test_the_same_command_runs_what_is_missing(cli: Cli) -> None:
     (folder,) = Path("runs").glob("*_sweep_seed_*")
     made = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     again = cli(*command)
-    assert again.code == 0 and "2 of them done before" in again.out and "2 skipped" in again.out
+    assert again.code == 0 and "2 of them finished before" in again.out and "2 skipped" in again.out
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     assert {path for path in made if made[path] != after[path]} == {folder / "sweep.json"}
 
     more = cli(
         "train", "-m", *TINY, "seed=1,2,3", "trainer.max_steps=2", f"hydra.sweep.dir={folder}"
     )
-    assert more.code == 0 and "1 done" in more.out and "2 skipped" in more.out
+    assert more.code == 0 and "1 finished" in more.out and "2 skipped" in more.out
     listed = json.loads((folder / "sweep.json").read_text())["jobs"]
     assert [job["path"] for job in listed] == ["seed=1", "seed=2", "seed=3"]
 
@@ -87,14 +87,14 @@ def test_another_config_another_text_or_other_code_is_another_run(
 
     sweep()
     assert "2 skipped" in sweep("logger.name=none", "tags=[a]", "trainer.threads=1")
-    assert "2 done" in sweep("optimizer.lr=1e-3")
+    assert "2 finished" in sweep("optimizer.lr=1e-3")
     assert set(runs()) == {"seed=1", "seed=2", "seed=1_2", "seed=2_2"}
     with (workdir / "text.txt").open("a", encoding="utf-8") as file:
         file.write("More of it.\n")
-    assert "2 done" in sweep()
+    assert "2 finished" in sweep()
     manifest = runs()["seed=1_3"] / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"code_sha256": "', '"code_sha256": "0'))
-    assert "1 done, 1 skipped" in sweep() and "seed=1_4" in runs()
+    assert "1 finished, 1 skipped" in sweep() and "seed=1_4" in runs()
 
 
 def test_a_failing_job_is_told_and_the_others_finish(cli: Cli) -> None:
@@ -107,7 +107,7 @@ def test_a_failing_job_is_told_and_the_others_finish(cli: Cli) -> None:
         and "must divide model.n_embd=16" in said[0]
         and "(log: sweep/n_head=3/output.log)" in said[0]
     )
-    assert "2 done, 1 failed" in outcome.out
+    assert "2 finished, 1 failed" in outcome.out
     log = Path("sweep/n_head=3/output.log").read_text()
     assert "Traceback" in log and "must divide model.n_embd=16" in log
     result = json.loads(Path("sweep/n_head=3/result.json").read_text())
@@ -189,7 +189,7 @@ def test_a_killed_sweep_goes_on(workdir: Path) -> None:
     again = spawn(*options)
     out, err = again.communicate(timeout=300)
     assert again.returncode == 0, err
-    assert f"{len(done)} of them done before" in out
+    assert f"{len(done)} of them finished before" in out
     assert all(path.stat().st_mtime_ns == then for path, then in done.items())
 
     Path("sweep").rename("killed")
@@ -227,7 +227,7 @@ def test_launchers(workdir: Path, launcher: str) -> None:
     process = spawn(f"hydra/launcher={launcher}", "seed=1,2", "optimizer.lr=1e-3,1e30")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
-    assert "2 done, 2 failed" in out and "2 of 4 jobs failed" in err
+    assert "2 finished, 2 failed" in out and "2 of 4 jobs failed" in err
     config = OmegaConf.load(runs()["seed=1_lr=0.001"] / "config.yaml")
     assert config.trainer.threads == 1
     assert "Traceback" in Path("sweep/seed=1_lr=1e+30/output.log").read_text()
@@ -322,7 +322,7 @@ def test_the_folder_of_a_sweep_depends_on_the_root_config(cli: Cli) -> None:
     for name in ("one", "two"):
         shutil.copy("first/config.yaml", f"{name}.yaml")
         again = cli("train", "-m", "--config-dir", ".", "--config-name", name, "seed=1,2")
-        assert again.code == 0 and "2 done" in again.out, again.err
+        assert again.code == 0 and "2 finished" in again.out, again.err
     assert len([*Path("runs").iterdir()]) == 2
 
 
@@ -354,7 +354,9 @@ def test_two_processes_share_a_sweep(workdir: Path) -> None:
 
 def test_a_job_that_fails_again_says_so_again(cli: Cli) -> None:
     command = ["train", "-m", *TINY, "optimizer.lr=1e30,1e-3", "trainer.max_steps=4", HERE]
-    assert "1 done, 1 failed" in cli(*command).out.replace("1 failed, 1 done", "1 done, 1 failed")
+    assert "1 finished, 1 failed" in cli(*command).out.replace(
+        "1 failed, 1 finished", "1 finished, 1 failed"
+    )
     again = cli(*command)
     assert again.code == 1 and "lr=1e+30  failed: loss" in again.out and "1 skipped" in again.out
 
@@ -412,5 +414,5 @@ def test_tokenizers_are_listed_in_bits_a_byte(cli: Cli) -> None:
     options = ["tokenizer=char,gpt2", f"name={name}", "trainer.max_steps=1", HERE]
     done = cli("train", "-m", *TINY, *options)
     assert done.code == 0, done.err
-    assert "val loss, bits a byte" in done.out and "val loss, nats" not in done.out
+    assert "val loss, bits/byte" in done.out and "val loss, nats" not in done.out
     assert "tokenizer=char " in done.out and "tokenizer=gpt2 " in done.out
