@@ -126,7 +126,7 @@ def test_page_without_a_browser(page: Path) -> None:
     assert "The &lt;king&gt; &amp; seed 1." in text and "aaaaaaaa" in text
 
 
-def test_styles_tell_designs_apart() -> None:
+def test_styles_of_designs_differ() -> None:
     """Every colour is seen on a white and on a black page, and each dash has its legend."""
     for colour in COLOURS:
         light = _luminance(colour)

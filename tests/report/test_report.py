@@ -36,10 +36,10 @@ def test_missing_seeds_steps_and_several_runs_of_a_seed(tmp_path: Path) -> None:
     )
     make_run(tmp_path / "long", config("learned", seed=1), loss=1.0, status="interrupted")
     found = compare([str(tmp_path)], [], None)
-    assert warned(found, "positional=alibi: without seed 3")
+    assert warned(found, "positional=alibi: seed 3 is missing")
     assert warned(found, "1 run did not finish", "no result.json", "alibi_seed=3")
     assert warned(found, "interrupted at step 40", "long")
-    assert warned(found, "positional=rope: seed 2 occurs 2 times: used the newest", "again, not ")
+    assert warned(found, "positional=rope: seed 2 has 2 runs: uses the newest", "again, not ")
     assert found.designs[1].seeds("val_loss")[2] == 9.0
     # An unfinished run does not take the place of a finished one.
     assert found.designs[0].seeds("val_loss")[1] != 1.0
@@ -77,8 +77,8 @@ def test_circumstances_that_differ(tmp_path: Path) -> None:
     found = compare([str(tmp_path)], [], None)
     for what in ("devices", "machines", "commits", "Python versions", "torch versions"):
         assert warned(found, f"{what} differ: ")
-    assert warned(found, "steps differ: 30", "40")
-    assert warned(found, "1 run of code with changes")
+    assert warned(found, "numbers of steps differ: 30", "40")
+    assert warned(found, "1 run used code with uncommitted changes")
 
 
 def test_tokenizers_are_compared_by_bits_per_byte(tmp_path: Path) -> None:
@@ -86,9 +86,9 @@ def test_tokenizers_are_compared_by_bits_per_byte(tmp_path: Path) -> None:
     found = compare([str(tmp_path)], [], None)
     assert labels(found) == ["tokenizer=char", "tokenizer=bpe"]
     assert found.measure.key == "val_bits_per_byte"
-    assert any("bits per byte only" in note for note in found.notes)
+    assert any("bits/byte only" in note for note in found.notes)
     heads = leaderboard(found).head
-    assert "bits a byte" in heads and not {"val loss", "perplexity", "train loss"} & {*heads}
+    assert "bits/byte" in heads and not {"val loss", "perplexity", "train loss"} & {*heads}
     difference = found.differences["tokenizer=bpe"].interval.mean
     assert difference == pytest.approx(0.1 / math.log(2), abs=0.01)
 
@@ -121,7 +121,7 @@ def test_what_was_matched(tmp_path: Path) -> None:
             )
     found = compare([str(tmp_path)], [], None)
     assert sorted(labels(found)) == ["positional=alibi", "positional=rope"]
-    assert not warned(found, "more than one thing") and not warned(found, "steps differ")
+    assert not warned(found, "several choices") and not warned(found, "steps differ")
     note = "".join(found.notes)
     assert "Matched across the designs: flops. Reference: model=rope." in note
     assert "positional=alibi trainer.max_steps from 40 to 60" in note
@@ -130,10 +130,10 @@ def test_what_was_matched(tmp_path: Path) -> None:
 def test_one_seed_says_so(tmp_path: Path, cli: Cli) -> None:
     folder = make_sweep(tmp_path / "one", POSITIONS, seeds=(1,))
     found = compare([str(folder)], [], None)
-    assert any("One seed gives no interval" in note for note in found.notes)
+    assert any("One seed gives no confidence interval" in note for note in found.notes)
     assert [mark(found, design) for design in found.designs] == ["", "", ""]
     done = cli("report", str(folder))
-    assert done.code == 0 and "One seed gives no interval" in done.out
+    assert done.code == 0 and "One seed gives no confidence interval" in done.out
     assert "1.5100 ±" not in done.out and "1.51" in done.out
 
 
@@ -179,10 +179,10 @@ def test_groups_of_other_designs_and_seeds(tmp_path: Path) -> None:
         settings = config(positional, seed, model__norm__placement=norm)
         make_run(tmp_path / f"{positional}_{norm}_{seed}", settings, 1.5 + seed / 10)
     found = compare([str(tmp_path)], ["positional"], None)
-    assert warned(found, "positional=learned: of seeds 2 not every design of the group is there")
-    assert warned(found, "more than positional differs between groups")
+    assert warned(found, "positional=learned: some designs of the group have no run with seed 2")
+    assert warned(found, "groups differ in more than positional")
     even = compare([str(tmp_path)], ["norm"], None)
-    assert warned(even, "more than norm differs between groups")
+    assert warned(even, "groups differ in more than norm")
 
 
 def test_bands_are_over_seeds_not_over_runs_of_a_group(tmp_path: Path) -> None:
@@ -211,8 +211,8 @@ def test_a_match_of_some_runs_silences_no_warning(tmp_path: Path) -> None:
         settings = config(name, trainer__max_steps=steps)
         make_run(tmp_path / name, settings, manifest=manifest)
     found = compare([str(tmp_path)], [], None)
-    assert warned(found, "steps differ") and warned(found, "more than one thing differs")
-    assert warned(found, "designs are matched in different ways: flops (1 run); nothing (1 run)")
+    assert warned(found, "steps differ") and warned(found, "several choices differ")
+    assert warned(found, "sweep.match differs between runs: flops (1 run); null (1 run)")
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,9 @@ def test_other_programs_configs_are_no_runs(tmp_path: Path) -> None:
     for folder in ("other", ".hydra"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "config.yaml").write_text("hydra: {}\n")
-    assert len(compare([str(tmp_path), str(tmp_path / "rope_seed=1")], [], None).found.runs) == 9
+    assert (
+        len(compare([str(tmp_path), str(tmp_path / "rope_seed=1")], [], None).collection.runs) == 9
+    )
 
 
 # ---- forms ----
@@ -324,7 +326,7 @@ def test_a_pipe_gets_plain_lines_and_files(cli: Cli, tmp_path: Path) -> None:
 def test_a_terminal_gets_tables(tmp_path: Path) -> None:
     from rich.console import Console
 
-    from minigpt.commands.report import show
+    from minigpt.report.show import show
 
     found = compare([str(make_sweep(tmp_path, POSITIONS))], [], None)
     console = Console(width=100, force_terminal=True, record=True, file=io.StringIO())
@@ -343,7 +345,7 @@ def test_real_runs_from_sweep_to_report(cli: Cli, workdir: Path) -> None:
     done = cli("report", "latest")
     assert done.code == 0, done.err
     assert "4 of 4 runs finished, 2 designs; seeds: 1, 2; baseline: positional=rope" in done.out
-    assert "more than one thing" not in done.out
+    assert "several choices" not in done.out
     page = runs[0].parent / "report.html"
     assert page.is_file() and "positional=alibi" in page.read_text(encoding="utf-8")
     losses = [
@@ -355,7 +357,7 @@ def test_real_runs_from_sweep_to_report(cli: Cli, workdir: Path) -> None:
     alibi = next(row for row in rows if row["design"] == "positional=alibi")
     assert float(alibi["val_loss"]) == pytest.approx(sum(losses) / 2)
     one = cli("report", str(runs[0]), "--out", "one.html")
-    assert one.code == 0 and "One seed gives no interval" in one.out
+    assert one.code == 0 and "One seed gives no confidence interval" in one.out
 
 
 def test_two_hundred_runs_take_seconds(tmp_path: Path) -> None:
