@@ -34,25 +34,29 @@ class LiveView:
         per_second: float | None = None,
         redirect: bool = True,
     ) -> None:
-        # stdout of now: a sweep's jobs redirect sys.stdout into their logs.
+        self.draw, self.per_second, self.redirect = draw, per_second, redirect
+        # The stdout of now: a sweep's jobs redirect sys.stdout into their logs.
         self.console = PipeConsole(file=sys.stdout, highlight=False)
-        self._live = Live(
-            console=self.console,
-            get_renderable=draw,
-            auto_refresh=per_second is not None,
-            refresh_per_second=per_second or 1,
-            redirect_stdout=redirect,
-            redirect_stderr=redirect,
-            transient=True,
-        )
+        self._live: Live | None = None
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
+            self._live = Live(
+                console=self.console,
+                get_renderable=self.draw,
+                auto_refresh=self.per_second is not None,
+                refresh_per_second=self.per_second or 1,
+                redirect_stdout=self.redirect,
+                redirect_stderr=self.redirect,
+                transient=True,
+            )
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.stop()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def line(self, text: str) -> None:
         """Print one line, above the view if there is one."""
@@ -60,7 +64,7 @@ class LiveView:
 
     def refresh(self) -> None:
         """Draw the view again, in a terminal."""
-        if self._live.is_started:
+        if self._live is not None:
             self._live.refresh()
 
 

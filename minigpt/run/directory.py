@@ -37,7 +37,7 @@ class RunDirectory:
     @property
     def status(self) -> str | None:
         """How it ended, of result.json; None where there is none. Raises UserError if broken."""
-        return self.read_json(self.result).get("status") if self.result.exists() else None
+        return self.read_optional_json(self.result).get("status")
 
     @property
     def finished(self) -> bool:
@@ -90,6 +90,10 @@ class RunDirectory:
             raise UserError(f"{path}: not there; has this run started?") from None
         except ValueError as error:
             raise UserError(f"{path}: broken JSON ({error}); restore it or train again") from None
+
+    def read_optional_json(self, path: Path) -> dict[str, Any]:
+        """Return a JSON file of this run, {} if it is missing. Raises UserError if it is broken."""
+        return self.read_json(path) if path.exists() else {}
 
     def _logs(self) -> tuple[Path, Path]:
         return self.metrics, self.samples

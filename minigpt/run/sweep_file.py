@@ -46,7 +46,7 @@ def write_sweep_file(
     Raises UserError if the file is broken.
     """
     file = folder / SWEEP
-    earlier = listed_jobs(RunDirectory(folder).read_json(file), folder) if file.exists() else []
+    earlier = listed_jobs(RunDirectory(folder).read_optional_json(file), folder)
     by_name = {job.label: job for job in [*earlier, *jobs]}
     entries = [{"overrides": job.overrides, "path": label} for label, job in by_name.items()]
     write_json(file, {"command": command, "name": name, "match": match, "jobs": entries})

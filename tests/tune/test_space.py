@@ -91,15 +91,15 @@ def test_grid_has_every_combination() -> None:
 
 def test_no_more_trials_than_combinations() -> None:
     few = parse_space(["model=rope,alibi", "seed=1,2"])
-    for options, all_of_it in (
+    for options, exhaustive in (
         (TuneOptions(), True),
         (TuneOptions(trials=3), False),
         (TuneOptions(sampler="grid"), True),
         (TuneOptions(scheduler="pbt"), False),  # a population may hold a value twice
     ):
-        assert few.all_of_it(options) is all_of_it
+        assert few.is_exhaustive(options) is exhaustive
     endless = parse_space(["model=rope,alibi", "optimizer.lr=interval(1e-3,1e-2)"])
-    assert not endless.all_of_it(TuneOptions())
+    assert not endless.is_exhaustive(TuneOptions())
 
 
 def test_lines_of_metrics_that_say_nothing(tmp_path: Path) -> None:
@@ -129,13 +129,13 @@ def test_names_of_trials_are_file_names() -> None:
         (["optimizer.lr=tag(lgo,interval(1,2))"], "no such tag: lgo; use log or int"),
         (["optimizer.lr=interval(1)"], "optimizer.lr=interval(1): not understood"),
         (["optimizer.lr=choice(1)"], "optimizer.lr=1: has one value"),
-        (["optimizer.lr=1,1"], "holds a value twice"),
+        (["optimizer.lr=1,1"], "contains a value twice"),
         (["seed=1,2", "seed=3"], "seed is given twice"),
-        (["seed=1,2", "resume=latest"], "resume=latest: a search starts runs of its own"),
+        (["seed=1,2", "resume=latest"], "resume=latest: a search starts its own runs"),
         (["seed=1,2", "--search", "grid", "--trials", "3"], "leave --trials out"),
         (["optimizer.lr=interval(1,2)", "--search", "grid"], "--search grid needs a list"),
         (["seed=1,2", "--scheduler", "pbt", "--search", "grid"], "--search=grid: the population"),
-        (["model.n_layer=1,2", "--scheduler", "pbt"], "numbers of optimizer.* alone"),
+        (["model.n_layer=1,2", "--scheduler", "pbt"], "numbers of optimizer.* only"),
         (["optimizer=adamw,adamw2", "--scheduler", "pbt"], "no such optimizer"),
         (["optimizer.lr=1,2", "--scheduler", "pbt", "--trials", "1"], "a population needs 2"),
         (["trainer.max_steps=4,8"], "compares trials at the same steps"),
@@ -148,7 +148,7 @@ def test_names_of_trials_are_file_names() -> None:
         (["seed=1,2", "--address", "foo"], "--address=foo: give auto, or a cluster's host:port"),
         (
             ["experiment=claims/norm", "model=rope,alibi"],
-            "has a sweep vary norm, optimizer.lr, seed",
+            "sweeps over norm, optimizer.lr, seed, which a search ignores",
         ),
     ],
 )
@@ -165,10 +165,10 @@ def test_a_folder_of_something_else_is_refused(cli: Cli) -> None:
     Path("mine/thesis.tex").touch()
     refused = cli("tune", "seed=1,2", "--dir", "mine")
     assert refused.code == 2
-    assert "mine: holds something else; choose a new folder" in refused.err
+    assert "mine: contains other files; choose a new folder" in refused.err
     refused = cli("tune", "seed=1,2", "--dir", "mine/thesis.tex")
     assert refused.code == 2
-    assert "mine/thesis.tex: holds something else; choose a new folder" in refused.err
+    assert "mine/thesis.tex: contains other files; choose a new folder" in refused.err
 
 
 def test_a_folder_in_which_a_search_works_is_refused(cli: Cli) -> None:
@@ -181,7 +181,7 @@ def test_a_folder_in_which_a_search_works_is_refused(cli: Cli) -> None:
         )
         refused = cli("tune", "seed=1,2", "--dir", "search")
     assert refused.code == 2
-    assert "search: another minigpt tune works there; stop it first" in refused.err
+    assert "search: another minigpt tune is running there; stop it first" in refused.err
     assert theirs.exists()
 
 
@@ -228,4 +228,4 @@ def test_a_broken_trial_is_one_line(cli: Cli) -> None:
     Path("s/tune.json").write_text(json.dumps(about))
     Path("s/000/trial.json").write_text("{}")
     refused = cli("tune", *SMALL, "seed=1,2", "--dir", "s")
-    assert refused.code == 2 and "000/trial.json: not a trial's; restore it" in refused.err
+    assert refused.code == 2 and "000/trial.json: not written by minigpt tune" in refused.err

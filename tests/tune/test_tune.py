@@ -176,7 +176,7 @@ def test_an_ended_search_trains_nothing_again(
     assert report_of(stopping.folder)["trials"] == stopping.report["trials"]
     assert main(["tune", *again, "--scheduler", "none"]) == 2
     assert main(["tune", *again[:-4], "seed=7", "--dir", "search"]) == 2
-    assert "holds a search with other overrides" in capfd.readouterr().err
+    assert "contains a search with other overrides" in capfd.readouterr().err
 
 
 def test_a_killed_worker_goes_on_bit_equal(cli: Cli, ray: None) -> None:
@@ -196,7 +196,7 @@ def test_a_killed_worker_goes_on_bit_equal(cli: Cli, ray: None) -> None:
     done = cli("tune", *options, "optimizer.lr=1e-3,4e-3", *GRID)
     assert done.code == 0, done.err
     assert killed
-    assert "its worker was lost; goes on from its last checkpoint" in done.out
+    assert "worker lost; resumes from the last checkpoint" in done.out
     (trial,) = Path("search").glob("000*")
     assert len(json.loads((trial / "manifest.json").read_text())["resumed"]) == 1
     assert json.loads((trial / "trial.json").read_text())["pid"] != killed[0]
@@ -228,13 +228,13 @@ def test_a_killed_and_a_stopped_search_go_on(cli: Cli, ray: None) -> None:
     said, errors = second.communicate(timeout=90)
     assert second.returncode == 128 + signal.SIGINT, errors
     assert errors == ""
-    assert re.search(r"stopped by SIGINT, trials saved; go on with: minigpt tune .*--dir", said)
+    assert re.search(r"stopped by SIGINT, trials saved; resume with: minigpt tune .*--dir", said)
     assert json.loads((trials()[1] / "result.json").read_text())["status"] == "interrupted"
     assert report_of(search)["status"] == "interrupted"
 
     third = cli(*command[3:])  # with the other tests' Ray
     assert third.code == 0, third.err
-    assert "goes on    1 trials have ended, 1 had begun" in third.out
+    assert "resumed    1 trials have ended, 1 are unfinished" in third.out
     assert (trials()[0] / "result.json").read_text() == finished
     manifest = json.loads((trials()[0] / "manifest.json").read_text())
     assert manifest["started"] == json.loads(started)["started"]
