@@ -35,8 +35,7 @@ def main(arguments: list[str]) -> None:
     console = PipeConsole(highlight=False)
     show(comparison, console)
     page, *others = write_report(comparison, out)
-    names = ", ".join(path.name.removeprefix(page.stem) for path in others)
-    line = f"written to {page}, and beside it {page.stem} + {names}"
+    line = f"wrote {page}, {', '.join(path.name for path in others)}"
     console.print(line, soft_wrap=True, markup=False)
     if options.wandb is not None:
         from minigpt.report.page import title

@@ -8,7 +8,7 @@ import pytest
 
 from minigpt.report.comparison import compare
 from tests.conftest import Cli
-from tests.report.made import POSITIONS, config, labels, make_run, make_sweep, warned
+from tests.report.synthetic import POSITIONS, config, labels, make_run, make_sweep, warned
 
 
 def test_designs_are_labelled_by_what_differs(tmp_path: Path) -> None:

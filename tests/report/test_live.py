@@ -13,7 +13,7 @@ import pytest
 from minigpt.report.comparison import compare
 from minigpt.report.results import running
 from tests.conftest import Cli
-from tests.report.made import POSITIONS, config, make_run, make_sweep
+from tests.report.synthetic import POSITIONS, config, make_run, make_sweep
 
 
 def _sweep_json(folder: Path, *paths: str) -> None:

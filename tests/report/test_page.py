@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, sync_playwright
 from minigpt.commands.report import main
 from minigpt.report.page import STROKES
 from minigpt.report.plots import COLOURS, DASHES
-from tests.report.made import POSITIONS, config, make_run, make_sweep
+from tests.report.synthetic import POSITIONS, config, make_run, make_sweep
 
 CHROMIUM = next(
     (
