@@ -24,7 +24,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from minigpt.config.overrides import parse_override, parse_overrides
+from minigpt.config.overrides import parse_override
 from minigpt.errors import UserError, did_you_mean, first_line
 
 FLAGS_WITH_VALUE = (
@@ -70,7 +70,7 @@ def register_designs() -> None:
 def _run_label(name: str | None, design: str, overrides: list[str]) -> str:
     """What a run is called: its name, else its design and other choices."""
     groups = set(config_groups()) - {"model", "logger", "trainer"}
-    choices = [o.value for o in parse_overrides(overrides) if o.key in groups]
+    choices = [o.value for o in map(parse_override, overrides) if o.key in groups]
     return file_name(name or "_".join([design, *choices]))
 
 
@@ -242,7 +242,7 @@ def _unknown_key(key: str, overrides: list[str]) -> str:
         return f"{key}: an option of {' or '.join(owners)}; choose that too"
     chosen = [
         f"{override.key}={override.value.split(',')[0]}"
-        for override in parse_overrides(overrides)
+        for override in map(parse_override, overrides)
         if override.key in config_groups()
     ]
     known = [*config_groups(), *_keys(compose_config(chosen))]

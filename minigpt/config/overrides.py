@@ -22,8 +22,3 @@ def parse_override(text: str) -> Override:
     """Split an override at its first '='."""
     key, _, value = text.partition("=")
     return Override(key.lstrip("+~"), value)
-
-
-def parse_overrides(texts: list[str]) -> list[Override]:
-    """Split each override at its first '='."""
-    return [parse_override(text) for text in texts]

@@ -81,8 +81,8 @@ def compare(
 ) -> Comparison:
     """Read the runs in folders, group them into designs and compare the designs.
 
-    `names` are folders, or `latest`. `by`: config groups or keys; None groups by all that differs
-    except the seed. `baseline`: a label or a value in it; None is the first design of a sweep.
+    `names` are folders, or `latest`. `by`: config groups or keys to group by; if empty, all keys
+    except the seed. `baseline`: a label or a value in it; None is the first design started.
     Raises UserError.
     """
     collection = find_runs(names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from minigpt.config.compose import to_config
 from minigpt.config.hydra_main import file_name
-from minigpt.config.overrides import parse_override, parse_overrides
+from minigpt.config.overrides import parse_override
 from minigpt.config.paths import with_absolute_paths
 from minigpt.config.schema import Config, request_sha256
 from minigpt.data.corpus import CORPORA, DataConfig
@@ -71,7 +71,9 @@ def plan(
             job = PlannedJob(overrides, next(free), error)
             directories.reserve(job.path)
         planned.setdefault(job.path, job)
-    _require_one_config(planned.values())
+    errors = [job.config for job in planned.values() if isinstance(job.config, UserError)]
+    if errors and len(errors) == len(planned):
+        raise errors[0]
     return list(planned.values())
 
 
@@ -80,26 +82,20 @@ def _require_not_swept(quantity: str | None, jobs: list[list[str]]) -> None:
     if quantity is None:
         return
     key = MATCHED_BY.get(quantity, "trainer.max_steps")
-    overrides = {override for job in jobs for override in parse_overrides(job)}
+    overrides = {parse_override(override) for job in jobs for override in job}
     if len([override for override in overrides if override.key == key]) > 1:
         raise UserError(f"sweep.match={quantity}: sets {key}, which this sweep varies; drop one")
 
 
-def _require_one_config(jobs: Iterable[PlannedJob]) -> None:
-    errors = [job.config for job in jobs if isinstance(job.config, UserError)]
-    if errors and all(job.max_steps == 0 for job in jobs):
-        raise errors[0]
-
-
 def labels(jobs: list[list[str]]) -> list[str]:
     """Return a name for each job: its values of the keys that vary, with short keys if unique."""
-    columns = [parse_overrides(list(c)) for c in zip(*jobs, strict=True) if len(set(c)) > 1]
+    columns = [[*map(parse_override, c)] for c in zip(*jobs, strict=True) if len(set(c)) > 1]
     if not columns:
         return [file_name("_".join(job)) for job in jobs]
     short = [column[0].short_key for column in columns]
     keys = [
-        column[0].short_key if short.count(column[0].short_key) == 1 else column[0].key
-        for column in columns
+        last if short.count(last) == 1 else column[0].key
+        for last, column in zip(short, columns, strict=True)
     ]
     return [
         file_name("_".join(f"{key}={o.value}" for key, o in zip(keys, row, strict=True)))
