@@ -18,12 +18,21 @@ from minigpt.report.statistics import Interval, Seeds, interval
 
 # Keys that are not part of a design: names, trackers, paths, the seed. `model.name` follows from
 # other keys; it may label a design.
-NO_DESIGN = ("seed", "name", "group", "tags", "resume", "defaults", "trainer.threads", "model.name")
-NO_DESIGN_BELOW = ("logger.", "hydra.")
+IGNORED_KEYS = (
+    "seed",
+    "name",
+    "group",
+    "tags",
+    "resume",
+    "defaults",
+    "trainer.threads",
+    "model.name",
+)
+IGNORED_SECTIONS = ("logger.", "hydra.")
 TEXT = "data.text"  # the text's digest, in place of its path
 TEXT_PATHS = ("data.dir", "data.path")
 # Keys set by the device or by another choice: listed as a difference, but not counted as a choice.
-FOLLOWS = ("model.backend.name",)
+DERIVED_KEYS = ("model.backend.name",)
 # Config groups whose key is not SECTION.name.
 GROUP_KEYS = {"norm": "model.norm.placement", "model": "model.name"}
 ABSENT = "absent"  # value of a key that an older version did not write
@@ -144,7 +153,7 @@ def _design_only(config: Values) -> dict[str, Any]:
     return {
         key: value
         for key, value in config.items()
-        if key not in NO_DESIGN and not key.startswith(NO_DESIGN_BELOW)
+        if key not in IGNORED_KEYS and not key.startswith(IGNORED_SECTIONS)
     }
 
 
@@ -158,7 +167,7 @@ def _identity(values: Values) -> str:
 def sections(configs: Iterable[Values]) -> dict[str, str]:
     """Return the config groups that choose a variant, and the key of the variant's name."""
     keys = {key for config in configs for key in config if key.endswith(".name")}
-    keys = {key for key in keys if key != "model.name" and not key.startswith(NO_DESIGN_BELOW)}
+    keys = {key for key in keys if key != "model.name" and not key.startswith(IGNORED_SECTIONS)}
     return {key.split(".")[-2]: key for key in sorted(keys)}
 
 
@@ -175,7 +184,7 @@ def differences(one: Values, other: Values) -> list[str]:
 
 def choices(keys: Iterable[str], matched: Sequence[str]) -> list[str]:
     """Return the differing keys that were chosen, without those that follow from another choice."""
-    return [key for key in keys if key not in FOLLOWS and key not in matched]
+    return [key for key in keys if key not in DERIVED_KEYS and key not in matched]
 
 
 def varying(configs: Sequence[Values]) -> list[str]:

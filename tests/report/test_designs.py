@@ -1,4 +1,4 @@
-"""Which runs make a design, what it is called, and how a user names it."""
+"""Grouping of runs into designs, their labels, and how users name them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_designs_are_labelled_by_what_differs(tmp_path: Path) -> None:
     ]
 
 
-def test_names_places_and_threads_make_no_design(tmp_path: Path) -> None:
+def test_names_paths_and_threads_do_not_make_a_design(tmp_path: Path) -> None:
     for seed in (1, 2):
         settings = config(
             seed=seed, name=f"n{seed}", data__dir=f"/x{seed}", trainer__threads=seed, tags=[seed]
@@ -65,7 +65,7 @@ def test_names_places_and_threads_make_no_design(tmp_path: Path) -> None:
     assert [d.by_seed.keys() for d in compare([str(tmp_path)], [], None).designs] == [{1, 2}]
 
 
-def test_backends_are_no_choice_of_their_own(tmp_path: Path) -> None:
+def test_backends_are_not_counted_as_choices(tmp_path: Path) -> None:
     designs = {
         "rope": {"positional": "rope"},
         "alibi": {"positional": "alibi", "model__backend__name": "sdpa"},
@@ -75,7 +75,7 @@ def test_backends_are_no_choice_of_their_own(tmp_path: Path) -> None:
     assert not warned(found, "several choices")
 
 
-def test_by_groups_and_says_what_varies_inside(tmp_path: Path) -> None:
+def test_by_groups_designs_and_warns_of_differences_inside(tmp_path: Path) -> None:
     grid = {
         f"{p}{n}": {"positional": p, "model__norm__placement": n}
         for p in ("rope", "alibi")

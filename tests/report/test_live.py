@@ -44,7 +44,7 @@ def test_live_ends_with_the_last_job(tmp_path: Path) -> None:
     assert 'http-equiv="refresh"' not in page.read_text(encoding="utf-8")
 
 
-def test_live_shows_how_far_runs_are(tmp_path: Path) -> None:
+def test_live_shows_progress_of_runs(tmp_path: Path) -> None:
     make_sweep(tmp_path, {"rope": {}}, seeds=(1, 2))
     (tmp_path / "rope_seed=2" / "result.json").unlink()
     table = running(compare([str(tmp_path)], [], None))
@@ -91,7 +91,7 @@ def test_wandb_without_network_leaves_a_spec(
     assert all(line["groupAgg"] == "mean" and line["groupArea"] == "stddev" for line in lines)
 
 
-def test_wandb_that_never_answers_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_without_an_answer_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from minigpt.report import wandb_report
 
     found = compare([str(make_sweep(tmp_path, POSITIONS))], [], None)
@@ -118,14 +118,14 @@ def test_live_ends_without_a_list_of_jobs(tmp_path: Path, shape: str) -> None:
         assert compare([str(folder)], [], None).collection.has_ended
 
 
-def test_latest_of_a_search_is_all_of_it(workdir: Path) -> None:
+def test_latest_of_a_search_is_its_folder(workdir: Path) -> None:
     folder = make_sweep(workdir / "runs" / "search", {"rope": {}}, seeds=(1, 2))
     assert len(compare(["latest"], [], None).collection.runs) == 1
     (folder / "tune.json").write_text('{"status": "finished"}')
     assert len(compare(["latest"], [], None).collection.runs) == 2
 
 
-def test_latest_is_what_it_was_when_asked(
+def test_latest_is_resolved_once(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from minigpt.commands import report

@@ -1,4 +1,4 @@
-"""The statistics of a report: equal to scipy's and statsmodels', and true of simulated seeds."""
+"""Statistics equal those of scipy and statsmodels, and hold for simulated seeds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ lists = st.lists(numbers, min_size=2, max_size=12).filter(lambda x: np.std(x) > 
 
 @few
 @given(lists)
-def test_interval_is_scipys(values: list[float]) -> None:
+def test_interval_equals_scipy(values: list[float]) -> None:
     found = interval(values)
     scale = stats.sem(values)
     low, high = stats.t.interval(CONFIDENCE, len(values) - 1, np.mean(values), scale)
@@ -42,7 +42,7 @@ def test_interval_is_scipys(values: list[float]) -> None:
 
 @few
 @given(lists)
-def test_paired_test_is_scipys(values: list[float]) -> None:
+def test_paired_test_equals_scipy(values: list[float]) -> None:
     generator = np.random.default_rng(len(values))
     other = [value + generator.normal() for value in values]
     found = paired(dict(enumerate(values)), dict(enumerate(other)))
@@ -54,7 +54,7 @@ def test_paired_test_is_scipys(values: list[float]) -> None:
 
 @few
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
-def test_holm_is_statsmodels(ps: list[float]) -> None:
+def test_holm_equals_statsmodels(ps: list[float]) -> None:
     expected = np.asarray(multipletests(ps, method="holm")[1])
     assert holm(ps) == pytest.approx(expected.tolist())
     with_unknown = holm([None, *ps, None])
@@ -63,7 +63,7 @@ def test_holm_is_statsmodels(ps: list[float]) -> None:
 
 @few
 @given(lists)
-def test_minimum_detectable_effect_is_statsmodels(values: list[float]) -> None:
+def test_minimum_detectable_effect_equals_statsmodels(values: list[float]) -> None:
     effect = minimum_detectable_effect(values)
     size = TTestPower().solve_power(nobs=len(values), alpha=1 - CONFIDENCE, power=POWER)
     assert effect == pytest.approx(size * np.std(values, ddof=1), rel=1e-4)
@@ -78,7 +78,7 @@ def test_intervals_cover(n: int) -> None:
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10])
 def test_paired_intervals_cover(n: int) -> None:
-    """Seeds move both designs alike, far more than the designs differ."""
+    """The seed shifts both designs by much more than they differ."""
     generator = np.random.default_rng(100 + n)
     seed = generator.normal(0, 1, (2000, n))
     one, other = (seed + generator.normal(mean, 0.02, (2000, n)) for mean in (1.53, 1.5))
@@ -113,7 +113,7 @@ def test_equal_designs_are_rarely_significantly_different() -> None:
     assert dropped / 400 <= 0.05
 
 
-def test_the_best_stands_alone_only_when_it_beats_each_other() -> None:
+def test_the_best_is_alone_only_if_it_is_significantly_better_than_all() -> None:
     jitter = [0.001, -0.002, 0.0015]
 
     def design(mean: float, turn: int) -> dict[int, float]:
@@ -149,7 +149,7 @@ def test_edges() -> None:
     assert Interval(1e4, None, 1).exp().mean == math.inf
 
 
-def test_the_best_mean_over_other_seeds_marks_no_loser_as_best() -> None:
+def test_the_lowest_mean_over_other_seeds_excludes_no_better_design() -> None:
     # The second has the lower mean, since it lacks the seed that was hard; where both ran it loses.
     marked = not_significantly_worse([{1: 2.0, 2: 2.1, 3: 3.0}, {1: 2.1, 2: 2.201}])
     assert marked == {0, 1}

@@ -1,4 +1,4 @@
-"""What a search space means, and what is refused before Ray starts."""
+"""Search spaces, and errors before Ray starts."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_intervals(value: str, expected: Domain) -> None:
     assert bounds(found) == bounds(expected)
 
 
-def test_whole_intervals_hold_both_bounds() -> None:
+def test_integer_intervals_include_both_bounds() -> None:
     assert bounds(domain("model.n_layer=int(interval(1,5))")) == (1, 5)
 
 
@@ -78,7 +78,7 @@ def test_fixed_overrides_stay_fixed() -> None:
 
 
 @pytest.mark.parametrize("value", [0.1 + 0.2, 1e-05, 3, True, None, "'a b'"])
-def test_values_are_typed_to_the_last_bit(value: object) -> None:
+def test_values_round_trip_exactly(value: object) -> None:
     space = parse_space([f"optimizer.lr={as_typed(value)},7"])
     assert list(getattr(space.domains["optimizer.lr"], "categories")) == [value, 7]  # noqa: B009
 
@@ -102,7 +102,7 @@ def test_no_more_trials_than_combinations() -> None:
     assert not endless.is_exhaustive(TuneOptions())
 
 
-def test_lines_of_metrics_that_say_nothing(tmp_path: Path) -> None:
+def test_lines_of_metrics_without_the_metric_are_skipped(tmp_path: Path) -> None:
     lines = ['{"step": 1, "val_loss": 2.0}', "null", "[1]", '{"step": 2, "val_loss": null}', "{"]
     run = RunDirectory(tmp_path)
     run.metrics.write_text("\n".join(lines))
@@ -160,7 +160,7 @@ def test_refused_in_one_line(cli: Cli, arguments: list[str], message: str) -> No
     assert not Path("runs").exists()
 
 
-def test_a_folder_of_something_else_is_refused(cli: Cli) -> None:
+def test_a_folder_with_other_files_is_refused(cli: Cli) -> None:
     Path("mine").mkdir()
     Path("mine/thesis.tex").touch()
     refused = cli("tune", "seed=1,2", "--dir", "mine")
@@ -171,7 +171,7 @@ def test_a_folder_of_something_else_is_refused(cli: Cli) -> None:
     assert "mine/thesis.tex: contains other files; choose a new folder" in refused.err
 
 
-def test_a_folder_in_which_a_search_works_is_refused(cli: Cli) -> None:
+def test_a_folder_of_a_running_search_is_refused(cli: Cli) -> None:
     theirs = Path("search/ray/state")
     theirs.mkdir(parents=True)
     with FileLock("search/.lock"):
@@ -209,7 +209,7 @@ def test_a_missing_ray_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
     assert "pip install -c constraints.txt -e '.[ray]'" in refused.err
 
 
-def test_nobody_at_an_address_is_told_soon_and_leaves_nothing(cli: Cli) -> None:
+def test_a_missing_cluster_is_an_error_at_once_and_leaves_no_files(cli: Cli) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"  # bound, so nobody else's; not listening
