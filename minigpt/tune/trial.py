@@ -22,12 +22,7 @@ from typing import Any
 from ray import tune
 
 from minigpt.errors import Failure, UserError, first_line
-from minigpt.files import (
-    atomic_directory,
-    readable_directory,
-    write_bytes,
-    write_json,
-)
+from minigpt.files import atomic_directory, readable_directory, write_bytes, write_json
 from minigpt.run.directory import RunDirectory
 from minigpt.tune.records import TRIAL
 from minigpt.tune.space import Values
@@ -35,7 +30,7 @@ from minigpt.tune.space import Values
 STOP_FILE = ".stop"  # in the search's folder: while it exists, trials save a checkpoint and exit
 POLL_SECONDS = 0.3
 LOCK_SECONDS = 60.0  # for a killed actor, or one of a killed search, to exit
-HANDED_OVER = "handed_over.json"  # in Ray Tune's checkpoint
+ORIGIN = "origin.json"  # in Ray Tune's checkpoint: the run it was saved from
 
 
 @dataclass(frozen=True)
@@ -108,7 +103,7 @@ class Trial(tune.Trainable):
         assert self.training is not None
         self.training.save()
         training = self.training.latest
-        handed_over = {
+        origin = {
             "id": uuid.uuid4().hex,
             "run": self.trial_name,
             "step": training["step"],
@@ -117,15 +112,15 @@ class Trial(tune.Trainable):
         target = Path(checkpoint_dir)
         if self.settings.population:
             copy_run(self.directory, RunDirectory(target))
-        write_json(target / HANDED_OVER, handed_over)
+        write_json(target / ORIGIN, origin)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Copy the run of another trial; a checkpoint of this trial is already in its directory."""
         source = RunDirectory(Path(checkpoint))
-        handed_over = source.read_json(Path(checkpoint) / HANDED_OVER)
+        origin = source.read_json(Path(checkpoint) / ORIGIN)
         adopted = self.record.setdefault("adopted", [])
-        if handed_over["run"] == self.trial_name or any(
-            entry["id"] == handed_over["id"] for entry in adopted
+        if origin["run"] == self.trial_name or any(
+            entry["id"] == origin["id"] for entry in adopted
         ):
             return
         with self.directory.locked(LOCK_SECONDS):
@@ -133,7 +128,7 @@ class Trial(tune.Trainable):
         before = self.directory.read_json(self.directory.result)  # written when it was paused
         copy_run(source, self.directory)
         adopted.append(
-            handed_over
+            origin
             | {
                 "left_step": before["steps"],
                 "left_seconds": before["seconds"],
