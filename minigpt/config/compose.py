@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from minigpt.config.overrides import Composed, compose_overrides
+from minigpt.config.pairs import parse_override
 from minigpt.config.renamed import rename_keys, require_current_keys
 from minigpt.config.schema import REGISTRIES, Config
 from minigpt.errors import UserError, did_you_mean, first_line, require
@@ -117,7 +118,7 @@ def resumed_config(path: Path, composed: Composed) -> Config:
     """
     saved = _read_yaml(path)
     for override in composed.overrides:
-        key = override.partition("=")[0].lstrip("+~")
+        key = parse_override(override).key
         if key == "resume":
             continue
         if key not in RESUME_MAY_CHANGE:

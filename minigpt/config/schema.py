@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from typing import Any
 
+from minigpt.config.paths import absolute_path
 from minigpt.data.corpus import CORPORA, DataConfig
 from minigpt.errors import require
 from minigpt.files import sha256
@@ -114,5 +114,5 @@ def request_sha256(config: Config) -> str:
         del values[key]
     del values["trainer"]["threads"], values["data"]["dir"]
     if "path" in values["data"]:
-        values["data"]["path"] = os.path.abspath(os.path.expanduser(values["data"]["path"]))
+        values["data"]["path"] = absolute_path(values["data"]["path"])
     return sha256(json.dumps(values, sort_keys=True))

@@ -1,4 +1,4 @@
-"""The folder of a sweep: the same command uses the same folder again."""
+"""The folder of a sweep: the same command gets the same folder again."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minigpt.config.groups import file_name
+from minigpt.config.pairs import parse_override
 from minigpt.run.directory import RUNS
 
-NAMED_AFTER = ("sweep", "experiment")
-NOT_HASHED = ("sweep.fail_fast", "trainer.threads", "hydra/launcher", "hydra.launcher")
+PRESETS = ("sweep", "experiment")  # name the folder
+# How jobs are launched does not change what they compute.
+NOT_IDENTITY = ("sweep.fail_fast", "trainer.threads", "hydra/launcher", "hydra.launcher")
 
 
 def sweep_directory(overrides: Sequence[str], swept: Sequence[str]) -> Path:
-    """Return the folder that an earlier equal command used, or a new one.
+    """Return the folder of an earlier sweep with these overrides, else a new one.
 
-    `swept`: the keys that vary. Commands that differ only in how jobs are launched are equal.
+    `swept` are the keys that vary.
     """
-    requested = sorted(override for override in overrides if not override.startswith(NOT_HASHED))
-    digest = hashlib.sha256("\0".join(requested).encode()).hexdigest()[:6]
+    identity = sorted(override for override in overrides if not override.startswith(NOT_IDENTITY))
+    digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:6]
     earlier = sorted(RUNS.glob(f"*_sweep_*_{digest}"))
     if earlier:
         return earlier[-1]
-    presets = [
-        value for o in overrides for key, _, value in [o.partition("=")] if key in NAMED_AFTER
-    ]
+    parsed = [parse_override(override) for override in overrides]
+    presets = [override.value for override in parsed if override.key in PRESETS]
     label = file_name("_".join([*presets, *(key.rpartition(".")[2] for key in swept)]))
     return RUNS / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_sweep_{label}_{digest}"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from minigpt.config.compose import load_config
 from minigpt.config.schema import Config
 from minigpt.errors import UserError, require
-from minigpt.sweep.job import Output, SweepJob, a_gpu_of_its_own
-from minigpt.sweep.plan import Job
+from minigpt.sweep.job import Output, SweepJob, leased_gpu
+from minigpt.sweep.plan import PlannedJob
 from minigpt.train.control import Interrupted, Stop, Stopwatch
 from minigpt.train.replicas import BACKEND, Program, program_of, step, why_not
 from minigpt.train.session import training_session
@@ -46,7 +46,7 @@ class Replica:
             raise error
 
 
-def require_replicas(jobs: Iterable[Job], at_once: int) -> None:
+def require_replicas(jobs: Iterable[PlannedJob], at_once: int) -> None:
     """Raise UserError unless every job with a valid config can train together with others."""
     valid = isinstance(at_once, int) and at_once >= 1
     require(valid, "hydra.launcher.at_once", at_once, "must be a whole number of 1 or more")
@@ -58,7 +58,7 @@ def require_replicas(jobs: Iterable[Job], at_once: int) -> None:
 
 def train_together(sweep: SweepJob, at_once: int) -> None:
     """Train a sweep's jobs, up to `at_once` of one program together. Raise nothing."""
-    programs: dict[Hashable, list[Job]] = {}
+    programs: dict[Hashable, list[PlannedJob]] = {}
     for job in sweep.jobs:
         programs.setdefault(_program_of(job), []).append(job)
     for jobs in programs.values():
@@ -66,7 +66,7 @@ def train_together(sweep: SweepJob, at_once: int) -> None:
             _train(sweep, jobs[first : first + at_once])
 
 
-def _program_of(job: Job) -> Hashable:
+def _program_of(job: PlannedJob) -> Hashable:
     """Return `program_of` the job. A resumed run keeps its device, precision and threads."""
     if isinstance(job.config, UserError):
         return job.label
@@ -76,14 +76,14 @@ def _program_of(job: Job) -> Hashable:
         return job.label
 
 
-def _train(sweep: SweepJob, jobs: Sequence[Job]) -> None:
+def _train(sweep: SweepJob, jobs: Sequence[PlannedJob]) -> None:
     """Train jobs of one program, whichever of them start, until each has ended."""
     stop = Stop()
     replicas: list[Replica] = []
     with ExitStack() as stack:
         try:
             stack.enter_context(sweep.watching(stop))
-            stack.enter_context(a_gpu_of_its_own())
+            stack.enter_context(leased_gpu())
             for replica in _start(sweep, jobs, stop, stack):
                 replicas.append(replica)
             for replica in replicas:
@@ -101,11 +101,13 @@ def _train(sweep: SweepJob, jobs: Sequence[Job]) -> None:
                 replica.fail(error)
 
 
-def _start(sweep: SweepJob, jobs: Sequence[Job], stop: Stop, stack: ExitStack) -> Iterator[Replica]:
+def _start(
+    sweep: SweepJob, jobs: Sequence[PlannedJob], stop: Stop, stack: ExitStack
+) -> Iterator[Replica]:
     """Yield the runs that are ready for their next step. `stack` closes their logs."""
     stopwatch = Stopwatch()
     for job in jobs:
-        if sweep.stop.exists():
+        if sweep.stop_file.exists():
             return
         output = stack.enter_context(sweep.output(job))
         with output.caught():

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from minigpt.console import PipeConsole, described
+from minigpt.console import PipeConsole, described, time_left
 from minigpt.run.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -143,4 +143,4 @@ class Display:
         if done <= 0:
             return ""
         seconds = (time.perf_counter() - self.started) / done * (self.max_steps - step)
-        return f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
+        return time_left(seconds)
