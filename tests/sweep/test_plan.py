@@ -87,7 +87,7 @@ def test_a_wrong_config_stops_a_sweep_before_it_starts(cli: Cli, workdir: Path) 
         (["trainer.max_steps=1,2", "sweep.match=flops"], "sweep.match=flops: sets trainer.max_st"),
         (["seed=1,2", "resume=latest"], "resume=latest: resumes one run; leave -m out"),
         (["seed=1,2", "hydra/launcher=slurm"], "hydra/launcher=slurm: no such hydra/launcher"),
-        (["seed=1,2", "hydra/sweeper=basic"], "hydra/sweeper=basic: another sweeper knows no"),
+        (["seed=1,2", "hydra/sweeper=basic"], "hydra/sweeper=basic: other sweepers cannot"),
     ):
         outcome = cli("train", "-m", *TINY, *options)
         assert outcome.code == 2 and message in outcome.err, outcome.err
