@@ -32,7 +32,7 @@ class MinigptSweeper(Sweeper):
         from minigpt.sweep.run import run_sweep
 
         assert self.hydra_context is not None and self.config is not None
-        run_sweep(multirun(self.hydra_context, self.config, arguments))
+        run_sweep(multirun(self.hydra_context, self.config, self.params or {}, arguments))
 
 
 ConfigStore.instance().store(

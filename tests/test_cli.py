@@ -1,4 +1,4 @@
-"""What people type: right answers, one line for each mistake, and nothing left behind by it."""
+"""The command line: results, and mistakes that are one line and leave no files."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_help_has_an_example(cli: Cli, capfd: pytest.CaptureFixture[str], comman
 
 
 def test_help_needs_no_torch() -> None:
-    """The imports of a process tell more surely than its seconds."""
+    """Imports are checked, which is more reliable than timing."""
     for arguments in (["--help"], ["train", "--help"], ["train", "--cfg", "job", "--resolve"]):
         code = f"import minigpt.cli, sys\ntry: minigpt.cli.main({arguments})\nexcept SystemExit: 0"
         check = f"{code}\nassert 'torch' not in sys.modules and 'wandb' not in sys.modules"
@@ -259,14 +259,14 @@ def test_runs_are_named_after_what_was_chosen(cli: Cli) -> None:
     assert names == {f"model={m}_seed={s}" for m in ("rope", "alibi") for s in (1, 2)}
 
 
-def test_values_that_hydra_wants_quoted(cli: Cli, workdir: Path) -> None:
+def test_values_that_hydra_needs_in_quotes(cli: Cli, workdir: Path) -> None:
     (workdir / "文 [1].txt").write_text("\ufeff" + "some text, 日本\n" * 99, encoding="utf-8")
     outcome = cli("train", *TINY, "data.path=文 [1].txt", "name=it's", "trainer.sample_prompt=日")
     assert outcome.code == 0, outcome.err
     assert "\ufeff" not in (the_run(workdir / "runs") / "tokenizer.json").read_text()
 
 
-def test_a_reader_that_leaves_does_not_end_a_run(workdir: Path) -> None:
+def test_a_closed_pipe_does_not_end_a_run(workdir: Path) -> None:
     command = f"{sys.executable} -m minigpt.cli train {' '.join(TINY)} hydra.run.dir=run | head -1"
     subprocess.run(["bash", "-c", command], check=True, capture_output=True, timeout=120)
     assert json.loads(Path("run/result.json").read_text())["status"] == "finished"
@@ -288,7 +288,7 @@ def test_a_run_is_not_overwritten(cli: Cli, tiny_run: Path) -> None:
 
 
 def damage(path: Path, how: str) -> None:
-    """Spoil a file in one of the ways disks and people do."""
+    """Damage a file."""
     content = path.read_bytes()
     if how == "truncated":
         path.write_bytes(content[: len(content) // 2])
@@ -316,7 +316,7 @@ def damage(path: Path, how: str) -> None:
         ("manifest.json", ["eval", "run"]),
     ],
 )
-def test_a_damaged_run_is_named(
+def test_damaged_files_are_named(
     cli: Cli, tiny_run: Path, file: str, command: list[str], how: str
 ) -> None:
     Path("run/result.json").unlink()
@@ -383,7 +383,7 @@ def test_doctor(cli: Cli) -> None:
     assert "attention=performer: it never computes scores" in outcome.out
 
 
-def test_a_tracker_that_cannot_be_had_leaves_nothing(cli: Cli, workdir: Path) -> None:
+def test_an_unavailable_tracker_leaves_no_files(cli: Cli, workdir: Path) -> None:
     tiny = [option for option in TINY if option != "logger=none"]
     outcome = cli("train", *tiny, "logger.mode=online")
     assert outcome.code == 2
@@ -432,7 +432,7 @@ def test_every_experiment_runs_a_step(cli: Cli, file: Path) -> None:
     assert outcome.code == 0, outcome.err
 
 
-# And one of those that positional schemes make; tests/sweep/ trains every choice of every group.
+# And one of a positional scheme; tests/sweep/ trains every choice of every group.
 MODELS = [*sorted(file.stem for file in (CONFIGS / "model").glob("*.yaml")), "alibi"]
 
 

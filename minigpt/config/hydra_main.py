@@ -5,6 +5,7 @@ The only file that imports private parts of Hydra.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -86,13 +87,22 @@ def hydra_main(
 
 
 def _call(train: Callable[[Composed], None], composed: DictConfig, errors: list[Exception]) -> None:
-    """Call `train`; keep what it raises from Hydra, which would print lines of its own."""
+    """Call `train`, store its exception, and remove the folders Hydra made if they stay empty.
+
+    An exception that reaches Hydra would be printed by it.
+    """
     settings = HydraConfig.get()
     assert settings.mode == RunMode.RUN  # minigpt.sweep trains the jobs of a sweep
+    output, here = Path(settings.runtime.output_dir), Path.cwd()
     try:
-        train(composed_run(composed, settings, settings.runtime.output_dir))
+        train(composed_run(composed, settings, str(output)))
     except Exception as error:
         errors.append(error)
+    finally:
+        with contextlib.suppress(OSError):
+            for folder in (output, output.parent):
+                if folder not in (here, *here.parents):
+                    folder.rmdir()
 
 
 def _refuse(message: str) -> NoReturn:
@@ -159,16 +169,18 @@ class Multirun:
             _ = job.return_value  # raises what the launcher caught
 
 
-def multirun(context: HydraContext, config: DictConfig, arguments: list[str]) -> Multirun:
-    """Expand the sweep that arguments and the sweeper's `params` ask for. Raises UserError."""
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    require_current_overrides(params)
+def multirun(
+    context: HydraContext, config: DictConfig, params: dict[str, str], arguments: list[str]
+) -> Multirun:
+    """Expand a sweep over `arguments` and the `params` of an experiment. Raises UserError."""
+    of_experiment = [f"{key}={value}" for key, value in params.items()]
+    require_current_overrides(of_experiment)
     parser = OverridesParser.create(config_loader=context.config_loader)
     settings = OmegaConf.to_container(config.hydra.launcher, resolve=True)
     assert isinstance(settings, dict)
     target = settings.pop("_target_")
     return Multirun(
-        jobs=jobs_of(parser.parse_overrides([*params, *arguments])),
+        jobs=jobs_of(parser.parse_overrides([*of_experiment, *arguments])),
         directory=config.hydra.sweep.dir,
         launcher=target.rpartition(".")[2],
         settings={str(key): value for key, value in settings.items()},

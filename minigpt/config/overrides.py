@@ -43,7 +43,7 @@ class Composed:
     """The config of one run as Hydra composed it; `compose.to_config` makes it typed.
 
     `values`: all but Hydra's own section. `resume`: the run to resume. `swept`: keys that a preset
-    or an experiment varies with -m. `directory`: the run directory, absolute.
+    or an experiment varies with -m. `directory`: the run directory, relative if in the working one.
     """
 
     values: DictConfig
@@ -66,13 +66,13 @@ def compose_overrides(overrides: list[str]) -> Composed:
 
 def composed_run(composed: DictConfig, hydra: Any, directory: str) -> Composed:
     """Take apart a config that Hydra composed. `hydra`: Hydra's own section."""
-    resume = composed.get("resume")
+    resume, path, here = composed.get("resume"), Path(os.path.abspath(directory)), Path.cwd()
     return Composed(
         values=OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]),
         overrides=list(hydra.overrides.task),
         resume=None if resume is None else str(resume),
         swept=list(hydra.sweeper.params or {}),
-        directory=Path(os.path.abspath(directory)),
+        directory=path.relative_to(here) if path.is_relative_to(here) else path,
     )
 
 

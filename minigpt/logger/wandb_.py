@@ -248,7 +248,7 @@ def _probe(url: str, seconds: float) -> str | None:
 
 def _mode_setting(settings: wandb.Settings) -> str:
     """Return the user's setting that disables W&B or takes it offline."""
-    name = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "mode in W&B's settings file"
+    name = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "W&B's settings file: mode"
     return f"{name}={settings.mode}"
 
 

@@ -6,18 +6,16 @@ import shlex
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from minigpt.console import PipeConsole, described, time_left
+from minigpt.evaluate.loss import Evaluation
 from minigpt.run.directory import RunDirectory
-
-if TYPE_CHECKING:
-    from minigpt.evaluate.loss import Evaluation
-    from minigpt.train.trainer import Trainer
+from minigpt.train.setup import Setup
 
 REFRESH_SECONDS = 0.2
 
@@ -43,10 +41,12 @@ class Display:
         self.shown_at = 0.0
         self.status = ""
 
-    def start(self, trainer: Trainer, manifest: dict[str, Any], notice: str | None) -> None:
-        """Print the run's settings and start the bar at the trainer's step."""
-        config, counts = trainer.config, trainer.model.parameter_counts()
-        model, batch_size = config.model, trainer.options.batch_size
+    def start(
+        self, setup: Setup, run: RunDirectory, manifest: dict[str, Any], notice: str | None
+    ) -> None:
+        """Print the run's settings and start the bar. `notice`: a line of the tracker."""
+        config, state = setup.config, setup.state
+        model, counts = config.model, state.model.parameter_counts()
         packed = config.data.separator is not None
         documents = f" in {sum(manifest['documents'].values()):,} documents" if packed else ""
         sparse = counts["active"] < counts["total"]
@@ -56,13 +56,14 @@ class Display:
             f"{model.n_embd}, context {model.block_size}, {counts['total']:,} parameters{active}",
             "data": f"{config.data.name}{documents}, {config.tokenizer.name} tokenizer (vocabulary "
             f"{manifest['vocabulary']:,}): {manifest['tokens']['train']:,} training tokens, "
-            f"{manifest['tokens']['val']:,} validation; batch {batch_size} x {model.block_size}",
+            f"{manifest['tokens']['val']:,} validation; batch "
+            f"{config.trainer.batch_size} x {model.block_size}",
             "device": manifest["device"],
             "design": f"{model.positional.name} positions, {model.norm.placement}-norm "
             f"({model.norm.kind}), {model.embedding.name} head",
             "ffn": described(model.ffn),
-            "attention": f"{described(model.attention)}; {trainer.backend}",
-            "run": str(trainer.run.path),
+            "attention": f"{described(model.attention)}; {setup.backend}",
+            "run": str(run.path),
         }
         for name, fact in facts.items():
             self.line(f"{name:<10} {fact}")
@@ -71,7 +72,7 @@ class Display:
         warmup = config.schedule.warmup_steps
         if warmup >= self.max_steps:
             self.line(f"schedule   all {self.max_steps} steps are warm-up (of {warmup} steps)")
-        step = self.first_step = trainer.progress.step
+        step = self.first_step = state.progress.step
         if step:
             self.line(f"resumed at step {step}")
         self.started = time.perf_counter()

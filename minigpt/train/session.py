@@ -86,7 +86,7 @@ def training_session(
         trainer = Trainer(setup, run, display, logger, stop, stopwatch, on_evaluation)
         with recorded(trainer):
             write_json(run.manifest, manifest | {"tracker_id": logger.tracker_id})
-            display.start(trainer, manifest, logger.notice)
+            display.start(setup, run, manifest, logger.notice)
             yield trainer
 
 
