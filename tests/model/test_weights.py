@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ EARLIER = {
 }
 
 
-def save_under_earlier_names(tensors: dict[str, torch.Tensor], directory: Path) -> set[str]:
+def save_under_earlier_names(tensors: Mapping[str, torch.Tensor], directory: Path) -> set[str]:
     """Write tensors as an earlier version did; return their names."""
     earlier = {}
     for name, tensor in tensors.items():
