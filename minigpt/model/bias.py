@@ -28,7 +28,7 @@ class AttentionBias:
 
     q_positions (b or 1, t) and k_positions (b or 1, s) are absolute. `in_order`: queries and keys
     are the same tokens at positions 0, 1, ..., so that a backend may use its own causal path.
-    `logit_softcap`: bound of the scaled dot products, before the score modification; None for none.
+    `logit_softcap`: bound of the scaled dot products, before the score_mod; None: no bound.
     `pattern`: the mask of an attention, called with positions for indices; None for full attention.
     `by_head`: whether it differs between heads. `document_ids` (b, t): see `GPT.hidden`.
     """

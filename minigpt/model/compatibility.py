@@ -55,7 +55,7 @@ def problems(
     documents: bool = False,
     optimizer: str | None = None,
 ) -> list[Problem]:
-    """Return every reason why a design cannot be built, or used on a device; none if it can.
+    """Return every reason why a design cannot be built, or used on a device; [] if it can.
 
     Without `device` and `use`, only reasons that hold for every device are returned. `documents`:
     whether the rows of the data hold several documents. `optimizer`: its name.
@@ -148,7 +148,7 @@ def _raise_first(every: list[Problem]) -> None:
 
 
 def _without_layers(config: ModelConfig) -> Iterator[Problem]:
-    """What needs layers, or several. Defaults are left alone: nobody chose them."""
+    """Choices that need layers. Defaults are not reported: the user did not choose them."""
     n = config.n_layer
     if config.name == "bigram" and n > 0:
         reason = f"a bigram has no layers, and model.n_layer={n}"
