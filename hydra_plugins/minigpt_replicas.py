@@ -1,7 +1,7 @@
 """`hydra/launcher=replicas`: jobs of a sweep that train together in one process.
 
-Hydra imports every module of this namespace package when it starts, so this one imports nothing
-of minigpt before it is used.
+Hydra imports every module of this namespace package at start, also in other applications, so
+minigpt is imported only when a sweep runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 
 class ReplicasLauncher(Launcher):
-    """Hands all jobs to minigpt.sweep.together. `at_once`: how many make one program."""
+    """Hands all jobs to minigpt.sweep.together. `at_once`: maximum number of runs in a program."""
 
     def __init__(self, at_once: int) -> None:
         self.at_once = at_once
@@ -24,13 +24,13 @@ class ReplicasLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keep the sweep's jobs."""
+        """Store the sweep for `launch`."""
         self.sweep = task_function
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Train them; what each came to is in its run directory."""
+        """Train the jobs. Their results are in their run directories."""
         from minigpt.sweep.job import SweepJob
         from minigpt.sweep.together import train_together
 

@@ -1,4 +1,4 @@
-"""The command line: finds the command, runs it, and turns errors into one line and an exit code."""
+"""The command line: runs a command and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from minigpt.errors import TRACEBACK, Failure, UserError, did_you_mean, wants_tr
 
 COMMANDS = {
     "train": "train a model; every option is a config value (minigpt train model=rope)",
-    "sample": "write text with a trained run (minigpt sample latest --prompt ROMEO:)",
-    "eval": "measure a trained run on its whole text (minigpt eval latest)",
-    "report": "compare runs, designs and seeds; one page and tables (minigpt report latest)",
-    "inspect": "draw what a run attends to and how its positions work (minigpt inspect latest)",
-    "tune": "search for the best config with many runs (minigpt tune optimizer.lr=1e-3,4e-3)",
+    "sample": "generate text with a trained run (minigpt sample latest --prompt ROMEO:)",
+    "eval": "evaluate a trained run on all of its text (minigpt eval latest)",
+    "report": "compare runs, designs and seeds in one HTML page (minigpt report latest)",
+    "inspect": "plot a run's attention maps and positional scheme (minigpt inspect latest)",
+    "tune": "search hyperparameters (minigpt tune optimizer.lr=1e-3,4e-3)",
     "bench": "measure speed on this machine (minigpt bench train model=rope,alibi)",
-    "data": "prepare the text and show what each tokenizer makes of it (minigpt data)",
-    "doctor": "show what this machine offers and what to do about what is missing",
+    "data": "prepare the text and compare the tokenizers on it (minigpt data)",
+    "doctor": "check this machine: devices, packages, data, and how to add what is missing",
 }
 SHELL_REQUESTS = [
     f"{verb}={shell}" for verb in ("install", "uninstall", "query") for shell in ("bash", "fish")
@@ -29,18 +29,18 @@ SHELL_REQUESTS = [
 
 
 def usage() -> str:
-    """The text of `minigpt --help`."""
+    """Return the text of `minigpt --help`."""
     lines = [f"  {name:<8} {text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
             "usage: minigpt COMMAND [...]",
             "",
-            "Trains small GPTs on small text, and compares their designs.",
+            "Train small GPTs on small text, and compare their designs.",
             "",
             *lines,
             "",
-            "minigpt COMMAND --help shows a command's options. Exit codes: 0 done, 1 failed, 2 bad",
-            f"input, 130 or 143 stopped by a signal. {TRACEBACK}=1 shows where an error arose.",
+            "minigpt COMMAND --help lists a command's options. Exit codes: 0 success, 1 failure,",
+            f"2 invalid input, 130 or 143 stopped by a signal. {TRACEBACK}=1 prints tracebacks.",
             f"version {__version__}",
         ]
     )
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # texts hold what a code page may not
+        sys.stdout.reconfigure(encoding="utf-8")  # a Windows code page lacks characters of texts
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in ("-h", "--help", "help"):
         print(usage())
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     if command in ("-V", "--version"):
         print(f"minigpt {__version__}")
         return 0
-    if command in ("-sc", "--shell-completion"):  # the shell asks the bare program
+    if command in ("-sc", "--shell-completion"):  # called by the shell
         return complete(arguments)
     if command not in COMMANDS:
         known = ", ".join(COMMANDS)
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def complete(arguments: list[str]) -> int:
-    """Complete a line for the shell: commands by ourselves, what follows `train` by Hydra."""
+    """Print completions for the shell: command names here, arguments of `train` by Hydra."""
     if not any(argument in SHELL_REQUESTS for argument in arguments):
         return _fail(f"-sc: add one of {', '.join(SHELL_REQUESTS)}")
     if any(argument.startswith("query=") for argument in arguments):
@@ -79,11 +79,11 @@ def complete(arguments: list[str]) -> int:
             print(" ".join(name for name in COMMANDS if name.startswith(command)))
             return 0
         if command in ("sample", "eval", "inspect", "report"):
-            found = {path.parent for path in Path("runs").glob("**/manifest.json")}
-            if command == "report":  # folders of runs too: sweeps
-                found |= {path.parent for path in found}
-            runs = sorted(map(str, found))
-            print(" ".join(name for name in ("latest", *runs) if name.startswith(overrides)))
+            runs = {path.parent for path in Path("runs").glob("**/manifest.json")}
+            if command == "report":  # takes sweeps too, which are folders of runs
+                runs |= {path.parent for path in runs}
+            names = ("latest", *sorted(map(str, runs)))
+            print(" ".join(name for name in names if name.startswith(overrides)))
         if command not in ("train", "tune", "bench", "data"):
             return 0
         os.environ["COMP_LINE"] = f"{program} {overrides}"
@@ -91,8 +91,7 @@ def complete(arguments: list[str]) -> int:
 
 
 def run_command(command: str, arguments: list[str]) -> int:
-    """Run a command by name. Known mistakes become one line on stderr."""
-
+    """Run a command by name and return its exit code. Errors of users are one line on stderr."""
     try:
         importlib.import_module(f"minigpt.commands.{command}").main(arguments)
         return 0
@@ -106,7 +105,7 @@ def run_command(command: str, arguments: list[str]) -> int:
     except BrokenPipeError:  # `minigpt ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # a full disk, a folder that may not be written
+    except OSError as error:  # a full disk, a read-only folder
         if wants_traceback():
             raise
         return _fail(f"{error.filename or command}: {error.strerror or error}", 1)

@@ -1,31 +1,86 @@
-"""Printing for people."""
+"""Text output."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 
 
 class PipeConsole(Console):
-    """A console whose reader may leave, as `head` does: the rest is dropped, the work goes on."""
+    """A console that ignores a closed pipe: output to `head` must not end a training run."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class LiveView:
+    """Lines on stdout and, in a terminal, a view below them that is drawn again in place.
+
+    A pipe gets the lines only. `draw` returns the view; `refresh` calls it, and so does a thread
+    `per_second` times if that is given. `redirect` prints what others write to stdout and stderr
+    above the view.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[], RenderableType],
+        per_second: float | None = None,
+        redirect: bool = True,
+    ) -> None:
+        self.draw, self.per_second, self.redirect = draw, per_second, redirect
+        # The stdout of now: a sweep's jobs redirect sys.stdout into their logs.
+        self.console = PipeConsole(file=sys.stdout, highlight=False)
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live = Live(
+                console=self.console,
+                get_renderable=self.draw,
+                auto_refresh=self.per_second is not None,
+                refresh_per_second=self.per_second or 1,
+                redirect_stdout=self.redirect,
+                redirect_stderr=self.redirect,
+                transient=True,
+            )
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def line(self, text: str) -> None:
+        """Print one line, above the view if there is one."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def refresh(self) -> None:
+        """Draw the view again, in a terminal."""
+        if self._live is not None:
+            self._live.refresh()
+
+
+def time_left(seconds: float) -> str:
+    """Return 'M:SS left'."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
+
+
 def described(options: Any) -> str:
-    """The name of a variant and what its options are."""
+    """Return the name of a variant with its options in brackets."""
     values = settings(options)
     return f"{options.name} ({values})" if values else options.name
 
 
 def settings(options: Any) -> str:
-    """The options of a variant and their values."""
+    """Return the options of a variant and their values, but its name."""
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     return "; ".join(
         f"{key} {', '.join(value) if isinstance(value, list) else value}"

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from minigpt.errors import first_line
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -50,6 +52,53 @@ def write_text(path: Path, content: str) -> None:
 def to_json(value: Any, indent: int | None = None) -> str:
     """Return a value as standard JSON: NaN and infinities become null."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises OSError, and ValueError for anything else."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("not an object")
+    return content
+
+
+def try_read_json(path: Path, problems: list[str] | None = None) -> dict[str, Any]:
+    """Return the object in a JSON file, {} if it is missing or broken.
+
+    A broken file adds one line to `problems`.
+    """
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        pass
+    except (ValueError, OSError) as error:
+        if problems is not None:
+            problems.append(f"{path}: broken JSON ({first_line(error)}); ignored")
+    return {}
+
+
+def read_json_lines(path: Path, tail_bytes: int | None = None) -> list[dict[str, Any]]:
+    """Return the objects in a file of JSON lines, [] if it is missing.
+
+    `tail_bytes` reads that much of its end only. Lines that are not whole objects are skipped: a
+    writer may be in the middle of one, or was killed there.
+    """
+    try:
+        with path.open("rb") as file:
+            if tail_bytes is not None:
+                file.seek(max(0, path.stat().st_size - tail_bytes))
+            lines = file.read().splitlines()
+    except OSError:
+        return []
+    objects = []
+    for line in lines:
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(content, dict):
+            objects.append(content)
+    return objects
 
 
 def _finite(value: Any) -> Any:

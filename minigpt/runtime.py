@@ -1,4 +1,4 @@
-"""Which device, precision and threads a run computes with, and why."""
+"""Device, precision and CPU threads of a run, and the reasons for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 @dataclass(frozen=True)
 class Runtime:
-    """A device type, a precision, and one phrase for the reason of each."""
+    """A device type and a precision, each with the reason for its choice."""
 
     device: str
     device_reason: str
@@ -28,19 +28,19 @@ class Runtime:
     precision_reason: str
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context in which a forward pass runs."""
+        """Return the autocast context for a forward pass."""
         return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
 
     def describe(self) -> str:
-        """One line for people."""
+        """Return device and precision with the reasons, in one line."""
         name = torch.cuda.get_device_name() if self.device == "cuda" else self.device
         return f"{name} ({self.device_reason}), {self.precision} ({self.precision_reason})"
 
 
 def choose_runtime(device: str, precision: str, key: str = "trainer.device") -> Runtime:
-    """Honour explicit choices or raise UserError; resolve `auto` to the fastest that is right.
+    """Return the requested device and precision; `auto` is the fastest that is available.
 
-    `key` is what the user calls the device.
+    `key`: the option that sets the device. Raises UserError for a choice that is not available.
     """
     device, device_reason = _choose_device(device, key)
     precision, precision_reason = _choose_precision(precision, device)
@@ -54,12 +54,12 @@ def _choose_device(device: str, key: str) -> tuple[str, str]:
         "cpu": True,
     }
     if device == "auto":
-        found = next(name for name, here in available.items() if here)
-        return found, "no GPU that torch can use" if found == "cpu" else "found"
+        first = next(name for name in available if available[name])
+        return first, "no GPU available to torch" if first == "cpu" else "available"
     if not available[device]:
         raise UserError(
-            f"{key}={device}: torch {torch.__version__} finds no such device here; "
-            f"use auto, or install a torch build for it"
+            f"{key}={device}: not available to torch {torch.__version__} on this machine; "
+            f"use auto, or install a build of torch that supports it"
         )
     return device, "as configured"
 
@@ -72,16 +72,19 @@ def _choose_precision(precision: str, device: str) -> tuple[str, str]:
     else:
         fast, why = False, ""
     if precision == "auto":
-        return ("bf16", why) if fast else ("fp32", "no fast bf16 here")
+        return ("bf16", why) if fast else ("fp32", "no fast bf16 on this device")
     if precision == "bf16" and device == "mps":
-        raise UserError("trainer.precision=bf16: not offered on mps; use trainer.precision=fp32")
+        raise UserError("trainer.precision=bf16: not supported on mps; use trainer.precision=fp32")
     return precision, "as configured"
 
 
 def set_threads(threads: int | None) -> None:
-    """Use so many threads on the CPU, or torch's own number. Raises UserError beyond the cores."""
+    """Set torch's number of CPU threads; None: torch's default. At most one thread per core.
+
+    Raises UserError for more.
+    """
     cores = os.cpu_count() or 1
-    why = f"this machine has {cores} cores, and more threads only wait for each other"
+    why = f"this machine has {cores} cores, and more threads are slower; use at most {cores}"
     require(
         threads is None or threads <= max(cores, DEFAULT_THREADS), "trainer.threads", threads, why
     )
@@ -89,26 +92,26 @@ def set_threads(threads: int | None) -> None:
 
 
 def reset_peak_memory(device: str) -> None:
-    """Begin to measure peak memory anew, so that a run of a sweep is not charged another's."""
+    """Reset the peak memory statistics: earlier runs of this process do not count."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        with contextlib.suppress(OSError):  # Linux alone; 5 resets the high-water mark
+        with contextlib.suppress(OSError):  # exists only on Linux; 5 resets VmHWM
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_bytes(device: str) -> int | None:
-    """Most memory held since the reset: torch's on a GPU, else the process's; None if unknown."""
+    """Return the peak memory since the reset: torch's on a GPU, else the process's, or None."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     with contextlib.suppress(OSError):
         status = Path("/proc/self/status").read_text()
-        found = re.search(r"VmHWM:\s*(\d+) kB", status)
-        return int(found[1]) * 1024 if found else None
+        peak = re.search(r"VmHWM:\s*(\d+) kB", status)
+        return int(peak[1]) * 1024 if peak else None
     return None
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 in hardware; without, bf16 is slower than fp32."""
+    """Return whether the CPU has bf16 instructions, without which bf16 is slower than fp32."""
     features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))

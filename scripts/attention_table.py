@@ -156,7 +156,7 @@ def options_of(run: dict[str, Any]) -> AttentionConfig:
     """The options of a run's attention, with the spans that were used."""
     model = load_config(run["path"] / "config.yaml").model
     with torch.device("meta"):
-        return GPT(model, n_vocab=1).attention.spelled_out(model.attention)
+        return GPT(model, n_vocab=1).attention.resolved(model.attention)
 
 
 def draw(runs: Runs, costs: Costs) -> Figure:

@@ -24,9 +24,10 @@ from tables import table
 
 from minigpt.bench.measure import device_here, kept_bytes
 from minigpt.config.compose import composed_config
-from minigpt.config.hydra_main import config_directory
+from minigpt.config.groups import config_directory
 from minigpt.model import GPT
-from minigpt.model.backends import BACKENDS, why_not
+from minigpt.model.backends import BACKENDS
+from minigpt.model.compatibility import backend_limit
 
 N_VOCAB = 65
 
@@ -128,7 +129,7 @@ def measure(
             ).to(device)
             model.backend = BACKENDS[backend]
             able = [
-                why_not(backend, use, device, model.positional, model.config) is None
+                backend_limit(model.config, backend, device, use) is None
                 for use in ("train", "decode")
             ]
             if any(able):

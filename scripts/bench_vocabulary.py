@@ -24,7 +24,7 @@ from minigpt.model import GPT
 from minigpt.optim.optimizer import OPTIMIZERS
 from minigpt.runtime import choose_runtime, peak_memory_bytes, reset_peak_memory
 
-VARIANTS = {"one piece": 2**62, "chunks": minigpt.model.gpt.MOST_LOGITS}
+VARIANTS = {"one piece": 2**62, "chunks": minigpt.model.gpt.MAX_LOGITS}
 STEPS = 4
 
 
@@ -64,7 +64,7 @@ def main() -> None:
 
 def measure(n_vocab: int, n_tokens: int, most: int) -> dict[str, float]:
     """Bytes and seconds of the steps of a small model, and its loss after them."""
-    minigpt.model.gpt.MOST_LOGITS = most
+    minigpt.model.gpt.MAX_LOGITS = most
     config = composed_config(["experiment=seed_blog"])
     length = config.model.block_size
     runtime = choose_runtime(device_here(), "auto")

@@ -24,7 +24,7 @@ import torch
 
 from minigpt.bench.measure import device_here, kept_bytes
 from minigpt.config.compose import composed_config
-from minigpt.config.hydra_main import config_directory
+from minigpt.config.groups import config_directory
 from minigpt.errors import UserError, require_one_of
 from minigpt.model import GPT
 from minigpt.model.backends import BACKENDS

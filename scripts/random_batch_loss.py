@@ -24,7 +24,8 @@ N_BATCHES, BATCH_SIZE, N_ESTIMATES = 20, 12, 50
 def main(run: str) -> None:
     """Print the full-pass loss, and mean and spread of estimates from random batches."""
     trained = load_run(run, "last", "cpu")
-    prepared = prepare(trained.config.data, trained.config.tokenizer, of_run=trained.run)
+    config, directory = trained.config, trained.run
+    prepared = prepare(config.data, config.tokenizer, directory.tokenizer, directory.data_sha256)
     val, generator = prepared.tokens.val, torch.Generator().manual_seed(0)
 
     def estimate() -> float:

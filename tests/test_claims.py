@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.made import config, make_run
+from tests.report.synthetic import config, make_run
 from tests.test_scripts import REPOSITORY, SMALL, run
 
 sys.path.append(str(REPOSITORY / "scripts"))

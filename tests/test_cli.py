@@ -1,4 +1,4 @@
-"""What people type: right answers, one line for each mistake, and nothing left behind by it."""
+"""The command line: results, and mistakes that are one line and leave no files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MISTAKES = {
     "attention=null": "attention=null: needs a choice; use one of bigbird, chunked, full",
     "norm=pre,null -m": "norm=pre,null: needs a choice; use one of",
     "model.norm=post": "model.norm=post: is a choice of a config group; use norm=post",
-    "model.attention.name=performer": "use attention=performer, which brings features, layers",
+    "model.attention.name=performer": "use attention=performer, which sets features, layers",
     "model.attention.window=4": "an option of attention=sliding_window; choose that too",
     "tokenizer.vocab_size=300": "tokenizer.vocab_size: an option of tokenizer=bpe; choose that",
     "attention=performer model.attention.layers=full": "must be a list; use model.attention.la",
@@ -58,7 +58,7 @@ MISTAKES = {
     "model.n_kv_head=3": "model.n_kv_head=3: must divide model.n_head=4; use 1, 2, 4 heads",
     "model.n_kv_head=0": "model.n_kv_head=0: must be 1 or more",
     "model.logit_softcap=0": "model.logit_softcap=0.0: must be above 0, or null",
-    "positional=relative model.positional.clip=500": "model.positional.clip=500: no text of",
+    "positional=relative model.positional.max_distance=500": "model.positional.max_distance=500: ",
     "model=bigram positional=t5": "model.positional.name=t5: works inside blocks, and model.n_la",
     "trainer.device=cpu backend=sdpa model.logit_softcap=9": "on cpu: it has no logit soft-cap",
     "model.positional.factor=2": "model.positional.factor=2.0: nothing is scaled; set model.posi",
@@ -81,7 +81,7 @@ MISTAKES = {
     "data.document_separator=@": "data.document_separator='@': does not occur in the train split",
     "data.document_separator=[a]": "data.document_separator=['a']: Cannot convert 'ListConfig' to",
     r"data.document_separator=\d": r"data.document_separator=\d: invalid escape; use \n, \t, \r or",
-    r"attention=performer data.document_separator=\n": "attention=performer: cannot keep documents",
+    r"attention=performer data.document_separator=\n": "attention=performer: cannot mask other",
     "data.document_seperator=x": "Did you mean data.document_separator",
     "resume=nowhere": "nowhere: no such run directory",
     "resume=latest": "latest: no run under runs/ yet",
@@ -146,7 +146,7 @@ def test_help_has_an_example(cli: Cli, capfd: pytest.CaptureFixture[str], comman
 
 
 def test_help_needs_no_torch() -> None:
-    """The imports of a process tell more surely than its seconds."""
+    """Imports are checked, which is more reliable than timing."""
     for arguments in (["--help"], ["train", "--help"], ["train", "--cfg", "job", "--resolve"]):
         code = f"import minigpt.cli, sys\ntry: minigpt.cli.main({arguments})\nexcept SystemExit: 0"
         check = f"{code}\nassert 'torch' not in sys.modules and 'wandb' not in sys.modules"
@@ -179,15 +179,6 @@ def test_shell_completion(
     monkeypatch.setenv("COMP_LINE", line)
     assert cli("-sc", "query=bash").out.strip() == offered
     assert "complete" in cli("-sc", "install=bash").out
-
-
-def test_flags_before_and_after_overrides() -> None:
-    from minigpt.config.hydra_main import flags_first
-
-    expected = ["-m", "--config-dir", "x", "model=rope", "seed=1,2"]
-    assert flags_first(["model=rope", "-m", "--config-dir", "x", "seed=1,2"]) == expected
-    assert flags_first(["-m", "model=rope", "seed=1,2", "--config-dir", "x"]) == expected
-    assert flags_first(["model=rope", "--cfg"]) == ["--cfg", "model=rope"]
 
 
 @pytest.mark.parametrize("order", ["flag first", "flag last"])
@@ -265,14 +256,14 @@ def test_runs_are_named_after_what_was_chosen(cli: Cli) -> None:
     assert names == {f"model={m}_seed={s}" for m in ("rope", "alibi") for s in (1, 2)}
 
 
-def test_values_that_hydra_wants_quoted(cli: Cli, workdir: Path) -> None:
+def test_values_that_hydra_needs_in_quotes(cli: Cli, workdir: Path) -> None:
     (workdir / "文 [1].txt").write_text("\ufeff" + "some text, 日本\n" * 99, encoding="utf-8")
     outcome = cli("train", *TINY, "data.path=文 [1].txt", "name=it's", "trainer.sample_prompt=日")
     assert outcome.code == 0, outcome.err
     assert "\ufeff" not in (the_run(workdir / "runs") / "tokenizer.json").read_text()
 
 
-def test_a_reader_that_leaves_does_not_end_a_run(workdir: Path) -> None:
+def test_a_closed_pipe_does_not_end_a_run(workdir: Path) -> None:
     command = f"{sys.executable} -m minigpt.cli train {' '.join(TINY)} hydra.run.dir=run | head -1"
     subprocess.run(["bash", "-c", command], check=True, capture_output=True, timeout=120)
     assert json.loads(Path("run/result.json").read_text())["status"] == "finished"
@@ -289,12 +280,12 @@ def test_a_run_is_not_overwritten(cli: Cli, tiny_run: Path) -> None:
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     outcome = cli("train", *TINY, "hydra.run.dir=run")
     assert outcome.code == 2
-    assert "holds a run already" in outcome.err
+    assert "contains a run already" in outcome.err
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
 
 def damage(path: Path, how: str) -> None:
-    """Spoil a file in one of the ways disks and people do."""
+    """Damage a file."""
     content = path.read_bytes()
     if how == "truncated":
         path.write_bytes(content[: len(content) // 2])
@@ -322,7 +313,7 @@ def damage(path: Path, how: str) -> None:
         ("manifest.json", ["eval", "run"]),
     ],
 )
-def test_a_damaged_run_is_named(
+def test_damaged_files_are_named(
     cli: Cli, tiny_run: Path, file: str, command: list[str], how: str
 ) -> None:
     Path("run/result.json").unlink()
@@ -386,10 +377,10 @@ def test_doctor(cli: Cli) -> None:
     for group in ("attention", "ffn", "norm"):
         for choice in (CONFIGS / group).glob("*.yaml"):
             assert f" {choice.stem} " in outcome.out or f" {group}={choice.stem} " in outcome.out
-    assert "attention=performer: it never writes scores out" in outcome.out
+    assert "attention=performer: it never computes scores" in outcome.out
 
 
-def test_a_tracker_that_cannot_be_had_leaves_nothing(cli: Cli, workdir: Path) -> None:
+def test_an_unavailable_tracker_leaves_no_files(cli: Cli, workdir: Path) -> None:
     tiny = [option for option in TINY if option != "logger=none"]
     outcome = cli("train", *tiny, "logger.mode=online")
     assert outcome.code == 2
@@ -438,7 +429,7 @@ def test_every_experiment_runs_a_step(cli: Cli, file: Path) -> None:
     assert outcome.code == 0, outcome.err
 
 
-# And one of those that positional schemes make; tests/sweep/ trains every choice of every group.
+# And one of a positional scheme; tests/sweep/ trains every choice of every group.
 MODELS = [*sorted(file.stem for file in (CONFIGS / "model").glob("*.yaml")), "alibi"]
 
 

@@ -17,6 +17,8 @@ def test_configs_are_found_in_an_installed_wheel(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     installed = tmp_path / "site-packages"
     zipfile.ZipFile(wheel).extractall(installed)
+    templates = {path.name for path in (REPOSITORY / "minigpt" / "templates").iterdir()}
+    assert templates == {path.name for path in (installed / "minigpt" / "templates").iterdir()}
     composed = subprocess.run(
         [sys.executable, "-m", "minigpt.cli", "train", "model=llama", "--cfg", "job"],
         cwd=tmp_path,

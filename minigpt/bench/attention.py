@@ -9,7 +9,8 @@ import torch
 from minigpt.bench.measure import alternately, kept_bytes
 from minigpt.config.compose import composed_config
 from minigpt.model import GPT
-from minigpt.model.backends import BACKENDS, why_not
+from minigpt.model.backends import BACKENDS
+from minigpt.model.compatibility import backend_limit
 from minigpt.report.tables import Cell, Column, Table
 
 N_VOCAB = 65
@@ -19,7 +20,7 @@ def layer(overrides: Sequence[str], length: int, backend: str, device: str) -> G
     """A design of one layer at a block size under a backend; None where it cannot train here."""
     chosen = [*overrides, f"model.block_size={length}", "model.n_layer=1"]
     model = GPT(composed_config(chosen).model, N_VOCAB).to(device)
-    if why_not(backend, "train", device, model.positional, model.config) is not None:
+    if backend_limit(model.config, backend, device, "train") is not None:
         return None
     model.backend_name, model.backend = backend, BACKENDS[backend]
     return model

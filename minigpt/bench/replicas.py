@@ -11,11 +11,14 @@ from minigpt.bench.measure import Times, alternately
 from minigpt.config.schema import Config
 from minigpt.data.prepare import prepare
 from minigpt.errors import UserError
+from minigpt.logger import LOGGERS, RunInfo
+from minigpt.logger.none import NoneConfig
 from minigpt.report.tables import Cell, Column, Table
 from minigpt.run.directory import RunDirectory
 from minigpt.runtime import choose_runtime, set_threads
 from minigpt.train.display import Display
 from minigpt.train.replicas import Program, step, why_not
+from minigpt.train.setup import set_up
 from minigpt.train.trainer import Trainer
 
 COLUMNS = [
@@ -44,14 +47,16 @@ def measure_replicas(config: Config, n: int, steps: int, warmup: int) -> Table:
         for seed in range(n):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="minigpt_bench_"))
             one, run = replace(config, seed=config.seed + seed), RunDirectory(Path(folder))
-            found = (prepared.tokenizer, prepared.tokens, runtime, Display(0))
-            trainers.append(Trainer(one, run, *found))
+            logger = LOGGERS.build(
+                NoneConfig("none"), RunInfo(run.path, "bench", None, [], {}, None)
+            )
+            trainers.append(Trainer(set_up(one, prepared, runtime), run, Display(0), logger))
         models = [trainer.model.train() for trainer in trainers]
         program = Program(models, runtime, config.trainer.compile)
 
         def one_after_the_other() -> None:
             for trainer in trainers:
-                trainer.update([trainer.backward(piece) for piece in trainer.draw()])
+                trainer.update([trainer.backward(batch) for batch in trainer.draw()])
 
         ways = {
             "one after the other": one_after_the_other,

@@ -20,6 +20,7 @@ from minigpt.report.tables import Cell, Column, Table
 from minigpt.run.directory import RunDirectory
 from minigpt.runtime import Runtime, choose_runtime, peak_memory_bytes, set_threads
 from minigpt.train.display import Display
+from minigpt.train.setup import set_up
 from minigpt.train.trainer import Trainer
 
 # Steps between two looks at the clock: a look waits for a GPU, which is kept busy in between.
@@ -93,7 +94,7 @@ class StepClock(Display):
 
     def train(self, step: int, metrics: dict[str, float]) -> None: ...
 
-    def evaluation(self, step: int, val: Any, better: bool) -> None: ...
+    def evaluation(self, step: int, val: Any, best: bool) -> None: ...
 
     def seconds(self, warmup: int) -> list[float]:
         """Of a step, between two looks; what began before `warmup` steps does not count."""
@@ -139,10 +140,9 @@ def _round(measured: Measured, steps: int, warmup: int) -> None:
     with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
         run = RunDirectory(Path(folder))
         clock = StepClock(runtime.device)
-        trainer = Trainer(config, run, prepared.tokenizer, prepared.tokens, runtime, clock)
-        info = RunInfo(run.path, "bench", None, [], {}, None)
+        logger = LOGGERS.build(NoneConfig("none"), RunInfo(run.path, "bench", None, [], {}, None))
+        trainer = Trainer(set_up(config, prepared, runtime), run, clock, logger)
         clock.look(0)
-        trainer.logger = LOGGERS.build(NoneConfig("none"), info)
         trainer.train()
         started = time.perf_counter()  # the loop has evaluated once: no first-time costs
         evaluate(trainer.model, trainer.data.val, runtime)

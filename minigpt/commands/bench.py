@@ -96,7 +96,7 @@ def _whole_numbers(name: str, text: str, least: int) -> list[int] | int:
 def _configs(overrides: list[str]) -> list[tuple[str, Config]]:
     """The product of what has several values, each with a label. Raises UserError."""
     from minigpt.config.compose import composed_config
-    from minigpt.config.hydra_main import combinations
+    from minigpt.config.overrides import combinations
     from minigpt.sweep.plan import labels
 
     jobs = combinations(overrides)

@@ -68,13 +68,12 @@ def _device() -> list[Finding]:
     import torch
 
     from minigpt.config.compose import composed_config
-    from minigpt.model import GPT
+    from minigpt.model.compatibility import choose_backend
     from minigpt.runtime import choose_runtime
 
     runtime = choose_runtime("auto", "auto")
-    with torch.device("meta"):
-        model = GPT(composed_config([]).model, n_vocab=1)
-    backend = model.use_backend(runtime.device, runtime.precision == "bf16", "train")
+    model, bf16 = composed_config([]).model, runtime.precision == "bf16"
+    backend = "{} ({})".format(*choose_backend(model, runtime.device, bf16, "train"))
     build = "with CUDA " + torch.version.cuda if torch.version.cuda else "without CUDA"
     remedy = ""
     if runtime.device == "cpu":
@@ -195,42 +194,26 @@ def _capabilities() -> list[Any]:
     """
     from dataclasses import replace
 
-    import torch
-
     from minigpt.config.compose import composed_config
-    from minigpt.config.schema import require_documents
-    from minigpt.errors import UserError
-    from minigpt.model import GPT, ModelConfig
+    from minigpt.model import ModelConfig
     from minigpt.model.attention import ATTENTION
-    from minigpt.model.backends import BACKENDS, USES, why_not
+    from minigpt.model.backends import BACKENDS
+    from minigpt.model.compatibility import USES, backend_limit, problems
     from minigpt.model.ffn import FFN
     from minigpt.model.norm import PLACEMENTS
     from minigpt.model.positional import POSITIONAL
 
     of_backends, of_attentions = Reasons(), Reasons()
 
-    def able(backend: str, device: str, model: GPT) -> str:
-        found = [why_not(backend, use, device, model.positional, model.config) for use in USES]
-        marks = zip(USES, found, strict=True)
-        return " ".join(use[0] if why is None else of_backends.number(why) for use, why in marks)
+    def able(backend: str, device: str, config: ModelConfig) -> str:
+        limits = {use: backend_limit(config, backend, device, use) for use in USES}
+        return " ".join(
+            use[0] if limit is None else of_backends.number(limit) for use, limit in limits.items()
+        )
 
-    def built(config: ModelConfig) -> GPT:
-        with torch.device("meta"):
-            return GPT(config, n_vocab=1)
-
-    def exists(config: ModelConfig) -> str:
-        try:
-            built(config)
-        except UserError as error:
-            return of_attentions.number(str(error))
-        return "yes"
-
-    def keeps_apart(config: ModelConfig) -> str:
-        try:
-            require_documents(config.attention.name)
-        except UserError as error:
-            return of_attentions.number(str(error))
-        return "yes"
+    def compatible(config: ModelConfig, documents: bool = False) -> str:
+        every = problems(config, documents=documents)
+        return of_attentions.number(str(every[0])) if every else "yes"
 
     devices = ("cpu", "cuda", "mps")
     backends = {f"{b} {device}": (b, device) for b in BACKENDS for device in devices}
@@ -239,13 +222,12 @@ def _capabilities() -> list[Any]:
         *("positional", *backends),
     )
     for name in POSITIONAL.names():
-        model = built(composed_config([f"positional={name}"]).model)
+        model = composed_config([f"positional={name}"]).model
         by_backend.add_row(name, *(able(*where, model) for where in backends.values()))
     by_core = _table("the same by attention", "attention", *backends)
     attentions = {name: composed_config([f"attention={name}"]).model for name in ATTENTION.names()}
     for name, config in attentions.items():
-        model = built(config)
-        by_core.add_row(name, *(able(*where, model) for where in backends.values()))
+        by_core.add_row(name, *(able(*where, config) for where in backends.values()))
     by_attention = _table(
         "what goes with which attention", "choice", *(n.replace("_", "_\n") for n in attentions)
     )
@@ -253,8 +235,9 @@ def _capabilities() -> list[Any]:
     for choice in (f"{group}={name}" for group, names in others.items() for name in names):
         design = composed_config([choice]).model
         designs = [replace(design, attention=of.attention) for of in attentions.values()]
-        by_attention.add_row(choice, *map(exists, designs))
-    by_attention.add_row("data.document_separator", *map(keeps_apart, attentions.values()))
+        by_attention.add_row(choice, *map(compatible, designs))
+    with_documents = (compatible(config, documents=True) for config in attentions.values())
+    by_attention.add_row("data.document_separator", *with_documents)
     by_backends = [by_backend, "", by_core, *of_backends.lines()]
     return [*by_backends, "", by_attention, *of_attentions.lines()]
 

@@ -62,7 +62,8 @@ def main(arguments: list[str]) -> None:
         from minigpt.inference.quantize import quantized
 
         trained = quantized(trained, options.quantize)
-    prepared = prepare(trained.config.data, trained.config.tokenizer, of_run=trained.run)
+    config, run = trained.config, trained.run
+    prepared = prepare(config.data, config.tokenizer, run.tokenizer, run.data_sha256)
     tokens = prepared.tokens.to(trained.runtime.device)
     _require_text(lengths, tokens.val)
     record(trained, {})  # before any work: whether there is room for what will be found

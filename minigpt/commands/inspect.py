@@ -184,7 +184,8 @@ def _validation_text(trained: TrainedRun, n: int) -> tuple[list[int], list[int] 
     from minigpt.data.prepare import prepare
 
     try:
-        data = prepare(trained.config.data, trained.config.tokenizer, of_run=trained.run)
+        config, run = trained.config, trained.run
+        data = prepare(config.data, config.tokenizer, run.tokenizer, run.data_sha256)
     except UserError as error:
         print(f"no validation text, so --prompt={PLAIN_PROMPT!r}: {error}", file=sys.stderr)
         return _encoded(trained, PLAIN_PROMPT)

@@ -1,1 +1,1 @@
-"""From YAML and the command line to one typed object; the only package that knows omegaconf."""
+"""From YAML and the command line to a typed Config. Only here omegaconf and hydra are imported."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from typing import Any
 
+from minigpt.config.paths import absolute_path
 from minigpt.data.corpus import CORPORA, DataConfig
 from minigpt.errors import require
 from minigpt.files import sha256
 from minigpt.logger import LOGGERS, LoggerConfig
 from minigpt.model.attention import ATTENTION
+from minigpt.model.compatibility import require_compatible
+from minigpt.model.config import ModelConfig
 from minigpt.model.ffn import FFN
-from minigpt.model.gpt import ModelConfig
 from minigpt.model.positional import POSITIONAL
 from minigpt.optim.optimizer import OPTIMIZERS, OptimizerConfig
 from minigpt.optim.schedule import SCHEDULES, ScheduleConfig
@@ -33,11 +34,11 @@ REGISTRIES: dict[str, Registry[Any]] = {
 
 @dataclass
 class TrainerConfig:
-    """How long and on what. `*_every` counts steps; null is only at the end, for samples never.
+    """Options of the training loop. `*_every`: in steps; None: only at the end, samples never.
 
-    `grad_accum_steps`: micro-batches that a batch is split into, to save memory. The result is the
-    same, except that routed experts are balanced over each micro-batch.
-    `patience`: evaluations without a better validation loss before stopping early.
+    `grad_accum_steps`: micro-batches per batch, to save memory. The results are equal, except that
+    a mixture of experts is balanced over each micro-batch.
+    `patience`: evaluations without a lower validation loss before stopping early.
     """
 
     max_steps: int
@@ -78,7 +79,7 @@ class TrainerConfig:
 
 @dataclass
 class Config:
-    """Everything that decides a run."""
+    """All options of a run."""
 
     name: str | None
     group: str | None
@@ -93,30 +94,25 @@ class Config:
     logger: LoggerConfig
 
     def __post_init__(self) -> None:
-        # Beyond 32 bits torch's CPU generator takes different seeds for the same.
+        # torch's CPU generator uses only the lowest 32 bits of a seed.
         require(0 <= self.seed < 2**32, "seed", self.seed, "must be from 0 to 2^32 - 1")
-        if self.data.separator is not None:
-            require_documents(self.model.attention.name)
+        documents = self.data.separator is not None
+        require_compatible(self.model, documents=documents, optimizer=self.optimizer.name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested values."""
+        """Return nested plain values."""
         return dataclasses.asdict(self)
 
 
-def require_documents(attention: str) -> None:
-    """Raise UserError for an attention that cannot keep documents apart."""
-    able = [name for name in ATTENTION.names() if ATTENTION.variant(name).documents]
-    why = f"cannot keep documents apart; use {', '.join(able)}, or data.document_separator=null"
-    require(attention in able, "attention", attention, why)
-
-
 def request_sha256(config: Config) -> str:
-    """Digest of what decides a run's numbers, as asked for: no names, trackers or threads."""
-    asked = {
-        k: v for k, v in config.to_dict().items() if k not in ("name", "group", "tags", "logger")
-    }
-    asked["trainer"] = {k: v for k, v in asked["trainer"].items() if k != "threads"}
-    asked["data"] = {k: v for k, v in asked["data"].items() if k != "dir"}
-    if "path" in asked["data"]:
-        asked["data"]["path"] = os.path.abspath(os.path.expanduser(asked["data"]["path"]))
-    return sha256(json.dumps(asked, sort_keys=True))
+    """Return a digest of the options that change results: not names, tracker, threads or data.dir.
+
+    `config`: as requested, before `auto` and null are resolved.
+    """
+    values = config.to_dict()
+    for key in ("name", "group", "tags", "logger"):
+        del values[key]
+    del values["trainer"]["threads"], values["data"]["dir"]
+    if "path" in values["data"]:
+        values["data"]["path"] = absolute_path(values["data"]["path"])
+    return sha256(json.dumps(values, sort_keys=True))

@@ -1,4 +1,4 @@
-"""From options to tokens."""
+"""Read a corpus and encode it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from pathlib import Path
 
 from minigpt.data.corpus import CORPORA, Corpus, DataConfig
 from minigpt.data.tokens import TokenData
-from minigpt.errors import UserError
-from minigpt.run.directory import RunDirectory
+from minigpt.errors import require
 from minigpt.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A corpus, its tokenizer and its tokens."""
+    """A corpus, its tokenizer and its encoded splits."""
 
     corpus: Corpus
     tokenizer: Tokenizer
@@ -22,27 +21,28 @@ class Prepared:
 
 
 def prepare(
-    data: DataConfig, tokenizer: TokenizerConfig, of_run: RunDirectory | None = None
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    tokenizer_file: Path | None = None,
+    expected_sha256: str | None = None,
 ) -> Prepared:
-    """Read the corpus, make the tokenizer, and load or make the tokens.
+    """Read the text, build or load the tokenizer, and return the encoded splits.
 
-    With `of_run` the tokenizer is the one that run saved, and the text must be what it was trained
-    on. Raises UserError where that is not so, or the text cannot be had, is not UTF-8 or too short.
+    To continue or evaluate a trained run, pass the tokenizer it saved and the sha256 of its text.
+    Raises UserError if the text is missing, too short or not UTF-8, or has another sha256.
     """
     directory = Path(data.dir).expanduser()
     corpus = CORPORA.build(data).corpus()
-    if of_run is None:
-        made = corpus.tokenizer(tokenizer, directory)
-    else:
-        _require_same_text(of_run, corpus)
-        made = load_tokenizer(of_run.tokenizer)
-    return Prepared(corpus, made, corpus.tokens(made, directory))
-
-
-def _require_same_text(run: RunDirectory, corpus: Corpus) -> None:
-    now, then = corpus.sha256, str(run.read_json(run.manifest).get("data_sha256"))
-    if now != then:
-        raise UserError(
-            f"{run.path}: the text has changed since this run began (sha256 {now[:12]}, "
-            f"was {then[:12]}); restore it, or start a new run"
+    if expected_sha256 is not None:
+        require(
+            corpus.sha256 == expected_sha256,
+            "data",
+            data.name,
+            f"the text has changed since this run was trained (sha256 {corpus.sha256[:12]}, was "
+            f"{expected_sha256[:12]}); restore it, or start a new run",
         )
+    if tokenizer_file is None:
+        encoder = corpus.tokenizer(tokenizer, directory)
+    else:
+        encoder = load_tokenizer(tokenizer_file)
+    return Prepared(corpus, encoder, corpus.tokens(encoder, directory))

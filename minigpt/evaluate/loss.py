@@ -9,7 +9,7 @@ import torch
 
 from minigpt.data.tokens import Split
 from minigpt.model import GPT
-from minigpt.model.gpt import restarting_positions
+from minigpt.model.gpt import positions_in_documents
 from minigpt.runtime import Runtime
 
 # Of a batch's logits, and of its scores; a scheme may hold several like them.
@@ -82,7 +82,7 @@ def nats_by_position(
             losses = model.loss(batch.inputs, batch.targets, batch.document_ids, reduction="none")
             ids = batch.document_ids
             ids = torch.zeros_like(batch.inputs) if ids is None else ids
-            positions = restarting_positions(ids).flatten().cpu()
+            positions = positions_in_documents(ids).flatten().cpu()
             nats += positions.bincount(losses.cpu().double(), length)  # in order: deterministic
             counts += positions.bincount(minlength=length)
     n_seen = int((counts > 0).sum())  # fewer than length where texts are shorter

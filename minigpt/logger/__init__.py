@@ -1,4 +1,4 @@
-"""Trackers a run reports to. One file a variant; metrics.jsonl is written whatever is chosen."""
+"""Experiment trackers, one file each. metrics.jsonl is written with every one of them."""
 
 from minigpt.logger.base import LOGGERS, Logger, LoggerConfig, RunInfo
 

@@ -1,4 +1,4 @@
-"""What a tracker is told, and what it promises."""
+"""The interface of experiment trackers."""
 
 from __future__ import annotations
 
@@ -11,47 +11,50 @@ from minigpt.registry import Registry
 
 @dataclass
 class LoggerConfig:
-    """Options every logger has."""
+    """Options of every logger."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a tracker shows about a run besides its metrics."""
+    """What a tracker stores about a run besides its metrics."""
 
     directory: Path  # the run directory, which exists and is writable
     name: str
     group: str | None
     tags: list[str]
-    config: dict[str, Any]  # nested plain values, as in config.yaml
-    tracker_id: str | None  # the id of the tracker's run that this one continues
+    config: dict[str, Any]  # nested plain values of config.yaml
+    tracker_id: str | None  # of a resumed run: the id of its run in the tracker
 
 
 class Logger:
-    """Reports one run to a tracker. Every method must return soon, never prompt, print nothing.
+    """Reports one run to a tracker. No method may block for long, prompt the user, or print.
 
-    Once constructed, a logger warns where its tracker fails: a lost chart must not end a training.
+    After its construction a logger warns if the tracker fails, but does not raise: a tracker must
+    not end a training run.
     """
 
-    tracker_id: str | None = None  # what a resumed run needs to continue the same tracker run
-    notice: str | None = None  # one line for the user once constructed, e.g. how to sync
+    tracker_id: str | None = (
+        None  # id of the run in the tracker; saved, so that a resumed run continues it
+    )
+    notice: str | None = None  # one line for the user after construction, e.g. how to upload
 
     @classmethod
     def check(cls, options: Any) -> None:
-        """Raise UserError for what cannot be had, before a run directory is begun."""
+        """Raise UserError if the tracker is not available; called before any file is written."""
 
     def __init__(self, options: LoggerConfig, info: RunInfo) -> None:
-        """Open the run, or raise UserError when what the user asked for cannot be had."""
+        """Open the run. Raises UserError if the requested tracker is not available."""
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Report numbers at a step. A resumed run may report a step again."""
+        """Report metrics of a step. A resumed run may report a step twice."""
 
     def log_text(self, text: str, step: int) -> None:
-        """Report sampled text at a step."""
+        """Report sampled text of a step."""
 
     def finish(self, summary: dict[str, Any], failed: bool) -> None:
-        """Close the run; `summary` is result.json. Called once, however the run ends."""
+        """Close the run. `summary`: the content of result.json. Called once, also after errors."""
 
 
 LOGGERS: Registry[Logger] = Registry("logger", "logger", "minigpt.logger")

@@ -9,9 +9,9 @@ from minigpt.logger.base import LOGGERS, Logger, LoggerConfig
 
 @dataclass
 class NoneConfig(LoggerConfig):
-    """Nothing to choose."""
+    """No options."""
 
 
 @LOGGERS.register("none", NoneConfig)
 class NoneLogger(Logger):
-    """Reports to nobody; metrics.jsonl and result.json are all that is kept."""
+    """Reports to no tracker; the run directory has metrics.jsonl and result.json."""

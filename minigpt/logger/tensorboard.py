@@ -13,14 +13,14 @@ from minigpt.logger.base import LOGGERS, Logger, LoggerConfig, RunInfo
 
 @dataclass
 class TensorboardConfig(LoggerConfig):
-    """The files lie in the run directory; there is nothing to choose."""
+    """No options."""
 
 
 @LOGGERS.register("tensorboard", TensorboardConfig)
 class TensorboardLogger(Logger):
     """Writes scalars, samples, config and summary to <run>/tensorboard.
 
-    A resumed run adds a second event file, and TensorBoard draws a step that both hold twice.
+    A resumed run adds a second event file; TensorBoard draws steps that are in both files twice.
     """
 
     @classmethod
@@ -48,7 +48,7 @@ class TensorboardLogger(Logger):
 
     def log_text(self, text: str, step: int) -> None:
         self._writer.add_text("samples", _code(text), step)
-        self._writer.flush()  # samples are rare, and people wait for them
+        self._writer.flush()  # shown at once: samples are rare
 
     def finish(self, summary: dict[str, Any], failed: bool) -> None:
         self._writer.add_text("summary", _code(_json(summary)))
@@ -61,5 +61,5 @@ def _json(value: dict[str, Any]) -> str:
 
 
 def _code(text: str) -> str:
-    """Text as a Markdown code block, which keeps TensorBoard from reflowing it."""
+    """Return text as a Markdown code block, which TensorBoard does not reflow."""
     return textwrap.indent(text, "    ", lambda line: True)

@@ -1,4 +1,4 @@
-"""Weights & Biases: online where it can be, else offline and ready to sync."""
+"""Weights & Biases: online if available, else offline and ready to upload."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from minigpt.logger.base import LOGGERS, Logger, LoggerConfig, RunInfo
 if TYPE_CHECKING:
     import wandb
 
-# A start is a handful of requests and an end is an upload; each may take so many timeouts.
+# Limits for starting a run (a few requests) and finishing it (an upload), in timeouts.
 START_TIMEOUTS, FINISH_TIMEOUTS = 5, 10
 
 MODES: dict[str, list[Literal["online", "offline"]]] = {
-    "auto": ["online", "offline"],  # the first that works
+    "auto": ["online", "offline"],  # the first that is available
     "online": ["online"],
     "offline": ["offline"],
 }
@@ -36,7 +36,7 @@ MODES: dict[str, list[Literal["online", "offline"]]] = {
 
 @dataclass
 class WandbConfig(LoggerConfig):
-    """Where the run goes, and how long W&B's server may take to answer."""
+    """Project, entity (user or team) and mode. `timeout_seconds`: for an answer of the server."""
 
     project: str
     entity: str | None
@@ -50,25 +50,25 @@ class WandbConfig(LoggerConfig):
 
 
 class _Unavailable(Exception):
-    """Why W&B cannot run in a mode."""
+    """W&B cannot run in a mode; the message has the reason."""
 
 
 @LOGGERS.register("wandb", WandbConfig)
 class WandbLogger(Logger):
     """Reports to W&B, which writes its files to <run>/wandb.
 
-    `mode=auto` is online when an API key is configured and the server answers in time, else
-    offline, or off where W&B does not start at all; WANDB_MODE and `wandb offline` are obeyed.
-    Another mode raises UserError when it cannot be had.
+    `mode=auto` is online if an API key is configured and the server answers in time, else offline,
+    or off if W&B does not start. It respects WANDB_MODE and `wandb offline`. Any other mode raises
+    UserError if it is not available.
 
-    Steps are a field of what is logged, the x-axis of every chart. W&B's own step only grows, so
-    what a resumed run reports again would be dropped.
+    The step is logged as a metric and used as the x-axis. W&B's own step must increase, so that
+    steps a resumed run reports twice would be dropped.
     """
 
     @classmethod
     def check(cls, options: WandbConfig) -> None:
         if options.mode == "online" and (why := why_not_online(options)) is not None:
-            raise UserError(f"logger.mode=online: {why}; mend that, or use logger.mode=auto")
+            raise UserError(f"logger.mode=online: {why}; fix that, or use logger.mode=auto")
 
     def __init__(self, options: WandbConfig, info: RunInfo) -> None:
         mode = options.mode
@@ -77,19 +77,19 @@ class WandbLogger(Logger):
         self._warned = False
         self.tracker_id = info.tracker_id
 
-        # The terminal is the trainer's. W&B's telemetry goes out even from offline runs and,
-        # where the network swallows packets, holds the process for 20 s at its exit.
+        # The trainer prints to the terminal, not W&B. W&B sends telemetry even from offline runs;
+        # on a network that drops packets this delays the exit of the process by 20 s.
         os.environ["WANDB_SILENT"] = "true"
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
-        obstacles = self._open()
+        reasons = self._open()
         if self._run is None:
-            self.notice = f"W&B is off: {'; '.join(obstacles)}"
+            self.notice = f"W&B is off: {'; '.join(reasons)}"
             return
         self.tracker_id = self._run.id
         if self._run.offline:
-            why = "; ".join(obstacles) or f"logger.mode={mode}"
-            # The pattern also names what earlier parts of a resumed run left.
+            why = "; ".join(reasons) or f"logger.mode={mode}"
+            # The pattern includes the files of a resumed run from before its interruption.
             runs = shlex.quote(f"{info.directory / 'wandb'}/offline-run-")
             self.notice = f"W&B is offline: {why}. Upload: wandb sync {runs}*-{self._run.id}*"
         else:
@@ -98,7 +98,7 @@ class WandbLogger(Logger):
     def log(self, metrics: dict[str, float], step: int) -> None:
         if (run := self._run) is None:
             return
-        with self._warning_at_most(run):
+        with self._one_warning(run):
             run.log({**metrics, "step": step})
 
     def log_text(self, text: str, step: int) -> None:
@@ -106,8 +106,8 @@ class WandbLogger(Logger):
             return
         import wandb
 
-        with self._warning_at_most(run):
-            # One small file, shown with a slider over steps. A Table would be an artifact each.
+        with self._one_warning(run):
+            # One small file per sample, shown with a slider over steps. A Table adds an artifact.
             page = f"<pre style='white-space: pre-wrap'>{html.escape(text)}</pre>"
             sample = wandb.Html(page, inject=False, data_is_not_path=True)
             run.log({"samples": sample, "step": step})
@@ -115,37 +115,39 @@ class WandbLogger(Logger):
     def finish(self, summary: dict[str, Any], failed: bool) -> None:
         if (run := self._run) is None:
             return
-        with self._warning_at_most(run):
-            # Until here W&B's table shows the last value of each metric, from here the result.
-            for key in run.summary.keys():  # noqa: SIM118 (W&B's summary is no mapping)
+        with self._one_warning(run):
+            # Replace the summary, by default the last value of each metric, by the result.
+            for key in run.summary.keys():  # noqa: SIM118 (it is not a Mapping)
                 if not key.startswith("_") and key not in summary:
                     del run.summary[key]
             run.summary.update(summary)
             run.finish(exit_code=int(failed))
             return
-        # Only after a failure: W&B's process may have died, and the next run needs another.
+        # Reached only after a failure: W&B's process may be dead, and the next run needs a new one.
         _end_service()
 
     def _open(self) -> list[str]:
-        """Start the run in the first mode that works; returns why the others did not."""
-        obstacles: list[str] = []
+        """Start the run in the first available mode. Return why earlier modes are not available."""
+        reasons: list[str] = []
         for mode in MODES[self._options.mode]:
             try:
-                with _exit_hooks_kept():
+                with _exit_hooks_restored():
                     self._run = self._start(mode)
                 break
-            except Exception as error:  # a tracker that does not start must not stop a training
+            except (
+                Exception
+            ) as error:  # W&B raises many types; with mode=auto none may end training
                 why = " ".join(str(error).split()) or type(error).__name__
                 if self._options.mode != "auto":
                     raise UserError(
-                        f"logger.mode={mode}: {why}; mend that, or use logger.mode=auto"
+                        f"logger.mode={mode}: {why}; fix that, or use logger.mode=auto"
                     ) from error
-                if why not in obstacles:
-                    obstacles.append(why)
-        return obstacles
+                if why not in reasons:
+                    reasons.append(why)
+        return reasons
 
     def _start(self, mode: Literal["online", "offline"]) -> wandb.Run:
-        """Start the run. Raises whatever W&B raises, or _Unavailable before W&B could block."""
+        """Start the run. Raises what W&B raises, or _Unavailable before W&B could block."""
         import wandb
 
         options, info = self._options, self._info
@@ -153,12 +155,12 @@ class WandbLogger(Logger):
         if mode == "online":
             _require_online(settings, options.timeout_seconds)
         elif options.mode == "auto" and settings.mode == "disabled":
-            raise _Unavailable(_said_by_user(settings))
+            raise _Unavailable(_mode_setting(settings))
         try:
             run = wandb.init(
                 project=options.project,
                 entity=options.entity,
-                dir=info.directory.resolve(),  # its process may have another working directory
+                dir=info.directory.resolve(),  # W&B's process may have another working directory
                 mode=mode,
                 id=info.tracker_id,
                 resume=None if info.tracker_id is None else "allow",
@@ -166,7 +168,7 @@ class WandbLogger(Logger):
                 group=info.group,
                 tags=info.tags,
                 config=info.config,
-                reinit="create_new",  # the default returns an unfinished run of this process
+                reinit="create_new",  # the default reuses an unfinished run of this process
                 settings=wandb.Settings(
                     console="off",
                     init_timeout=START_TIMEOUTS * options.timeout_seconds,
@@ -175,30 +177,30 @@ class WandbLogger(Logger):
                 ),
             )
         except Exception:
-            _end_service()  # where the failed run would keep its id taken
+            _end_service()  # else it would refuse the id of the failed run
             raise
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")
         return run
 
     @contextmanager
-    def _warning_at_most(self, run: wandb.Run) -> Iterator[None]:
-        """Turn any failure into one warning for the life of the run."""
+    def _one_warning(self, run: wandb.Run) -> Iterator[None]:
+        """Turn exceptions into a warning, once per run."""
         try:
             yield
-        except Exception as error:  # W&B's own, or the loss of its process: OSError and others
+        except Exception as error:  # of W&B, or OSError and others if its process died
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"W&B lacks part of this run ({error}); metrics.jsonl has all of it. "
-                    f"What W&B has: wandb sync {shlex.quote(run.settings.sync_dir)}",
+                    f"W&B failed to record part of this run ({error}); metrics.jsonl is complete. "
+                    f"Upload what W&B recorded: wandb sync {shlex.quote(run.settings.sync_dir)}",
                     RuntimeWarning,
                     stacklevel=4,
                 )
 
 
 def why_not_online(options: WandbConfig) -> str | None:
-    """What keeps W&B from running online here; None where it can."""
+    """Return why W&B cannot run online, or None if it can."""
     import wandb
 
     os.environ["WANDB_SILENT"] = "true"
@@ -210,14 +212,14 @@ def why_not_online(options: WandbConfig) -> str | None:
 
 
 def _require_online(settings: wandb.Settings, seconds: float) -> None:
-    """Raise _Unavailable unless W&B is switched on, has a key, and its server answers in time."""
+    """Raise _Unavailable unless W&B is enabled, has an API key, and its server answers in time."""
     import wandb
 
     if settings.mode in ("offline", "dryrun", "disabled"):
-        raise _Unavailable(_said_by_user(settings))
+        raise _Unavailable(_mode_setting(settings))
     if not wandb.login(prompt=False, verify=False):
         raise _Unavailable("no API key, run `wandb login` once")
-    # A thread, because the look-up of a host name knows no timeout.
+    # In a thread, because looking up a host name has no timeout.
     answer: SimpleQueue[str | None] = SimpleQueue()
     ask = threading.Thread(target=lambda: answer.put(_probe(settings.base_url, seconds)))
     ask.daemon = True
@@ -231,40 +233,42 @@ def _require_online(settings: wandb.Settings, seconds: float) -> None:
 
 
 def _probe(url: str, seconds: float) -> str | None:
-    """Ask W&B's server for a sign of life; returns what is wrong with it."""
+    """Request the health of W&B's server. Return what is wrong, or None."""
     try:
         urllib.request.urlopen(f"{url}/healthz", timeout=seconds).close()
     except urllib.error.HTTPError as error:
         return f"HTTP {error.code}" if error.code >= 500 else None
     except urllib.error.URLError as error:
-        # Python may lack certificates that W&B's own client has.
+        # W&B's own client may have certificates that Python does not have.
         return None if isinstance(error.reason, ssl.SSLError) else str(error.reason)
     except (OSError, http.client.HTTPException) as error:
         return str(error)
     return None
 
 
-def _said_by_user(settings: wandb.Settings) -> str:
-    where = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "W&B's settings file says mode"
-    return f"{where}={settings.mode}"
+def _mode_setting(settings: wandb.Settings) -> str:
+    """Return the user's setting that disables W&B or takes it offline."""
+    name = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "W&B's settings file: mode"
+    return f"{name}={settings.mode}"
 
 
 def _end_service() -> None:
-    """End the process that works for W&B in the background, dead or alive."""
+    """End W&B's background process, whether or not it still runs."""
     import wandb
 
-    with suppress(Exception, SystemExit):  # it exits as that process did
+    with suppress(Exception, SystemExit):  # it may exit with the code of that process
         wandb.teardown()
 
 
 @contextmanager
-def _exit_hooks_kept() -> Iterator[None]:
+def _exit_hooks_restored() -> Iterator[None]:
     """Undo W&B's replacement of sys.exit and sys.excepthook.
 
-    They tell W&B how unfinished runs ended. Ours are finished, and tracebacks stay as they were.
+    W&B uses them to detect how unfinished runs end. `finish` is always called here, and W&B's
+    hooks would change tracebacks.
     """
-    kept = sys.exit, sys.excepthook
+    hooks = sys.exit, sys.excepthook
     try:
         yield
     finally:
-        sys.exit, sys.excepthook = kept
+        sys.exit, sys.excepthook = hooks

@@ -1,126 +1,134 @@
-"""Masks and score terms as formulas over (b, h, i, j), and the dense tensors made from them."""
+"""Attention biases and masks as FlexAttention's functions, and as dense tensors made from them."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from minigpt.model.positional import DenseTerm, DistanceTerm, PositionalScheme, ScoreTerm
+from minigpt.model.positional import (
+    DenseScoreMod,
+    DistanceScoreMod,
+    PositionalScheme,
+    ScoreMod,
+)
 
-if TYPE_CHECKING:
-    from minigpt.model.attention import Attention
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""mask_mod(b, h, q_idx, kv_idx): True where the query attends to the key, from index tensors that
+broadcast against each other."""
 
-BEYOND = 2**31  # a position past those of every text
+DOCUMENT_STRIDE = 2**31  # more than any position, so that documents do not overlap
 
 
-class Scores:
-    """What a forward pass makes of its attention scores. One a forward, used by every layer.
+class AttentionBias:
+    """The score modification and the mask of one forward pass, used by every layer.
 
-    q_positions (b or 1, t) and k_positions (b or 1, s) are absolute. `in_order` says that queries
-    and keys are the same tokens at positions 0, 1, ..., so that a backend may use its own causal
-    path. `softcap`: bound of the scaled dot products, before the term is added; None for none.
-    `attention`: whose pattern shows keys; None for all earlier ones.
-    `documents` (b, t): see `GPT.forward`; None where a row is one document.
+    q_positions (b or 1, t) and k_positions (b or 1, s) are absolute. `in_order`: queries and keys
+    are the same tokens at positions 0, 1, ..., so that a backend may use its own causal path.
+    `logit_softcap`: bound of the scaled dot products, before the score_mod; None: no bound.
+    `pattern`: the mask of an attention, called with positions for indices; None for full attention.
+    `by_head`: whether it differs between heads. `document_ids` (b, t): see `GPT.hidden`.
     """
 
     def __init__(
         self,
-        scheme: PositionalScheme,
+        positional: PositionalScheme,
         n_head: int,
         q_positions: Tensor,
         k_positions: Tensor,
         in_order: bool,
-        softcap: float | None = None,
-        attention: Attention | None = None,
-        documents: Tensor | None = None,
+        logit_softcap: float | None = None,
+        pattern: MaskMod | None = None,
+        by_head: bool = False,
+        document_ids: Tensor | None = None,
     ) -> None:
-        self.scheme, self.n_head, self.softcap = scheme, n_head, softcap
-        self.attention = attention
+        self.positional, self.n_head, self.logit_softcap = positional, n_head, logit_softcap
         self.q_positions, self.k_positions = q_positions, k_positions
-        self.in_order, self.documents = in_order, documents
-        self._shared: Tensor | None = None
+        self.pattern, self.by_head = pattern, by_head
+        self.in_order, self.document_ids = in_order, document_ids
+        self._dense: Tensor | None = None
         self._block_mask: BlockMask | None = None
 
-    def term(self, q: Tensor, k: Tensor, layer: int) -> ScoreTerm | None:
-        """The scheme's formula for a layer, or None."""
-        places = self.q_positions, self.k_positions
-        if self.documents is not None and self.scheme.ordinal:
-            q_places, k_places = (p + self.documents * BEYOND for p in places)
-            return self.scheme.score_term(q, k, q_places, k_places, layer)
-        return self.scheme.score_term(q, k, *places, layer)
+    def softcap(self, scores: Tensor) -> Tensor:
+        """Return logit_softcap * tanh(scores / logit_softcap) (Gemma 2, 2024), or the scores."""
+        if self.logit_softcap is None:
+            return scores
+        return self.logit_softcap * torch.tanh(scores / self.logit_softcap)
 
-    def capped(self, products: Tensor) -> Tensor:
-        """softcap * tanh(products / softcap) (Gemma 2, 2024), or the products as they are."""
-        if self.softcap is None:
-            return products
-        return self.softcap * torch.tanh(products / self.softcap)
+    def score_mod(self, q: Tensor, k: Tensor, layer: int) -> ScoreMod | None:
+        """Return the positional scheme's score_mod for a layer, or None."""
+        positions = self.q_positions, self.k_positions
+        if self.document_ids is not None and self.positional.reads_order_only:
+            positions = [p + self.document_ids * DOCUMENT_STRIDE for p in positions]
+        q_positions, k_positions = positions
+        return self.positional.score_mod(q, k, q_positions, k_positions, layer)
 
-    def additive(self, q: Tensor, k: Tensor, layer: int) -> Tensor:
-        """Term and mask for all pairs: -inf where query i may not see key j. (b or 1, h or 1, i, j)
+    def mask_mod(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        """Return the mask: causal, within the document, and as the pattern allows."""
+        q, k, ids = self.q_positions, self.k_positions, self.document_ids
+        # One row of positions may stand for the whole batch.
+        q_position, k_position = q[b % q.shape[0], q_idx], k[b % k.shape[0], kv_idx]
+        mask = k_position <= q_position
+        if self.pattern is not None:
+            mask = mask & self.pattern(b, h, q_position, k_position)
+        return mask if ids is None else mask & (ids[b, kv_idx] == ids[b, q_idx])
 
-        Made once a forward where it is the same for every layer.
+    def dense(self, q: Tensor, k: Tensor, layer: int) -> Tensor:
+        """Return bias and mask of all pairs: (b or 1, h or 1, i, j), -inf where masked.
+
+        Computed once per forward where it is the same in every layer.
         """
-        if self._shared is not None:
-            return self._shared
-        visible = self.visible(*self._grid(self._rows()))
-        total = self.dense_term(q, k, layer).masked_fill(~visible, -math.inf)
-        if self.scheme.score in ("none", "positions"):
-            self._shared = total
-        return total
+        if self._dense is not None:
+            return self._dense
+        mask = self.mask_mod(*self._index_grid(self._n_rows()))
+        dense = self.dense_bias(q, k, layer).masked_fill(~mask, -math.inf)
+        if self.positional.bias_depends_on in ("nothing", "positions"):
+            self._dense = dense
+        return dense
 
-    def dense_term(self, q: Tensor, k: Tensor, layer: int) -> Tensor:
-        """The term for all pairs, later keys included: (b or 1, h or 1, i, j), or a single 0."""
-        term = self.term(q, k, layer)
-        if term is None:
-            return torch.zeros((), device=self.q_positions.device)
-        if isinstance(term, DenseTerm | DistanceTerm):
-            return term.dense(self.in_order)
-        return term(*self._grid(self._rows() if self.scheme.score != "content" else len(q)))
+    def dense_bias(self, q: Tensor, k: Tensor, layer: int) -> Tensor:
+        """Return score_mod of a score of 0 for all pairs, masked ones included.
+
+        (b or 1, h or 1, i, j), or a single 0 without a score_mod.
+        """
+        score_mod, zero = self.score_mod(q, k, layer), q.new_zeros(())
+        if score_mod is None:
+            return torch.zeros((), device=q.device)
+        if isinstance(score_mod, DenseScoreMod | DistanceScoreMod):
+            return score_mod.dense(self.in_order)
+        by_row = self.positional.bias_depends_on == "content"
+        return score_mod(zero, *self._index_grid(len(q) if by_row else self._n_rows()))
 
     @property
-    def plainly_causal(self) -> bool:
-        """Whether nothing is added and every earlier key of the same text is seen."""
-        full = self.attention is None or self.attention.full
-        return self.in_order and full and self.scheme.score == "none"
-
-    def visible(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """The mask: True where key j stands at or before query i in its document, and the pattern
-        shows it."""
-        q, k, documents = self.q_positions, self.k_positions, self.documents
-        together = None if documents is None else documents[b, j] == documents[b, i]
-        i, j = q[b % q.shape[0], i], k[b % k.shape[0], j]  # one row may stand for all
-        seen = j <= i
-        if self.attention is not None:
-            shown = self.attention.sees(h, i, j)
-            seen = seen if shown is None else seen & shown
-        return seen if together is None else seen & together
+    def is_causal(self) -> bool:
+        """Whether the causal mask is all there is."""
+        no_bias = self.positional.bias_depends_on == "nothing"
+        return self.in_order and no_bias and self.pattern is None
 
     def block_mask(self, batch: int) -> BlockMask:
-        """The mask as FlexAttention wants it, made once a forward."""
+        """Return the mask for FlexAttention, built once per forward."""
         if self._block_mask is None:
-
-            def mask_mod(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-                return self.visible(b, h, i, j)
-
             n_queries, n_keys = self.q_positions.shape[1], self.k_positions.shape[1]
+            rows = None if self._n_rows() == 1 else batch
+            heads = self.n_head if self.by_head else None
+
+            def mask_mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+                return self.mask_mod(b, h, q_idx, kv_idx)
+
             device = self.q_positions.device.type
-            rows = None if self._rows() == 1 else batch
-            by_head = self.attention is not None and self.attention.by_head
-            heads = self.n_head if by_head else None
             self._block_mask = create_block_mask(mask_mod, rows, heads, n_queries, n_keys, device)
         return self._block_mask
 
-    def _rows(self) -> int:
-        by_row = (self.q_positions, self.k_positions, self.documents)
-        return max(len(places) for places in by_row if places is not None)
+    def _n_rows(self) -> int:
+        tensors = (self.q_positions, self.k_positions, self.document_ids)
+        return max(len(x) for x in tensors if x is not None)
 
-    def _grid(self, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Index tensors that broadcast to (b, h, i, j)."""
-        sizes = (batch, self.n_head, self.q_positions.shape[1], self.k_positions.shape[1])
+    def _index_grid(self, n_rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return index tensors that broadcast to (b, h, i, j)."""
+        sizes = (n_rows, self.n_head, self.q_positions.shape[1], self.k_positions.shape[1])
         device = self.q_positions.device
         b, h, i, j = (torch.arange(size, device=device) for size in sizes)
         return b[:, None, None, None], h[:, None, None], i[:, None], j

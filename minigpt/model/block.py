@@ -1,48 +1,44 @@
-"""A Transformer block: attention, then a feed-forward layer, each with a norm and a residual."""
+"""A Transformer block: self-attention, then a feed-forward layer."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
-from minigpt.model.attention import Attention, Pass
-from minigpt.model.ffn import FFN
-from minigpt.model.norm import PLACEMENTS
+from minigpt.model.attention import Attention
+from minigpt.model.context import ForwardContext
+from minigpt.model.ffn import FFN, FeedForwardConfig
+from minigpt.model.norm import PLACEMENTS, NormConfig
 from minigpt.model.self_attention import SelfAttention
-
-if TYPE_CHECKING:
-    from minigpt.model.gpt import ModelConfig
+from minigpt.model.shape import ModelShape
 
 
 class Block(nn.Module):
-    """One layer. x (b, t, d) -> (b, t, d)."""
+    """One layer, each sublayer with a norm and a residual connection. (b, t, d) -> (b, t, d)."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(
+        self, shape: ModelShape, norm: NormConfig, ffn: FeedForwardConfig, layer: int
+    ) -> None:
         super().__init__()
-        placement = PLACEMENTS[config.norm.placement]
-        self.around = placement.around
+        placement = PLACEMENTS[norm.placement]
+        self.residual = placement.residual
 
-        def make_norm() -> nn.Module:
-            return config.norm.make(config.n_embd, config.bias)
+        def build_norm(present: bool = True) -> nn.Module:
+            return norm.build(shape.n_embd, shape.bias) if present else nn.Identity()
 
-        def result_norm() -> nn.Module:
-            return make_norm() if placement.result else nn.Identity()
+        self.attention_norm = build_norm()
+        self.self_attention = SelfAttention(shape, layer)
+        self.attention_output_norm = build_norm(placement.on_output)
+        self.ffn_norm = build_norm()
+        self.ffn = FFN.build(ffn, shape)
+        self.ffn_output_norm = build_norm(placement.on_output)
+        self.dropout = nn.Dropout(shape.dropout)
 
-        self.attention_norm = make_norm()
-        self.attention = SelfAttention(config, layer)
-        self.attention_result_norm = result_norm()
-        self.ffn_norm = make_norm()
-        self.ffn = FFN.build(config.ffn, config)
-        self.ffn_result_norm = result_norm()
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor, attention: Attention, shared: Pass) -> Tensor:
+    def forward(self, x: Tensor, attention: Attention, ctx: ForwardContext) -> Tensor:
         def attend(x: Tensor) -> Tensor:
-            return self.dropout(self.attention_result_norm(self.attention(x, attention, shared)))
+            return self.dropout(self.attention_output_norm(self.self_attention(x, attention, ctx)))
 
         def feed_forward(x: Tensor) -> Tensor:
-            return self.dropout(self.ffn_result_norm(self.ffn(x, shared)))
+            return self.dropout(self.ffn_output_norm(self.ffn(x, ctx)))
 
-        x = self.around(x, self.attention_norm, attend)
-        return self.around(x, self.ffn_norm, feed_forward)
+        x = self.residual(x, self.attention_norm, attend)
+        return self.residual(x, self.ffn_norm, feed_forward)

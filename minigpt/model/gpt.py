@@ -3,178 +3,111 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minigpt.errors import UserError, require, require_one_of
-from minigpt.model.attention import ATTENTION, Attention, AttentionConfig, Pass
+from minigpt.errors import UserError
+from minigpt.model.attention import ATTENTION, Attention, AttentionConfig
 from minigpt.model.attention.full import FullAttention
-from minigpt.model.backends import BACKENDS, Backend, BackendConfig, Use, choose_backend, flex
+from minigpt.model.backends import BACKENDS, Backend, flex
 from minigpt.model.block import Block
-from minigpt.model.ffn import FeedForwardConfig
-from minigpt.model.ffn.moe import MixtureConfig, MixtureOfExperts, Routing
+from minigpt.model.compatibility import Use, choose_backend, problems
+from minigpt.model.config import ModelConfig
+from minigpt.model.context import Auxiliary, ForwardContext
+from minigpt.model.ffn import FeedForward
 from minigpt.model.kv_cache import KVCache
-from minigpt.model.norm import PLACEMENTS, NormConfig
-from minigpt.model.positional import POSITIONAL, PositionalConfig
+from minigpt.model.norm import PLACEMENTS
+from minigpt.model.positional import POSITIONAL
 
-EMBEDDINGS = ("tied", "untied")
-RESIDUAL_INITS = ("scaled", "zero")
-MOST_LOGITS = 2**22  # held at once: 16 MiB in fp32
-NO_BLOCKS = "works inside blocks, and model.n_layer=0 has none"
-
-
-@dataclass
-class EmbeddingConfig:
-    """`name`: tied (the head is the token table, Press & Wolf 2017) or untied."""
-
-    name: str
-
-    def __post_init__(self) -> None:
-        require_one_of("model.embedding.name", self.name, EMBEDDINGS)
-
-
-@dataclass
-class ModelConfig:
-    """A GPT's design. `vocab_multiple` pads the vocabulary; `residual_init` sets how the last
-    map of each residual branch starts, or the norm of its result: over sqrt(2 n_layer) (GPT-2), or
-    zero.
-    `n_kv_head`: heads of keys and values, None for n_head. `logit_softcap`: see `Scores`.
-    `value_residual`: see `SelfAttention`. `unet_skips`: each layer of the second half also gets,
-    in a learned part that starts at 1, what its mirror image in the first half gave (the innermost
-    pair first; Jordan et al. 2024, modded-nanogpt): n_layer / 2 parameters."""
-
-    name: str
-    n_layer: int
-    n_head: int
-    n_embd: int
-    block_size: int
-    dropout: float
-    bias: bool
-    qk_norm: bool
-    residual_init: str
-    vocab_multiple: int
-    positional: PositionalConfig
-    norm: NormConfig
-    embedding: EmbeddingConfig
-    ffn: FeedForwardConfig
-    attention: AttentionConfig
-    backend: BackendConfig
-    n_kv_head: int | None = None
-    logit_softcap: float | None = None
-    value_residual: bool = False
-    unet_skips: bool = False
-
-    @property
-    def head_size(self) -> int:
-        """Channels of a head."""
-        return self.n_embd // self.n_head
-
-    @property
-    def kv_heads(self) -> int:
-        """Heads of keys and values."""
-        return self.n_head if self.n_kv_head is None else self.n_kv_head
-
-    def __post_init__(self) -> None:
-        require(self.n_layer >= 0, "model.n_layer", self.n_layer, "must be 0 or more")
-        why = f"a bigram has no layers, and model.n_layer={self.n_layer}; set model.n_layer=0"
-        require(self.name != "bigram" or self.n_layer == 0, "model", self.name, why)
-        for key in ("n_head", "n_embd", "block_size", "vocab_multiple"):
-            require(
-                getattr(self, key) >= 1, f"model.{key}", getattr(self, key), "must be 1 or more"
-            )
-        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1)")
-        require_one_of("model.residual_init", self.residual_init, RESIDUAL_INITS)
-        why = "must be above 0, or null for none"
-        cap = self.logit_softcap
-        require(cap is None or cap > 0, "model.logit_softcap", cap, why)
-        for key in ("value_residual", "unet_skips"):
-            why = (
-                f"goes from layer to layer, and model.n_layer={self.n_layer}; use 2 layers or more"
-            )
-            require(self.n_layer >= 2 or not getattr(self, key), f"model.{key}", "true", why)
-        # What is on by default is left alone: nobody need have asked for it.
-        pair = type(self.ffn) is FeedForwardConfig
-        require(self.n_layer > 0 or pair, "ffn", self.ffn.name, f"{NO_BLOCKS}; use relu2")
-        for key in ("n_kv_head", "logit_softcap"):
-            value = getattr(self, key)
-            why = f"{NO_BLOCKS}; use null"
-            require(self.n_layer > 0 or value is None, f"model.{key}", value, why)
-        _require_divides("n_head", self.n_head, "n_embd", self.n_embd)
-        if self.n_kv_head is not None:
-            require(self.n_kv_head >= 1, "model.n_kv_head", self.n_kv_head, "must be 1 or more")
-            _require_divides("n_kv_head", self.n_kv_head, "n_head", self.n_head)
+MAX_LOGITS = 2**22  # computed at once: 16 MiB in fp32
 
 
 class GPT(nn.Module):
-    """A decoder-only Transformer. Design choices come from `config`, the vocabulary from the data.
+    """A decoder-only Transformer of a design `config` for a vocabulary of `n_vocab` tokens.
 
-    The vocabulary is padded up to `config.vocab_multiple` inside; the padding never leaves the
-    model: logits have exactly `n_vocab` columns.
+    The vocabulary is padded up to a multiple of `config.vocab_multiple`; logits have exactly
+    `n_vocab` columns. The design must be free of `problems`.
     """
 
     def __init__(self, config: ModelConfig, n_vocab: int) -> None:
         super().__init__()
+        assert not problems(config), problems(config)[0]
         self.config, self.n_vocab = config, n_vocab
-        padded = -(-n_vocab // config.vocab_multiple) * config.vocab_multiple
-        self.token_embedding = nn.Embedding(padded, config.n_embd)
-        with torch.random.fork_rng(devices=[]):  # whatever they draw, the rest starts the same
-            self.positional = POSITIONAL.build(config.positional, config)
-            self.attention = ATTENTION.build(config.attention, config)
-        why_not = self.attention.why_not(config, self.positional)
-        if config.n_layer == 0 and config.attention.name != "full":
-            why_not = f"{NO_BLOCKS}; use full"
-        require(why_not is None, "attention", config.attention.name, why_not or "")
-        # By layer; a list registers no submodules, of which one may occur twice.
-        self.attentions: Sequence[Attention] = _by_layer(self.attention, config)
-        why = (
-            f"no layer of model.n_layer={config.n_layer} has it; name {config.attention.name} first"
-        )
-        has_it = config.n_layer == 0 or self.attention in self.attentions
-        key = "model.attention.layers"
-        require(has_it, key, getattr(config.attention, "layers", None), why)
-        in_blocks = self.positional.score != "none" or any(
-            self.positional.uses(hook) for hook in ("block_input", "rotate")
-        )
-        why = f"{NO_BLOCKS}; use nope, learned or sinusoidal"
-        name = config.positional.name
-        require(config.n_layer > 0 or not in_blocks, "model.positional.name", name, why)
+        n_padded = -(-n_vocab // config.vocab_multiple) * config.vocab_multiple
+        shape = config.shape
+        self.token_embedding = nn.Embedding(n_padded, config.n_embd)
+        with torch.random.fork_rng(devices=[]):  # the other parts start alike in all designs
+            self.positional = POSITIONAL.build(config.positional, shape)
+            self.attention = ATTENTION.build(config.attention, shape)
+        self.attention_by_layer = self._attention_by_layer()
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        placement = PLACEMENTS[config.norm.placement]
-
-        def norm_if(wanted: bool) -> nn.Module:
-            return config.norm.make(config.n_embd, config.bias) if wanted else nn.Identity()
-
+        self.blocks = nn.ModuleList(
+            Block(shape, config.norm, config.ffn, layer) for layer in range(config.n_layer)
+        )
         if config.unet_skips:
-            self.skip_parts = nn.Parameter(torch.ones(config.n_layer // 2))
-        self.embedding_norm = norm_if(placement.embeddings)
-        self.final_norm = norm_if(placement.last)
-        self.head = nn.Linear(config.n_embd, padded, bias=False)
+            self.skip_weights = nn.Parameter(torch.ones(config.n_layer // 2))
+        placement = PLACEMENTS[config.norm.placement]
+        self.embedding_norm = self._norm(placement.on_embeddings)
+        self.final_norm = self._norm(placement.final)
+        self.head = nn.Linear(config.n_embd, n_padded, bias=False)
         if config.embedding.name == "tied":
             self.head.weight = self.token_embedding.weight
         self._initialise()
         name = config.backend.name
-        self.backend_name = "eager" if name == "auto" else name  # until `use_backend` is asked
+        self.backend_name = "eager" if name == "auto" else name  # until `use_backend` is called
         self.backend = BACKENDS[self.backend_name]
         self.backend_without_gradients: Backend | None = None  # None: the same
-        self.logits_at_once = MOST_LOGITS
+        self.max_logits = MAX_LOGITS
+
+    def _norm(self, present: bool) -> nn.Module:
+        config = self.config
+        return config.norm.build(config.n_embd, config.bias) if present else nn.Identity()
+
+    def _attention_by_layer(self) -> list[Attention]:
+        """Return the attention of each layer, as a list, which registers no module twice."""
+        config = self.config
+        full = FullAttention(AttentionConfig("full"), config.shape)
+        has_it = config.attention.by_layer(config.n_layer)
+        return [self.attention if own else full for own in has_it]
+
+    def _initialise(self) -> None:
+        """Initialise as GPT-2: normal with std 0.02, zero biases, residual branches scaled.
+
+        A branch is scaled by its last linear map, or by the gain of its output norm if it has one.
+        """
+        for name, module in self.named_modules():
+            if name.startswith("positional"):
+                continue  # a scheme initialises itself
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        zero = self.config.residual_init == "zero"
+        scale = 0.0 if zero else 1 / math.sqrt(2 * max(1, self.config.n_layer))
+        has_output_norm = PLACEMENTS[self.config.norm.placement].on_output
+        for name, parameter in self.blocks.named_parameters():
+            if name.endswith("output_norm.weight"):
+                nn.init.constant_(parameter, scale)
+            elif name.endswith("out.weight") and not has_output_norm:
+                nn.init.normal_(parameter, std=0.02 * scale)
+
+    # ---- forward ----
 
     def forward(
         self,
         tokens: Tensor,
         positions: Tensor | None = None,
         cache: KVCache | None = None,
-        documents: Tensor | None = None,
-        routings: list[Routing] | None = None,
+        document_ids: Tensor | None = None,
+        auxiliary: Auxiliary | None = None,
     ) -> Tensor:
-        """Logits (b, t, n_vocab) of the token after each of `tokens` (b, t). See `hidden`."""
-        x = self.hidden(tokens, positions, cache, documents, routings)
+        """Return logits (b, t, n_vocab) of the next token after each of `tokens`. See `hidden`."""
+        x = self.hidden(tokens, positions, cache, document_ids, auxiliary)
         return self.head(x)[..., : self.n_vocab]
 
     def hidden(
@@ -182,118 +115,144 @@ class GPT(nn.Module):
         tokens: Tensor,
         positions: Tensor | None = None,
         cache: KVCache | None = None,
-        documents: Tensor | None = None,
-        routings: list[Routing] | None = None,
+        document_ids: Tensor | None = None,
+        auxiliary: Auxiliary | None = None,
     ) -> Tensor:
-        """What the head reads (b, t, d) after each of `tokens` (b, t).
+        """Return the final hidden states (b, t, d) of `tokens` (b, t), the input of the head.
 
-        `positions` (b or 1, t) are absolute ids, 0 to t - 1 if None. With a cache the tokens see
-        those it holds, and are kept there. `documents` (b, t), int64, says where each row goes from
-        one text to the next, by ids that do not decrease: tokens see their own document alone, and
-        positions that are None begin at 0 in each. Each layer of routed experts adds to `routings`
-        where it sent the tokens. Raises UserError past the scheme's `max_length`.
+        `positions` (b or 1, t): absolute positions, by default 0 to t - 1. `cache`: tokens also
+        attend to those stored in it, and are added to it. `document_ids` (b, t), int64, do not
+        decrease along a row: tokens attend to their own document only, and default positions
+        restart at 0 in each. Layers report losses and metrics to `auxiliary`, if given. Raises
+        UserError past the positional scheme's `max_length`.
         """
-        assert documents is None or cache is None, "a cache holds one document a row"
-        assert documents is None or self.attention.documents, "a config with both is refused"
-        length = tokens.shape[1]
-        empty = cache is None or cache.empty
-        in_order = positions is None and documents is None and empty
-        if positions is None:
-            last = length - 1  # with documents at most: asking would wait for the device
-            positions = torch.arange(length, device=tokens.device)[None]
-            positions = positions if documents is None else restarting_positions(documents)
-        else:
-            last = int(positions.max())
-        limit = self.positional.max_length
-        if limit is not None and last >= limit:
-            raise UserError(
-                f"model.positional.name={self.config.positional.name}: has {limit} positions, "
-                f"and position {last} was asked for; shorten the text or raise model.block_size"
-            )
+        ctx = self._context(tokens, positions, cache, document_ids, auxiliary)
         if cache is not None:
-            cache.begin(positions, last)
-        x, positions = self.attention.add_rows(self.token_embedding(tokens), positions, in_order)
-        shared = Pass(
-            scheme=self.positional,
-            config=self.config,
+            cache.begin(ctx.positions, ctx.last_position)
+        x, ctx.positions = self.attention.extend_sequence(
+            self.token_embedding(tokens), ctx.positions, ctx.in_order
+        )
+        x = self.positional.embed(x, ctx.positions)
+        x = self._apply_blocks(self.dropout(self.embedding_norm(x)), ctx)
+        return self.final_norm(x[:, : ctx.n_tokens])
+
+    def _context(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None,
+        cache: KVCache | None,
+        document_ids: Tensor | None,
+        auxiliary: Auxiliary | None,
+    ) -> ForwardContext:
+        """Return the context of a forward of `tokens`; see `hidden` for the arguments."""
+        assert document_ids is None or cache is None, "a cache holds one document per row"
+        assert document_ids is None or self.attention.supports_documents, (
+            "refused by `compatibility`"
+        )
+        n_tokens = tokens.shape[1]
+        no_cache = cache is None or cache.empty
+        in_order = positions is None and document_ids is None and no_cache
+        if positions is not None:
+            last = int(positions.max())
+        else:
+            last = (
+                n_tokens - 1
+            )  # an upper bound with documents: the exact one would sync the device
+            positions = torch.arange(n_tokens, device=tokens.device)[None]
+            if document_ids is not None:
+                positions = positions_in_documents(document_ids)
+        self._require_position(last)
+        return ForwardContext(
+            positional=self.positional,
             backend=self.backend,
+            n_head=self.config.n_head,
+            logit_softcap=self.config.logit_softcap,
             positions=positions,
-            length=length,
-            last=last,
+            n_tokens=n_tokens,
+            last_position=last,
             in_order=in_order,
             cache=cache,
-            folds=self.backend is not flex,  # which skips what is not seen by itself
-            documents=documents,
-            routings=routings,
+            query_blocks=self.backend is not flex,  # which skips masked blocks itself
+            document_ids=document_ids,
+            auxiliary=auxiliary,
         )
-        x = self.positional.embed(x, positions)
-        x = self.dropout(self.embedding_norm(x))
+
+    def _require_position(self, position: int) -> None:
+        """Raise UserError for a position past the positional scheme's `max_length`."""
+        limit = self.positional.max_length
+        if limit is not None and position >= limit:
+            raise UserError(
+                f"model.positional.name={self.config.positional.name}: has {limit} positions, "
+                f"and position {position} was asked for; shorten the text or raise model.block_size"
+            )
+
+    def _apply_blocks(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        """Apply all blocks, with U-net skip connections if configured."""
         n_skips = self.config.n_layer // 2 if self.config.unet_skips else 0
         skips: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
             if len(self.blocks) - layer <= n_skips:
-                x = x + self.skip_parts[n_skips - len(skips)] * skips.pop()
-            x = block(x, self.attentions[layer], shared)
+                x = x + self.skip_weights[n_skips - len(skips)] * skips.pop()
+            x = block(x, self.attention_by_layer[layer], ctx)
             if layer < n_skips:
                 skips.append(x)
-        return self.final_norm(x[:, :length])
+        return x
+
+    # ---- loss ----
 
     def loss(
         self,
         tokens: Tensor,
         targets: Tensor,
-        documents: Tensor | None = None,
+        document_ids: Tensor | None = None,
         reduction: str = "mean",
     ) -> Tensor:
-        """Cross-entropy in nats of `targets` (b, t), the tokens that follow `tokens` (b, t).
-
-        `documents`: see `forward`.
-        """
-        return self._cross_entropy(self.hidden(tokens, documents=documents), targets, reduction)
+        """Return the cross-entropy in nats of `targets` (b, t), the tokens that follow `tokens`."""
+        return self._cross_entropy(
+            self.hidden(tokens, document_ids=document_ids), targets, reduction
+        )
 
     def training_loss(
-        self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None
+        self, tokens: Tensor, targets: Tensor, document_ids: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What training minimises, and what it logs by name: train_loss, the cross-entropy alone.
+        """Return the loss to minimise, and what to log by name.
 
-        Layers of routed experts add their balance losses to what is minimised, the mean over
-        layers times a coefficient, and log it and the share of tokens (e,) that each expert got.
+        The loss is the cross-entropy, logged as train_loss, plus the auxiliary losses of layers,
+        each the mean over layers times its coefficient.
         """
-        routings: list[Routing] = []
-        x = self.hidden(tokens, documents=documents, routings=routings)
+        auxiliary = Auxiliary()
+        x = self.hidden(tokens, document_ids=document_ids, auxiliary=auxiliary)
         loss = self._cross_entropy(x, targets, "mean")
         logged = {"train_loss": loss.detach()}
-        if routings:
-            assert isinstance(self.config.ffn, MixtureConfig)
-            balance_loss = torch.stack([routing.balance_loss() for routing in routings]).mean()
-            loss = loss + self.config.ffn.balance * balance_loss
-            logged["balance_loss"] = balance_loss.detach()
-            for layer, routing in enumerate(routings):
-                logged[f"expert_usage/layer_{layer}/expert"] = routing.usage
-        return loss, logged
+        for name, value in auxiliary.mean_losses().items():
+            loss = loss + auxiliary.coefficients[name] * value
+            logged[name] = value.detach()
+        return loss, logged | auxiliary.metrics
 
     def _cross_entropy(self, x: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        """The loss of what the head reads; of many logits in chunks, which are computed again."""
+        """Return the loss of final hidden states; many are split into chunks and recomputed."""
         x, targets = x.flatten(0, 1), targets.flatten()
-        size = max(1, self.logits_at_once // self.n_vocab)
+        size = max(1, self.max_logits // self.n_vocab)
         if len(x) <= size:
             return self._losses(x, targets, reduction)
-        losses = [  # no random state is kept: nothing here draws, and asking a GPU for it waits
+        losses = [  # without preserving random state: nothing is drawn, and reading it syncs a GPU
             checkpoint(self._losses, *chunk, "none", use_reentrant=False, preserve_rng_state=False)
             for chunk in zip(x.split(size), targets.split(size), strict=True)
         ]
-        found = torch.cat(losses)
-        return found.mean() if reduction == "mean" else found
+        by_token = torch.cat(losses)
+        return by_token.mean() if reduction == "mean" else by_token
 
     def _losses(self, x: Tensor, targets: Tensor, reduction: str) -> Tensor:
         logits = self.head(x)[:, : self.n_vocab].float()
         return F.cross_entropy(logits, targets, reduction=reduction)
 
+    # ---- backends and evaluation ----
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode, without gradients; afterwards the mode is as it was."""
+        """Switch to evaluation mode without gradients; restore the mode afterwards."""
         was_training, backend = self.training, self.backend
-        if was_training:  # walking over all modules would be a sixth of decoding a token
+        if was_training:  # visiting all modules would be a sixth of the time of decoding a token
             self.eval()
         self.backend = self.backend_without_gradients or backend
         try:
@@ -307,96 +266,57 @@ class GPT(nn.Module):
     def use_backend(self, device: str, bf16: bool, use: Use = "decode") -> str:
         """Choose the attention backend for a device type, precision and use.
 
-        `evaluating` takes what suits passes without gradients, if the choice is ours. Returns 'name
-        (reason)'. Raises UserError where the configured one is not able.
+        With backend=auto, `evaluating` takes the best one for forwards without gradients. Returns
+        'name (reason)'. Raises UserError where the configured backend cannot compute the design.
         """
-        self.backend_name, reason = choose_backend(self.config, self.positional, device, bf16, use)
+        self.backend_name, reason = choose_backend(self.config, device, bf16, use)
         self.backend = BACKENDS[self.backend_name]
         if self.config.backend.name == "auto":
-            name, _ = choose_backend(self.config, self.positional, device, bf16, "decode")
+            name, _ = choose_backend(self.config, device, bf16, "decode")
             self.backend_without_gradients = BACKENDS[name]
         return f"{self.backend_name} ({reason})"
 
+    # ---- parameters ----
+
     def parameter_counts(self) -> dict[str, int]:
-        """Parameters: `total`, `active` (those a token uses, without the other experts),
-        `non_embedding` (without vocabulary and positions), `positional`."""
+        """Return the number of parameters: `total`, `active` (used by each token, so without the
+        other experts), `non_embedding` (without vocabulary and positions), `positional`."""
         total = sum(p.numel() for p in self.parameters())
         positional = sum(p.numel() for p in self.positional.parameters())
         vocabulary = {self.token_embedding.weight, self.head.weight}  # one tensor when tied
-        non_embedding = total - positional - sum(p.numel() for p in vocabulary)
-        mixtures = (module for module in self.modules() if isinstance(module, MixtureOfExperts))
+        layers = [module for module in self.modules() if isinstance(module, FeedForward)]
         return {
             "total": total,
-            "active": total - sum(mixture.idle_parameters() for mixture in mixtures),
-            "non_embedding": non_embedding,
+            "active": total - sum(layer.inactive_parameters() for layer in layers),
+            "non_embedding": total - positional - sum(p.numel() for p in vocabulary),
             "positional": positional,
         }
 
-    def decayed(self) -> list[nn.Parameter]:
-        """Parameters for weight decay: matrices and tables of vectors.
+    def decayed_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters for weight decay: matrices and tables of vectors.
 
-        Not vectors (norms, biases), nor the bare scores of a scheme.
+        Vectors (norms, biases) and biases of scores are not decayed.
         """
-        bare = set() if self.positional.decays else set(self.positional.parameters())
-        return [p for p in self.parameters() if p.ndim >= 2 and p not in bare]
+        biases = set() if self.positional.weight_decay else set(self.positional.parameters())
+        return [p for p in self.parameters() if p.ndim >= 2 and p not in biases]
 
     def flops_per_token(self) -> int:
-        """Training FLOPs a token: 6 an active weight, 12 n_embd a key and layer for attention.
+        """Return training FLOPs per token: 6 per active weight, 12 n_embd per key and layer.
 
         Forward and backward, causal masking not discounted (Chowdhery et al. 2022, appendix B);
-        the keys are those an attention shows; a backend may compute more and hide them.
+        keys that the attention masks are not counted, though a backend may compute them.
         """
         counts = self.parameter_counts()
-        idle = counts["total"] - counts["active"]
-        weights = (counts["non_embedding"] - idle) * self.attention.rows + self.head.weight.numel()
-        keys = sum(attention.keys(self.config.block_size) for attention in self.attentions)
+        inactive = counts["total"] - counts["active"]
+        in_blocks = counts["non_embedding"] - inactive
+        weights = in_blocks * self.attention.rows_per_token + self.head.weight.numel()
+        block_size = self.config.block_size
+        keys = sum(each.keys_per_query(block_size) for each in self.attention_by_layer)
         return round(6 * weights + 12 * self.config.n_embd * keys)
 
-    def _initialise(self) -> None:
-        """GPT-2's: normal of 0.02 everywhere, zero biases, residual branches by `residual_init`.
 
-        What starts small is the last thing of a branch: its last map, or the norm of its result.
-        """
-        for name, module in self.named_modules():
-            if name.startswith("positional"):
-                continue  # a scheme initialises itself
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        zero = self.config.residual_init == "zero"
-        start = 0.0 if zero else 1 / math.sqrt(2 * max(1, self.config.n_layer))
-        ends_in_norm = PLACEMENTS[self.config.norm.placement].result
-        for name, parameter in self.blocks.named_parameters():
-            if name.endswith("result_norm.weight"):
-                nn.init.constant_(parameter, start)
-            elif name.endswith("out.weight") and not ends_in_norm:
-                nn.init.normal_(parameter, std=0.02 * start)
-
-
-def _by_layer(attention: Attention, config: ModelConfig) -> list[Attention]:
-    """The attention of each layer."""
-    full = FullAttention(AttentionConfig("full"), config)
-    names = getattr(config.attention, "layers", [config.attention.name])
-    own = [names[layer % len(names)] == config.attention.name for layer in range(config.n_layer)]
-    return [attention if wanted else full for wanted in own]
-
-
-def restarting_positions(documents: Tensor) -> Tensor:
-    """Positions (b, t) that begin at 0 wherever the id of a row's documents (b, t) changes."""
-    place = torch.arange(documents.shape[1], device=documents.device)
-    begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
-    return place - torch.where(begins, place, 0).cummax(dim=1).values
-
-
-def _require_divides(key: str, heads: int, whole_key: str, whole: int) -> None:
-    """Raise UserError unless `heads` divides `whole`; names the nearest that do."""
-    able = [n for n in range(1, whole + 1) if whole % n == 0]
-    near = sorted(sorted(able, key=lambda n: abs(n - heads))[:3])
-    require(
-        whole % heads == 0,
-        f"model.{key}",
-        heads,
-        f"must divide model.{whole_key}={whole}; use {', '.join(map(str, near))} heads, "
-        f"or another {whole_key}",
-    )
+def positions_in_documents(document_ids: Tensor) -> Tensor:
+    """Return positions (b, t) that restart at 0 wherever the document id (b, t) changes."""
+    index = torch.arange(document_ids.shape[1], device=document_ids.device)
+    starts = F.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0), value=True)
+    return index - torch.where(starts, index, 0).cummax(dim=1).values

@@ -1,4 +1,4 @@
-"""What earlier tokens leave for later ones: keys and values, and the states of other layers."""
+"""Keys, values and states that a decoder keeps from earlier tokens."""
 
 from __future__ import annotations
 
@@ -6,182 +6,189 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NOWHERE = 2**40  # the position of an unused slot: after every query, so that no mask shows it
-SPARE = 32  # positions a window's slots hold beyond it, so that as many tokens can be taken back
+EMPTY = 2**40  # position of an empty slot: later than every query, so that the mask hides it
+SPARE = 32  # slots of a ring buffer beyond its window, so that as many tokens can be rewound
 
 
-class Slots:
-    """Keys and values of the last `n` positions of each row: position p stands in slot p mod n.
+class RingBuffer:
+    """Keys and values of each row of a batch, position p in slot p mod capacity.
 
-    `rolls`: p may pass n, and replaces what is no longer wanted; otherwise slot p is position p
-    and n grows. Padding is not kept. `stride`: tokens a position.
+    `wraps`: positions may exceed the capacity and then overwrite the oldest; otherwise slot p is
+    position p and `grow` makes room. Padding is not stored. `stride`: tokens per position.
     """
 
     def __init__(
-        self, batch: int, n: int, rolls: bool, device: torch.device, stride: int = 1
+        self, batch: int, capacity: int, wraps: bool, device: torch.device, stride: int = 1
     ) -> None:
-        self.n, self.rolls, self.stride = n, rolls, stride
-        # One slot more takes what is not kept.
-        self.positions = torch.full((batch, n + 1), NOWHERE, device=device)
-        self.end = 0  # of the used slots
-        self.keys: dict[int, Tensor] = {}  # by layer, (b, h, n + 1, e)
+        self.capacity, self.wraps, self.stride = capacity, wraps, stride
+        # One more slot receives what is not stored.
+        self.positions = torch.full((batch, capacity + 1), EMPTY, device=device)
+        self.end = 0  # of the slots in use
+        self.keys: dict[int, Tensor] = {}  # by layer, (b, h, capacity + 1, e)
         self.values: dict[int, Tensor] = {}
-        self._new: Tensor  # the slots of the tokens of this pass
+        self._new_slots: Tensor  # (b, t) of the tokens of this forward
 
-    def place(self, positions: Tensor, real: Tensor, last: int) -> Tensor:
-        """Take the slots of new tokens at `positions` (b, t), none after `last`.
+    def reserve(self, positions: Tensor, is_token: Tensor, last: int) -> Tensor:
+        """Assign slots to new tokens at `positions` (b, t), of which `last` is the greatest.
 
-        `real` (b, t): False for padding. Returns the positions (b, s) of what `write` will return.
+        `is_token` (b, t): False for padding. Returns the positions (b, s) of the keys that `write`
+        returns.
         """
-        assert self.rolls or last < self.n, f"position {last} in a cache of {self.n} slots"
-        ends = F.pad(torch.where(real, positions, -1), (1, 0), value=-1).amax(1, keepdim=True)
-        kept = real & (positions > ends - self.n)
+        assert self.wraps or last < self.capacity, (
+            f"position {last} in a cache of {self.capacity} slots"
+        )
+        newest = F.pad(torch.where(is_token, positions, -1), (1, 0), value=-1).amax(1, keepdim=True)
+        stored = is_token & (positions > newest - self.capacity)
         before = self.positions[:, : self.end]
-        self._new = torch.where(kept, positions % self.n, self.n)
-        self._end_before, self.end = self.end, max(self.end, min(last + 1, self.n))
-        self.positions = self.positions.scatter(1, self._new, positions)
-        self.positions[:, self.n] = NOWHERE
-        return torch.cat((before, positions), 1) if self.rolls else self.positions[:, : self.end]
+        self._new_slots = torch.where(stored, positions % self.capacity, self.capacity)
+        self._end_before, self.end = self.end, max(self.end, min(last + 1, self.capacity))
+        self.positions = self.positions.scatter(1, self._new_slots, positions)
+        self.positions[:, self.capacity] = EMPTY
+        return torch.cat((before, positions), 1) if self.wraps else self.positions[:, : self.end]
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep a layer's new keys and values (b, h, t, e); returns those to be seen (b, h, s, e).
+        """Store a layer's new keys and values (b, h, t, e); return all to attend to (b, h, s, e).
 
-        Where slots roll these are all that stood there and the new ones, for a new token may
-        replace what an earlier new one still sees.
+        A buffer that wraps returns its content before the write and then the new ones, since a new
+        token may overwrite what an earlier new token still attends to.
         """
         if layer not in self.keys:
             b, h, _, e = k.shape
-            self.keys[layer] = k.new_zeros(b, h, self.n + 1, e)
-            self.values[layer] = v.new_zeros(b, h, self.n + 1, v.shape[-1])
-        seen = []
-        for held, new in ((self.keys[layer], k), (self.values[layer], v)):
-            before = held[:, :, : self._end_before]
-            both = torch.cat((before, new), 2) if self.rolls else held[:, :, : self.end]
-            held.scatter_(2, self._new[:, None, :, None].expand_as(new), new)
-            seen.append(both)
-        return seen[0], seen[1]
+            self.keys[layer] = k.new_zeros(b, h, self.capacity + 1, e)
+            self.values[layer] = v.new_zeros(b, h, self.capacity + 1, v.shape[-1])
+        results = []
+        for stored, new in ((self.keys[layer], k), (self.values[layer], v)):
+            before = stored[:, :, : self._end_before]
+            results.append(torch.cat((before, new), 2) if self.wraps else stored[:, :, : self.end])
+            stored.scatter_(2, self._new_slots[:, None, :, None].expand_as(new), new)
+        return results[0], results[1]
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows alone, in this order."""
+        """Keep only these rows, in this order."""
         self.positions = self.positions.index_select(0, rows)
-        for held in (self.keys, self.values):
-            held.update({layer: x.index_select(0, rows) for layer, x in held.items()})
+        for tensors in (self.keys, self.values):
+            tensors.update({layer: x.index_select(0, rows) for layer, x in tensors.items()})
 
     def rewind(self, length: int) -> None:
-        """Forget what stands for tokens after the first `length`, be it in part."""
-        later = self.positions >= length // self.stride
-        self.positions = self.positions.masked_fill(later, NOWHERE)
+        """Remove every position that holds a token after the first `length`."""
+        removed = self.positions >= length // self.stride
+        self.positions = self.positions.masked_fill(removed, EMPTY)
         self.end = min(self.end, -(-length // self.stride))
 
     @property
-    def there(self) -> Tensor:
-        """Which of the slots in use hold something: (b, s)."""
-        return self.positions[:, : self.end] != NOWHERE
+    def occupied(self) -> Tensor:
+        """Which of the slots in use hold a key: (b, s)."""
+        return self.positions[:, : self.end] != EMPTY
 
-    def grow(self, n: int) -> None:
-        """Make room for more positions."""
-        more = n - self.n
+    def grow(self, capacity: int) -> None:
+        """Raise the capacity."""
+        more = capacity - self.capacity
 
         def grown(x: Tensor) -> Tensor:
             return F.pad(x[:, :, :-1], (0, 0, 0, more + 1))
 
-        self.positions = F.pad(self.positions[:, :-1], (0, more + 1), value=NOWHERE)
+        self.positions = F.pad(self.positions[:, :-1], (0, more + 1), value=EMPTY)
         self.keys = {layer: grown(keys) for layer, keys in self.keys.items()}
         self.values = {layer: grown(values) for layer, values in self.values.items()}
-        self.n = n
+        self.capacity = capacity
 
 
 class KVCache:
-    """What the tokens of a text leave for later ones, for several texts at once.
+    """Keys, values and states of earlier tokens, for a batch of texts.
 
-    `lengths`: tokens of each text in the first pass, which is padded at the end; None for all.
-    Memory: 2 n_layer batch capacity n_kv_head head_size numbers; of a layer with a horizon no more
-    than that of it, of one with a state that.
+    `lengths`: tokens of each text in the first forward, which is padded at the end; None if all are
+    full. Memory: 2 n_layer batch capacity n_kv_head head_size numbers; a layer with a horizon
+    stores no more than the horizon, one with a state only the state.
     """
 
     def __init__(
         self, batch: int, capacity: int, device: torch.device, lengths: list[int] | None = None
     ) -> None:
         self.batch, self.capacity, self.device = batch, capacity, device
-        self.slots: dict[int | str | None, Slots] = {}  # by horizon, or what else they hold
-        self.states: dict[object, Tensor] = {}  # of layers that keep something else, by their key
+        self.buffers: dict[int | str | None, RingBuffer] = {}  # by horizon, or by another name
+        self.states: dict[object, Tensor] = {}  # of layers that keep a state, by a key of theirs
         self._lengths = None if lengths is None else torch.tensor(lengths, device=device)[:, None]
         self._ends: Tensor | None = None
-        self._most = 0  # tokens of a text it has ever seen
-        self.positions: Tensor  # (b, t) of this pass's tokens
-        self.real: Tensor  # (b, t): which of them are no padding
+        self._max_length = 0  # of all tokens ever stored
+        self.positions: Tensor  # (b, t) of this forward's tokens
+        self.is_token: Tensor  # (b, t), False for padding
         self.last: int
 
     @property
     def empty(self) -> bool:
-        """Whether it has seen no token."""
-        return not self.slots and not self.states
+        """Whether nothing has been stored."""
+        return not self.buffers and not self.states
 
     def begin(self, positions: Tensor, last: int) -> None:
-        """Begin a pass over new tokens at `positions` (b or 1, t), none after `last`."""
+        """Begin a forward of new tokens at `positions` (b or 1, t), `last` being the greatest."""
         self.positions, self.last = positions.expand(self.batch, -1), last
         self._ends, self._lengths = self._lengths, None
-        self._most = max(self._most, last + 1)
-        self.real = self.is_real(self.positions)
+        self._max_length = max(self._max_length, last + 1)
+        self.is_token = self.not_padding(self.positions)
 
-    def is_real(self, positions: Tensor) -> Tensor:
-        """Which positions (b, t) of this pass are no padding."""
+    def not_padding(self, positions: Tensor) -> Tensor:
+        """Return which positions (b, t) of this forward are not padding."""
         if self._ends is None:
             return torch.ones_like(positions, dtype=torch.bool)
         return positions < self._ends
 
-    def place(self, horizon: int | None) -> Tensor:
-        """Take slots for the new tokens; returns the positions (b, s) of what `write` returns.
+    def reserve(self, horizon: int | None) -> Tensor:
+        """Assign slots to the new tokens; return the positions (b, s) of the keys `write` returns.
 
-        `horizon`: how many positions back a query looks, itself included; None for all.
+        `horizon`: positions that a query attends to, its own included; None for all earlier ones.
         """
-        if horizon is not None and horizon not in self.slots:
-            self.slots[horizon] = Slots(self.batch, horizon + SPARE, True, self.device)
-        return self.place_at(horizon, self.positions, self.real, self.last)
+        if horizon is not None and horizon not in self.buffers:
+            self.buffers[horizon] = RingBuffer(self.batch, horizon + SPARE, True, self.device)
+        return self.reserve_at(horizon, self.positions, self.is_token, self.last)
 
-    def place_at(
-        self, name: int | str | None, places: Tensor, real: Tensor, last: int, stride: int = 1
+    def reserve_at(
+        self,
+        name: int | str | None,
+        positions: Tensor,
+        is_token: Tensor,
+        last: int,
+        stride: int = 1,
     ) -> Tensor:
-        """Take slots for something at `places` (b, t), of which there is one every `stride` tokens.
+        """Assign slots at `positions` (b, t), one for every `stride` tokens, in a named buffer.
 
-        Returns the places (b, s) of what `write` returns.
+        Returns the positions (b, s) of the keys that `write` returns.
         """
-        if name not in self.slots:
-            n = -(-self.capacity // stride)
-            self.slots[name] = Slots(self.batch, n, False, self.device, stride)
-        return self.slots[name].place(places, real, last)
+        if name not in self.buffers:
+            capacity = -(-self.capacity // stride)
+            self.buffers[name] = RingBuffer(self.batch, capacity, False, self.device, stride)
+        return self.buffers[name].reserve(positions, is_token, last)
 
     def write(
         self, name: int | str | None, layer: int, k: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Keep a layer's new keys and values (b, h, t, e); returns all there are to see."""
-        return self.slots[name].write(layer, k, v)
+        """Store a layer's new keys and values (b, h, t, e); return all to attend to."""
+        return self.buffers[name].write(layer, k, v)
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows alone, in this order; one may be kept several times."""
+        """Keep only these rows, in this order; a row may occur several times."""
         self.batch = len(rows)
-        for slots in self.slots.values():
-            slots.select(rows)
+        for buffer in self.buffers.values():
+            buffer.select(rows)
         self.states = {key: state.index_select(0, rows) for key, state in self.states.items()}
 
     def rewind(self, length: int) -> bool:
-        """Forget the tokens at position `length` and later, of every row.
+        """Remove the tokens at position `length` and later from every row.
 
-        Returns False where that cannot be: a state holds them all in one, and a window has replaced
-        what stood more than SPARE positions before it.
+        Returns False where that is not possible: a state cannot be undone, and a ring buffer has
+        overwritten what stood more than SPARE positions before its window.
         """
-        if length >= self._most:
+        if length >= self._max_length:
             return True
-        windows = any(slots.rolls for slots in self.slots.values())
-        if self.states or (windows and length < self._most - SPARE):
+        any_wraps = any(buffer.wraps for buffer in self.buffers.values())
+        if self.states or (any_wraps and length < self._max_length - SPARE):
             return False
-        for slots in self.slots.values():
-            slots.rewind(length)
+        for buffer in self.buffers.values():
+            buffer.rewind(length)
         return True
 
     def grow(self, capacity: int) -> None:
-        """Make room for more positions."""
-        for slots in self.slots.values():
-            if not slots.rolls:
-                slots.grow(-(-capacity // slots.stride))
+        """Raise the capacity."""
+        for buffer in self.buffers.values():
+            if not buffer.wraps:
+                buffer.grow(-(-capacity // buffer.stride))
         self.capacity = capacity

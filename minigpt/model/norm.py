@@ -1,4 +1,4 @@
-"""Normalisation: which one, and where it stands around a sublayer."""
+"""Normalisation layers and their placement around a sublayer."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class NormConfig:
         require_one_of("model.norm.placement", self.placement, PLACEMENTS)
         require_one_of("model.norm.kind", self.kind, KINDS)
         why = (
-            f"with norm={self.placement} a branch starts by the gain of its result's norm; leave "
-            f"it true, or use norm=pre or post"
+            f"with norm={self.placement} the gain of the output norm sets the initial scale of a "
+            f"branch; leave it true, or use norm=pre or post"
         )
-        has_gain = self.affine or not PLACEMENTS[self.placement].result
+        has_gain = self.affine or not PLACEMENTS[self.placement].on_output
         require(has_gain, "model.norm.affine", "false", why)
 
-    def make(self, width: int, bias: bool) -> nn.Module:
-        """A norm over `width` channels, with a bias if it has a gain and `bias` says so."""
+    def build(self, width: int, bias: bool) -> nn.Module:
+        """Return a norm over `width` channels; `bias` applies to a LayerNorm with a gain."""
         return KINDS[self.kind](width, bias, self.affine)
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root mean square norm, without a bias (Zhang & Sennrich 2019), in the precision of its gain.
+    """Root mean square norm without a bias (Zhang & Sennrich 2019), in the precision of its gain.
 
-    That is what autocast does to LayerNorm, and where torch has one kernel for it.
+    Autocast does the same to LayerNorm, and torch has one fused kernel for this case.
     """
 
     def __init__(self, width: int, affine: bool) -> None:
@@ -46,32 +46,39 @@ class RMSNorm(nn.RMSNorm):
         return super().forward(x if self.weight is None else x.to(self.weight.dtype))
 
 
-def inside(x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-    """x + f(norm(x)): the residual stream stays free."""
+Sublayer = Callable[[Tensor], Tensor]
+
+
+def pre_norm(x: Tensor, norm: nn.Module, sublayer: Sublayer) -> Tensor:
+    """x + f(norm(x)): the residual stream is not normalised."""
     return x + sublayer(norm(x))
 
 
-def outside(x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+def post_norm(x: Tensor, norm: nn.Module, sublayer: Sublayer) -> Tensor:
     """norm(x + f(x)): the residual stream itself is normalised."""
     return norm(x + sublayer(x))
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where norms stand: around a sublayer, and whether a sublayer's result, the embeddings and the
-    last block's output have one of their own."""
+    """Where a model has norms.
 
-    around: Callable[[Tensor, nn.Module, Callable[[Tensor], Tensor]], Tensor]
-    result: bool = False
-    embeddings: bool = False
-    last: bool = True
+    `residual`: pre_norm or post_norm, one per sublayer. `on_output`: a second norm on the output of
+    each sublayer. `on_embeddings`, `final`: a norm after the embeddings and after the last block.
+    """
+
+    residual: Callable[[Tensor, nn.Module, Sublayer], Tensor]
+    on_output: bool = False
+    on_embeddings: bool = False
+    final: bool = True
 
 
 PLACEMENTS = {
-    "pre": Placement(inside),  # GPT-2; Xiong et al. 2020
-    "post": Placement(outside, last=False),  # the original Transformer (Vaswani et al. 2017)
-    "sandwich": Placement(inside, result=True),  # CogView (Ding et al. 2021)
-    "peri": Placement(inside, result=True, embeddings=True),  # Peri-LN (Kim et al. 2025)
+    "pre": Placement(pre_norm),  # GPT-2; Xiong et al. 2020
+    "post": Placement(post_norm, final=False),  # the original Transformer (Vaswani et al. 2017)
+    "sandwich": Placement(pre_norm, on_output=True),  # CogView (Ding et al. 2021)
+    # Peri-LN (Kim et al. 2025)
+    "peri": Placement(pre_norm, on_output=True, on_embeddings=True),
 }
 KINDS = {
     "layernorm": lambda width, bias, affine: nn.LayerNorm(

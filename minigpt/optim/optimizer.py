@@ -17,7 +17,10 @@ from minigpt.registry import Registry
 
 @dataclass
 class OptimizerConfig:
-    """`lr`: the peak that the schedule scales. `grad_clip`: largest gradient norm; null: no clip."""
+    """Options of every optimizer.
+
+    `lr`: peak learning rate, which the schedule scales. `grad_clip`: maximum gradient norm.
+    """
 
     name: str
     lr: float
@@ -48,18 +51,21 @@ OPTIMIZERS: Registry[torch.optim.Optimizer] = Registry(
 def decay_groups(
     model: GPT, weight_decay: float, parameters: Iterable[nn.Parameter] | None = None
 ) -> list[dict[str, Any]]:
-    """Two groups of all or some parameters: those the model lets decay, and the rest."""
-    decayed = set(model.decayed())
-    chosen = [*(model.parameters() if parameters is None else parameters)]
+    """Return two parameter groups: parameters with weight decay, and those without.
+
+    `parameters`: those to group; all of the model by default.
+    """
+    decayed = set(model.decayed_parameters())
+    parameters = [*(model.parameters() if parameters is None else parameters)]
     return [
-        {"params": [p for p in chosen if p in decayed], "weight_decay": weight_decay},
-        {"params": [p for p in chosen if p not in decayed], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p not in decayed], "weight_decay": 0.0},
     ]
 
 
 @dataclass
 class AdamWConfig(OptimizerConfig):
-    """AdamW's decay rates of the first and second moment, and its epsilon."""
+    """`beta1`, `beta2`: decay rates of the first and second moment. `eps`: added to the divisor."""
 
     beta1: float
     beta2: float
@@ -75,7 +81,7 @@ class AdamWConfig(OptimizerConfig):
 
 @OPTIMIZERS.register("adamw", AdamWConfig)
 class AdamW(torch.optim.AdamW):
-    """AdamW (Loshchilov & Hutter 2019) in torch's fused form, decay on matrices only."""
+    """AdamW (Loshchilov & Hutter 2019), fused, with weight decay on matrices only."""
 
     def __init__(self, config: AdamWConfig, model: GPT) -> None:
         super().__init__(
@@ -89,46 +95,46 @@ class AdamW(torch.optim.AdamW):
 
 @dataclass
 class MuonConfig(AdamWConfig):
-    """`momentum`: of the matrices. `other_lr`: AdamW's rate over that of the matrices."""
+    """`momentum`: of Muon. `adamw_lr_ratio`: learning rate of AdamW divided by that of Muon."""
 
     momentum: float
-    other_lr: float
+    adamw_lr_ratio: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "must be in [0, 1)")
-        require(self.other_lr >= 0, "optimizer.other_lr", self.other_lr, "must be 0 or more")
+        ratio = self.adamw_lr_ratio
+        require(ratio >= 0, "optimizer.adamw_lr_ratio", ratio, "must be 0 or more")
 
 
 class StackedMuon(torch.optim.Muon):
-    """torch's Muon, with the matrices of one shape made orthogonal together.
+    """torch.optim.Muon that orthogonalizes all matrices of one shape in one batched product.
 
-    The same but for rounding, and faster: most of a step of many small matrices is in launching
-    their products.
+    Equal up to rounding, and faster: with many small matrices, kernel launches dominate a step.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
-        """One step, momentum as Nesterov's."""
+        """Take one step with Nesterov momentum."""
         assert closure is None
         for group in self.param_groups:
             assert group["nesterov"] and group["adjust_lr_fn"] == "match_rms_adamw"
             momentum, lr, decay = group["momentum"], group["lr"], group["weight_decay"]
-            of_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    of_shape.setdefault(parameter.shape, []).append(parameter)
-            for shape, parameters in of_shape.items():
-                ahead = torch.stack([self._look_ahead(p, momentum) for p in parameters])
-                coefficients, n = group["ns_coefficients"], group["ns_steps"]
-                moves = orthogonal(ahead, coefficients, n, group["eps"])
-                length = 0.2 * math.sqrt(max(shape))  # as AdamW's usually is (Liu et al. 2025)
-                for parameter, move in zip(parameters, moves, strict=True):
+                    by_shape.setdefault(parameter.shape, []).append(parameter)
+            for shape, parameters in by_shape.items():
+                gradients = torch.stack([self._nesterov(p, momentum) for p in parameters])
+                coefficients, ns_steps = group["ns_coefficients"], group["ns_steps"]
+                updates = orthogonalize(gradients, coefficients, ns_steps, group["eps"])
+                scale = 0.2 * math.sqrt(max(shape))  # matches AdamW's RMS (Liu et al. 2025)
+                for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - lr * decay)
-                    parameter.add_(move, alpha=-lr * length)
+                    parameter.add_(update, alpha=-lr * scale)
 
-    def _look_ahead(self, parameter: nn.Parameter, momentum: float) -> Tensor:
-        """Where the momentum is heading: its buffer takes the gradient, and is mixed with it."""
+    def _nesterov(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+        """Update the momentum buffer; return it interpolated with the gradient."""
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
         if "momentum_buffer" not in state:
@@ -137,17 +143,17 @@ class StackedMuon(torch.optim.Muon):
         return gradient.lerp(buffer, momentum)
 
 
-def orthogonal(
+def orthogonalize(
     matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> Tensor:
-    """Matrices (n, i, j) with all singular values moved near 1, in bf16: U V^T of each, about.
+    """Return approximately U V^T of each of `matrices` (n, i, j) = U S V^T, in bf16.
 
-    By the Newton-Schulz iteration X <- a X + (b A + c A^2) X, A = X X^T (Jordan et al. 2024).
+    Newton-Schulz iteration X <- a X + (b A + c A^2) X with A = X X^T (Jordan et al. 2024).
     """
     a, b, c = coefficients
     x = matrices.bfloat16()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
-    wide = x if x.shape[1] <= x.shape[2] else x.mT  # so that A is the smaller of the two
+    wide = x if x.shape[1] <= x.shape[2] else x.mT  # the smaller A of the two
     for _ in range(steps):
         gram = wide @ wide.mT
         wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
@@ -156,15 +162,15 @@ def orthogonal(
 
 @OPTIMIZERS.register("muon", MuonConfig)
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for all else.
+    """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for other parameters.
 
-    Muon steps along the nearest orthogonal matrix to the momentum, as long as AdamW's step usually
-    is, so that both take rates of one size.
+    Muon's update is the orthogonal matrix nearest to the momentum, scaled to the RMS that AdamW's
+    usually has, so that learning rates of both have the same order.
     """
 
     def __init__(self, config: MuonConfig, model: GPT) -> None:
         matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-        require(bool(matrices), "optimizer", config.name, "has no matrix to step; use adamw")
+        assert matrices, "refused by `compatibility`"
         self.muon = StackedMuon(
             matrices,
             lr=config.lr,
@@ -176,7 +182,7 @@ class Muon(torch.optim.Optimizer):
         others = [p for p in model.parameters() if p not in hidden]
         groups = decay_groups(model, config.weight_decay, others)
         self.adamw = torch.optim.AdamW(
-            [group | {"lr_factor": config.other_lr} for group in groups],
+            [group | {"lr_factor": config.adamw_lr_ratio} for group in groups],
             lr=config.lr,
             betas=(config.beta1, config.beta2),
             eps=config.eps,
@@ -185,20 +191,23 @@ class Muon(torch.optim.Optimizer):
         super().__init__(self._groups(), {})
 
     def _groups(self) -> list[dict[str, Any]]:
-        return [*self.muon.param_groups, *self.adamw.param_groups]  # theirs, so one lr for both
+        return [
+            *self.muon.param_groups,
+            *self.adamw.param_groups,
+        ]  # shared, so that setting lr reaches both
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """One step of each."""
+        """Take one step of each."""
         assert closure is None
         self.muon.step()
         self.adamw.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of both."""
+        """Return the states of both."""
         return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take both states back."""
+        """Restore the states of both."""
         self.muon.load_state_dict(state_dict["muon"])
         self.adamw.load_state_dict(state_dict["adamw"])
         self.param_groups = self._groups()

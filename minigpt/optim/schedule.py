@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a factor of the peak for every step."""
+"""Learning-rate schedules: the factor of the peak learning rate at each step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minigpt.registry import Registry
 
 @dataclass
 class ScheduleConfig:
-    """`warmup_steps`: steps of linear rise from 0 to the peak."""
+    """`warmup_steps`: steps of linear increase from 0 to the peak."""
 
     name: str
     warmup_steps: int
@@ -25,7 +25,7 @@ class ScheduleConfig:
 
 @dataclass
 class DecayConfig(ScheduleConfig):
-    """`final_fraction`: where the factor ends, as a fraction of the peak."""
+    """`final_fraction`: last learning rate as a fraction of the peak."""
 
     final_fraction: float
 
@@ -40,21 +40,21 @@ class DecayConfig(ScheduleConfig):
 
 
 class Schedule(ABC):
-    """Scales the learning rate. Step s of n: linear warm-up, then `after_warmup`."""
+    """Scales the learning rate: linear warm-up, then `after_warmup`."""
 
     def __init__(self, config: ScheduleConfig, max_steps: int) -> None:
         self.config, self.max_steps = config, max_steps
 
     def factor(self, step: int) -> float:
-        """The factor for step 0 to max_steps - 1."""
+        """Return the factor for a step from 0 to max_steps - 1."""
         warmup = self.config.warmup_steps
         if step < warmup:
-            return (step + 1) / (warmup + 1)  # the first step already moves
+            return (step + 1) / (warmup + 1)  # not 0 at the first step
         return self.after_warmup((step - warmup) / max(1, self.max_steps - warmup))
 
     @abstractmethod
     def after_warmup(self, progress: float) -> float:
-        """The factor once a fraction `progress` in [0, 1) of the steps after warm-up is done."""
+        """Return the factor after a fraction `progress` in [0, 1) of the steps after warm-up."""
 
 
 SCHEDULES: Registry[Schedule] = Registry("schedule", "schedule", "minigpt.optim.schedule")
@@ -62,7 +62,7 @@ SCHEDULES: Registry[Schedule] = Registry("schedule", "schedule", "minigpt.optim.
 
 @SCHEDULES.register("constant", ScheduleConfig)
 class Constant(Schedule):
-    """The peak to the end."""
+    """Constant at the peak."""
 
     def after_warmup(self, progress: float) -> float:
         return 1.0
@@ -70,7 +70,7 @@ class Constant(Schedule):
 
 @SCHEDULES.register("linear", DecayConfig)
 class Linear(Schedule):
-    """A straight line down to `final_fraction`."""
+    """Linear decay to `final_fraction`."""
 
     config: DecayConfig
 
@@ -80,7 +80,7 @@ class Linear(Schedule):
 
 @SCHEDULES.register("cosine", DecayConfig)
 class Cosine(Schedule):
-    """Half a cosine down to `final_fraction` (Loshchilov & Hutter 2017)."""
+    """Cosine decay to `final_fraction` (Loshchilov & Hutter 2017)."""
 
     config: DecayConfig
 
@@ -91,7 +91,7 @@ class Cosine(Schedule):
 
 @dataclass
 class WSDConfig(DecayConfig):
-    """`decay_fraction`: the last part of the steps after warm-up, in which the factor falls."""
+    """`decay_fraction`: fraction of the steps after warm-up that the final decay takes."""
 
     decay_fraction: float
 
@@ -107,7 +107,7 @@ class WSDConfig(DecayConfig):
 
 @SCHEDULES.register("wsd", WSDConfig)
 class WarmupStableDecay(Schedule):
-    """The peak, then a straight line down over `decay_fraction` (Hu et al. 2024, MiniCPM)."""
+    """Constant, then linear decay over `decay_fraction` (Hu et al. 2024, MiniCPM)."""
 
     config: WSDConfig
 

@@ -1,9 +1,9 @@
-"""Designs compared: what with what, by which measure, and what to beware of."""
+"""Compare designs: differences to a baseline, the best, and warnings about the comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from minigpt.errors import UserError
@@ -12,41 +12,42 @@ from minigpt.report.designs import (
     by_key,
     find_design,
     group,
-    in_several_ways,
-    others,
+    identities_without,
+    pairs_with_several_choices,
     shown,
     varying,
     word,
 )
-from minigpt.report.runs import Found, Run, find_runs
-from minigpt.report.statistics import Difference, holm, not_told_apart, paired
+from minigpt.report.runs import Run, RunCollection, find_runs
+from minigpt.report.statistics import Difference, holm, not_significantly_worse, paired
 
-MENTIONED = 4  # runs or pairs that one warning names; the tables have all
+LISTED = 4  # runs or pairs in one warning; the tables have all
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What designs are ranked by: its key in result.json and in metrics.jsonl, and its name."""
+    """The loss that designs are ranked by. `key`: in result.json and metrics.jsonl."""
 
     key: str
     name: str
     unit: str
 
 
-LOSS = Measure("val_loss", "validation loss", "nats a token")
-BITS = Measure("val_bits_per_byte", "validation loss", "bits a byte")
+LOSS = Measure("val_loss", "validation loss", "nats/token")
+BITS = Measure("val_bits_per_byte", "validation loss", "bits/byte")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Designs in the order in which they were started, `baseline` among them.
+    """Designs in the order in which they were started, including the `baseline`.
 
-    `differences` are those of each other design to the baseline, by label, corrected together.
-    `best` are the labels of the lowest mean and of what is not told apart from it. `comparable` is
-    False where losses are of different texts: then nothing is marked.
+    `differences`: each other design minus the baseline, by label, with Holm's correction over all.
+    `best`: labels of the lowest mean and of designs not significantly worse than it; empty unless
+    `comparable`, which is False if losses are of different texts. `match`: the quantities that
+    `sweep.match` made equal, `matched`: the keys it set.
     """
 
-    found: Found
+    collection: RunCollection
     designs: list[Design]
     baseline: Design | None
     measure: Measure
@@ -61,50 +62,50 @@ class Comparison:
 
     @property
     def ranked(self) -> list[Design]:
-        """Designs from the lowest mean up; those without a number come last."""
+        """Designs by mean, lowest first; those without a number come last."""
 
         def rank(design: Design) -> tuple[bool, float]:
-            found = design.interval(self.measure.key)
-            return found is None, 0.0 if found is None else found.mean
+            interval = design.interval(self.measure.key)
+            return interval is None, 0.0 if interval is None else interval.mean
 
         return sorted(self.designs, key=rank)
 
     @property
     def seeds(self) -> list[int]:
-        """Every seed that a counted run has."""
+        """Every seed of a finished run."""
         return sorted({seed for design in self.designs for seed in design.by_seed})
 
 
-def compare(names: Sequence[str], by: Sequence[str], baseline: str | None) -> Comparison:
-    """Read runs, group them into designs and compare those. Raises UserError."""
-    found = find_runs(names)
-    matches = {_match_of(run).get("what") for run in found.runs if run.config}
-    changed = _changed(found.runs) if len(matches) == 1 else []
-    designs = group(found.runs, by, changed)
-    if baseline is not None and not designs:
-        raise UserError(f"--baseline={baseline}: no run has begun; wait for one, or leave it out")
-    if baseline is not None:
-        base = find_design(baseline, designs)
-    else:  # the first one started: the order in which a sweep names them
-        base = next((design for design in designs if design.runs), None)
-    counted = [run for design in designs for run in design.runs]
-    one_tokenizer = len(_values(counted, _tokenizer)) < 2
-    comparable = len(_values(counted, _text)) < 2
+def compare(
+    names: Sequence[str], by: Sequence[str] = (), baseline: str | None = None
+) -> Comparison:
+    """Read the runs in folders, group them into designs and compare the designs.
+
+    `names` are folders, or `latest`. `by`: config groups or keys to group by; if empty, all keys
+    except the seed. `baseline`: a label or a value in it; None is the first design started.
+    Raises UserError.
+    """
+    collection = find_runs(names)
+    matches = {_match_of(run).get("what") for run in collection.runs if run.config}
+    matched = _matched_keys(collection.runs) if len(matches) == 1 else []
+    designs = group(collection.runs, by, matched)
+    finished = [run for design in designs for run in design.runs]
+    one_tokenizer = len(_values(finished, _tokenizer)) < 2
+    comparable = len(_values(finished, _text)) < 2
     measure = LOSS if one_tokenizer else BITS
-    numbers = [design.seeds(measure.key) for design in designs]
-    best = {designs[place].label for place in not_told_apart(numbers)} if comparable else set()
-    match = sorted({str(what) for what in matches if what} if len(matches) == 1 else ())
+    base = _baseline(baseline, designs)
+    best = not_significantly_worse([design.seeds(measure.key) for design in designs])
     comparison = Comparison(
-        found=found,
+        collection=collection,
         designs=designs,
         baseline=base,
         measure=measure,
         one_tokenizer=one_tokenizer,
         comparable=comparable,
         differences=_differences(designs, base, measure),
-        best=best,
-        match=match,
-        matched=changed,
+        best={designs[index].label for index in best} if comparable else set(),
+        match=sorted({str(what) for what in matches if what} if len(matches) == 1 else ()),
+        matched=matched,
         warnings=[],
         notes=[],
     )
@@ -113,77 +114,90 @@ def compare(names: Sequence[str], by: Sequence[str], baseline: str | None) -> Co
     return comparison
 
 
+def _baseline(name: str | None, designs: Sequence[Design]) -> Design | None:
+    if name is None:
+        return next((design for design in designs if design.runs), None)
+    if not designs:
+        raise UserError(f"--baseline={name}: no run has started; wait for one, or leave it out")
+    return find_design(name, designs)
+
+
 def _differences(
     designs: Sequence[Design], baseline: Design | None, measure: Measure
 ) -> dict[str, Difference]:
     if baseline is None:
         return {}
     base = baseline.seeds(measure.key)
-    found = {d.label: paired(d.seeds(measure.key), base) for d in designs if d is not baseline}
-    known = {label: difference for label, difference in found.items() if difference is not None}
-    adjusted = holm([difference.p for difference in known.values()])
+    differences = {
+        design.label: difference
+        for design in designs
+        if design is not baseline
+        and (difference := paired(design.seeds(measure.key), base)) is not None
+    }
+    corrected = holm([difference.p for difference in differences.values()])
     return {
-        label: Difference(d.interval, d.p, d.detectable, p)
-        for (label, d), p in zip(known.items(), adjusted, strict=True)
+        label: replace(difference, p_holm=p)
+        for (label, difference), p in zip(differences.items(), corrected, strict=True)
     }
 
 
-# ---- what to beware of ----
+# ---- warnings and notes ----
 
 
 def warnings(comparison: Comparison, by: Sequence[str]) -> list[str]:
-    """What may make a difference mean something else than it seems, one line each."""
-    found, designs = comparison.found, comparison.designs
-    counted = [run for design in designs for run in design.runs]
+    """Return what limits the conclusions from a comparison, one line each."""
+    collection, designs = comparison.collection, comparison.designs
+    finished = [run for design in designs for run in design.runs]
     return [
-        *_texts(comparison, counted),
-        *_unfinished(found),
-        *found.problems,
+        *_texts(comparison, finished),
+        *_unfinished(collection),
+        *collection.problems,
         *(f"{design.label}: {note}" for design in designs for note in design.notes),
         *_missing_seeds(comparison),
-        *_inside_groups(designs, by),
-        *_matches(counted),
-        *_several_things(comparison),
+        *_groups(designs, by),
+        *_matches(finished),
+        *_several_choices(comparison),
         *_steps(comparison),
-        *_circumstances(counted),
+        *_environments(finished),
     ]
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What holds of all numbers, one line each."""
+    """Return how to read the numbers, one line each."""
     lines = []
     if not comparison.one_tokenizer:
         lines.append(
-            "Tokenizers differ, so designs are compared by bits per byte only: a loss or a "
-            "perplexity is per token, and their tokens are of different length. Bits per byte "
-            "counts the same text whatever it was cut into."
+            "Tokenizers differ, so designs are compared in bits/byte only: loss and perplexity are "
+            "per token, and the tokens differ in length."
         )
     for match in comparison.match:
-        lines.append(f"Matched across the designs: {match}.{_adjusted(comparison)}")
+        lines.append(f"Matched across the designs: {match}.{_changes_for_match(comparison)}")
     if len(comparison.seeds) == 1:
-        lines.append("One seed gives no interval and no test: train more, as seed=1,2,3.")
+        lines.append(
+            "One seed gives no confidence interval and no test; train several, as seed=1,2,3."
+        )
     backends = _values([r for d in comparison.designs for r in d.runs], _backend)
     if len(backends) > 1:
         lines.append(
-            "Attention was computed in different ways: losses compare, speed and memory are of the "
-            f"design and its backend together ({_counts(backends)})."
+            "Attention backends differ: losses are comparable, but speed and memory depend on the "
+            f"backend too ({_counts(backends)})."
         )
     return lines
 
 
-def _texts(comparison: Comparison, counted: list[Run]) -> list[str]:
+def _texts(comparison: Comparison, finished: list[Run]) -> list[str]:
     if comparison.comparable:
         return []
-    texts = _values(counted, _text)
+    texts = _values(finished, _text)
     return [
-        f"losses are not comparable: runs were trained and measured on different texts or splits "
-        f"({_counts(texts)}); nothing is marked as best"
+        f"losses are not comparable: runs used different texts or splits ({_counts(texts)}); no "
+        f"design is marked as best"
     ]
 
 
-def _unfinished(found: Found) -> list[str]:
+def _unfinished(collection: RunCollection) -> list[str]:
     by_status: dict[str, list[str]] = {}
-    for run in found.runs:
+    for run in collection.runs:
         if not run.finished:
             status = run.status
             if status == "finished":
@@ -194,13 +208,13 @@ def _unfinished(found: Found) -> list[str]:
             by_status.setdefault(f"{status}: {error}" if error else status, []).append(
                 str(run.path)
             )
-    started = {run.path.resolve() for run in found.runs}
-    waiting = [str(job.path) for job in found.jobs if job.path.resolve() not in started]
+    started = {run.path.resolve() for run in collection.runs}
+    waiting = [str(job.path) for job in collection.jobs if job.path.resolve() not in started]
     if waiting:
         by_status["not started"] = waiting
     return [
         f"{_runs(len(paths))} did not finish and {'is' if len(paths) == 1 else 'are'} left out "
-        f"({status}): {_some(paths)}"
+        f"({status}): {_shortened(paths)}"
         for status, paths in by_status.items()
     ]
 
@@ -210,14 +224,16 @@ def _missing_seeds(comparison: Comparison) -> list[str]:
     for design in comparison.designs:
         missing = [str(s) for s in comparison.seeds if s not in design.by_seed]
         if missing and design.runs:
-            seeds = "seed" if len(missing) == 1 else "seeds"
-            lines.setdefault(f"without {seeds} {', '.join(missing)}", []).append(design.label)
+            what = "seed" if len(missing) == 1 else "seeds"
+            verb = "is" if len(missing) == 1 else "are"
+            line = f"{what} {', '.join(missing)} {verb} missing"
+            lines.setdefault(line, []).append(design.label)
         elif not design.runs:
             lines.setdefault("no run finished", []).append(design.label)
-    return [f"{_some(labels)}: {what}" for what, labels in lines.items()]
+    return [f"{_shortened(labels)}: {line}" for line, labels in lines.items()]
 
 
-def _inside_groups(designs: Sequence[Design], by: Sequence[str]) -> list[str]:
+def _groups(designs: Sequence[Design], by: Sequence[str]) -> list[str]:
     if not by:
         return []
     lines = []
@@ -225,55 +241,53 @@ def _inside_groups(designs: Sequence[Design], by: Sequence[str]) -> list[str]:
         if len(design.configs) > 1:
             keys = ", ".join(word(key) for key in varying(design.configs))
             lines.append(
-                f"{design.label}: {len(design.configs)} designs in one group, which differ in "
+                f"{design.label}: the group has {len(design.configs)} designs, which differ in "
                 f"{keys}; numbers are means over them"
             )
         fewer = [str(s) for s, runs in design.by_seed.items() if len(runs) < len(design.configs)]
         if fewer:
             lines.append(
-                f"{design.label}: of seeds {', '.join(fewer)} not every design of the group is "
-                f"there, so their means are of others"
+                f"{design.label}: some designs of the group have no run with seed "
+                f"{' or '.join(fewer)}, so the means of these seeds are over fewer designs"
             )
     known = [config for design in designs for config in design.configs]
     keys = [by_key(name, known) for name in by]
-    if len({others(design.configs, keys) for design in designs if design.runs}) > 1:
+    if len({identities_without(keys, design.configs) for design in designs if design.runs}) > 1:
         lines.append(
-            f"more than {', '.join(by)} differs between groups: they do not hold the same designs"
+            f"groups differ in more than {', '.join(by)}: they do not contain the same designs"
         )
     return lines
 
 
-def _matches(counted: list[Run]) -> list[str]:
-    """That sweeps matched in different ways are compared."""
-    seen = _values(counted, lambda run: _match_of(run).get("what") or "nothing")
-    return [f"designs are matched in different ways: {_counts(seen)}"] if len(seen) > 1 else []
+def _matches(finished: list[Run]) -> list[str]:
+    values = _values(finished, lambda run: _match_of(run).get("what") or "null")
+    return [f"sweep.match differs between runs: {_counts(values)}"] if len(values) > 1 else []
 
 
-def _several_things(comparison: Comparison) -> list[str]:
+def _several_choices(comparison: Comparison) -> list[str]:
     designs = [design for design in comparison.designs if design.runs]
-    pairs = in_several_ways(designs, comparison.baseline, comparison.matched)
+    pairs = pairs_with_several_choices(designs, comparison.baseline, comparison.matched)
     if not pairs:
         return []
     some = "; ".join(
         f"{one.label} and {other.label} ({', '.join(word(key) for key in keys)})"
-        for one, other, keys in pairs[:MENTIONED]
+        for one, other, keys in pairs[:LISTED]
     )
-    more = f"; and {len(pairs) - MENTIONED} more pairs" if len(pairs) > MENTIONED else ""
-    return [
-        f"more than one thing differs, so a difference has no single cause, between {some}{more}"
-    ]
+    more = f"; and {len(pairs) - LISTED} more pairs" if len(pairs) > LISTED else ""
+    return [f"several choices differ, so a difference has no single cause, between {some}{more}"]
 
 
 def _steps(comparison: Comparison) -> list[str]:
     steps = {d.label: {int(r.number("steps") or 0) for r in d.runs} for d in comparison.designs}
-    seen = _values_of((f"{n:,}", label) for label, found in steps.items() for n in sorted(found))
-    if len(seen) < 2 or any("max_steps" in key for key in comparison.matched):
+    values = _group((f"{n:,}", label) for label, counts in steps.items() for n in sorted(counts))
+    if len(values) < 2 or any("max_steps" in key for key in comparison.matched):
         return []
-    return [f"steps differ: {_grouped(seen)}"]
+    parts = "; ".join(f"{n} ({_shortened(labels)})" for n, labels in values.items())
+    return [f"numbers of steps differ: {parts}"]
 
 
-def _circumstances(counted: list[Run]) -> list[str]:
-    """Devices, machines, code and versions that differ between runs."""
+def _environments(finished: list[Run]) -> list[str]:
+    """Return devices, machines, code and versions that differ between runs."""
     facts: dict[str, Callable[[Run], Any]] = {
         "devices": lambda run: run.manifest.get("device", run.result.get("device")),
         "machines": lambda run: run.manifest.get("platform"),
@@ -282,24 +296,24 @@ def _circumstances(counted: list[Run]) -> list[str]:
         "Python versions": lambda run: run.manifest.get("python"),
         "precisions": lambda run: run.result.get("precision"),
     }
-    packages = {name for run in counted for name in _dict(run.manifest, "versions")}
+    packages = {name for run in finished for name in _dict(run.manifest, "versions")}
     for name in sorted(packages):
         facts[f"{name} versions"] = lambda run, name=name: _dict(run.manifest, "versions").get(name)
     lines = []
     for what, fact in facts.items():
-        seen = _values(counted, fact)
-        if len(seen) > 1:
-            lines.append(f"{what} differ: {_counts(seen)}")
-    dirty = [r for r in counted if str(r.manifest.get("commit", "")).endswith("+changes")]
+        values = _values(finished, fact)
+        if len(values) > 1:
+            lines.append(f"{what} differ: {_counts(values)}")
+    dirty = [r for r in finished if str(r.manifest.get("commit", "")).endswith("+changes")]
     if dirty:
-        lines.append(f"{_runs(len(dirty))} of code with changes that no commit holds")
+        lines.append(f"{_runs(len(dirty))} used code with uncommitted changes")
     return lines
 
 
-def _changed(runs: Iterable[Run]) -> list[str]:
-    """Keys that a sweep changed to make a quantity equal."""
-    found = (_match_of(run).get("changed") for run in runs)
-    return sorted({key for changed in found if isinstance(changed, dict) for key in changed})
+def _matched_keys(runs: Iterable[Run]) -> list[str]:
+    """Return the keys that `sweep.match` set."""
+    changes = (_match_of(run).get("changed") for run in runs)
+    return sorted({key for changed in changes if isinstance(changed, dict) for key in changed})
 
 
 def _match_of(run: Run) -> dict[str, Any]:
@@ -307,12 +321,12 @@ def _match_of(run: Run) -> dict[str, Any]:
 
 
 def _dict(values: dict[str, Any], key: str) -> dict[str, Any]:
-    found = values.get(key)
-    return found if isinstance(found, dict) else {}
+    value = values.get(key)
+    return value if isinstance(value, dict) else {}
 
 
-def _adjusted(comparison: Comparison) -> str:
-    """What was changed for the match, by design, and the reference."""
+def _changes_for_match(comparison: Comparison) -> str:
+    """Return the reference and the values that `sweep.match` set, by design."""
     parts = []
     reference: list[str] = []
     for design in comparison.designs:
@@ -325,10 +339,10 @@ def _adjusted(comparison: Comparison) -> str:
                         f"{design.label} {key} from {shown(change[0])} to {shown(change[1])}"
                     )
     to = f" Reference: {' '.join(reference)}." if reference else ""
-    return f"{to} Changed for it: {'; '.join(parts)}." if parts else to
+    return f"{to} Changed to match: {'; '.join(parts)}." if parts else to
 
 
-# ---- values of runs, as words ----
+# ---- values of runs as text ----
 
 
 def _tokenizer(run: Run) -> Any:
@@ -357,28 +371,24 @@ def _short(commit: Any) -> str | None:
 
 
 def _values(runs: Iterable[Run], fact: Callable[[Run], Any]) -> dict[str, list[str]]:
-    """What each run says, where it says anything, and who says it."""
-    return _values_of((str(f), str(run.path)) for run in runs if (f := fact(run)) is not None)
+    """Return the paths of runs by the value of a fact; runs without a value are skipped."""
+    return _group((str(f), str(run.path)) for run in runs if (f := fact(run)) is not None)
 
 
-def _values_of(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for value, who in pairs:
-        found.setdefault(value, []).append(who)
-    return found
+def _group(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for value, name in pairs:
+        groups.setdefault(value, []).append(name)
+    return groups
 
 
 def _counts(values: dict[str, list[str]]) -> str:
-    return "; ".join(f"{value} ({_runs(len(who))})" for value, who in values.items())
+    return "; ".join(f"{value} ({_runs(len(paths))})" for value, paths in values.items())
 
 
-def _grouped(values: dict[str, list[str]]) -> str:
-    return "; ".join(f"{value} ({_some(who)})" for value, who in values.items())
-
-
-def _some(words: Sequence[str]) -> str:
-    more = f" and {len(words) - MENTIONED} more" if len(words) > MENTIONED else ""
-    return ", ".join(words[:MENTIONED]) + more
+def _shortened(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def _runs(n: int) -> str:

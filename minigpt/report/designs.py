@@ -1,41 +1,51 @@
-"""Which runs are the same design, what a design is called, and what differs between two."""
+"""Group runs into designs, label designs by what differs, and list differences of two."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from pathlib import PurePath
 from typing import Any
 
+from minigpt.config.pairs import parse_override
 from minigpt.errors import UserError, did_you_mean
 from minigpt.report.runs import Run
 from minigpt.report.statistics import Interval, Seeds, interval
 
-# What does not make a design: how a run is called, tracked, placed and seeded. `model.name` only
-# names what the other keys say, so it may label a design but does not make one.
-NO_DESIGN = ("seed", "name", "group", "tags", "resume", "defaults", "trainer.threads", "model.name")
-NO_DESIGN_BELOW = ("logger.", "hydra.")
-TEXT = "data.text"  # stands for the paths of a text: what it holds, not where it lies
+# Keys that are not part of a design: names, trackers, paths, the seed. `model.name` follows from
+# other keys; it may label a design.
+IGNORED_KEYS = (
+    "seed",
+    "name",
+    "group",
+    "tags",
+    "resume",
+    "defaults",
+    "trainer.threads",
+    "model.name",
+)
+IGNORED_SECTIONS = ("logger.", "hydra.")
+TEXT = "data.text"  # the text's digest, in place of its path
 TEXT_PATHS = ("data.dir", "data.path")
-# What a device or another choice settles: named as a difference, but no choice of its own.
-FOLLOWS = ("model.backend.name",)
-# Words of the command line whose key is not that of their section's name.
+# Keys set by the device or by another choice: listed as a difference, but not counted as a choice.
+DERIVED_KEYS = ("model.backend.name",)
+# Config groups whose key is not SECTION.name.
 GROUP_KEYS = {"norm": "model.norm.placement", "model": "model.name"}
-ABSENT = "absent"  # a key that an older version did not write
+ABSENT = "absent"  # value of a key that an older version did not write
 
 Values = Mapping[str, Any]
 
 
 @dataclass
 class Design:
-    """Runs that differ in their seed alone, or are one group of `--by`.
+    """Runs that differ only in their seed, or one group of `--by`.
 
-    `runs` finished and count, oldest design first; `unfinished` are shown but do not count.
-    `configs` are the different designs inside: one, but for groups.
+    `runs` have finished and are averaged; `unfinished` are only listed. `configs` has one entry,
+    in a group one for each of its designs.
     """
 
     label: str
@@ -46,63 +56,65 @@ class Design:
 
     @property
     def config(self) -> Values:
-        """The first of its configs."""
+        """The first config."""
         return self.configs[0]
 
     @property
     def all_runs(self) -> list[Run]:
-        """Those that count, then those that did not finish."""
+        """Finished runs, then unfinished ones."""
         return [*self.runs, *self.unfinished]
 
     @cached_property
     def by_seed(self) -> dict[int, list[Run]]:
-        """The runs that count, by seed."""
-        found: dict[int, list[Run]] = {}
+        """Finished runs by seed."""
+        by_seed: dict[int, list[Run]] = {}
         for run in self.runs:
             if run.seed is not None:
-                found.setdefault(run.seed, []).append(run)
-        return dict(sorted(found.items()))
+                by_seed.setdefault(run.seed, []).append(run)
+        return dict(sorted(by_seed.items()))
+
+    def mean_by_seed(self, value: Callable[[Run], float | None]) -> Seeds:
+        """Return a value by seed, in a group the mean over its designs; None values are skipped."""
+        means = {}
+        for seed, runs in self.by_seed.items():
+            numbers = [number for run in runs if (number := value(run)) is not None]
+            if numbers:
+                means[seed] = sum(numbers) / len(numbers)
+        return means
 
     def seeds(self, key: str) -> Seeds:
-        """A number of result.json by seed: in a group the mean over its designs."""
-        found = {}
-        for seed, runs in self.by_seed.items():
-            numbers = [number for run in runs if (number := run.number(key)) is not None]
-            if numbers:
-                found[seed] = sum(numbers) / len(numbers)
-        return found
+        """Return a number of result.json by seed."""
+        return self.mean_by_seed(lambda run: run.number(key))
 
     def interval(self, key: str) -> Interval | None:
-        """Mean and interval over seeds; None where no run has the number."""
+        """Return mean and interval over seeds, None if no run has the number."""
         values = [*self.seeds(key).values()]
         return interval(values) if values else None
 
 
 def group(runs: Sequence[Run], by: Sequence[str], matched: Sequence[str] = ()) -> list[Design]:
-    """Runs by design, or by the config keys `by`, in the order in which they were started.
+    """Group runs by design, or by the config keys `by`, in the order in which they were started.
 
-    Of the same design and seed only the newest finished run counts. `matched` are keys that were
-    changed to make a quantity equal. Raises UserError for a key that is none or tells nothing
-    apart.
+    Of several runs with the same design and seed, the newest finished one is used. `matched` are
+    keys that `sweep.match` set. Raises UserError for an unknown key of `by`, and for one that is
+    the same in all runs.
     """
     known = [run for run in runs if run.config]
     configs = [design_config(run) for run in known]
     keys = [by_key(name, configs) for name in by]
     for name, key in zip(by, keys, strict=True):
-        _require_apart(name, key, configs)
-    members: dict[str, list[int]] = {}
-    for place, config in enumerate(configs):
+        _require_varying(name, key, configs)
+    groups: dict[str, list[int]] = {}
+    for index, config in enumerate(configs):
         chosen = {key: config.get(key, ABSENT) for key in keys} if keys else _design_only(config)
-        members.setdefault(_identity(chosen), []).append(place)
+        groups.setdefault(_identity(chosen), []).append(index)
     designs = []
-    for places in members.values():
-        inside = {_identity(_design_only(configs[p])): configs[p] for p in places}
-        design = Design("", [*inside.values()], [], [])
-        for identity in inside:
-            _add(
-                design,
-                [known[p] for p in places if _identity(_design_only(configs[p])) == identity],
-            )
+    for indices in groups.values():
+        identities = {i: _identity(_design_only(configs[i])) for i in indices}
+        members = {identities[i]: configs[i] for i in indices}
+        design = Design("", [*members.values()], [], [])
+        for identity in members:
+            _add(design, [known[i] for i in indices if identities[i] == identity])
         designs.append(design)
     names = labels([design.config for design in designs], keys, matched)
     for design, label in zip(designs, names, strict=True):
@@ -111,22 +123,22 @@ def group(runs: Sequence[Run], by: Sequence[str], matched: Sequence[str] = ()) -
 
 
 def _add(design: Design, runs: list[Run]) -> None:
-    """Add runs of one design; of each seed the newest that finished, else the newest."""
+    """Add runs of one config; of each seed the newest finished one, else the newest."""
     by_seed: dict[Any, list[Run]] = {}
     for run in runs:
         by_seed.setdefault(run.seed if run.seed is not None else run.path, []).append(run)
     for seed, same in by_seed.items():
-        newest = max(same, key=lambda run: (run.finished, run.started, run.place))
+        newest = max(same, key=lambda run: (run.finished, run.started, run.order))
         (design.runs if newest.finished else design.unfinished).append(newest)
         if len(same) > 1:
-            left = ", ".join(str(run.path) for run in same if run is not newest)
+            ignored = ", ".join(str(run.path) for run in same if run is not newest)
             design.notes.append(
-                f"seed {seed} occurs {len(same)} times: used the newest, {newest.path}, not {left}"
+                f"seed {seed} has {len(same)} runs: uses the newest, {newest.path}, not {ignored}"
             )
 
 
 def design_config(run: Run) -> dict[str, Any]:
-    """A run's config with what its text holds in place of where it lies."""
+    """Return a run's config with the digest of its text in place of its path."""
     config = {k: v for k, v in run.config.items() if k not in TEXT_PATHS}
     digest = run.manifest.get("data_sha256")
     path = run.config.get("data.path")
@@ -141,7 +153,7 @@ def _design_only(config: Values) -> dict[str, Any]:
     return {
         key: value
         for key, value in config.items()
-        if key not in NO_DESIGN and not key.startswith(NO_DESIGN_BELOW)
+        if key not in IGNORED_KEYS and not key.startswith(IGNORED_SECTIONS)
     }
 
 
@@ -153,14 +165,14 @@ def _identity(values: Values) -> str:
 
 
 def sections(configs: Iterable[Values]) -> dict[str, str]:
-    """Command-line words of the sections that choose a variant, and the key of its name."""
+    """Return the config groups that choose a variant, and the key of the variant's name."""
     keys = {key for config in configs for key in config if key.endswith(".name")}
-    keys = {key for key in keys if key != "model.name" and not key.startswith(NO_DESIGN_BELOW)}
+    keys = {key for key in keys if key != "model.name" and not key.startswith(IGNORED_SECTIONS)}
     return {key.split(".")[-2]: key for key in sorted(keys)}
 
 
 def differences(one: Values, other: Values) -> list[str]:
-    """Keys in which two designs differ. Where a variant's name does, its options follow from it."""
+    """Return the keys in which two designs differ; if a variant's name differs, not its options."""
     a, b = _design_only(one), _design_only(other)
     differing = {k for k in a.keys() | b.keys() if a.get(k, ABSENT) != b.get(k, ABSENT)}
     for name in sections((a, b)).values():
@@ -171,27 +183,27 @@ def differences(one: Values, other: Values) -> list[str]:
 
 
 def choices(keys: Iterable[str], matched: Sequence[str]) -> list[str]:
-    """Those of the differing keys that someone chose, not that follow from another choice."""
-    return [key for key in keys if key not in FOLLOWS and key not in matched]
+    """Return the differing keys that were chosen, without those that follow from another choice."""
+    return [key for key in keys if key not in DERIVED_KEYS and key not in matched]
 
 
 def varying(configs: Sequence[Values]) -> list[str]:
-    """Keys that differ between any two of the configs with the same variants, in their order."""
+    """Return the keys that differ between any two configs with the same variant, in their order."""
     names = sections(configs).values()
-    found = []
+    keys = []
     for key in dict.fromkeys(key for config in configs for key in _design_only(config)):
         owner = next((n for n in names if key != n and key.startswith(n.removesuffix("name"))), "")
         values: dict[str, set[str]] = {}
         for config in configs:
             variant = str(config.get(owner)) if owner else ""
             values.setdefault(variant, set()).add(_identity({"": config.get(key, ABSENT)}))
-        if any(len(seen) > 1 for seen in values.values()):
-            found.append(key)
-    return found
+        if any(len(variants) > 1 for variants in values.values()):
+            keys.append(key)
+    return keys
 
 
-def others(configs: Sequence[Values], keys: Sequence[str]) -> frozenset[str]:
-    """What the designs of a group are beside the keys it is grouped by, and their options."""
+def identities_without(keys: Sequence[str], configs: Sequence[Values]) -> frozenset[str]:
+    """Return the identities of a group's designs without the `keys` it is grouped by."""
     below = tuple(key.removesuffix("name") for key in keys if key.endswith(".name"))
     return frozenset(
         _identity(
@@ -209,22 +221,22 @@ def others(configs: Sequence[Values], keys: Sequence[str]) -> frozenset[str]:
 
 
 def labels(configs: Sequence[Values], by: Sequence[str], matched: Sequence[str]) -> list[str]:
-    """What each design is called: the shortest description of what differs, else its model's name.
+    """Return a label for each design: the values that differ, or the model's name.
 
-    A model's name stands for several choices that it determines. With `by`, only those keys.
+    A model's name replaces several values that it determines. With `by`, only those keys.
     """
     if by:
         return [" ".join(f"{word(key)}={shown(c.get(key, ABSENT))}" for key in by) for c in configs]
     if len(configs) == 1:
         return [f"model={shown(configs[0].get('model.name', ABSENT))}"]
     keys = choices(varying(configs), matched)
-    made = _labels(configs, keys)
-    if len({*made}) < len(configs):  # what follows from a choice is all that differs somewhere
-        made = _labels(configs, varying(configs))
-    repeated = Counter(made)
+    names = _labels(configs, keys)
+    if len({*names}) < len(configs):  # two designs differ only in keys that follow from a choice
+        names = _labels(configs, varying(configs))
+    counts = Counter(names)
     return [
-        f"{label} #{made[: place + 1].count(label)}" if repeated[label] > 1 else label
-        for place, label in enumerate(made)
+        f"{label} #{names[: index + 1].count(label)}" if counts[label] > 1 else label
+        for index, label in enumerate(names)
     ]
 
 
@@ -234,29 +246,29 @@ def _labels(configs: Sequence[Values], keys: list[str]) -> list[str]:
     if len(bundle) > 1:
         keys = ["model.name", *(key for key in keys if key not in bundle)]
     owners = [name.removesuffix("name") for name in sections(configs).values()]
-    found = []
+    texts = []
     for config in configs:
         parts = []
         for key in keys:
             owner = next((o for o in owners if key.startswith(o)), None)
-            if key in config or owner is None:  # another variant's options are none of this one's
+            if key in config or owner is None:  # not an option of another variant
                 parts.append(f"{word(key)}={shown(config.get(key, ABSENT))}")
-        found.append(" ".join(parts))
-    return found
+        texts.append(" ".join(parts))
+    return texts
 
 
 def _determined(configs: Sequence[Values], key: str) -> bool:
-    """Whether designs of the same model name have the same value."""
-    seen: dict[Any, str] = {}
+    """Whether all designs with the same model name have the same value."""
+    values: dict[Any, str] = {}
     return all(
-        seen.setdefault(c.get("model.name"), _identity({"": c.get(key, ABSENT)}))
+        values.setdefault(c.get("model.name"), _identity({"": c.get(key, ABSENT)}))
         == _identity({"": c.get(key, ABSENT)})
         for c in configs
     )
 
 
 def word(key: str) -> str:
-    """A key as a person types it: the config group of a variant, else the key."""
+    """Return a key as typed on the command line: the config group of a variant, else the key."""
     for name, full in GROUP_KEYS.items():
         if key == full:
             return name
@@ -264,7 +276,7 @@ def word(key: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in one word, as the command line takes it."""
+    """Return a value as typed on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -273,7 +285,7 @@ def shown(value: Any) -> str:
         return f"[{','.join(map(shown, value))}]"
     if isinstance(value, float):
         short = f"{value:g}"
-        return short if float(short) == value else repr(value)  # other values, other words
+        return short if float(short) == value else repr(value)
     text = str(value)
     return text if text.isprintable() and text else json.dumps(text)
 
@@ -282,11 +294,11 @@ def shown(value: Any) -> str:
 
 
 def by_key(name: str, configs: Sequence[Values]) -> str:
-    """The config key behind a word of `--by`. Raises UserError with a suggestion."""
+    """Return the config key of a word of `--by`. Raises UserError with a suggestion."""
     groups = sections(configs) | GROUP_KEYS
     keys = {key for config in configs for key in config}
     if name == "seed":
-        raise UserError("--by=seed: seeds are what a design is averaged over; leave it out")
+        raise UserError("--by=seed: designs are averaged over seeds; leave it out")
     key = groups.get(name, name)
     if key not in keys:
         hint = did_you_mean(name, [*groups, *keys])
@@ -297,40 +309,44 @@ def by_key(name: str, configs: Sequence[Values]) -> str:
     return key
 
 
-def _require_apart(name: str, key: str, configs: Sequence[Values]) -> None:
-    """Raise UserError where a key is the same in all designs although they differ."""
+def _require_varying(name: str, key: str, configs: Sequence[Values]) -> None:
+    """Raise UserError for a key that is the same in all runs although the runs differ."""
     values = {_identity({"": config.get(key, ABSENT)}) for config in configs}
     others = [word(other) for other in choices(varying(configs), ())]
     if len(values) == 1 and others:
         raise UserError(
-            f"--by={name}: {key} is {shown(configs[0].get(key))} in every run, so it tells no "
-            f"designs apart; they differ in {', '.join(others)}: use --by {others[0]}"
+            f"--by={name}: {key} is {shown(configs[0].get(key))} in every run; the runs differ in "
+            f"{', '.join(others)}: use --by {others[0]}"
         )
 
 
 def find_design(name: str, designs: Sequence[Design]) -> Design:
-    """The design a user names by its label or by a value in it. Raises UserError."""
-    exact = [design for design in designs if design.label == name]
-    if exact:
-        return exact[0]
+    """Return the design with a label, or with a value in its label. Raises UserError."""
+    matches = [design for design in designs if design.label == name]
+    if matches:
+        return matches[0]
     values = [
         design
         for design in designs
-        if name in {part.partition("=")[2] for part in design.label.split()}
+        if name in {parse_override(part).value for part in design.label.split()}
         or name in design.label.split()
     ]
     if len(values) == 1:
         return values[0]
     known = [design.label for design in designs]
     why = "names more than one design" if values else "no such design"
-    hint = "" if values else did_you_mean(name, [*known, *(k.partition("=")[2] for k in known)])
+    hint = (
+        ""
+        if values
+        else did_you_mean(name, [*known, *(parse_override(label).value for label in known)])
+    )
     raise UserError(f"--baseline={name}: {why}.{hint} Use one of: {'; '.join(known)}")
 
 
-def in_several_ways(
+def pairs_with_several_choices(
     designs: Sequence[Design], baseline: Design | None, matched: Sequence[str]
 ) -> list[tuple[Design, Design, list[str]]]:
-    """Pairs of designs that differ in more than one choice; those with the baseline come first."""
+    """Return pairs of designs that differ in several choices; pairs with the baseline first."""
     pairs = []
     for one, other in combinations(designs, 2):
         chosen = choices(differences(one.config, other.config), matched)

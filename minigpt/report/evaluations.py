@@ -1,4 +1,4 @@
-"""What `minigpt eval` left in runs: losses at other lengths and at each position, by seed."""
+"""Results of `minigpt eval` in run directories: losses by context length and by position."""
 
 from __future__ import annotations
 
@@ -11,90 +11,82 @@ from minigpt.report.designs import Design
 from minigpt.report.runs import Run, finite
 from minigpt.report.statistics import Seeds
 
-CHECKPOINTS = ("best", "last")  # entries of eval.json that changed nothing of the run
+CHECKPOINTS = ("best", "last")  # entries of eval.json without changed options
+LENGTHS, BY_POSITION = "lengths", "by_position"  # curves of an entry, by number of tokens
 
 
 @dataclass(frozen=True)
 class Evaluations:
-    """Which entry of every run's eval.json is compared, so that no design has other weights."""
+    """The entry of eval.json that is compared, the same for all runs."""
 
     checkpoint: str
 
 
 def choose(comparison: Comparison) -> Evaluations | None:
-    """The checkpoint that most runs have curves of; None where no run has any."""
+    """Return the checkpoint for which most runs have curves, None if no run has any."""
     runs = [run for design in comparison.designs for run in design.runs]
     counts = {
-        name: sum(bool(_entry(run, name).keys() & {"lengths", "by_position"}) for run in runs)
+        name: sum(bool(_entry(run, name).keys() & {LENGTHS, BY_POSITION}) for run in runs)
         for name in CHECKPOINTS
     }
     name = max(CHECKPOINTS, key=lambda name: counts[name])
     return Evaluations(name) if counts[name] else None
 
 
-def lengths(designs: Sequence[Design], evaluations: Evaluations) -> list[int]:
-    """Every length that some run was evaluated at."""
+def lengths(designs: Sequence[Design], evaluations: Evaluations, curve: str = LENGTHS) -> list[int]:
+    """Return the lengths at which any run has this curve, in ascending order."""
     return sorted(
         {
             int(length)
             for design in designs
             for run in design.runs
-            for length in _curves(run, evaluations, "lengths")
-        }
-    )
-
-
-def windows(designs: Sequence[Design], evaluations: Evaluations) -> list[int]:
-    """Every length of windows whose positions some run was evaluated at."""
-    return sorted(
-        {
-            int(length)
-            for design in designs
-            for run in design.runs
-            for length in _curves(run, evaluations, "by_position")
+            for length in _curve(run, evaluations, curve)
         }
     )
 
 
 def at_length(design: Design, evaluations: Evaluations, length: int, measure: Measure) -> Seeds:
-    """The measure at a context length by seed; without seeds where it is undefined."""
+    """Return the measure at a context length by seed; empty if it is undefined there."""
     key = measure.key.removeprefix("val_")
-    found = {}
-    for seed, runs in design.by_seed.items():
-        entries = [_curves(run, evaluations, "lengths").get(str(length)) for run in runs]
-        values = [finite(entry.get(key)) for entry in entries if isinstance(entry, dict)]
-        numbers = [value for value in values if value is not None]
-        if numbers:
-            found[seed] = sum(numbers) / len(numbers)
-    return found
+
+    def value(run: Run) -> float | None:
+        entry = _curve(run, evaluations, LENGTHS).get(str(length))
+        return finite(entry.get(key)) if isinstance(entry, dict) else None
+
+    return design.mean_by_seed(value)
 
 
 def by_position(design: Design, evaluations: Evaluations, length: int) -> list[list[float]]:
-    """Losses at the positions of windows of a length, by seed, cut to what all runs have."""
-    found = [
+    """Return losses by position in windows of `length` tokens, (seeds, positions).
+
+    Positions that a run lacks are dropped for all.
+    """
+    by_seed = [
         [losses for run in runs if (losses := _losses(run, evaluations, length))]
         for runs in design.by_seed.values()
     ]
-    shortest = min((len(losses) for same in found for losses in same), default=0)
+    shortest = min((len(losses) for runs in by_seed for losses in runs), default=0)
     return [
-        [sum(at) / len(at) for at in zip(*(losses[:shortest] for losses in same), strict=True)]
-        for same in found
-        if same
+        [sum(at) / len(at) for at in zip(*(losses[:shortest] for losses in runs), strict=True)]
+        for runs in by_seed
+        if runs
     ]
 
 
 def _losses(run: Run, evaluations: Evaluations, length: int) -> list[float]:
-    losses = _curves(run, evaluations, "by_position").get(str(length))
-    numbers = map(finite, losses) if isinstance(losses, list) else ()
-    known = [number for number in numbers if number is not None]
-    return known if isinstance(losses, list) and len(known) == len(losses) else []
+    """Return a run's losses by position, [] unless all are finite numbers."""
+    losses = _curve(run, evaluations, BY_POSITION).get(str(length))
+    if not isinstance(losses, list):
+        return []
+    numbers = [number for loss in losses if (number := finite(loss)) is not None]
+    return numbers if len(numbers) == len(losses) else []
+
+
+def _curve(run: Run, evaluations: Evaluations, name: str) -> dict[str, Any]:
+    curve = _entry(run, evaluations.checkpoint).get(name)
+    return {k: v for k, v in curve.items() if k.isdecimal()} if isinstance(curve, dict) else {}
 
 
 def _entry(run: Run, checkpoint: str) -> dict[str, Any]:
     entry = run.evaluations.get(checkpoint)
     return entry if isinstance(entry, dict) else {}
-
-
-def _curves(run: Run, evaluations: Evaluations, kind: str) -> dict[str, Any]:
-    found = _entry(run, evaluations.checkpoint).get(kind)
-    return {k: v for k, v in found.items() if k.isdecimal()} if isinstance(found, dict) else {}

@@ -1,4 +1,4 @@
-"""The plots of a report: designs as lines with bands over seeds, in colour and dash."""
+"""The plots of a report: a line for each design, with its confidence interval over seeds."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ import plotly.graph_objects as go
 from minigpt.html import PARTS_OF_OCTAVE, by_octave
 from minigpt.report.comparison import LOSS, Comparison
 from minigpt.report.designs import Design
-from minigpt.report.evaluations import Evaluations, at_length, by_position, lengths, windows
+from minigpt.report.evaluations import BY_POSITION, Evaluations, at_length, by_position, lengths
 from minigpt.report.runs import Run
 from minigpt.report.statistics import Interval, half_intervals, interval
 
-# Each has a contrast of 3 or more with a white and with a black page, and each dash with each
-# colour makes one more style: neighbours differ in colour, the eighth design in dash too.
+# Contrast of 3 or more with white and with black. Designs cycle through colours, then dashes.
 COLOURS = ("#2f7fd6", "#d9700f", "#2a9d4a", "#dc4450", "#9467d8", "#1597a5", "#8f8a1c")
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star")
 BAND_OPACITY = 0.18
-MOST_POINTS = 300  # of a curve: more make a page heavy and look the same
-WIDE = 10  # a ratio from which on an axis is logarithmic
+MAX_POINTS = 300  # of a curve, to keep the page small
+LOG_RATIO = 10  # of largest to smallest x, from which the axis is logarithmic
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a design is drawn, in every plot."""
+    """The style of a design in every plot."""
 
     colour: str
     dash: str
@@ -37,7 +36,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Choice:
-    """Other data for a plot: x and y of each trace, and the title of the x-axis."""
+    """Data of a button above a plot: x and y of each trace, and the title of the x-axis."""
 
     name: str
     x: list[Any]
@@ -47,7 +46,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure under a heading, `choices` among which a reader may switch; the first is drawn."""
+    """A figure under a heading. `choices`: buttons that switch its data; the first is drawn."""
 
     name: str
     heading: str
@@ -57,13 +56,13 @@ class Plot:
 
     @property
     def labels(self) -> list[str]:
-        """The designs that are drawn."""
+        """Labels of the designs in the figure."""
         return [trace["name"] for trace in self.figure.to_plotly_json()["data"]]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A mean over seeds along x, with half of the interval at each point; None for one seed."""
+    """A mean over seeds along x. `half`: half-width of its interval; None for one seed."""
 
     x: list[float]
     mean: list[float]
@@ -72,85 +71,87 @@ class Line:
 
 
 def styles(designs: Sequence[Design]) -> dict[str, Style]:
-    """A style for each design, by label."""
+    """Return a style for each design, by label."""
     n = len(COLOURS)
     return {
         design.label: Style(
-            COLOURS[place % n], DASHES[place // n % len(DASHES)], SYMBOLS[place % len(SYMBOLS)]
+            COLOURS[index % n], DASHES[index // n % len(DASHES)], SYMBOLS[index % len(SYMBOLS)]
         )
-        for place, design in enumerate(designs)
+        for index, design in enumerate(designs)
     }
 
 
 def plots(comparison: Comparison, evaluations: Evaluations | None) -> list[Plot]:
-    """Every plot that has something to show, in the order of the page."""
-    made = [learning(comparison, comparison.measure.key)]
+    """Return the plots that have data, in the order of the page."""
+    drafts = [learning(comparison, comparison.measure.key)]
     if comparison.one_tokenizer:
-        made.append(learning(comparison, "train_loss"))
+        drafts.append(learning(comparison, "train_loss"))
     if evaluations is not None:
-        made += [length_plot(comparison, evaluations), position_plot(comparison, evaluations)]
-    made += [
+        drafts += [length_plot(comparison, evaluations), position_plot(comparison, evaluations)]
+    drafts += [
         against(comparison, "parameters", "parameters.total", "parameters"),
         against(comparison, "time", "seconds", "seconds of training"),
     ]
-    return [plot for plot in made if plot is not None]
+    return [plot for plot in drafts if plot is not None]
 
 
-# ---- while training ----
+# ---- during training ----
 
-# What a step is worth, by the name of the button: of a run and its steps.
+# By the name of the button: the title of the x-axis, and x of a run at its steps.
 AXES: dict[str, tuple[str, Callable[[Run, list[int]], list[float] | None]]] = {
     "step": ("steps", lambda run, steps: [*map(float, steps)]),
-    "tokens": ("tokens", lambda run, steps: _scaled(steps, _tokens_a_step(run))),
-    "FLOPs": ("FLOPs", lambda run, steps: _scaled(steps, _flops_a_step(run))),
+    "tokens": ("tokens", lambda run, steps: _scaled(steps, _tokens_per_step(run))),
+    "FLOPs": ("FLOPs", lambda run, steps: _scaled(steps, _flops_per_step(run))),
     "seconds": ("seconds", lambda run, steps: _seconds(run, steps)),
 }
 
 
 def learning(comparison: Comparison, key: str) -> Plot | None:
-    """A metric while training, by step, tokens, FLOPs and seconds."""
+    """Return the plot of a metric during training, by step, tokens, FLOPs and seconds."""
     measure = comparison.measure
-    training = key == "train_loss"
-    name = "training loss" if training else measure.name
-    unit = LOSS.unit if training else measure.unit
+    is_training_loss = key == "train_loss"
+    name = "training loss" if is_training_loss else measure.name
+    unit = LOSS.unit if is_training_loss else measure.unit
     known = [
         (design, logged)
         for design in comparison.designs
         if (logged := _logged(design.runs or design.unfinished, key)) is not None
     ]
-    if all(len(logged.steps) < 2 for _, logged in known):  # the leaderboard has it
+    if all(len(logged.steps) < 2 for _, logged in known):  # one value, which the leaderboard has
         return None
-    drawn = styles(comparison.designs)
-    found: dict[str, list[tuple[Design, Line]]] = {}
-    for axis, (_, at) in AXES.items():
-        for design, logged in known:
-            places = [x for run in logged.runs if (x := at(run, logged.steps)) is not None]
-            if len(places) == len(logged.runs):
-                line = _line(np.mean(places, axis=0).tolist(), logged.by_seed)
-                found.setdefault(axis, []).append((design, line))
-    # A button needs the same traces in every design.
-    axes = {axis: lines for axis, lines in found.items() if len(lines) == len(known)}
+    lines = _lines_by_axis([logged for _, logged in known])
+    by_label = styles(comparison.designs)
     figure = _figure(f"{name}, {unit}", AXES["step"][0])
-    for design, line in axes["step"]:
-        _add_line(figure, design.label, drawn[design.label], line)
-    choices = [
-        Choice(axis, *_data(line for _, line in lines), AXES[axis][0])
-        for axis, lines in axes.items()
-    ]
-    running = [design.label for design, _ in known if not design.runs]
+    for (design, _), line in zip(known, lines["step"], strict=True):
+        _add_line(figure, design.label, by_label[design.label], line)
+    choices = [Choice(axis, *_data(lines[axis]), AXES[axis][0]) for axis in lines]
     text = (
-        f"Mean over seeds, as far as all seeds of a design got; the band is the interval. "
-        f"{'Training loss is the mean since the line before.' if training else ''}"
-    ).strip()
-    if running:
-        text += f" No run finished yet, so those that did not are drawn: {', '.join(running)}."
-    heading = f"{name.capitalize()} while training"
+        "Mean over seeds, up to the last step that all seeds of a design reached; band: interval."
+    )
+    if is_training_loss:
+        text += " Training loss is the mean since the previous logged step."
+    unfinished = [design.label for design, _ in known if not design.runs]
+    if unfinished:
+        text += f" Unfinished runs are drawn for {', '.join(unfinished)}."
+    heading = f"{name.capitalize()} during training"
     return Plot(f"learning_{key}", heading, text, figure, choices)
+
+
+def _lines_by_axis(known: list[Logged]) -> dict[str, list[Line]]:
+    """Return a line for each design by axis; an axis that a run has no values for is left out."""
+    by_axis: dict[str, list[Line]] = {}
+    for axis, (_, at) in AXES.items():
+        for logged in known:
+            x = [values for run in logged.runs if (values := at(run, logged.steps)) is not None]
+            if len(x) == len(logged.runs):
+                line = _line(np.mean(x, axis=0).tolist(), logged.by_seed)
+                by_axis.setdefault(axis, []).append(line)
+    return {axis: lines for axis, lines in by_axis.items() if len(lines) == len(known)}
 
 
 @dataclass(frozen=True)
 class Logged:
-    """A metric of runs at the steps at which all of them logged it; `values` are (runs, steps)."""
+    """A metric at the steps at which all runs logged it. `values`: (runs, steps)."""
 
     runs: list[Run]
     steps: list[int]
@@ -158,7 +159,7 @@ class Logged:
 
     @property
     def by_seed(self) -> np.ndarray:
-        """(seeds, steps): the mean over the runs of each seed, of which a group has several."""
+        """The mean over the runs of each seed, (seeds, steps)."""
         rows: dict[Any, list[np.ndarray]] = {}
         for run, row in zip(self.runs, self.values, strict=True):
             rows.setdefault(run.path if run.seed is None else run.seed, []).append(row)
@@ -166,23 +167,23 @@ class Logged:
 
 
 def _logged(runs: Sequence[Run], key: str) -> Logged | None:
-    """What runs logged, at MOST_POINTS steps or fewer; None where they share no step."""
-    found = [(run, logged) for run in runs if (logged := run.logged(key))]
-    if not found:
+    """Return a metric at MAX_POINTS steps or fewer, None if the runs share no step."""
+    known = [(run, logged) for run in runs if (logged := run.logged(key))]
+    if not known:
         return None
-    steps = sorted(set.intersection(*({*logged} for _, logged in found)))
-    steps = steps[::-1][:: -(-len(steps) // MOST_POINTS) or 1][::-1]  # the last is always there
-    values = np.array([[logged[step] for step in steps] for _, logged in found])
-    return Logged([run for run, _ in found], steps, values) if steps else None
+    steps = sorted(set.intersection(*({*logged} for _, logged in known)))
+    steps = steps[::-1][:: -(-len(steps) // MAX_POINTS) or 1][::-1]  # keeps the last
+    values = np.array([[logged[step] for step in steps] for _, logged in known])
+    return Logged([run for run, _ in known], steps, values) if steps else None
 
 
-def _tokens_a_step(run: Run) -> float | None:
+def _tokens_per_step(run: Run) -> float | None:
     batch, block = run.config.get("trainer.batch_size"), run.config.get("model.block_size")
     return batch * block if isinstance(batch, int) and isinstance(block, int) else None
 
 
-def _flops_a_step(run: Run) -> float | None:
-    tokens, flops = _tokens_a_step(run), run.number("flops_per_token")
+def _flops_per_step(run: Run) -> float | None:
+    tokens, flops = _tokens_per_step(run), run.number("flops_per_token")
     return None if tokens is None or flops is None else tokens * flops
 
 
@@ -199,11 +200,11 @@ def _seconds(run: Run, steps: list[int]) -> list[float] | None:
 
 
 def length_plot(comparison: Comparison, evaluations: Evaluations) -> Plot | None:
-    """The measure against the length of the context."""
+    """Return the plot of the measure by context length."""
     measure = comparison.measure
     known = lengths(comparison.designs, evaluations)
-    drawn = styles(comparison.designs)
-    figure = _figure(f"{measure.name}, {measure.unit}", "tokens in the context")
+    by_label = styles(comparison.designs)
+    figure = _figure(f"{measure.name}, {measure.unit}", "context length, tokens")
     _by_octaves(figure, known)
     for design in comparison.designs:
         seeds = {n: at_length(design, evaluations, n, measure) for n in known}
@@ -218,46 +219,46 @@ def length_plot(comparison: Comparison, evaluations: Evaluations) -> Plot | None
                 halves if several else None,
                 max(i.n for i in intervals),
             )
-            _add_line(figure, design.label, drawn[design.label], line, mode="lines+markers")
+            _add_line(figure, design.label, by_label[design.label], line, mode="lines+markers")
     if not figure.data:
         return None
     _mark_block_size(figure, comparison.designs)
     text = (
-        f"One full pass for each length, in windows that do not overlap; weights: "
-        f"{evaluations.checkpoint}. A line ends where its scheme is undefined. The band is the "
-        f"interval over seeds, the dotted line the length in training."
+        f"One full pass for each length, over windows that do not overlap; weights: "
+        f"{evaluations.checkpoint}. A line ends where its scheme is undefined. Band: interval over "
+        f"seeds; dotted line: length in training."
     )
-    return Plot("lengths", "Loss by length of the context", text, figure)
+    return Plot("lengths", "Loss by context length", text, figure)
 
 
 def position_plot(comparison: Comparison, evaluations: Evaluations) -> Plot | None:
-    """The loss at each position in windows, by the windows' length."""
+    """Return the plot of the loss by position in the window, with a button for each length."""
     if not comparison.one_tokenizer:
-        return None  # a position is of a token
+        return None  # positions count tokens, which differ
     designs = comparison.designs
-    drawn = styles(designs)
-    sizes = windows(designs, evaluations)
+    by_label = styles(designs)
+    sizes = lengths(designs, evaluations, BY_POSITION)
     trained = {design.config.get("model.block_size") for design in designs}
     sizes.sort(key=lambda n: (n not in trained, n))  # the length in training comes first
-    found = {size: {d.label: by_position(d, evaluations, size) for d in designs} for size in sizes}
-    labels = [d.label for d in designs if any(found[size][d.label] for size in sizes)]
+    losses = {size: {d.label: by_position(d, evaluations, size) for d in designs} for size in sizes}
+    labels = [d.label for d in designs if any(losses[size][d.label] for size in sizes)]
     if not labels:
         return None
 
     def lines(size: int) -> list[Line]:
-        return [_position_line(found[size][label]) for label in labels]
+        return [_position_line(losses[size][label]) for label in labels]
 
     figure = _figure(f"{LOSS.name}, {LOSS.unit}", "position in the window")
     _by_octaves(figure, [2**n for n in range(max(sizes).bit_length())])
     for label, line in zip(labels, lines(sizes[0]), strict=True):
-        _add_line(figure, label, drawn[label], line)
+        _add_line(figure, label, by_label[label], line)
     choices = [
         Choice(f"windows of {size:,}", *_data(lines(size)), "position in the window")
         for size in sizes
     ]
     text = (
-        f"Averaged over the tokens at each position and drawn as the mean of each "
-        f"1/{PARTS_OF_OCTAVE} octave of positions; the band is the interval over seeds."
+        f"Mean over the tokens at each position, averaged over 1/{PARTS_OF_OCTAVE} octaves of "
+        f"positions; band: interval over seeds."
     )
     return Plot("positions", "Loss by position in the window", text, figure, choices)
 
@@ -265,14 +266,14 @@ def position_plot(comparison: Comparison, evaluations: Evaluations) -> Plot | No
 def _position_line(seeds: list[list[float]]) -> Line:
     if not seeds:
         return Line([], [], [], 0)
-    places = by_octave(seeds[0])[0]
-    return _line(places, np.array([by_octave(losses)[1] for losses in seeds]))
+    positions = by_octave(seeds[0])[0]
+    return _line(positions, np.array([by_octave(losses)[1] for losses in seeds]))
 
 
 def against(comparison: Comparison, name: str, key: str, title: str) -> Plot | None:
-    """The measure against another number of the result, a point with intervals a design."""
+    """Return the plot of the measure against another result, a point for each design."""
     measure = comparison.measure
-    drawn = styles(comparison.designs)
+    by_label = styles(comparison.designs)
     figure = _figure(f"{measure.name}, {measure.unit}", title)
     xs: list[float] = []
     for design in comparison.designs:
@@ -280,7 +281,7 @@ def against(comparison: Comparison, name: str, key: str, title: str) -> Plot | N
         if x is None or y is None:
             continue
         xs.append(x.mean)
-        style = drawn[design.label]
+        style = by_label[design.label]
         figure.add_scatter(
             x=[x.mean],
             y=[y.mean],
@@ -294,17 +295,17 @@ def against(comparison: Comparison, name: str, key: str, title: str) -> Plot | N
         )
     if not xs:
         return None
-    if min(xs) > 0 and max(xs) / min(xs) >= WIDE:
+    if min(xs) > 0 and max(xs) / min(xs) >= LOG_RATIO:
         figure.update_xaxes(type="log")
-    text = "A point a design, with the intervals over seeds."
+    text = "One point for each design, with intervals over seeds."
     return Plot(name, f"Loss against {name}", text, figure)
 
 
-def _error(found: Interval, style: Style) -> dict[str, Any]:
+def _error(interval: Interval, style: Style) -> dict[str, Any]:
     return {
         "type": "data",
-        "array": [found.half or 0.0],
-        "visible": bool(found.half),
+        "array": [interval.half or 0.0],
+        "visible": bool(interval.half),
         "color": style.colour,
         "thickness": 1.5,
     }
@@ -314,13 +315,13 @@ def _error(found: Interval, style: Style) -> dict[str, Any]:
 
 
 def _line(x: list[float], values: np.ndarray) -> Line:
-    """A line of values, which are (seeds, points)."""
+    """Return the line of values (seeds, points)."""
     half = half_intervals(values.T).tolist() if len(values) > 1 else None
     return Line(x, values.mean(axis=0).tolist(), half, len(values))
 
 
 def _band(line: Line) -> tuple[list[float], list[float]]:
-    """The outline of a band: its upper side, then its lower one backwards."""
+    """Return the outline of the interval: its upper side, then its lower side backwards."""
     if line.half is None:
         return [], []
     upper = [m + h for m, h in zip(line.mean, line.half, strict=True)]
@@ -329,7 +330,7 @@ def _band(line: Line) -> tuple[list[float], list[float]]:
 
 
 def _data(lines: Any) -> tuple[list[Any], list[Any]]:
-    """x and y of every trace, in the order in which `_add_line` adds them."""
+    """Return x and y of every trace, in the order in which `_add_line` adds them."""
     x: list[Any] = []
     y: list[Any] = []
     for line in lines:
@@ -340,7 +341,7 @@ def _data(lines: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _add_line(figure: go.Figure, name: str, style: Style, line: Line, mode: str = "lines") -> None:
-    """Add the band, then the line; where it is one point, a mark."""
+    """Add the band, then the line, or a marker for a single point."""
     (band_x, line_x), (band_y, line_y) = _data([line])
     figure.add_scatter(
         x=band_x,
@@ -366,11 +367,11 @@ def _add_line(figure: go.Figure, name: str, style: Style, line: Line, mode: str 
 
 
 def _figure(y: str, x: str) -> go.Figure:
-    """An empty figure without colours of its own: those of the page come with its theme."""
+    """Return an empty figure; report.js sets its colours."""
     return go.Figure(
         layout={
             "template": "none",
-            "showlegend": False,  # the page has one for all plots
+            "showlegend": False,  # report.html.j2 has the legend
             "margin": {"l": 60, "r": 16, "t": 12, "b": 48},
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
@@ -394,10 +395,10 @@ def _mark_block_size(figure: go.Figure, designs: Sequence[Design]) -> None:
 
 
 def _transparent(colour: str) -> str:
-    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{BAND_OPACITY})"
 
 
 def _rounded(values: Sequence[float]) -> list[float]:
-    """Six digits: what a screen shows, at half the bytes."""
+    """Round to six significant digits, to keep the page small."""
     return [float(f"{value:.6g}") for value in values]

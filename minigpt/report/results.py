@@ -1,4 +1,4 @@
-"""The tables of a report: which numbers stand where, and what their notes say."""
+"""The tables of a report: their columns, rows and notes."""
 
 from __future__ import annotations
 
@@ -6,53 +6,53 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 
-from minigpt.report.comparison import Comparison
+from minigpt.report.comparison import LOSS, Comparison
 from minigpt.report.designs import Design, shown, varying, word
 from minigpt.report.evaluations import Evaluations, at_length, lengths
 from minigpt.report.runs import Run
 from minigpt.report.statistics import CONFIDENCE, POWER, interval
 from minigpt.report.tables import Cell, Column, Table, markdown_text, to_markdown
 
-BEST, ALIKE = "★", "≈"
+BEST, NOT_WORSE = "★", "≈"
 PERCENT = f"{CONFIDENCE:.0%}"
 
 
 def tables(comparison: Comparison, evaluations: Evaluations | None) -> list[Table]:
-    """Every table that has something to say, in the order of the page."""
-    made = [leaderboard(comparison), differences(comparison)]
+    """Return the tables that have rows, in the order of the page."""
+    drafts = [leaderboard(comparison), differences(comparison)]
     if evaluations is not None:
-        made.append(by_length(comparison, evaluations))
-    made += [configs(comparison), runs(comparison), versions(comparison)]
-    return [table for table in made if table.rows]
+        drafts.append(by_length(comparison, evaluations))
+    drafts += [configs(comparison), runs(comparison), versions(comparison)]
+    return [table for table in drafts if table.rows]
 
 
 def summary(comparison: Comparison) -> str:
-    """One line: what is compared."""
-    counted = sum(len(design.runs) for design in comparison.designs)
-    runs, designs = len(comparison.found.runs), len(comparison.designs)
+    """Return one line: the number of runs and designs, seeds, baseline and measure."""
+    finished = sum(len(design.runs) for design in comparison.designs)
+    runs, designs = len(comparison.collection.runs), len(comparison.designs)
     seeds = ", ".join(map(str, comparison.seeds)) or "none"
     base = "" if comparison.baseline is None else f"; baseline: {comparison.baseline.label}"
     return (
-        f"{counted} of {_count(runs, 'run')} finished, {_count(designs, 'design')}; "
+        f"{finished} of {_count(runs, 'run')} finished, {_count(designs, 'design')}; "
         f"seeds: {seeds}{base}; ranked by {comparison.measure.name} ({comparison.measure.unit})"
     )
 
 
-def markdown(title: str, comparison: Comparison, made: Sequence[Table]) -> str:
-    """All of it as one Markdown file."""
+def markdown(title: str, comparison: Comparison, tables: Sequence[Table]) -> str:
+    """Return the report as one Markdown file."""
     lines = [f"# {markdown_text(title)}", "", markdown_text(summary(comparison)), ""]
     lines += [f"- **warning:** {markdown_text(line)}" for line in comparison.warnings]
     lines += [f"- {markdown_text(line)}" for line in comparison.notes]
-    return "\n".join([*lines, "", *map(to_markdown, made)])
+    return "\n".join([*lines, "", *map(to_markdown, tables)])
 
 
 def leaderboard(comparison: Comparison) -> Table:
-    """Designs from the best mean down, quality first, then cost."""
+    """Return designs by mean loss, with their losses, then their costs."""
     measure = comparison.measure
     losses = [
         Column("val_loss", "val loss"),
         Column("val_perplexity", "perplexity"),
-        Column("val_bits_per_byte", "bits a byte"),
+        Column("val_bits_per_byte", "bits/byte"),
         Column("train_loss", "train loss"),
     ]
     if not comparison.one_tokenizer:
@@ -73,7 +73,7 @@ def leaderboard(comparison: Comparison) -> Table:
     ]
     rows: list[list[Cell]] = []
     for design in comparison.ranked:
-        found: dict[str, Cell] = {
+        cells: dict[str, Cell] = {
             "design": design.label,
             "mark": mark(comparison, design),
             "runs": len(design.runs),
@@ -86,34 +86,35 @@ def leaderboard(comparison: Comparison) -> Table:
             "parameters_positional": _exact(design, "parameters.positional"),
         }
         loss, memory = design.interval("val_loss"), design.interval("peak_memory_bytes")
-        found["val_perplexity"] = None if loss is None else loss.exp()
-        found["peak_memory_mib"] = None if memory is None else memory.times(2**-20)
-        rows.append([found[column.key] for column in columns])
+        cells["val_perplexity"] = None if loss is None else loss.exp()
+        cells["peak_memory_mib"] = None if memory is None else memory.times(2**-20)
+        rows.append([cells[column.key] for column in columns])
     kept = [p for p in range(len(columns)) if p < 2 or any(row[p] is not None for row in rows)]
     columns, rows = [columns[p] for p in kept], [[row[p] for p in kept] for row in rows]
     note = (
-        f"± is half of the {PERCENT} t-interval of the mean over seeds. {BEST}: better than every "
-        f"other design; {ALIKE}: has the lowest mean or is not told apart from it (paired t-tests "
-        f"of {measure.name}, {measure.unit}; Holm over all pairs of designs)."
+        f"±: half-width of the {PERCENT} confidence interval of the mean over seeds (Student's t). "
+        f"{BEST}: significantly better than every other design. {NOT_WORSE}: lowest mean, or not "
+        f"significantly different from it (paired t-tests of {measure.name}, {measure.unit}; Holm "
+        f"correction over all pairs of designs)."
     )
     if comparison.one_tokenizer:
-        note += " Perplexity is exp(mean loss), its ± to first order. Losses are nats a token."
+        note += f" Losses are in {LOSS.unit}. Perplexity is exp(mean loss), its ± to first order."
     return Table("leaderboard", "Leaderboard", columns, rows, note)
 
 
 def mark(comparison: Comparison, design: Design) -> str:
-    """The sign of a design that is, or may be, the best; '' where nothing can be told."""
-    counted = [other for other in comparison.designs if other.by_seed]
-    if design.label not in comparison.best or len(counted) < 2:
+    """Return the mark of a design that is or may be the best; '' without several seeds."""
+    finished = [other for other in comparison.designs if other.by_seed]
+    if design.label not in comparison.best or len(finished) < 2:
         return ""
-    if all(len(other.by_seed) < 2 for other in counted):
-        return ""  # one seed tells nothing, which the notes say
-    everyone = len(counted) == len(comparison.designs)
-    return BEST if len(comparison.best) == 1 and everyone else ALIKE
+    if all(len(other.by_seed) < 2 for other in finished):
+        return ""  # one seed gives no test
+    is_complete = len(finished) == len(comparison.designs)
+    return BEST if len(comparison.best) == 1 and is_complete else NOT_WORSE
 
 
 def differences(comparison: Comparison) -> Table:
-    """Each design minus the baseline, seed by seed."""
+    """Return each design minus the baseline, paired by seed."""
     measure, base = comparison.measure, comparison.baseline
     columns = [
         Column("design", "design"),
@@ -121,67 +122,72 @@ def differences(comparison: Comparison) -> Table:
         Column("seeds", "seeds"),
         Column("p", "p", is_p=True),
         Column("p_holm", "p (Holm)", is_p=True),
-        Column("detectable", "detectable"),
-        Column("told_apart", "told apart"),
+        Column("detectable", "minimum detectable effect"),
+        Column("significant", "significant"),
     ]
     rows: list[list[Cell]] = []
     for design in comparison.ranked:
-        found = comparison.differences.get(design.label)
-        if found is None:
+        difference = comparison.differences.get(design.label)
+        if difference is None:
             continue
-        p = found.adjusted
-        told = "" if p is None else "yes" if p < 1 - CONFIDENCE else "no"
         rows.append(
-            [design.label, found.interval, found.interval.n, found.p, p, found.detectable, told]
+            [
+                design.label,
+                difference.interval,
+                difference.interval.n,
+                difference.p,
+                difference.p_holm,
+                difference.minimum_detectable_effect,
+                {None: "", True: "yes", False: "no"}[difference.significant],
+            ]
         )
     name = "" if base is None else base.label
     note = (
         f"{measure.name.capitalize()} ({measure.unit}) minus that of {name} with the same seed: "
-        f"below 0 is better. ± is half of the {PERCENT} t-interval of one comparison. p: two-sided "
-        f"paired t-test; Holm's holds for all rows together, and told apart is below "
-        f"{1 - CONFIDENCE:.2f} there. Detectable, the noise floor: the true difference that so "
-        f"many seeds find with a power of {POWER:.0%} in one test (noncentral t with the standard "
-        f"deviation s of the differences: P(|T| > t) = {POWER:g} at d = detectable, "
-        f"noncentrality d sqrt(n) / s)."
+        f"below 0 is better. ±: half-width of the {PERCENT} confidence interval. p: two-sided "
+        f"paired t-test; p (Holm): corrected over all rows; significant: p (Holm) below "
+        f"{1 - CONFIDENCE:.2f}. Minimum detectable effect: the true difference d that one test "
+        f"with these seeds detects with a power of {POWER:.0%} (noncentral t with noncentrality "
+        f"d sqrt(n) / s, where s is the standard deviation of the differences)."
     )
     return Table("differences", f"Differences to {name}", columns, rows, note)
 
 
 def by_length(comparison: Comparison, evaluations: Evaluations) -> Table:
-    """The measure at other context lengths, from minigpt eval --lengths."""
+    """Return the measure by context length, from `minigpt eval --lengths`."""
     measure = comparison.measure
-    found = lengths(comparison.designs, evaluations)
-    columns = [Column("design", "design"), *(Column(f"at_{n}", f"{n:,}") for n in found)]
+    sizes = lengths(comparison.designs, evaluations)
+    columns = [Column("design", "design"), *(Column(f"at_{n}", f"{n:,}") for n in sizes)]
     rows: list[list[Cell]] = []
     for design in comparison.ranked:
         row: list[Cell] = []
-        for length in found:
+        for length in sizes:
             seeds = at_length(design, evaluations, length, measure)
             row.append(interval([*seeds.values()]) if seeds else None)
         if any(cell is not None for cell in row):
             rows.append([design.label, *row])
     note = (
-        f"{measure.name.capitalize()} ({measure.unit}) with windows of so many tokens, which do "
-        f"not overlap; weights: {evaluations.checkpoint}. Empty: not evaluated, or undefined there."
+        f"{measure.name.capitalize()} ({measure.unit}) by context length in tokens, over windows "
+        f"that do not overlap; weights: {evaluations.checkpoint}. Empty: no value."
     )
-    return Table("lengths", "By length of the context", columns, rows, note)
+    return Table("lengths", "By context length", columns, rows, note)
 
 
 def configs(comparison: Comparison) -> Table:
-    """What differs between the designs' configs."""
+    """Return the config values that differ between designs."""
     keys = varying([design.config for design in comparison.designs])
     columns = [Column("design", "design"), *(Column(key, _heading(key)) for key in keys)]
     rows: list[list[Cell]] = [
         [design.label, *(_value(design, key) for key in keys)] for design in comparison.designs
     ]
-    note = "Every value that differs between designs; empty where a design has no such option."
+    note = "Every value that differs between designs; empty: the design has no such option."
     if comparison.matched:
-        note += f" Changed by the sweep to match: {', '.join(comparison.matched)}."
-    return Table("configs", "What differs", columns, rows if keys else [], note)
+        note += f" Set by sweep.match: {', '.join(comparison.matched)}."
+    return Table("configs", "Configuration differences", columns, rows if keys else [], note)
 
 
 def runs(comparison: Comparison) -> Table:
-    """Each run: where it is, how it ended, what was typed, which code."""
+    """Return each run with its directory, status, command and commit."""
     labels = {id(run): design.label for design in comparison.designs for run in design.all_runs}
     columns = [
         Column("run", "run"),
@@ -196,14 +202,14 @@ def runs(comparison: Comparison) -> Table:
         Column("command", "command"),
     ]
     rows: list[list[Cell]] = []
-    for run in comparison.found.runs:
+    for run in comparison.collection.runs:
         steps = run.number("steps")
-        label = labels.get(id(run), "left out: a newer run has its design and seed")
+        label = labels.get(id(run), "left out: a newer run has the same design and seed")
         rows.append(
             [
                 str(run.path),
                 label if run.config else "",
-                "" if run.seed is None else str(run.seed),  # a name, not an amount
+                "" if run.seed is None else str(run.seed),  # text: without thousands separators
                 run.status,
                 None if steps is None else int(steps),
                 run.number(comparison.measure.key),
@@ -217,7 +223,7 @@ def runs(comparison: Comparison) -> Table:
 
 
 def running(comparison: Comparison) -> Table:
-    """How far the runs are that have no result yet."""
+    """Return the progress of runs without a result."""
     columns = [
         Column("run", "running"),
         Column("step", "step"),
@@ -226,8 +232,8 @@ def running(comparison: Comparison) -> Table:
         Column("val_loss", "val loss"),
     ]
     rows: list[list[Cell]] = []
-    for run in comparison.found.runs:
-        if run.metrics and "status" not in run.result:
+    for run in comparison.collection.runs:
+        if run.metrics and not run.has_ended:
             steps = run.config.get("trainer.max_steps")
             rows.append(
                 [
@@ -241,20 +247,20 @@ def running(comparison: Comparison) -> Table:
 
 
 def versions(comparison: Comparison) -> Table:
-    """Packages, Python and platform by version, and how many runs had it."""
-    seen: Counter[tuple[str, str]] = Counter()
-    for run in comparison.found.runs:
+    """Return the versions of packages, Python and platform, with the number of runs."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for run in comparison.collection.runs:
         facts = {key: run.manifest.get(key) for key in ("minigpt", "python", "platform", "device")}
         packages = run.manifest.get("versions")
         facts |= packages if isinstance(packages, dict) else {}
-        seen.update((name, str(value)) for name, value in facts.items() if value is not None)
+        counts.update((name, str(value)) for name, value in facts.items() if value is not None)
     columns = [Column("what", "what"), Column("version", "version"), Column("runs", "runs")]
-    rows: list[list[Cell]] = [[name, version, n] for (name, version), n in seen.items()]
+    rows: list[list[Cell]] = [[name, version, n] for (name, version), n in counts.items()]
     return Table("versions", "Versions", columns, rows)
 
 
 def _exact(design: Design, key: str) -> Cell:
-    """A count that seeds do not change, or in a group of designs its mean and interval."""
+    """Return a count that is the same for all seeds; in a group of designs mean and interval."""
     values = [*design.seeds(key).values()]
     if not values:
         return None
@@ -275,8 +281,8 @@ def _heading(key: str) -> str:
 
 
 def _value(design: Design, key: str) -> str:
-    seen = {shown(c[key]) if key in c else "" for c in design.configs}
-    return ", ".join(sorted(seen))
+    values = {shown(c[key]) if key in c else "" for c in design.configs}
+    return ", ".join(sorted(values))
 
 
 def _command(run: Run) -> str:

@@ -1,7 +1,7 @@
-"""What seeds can tell: intervals, paired differences, corrections, the noise floor.
+"""Statistics over seeds: t-intervals, paired t-tests, Holm's correction, detectable effects.
 
-Every function takes plain numbers. Student's t throughout; `scipy.special` holds its distribution
-functions and imports in a third of the time of `scipy.stats`, which the tests compare with.
+`scipy.special` has the distribution functions of Student's t and imports in a third of the time of
+`scipy.stats`, with which the tests compare.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 from scipy import special
 
 CONFIDENCE = 0.95
-POWER = 0.8  # of a paired test, at which a difference counts as one these seeds can see
-Seeds = dict[int, float]  # a number of each seed
+POWER = 0.8  # of the paired t-test, for the minimum detectable effect
+Seeds = dict[int, float]  # a number for each seed
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `n` numbers and half of its t-interval; None where one number has none."""
+    """The mean of `n` numbers and half the width of its confidence interval, None for n = 1."""
 
     mean: float
     half: float | None
@@ -29,70 +29,77 @@ class Interval:
 
     @property
     def low(self) -> float:
-        """The lower end, the mean itself where there is no interval."""
+        """The lower end; the mean if there is no interval."""
         return self.mean - (self.half or 0.0)
 
     @property
     def high(self) -> float:
-        """The upper end, the mean itself where there is no interval."""
+        """The upper end; the mean if there is no interval."""
         return self.mean + (self.half or 0.0)
 
     def times(self, factor: float) -> Interval:
-        """The same in another unit."""
+        """Return the interval scaled to another unit."""
         half = None if self.half is None else self.half * abs(factor)
         return Interval(self.mean * factor, half, self.n)
 
     def exp(self) -> Interval:
-        """exp of the mean, with the interval to first order: exp(mean) times its half."""
+        """Return exp(mean) with the interval to first order: exp(mean) * half."""
         mean = math.inf if self.mean > 700 else math.exp(self.mean)
         return Interval(mean, None if self.half is None else mean * self.half, self.n)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One design minus another over the seeds both have.
+    """One design minus another, over the seeds that both have.
 
-    `p` of the two-sided paired t-test and `detectable` are None where one pair has none. `adjusted`
-    is Holm's p over the family it was tested in.
+    `p`: of the two-sided paired t-test. `p` and `minimum_detectable_effect` are None for one seed.
+    `p_holm`: corrected for the family of tests.
     """
 
     interval: Interval
     p: float | None
-    detectable: float | None
-    adjusted: float | None = None
+    minimum_detectable_effect: float | None
+    p_holm: float | None = None
+
+    @property
+    def significant(self) -> bool | None:
+        """Whether the corrected p is below 1 - CONFIDENCE; None without a p."""
+        return None if self.p_holm is None else self.p_holm < 1 - CONFIDENCE
 
 
 def quantile(df: float) -> float:
-    """The t that CONFIDENCE of Student's distribution lies within, on both sides of 0."""
+    """Return t such that CONFIDENCE of Student's distribution lies within [-t, t]."""
     return float(special.stdtrit(df, (1 + CONFIDENCE) / 2))
 
 
 def half_intervals(values: np.ndarray) -> np.ndarray:
-    """Half of the t-interval of the mean over the last axis, which holds two numbers or more."""
+    """Return half the t-interval of the mean over the last axis, of 2 numbers or more."""
     n = values.shape[-1]
     return quantile(n - 1) * values.std(axis=-1, ddof=1) / math.sqrt(n)
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """The mean of one number or more, and half of its t-interval."""
+    """Return the mean of one number or more with its t-interval."""
     numbers = np.asarray(values, dtype=np.float64)
     half = float(half_intervals(numbers)) if len(numbers) > 1 else None
     return Interval(float(numbers.mean()), half, len(numbers))
 
 
 def paired(one: Seeds, other: Seeds) -> Difference | None:
-    """One minus the other over the seeds both have; None where there is none."""
+    """Return one minus the other over the seeds that both have, None if they share no seed."""
     shared = sorted(one.keys() & other.keys())
     if not shared:
         return None
     differences = [one[seed] - other[seed] for seed in shared]
-    return Difference(interval(differences), paired_p(differences), detectable(differences))
+    return Difference(
+        interval(differences), paired_p(differences), minimum_detectable_effect(differences)
+    )
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
-    """The two-sided p of a t-test that differences have mean 0; None for one difference.
+    """Return the two-sided p of a t-test that differences have mean 0; None for one difference.
 
-    Differences that are all the same leave no doubt: 1 where they are 0, else 0.
+    If all differences are equal, p is 1 for 0 and else 0.
     """
     n = len(differences)
     if n < 2:
@@ -103,62 +110,61 @@ def paired_p(differences: Sequence[float]) -> float | None:
     return float(2 * special.stdtr(n - 1, -abs(mean) / deviation * math.sqrt(n)))
 
 
-def detectable(differences: Sequence[float]) -> float | None:
-    """The smallest true difference that a paired test of so many seeds finds with POWER.
+def minimum_detectable_effect(differences: Sequence[float]) -> float | None:
+    """Return the smallest true difference that one paired t-test detects with POWER.
 
-    d with P(|T| > t) = POWER, T noncentral t of n - 1 degrees and noncentrality d sqrt(n) / s,
-    where s is the differences' own standard deviation; of one comparison at a time. None for one
-    seed.
+    d with P(|T| > t) = POWER, where T is noncentral t with n - 1 degrees of freedom and
+    noncentrality d sqrt(n) / s; s is the standard deviation of the differences. None for one seed.
     """
     n = len(differences)
     if n < 2:
         return None
-    # T beyond -t has no weight left where T beyond t has that much: one side is exact enough.
+    # P(T < -t) is negligible where P(T > t) = POWER.
     noncentrality = float(special.nctdtrinc(n - 1, 1 - POWER, quantile(n - 1)))
     return noncentrality * float(np.std(differences, ddof=1)) / math.sqrt(n)
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down p-values, which hold over the whole family; None stays None.
+    """Return Holm's step-down p-values of a family of tests; None stays None.
 
-    The i-th smallest of m is multiplied by m - i, counted from 0, and is at least the one before.
+    The i-th smallest of m (from 0) is multiplied by m - i, and is at least the one before.
     """
-    known = sorted((p, place) for place, p in enumerate(ps) if p is not None)
+    known = sorted((p, index) for index, p in enumerate(ps) if p is not None)
     adjusted: list[float | None] = [None] * len(ps)
     largest = 0.0
-    for rank, (p, place) in enumerate(known):
+    for rank, (p, index) in enumerate(known):
         largest = max(largest, min(1.0, p * (len(known) - rank)))
-        adjusted[place] = largest
+        adjusted[index] = largest
     return adjusted
 
 
-def not_told_apart(designs: Sequence[Seeds]) -> set[int]:
-    """The places of the lowest mean and of all designs it is not told apart from.
+def not_significantly_worse(designs: Sequence[Seeds]) -> set[int]:
+    """Return the indices of the lowest mean and of all designs not significantly worse than it.
 
-    The family is every pair of designs: the best was chosen by looking at all of them. Alone in the
-    set is a design that beats each other one; a pair without two shared seeds tells nothing.
+    The family of tests is every pair of designs, since the lowest mean was chosen among all of
+    them. A pair with fewer than two shared seeds is never significant.
     """
-    known = [place for place, seeds in enumerate(designs) if seeds]
+    known = [index for index, seeds in enumerate(designs) if seeds]
     if not known:
         return set()
-    best = min(known, key=lambda place: float(np.mean([*designs[place].values()])))
+    best = min(known, key=lambda index: float(np.mean([*designs[index].values()])))
     pairs = list(combinations(known, 2))
     ps = []
     for a, b in pairs:
         shared = designs[a].keys() & designs[b].keys()
         ps.append(paired_p([designs[a][seed] - designs[b][seed] for seed in sorted(shared)]))
-    told = {
+    significant = {
         pair
         for pair, p in zip(pairs, holm(ps), strict=True)
         if p is not None and p < 1 - CONFIDENCE
     }
     return {
-        place
-        for place in known
-        if (min(place, best), max(place, best)) not in told
-        or not _worse(designs[place], designs[best])  # the best mean may be over other seeds
+        index
+        for index in known
+        if (min(index, best), max(index, best)) not in significant
+        or not _is_worse(designs[index], designs[best])  # the lowest mean may be over other seeds
     }
 
 
-def _worse(one: Seeds, other: Seeds) -> bool:
+def _is_worse(one: Seeds, other: Seeds) -> bool:
     return sum(one[seed] - other[seed] for seed in one.keys() & other.keys()) > 0

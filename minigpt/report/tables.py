@@ -1,4 +1,4 @@
-"""One table, five forms: terminal, plain lines, CSV, Markdown, LaTeX (and rows for HTML)."""
+"""A table, and its forms: terminal, plain lines, CSV, Markdown, LaTeX (HTML: minigpt.html)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from minigpt.report.statistics import Interval
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table as RichTable
 
 Cell = str | int | float | Interval | None
@@ -20,21 +21,21 @@ SMALLEST_P = 1e-4
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its name in the CSV file, its heading, and how many digits after the point.
+    """A column: `key` in CSV files, heading, and digits after the decimal point.
 
-    Where a column has intervals, they decide: two digits of the smallest one, at most `digits`.
+    A column of intervals shows two significant digits of the smallest one, at most `digits`.
     """
 
     key: str
     title: str
     digits: int = 4
-    sign: str = ""  # "+" shows the sign of positive numbers too
+    sign: str = ""  # "+": also for positive numbers
     is_p: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under columns; `note` says what its marks and numbers mean."""
+    """Rows of cells. `note` explains marks and numbers."""
 
     name: str
     title: str
@@ -43,20 +44,20 @@ class Table:
     note: str = ""
 
     def texts(self) -> list[list[str]]:
-        """Every cell as people read it, by rows."""
+        """Return the cells as formatted text, by rows."""
         formats = [
-            _format(column, [row[place] for row in self.rows])
-            for place, column in enumerate(self.columns)
+            _format(column, [row[index] for row in self.rows])
+            for index, column in enumerate(self.columns)
         ]
         return [[f(cell) for f, cell in zip(formats, row, strict=True)] for row in self.rows]
 
     @property
     def text_columns(self) -> list[int]:
-        """Places of the columns that hold words, which stand at the left."""
+        """Indices of the columns of text, which are left-aligned."""
         return [
-            place
-            for place in range(len(self.columns))
-            if all(isinstance(row[place], str | None) for row in self.rows)
+            index
+            for index in range(len(self.columns))
+            if all(isinstance(row[index], str | None) for row in self.rows)
         ]
 
     @property
@@ -92,73 +93,81 @@ def _format(column: Column, cells: Sequence[Cell]) -> Callable[[Cell], str]:
 
 
 def to_rich(table: Table, width: int) -> list[RichTable]:
-    """Terminal tables of `width`: as many as the columns need, the first column in each."""
+    """Return rich tables of at most `width`; a table that is too wide is split by columns."""
     from rich.markup import escape
     from rich.table import Table as RichTable
 
     texts = table.texts()
     widths = [
-        max(len(title), *(len(row[place]) for row in texts), 0) + 3
-        for place, title in enumerate(table.head)
+        max(len(title), *(len(row[index]) for row in texts), 0) + 3
+        for index, title in enumerate(table.head)
     ]
     parts: list[list[int]] = [[0]]
-    for place in range(1, len(widths)):
-        if len(parts[-1]) > 1 and sum(widths[p] for p in [*parts[-1], place]) + 1 > width:
+    for index in range(1, len(widths)):
+        if len(parts[-1]) > 1 and sum(widths[i] for i in [*parts[-1], index]) + 1 > width:
             parts.append([0])
-        parts[-1].append(place)
-    made = []
-    for number, places in enumerate(parts):
+        parts[-1].append(index)
+    tables = []
+    for number, indices in enumerate(parts):
         title = escape(table.title) if number == 0 else None
         rich = RichTable(title=title, title_justify="left")
-        for place in places:
-            justify = "left" if place in table.text_columns else "right"
-            rich.add_column(escape(table.head[place]), justify=justify, overflow="fold")
+        for index in indices:
+            justify = "left" if index in table.text_columns else "right"
+            rich.add_column(escape(table.head[index]), justify=justify, overflow="fold")
         for row in texts:
-            rich.add_row(*(escape(row[place]) for place in places))
-        made.append(rich)
-    return made
+            rich.add_row(*(escape(row[index]) for index in indices))
+        tables.append(rich)
+    return tables
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table in a terminal, plain lines in a pipe."""
+    if console.is_terminal:
+        console.print(*to_rich(table, console.width))
+    else:
+        console.print("\n".join(to_plain(table)), soft_wrap=True, markup=False)
 
 
 def to_plain(table: Table) -> list[str]:
-    """Lines for a pipe: columns aligned by spaces, none cut."""
+    """Return lines with columns aligned by spaces; no cell is cut."""
     rows = [table.head, *table.texts()]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(table.columns))]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(table.columns))]
     lines = [table.title]
     for row in rows:
         cells = [
-            cell.ljust(width) if place in table.text_columns else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if index in table.text_columns else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
     return lines
 
 
 def to_csv(table: Table) -> str:
-    """Raw numbers, unrounded: an interval is three columns (mean, half of the interval, n)."""
+    """Return CSV with unrounded numbers; an interval has three columns (mean, half-width, n)."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    spread = [
-        any(isinstance(row[place], Interval) for row in table.rows)
-        for place in range(len(table.columns))
+    are_intervals = [
+        any(isinstance(row[index], Interval) for row in table.rows)
+        for index in range(len(table.columns))
     ]
     head: list[str] = []
-    for column, wide in zip(table.columns, spread, strict=True):
+    for column, is_interval in zip(table.columns, are_intervals, strict=True):
         head += [column.key]
-        head += [f"{column.key}_half_interval", f"{column.key}_n"] if wide else []
+        head += [f"{column.key}_half_interval", f"{column.key}_n"] if is_interval else []
     writer.writerow(head)
     for row in table.rows:
         line: list[object] = []
-        for cell, wide in zip(row, spread, strict=True):
+        for cell, is_interval in zip(row, are_intervals, strict=True):
             if isinstance(cell, Interval):
                 line += [cell.mean, cell.half, cell.n]
             else:
-                line += [cell, None, None] if wide else [cell]
+                line += [cell, None, None] if is_interval else [cell]
         writer.writerow(line)
     return file.getvalue()
 
 
 def to_markdown(table: Table) -> str:
-    """A table of GitHub's Markdown under a heading."""
+    """Return a GitHub Markdown table under a heading."""
 
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cells)} |"
@@ -171,7 +180,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A table float for `booktabs`."""
+    """Return a LaTeX table float that needs `booktabs`."""
 
     def line(cells: Sequence[str]) -> str:
         return f"    {' & '.join(map(latex_text, cells))} \\\\"
@@ -214,10 +223,10 @@ _MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#~"} | {"&": "&amp;",
 
 
 def latex_text(text: str) -> str:
-    """Text that LaTeX prints as it is."""
+    """Escape text for LaTeX."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 
 def markdown_text(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Escape text for Markdown."""
     return text.translate(_MARKDOWN)

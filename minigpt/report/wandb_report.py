@@ -1,4 +1,4 @@
-"""The same comparison as a saved report of Weights & Biases, or its spec where that cannot be."""
+"""The comparison as a saved report of Weights & Biases, or its spec as JSON when offline."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from minigpt.report.results import summary
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2.interface as wr
 
-ANSWER_SECONDS = 3.0  # for a sign of life, as logger=wandb waits
-SAVE_SECONDS = 30.0  # for the few requests of a save
-GROUP_KEYS_AT_MOST = 5  # W&B's own limit of nested groups is soft; more are unreadable
+ANSWER_SECONDS = 3.0  # timeout of the connection test, as of logger=wandb
+SAVE_SECONDS = 30.0  # timeout of saving
+MAX_GROUP_KEYS = 5  # more nested groups are unreadable
 
 
 def project_name(text: str) -> tuple[str, str]:
-    """Entity and project of ENTITY/PROJECT. Raises UserError."""
+    """Return entity and project of ENTITY/PROJECT. Raises UserError."""
     entity, slash, project = text.partition("/")
     if not (entity and slash and project) or "/" in project:
-        raise UserError(f"--wandb={text}: not ENTITY/PROJECT; write it as in the project's address")
+        raise UserError(f"--wandb={text}: not ENTITY/PROJECT; copy both from the project's URL")
     return entity, project
 
 
@@ -41,40 +41,69 @@ def require_workspaces() -> None:
 
 
 def save_report(comparison: Comparison, entity: str, project: str, title: str, spec: Path) -> str:
-    """Save the report, or write its spec; returns one line that says which, and why.
+    """Save the report, or write its spec to a file; return one line for the user.
 
-    Never asks, and gives up in time.
+    Does not prompt for a login, and stops after SAVE_SECONDS.
     """
-    why = _why_not_online()
-    if why is None:
+    reason = _why_not_online()
+    if reason is None:
         answer: SimpleQueue[tuple[str | None, str]] = SimpleQueue()
-        # A thread, because requests to a server that swallows packets know no end.
+        # In a thread: requests to a server that drops packets have no timeout.
         work = threading.Thread(
             target=lambda: answer.put(_save(comparison, entity, project, title)), daemon=True
         )
         work.start()
         try:
-            url, why = answer.get(timeout=SAVE_SECONDS)
+            url, reason = answer.get(timeout=SAVE_SECONDS)
         except Empty:
-            url, why = None, f"no answer in {SAVE_SECONDS:g} s"
+            url, reason = None, f"no answer in {SAVE_SECONDS:g} s"
         if url is not None:
             return f"W&B report: {url}"
     report = build(comparison, entity, project, title, online=False)
     content = report._to_model().model_dump(by_alias=True, exclude_none=True, mode="json")
     write_text(spec, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    return f"W&B report not saved: {why}; its spec is in {spec}"
+    return f"W&B report not saved: {reason}; its spec is in {spec}"
 
 
 def build(comparison: Comparison, entity: str, project: str, title: str, online: bool) -> wr.Report:
-    """The report: panels over the compared runs, grouped by what makes the designs.
+    """Build the report: panels over the compared runs, grouped by the keys that differ.
 
-    A set of runs that names its project is looked up by the library, so `online` alone names it;
-    without a name it is the report's own project.
+    The library looks up a run set that names its project, so it is named only if `online`; without
+    a name it is the report's project.
     """
     import wandb_workspaces.reports.v2.interface as wr
 
-    # A section that names a variant is grouped by that name, and the rest by their key.
     keys = choices(varying([d.config for d in comparison.designs]), comparison.matched)
+    measure = comparison.measure
+    warnings = [wr.UnorderedList(items=[*comparison.warnings])] if comparison.warnings else []
+    grouped = ", ".join(word(key) for key in keys) or "nothing"
+    unit = f"{measure.name} in {measure.unit}" if measure != LOSS else f"losses in {LOSS.unit}"
+    run_set = wr.Runset(
+        entity=entity if online else "",
+        project=project if online else "",
+        name="designs",
+        filters=_filter(comparison),
+        groupby=[f"config.{key}" for key in keys if key != "data.text"][:MAX_GROUP_KEYS],
+    )
+    return wr.Report(
+        entity=entity,
+        project=project,
+        title=title[:128],  # the limit of W&B
+        description=summary(comparison),
+        blocks=[
+            wr.P(
+                f"Runs are grouped by {grouped}. Lines are means and bands standard deviations "
+                f"over seeds; {unit}. Intervals and tests are in the page of `minigpt report`."
+            ),
+            *warnings,
+            wr.PanelGrid(runsets=[run_set], panels=_panels(comparison)),
+        ],
+        width="fluid",
+    )
+
+
+def _filter(comparison: Comparison) -> str:
+    """Return a filter for the compared runs; '' if none was tracked."""
     ids = sorted(
         {
             str(run.manifest["tracker_id"])
@@ -83,13 +112,13 @@ def build(comparison: Comparison, entity: str, project: str, title: str, online:
             if run.manifest.get("tracker_id")
         }
     )
-    runset = wr.Runset(
-        entity=entity if online else "",
-        project=project if online else "",
-        name="designs",
-        filters=f"Metric('ID') in {json.dumps(ids)}" if ids else "",
-        groupby=[f"config.{key}" for key in keys if key != "data.text"][:GROUP_KEYS_AT_MOST],
-    )
+    return f"Metric('ID') in {json.dumps(ids)}" if ids else ""
+
+
+def _panels(comparison: Comparison) -> list[Any]:
+    """Return curves, then bars, then scatter plots, in two columns."""
+    import wandb_workspaces.reports.v2.interface as wr
+
     measure = comparison.measure
     spread: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
     curves = [measure.key, *(["train_loss"] if comparison.one_tokenizer else [])]
@@ -110,35 +139,18 @@ def build(comparison: Comparison, entity: str, project: str, title: str, online:
         )
         for x in ("parameters.total", "seconds")
     ]
-    for place, panel in enumerate(panels):
-        panel.layout = wr.Layout(x=12 * (place % 2), y=8 * (place // 2), w=12, h=8)
-    warned = [wr.UnorderedList(items=[*comparison.warnings])] if comparison.warnings else []
-    grouped = ", ".join(word(key) for key in keys) or "nothing"
-    unit = f"{measure.name} in {measure.unit}" if measure != LOSS else f"losses in {LOSS.unit}"
-    return wr.Report(
-        entity=entity,
-        project=project,
-        title=title[:128],  # W&B takes no longer one
-        description=summary(comparison),
-        blocks=[
-            wr.P(
-                f"Runs are grouped by {grouped}: lines are means, bands standard deviations over "
-                f"seeds; {unit}. Intervals and tests are in the page of `minigpt report`."
-            ),
-            *warned,
-            wr.PanelGrid(runsets=[runset], panels=panels),
-        ],
-        width="fluid",
-    )
+    for index, panel in enumerate(panels):
+        panel.layout = wr.Layout(x=12 * (index % 2), y=8 * (index // 2), w=12, h=8)
+    return panels
 
 
 def _save(comparison: Comparison, entity: str, project: str, title: str) -> tuple[str | None, str]:
-    """The address of the saved report, or why it was not saved."""
+    """Return the URL of the saved report, or None and why it was not saved."""
     try:
         report = build(comparison, entity, project, title, online=True)
         report.save()
         return report.url, ""
-    except Exception as error:  # the library's, W&B's client's and the network's
+    except Exception as error:  # of the library, the client or the network
         return None, first_line(error)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from minigpt.errors import UserError
-from minigpt.files import to_json
+from minigpt.errors import UserError, did_you_mean
+from minigpt.files import read_json, to_json
 
 SWEEP, SEARCH = "sweep.json", "tune.json"  # in the folder of a sweep, of a search
 RUNS = Path("runs")  # where `latest` looks, and where configs/runtime.yaml puts new runs
@@ -38,7 +37,17 @@ class RunDirectory:
     @property
     def status(self) -> str | None:
         """How it ended, of result.json; None where there is none. Raises UserError if broken."""
-        return self.read_json(self.result).get("status") if self.result.exists() else None
+        return self.read_optional_json(self.result).get("status")
+
+    @property
+    def finished(self) -> bool:
+        """Whether it trained to its last step. Raises UserError if result.json is broken."""
+        return self.status == "finished"
+
+    @property
+    def data_sha256(self) -> str:
+        """The sha256 of the text the run was trained on. Raises UserError without a manifest."""
+        return str(self.read_json(self.manifest).get("data_sha256"))
 
     @contextmanager
     def locked(self, seconds: float = 0.0) -> Iterator[None]:
@@ -81,14 +90,15 @@ class RunDirectory:
     def read_json(self, path: Path) -> dict[str, Any]:
         """A JSON file of this run. Raises UserError if it is missing or broken."""
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(found, dict):
-                raise ValueError("no object")
-            return found
+            return read_json(path)
         except FileNotFoundError:
             raise UserError(f"{path}: not there; has this run started?") from None
         except ValueError as error:
             raise UserError(f"{path}: broken JSON ({error}); restore it or train again") from None
+
+    def read_optional_json(self, path: Path) -> dict[str, Any]:
+        """Return a JSON file of this run, {} if it is missing. Raises UserError if it is broken."""
+        return self.read_json(path) if path.exists() else {}
 
     def _logs(self) -> tuple[Path, Path]:
         return self.metrics, self.samples
@@ -100,19 +110,48 @@ class RunDirectory:
 
 
 def find_run(name: str) -> RunDirectory:
-    """The run directory a user names: a path, or `latest` for the newest under runs/.
+    """Return the run directory a user names: a path, or `latest` for the newest under runs/.
 
-    Raises UserError where there is none.
+    Raises UserError if it is not a run.
     """
     if name == "latest":
-        starts = [(file.stat().st_mtime, file.parent) for file in RUNS.rglob("manifest.json")]
-        if not starts:
-            raise UserError(f"latest: no run under {RUNS}/ yet; start one with `minigpt train`")
-        return RunDirectory(max(starts)[1])
+        return _latest_run()
     path = Path(name).expanduser()
     if not name:
         raise UserError("an empty name is no run; give a directory like runs/..., or `latest`")
     if not (path / "config.yaml").is_file():
-        reason = "has no config.yaml, so it is no run" if path.is_dir() else "no such run directory"
+        reason = (
+            "has no config.yaml, so it is not a run" if path.is_dir() else "no such run directory"
+        )
         raise UserError(f"{name}: {reason}; give a directory like runs/..., or `latest`")
     return RunDirectory(path)
+
+
+def find_folder(name: str) -> Path:
+    """Return the folder of runs a user names.
+
+    `latest` is the sweep or search of the newest run, or that run's own directory. Raises UserError
+    if it is not a folder.
+    """
+    if name == "latest":
+        run = _latest_run().path
+        has_siblings = any((run.parent / file).is_file() for file in (SWEEP, SEARCH))
+        return run.parent if has_siblings else run
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise UserError(f"DIR={name}: is a file; give the folder that contains it, {path.parent}")
+    if not name or not path.is_dir():
+        siblings = [str(entry) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = did_you_mean(str(path), siblings)
+        raise UserError(
+            f"DIR={name}: no such folder.{hint} Give a run, a sweep or a folder of them, as "
+            f"{RUNS}/, or `latest`"
+        )
+    return path
+
+
+def _latest_run() -> RunDirectory:
+    starts = [(file.stat().st_mtime, file.parent) for file in RUNS.rglob("manifest.json")]
+    if not starts:
+        raise UserError(f"latest: no run under {RUNS}/ yet; start one with `minigpt train`")
+    return RunDirectory(max(starts)[1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_model
@@ -12,11 +14,20 @@ from minigpt.errors import UserError, first_line
 from minigpt.files import readable_directory
 
 WEIGHTS = "model.safetensors"
+# Modules and parameters that earlier versions saved under another name, as patterns of the whole
+# name. Their order has not changed, and optimizer states are by order.
+RENAMED = {
+    r"(blocks\.\d+)\.attention\.(.*)": r"\1.self_attention.\2",
+    r"(.*)_result_norm\.(.*)": r"\1_output_norm.\2",
+    r"(.*)\.value_parts": r"\1.value_weights",
+    r"skip_parts": "skip_weights",
+}
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
     """Read weights into a model of the same design. Raises UserError if they do not fit."""
     file = path / WEIGHTS
+    renaming = model.register_load_state_dict_pre_hook(_rename)
     try:
         try:
             load_model(model, str(readable_directory(path) / WEIGHTS))
@@ -37,3 +48,21 @@ def load_weights(path: Path, model: nn.Module) -> None:
             f"{file}: weights of another design than config.yaml says ({first_line(error)}); "
             f"restore the run directory as it was written"
         ) from None
+    finally:
+        renaming.remove()
+
+
+def _rename(model: nn.Module, state: dict[str, Any], *_: Any) -> None:
+    """Give the tensors of an earlier version's state dict their present names."""
+    for name in list(state):
+        present = current_name(name)
+        if present != name:
+            state[present] = state.pop(name)
+
+
+def current_name(name: str) -> str:
+    """Return the present name of a parameter or buffer of an earlier version."""
+    for pattern, replacement in RENAMED.items():
+        if re.fullmatch(pattern, name):
+            name = re.sub(pattern, replacement, name)
+    return name

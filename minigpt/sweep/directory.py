@@ -1,4 +1,4 @@
-"""Where a sweep lies: the same command finds what it left before."""
+"""The folder of a sweep: the same command gets the same folder again."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt.config.hydra_main import file_name
+from minigpt.config.groups import file_name
+from minigpt.config.pairs import parse_override
 from minigpt.run.directory import RUNS
 
-NAMED_AFTER = ("sweep", "experiment")
-NO_PART = ("sweep.fail_fast", "trainer.threads", "hydra/launcher", "hydra.launcher")
+PRESETS = ("sweep", "experiment")  # name the folder
+# How jobs are launched does not change what they compute.
+NOT_IDENTITY = ("sweep.fail_fast", "trainer.threads", "hydra/launcher", "hydra.launcher")
 
 
 def sweep_directory(overrides: Sequence[str], swept: Sequence[str]) -> Path:
-    """The folder that the same command had before, else a new one; `swept` are the keys that vary.
+    """Return the folder of an earlier sweep with these overrides, else a new one.
 
-    How jobs are launched is no part of what a command asks for.
+    `swept` are the keys that vary.
     """
-    asked = sorted(override for override in overrides if not override.startswith(NO_PART))
-    digest = hashlib.sha256("\0".join(asked).encode()).hexdigest()[:6]
-    before = sorted(RUNS.glob(f"*_sweep_*_{digest}"))
-    if before:
-        return before[-1]
-    presets = [
-        value for o in overrides for key, _, value in [o.partition("=")] if key in NAMED_AFTER
-    ]
+    identity = sorted(override for override in overrides if not override.startswith(NOT_IDENTITY))
+    digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:6]
+    earlier = sorted(RUNS.glob(f"*_sweep_*_{digest}"))
+    if earlier:
+        return earlier[-1]
+    parsed = [parse_override(override) for override in overrides]
+    presets = [override.value for override in parsed if override.key in PRESETS]
     label = file_name("_".join([*presets, *(key.rpartition(".")[2] for key in swept)]))
     return RUNS / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_sweep_{label}_{digest}"

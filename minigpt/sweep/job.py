@@ -1,4 +1,4 @@
-"""One job of a sweep, in whatever process a launcher runs it."""
+"""One job of a sweep, in the process in which the launcher runs it."""
 
 from __future__ import annotations
 
@@ -16,64 +16,66 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from filelock import FileLock, Timeout
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
+from minigpt.config.hydra_main import job_number
 from minigpt.errors import UserError, first_line
 from minigpt.files import write_json
 from minigpt.run.directory import Busy, RunDirectory
-from minigpt.sweep.plan import Job
+from minigpt.sweep.plan import PlannedJob
 
 if TYPE_CHECKING:
     from minigpt.train.control import Stop
 
 LOG = "output.log"
 POLL_SECONDS = 0.5
-LOCK_SECONDS = 10.0  # in which a run whose sweep was killed saves itself
+LOCK_SECONDS = 10.0  # for a run whose sweep was killed to save its checkpoint
 FAILED = "failed"
 
 
 class SweepJob:
-    """What Hydra calls a job's function: trains, and never raises, so that a sweep goes on.
+    """The function that Hydra's launchers call for each job. It never raises: a sweep goes on.
 
-    The file `stop` ends a sweep: no job starts once it is there, and those that run save themselves
-    and end. It holds the number of a signal, or FAILED.
+    While `stop_file` exists no job starts, and running jobs save a checkpoint and exit. It contains
+    the number of a signal, or FAILED.
     """
 
-    def __init__(self, jobs: list[Job], stop: Path, fail_fast: bool, threads: int | None) -> None:
-        self.jobs, self.stop, self.fail_fast, self.threads = jobs, stop, fail_fast, threads
-        self.sweeper = os.getpid()
+    def __init__(
+        self, jobs: list[PlannedJob], stop_file: Path, fail_fast: bool, threads: int | None
+    ) -> None:
+        self.jobs, self.stop_file = jobs, stop_file
+        self.fail_fast, self.threads = fail_fast, threads
+        self.sweeper_pid = os.getpid()
 
-    def __call__(self, composed: DictConfig) -> None:
-        """Train the job whose number Hydra says; its config was made when the sweep was planned."""
+    def __call__(self, composed: Any) -> None:
+        """Train the job with Hydra's job number; its config was composed by `plan`."""
         from minigpt.train.control import Stop
         from minigpt.train.session import train_run
 
-        job, stop = self.jobs[HydraConfig.get().job.num], Stop()
-        if self.stop.exists():
+        job, stop = self.jobs[job_number()], Stop()
+        if self.stop_file.exists():
             return
         with self.output(job) as output, output.caught():
             training = self.training(job)
             if training is not None:
-                with self.watching(stop), a_gpu_of_its_own():
+                with self.watching(stop), leased_gpu():
                     train_run(**training, stop=stop)
 
-    def end(self, why: str) -> None:
-        """Let no job start, and those that run end; the first reason stays."""
-        if not self.stop.exists():
-            self.stop.write_text(why)
+    def request_stop(self, reason: str) -> None:
+        """Write the stop file, unless it exists."""
+        if not self.stop_file.exists():
+            self.stop_file.write_text(reason)
 
     @contextmanager
-    def output(self, job: Job) -> Iterator[Output]:
-        """Where a job prints."""
+    def output(self, job: PlannedJob) -> Iterator[Output]:
+        """Open the job's log."""
         job.path.mkdir(parents=True, exist_ok=True)
         with (job.path / LOG).open("a", encoding="utf-8", buffering=1) as log:
             yield Output(self, job, log)
 
-    def training(self, job: Job) -> dict[str, Any] | None:
-        """What `train_run` and `training_session` are to be given for a job; None if it is done.
+    def training(self, job: PlannedJob) -> dict[str, Any] | None:
+        """Return the arguments of `train_run` and `training_session`, None if the run finished.
 
-        Raises UserError for a job whose config is none, and Busy where another process has the run.
+        Raises UserError for a job without a config, and Busy if another process trains the run.
         """
         from minigpt.config.compose import load_config
 
@@ -82,7 +84,7 @@ class SweepJob:
             raise config
         with run.locked(LOCK_SECONDS):
             pass
-        if run.status == "finished":  # by the same command elsewhere
+        if run.finished:  # by the same command in another process
             return None
         resumed = run.config.exists()
         if resumed:
@@ -99,14 +101,14 @@ class SweepJob:
 
     @contextmanager
     def watching(self, stop: Stop) -> Iterator[None]:
-        """Ask the run to stop when the sweep does, or when the process that began it is gone."""
-        ended = threading.Event()
+        """Stop the run when the stop file appears, or when the process that started it exits."""
+        finished = threading.Event()
         parent = os.getppid()
 
         def watch() -> None:
-            while not ended.wait(POLL_SECONDS):
-                orphan = os.getpid() != self.sweeper and os.getppid() != parent
-                if stop.number is None and (orphan or self.stop.exists()):
+            while not finished.wait(POLL_SECONDS):
+                is_orphan = os.getpid() != self.sweeper_pid and os.getppid() != parent
+                if stop.number is None and (is_orphan or self.stop_file.exists()):
                     stop.number = signal.SIGTERM
 
         thread = threading.Thread(target=watch, daemon=True)
@@ -114,49 +116,49 @@ class SweepJob:
         try:
             yield
         finally:
-            ended.set()
+            finished.set()
             thread.join()
 
 
 @dataclass
 class Output:
-    """What a job prints and raises: into its log, and no further."""
+    """Writes what a job prints, and the exceptions it raises, into its log."""
 
     sweep: SweepJob
-    job: Job
+    job: PlannedJob
     log: TextIO
-    began: float = field(default_factory=time.time)
+    start_time: float = field(default_factory=time.time)
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Print into the log, and end the job, not the sweep, by what is raised in here."""
+        """Redirect stdout and stderr into the log, and catch exceptions, which end only the job."""
         with redirect_stdout(self.log), redirect_stderr(self.log):
             try:
                 yield
             except KeyboardInterrupt as stop:
-                self.sweep.end(str(getattr(stop, "number", int(signal.SIGINT))))
-            except Busy as error:  # the same command elsewhere: it will finish the run
+                self.sweep.request_stop(str(getattr(stop, "number", int(signal.SIGINT))))
+            except Busy as error:  # the same command in another process will finish the run
                 print(error)
             except Exception as error:
                 traceback.print_exc()
-                _record(self.job.run, error, self.began)
+                _record_failure(self.job.run, error, self.start_time)
                 if self.sweep.fail_fast:
-                    self.sweep.end(FAILED)
+                    self.sweep.request_stop(FAILED)
 
 
-def _record(run: RunDirectory, error: Exception, began: float) -> None:
-    """Say in result.json how a job ended, where the run did not come to say it."""
-    if run.result.exists() and run.result.stat().st_mtime >= began:
+def _record_failure(run: RunDirectory, error: Exception, start_time: float) -> None:
+    """Write result.json for a job that failed before its run wrote one."""
+    if run.result.exists() and run.result.stat().st_mtime >= start_time:
         return
-    with suppress(UserError):  # a broken file gives way
-        if run.status == "finished":
+    with suppress(UserError):  # a broken file is replaced
+        if run.finished:
             return
     write_json(run.result, {"status": "failed", "error": first_line(error)})
 
 
 @contextmanager
-def a_gpu_of_its_own() -> Iterator[None]:
-    """Compute on a GPU that no other job of this machine has, where there are several."""
+def leased_gpu() -> Iterator[None]:
+    """On a machine with several GPUs, compute on one that no other job uses."""
     import torch
 
     count = torch.cuda.device_count()
@@ -164,7 +166,7 @@ def a_gpu_of_its_own() -> Iterator[None]:
         yield
         return
     ids = [str(torch.cuda.get_device_properties(index).uuid) for index in range(count)]
-    # A folder of one user: no other may open the files in it.
+    # One folder for each user: users cannot open each other's lock files.
     folder = Path(tempfile.gettempdir()) / f"minigpt_{getpass.getuser()}"
     folder.mkdir(exist_ok=True)
     with leased(ids, folder) as index:
@@ -174,9 +176,9 @@ def a_gpu_of_its_own() -> Iterator[None]:
 
 @contextmanager
 def leased(names: list[str], folder: Path) -> Iterator[int]:
-    """The place in `names` of one that no other process has leased; waits for one to come free.
+    """Yield the index of a name that no other process has leased; wait until there is one.
 
-    The system frees the lease of a killed process.
+    The operating system releases the lease of a killed process.
     """
     while True:
         for index, name in enumerate(names):

@@ -1,5 +1,5 @@
-"""Equal work: what is changed of each design so that all get the same steps, tokens or FLOPs, or
-have the same number of parameters."""
+"""`sweep.match`: change each design so that all get the same number of steps, tokens, FLOPs or
+parameters."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from minigpt.data.prepare import prepare
 from minigpt.errors import UserError, require_one_of
 from minigpt.model import GPT
 
+MAX_ERROR = 0.1  # of the number of parameters, relative
 MATCHES = ("steps", "tokens", "parameters", "flops")
 
 
 @dataclass
 class SweepConfig:
-    """How a sweep is run.
+    """How a sweep runs.
 
-    `fail_fast`: the first failure ends it. `match`: what all designs get as much of as the first
-    job; None changes nothing.
+    `fail_fast`: the first failure stops it. `match`: the quantity that is made equal to the first
+    job's in all designs; None changes nothing.
     """
 
     name: str | None = None
@@ -35,10 +36,10 @@ class SweepConfig:
 
 
 class Matcher:
-    """Changes configs so that each gets as much of one quantity as the reference.
+    """Changes configs so that one quantity equals that of the reference, up to rounding.
 
     `steps`, `tokens` and `flops` (of training) set trainer.max_steps, `parameters` (the total)
-    sets model.n_embd. Raises UserError where that cannot be.
+    sets model.n_embd. Raises UserError if no value is close enough.
     """
 
     def __init__(self, quantity: str | None, reference: Config, overrides: list[str]) -> None:
@@ -47,7 +48,7 @@ class Matcher:
         self._widths: dict[str, int] = {}
 
     def match(self, config: Config) -> tuple[Config, dict[str, Any] | None]:
-        """The config with as much work as the reference, and what was changed for the manifest."""
+        """Return the matched config, and the entry `match` of its manifest."""
         if self.quantity is None:
             return config, None
         if self.quantity == "parameters":
@@ -60,40 +61,42 @@ class Matcher:
             "what": self.quantity,
             "reference": self.overrides,
             "changed": {key: [before, after]} if before != after else {},
-            "amount": [self._amount_of_reference, self._amount(matched)],
+            "amount": [self._reference_amount, self._amount(matched)],
         }
 
     @cached_property
-    def _amount_of_reference(self) -> int:
+    def _reference_amount(self) -> int:
         return self._amount(self.reference)
 
     def _amount(self, config: Config) -> int:
-        """How much of the quantity a config means."""
+        """Return the quantity for a config."""
         if self.quantity == "parameters":
             return self._design(config).parameter_counts()["total"]
-        return config.trainer.max_steps * self._of_a_step(config)
+        return config.trainer.max_steps * self._amount_per_step(config)
 
-    def _of_a_step(self, config: Config) -> int:
+    def _amount_per_step(self, config: Config) -> int:
         if self.quantity == "steps":
             return 1
         tokens = config.trainer.batch_size * config.model.block_size
         return tokens * (self._design(config).flops_per_token() if self.quantity == "flops" else 1)
 
     def _steps(self, config: Config) -> int:
-        return max(1, round(self._amount_of_reference / self._of_a_step(config)))
+        return max(1, round(self._reference_amount / self._amount_per_step(config)))
 
     def _width(self, config: Config) -> int:
-        """The n_embd with which a design has about as many parameters as the reference."""
+        """Return the n_embd that comes closest to the reference's number of parameters."""
         key = repr((config.model, config.tokenizer, config.data))
         if key not in self._widths:
-            self._widths[key] = self._solved_width(config)
+            self._widths[key] = self._solve_width(config)
         return self._widths[key]
 
-    def _solved_width(self, config: Config) -> int:
-        target = self._amount_of_reference
+    def _solve_width(self, config: Config) -> int:
+        target = self._reference_amount
         if self._amount(config) == target:
             return config.model.n_embd
-        stride = 2 * config.model.n_head  # heads of equal, even size: rope pairs channels
+        stride = (
+            2 * config.model.n_head
+        )  # heads of equal, even width: RoPE rotates pairs of channels
 
         def parameters(width: int) -> int:
             model = replace(config.model, n_embd=width)
@@ -106,11 +109,11 @@ class Matcher:
             middle = (low + high) // 2
             low, high = (middle, high) if parameters(middle * stride) < target else (low, middle)
         nearest = min((low, high), key=lambda n: abs(parameters(n * stride) - target))
-        off = abs(parameters(nearest * stride) - target) / target
-        if off > 0.1:
+        error = abs(parameters(nearest * stride) - target) / target
+        if error > MAX_ERROR:
             raise UserError(
                 f"sweep.match=parameters: the nearest width of model={config.model.name}, "
-                f"model.n_embd={nearest * stride}, is {off:.0%} off {target:,} parameters; use "
+                f"model.n_embd={nearest * stride}, is {error:.0%} off {target:,} parameters; use "
                 "fewer heads or larger designs"
             )
         return nearest * stride

@@ -1,4 +1,4 @@
-"""A sweep from its jobs to its exit code."""
+"""Run a sweep: from its overrides to its exit code."""
 
 from __future__ import annotations
 
@@ -7,106 +7,100 @@ import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from hydra.types import TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
-
-from minigpt.config.compose import to_options
+from minigpt.config.hydra_main import Multirun
 from minigpt.errors import Failure, first_line, require
+from minigpt.run.sweep_file import write_sweep_file
 from minigpt.sweep.job import FAILED, SweepJob
 from minigpt.sweep.match import SweepConfig
-from minigpt.sweep.plan import Job, plan, write_plan
+from minigpt.sweep.plan import PlannedJob, plan
+from minigpt.sweep.ray_options import QUIET
 from minigpt.sweep.together import require_replicas
-from minigpt.sweep.watch import Watch
+from minigpt.sweep.watch import SKIPPED, Watch
 from minigpt.train.control import Interrupted, Stop, stop_signals
-from minigpt.tune.session import QUIET
 
-# How many jobs each of Hydra's launchers runs at once on this machine; of no other it is known.
-AT_ONCE: dict[str, Callable[[DictConfig], int]] = {
-    "BasicLauncher": lambda launcher: 1,
-    "ReplicasLauncher": lambda launcher: 1,  # one program
-    "JoblibLauncher": lambda launcher: _cores() if launcher.n_jobs < 0 else launcher.n_jobs,
-    "RayLauncher": lambda launcher: int(_cores() / float(launcher.ray.remote.get("num_cpus") or 1)),
-    "LocalLauncher": lambda launcher: sys.maxsize,  # submitit_local starts all
+# How many jobs each of Hydra's launchers runs at the same time on this machine.
+AT_ONCE: dict[str, Callable[[dict[str, Any]], int]] = {
+    "BasicLauncher": lambda settings: 1,
+    "ReplicasLauncher": lambda settings: 1,  # one program
+    "JoblibLauncher": lambda settings: _cores() if settings["n_jobs"] < 0 else settings["n_jobs"],
+    "RayLauncher": lambda settings: int(
+        _cores() / float(settings["ray"]["remote"].get("num_cpus") or 1)
+    ),
+    "LocalLauncher": lambda settings: sys.maxsize,  # submitit_local starts all
 }
 
 
-def run_sweep(
-    jobs: list[list[str]],
-    config: DictConfig,
-    compose: Callable[[list[str]], DictConfig],
-    launch: Callable[[TaskFunction, list[list[str]]], None],
-) -> None:
-    """Run the jobs that are not done yet, show how they come on, and list them at the end.
+def run_sweep(multirun: Multirun) -> None:
+    """Run the jobs that have not finished before, show their progress and print a summary.
 
-    Raises Failure where jobs failed, Interrupted where a signal ended the sweep, and UserError,
-    before any work, where the config of a job is none.
+    Raises Failure if jobs failed, Interrupted after a signal, and UserError for wrong options,
+    before any job starts.
     """
-    _quieten(config.hydra.launcher)
-    options = to_options(SweepConfig, config, "sweep")
-    directory = Path(config.hydra.sweep.dir).absolute()
-    where = config.hydra.sweep.dir
-    is_free = directory.is_dir() or not directory.exists()
-    require(is_free, "hydra.sweep.dir", where, "is a file; name a folder")
-    if config.hydra.launcher._target_.endswith(".JoblibLauncher"):
-        n_jobs = config.hydra.launcher.n_jobs
-        require(n_jobs != 0, "hydra.launcher.n_jobs", n_jobs, "needs 1 or more; -1 is all cores")
-    planned = plan(jobs, directory, options, compose)
-    missing = [job for job in planned if not job.done]
-    if config.hydra.launcher._target_.endswith(".ReplicasLauncher"):
-        require_replicas(missing, config.hydra.launcher.at_once)
+    options = multirun.section(SweepConfig, "sweep")
+    directory = Path(multirun.directory).absolute()
+    _require_options(multirun)
+    planned = plan(multirun.jobs, directory, options, multirun.compose)
+    missing = [job for job in planned if not job.finished_before]
+    if multirun.launcher == "ReplicasLauncher":
+        require_replicas(missing, multirun.settings["at_once"])
     directory.mkdir(parents=True, exist_ok=True)
-    write_plan(directory, planned, ["minigpt", "train", *_arguments()], options)
+    command = ["minigpt", "train", *_arguments()]
+    write_sweep_file(directory, [*planned], command, options.name, options.match)
 
     stop_file = directory / f".stop_{uuid.uuid4().hex[:8]}"
-    task = SweepJob(missing, stop_file, options.fail_fast, threads_each(config, len(planned)))
-    watch = Watch(planned, str(_shown(directory)))
+    task = SweepJob(missing, stop_file, options.fail_fast, threads_each(multirun, len(planned)))
+    watch = Watch(planned, str(_relative(directory)))
     try:
         # Jobs in other processes see the file.
         with stop_signals(Stop(), lambda number: stop_file.write_text(str(number))), watch:
             if missing:
-                _launched(launch, task, missing)
-        ended_by = stop_file.read_text() if stop_file.exists() else ""
+                _launch(multirun, task, missing)
+        stopped_by = stop_file.read_text() if stop_file.exists() else ""
     finally:
         stop_file.unlink(missing_ok=True)
         watch.summary()
-    if ended_by not in ("", FAILED):
-        raise Interrupted(int(ended_by))
-    _require_all_done(watch, planned)
+    if stopped_by not in ("", FAILED):
+        raise Interrupted(int(stopped_by))
+    _require_all_finished(watch)
 
 
-def _quieten(launcher: DictConfig) -> None:
-    """Let Ray start without a dashboard and print nothing, unless the user says otherwise."""
-    if launcher._target_.endswith(".RayLauncher"):
+def _require_options(multirun: Multirun) -> None:
+    """Raise UserError for a sweep directory or launcher options that cannot be used."""
+    folder = Path(multirun.directory)
+    is_free = folder.is_dir() or not folder.exists()
+    require(is_free, "hydra.sweep.dir", folder, "is a file; name a folder")
+    if multirun.launcher == "JoblibLauncher":
+        n_jobs = multirun.settings["n_jobs"]
+        require(n_jobs != 0, "hydra.launcher.n_jobs", n_jobs, "needs 1 or more; -1 is all cores")
+
+
+def _launch(multirun: Multirun, task: SweepJob, missing: list[PlannedJob]) -> None:
+    quiet: dict[str, Any] = {}
+    if multirun.launcher == "RayLauncher":  # no dashboard and no output, unless configured
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        with open_dict(launcher):
-            launcher.ray.init = OmegaConf.merge(QUIET, launcher.ray.init)
-
-
-def _launched(
-    launch: Callable[[TaskFunction, list[list[str]]], None], task: SweepJob, missing: list[Job]
-) -> None:
+        quiet = {"ray": {"init": QUIET | (multirun.settings["ray"]["init"] or {})}}
     try:
-        launch(task, [job.overrides for job in missing])
-    except Exception as error:  # a job raises nothing: the launcher's own, as of a killed worker
+        multirun.launch(task, [job.overrides for job in missing], quiet)
+    except Exception as error:  # the launcher's own, as for a killed worker: jobs never raise
         raise Failure(
-            f"hydra/launcher gave up: {first_line(error)}; the same command goes on with the rest"
+            f"hydra/launcher failed: {first_line(error)}; the same command runs the rest"
         ) from error
 
 
-def threads_each(config: DictConfig, n_jobs: int) -> int | None:
-    """Threads of a job, so that those at once share the cores; None: torch's choice."""
-    launcher = config.hydra.launcher
-    at_once = AT_ONCE.get(launcher._target_.rpartition(".")[2])
+def threads_each(multirun: Multirun, n_jobs: int) -> int | None:
+    """Return the threads of a job so that concurrent jobs share the cores; None: torch's choice."""
+    at_once = AT_ONCE.get(multirun.launcher)
     if at_once is None:
         return None
-    n = min(at_once(launcher), n_jobs)
+    n = min(at_once(multirun.settings), n_jobs)
     return None if n <= 1 else max(1, _cores() // n)
 
 
-def _shown(directory: Path) -> Path:
-    here = Path.cwd()
-    return directory.relative_to(here) if directory.is_relative_to(here) else directory
+def _relative(directory: Path) -> Path:
+    cwd = Path.cwd()
+    return directory.relative_to(cwd) if directory.is_relative_to(cwd) else directory
 
 
 def _cores() -> int:
@@ -117,12 +111,12 @@ def _arguments() -> list[str]:
     return [argument for argument in sys.argv[1:] if not argument.startswith("hydra.sweep.dir=")]
 
 
-def _require_all_done(watch: Watch, planned: list[Job]) -> None:
-    failed = watch.count("failed")
+def _require_all_finished(watch: Watch) -> None:
+    total, failed = len(watch.jobs), watch.count("failed")
     if failed:
-        raise Failure(f"{failed} of {len(planned)} jobs failed; the same command runs them again")
-    open_ends = len(planned) - watch.count("done") - watch.count("skipped")
-    if open_ends:
+        raise Failure(f"{failed} of {total} jobs failed; the same command runs them again")
+    unfinished = total - watch.count("finished") - watch.count(SKIPPED)
+    if unfinished:
         raise Failure(
-            f"{open_ends} of {len(planned)} jobs are not done; the same command goes on with them"
+            f"{unfinished} of {total} jobs have not finished; the same command runs the rest"
         )

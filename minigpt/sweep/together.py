@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from minigpt.config.compose import load_config
 from minigpt.config.schema import Config
 from minigpt.errors import UserError, require
-from minigpt.sweep.job import Output, SweepJob, a_gpu_of_its_own
-from minigpt.sweep.plan import Job
+from minigpt.sweep.job import Output, SweepJob, leased_gpu
+from minigpt.sweep.plan import PlannedJob
 from minigpt.train.control import Interrupted, Stop, Stopwatch
 from minigpt.train.replicas import BACKEND, Program, program_of, step, why_not
 from minigpt.train.session import training_session
@@ -19,36 +19,37 @@ from minigpt.train.trainer import Trainer
 
 @dataclass(frozen=True)
 class Replica:
-    """A run that takes its steps with others. `context`: what `training_session` gave."""
+    """A run that steps together with others. `session`: the context that yielded `trainer`."""
 
     output: Output
-    context: AbstractContextManager[Trainer]
+    session: AbstractContextManager[Trainer]
     trainer: Trainer
 
-    def goes_on(self) -> bool:
-        """Do what is due before the next step; whether there is one. Where not, the run ends."""
+    def periodic_work(self) -> bool:
+        """Do what is due before the next step. After the last one, end the run; return False."""
         with self.output.caught():
-            with ExitStack() as pause, ExitStack() as end:
-                end.push(self.context)
+            with ExitStack() as pause, ExitStack() as session:
+                session.push(self.session)
                 if self.trainer.periodic_work():
-                    end.pop_all()
+                    session.pop_all()
                     return True
-                pause.enter_context(self.trainer.stopwatch.paused())  # the others' steps wait
+                # The other runs do not step while this one is closed.
+                pause.enter_context(self.trainer.stopwatch.paused())
             if self.trainer.stopped_by is not None:
                 raise Interrupted(self.trainer.stopped_by)
         return False
 
     def fail(self, error: BaseException) -> None:
-        """End the run by what went wrong for all."""
-        with self.output.caught(), ExitStack() as end:
-            end.push(self.context)
+        """End the run with an error of the common program."""
+        with self.output.caught(), ExitStack() as session:
+            session.push(self.session)
             raise error
 
 
-def require_replicas(jobs: Iterable[Job], at_once: int) -> None:
-    """Raise UserError unless each job that has a config can train together with others."""
-    whole = isinstance(at_once, int) and at_once >= 1
-    require(whole, "hydra.launcher.at_once", at_once, "must be a whole number of 1 or more")
+def require_replicas(jobs: Iterable[PlannedJob], at_once: int) -> None:
+    """Raise UserError unless every job with a valid config can train together with others."""
+    valid = isinstance(at_once, int) and at_once >= 1
+    require(valid, "hydra.launcher.at_once", at_once, "must be a whole number of 1 or more")
     for job in jobs:
         why = why_not(job.config) if isinstance(job.config, Config) else None
         if why is not None:
@@ -56,8 +57,8 @@ def require_replicas(jobs: Iterable[Job], at_once: int) -> None:
 
 
 def train_together(sweep: SweepJob, at_once: int) -> None:
-    """Train a sweep's jobs, at most `at_once` of one program at once, and raise nothing."""
-    programs: dict[Hashable, list[Job]] = {}
+    """Train a sweep's jobs, up to `at_once` of one program together. Raise nothing."""
+    programs: dict[Hashable, list[PlannedJob]] = {}
     for job in sweep.jobs:
         programs.setdefault(_program_of(job), []).append(job)
     for jobs in programs.values():
@@ -65,51 +66,55 @@ def train_together(sweep: SweepJob, at_once: int) -> None:
             _train(sweep, jobs[first : first + at_once])
 
 
-def _program_of(job: Job) -> Hashable:
-    """See `program_of`. A run that has begun keeps the device, precision and threads it has."""
+def _program_of(job: PlannedJob) -> Hashable:
+    """Return `program_of` the job. A resumed run keeps its device, precision and threads."""
     if isinstance(job.config, UserError):
         return job.label
     try:
         return program_of(load_config(job.run.config) if job.run.config.exists() else job.config)
-    except UserError:  # a damaged one: told when the job begins
+    except UserError:  # a damaged config.yaml, reported when the job starts
         return job.label
 
 
-def _train(sweep: SweepJob, jobs: Sequence[Job]) -> None:
-    stop, stopwatch = Stop(), Stopwatch()
+def _train(sweep: SweepJob, jobs: Sequence[PlannedJob]) -> None:
+    """Train jobs of one program, whichever of them start, until each has ended."""
+    stop = Stop()
     replicas: list[Replica] = []
     with ExitStack() as stack:
         try:
             stack.enter_context(sweep.watching(stop))
-            stack.enter_context(a_gpu_of_its_own())
-            for replica in _begun(sweep, jobs, stack):
+            stack.enter_context(leased_gpu())
+            for replica in _start(sweep, jobs, stop, stack):
                 replicas.append(replica)
-                trainer = replica.trainer
-                trainer.stop, trainer.stopwatch, trainer.backend = stop, stopwatch, BACKEND
             for replica in replicas:
                 replica.trainer.begin()
             program: Program | None = None
-            while going := [replica for replica in replicas if replica.goes_on()]:
-                trainers = [replica.trainer for replica in going]
-                if program is None or going != replicas:
+            while running := [replica for replica in replicas if replica.periodic_work()]:
+                trainers = [replica.trainer for replica in running]
+                if program is None or running != replicas:
                     options, runtime = trainers[0].options, trainers[0].runtime
                     program = Program([t.model for t in trainers], runtime, options.compile)
-                replicas = going
+                replicas = running
                 step(program, trainers)
         except BaseException as error:
             for replica in replicas:
                 replica.fail(error)
 
 
-def _begun(sweep: SweepJob, jobs: Sequence[Job], stack: ExitStack) -> Iterator[Replica]:
-    """The runs that are ready for their next step; their logs are open until the stack closes."""
+def _start(
+    sweep: SweepJob, jobs: Sequence[PlannedJob], stop: Stop, stack: ExitStack
+) -> Iterator[Replica]:
+    """Yield the runs that are ready for their next step. `stack` closes their logs."""
+    stopwatch = Stopwatch()
     for job in jobs:
-        if sweep.stop.exists():
+        if sweep.stop_file.exists():
             return
         output = stack.enter_context(sweep.output(job))
         with output.caught():
             training = sweep.training(job)
             if training is not None:
-                training["facts"] |= {"replicas": len(jobs), "backend": BACKEND}
-                context = training_session(**training)
-                yield Replica(output, context, context.__enter__())
+                training["facts"] |= {"replicas": len(jobs)}
+                session = training_session(
+                    **training, stop=stop, stopwatch=stopwatch, backend=BACKEND
+                )
+                yield Replica(output, session, session.__enter__())

@@ -1,41 +1,39 @@
-"""What people see of a sweep: how its jobs come on, read from their run directories."""
+"""Progress of a sweep, read from the run directories of its jobs."""
 
 from __future__ import annotations
 
-import json
-import sys
 import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Group
-from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table as Grid
 
 from minigpt.config.schema import Config
-from minigpt.console import PipeConsole
+from minigpt.console import LiveView, time_left
 from minigpt.errors import UserError
+from minigpt.files import read_json_lines, try_read_json
 from minigpt.report.comparison import BITS, LOSS
-from minigpt.report.tables import Cell, Column, Table, to_plain, to_rich
+from minigpt.report.tables import Cell, Column, Table, print_table
 from minigpt.sweep.job import LOG
-from minigpt.sweep.plan import Job
+from minigpt.sweep.plan import PlannedJob
 
 POLL_SECONDS = 0.5
-LINE_SECONDS = 60.0  # between lines where the output is no terminal and no job ends
+LINE_SECONDS = 60.0  # between lines in a pipe while no job ends
 NOTE_LENGTH = 60
 TAIL_BYTES = 4096  # of metrics.jsonl: more than its last line
-ENDS = {"finished": "done", "failed": "failed", "interrupted": "interrupted"}
+STATES = ("finished", "failed", "interrupted")  # of result.json
+SKIPPED = "skipped"
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a job is. `state`: waiting, running, done, failed, interrupted or skipped."""
+    """Progress of a job. `state`: waiting, running, finished, failed, interrupted or skipped."""
 
     state: str
     step: int
@@ -43,59 +41,46 @@ class Status:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """Whether the job will not change any more."""
         return self.state not in ("waiting", "running")
 
 
 class Watch:
-    """Shows a sweep while the block runs. A terminal shows a table, a pipe a line for each end."""
+    """Shows a sweep while the block runs: a table in a terminal, a line for each job in a pipe."""
 
-    def __init__(self, jobs: list[Job], where: str) -> None:
-        self.jobs, self.where = jobs, where
-        self.began, self.clock = time.time(), time.perf_counter()
+    def __init__(self, jobs: list[PlannedJob], directory: str) -> None:
+        self.jobs, self.directory = jobs, directory
+        self.start_time, self.clock = time.time(), time.perf_counter()
         self.statuses = [self._status(job) for job in jobs]
-        self.steps_before = self._steps()
-        # Of this process's own output, which jobs in it send to their logs.
-        self.console = PipeConsole(file=sys.stdout, highlight=False, soft_wrap=True)
-        self.live = Live(
-            console=self.console,
-            auto_refresh=False,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            transient=True,
-        )
-        self.said_at = time.perf_counter()
-        self.over = threading.Event()
+        self.first_step = self._steps()
+        # Jobs in this process redirect stdout into their logs.
+        self.view = LiveView(self._progress, redirect=False)
+        self.last_line = time.perf_counter()
+        self.finished = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Watch:
-        skipped = self.count("skipped")
-        before = f", {skipped} of them done before" if skipped else ""
-        self._say(f"sweep of {len(self.jobs)} jobs{before}, in {self.where}")
-        if self.console.is_terminal:
-            self.live.start()
+        skipped = self.count(SKIPPED)
+        before = f", {skipped} of them finished before" if skipped else ""
+        self._line(f"sweep of {len(self.jobs)} jobs{before}, in {self.directory}")
+        self.view.__enter__()
         self.thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.over.set()
+    def __exit__(self, *_: object) -> None:
+        self.finished.set()
         self.thread.join()
         self._update()
-        self.live.stop()
+        self.view.__exit__()
 
     def count(self, state: str) -> int:
-        """How many jobs are in a state."""
+        """Return the number of jobs in a state."""
         return Counter(status.state for status in self.statuses)[state]
 
     def summary(self) -> None:
-        """Print a table of all jobs and how they ended."""
+        """Print a table of all jobs with their results."""
         names = {j.config.tokenizer.name for j in self.jobs if isinstance(j.config, Config)}
-        measure = LOSS if len(names) < 2 else BITS  # tokens of different length do not compare
+        measure = LOSS if len(names) < 2 else BITS  # nats/token depend on the tokenizer
         columns = [
             Column("job", "job"),
             Column("status", "status"),
@@ -115,118 +100,98 @@ class Watch:
             ]
             for job, status in zip(self.jobs, self.statuses, strict=True)
         ]
-        table = Table("jobs", "Jobs", columns, rows)
-        if self.console.is_terminal:
-            self.console.print(*to_rich(table, self.console.width))
-        else:
-            self._say("\n".join(to_plain(table)))
-        self._say(f"{self._counts()}; {time.perf_counter() - self.clock:.1f} s; in {self.where}")
+        print_table(Table("jobs", "Jobs", columns, rows), self.view.console)
+        seconds = time.perf_counter() - self.clock
+        self._line(f"{self._counts()}; {seconds:.1f} s; in {self.directory}")
 
     def _watch(self) -> None:
-        while not self.over.wait(POLL_SECONDS):
+        while not self.finished.wait(POLL_SECONDS):
             self._update()
 
     def _update(self) -> None:
-        """Look at the run directories, say what has ended since, and draw the rest."""
+        """Read the run directories, print a line for each job that ended, and redraw."""
         for number, (job, before) in enumerate(zip(self.jobs, self.statuses, strict=True)):
             if before.ended:
                 continue
             self.statuses[number] = now = self._status(job)
             if now.ended:
-                end = _end(job, now, self.where)
-                self._say(f"{self._ended()}/{len(self.jobs)}  {end}  {self._left()}")
-        if self.live.is_started:
-            self.live.update(self._drawn(), refresh=True)
-        elif time.perf_counter() - self.said_at > LINE_SECONDS:
-            self._say(f"{self._counts()}  {self._left()}")
+                ended = sum(status.ended for status in self.statuses)
+                end = _end_line(job, now, self.directory)
+                self._line(f"{ended}/{len(self.jobs)}  {end}  {self._time_left()}")
+        self.view.refresh()
+        if (
+            not self.view.console.is_terminal
+            and time.perf_counter() - self.last_line > LINE_SECONDS
+        ):
+            self._line(f"{self._counts()}  {self._time_left()}")
 
-    def _status(self, job: Job) -> Status:
-        """A job's status, from files written since the sweep began."""
-        if job.done:
-            result = _read_result(job.run.result)
-            return Status("skipped", result.get("steps", 0), result)
-        if not _newer(job.path / LOG, self.began):
+    def _status(self, job: PlannedJob) -> Status:
+        """Return a job's status, from files written since the sweep started."""
+        if job.finished_before:
+            result = try_read_json(job.run.result)
+            return Status(SKIPPED, result.get("steps", 0), result)
+        if not _is_newer(job.path / LOG, self.start_time):
             return Status("waiting", 0, {})
         if isinstance(job.config, UserError):
             return Status("failed", 0, {"error": str(job.config)})
-        if _newer(job.run.result, self.began):
-            result = _read_result(job.run.result)
-            state = ENDS.get(result.get("status", ""))
-            if state is not None:
-                return Status(state, result.get("steps", 0), result)
+        if _is_newer(job.run.result, self.start_time):
+            result = try_read_json(job.run.result)
+            if result.get("status") in STATES:
+                return Status(result["status"], result.get("steps", 0), result)
         return Status("running", last_step(job.run.metrics), {})
 
-    def _ended(self) -> int:
-        return sum(status.ended for status in self.statuses)
-
     def _steps(self) -> int:
-        """Steps done; what has ended counts in full."""
+        """Return the sum of steps over all jobs; a job that ended counts in full."""
         return sum(
             job.max_steps if status.ended else status.step
             for job, status in zip(self.jobs, self.statuses, strict=True)
         )
 
-    def _left(self) -> str:
-        done = self._steps()
-        now = done - self.steps_before
-        if now <= 0:
+    def _time_left(self) -> str:
+        steps = self._steps()
+        trained = steps - self.first_step
+        if trained <= 0:
             return ""
-        total = sum(job.max_steps for job in self.jobs)
-        seconds = int((time.perf_counter() - self.clock) / now * (total - done))
-        return f"{seconds // 60}:{seconds % 60:02d} left"
+        remaining = sum(job.max_steps for job in self.jobs) - steps
+        return time_left((time.perf_counter() - self.clock) / trained * remaining)
 
     def _counts(self) -> str:
         counts = Counter(status.state for status in self.statuses)
-        return ", ".join(f"{number} {state}" for state, number in counts.items())
+        notes = {SKIPPED: " (finished before)"}
+        return ", ".join(f"{n} {state}{notes.get(state, '')}" for state, n in counts.items())
 
-    def _drawn(self) -> Group:
+    def _progress(self) -> Group:
+        """Return a bar for each running job, and the counts."""
         rows = Grid.grid(padding=(0, 2))
         for job, status in zip(self.jobs, self.statuses, strict=True):
             if status.state == "running":
                 steps = job.max_steps
                 bar = ProgressBar(total=steps, completed=status.step, width=30)
                 rows.add_row(escape(job.label), bar, f"{status.step:,}/{steps:,}")
-        return Group(rows, f"{self._counts()}  {self._left()}")
+        return Group(rows, f"{self._counts()}  {self._time_left()}")
 
-    def _say(self, text: str) -> None:
-        self.said_at = time.perf_counter()
-        self.console.print(escape(text))
+    def _line(self, text: str) -> None:
+        self.last_line = time.perf_counter()
+        self.view.line(text)
 
 
-def _end(job: Job, status: Status, where: str) -> str:
+def _end_line(job: PlannedJob, status: Status, directory: str) -> str:
     result = status.result
     if status.state == "failed":
-        log = Path(where) / job.path.name / LOG
+        log = Path(directory) / job.path.name / LOG
         return f"{job.label}  failed: {result.get('error')}  (log: {log})"
     loss = result.get("val_loss")
-    found = "" if loss is None else f"  val loss {loss:.4f}"
-    return f"{job.label}  {status.state}{found}  {result.get('seconds', 0):.1f} s"
+    measured = "" if loss is None else f"  val loss {loss:.4f}"
+    return f"{job.label}  {status.state}{measured}  {result.get('seconds', 0):.1f} s"
 
 
 def last_step(metrics: Path) -> int:
-    """The step of the last whole line of metrics.jsonl, 0 if there is none."""
-    try:
-        with metrics.open("rb") as file:
-            file.seek(max(0, metrics.stat().st_size - TAIL_BYTES))
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return 0
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
-            continue  # being written, or cut by the tail
-    return 0
+    """Return the step of the last whole line of metrics.jsonl, 0 if there is no such line."""
+    steps = [line["step"] for line in read_json_lines(metrics, TAIL_BYTES) if "step" in line]
+    return steps[-1] if steps else 0
 
 
-def _read_result(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-
-
-def _newer(path: Path, moment: float) -> bool:
+def _is_newer(path: Path, moment: float) -> bool:
     try:
         return path.stat().st_mtime >= moment
     except FileNotFoundError:

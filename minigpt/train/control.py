@@ -1,4 +1,4 @@
-"""Ending a run from outside, and the clock of its steps."""
+"""Stopping a run: signals, requests from other threads, and the clock of its steps."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from minigpt.errors import Failure
 
 
 class Diverged(Failure):
-    """The loss or the gradient is no longer a finite number."""
+    """The loss, the gradient or a weight is not a finite number."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to stop; the run is saved and can be resumed."""
+    """A signal stopped the run after a checkpoint was saved. `number`: of the signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -26,7 +26,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stopped(Exception):
-    """Whoever follows the evaluations wants no more steps. `status` is for result.json."""
+    """Raised by a callback to end training early. `status` is written to result.json."""
 
     def __init__(self, status: str) -> None:
         super().__init__(status)
@@ -34,35 +34,35 @@ class Stopped(Exception):
 
 
 class Stopwatch:
-    """Seconds since it was made, but for pauses."""
+    """Measures seconds since its construction, without pauses."""
 
     def __init__(self) -> None:
-        self._since = time.perf_counter()
-        self._pause: float | None = None
+        self._started = time.perf_counter()
+        self._paused_at: float | None = None
 
     @property
     def seconds(self) -> float:
-        """So far."""
-        now = time.perf_counter() if self._pause is None else self._pause
-        return now - self._since
+        """Seconds so far."""
+        now = time.perf_counter() if self._paused_at is None else self._paused_at
+        return now - self._started
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """It stands still in here, and goes on where it is not paused already."""
-        if self._pause is not None:
+        """Stop the clock in this block. Nested pauses have no further effect."""
+        if self._paused_at is not None:
             yield
             return
-        self._pause = time.perf_counter()
+        self._paused_at = time.perf_counter()
         try:
             yield
         finally:
-            self._since += time.perf_counter() - self._pause
-            self._pause = None
+            self._started += time.perf_counter() - self._paused_at
+            self._paused_at = None
 
 
 @dataclass
 class Stop:
-    """The signal that asked the run to stop, if one did."""
+    """A request to stop. `number`: of the signal, or None as long as nothing was requested."""
 
     number: int | None = None
 
@@ -71,12 +71,13 @@ class Stop:
 def stop_signals(
     stop: Stop, on_request: Callable[[int], object] = lambda number: None
 ) -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once.
+    """Set `stop.number` at the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt.
 
-    `on_request` is given the signal, to tell others of it.
+    `on_request` is called with the number of the first signal. Outside of the main thread, where
+    Python delivers no signals, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # Python delivers signals to the main thread only
+        yield stop
         return
 
     def request(number: int, frame: FrameType | None) -> None:

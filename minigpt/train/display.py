@@ -1,4 +1,4 @@
-"""What people see: a live progress display in a terminal, plain lines elsewhere."""
+"""Progress of a run: a live bar in a terminal, plain lines in a pipe or file."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import shlex
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from minigpt.console import PipeConsole, described
+from minigpt.console import PipeConsole, described, time_left
+from minigpt.evaluate.loss import Evaluation
 from minigpt.run.directory import RunDirectory
-
-if TYPE_CHECKING:
-    from minigpt.evaluate.loss import Evaluation
-    from minigpt.train.trainer import Trainer
+from minigpt.train.setup import Setup
 
 REFRESH_SECONDS = 0.2
 
 
 class Display:
-    """Shows a training run. In a terminal a bar stays at the bottom; a pipe gets lines only."""
+    """Shows the progress of a run. Only a terminal gets the bar below the lines."""
 
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps
@@ -43,26 +41,29 @@ class Display:
         self.shown_at = 0.0
         self.status = ""
 
-    def start(self, trainer: Trainer, manifest: dict[str, Any], notice: str | None) -> None:
-        """Say what is about to run, and begin at its step, which is not 0 for a resumed run."""
-        config, counts = trainer.config, trainer.model.parameter_counts()
-        model, batch = config.model, trainer.options.batch_size
+    def start(
+        self, setup: Setup, run: RunDirectory, manifest: dict[str, Any], notice: str | None
+    ) -> None:
+        """Print the run's settings and start the bar. `notice`: a line of the tracker."""
+        config, state = setup.config, setup.state
+        model, counts = config.model, state.model.parameter_counts()
         packed = config.data.separator is not None
         documents = f" in {sum(manifest['documents'].values()):,} documents" if packed else ""
-        idle = counts["active"] < counts["total"]
-        active = f", {counts['active']:,} of them active" if idle else ""
+        sparse = counts["active"] < counts["total"]
+        active = f", {counts['active']:,} of them active" if sparse else ""
         facts = {
-            "model": f"{model.name}: {model.n_layer} layers, {model.n_head} heads, {model.n_embd} "
-            f"wide, block {model.block_size}, {counts['total']:,} parameters{active}",
-            "data": f"{config.data.name} as {manifest['vocabulary']:,} {config.tokenizer.name} "
-            f"tokens{documents}: {manifest['tokens']['train']:,} to train, "
-            f"{manifest['tokens']['val']:,} to validate; {batch} x {model.block_size} a step",
+            "model": f"{model.name}: {model.n_layer} layers, {model.n_head} heads, width "
+            f"{model.n_embd}, context {model.block_size}, {counts['total']:,} parameters{active}",
+            "data": f"{config.data.name}{documents}, {config.tokenizer.name} tokenizer (vocabulary "
+            f"{manifest['vocabulary']:,}): {manifest['tokens']['train']:,} training tokens, "
+            f"{manifest['tokens']['val']:,} validation; batch "
+            f"{config.trainer.batch_size} x {model.block_size}",
             "device": manifest["device"],
             "design": f"{model.positional.name} positions, {model.norm.placement}-norm "
             f"({model.norm.kind}), {model.embedding.name} head",
             "ffn": described(model.ffn),
-            "attention": f"{described(model.attention)}; {trainer.backend}",
-            "run": str(trainer.run.path),
+            "attention": f"{described(model.attention)}; {setup.backend}",
+            "run": str(run.path),
         }
         for name, fact in facts.items():
             self.line(f"{name:<10} {fact}")
@@ -70,8 +71,8 @@ class Display:
             self.line(f"{config.logger.name:<10} {notice}")
         warmup = config.schedule.warmup_steps
         if warmup >= self.max_steps:
-            self.line(f"schedule   all of the {self.max_steps} steps are warm-up (of {warmup})")
-        step = self.first_step = trainer.state.step
+            self.line(f"schedule   all {self.max_steps} steps are warm-up (of {warmup} steps)")
+        step = self.first_step = state.progress.step
         if step:
             self.line(f"resumed at step {step}")
         self.started = time.perf_counter()
@@ -81,15 +82,15 @@ class Display:
         self.progress.start()
 
     def stop(self) -> None:
-        """Leave the terminal as it was."""
+        """Stop the bar and restore the terminal."""
         self.progress.stop()
 
     def line(self, text: str) -> None:
-        """Print one line above the bar."""
+        """Print a line above the bar."""
         self.console.print(escape(text))
 
     def step(self, step: int) -> None:
-        """Move the bar; cheap enough for every step."""
+        """Update the bar, at most every REFRESH_SECONDS."""
         now = time.perf_counter()
         if self.live and now - self.shown_at > REFRESH_SECONDS:
             self.shown_at = now
@@ -100,7 +101,7 @@ class Display:
             self.progress.update(self.task, completed=step, status=self.status, refresh=True)
 
     def train(self, step: int, metrics: dict[str, float]) -> None:
-        """Show training metrics."""
+        """Print training metrics, or show them in the bar."""
         self.status = (
             f"train {metrics['train_loss']:.4f}  {metrics['tokens_per_second']:,.0f} tokens/s"
         )
@@ -108,15 +109,15 @@ class Display:
         if not self.live:
             self.line(f"step {step}/{self.max_steps}  {self.status}  {self._time_left(step)}")
 
-    def evaluation(self, step: int, val: Evaluation, better: bool) -> None:
-        """Show a validation loss."""
+    def evaluation(self, step: int, val: Evaluation, best: bool) -> None:
+        """Print a validation loss. `best`: the lowest so far."""
         self.line(
             f"step {step}/{self.max_steps}  val loss {val.loss:.4f}  perplexity "
-            f"{val.perplexity:.3f}  bits/byte {val.bits_per_byte:.4f}{'  best' if better else ''}"
+            f"{val.perplexity:.3f}  bits/byte {val.bits_per_byte:.4f}{'  best' if best else ''}"
         )
 
     def sample(self, step: int, text: str) -> None:
-        """Show sampled text."""
+        """Print sampled text."""
         if self.live:
             self.console.print(Panel(escape(text), title=f"sample at step {step}", style="dim"))
         else:
@@ -124,15 +125,15 @@ class Display:
             self.line(f"step {step}/{self.max_steps}  sample:\n{indented}")
 
     def stopped(self, number: int, run: RunDirectory) -> None:
-        """Say how to go on, at once: a tracker may take its time to close."""
+        """Print how to resume, before the tracker closes, which may take seconds."""
         name, path = signal.Signals(number).name, shlex.quote(str(run.path))
-        self.line(f"stopped by {name}, saved; go on with: minigpt train resume={path}")
+        self.line(f"stopped by {name}, saved; resume with: minigpt train resume={path}")
 
     def end(self, run: RunDirectory, result: dict[str, Any]) -> None:
-        """Say what came out, where it is and what to type next."""
+        """Print the results, the run directory and the next command."""
         self.line(
-            f"validation loss {result['val_loss']:.4f} nats a token, perplexity "
-            f"{result['val_perplexity']:.3f}, {result['val_bits_per_byte']:.4f} bits a byte "
+            f"validation loss {result['val_loss']:.4f} nats/token, perplexity "
+            f"{result['val_perplexity']:.3f}, {result['val_bits_per_byte']:.4f} bits/byte "
             f"(full pass); best {result['best_val_loss']:.4f} at step {result['best_step']}; "
             f"{result['seconds']:.1f} s"
         )
@@ -143,4 +144,4 @@ class Display:
         if done <= 0:
             return ""
         seconds = (time.perf_counter() - self.started) / done * (self.max_steps - step)
-        return f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
+        return time_left(seconds)

@@ -1,4 +1,4 @@
-"""Several runs' forward and backward passes as one program: less to launch, larger products."""
+"""Forward and backward passes of several runs as one program: fewer and larger kernels."""
 
 from __future__ import annotations
 
@@ -15,92 +15,81 @@ from minigpt.data import Batch
 from minigpt.errors import one_line_if_out_of_memory
 from minigpt.model import GPT
 from minigpt.model.backends import eager
+from minigpt.model.compatibility import replica_problems
 from minigpt.runtime import Runtime
 from minigpt.train.trainer import Trainer
 
-BACKEND = "eager (of several runs in one program)"
-FEWER = "train fewer at once with hydra.launcher.at_once, or lower trainer.batch_size"
+BACKEND = "eager (several runs in one program)"
+FEWER = "train fewer runs at once with hydra.launcher.at_once, or lower trainer.batch_size"
 
 
 def program_of(config: Config) -> Hashable:
-    """What runs must have in common to be computed together, as a key.
+    """Return a key: runs with equal keys can be computed together.
 
-    They may differ in seed, optimizer, schedule, length and in when they log, evaluate and save.
+    They may differ in seed, optimizer, schedule, length, and in when they log, evaluate and save.
     """
     trainer = config.trainer
-    work = (trainer.batch_size, trainer.grad_accum_steps)
+    batch = (trainer.batch_size, trainer.grad_accum_steps)
     machine = (trainer.device, trainer.precision, trainer.compile, trainer.threads)
-    return repr((config.data, config.tokenizer, config.model, work, machine))
+    return repr((config.data, config.tokenizer, config.model, batch, machine))
 
 
 def why_not(config: Config) -> str | None:
-    """Why a run cannot be computed with others, as a line for people; None if it can."""
-    model, backend = config.model, config.model.backend.name
-    if model.dropout > 0:
-        return (
-            f"model.dropout={model.dropout}: replicas would drop other channels than lone runs; "
-            f"use 0, or another hydra/launcher"
-        )
-    if model.ffn.name == "moe":
-        return (
-            "ffn=moe: each replica would send its tokens to experts of its own; use another ffn, "
-            "or another hydra/launcher"
-        )
-    if backend not in ("eager", "auto"):
-        return (
-            f"model.backend.name={backend}: torch batches no fused attention over replicas; use "
-            f"eager or auto"
-        )
-    return None
+    """Return why a run cannot be computed together with others; None if it can."""
+    every = replica_problems(config.model)
+    return str(every[0]) if every else None
 
 
 class Program:
-    """The gradients of several models of one design, each of its own batch, in one pass.
+    """Gradients of several models of one design, each for its own batch, in one pass.
 
-    Weights are stacked, and torch's vmap runs the loss over them, with attention written out: it
-    has no batching rule for the backward pass of fused attention. What is added up for one model is
-    added up over that model alone, so losses and gradients are a lone one's but for rounding.
+    The weights are stacked and torch.vmap computes the loss over them. Attention is eager: the
+    backward pass of fused attention has no batching rule. Every reduction is within one model, so
+    losses and gradients equal those of separate runs up to rounding.
     """
 
     def __init__(self, models: Sequence[GPT], runtime: Runtime, compiled: bool) -> None:
         self.models, self.runtime = models, runtime
-        # That an operation has no batching rule: it is done one by one.
+        # About operations without a batching rule, which vmap computes one by one.
         warnings.filterwarnings("ignore", message="There is a performance drop")
-        with torch.device("meta"):  # what is done, without weights to do it with
+        with torch.device("meta"):  # the computation only; functional_call brings the weights
             design = GPT(models[0].config, models[0].n_vocab)
         design.backend = eager
-        design.logits_at_once = sys.maxsize  # pieces would be computed again outside of vmap
+        design.max_logits = sys.maxsize  # chunks are recomputed, which vmap does not support
         self.losses: Callable[..., tuple[Tensor, dict[str, Tensor]]] = vmap(_Loss(design).of)
         if compiled:
-            torch.compiler.reset()  # its limit of compiled variants counts over a whole sweep
+            torch.compiler.reset()  # its limit of compiled variants is per process, not per run
             self.losses = torch.compile(self.losses)
 
-    def backward(self, pieces: Sequence[Batch], grad_accum_steps: int) -> list[dict[str, Tensor]]:
-        """Add each piece's gradients, over `grad_accum_steps`, to those of its model's weights.
+    def backward(
+        self, micro_batches: Sequence[Batch], grad_accum_steps: int
+    ) -> list[dict[str, Tensor]]:
+        """Accumulate the gradients of one micro-batch per model, divided by `grad_accum_steps`.
 
-        Returns what each logs.
+        Return the metrics of each model's forward pass.
         """
         weights = stacked([dict(model.named_parameters()) for model in self.models])
         buffers = stacked([dict(model.named_buffers()) for model in self.models])
-        batch = stacked([_tensors(piece) for piece in pieces])
+        batch = stacked([_tensors(micro_batch) for micro_batch in micro_batches])
         with self.runtime.autocast():
-            losses, numbers = self.losses(weights | buffers, *batch.values())
+            losses, metrics = self.losses(weights | buffers, *batch.values())
         (losses.sum() / grad_accum_steps).backward()
-        return [{name: n[i] for name, n in numbers.items()} for i in range(len(pieces))]
+        n_models = len(self.models)
+        return [{name: values[i] for name, values in metrics.items()} for i in range(n_models)]
 
 
 @one_line_if_out_of_memory(FEWER)
 def step(program: Program, trainers: Sequence[Trainer]) -> None:
-    """One training step of each trainer, whose models are the program's."""
+    """Take one training step of each trainer; `program` computes their gradients."""
     grad_accum_steps = trainers[0].options.grad_accum_steps
-    batches = [trainer.draw() for trainer in trainers]
-    found = [program.backward(pieces, grad_accum_steps) for pieces in zip(*batches, strict=True)]
-    for trainer, logged in zip(trainers, zip(*found, strict=True), strict=True):
-        trainer.update(list(logged))
+    batches = zip(*(trainer.draw() for trainer in trainers), strict=True)
+    metrics = [program.backward(micro_batches, grad_accum_steps) for micro_batches in batches]
+    for trainer, of_trainer in zip(trainers, zip(*metrics, strict=True), strict=True):
+        trainer.update(list(of_trainer))
 
 
 def stacked(each: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors of one name as one, a row for each."""
+    """Stack the tensors of each name along a new first dimension."""
     return {name: torch.stack([tensors[name] for tensors in each]) for name in each[0]}
 
 
@@ -109,7 +98,7 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
 
 
 class _Loss(nn.Module):
-    """The training loss of a design, of weights that are given."""
+    """A model's training loss as a function of its weights."""
 
     def __init__(self, model: GPT) -> None:
         super().__init__()
@@ -119,5 +108,5 @@ class _Loss(nn.Module):
         return self.model.training_loss(*batch)
 
     def of(self, tensors: dict[str, Tensor], *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `GPT.training_loss`. `tensors`: parameters and buffers by their names."""
+        """Return `GPT.training_loss` with parameters and buffers (`tensors`) given by name."""
         return functional_call(self, {f"model.{name}": x for name, x in tensors.items()}, batch)

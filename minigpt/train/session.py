@@ -1,33 +1,30 @@
-"""Everything before the first step and after the last: check, prepare, train, record."""
+"""One training run from its config to result.json."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from minigpt.config.compose import save_config
 from minigpt.config.schema import Config, request_sha256
 from minigpt.data.prepare import Prepared, prepare
-from minigpt.errors import UserError, first_line, one_line_if_out_of_memory
+from minigpt.errors import UserError, first_line, one_line_if_out_of_memory, require
 from minigpt.files import recover_directory, write_json
-from minigpt.logger import LOGGERS, RunInfo
-from minigpt.model import GPT
+from minigpt.logger import LOGGERS, Logger, RunInfo
+from minigpt.model.compatibility import require_compatible
 from minigpt.run.directory import RunDirectory
 from minigpt.run.provenance import provenance
 from minigpt.runtime import Runtime, choose_runtime, set_threads
-from minigpt.train.control import Diverged, Interrupted, Stop, Stopped
+from minigpt.train.control import Diverged, Interrupted, Stop, Stopped, Stopwatch
 from minigpt.train.display import Display
+from minigpt.train.setup import Setup, set_up
 from minigpt.train.trainer import Trainer
 
 LESS_MEMORY = (
-    "lower model.n_embd, model.block_size or trainer.batch_size, or compute a batch in pieces "
-    "with trainer.grad_accum_steps"
+    "lower model.n_embd, model.block_size or trainer.batch_size, or split each batch into "
+    "micro-batches with trainer.grad_accum_steps"
 )
 
 
@@ -41,14 +38,13 @@ def train_run(
     on_evaluation: Callable[[Trainer], None] | None = None,
     stop: Stop | None = None,
 ) -> None:
-    """Train what a config says in a new run directory, or go on in one that has begun.
+    """Train a new run, or continue a `resumed` one. For the arguments see `training_session`.
 
-    See `training_session`. `on_evaluation` follows the run and may end it (see Trainer); `stop`
-    lets another thread end it as a signal does. Raises Interrupted where a signal came.
+    Raises Interrupted if a signal stopped it.
     """
-    with training_session(config, run, resumed, command, facts) as trainer:
-        trainer.on_evaluation = on_evaluation or trainer.on_evaluation
-        trainer.stop = stop or trainer.stop
+    with training_session(
+        config, run, resumed, command, facts, on_evaluation=on_evaluation, stop=stop
+    ) as trainer:
         trainer.train()
     if trainer.stopped_by is not None:
         raise Interrupted(trainer.stopped_by)
@@ -61,119 +57,151 @@ def training_session(
     resumed: bool,
     command: list[str],
     facts: dict[str, Any] | None = None,
+    *,
+    on_evaluation: Callable[[Trainer], None] | None = None,
+    stop: Stop | None = None,
+    stopwatch: Stopwatch | None = None,
+    backend: str | None = None,
 ) -> Iterator[Trainer]:
-    """A trainer before it begins, in a run directory that is told how the training ends.
+    """Prepare a run, yield its trainer, and write result.json however the block ends.
 
-    All is checked before the directory is begun, so that a mistake leaves nothing behind. `facts`
-    go into a new run's manifest. Raises UserError for what cannot be honoured.
+    Everything is checked before the run directory is created, so that a mistake leaves no files.
+    `facts` are added to a new run's manifest. `backend` replaces the name of the attention backend
+    where the caller computes the steps. Raises UserError for what is not supported.
     """
-    options, asked = config.trainer, request_sha256(config)
+    runtime, prepared = check(config, run if resumed else None)
+    setup = set_up(config, prepared, runtime)
+    setup = replace(setup, backend=backend or setup.backend)
+    with run.locked():
+        if resumed:
+            manifest = resume(run, setup, command)
+        else:
+            facts = {"request_sha256": request_sha256(config), **(facts or {})}
+            manifest = create(run, setup, prepared, command, facts)
+        write_json(run.manifest, manifest)
+        save_config(setup.config, run.config)  # last: from now on the run can be resumed
+
+        display = Display(config.trainer.max_steps)
+        logger = open_tracker(run, setup, manifest)
+        trainer = Trainer(setup, run, display, logger, stop, stopwatch, on_evaluation)
+        with recorded(trainer):
+            write_json(run.manifest, manifest | {"tracker_id": logger.tracker_id})
+            display.start(setup, run, manifest, logger.notice)
+            yield trainer
+
+
+def check(config: Config, resumed: RunDirectory | None) -> tuple[Runtime, Prepared]:
+    """Choose the runtime and prepare the data. Raises UserError for what is not supported."""
+    options = config.trainer
     set_threads(options.threads)
     runtime = choose_runtime(options.device, options.precision)
     LOGGERS.variant(config.logger.name).check(config.logger)
-    with torch.device("meta"):  # no memory, no time: only what constructors refuse
-        design = GPT(config.model, n_vocab=1)
-    design.use_backend(runtime.device, runtime.precision == "bf16", "train")
-    prepared = prepare(config.data, config.tokenizer, of_run=run if resumed else None)
+    packed = config.data.separator is not None
+    require_compatible(config.model, runtime.device, "train", packed, config.optimizer.name)
+    if resumed is None:
+        prepared = prepare(config.data, config.tokenizer)
+    else:
+        tokenizer, text = resumed.tokenizer, resumed.data_sha256
+        prepared = prepare(config.data, config.tokenizer, tokenizer, text)
     prepared.tokens.require_block(config.model.block_size)
     prepared.tokenizer.encode(options.sample_prompt)
-    display = Display(options.max_steps)
-    trainer = Trainer(config, run, prepared.tokenizer, prepared.tokens, runtime, display)
-    config = trainer.config = resolved(config, runtime, trainer.model)
+    return runtime, prepared
 
-    with run.locked():
-        made = provenance(command)
-        if resumed:
-            for checkpoint in (run.last, run.best):
-                recover_directory(checkpoint)
-            _require_unfinished(run, options.max_steps)
-            trainer.resume()
-            manifest = run.read_json(run.manifest)
-            manifest["resumed"] = [*manifest.get("resumed", []), made]
-            run.result.unlink(missing_ok=True)  # it speaks of an end that is none
-        else:
-            if run.config.exists():
-                raise UserError(
-                    f"hydra.run.dir={run.path}: holds a run already; go on with "
-                    f"`minigpt train resume={run.path}`, or choose another directory"
-                )
-            prepared.tokenizer.save(run.tokenizer)
-            manifest = made | {"request_sha256": asked}
-            manifest |= _facts(prepared, runtime, trainer.backend) | (facts or {})
-        write_json(run.manifest, manifest)
-        save_config(config, run.config)  # last: from now on the run can be resumed
 
-        info = RunInfo(
-            directory=run.path,
-            name=run.path.name,
-            group=config.group,
-            tags=config.tags,
-            config=config.to_dict() | {"parameters": trainer.model.parameter_counts()},
-            tracker_id=manifest.get("tracker_id"),
+def create(
+    run: RunDirectory,
+    setup: Setup,
+    prepared: Prepared,
+    command: list[str],
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """Save the tokenizer of a new run and return its manifest. Raises UserError if one exists."""
+    if run.config.exists():
+        raise UserError(
+            f"hydra.run.dir={run.path}: contains a run already; continue it with "
+            f"`minigpt train resume={run.path}`, or choose another directory"
         )
-        logger = LOGGERS.build(config.logger, info)
-        result = trainer.result("failed")
-        try:
-            write_json(run.manifest, manifest | {"tracker_id": logger.tracker_id})
-            display.start(trainer, manifest, logger.notice)
-            trainer.logger = logger
-            yield trainer
-            result = trainer.result("finished")
-        except Stopped as stopped:
-            result = trainer.result(stopped.status)
-        except KeyboardInterrupt:
-            result = trainer.result("interrupted")
-            raise
-        except BaseException as error:
-            result = trainer.result("failed") | {
-                "error": first_line(error),
-                "diverged": isinstance(error, Diverged),
-            }
-            raise
-        finally:
-            display.stop()
-            try:
-                write_json(run.result, result)
-            finally:
-                logger.finish(result, failed=result["status"] == "failed")
-    display.end(run, result)
-
-
-def resolved(config: Config, runtime: Runtime, model: GPT) -> Config:
-    """The config with what `auto`, relative paths and an attention's None stood for.
-
-    So it means the same later. An attention backend that is `auto` is chosen anew for each use.
-    """
-    trainer = replace(
-        config.trainer,
-        device=runtime.device,
-        precision=runtime.precision,
-        threads=torch.get_num_threads(),
-    )
-    paths = {
-        field.name: os.path.abspath(os.path.expanduser(getattr(config.data, field.name)))
-        for field in dataclasses.fields(config.data)
-        if field.name in ("dir", "path")
-    }
-    design = replace(
-        config.model,
-        attention=model.attention.spelled_out(config.model.attention),
-    )
-    return replace(config, trainer=trainer, data=replace(config.data, **paths), model=design)
-
-
-def _facts(prepared: Prepared, runtime: Runtime, backend: str) -> dict[str, Any]:
-    corpus, tokens = prepared.corpus, prepared.tokens
+    setup.tokenizer.save(run.tokenizer)
+    splits = (setup.data.train, setup.data.val)
     return {
-        "device": runtime.describe(),
-        "backend": backend,
-        "data_sha256": corpus.sha256,
-        "characters": corpus.characters,
-        "tokens": {split.name: len(split.tokens) for split in (tokens.train, tokens.val)},
-        "documents": {s.name: len(s.document_lengths) for s in (tokens.train, tokens.val)},
-        "tokenizer_sha256": prepared.tokenizer.fingerprint,
-        "vocabulary": prepared.tokenizer.n_vocab,
+        **provenance(command),
+        "device": setup.runtime.describe(),
+        "backend": setup.backend,
+        "data_sha256": prepared.corpus.sha256,
+        "characters": prepared.corpus.characters,
+        "tokens": {split.name: len(split.tokens) for split in splits},
+        "documents": {split.name: len(split.document_lengths) for split in splits},
+        "tokenizer_sha256": setup.tokenizer.fingerprint,
+        "vocabulary": setup.tokenizer.n_vocab,
+        **facts,
     }
+
+
+def resume(run: RunDirectory, setup: Setup, command: list[str]) -> dict[str, Any]:
+    """Restore the last checkpoint and the logs at its step; return the extended manifest.
+
+    Without a checkpoint the run starts from its first step. Raises UserError if it is finished.
+    """
+    for checkpoint in (run.last, run.best):
+        recover_directory(checkpoint)
+    max_steps = setup.config.trainer.max_steps
+    _require_unfinished(run, max_steps)
+    setup.state.load(run.last)
+    progress = setup.state.progress
+    run.rewind_logs(progress.log_sizes)
+    why = f"this run has done {progress.step} steps already; use a larger number"
+    require(progress.step <= max_steps, "trainer.max_steps", max_steps, why)
+    manifest = run.read_json(run.manifest)
+    manifest["resumed"] = [*manifest.get("resumed", []), provenance(command)]
+    run.result.unlink(missing_ok=True)  # of an earlier ending
+    return manifest
+
+
+def open_tracker(run: RunDirectory, setup: Setup, manifest: dict[str, Any]) -> Logger:
+    """Open the tracker's run, or continue the one that the manifest names."""
+    config = setup.config
+    info = RunInfo(
+        directory=run.path,
+        name=run.path.name,
+        group=config.group,
+        tags=config.tags,
+        config=config.to_dict() | {"parameters": setup.state.model.parameter_counts()},
+        tracker_id=manifest.get("tracker_id"),
+    )
+    try:
+        return LOGGERS.build(config.logger, info)
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        write_json(run.result, {"status": status, "error": first_line(error)})
+        raise
+
+
+@contextmanager
+def recorded(trainer: Trainer) -> Iterator[None]:
+    """Write result.json, close the display and the tracker, however the block ends."""
+    run, display = trainer.run, trainer.display
+    result = trainer.result("failed")
+    try:
+        yield
+        result = trainer.result("finished")
+    except Stopped as stopped:
+        result = trainer.result(stopped.status)
+    except KeyboardInterrupt:
+        result = trainer.result("interrupted")
+        raise
+    except BaseException as error:
+        result = trainer.result("failed") | {
+            "error": first_line(error),
+            "diverged": isinstance(error, Diverged),
+        }
+        raise
+    finally:
+        display.stop()
+        try:
+            write_json(run.result, result)
+        finally:
+            trainer.logger.finish(result, failed=result["status"] == "failed")
+    display.end(run, result)
 
 
 def _require_unfinished(run: RunDirectory, max_steps: int) -> None:

@@ -6,114 +6,119 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from minigpt.config.schema import Config
-from minigpt.data import Batch, TokenData
-from minigpt.errors import require
-from minigpt.evaluate.loss import evaluate, perplexity
+from minigpt.data import Batch
+from minigpt.evaluate.loss import Evaluation, evaluate, perplexity
 from minigpt.inference.generate import Sampling, generate, stop_at, stream_text
 from minigpt.logger import Logger
-from minigpt.model import GPT
-from minigpt.optim.optimizer import OPTIMIZERS
 from minigpt.optim.schedule import SCHEDULES
 from minigpt.run.directory import RunDirectory
-from minigpt.runtime import Runtime, peak_memory_bytes, reset_peak_memory
-from minigpt.tokenizer import Tokenizer
+from minigpt.runtime import peak_memory_bytes
 from minigpt.train.control import Diverged, Interrupted, Stop, Stopwatch, stop_signals
 from minigpt.train.display import Display
-from minigpt.train.state import TrainState, load_last, save_best, save_last
-
-if TYPE_CHECKING:
-    from minigpt.config.schema import Config
-
-
-# Added to the seed, so that batches and initial weights are not one stream. Torch's CPU generator
-# looks at the lowest 32 bits of a seed alone.
-BATCH_SEED = 0x5EED
+from minigpt.train.setup import Setup
 
 
 class Trainer:
-    """Trains one model in one run directory. `train` is the loop, the rest is what it calls.
+    """Trains one model in one run directory. `train` is the loop; the rest are its parts.
 
-    `on_evaluation` is called after each validation; it may end the run by raising Stopped.
+    `stop`: set from a signal handler or another thread, ends training after the current step.
+    `stopwatch`: measures training steps; runs that step together share one.
+    `on_evaluation`: called after each validation; may raise Stopped to end the run.
     """
 
     def __init__(
         self,
-        config: Config,
+        setup: Setup,
         run: RunDirectory,
-        tokenizer: Tokenizer,
-        data: TokenData,
-        runtime: Runtime,
         display: Display,
+        logger: Logger,
+        stop: Stop | None = None,
+        stopwatch: Stopwatch | None = None,
+        on_evaluation: Callable[[Trainer], None] | None = None,
     ) -> None:
-        self.config, self.options, self.run = config, config.trainer, run
-        self.tokenizer, self.runtime, self.display = tokenizer, runtime, display
-        reset_peak_memory(runtime.device)
-        torch.manual_seed(config.seed)
-        self.data = data.to(runtime.device)
-        self.batches = torch.Generator(self.data.train.tokens.device)  # where windows are drawn
-        self.batches.manual_seed(config.seed + BATCH_SEED)
-        self.model = GPT(config.model, tokenizer.n_vocab).to(runtime.device)
-        self.backend = self.model.use_backend(runtime.device, runtime.precision == "bf16", "train")
+        self.config, self.options = setup.config, setup.config.trainer
+        self.runtime, self.tokenizer, self.data = setup.runtime, setup.tokenizer, setup.data
+        self.backend = setup.backend
+        self.state, self.progress = setup.state, setup.state.progress
+        self.model, self.optimizer = setup.state.model, setup.state.optimizer
+        self.schedule = SCHEDULES.build(self.config.schedule, self.options.max_steps)
+        self.run, self.display, self.logger = run, display, logger
+        self.stop = stop or Stop()
+        self.stopwatch = stopwatch or Stopwatch()
+        self.on_evaluation = on_evaluation
+        self.stopped_by: int | None = None  # a signal that arrived during the last step
         self.loss = self.model.training_loss
         if self.options.compile or self.model.backend_name == "flex":
-            torch.compiler.reset()  # its limit of compiled variants counts over a whole sweep
+            torch.compiler.reset()  # its limit of compiled variants is per process, not per run
         if self.options.compile:
             self.loss = torch.compile(self.model.training_loss)
-        self.optimizer = OPTIMIZERS.build(config.optimizer, self.model)
-        self.schedule = SCHEDULES.build(config.schedule, self.options.max_steps)
-        self.state = TrainState()
-        self.logger: Logger  # comes before `begin`: a tracker opens only once all else is ready
-        self.stop = Stop()
-        self.stopwatch = Stopwatch()  # of training steps; those that step together share one
-        self.on_evaluation: Callable[[Trainer], None] = lambda trainer: None
-        self.stopped_by: int | None = None
-        # Of the steps since `_settle`, still on the device; `logged` by step and piece.
+        # Of the steps since the last `_settle`, still on the device: metrics by step and
+        # micro-batch, gradient norms by step.
         self.logged: list[list[dict[str, Tensor]]] = []
         self.norms: list[Tensor] = []
 
-    def resume(self) -> None:
-        """Go back to the last checkpoint, logs included; to the first step if there is none."""
-        saved = load_last(self.run.last, self.model, self.optimizer, self.batches)
-        self.state = saved or TrainState()
-        self.run.rewind_logs(self.state.log_sizes)
-        require(
-            self.state.step <= self.options.max_steps,
-            "trainer.max_steps",
-            self.options.max_steps,
-            f"this run has done {self.state.step} steps already; ask for more",
-        )
-
-    def begin(self) -> None:
-        """Be ready for the first step, or the next one of a resumed run."""
-        self.started = time.perf_counter() - self.state.seconds
-        self.stepped_before = self.state.step_seconds - self.stopwatch.seconds
-        self.model.train()
-
     def train(self) -> None:
-        """Train to the end: periodic work, then one training step, and again.
+        """Train to the end: periodic work, then one training step, and so on.
 
-        The state knows what a step's periodic work has done, so that a resumed run neither repeats
-        nor misses any and ends bit-equal. Raises Diverged at a non-finite loss, and Interrupted,
-        the run saved, at a signal.
+        `progress` records which periodic work is done, so that a resumed run neither repeats nor
+        skips any and ends bit-equal. Raises Diverged at a non-finite loss, and Interrupted at a
+        signal, after saving a checkpoint.
         """
         self.begin()
         with stop_signals(self.stop):
             while self.periodic_work():
-                # One training step: nothing in here waits for the device.
-                pieces = self.draw()
-                logged = [self.backward(piece) for piece in pieces]
-                self.update(logged)
+                micro_batches = self.draw()
+                metrics = [self.backward(micro_batch) for micro_batch in micro_batches]
+                self.update(metrics)
+
+    # ---- one training step: nothing in it waits for the device ----
+
+    def draw(self) -> Sequence[Batch]:
+        """Return the next batch, split into `grad_accum_steps` micro-batches."""
+        block_size = self.config.model.block_size
+        batch = self.data.train.draw(self.options.batch_size, block_size, self.state.generator)
+        return list(batch.chunk(self.options.grad_accum_steps))
+
+    def backward(self, micro_batch: Batch) -> dict[str, Tensor]:
+        """Accumulate the gradients of a micro-batch. Return the metrics of its forward pass."""
+        with self.runtime.autocast():
+            loss, metrics = self.loss(
+                micro_batch.inputs, micro_batch.targets, micro_batch.document_ids
+            )
+        (loss / self.options.grad_accum_steps).backward()
+        return metrics
+
+    def update(self, metrics: list[dict[str, Tensor]]) -> None:
+        """Clip the gradients and step the optimizer. `metrics`: of each micro-batch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr(self.progress.step) * group.get("lr_factor", 1.0)
+        grad_clip = self.config.optimizer.grad_clip
+        max_norm = math.inf if grad_clip is None else grad_clip
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.logged.append(metrics)
+        self.norms.append(norm)
+        self.progress.step += 1
+        self.display.step(self.progress.step)
+
+    # ---- end of the step ----
+
+    def begin(self) -> None:
+        """Start the clocks and switch the model to training mode."""
+        self.started = time.perf_counter() - self.progress.seconds
+        self.stepped_before = self.progress.step_seconds - self.stopwatch.seconds
+        self.model.train()
 
     def periodic_work(self) -> bool:
-        """What is due before the next step; whether there is one."""
-        options, state = self.options, self.state
-        end = state.step == options.max_steps
+        """Do what is due before the next step. Return False after the last one."""
+        options = self.options
+        end = self.progress.step == options.max_steps
         if self.stop.number is not None and not end:
             self.save()
             self.display.stopped(self.stop.number, self.run)
@@ -128,210 +133,201 @@ class Trainer:
         if end or self._due(options.checkpoint_every):
             self.save()
         if end:
-            self.stopped_by = self.stop.number  # too late for this run, not for its sweep
+            self.stopped_by = self.stop.number  # this run is finished, but its sweep must stop
         return not end
 
-    # ---- one training step: nothing from here on waits for the device ----
-
-    def draw(self) -> Sequence[Batch]:
-        """The next batch, in the pieces in which it is computed."""
-        options = self.options
-        block_size = self.config.model.block_size
-        batch = self.data.train.draw(options.batch_size, block_size, self.batches)
-        return list(batch.chunk(options.grad_accum_steps))
-
-    def backward(self, piece: Batch) -> dict[str, Tensor]:
-        """Add a piece's gradients to those of the weights; returns what it logs."""
-        with self.runtime.autocast():
-            loss, numbers = self.loss(piece.inputs, piece.targets, piece.document_ids)
-        (loss / self.options.grad_accum_steps).backward()
-        return numbers
-
-    def update(self, logged: list[dict[str, Tensor]]) -> None:
-        """Move the weights by their gradients. `logged`: what each piece of the batch logs."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr(self.state.step) * group.get("lr_factor", 1.0)
-        clip = (
-            math.inf if self.config.optimizer.grad_clip is None else self.config.optimizer.grad_clip
-        )
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.logged.append(logged)
-        self.norms.append(norm)
-        self.state.step += 1
-        self.display.step(self.state.step)
-
-    # ---- end of the step ----
-
     def lr(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step."""
         return self.config.optimizer.lr * self.schedule.factor(step)
 
     def result(self, status: str) -> dict[str, Any]:
-        """The content of result.json; null where the run has not come to a number.
+        """Return the content of result.json; null for results the run did not reach.
 
         The training loss is of a slice of the training split as long as the validation split.
         """
-        state, runtime = self.state, self.runtime
-        tokens = state.step * self.options.batch_size * self.config.model.block_size
-        finished = status == "finished"
-        train_split = self.data.train.head(len(self.data.val.tokens))
+        progress, runtime = self.progress, self.runtime
+        tokens = progress.step * self.tokens_per_step
+        val_loss, train_loss = progress.val_loss, None
+        if status == "finished":
+            train_split = self.data.train.head(len(self.data.val.tokens))
+            train_loss = evaluate(self.model, train_split, runtime).loss
         return {
             "status": status,
             "seed": self.config.seed,
-            "steps": state.step,
-            "best_step": state.best_step,
-            "train_loss": evaluate(self.model, train_split, runtime).loss if finished else None,
-            "val_loss": state.val_loss,
-            "best_val_loss": state.best_val_loss,
-            "val_perplexity": None if state.val_loss is None else perplexity(state.val_loss),
-            "val_bits_per_byte": state.val_bits_per_byte,
+            "steps": progress.step,
+            "best_step": progress.best_step,
+            "train_loss": train_loss,
+            "val_loss": val_loss,
+            "best_val_loss": progress.best_val_loss,
+            "val_perplexity": None if val_loss is None else perplexity(val_loss),
+            "val_bits_per_byte": progress.val_bits_per_byte,
             "parameters": self.model.parameter_counts(),
             "flops_per_token": self.model.flops_per_token(),
-            "tokens_per_second": tokens / state.step_seconds if state.step_seconds else None,
-            "seconds": state.seconds,
+            "tokens_per_second": tokens / progress.step_seconds if progress.step_seconds else None,
+            "seconds": progress.seconds,
             "peak_memory_bytes": peak_memory_bytes(runtime.device),
             "device": runtime.device,
             "precision": runtime.precision,
             "backend": self.backend,
         }
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in a batch."""
+        return self.options.batch_size * self.config.model.block_size
+
+    def save(self) -> None:
+        """Write the last checkpoint. Raises Diverged if a weight is not finite."""
+        with self._paused():
+            finite = torch.stack([p.isfinite().all() for p in self.model.parameters()])
+            if not finite.all():
+                self._diverged(max(0, self.progress.step - 1), "weights are not finite")
+            self.progress.log_sizes = self.run.log_sizes()
+            self.state.save(self.run.last)
+
     def _due(self, every: int | None) -> bool:
-        return every is not None and self.state.step > 0 and self.state.step % every == 0
+        step = self.progress.step
+        return every is not None and step > 0 and step % every == 0
 
     def _out_of_patience(self) -> bool:
         patience = self.options.patience
-        return patience is not None and self.state.stale_evaluations >= patience
-
-    def _settle(self) -> None:
-        """Wait for the device, take its losses and norms over and read the clocks.
-
-        Raises Diverged where one of them is not finite. Every piece of periodic work settles first.
-        """
-        state = self.state
-        if self.logged:
-            logged, norms = step_means(self.logged), torch.stack(self.norms).tolist()
-            losses = logged.pop("train_loss")
-            first = state.step - len(losses)
-            for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), first):
-                if not (math.isfinite(loss) and math.isfinite(norm)):
-                    self._diverged(step, f"loss {loss} with gradient norm {norm}")
-            state.recent_losses += losses
-            state.recent_norms += norms
-            for name, values in logged.items():
-                state.recent_extras.setdefault(name, []).extend(values)
-            self.logged, self.norms = [], []
-        state.step_seconds = self.stepped_before + self.stopwatch.seconds
-        state.seconds = time.perf_counter() - self.started
-
-    def _diverged(self, step: int, what: str) -> NoReturn:
-        saved = self.run.last if self.run.last.exists() else "none yet"
-        clip = " or set optimizer.grad_clip" if self.config.optimizer.grad_clip is None else ""
-        raise Diverged(
-            f"{what} at step {step} (learning rate {self.lr(step):.3g}); last good checkpoint: "
-            f"{saved}; lower optimizer.lr{clip}"
-        )
+        return patience is not None and self.progress.stale_evaluations >= patience
 
     @contextmanager
     def _paused(self) -> Iterator[None]:
-        """Periodic work: its time is not stepping time."""
+        """Wait for the device, and keep the time of this block out of that of training steps."""
         self._settle()
         with self.stopwatch.paused():
             yield
 
-    def save(self) -> None:
-        """Write the last checkpoint: all that going on from this step needs."""
-        with self._paused():
-            finite = torch.stack([p.isfinite().all() for p in self.model.parameters()])
-            if not finite.all():
-                self._diverged(max(0, self.state.step - 1), "weights are no finite numbers")
-            self.state.log_sizes = self.run.log_sizes()
-            save_last(self.run.last, self.model, self.optimizer, self.batches, self.state)
+    def _settle(self) -> None:
+        """Wait for the device, read the losses and gradient norms of its steps, and the clocks.
+
+        Raises Diverged if one of them is not finite.
+        """
+        progress = self.progress
+        if self.logged:
+            logged, norms = step_means(self.logged), torch.stack(self.norms).tolist()
+            losses = logged.pop("train_loss")
+            first = progress.step - len(losses)
+            for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), first):
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    self._diverged(step, f"loss {loss} with gradient norm {norm}")
+            progress.recent_losses += losses
+            progress.recent_norms += norms
+            for name, values in logged.items():
+                progress.recent_extras.setdefault(name, []).extend(values)
+            self.logged, self.norms = [], []
+        progress.step_seconds = self.stepped_before + self.stopwatch.seconds
+        progress.seconds = time.perf_counter() - self.started
+
+    def _diverged(self, step: int, what: str) -> NoReturn:
+        checkpoint = self.run.last if self.run.last.exists() else "none yet"
+        clip = " or set optimizer.grad_clip" if self.config.optimizer.grad_clip is None else ""
+        raise Diverged(
+            f"{what} at step {step} (learning rate {self.lr(step):.3g}); last good checkpoint: "
+            f"{checkpoint}; lower optimizer.lr{clip}"
+        )
 
     def _log(self) -> None:
         with self._paused():
-            state = self.state
-            if not state.recent_losses:
+            progress = self.progress
+            if not progress.recent_losses:
                 return
-            steps = len(state.recent_losses)
-            tokens_a_step = self.options.batch_size * self.config.model.block_size
-            loss = math.fsum(state.recent_losses) / steps
+            steps = len(progress.recent_losses)
+            loss = math.fsum(progress.recent_losses) / steps
+            tokens = progress.step * self.tokens_per_step
             metrics = {
                 "train_loss": loss,
                 "train_perplexity": perplexity(loss),
-                "lr": self.lr(state.step - 1),
-                "grad_norm": math.fsum(state.recent_norms) / steps,
-                "tokens": state.step * tokens_a_step,
-                "tokens_per_second": state.step * tokens_a_step / state.step_seconds,
-                "seconds": state.seconds,
-                **{k: math.fsum(values) / steps for k, values in state.recent_extras.items()},
+                "lr": self.lr(progress.step - 1),
+                "grad_norm": math.fsum(progress.recent_norms) / steps,
+                "tokens": tokens,
+                "tokens_per_second": tokens / progress.step_seconds,
+                "seconds": progress.seconds,
+                **{k: math.fsum(values) / steps for k, values in progress.recent_extras.items()},
             }
-            state.recent_losses, state.recent_norms, state.recent_extras = [], [], {}
+            progress.recent_losses, progress.recent_norms, progress.recent_extras = [], [], {}
             self._report(metrics)
-            self.display.train(state.step, metrics)
+            self.display.train(progress.step, metrics)
 
     def _evaluate(self) -> None:
         with self._paused():
-            state = self.state
-            if state.evaluated_at == state.step:
+            progress = self.progress
+            if progress.evaluated_at == progress.step:
                 return
             val = evaluate(self.model, self.data.val, self.runtime)
             if not math.isfinite(val.loss):
-                self._diverged(max(0, state.step - 1), f"validation loss {val.loss}")
-            better = val.loss < state.best_val_loss
-            if better:
-                state.best_val_loss, state.best_step = val.loss, state.step
-                save_best(self.run.best, self.model, state)
-            state.stale_evaluations = 0 if better else state.stale_evaluations + 1
-            state.evaluated_at = state.step
-            state.val_loss, state.val_bits_per_byte = val.loss, val.bits_per_byte
+                self._diverged(max(0, progress.step - 1), f"validation loss {val.loss}")
+            best = self._record(val)
             self._settle()
-            self._report({**val.metrics("val"), "seconds": state.seconds})
-            self.display.evaluation(state.step, val, better)
-            self.on_evaluation(self)
+            self._report({**val.metrics("val"), "seconds": progress.seconds})
+            self.display.evaluation(progress.step, val, best)
+            if self.on_evaluation is not None:
+                self.on_evaluation(self)
+
+    def _record(self, val: Evaluation) -> bool:
+        """Store a validation result; save the weights and return True if it is the best."""
+        progress = self.progress
+        best = val.loss < progress.best_val_loss
+        if best:
+            progress.best_val_loss, progress.best_step = val.loss, progress.step
+            self.state.save_best(self.run.best)
+        progress.stale_evaluations = 0 if best else progress.stale_evaluations + 1
+        progress.evaluated_at = progress.step
+        progress.val_loss, progress.val_bits_per_byte = val.loss, val.bits_per_byte
+        return best
 
     def _report(self, metrics: dict[str, float]) -> None:
-        self.run.append_metrics({"step": self.state.step, **metrics})
-        self.logger.log(metrics, self.state.step)
+        self.run.append_metrics({"step": self.progress.step, **metrics})
+        self.logger.log(metrics, self.progress.step)
 
     def _sample(self) -> None:
         with self._paused():
-            if self.state.sampled_at == self.state.step:
+            step = self.progress.step
+            if self.progress.sampled_at == step:
                 return
-            self.state.sampled_at = self.state.step
-            # Its own generator: sampling must not move the random states of training.
-            generator = torch.Generator(self.runtime.device)
-            generator.manual_seed(self.config.seed + self.state.step)
-            prompt = self.tokenizer.encode(self.options.sample_prompt)
-            tokens = generate(
-                self.model,
-                [prompt],
-                self.options.sample_tokens,
-                Sampling(),
-                [generator],
-                self.runtime,
-                context=self.config.model.block_size,
-            )
-            pieces = stream_text(self.tokenizer, (row[0] for row in tokens))
-            separator = self.config.data.separator
-            stops = [] if separator is None else [separator]  # it knows nothing beyond a document
-            text = self.options.sample_prompt + "".join(stop_at(pieces, stops))
-            self.run.append_sample(self.state.step, text)
-            self.logger.log_text(text, self.state.step)
-            self.display.sample(self.state.step, text)
+            self.progress.sampled_at = step
+            text = self._sampled_text()
+            self.run.append_sample(step, text)
+            self.logger.log_text(text, step)
+            self.display.sample(step, text)
+
+    def _sampled_text(self) -> str:
+        # A separate generator: sampling must not change the random state of training.
+        generator = torch.Generator(self.runtime.device)
+        generator.manual_seed(self.config.seed + self.progress.step)
+        prompt = self.tokenizer.encode(self.options.sample_prompt)
+        tokens = generate(
+            self.model,
+            [prompt],
+            self.options.sample_tokens,
+            Sampling(),
+            [generator],
+            self.runtime,
+            context=self.config.model.block_size,
+        )
+        pieces = stream_text(self.tokenizer, (row[0] for row in tokens))
+        separator = self.config.data.separator
+        # The model is trained on single documents, so a sample ends with its document.
+        stops = [] if separator is None else [separator]
+        return self.options.sample_prompt + "".join(stop_at(pieces, stops))
 
 
 def step_means(logged: list[list[dict[str, Tensor]]]) -> dict[str, list[float]]:
-    """By name what steps logged, each the mean over its pieces. Waits for the device.
+    """Return each metric's values by step, averaged over micro-batches. Waits for the device.
 
-    A vector's numbers are named after it and their places: NAME_0, NAME_1.
+    `logged`: metrics by step and micro-batch. The elements of a vector are named NAME_0, NAME_1.
     """
     names = [
-        f"{name}_{place}" if value.ndim else name
+        f"{name}_{index}" if value.ndim else name
         for name, value in logged[0][0].items()
-        for place in range(value.numel())
+        for index in range(value.numel())
     ]
-    rows = [torch.cat([v.flatten() for v in piece.values()]) for step in logged for piece in step]
+    rows = [
+        torch.cat([value.flatten() for value in micro_batch.values()])
+        for step in logged
+        for micro_batch in step
+    ]
     means = torch.stack(rows).unflatten(0, (len(logged), -1)).mean(1)  # step, name
     return dict(zip(names, means.T.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""What a search may be told, and what makes no sense together. Imports neither ray nor torch."""
+"""Options of a search, checked for combinations. Imports neither ray nor torch."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from minigpt.errors import UserError, require
 
 SCHEDULERS = ("asha", "hyperband", "pbt", "none")
 SAMPLERS = ("tpe", "random", "grid")
-METRICS = ("val_loss", "val_bits_per_byte")  # as in metrics.jsonl; less is better
+METRICS = ("val_loss", "val_bits_per_byte")  # of metrics.jsonl, minimised
 DEFAULT_TRIALS, DEFAULT_POPULATION = 20, 8
 
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """How to search. None of `sampler` and `trials` is what suits the scheduler and the sampler."""
+    """Options of a search. None for `sampler` and `trials` is the default of the scheduler."""
 
     scheduler: str = "asha"
     sampler: str | None = None
     trials: int | None = None
-    jobs: int | None = None  # trials at a time; None: one a GPU or core, of a population all
+    jobs: int | None = None  # concurrent trials; None: one per GPU or core, a whole population
     metric: str = "val_loss"
     directory: Path | None = None
     address: str | None = None  # of a Ray cluster; None starts Ray on this machine
-    seed: int = 0  # of the search; a trial's is the config's
+    seed: int = 0  # of the search; trials use the seed of their config
 
     def __post_init__(self) -> None:
         for key, value in (("--trials", self.trials), ("--jobs", self.jobs)):
@@ -39,34 +39,34 @@ class TuneOptions:
                 self.sampler in (None, "random"),
                 "--search",
                 self.sampler,
-                "the population of --scheduler pbt starts before there are results to learn from; "
+                "the population of --scheduler pbt starts before any result is known; "
                 "use --search random, or --scheduler asha",
             )
             require(self.trials != 1, "--trials", 1, "a population needs 2 or more")
         if self.sampler == "grid" and self.trials is not None:
             raise UserError(
-                f"--trials={self.trials}: --search grid has a trial for every combination; "
+                f"--trials={self.trials}: --search grid trains every combination; "
                 f"leave --trials out, or use --search random"
             )
 
     @property
     def search(self) -> str:
-        """The sampler in use."""
+        """The sampler."""
         return self.sampler or ("random" if self.scheduler == "pbt" else "tpe")
 
     @property
     def count(self) -> int:
-        """How many trials, but for a grid."""
+        """The number of trials, unless every combination is tried."""
         return self.trials or (DEFAULT_POPULATION if self.scheduler == "pbt" else DEFAULT_TRIALS)
 
     @property
-    def at_a_time(self) -> int | None:
-        """How many jobs, if that is said: a population that takes turns starts anew each time."""
+    def concurrency(self) -> int | None:
+        """Concurrent trials, None for one per GPU or core. A population trains all at once."""
         return self.jobs or (self.count if self.scheduler == "pbt" else None)
 
     @property
     def identity(self) -> dict[str, str | int]:
-        """What a search that goes on must have in common with how it began."""
+        """The options that a resumed search must repeat."""
         return {
             "--scheduler": self.scheduler,
             "--search": self.search,

@@ -1,4 +1,4 @@
-"""Which values the next trial gets: what Ray Tune asks for, by Optuna's samplers or from a list."""
+"""Values of the next trial, from a list or from Optuna's samplers, for Ray Tune."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from minigpt.tune.options import TuneOptions
 from minigpt.tune.records import TrialRecord, trial_name
 from minigpt.tune.space import Space, Values
 
-STATES = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL}  # any other: PRUNED
+STATES = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL}  # others: PRUNED
 
 
 class Study:
-    """What is known of the space. A trial stopped early counts by how far it came, as in BOHB.
+    """An Optuna study of the space; `earlier` trials are added to it.
 
-    Optuna's TPE ranks finished trials first and stopped ones after them, by step and then by value
-    there, so that the model of good values is of the longest trainings (Falkner et al. 2018).
+    Optuna's TPE ranks finished trials before stopped ones, and these by step and then by value, so
+    that good values are modelled from the longest trainings, as in BOHB (Falkner et al. 2018).
     """
 
     def __init__(self, space: Space, options: TuneOptions, earlier: list[TrialRecord]) -> None:
@@ -30,9 +30,9 @@ class Study:
         self.distributions = OptunaSearch.convert_search_space(space.domains)
         self.study = optuna.create_study(sampler=_sampler(options, len(space.domains)))
         for record in earlier:
-            self._remember(record)
+            self._add(record)
 
-    def _remember(self, record: TrialRecord) -> None:
+    def _add(self, record: TrialRecord) -> None:
         state = STATES.get(record.status, TrialState.PRUNED)
         self.study.add_trial(
             create_trial(
@@ -45,13 +45,13 @@ class Study:
         )
 
     def ask(self, values: Values | None = None) -> optuna.Trial:
-        """A trial with values of the sampler's choice, or with the given ones."""
+        """Return a trial with the given values, else with values of the sampler."""
         if values is not None:
             self.study.enqueue_trial(values)
         return self.study.ask(self.distributions)
 
     def tell(self, trial: optuna.Trial, status: str, value: float | None) -> None:
-        """End a trial. Without a value the last one reported counts."""
+        """End a trial. A trial that did not finish keeps its last reported value."""
         state = STATES.get(status, TrialState.PRUNED)
         value = value if state is TrialState.COMPLETE else None
         self.study.tell(trial, None if value is None else [value], state=state)
@@ -60,12 +60,12 @@ class Study:
 def _sampler(options: TuneOptions, dimensions: int) -> BaseSampler:
     if options.search == "random":
         return RandomSampler(seed=options.seed)
-    # BOHB models d + 1 good and as many bad points; until then it draws at random.
+    # BOHB draws at random until it has d + 1 good and d + 1 bad points.
     return TPESampler(seed=options.seed, n_startup_trials=2 * (dimensions + 1), constant_liar=True)
 
 
 class Proposals(Searcher):
-    """Hands out planned values first (of trials to go on with, of a grid), then the study's."""
+    """Proposes planned values first (of unfinished trials, of a grid), then the study's."""
 
     def __init__(
         self,
@@ -98,16 +98,16 @@ class Proposals(Searcher):
         self.study.tell(trial, "failed" if error else result.get("status", "stopped"), value)
 
     def on_pause(self, trial_id: str) -> None:
-        """Nothing: HyperBand says so of a trial that waits for the others of its bracket."""
+        """Do nothing: HyperBand pauses trials that wait for others of their bracket."""
 
     def on_unpause(self, trial_id: str) -> None:
-        """Nothing, as above."""
+        """Do nothing."""
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default", **_: Any) -> None:
-        """Nothing: run directories hold what a search that goes on needs, and no pickle does."""
+        """Do nothing: a search is resumed from run directories, without pickles."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing, as above."""
+        """Do nothing."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as above."""
+        """Do nothing."""

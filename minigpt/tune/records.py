@@ -1,36 +1,39 @@
-"""Trials read back from their run directories, which are all that a search remembers."""
+"""Trials, read from their run directories: the only state of a search."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minigpt.config.pairs import parse_override
 from minigpt.errors import UserError
+from minigpt.files import read_json_lines
 from minigpt.run.directory import RunDirectory
 from minigpt.tune.space import Values, as_typed
 
-TRIAL = "trial.json"  # in a trial's run directory: its place in the search
+TRIAL = "trial.json"  # in a trial's run directory: its number and values
 LABEL_LENGTH = 60
 
 
 def trial_name(number: int, values: Values, changing: bool) -> str:
-    """The folder of a trial: its number, and its values unless they change as it trains."""
-    parts = [] if changing else [f"{_short(key)}={_rounded(v)}" for key, v in values.items()]
+    """Return the folder name of a trial: its number, and its values unless they are `changing`."""
+    parts = (
+        []
+        if changing
+        else [f"{parse_override(key).short_key}={_rounded(v)}" for key, v in values.items()]
+    )
     label = re.sub(r"[^\w.=+-]+", "_", "_".join(parts))[:LABEL_LENGTH].strip("_")
     return f"{number:03d}_{label}" if label else f"{number:03d}"
 
 
 def described_values(values: Values) -> str:
-    """Values for people: short keys, few digits."""
-    return " ".join(f"{_short(key)}={_rounded(value)}" for key, value in values.items())
-
-
-def _short(key: str) -> str:
-    return key.lstrip("+").rpartition(".")[2]
+    """Return values with short keys and three digits."""
+    return " ".join(
+        f"{parse_override(key).short_key}={_rounded(value)}" for key, value in values.items()
+    )
 
 
 def _rounded(value: Any) -> str:
@@ -39,7 +42,7 @@ def _rounded(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A value of the metric at a step."""
+    """The metric at a step."""
 
     step: int
     value: float
@@ -47,27 +50,27 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """What a trial's run directory says. `steps` and `seconds` are what it trained itself."""
+    """A trial's run directory. `steps` and `seconds` exclude those of runs it copied."""
 
     name: str
     number: int
     values: Values
-    status: str  # of result.json; `unfinished` where there is none, `failed` where it never began
+    status: str  # of result.json; `unfinished` without one; `failed` if it could not start
     step: int  # of its weights
     steps: int
     seconds: float
     value: float | None  # of the metric, at the last evaluation
     evaluations: list[Evaluation] = field(default_factory=list)
-    adopted: list[dict[str, Any]] = field(default_factory=list)  # from whom it copied, when
+    adopted: list[dict[str, Any]] = field(default_factory=list)  # runs it copied, and at which step
     error: str | None = None
 
     def ended(self, scheduler: str) -> bool:
-        """Whether a search that goes on leaves it alone. Nothing of a population is stopped."""
+        """Whether a resumed search does not train it again. Members of a population are resumed."""
         ends = ("finished", "failed") if scheduler == "pbt" else ("finished", "failed", "stopped")
         return self.status in ends
 
     def to_dict(self) -> dict[str, Any]:
-        """Its entry in tune.json."""
+        """Return its entry in tune.json."""
         return {
             "name": self.name,
             "values": self.values,
@@ -82,17 +85,19 @@ class TrialRecord:
 
 
 def read_trials(folder: Path, metric: str) -> list[TrialRecord]:
-    """The trials in a search's folder, by number. Raises UserError for a broken file."""
-    records = [_record(path.parent, metric) for path in folder.glob(f"*/{TRIAL}")]
+    """Return the trials in a search's folder by number. Raises UserError for a broken file."""
+    records = [_read_trial(path.parent, metric) for path in folder.glob(f"*/{TRIAL}")]
     return sorted(records, key=lambda record: record.number)
 
 
-def _record(directory: Path, metric: str) -> TrialRecord:
+def _read_trial(directory: Path, metric: str) -> TrialRecord:
     run = RunDirectory(directory)
     trial = run.read_json(directory / TRIAL)
     if not (isinstance(trial.get("number"), int) and isinstance(trial.get("values"), dict)):
-        raise UserError(f"{directory / TRIAL}: not a trial's; restore it or delete the folder")
-    result = run.read_json(run.result) if run.result.exists() else {}
+        raise UserError(
+            f"{directory / TRIAL}: not written by minigpt tune; restore it or delete the folder"
+        )
+    result = run.read_optional_json(run.result)
     evaluations = _evaluations(run, metric)
     adopted = trial.get("adopted", [])
     step = result.get("steps", evaluations[-1].step if evaluations else 0)
@@ -113,21 +118,12 @@ def _record(directory: Path, metric: str) -> TrialRecord:
 
 
 def _evaluations(run: RunDirectory, metric: str) -> list[Evaluation]:
-    if not run.metrics.exists():
-        return []
-    found = []
-    for line in run.metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-        except ValueError:
-            break  # a kill in the middle of a line
-        if isinstance(values, dict) and isinstance(values.get(metric), float):
-            found.append(Evaluation(values["step"], values[metric]))
-    return found
+    lines = read_json_lines(run.metrics)
+    return [Evaluation(v["step"], v[metric]) for v in lines if isinstance(v.get(metric), float)]
 
 
 def best_of(records: Iterable[TrialRecord]) -> TrialRecord | None:
-    """The least value among finished trials; where none finished, among all that have one."""
+    """Return the finished trial with the least value; without a finished one, the least of all."""
     known = [record for record in records if record.value is not None]
     finished = [record for record in known if record.status == "finished"]
     return min(finished or known, key=lambda record: record.value or 0.0, default=None)
@@ -135,7 +131,10 @@ def best_of(records: Iterable[TrialRecord]) -> TrialRecord | None:
 
 @dataclass(frozen=True)
 class Saving:
-    """What stopping early saved. Steps are counted; seconds in full follow each trial's speed."""
+    """Steps and seconds of all trials, with and without early stopping.
+
+    `seconds_in_full` is extrapolated from the speed of each trial.
+    """
 
     steps_trained: int
     steps_in_full: int
@@ -143,17 +142,17 @@ class Saving:
     seconds_in_full: float
 
     def describe(self) -> str:
-        """One line."""
+        """Return one line for the user."""
         share = 1 - self.steps_trained / max(1, self.steps_in_full)
         return (
-            f"trained {self.steps_trained:,} steps in {self.seconds_trained:.0f} s; all trials in "
-            f"full are {self.steps_in_full:,} steps, at their speeds {self.seconds_in_full:.0f} s: "
+            f"trained {self.steps_trained:,} steps in {self.seconds_trained:.0f} s; without early "
+            f"stopping {self.steps_in_full:,} steps in about {self.seconds_in_full:.0f} s: "
             f"{share:.0%} of the steps saved"
         )
 
 
 def saving(records: Iterable[TrialRecord], max_steps: int) -> Saving:
-    """Compare what was trained with every trial in full; failed trials count for neither."""
+    """Compare the steps trained with those of every trial in full, without failed trials."""
     trained, full, seconds, seconds_full = 0, 0, 0.0, 0.0
     for record in records:
         if record.status == "failed":
@@ -165,17 +164,17 @@ def saving(records: Iterable[TrialRecord], max_steps: int) -> Saving:
     return Saving(trained, full, seconds, seconds_full)
 
 
-def require_same_search(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
-    """Raise UserError where a folder holds another search than the one asked for."""
+def require_same_search(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
+    """Raise UserError unless a folder's tune.json has the same overrides and options."""
     for key in ("overrides", "options"):
-        if found.get(key) != wanted[key]:
+        if saved.get(key) != wanted[key]:
             raise UserError(
-                f"--dir={folder}: holds a search with other {key} ({_said(found.get(key))}); "
-                f"repeat them to go on with it, or choose another directory"
+                f"--dir={folder}: contains a search with other {key} ({_joined(saved.get(key))}); "
+                f"repeat them to resume it, or choose another directory"
             )
 
 
-def _said(value: Any) -> str:
+def _joined(value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(f"{key} {text}" for key, text in value.items())
     return " ".join(value or ["none"])

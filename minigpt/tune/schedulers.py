@@ -1,4 +1,4 @@
-"""Which trials go on. Schedulers count in evaluations, at which alone they can decide."""
+"""Ray Tune's schedulers. They count evaluations, since they decide after each of them."""
 
 from __future__ import annotations
 
@@ -20,27 +20,31 @@ from ray.tune.search.sample import Categorical
 from minigpt.tune.options import TuneOptions
 from minigpt.tune.records import TrialRecord
 from minigpt.tune.space import Space, bounds, categories
-from minigpt.tune.trial import Job
+from minigpt.tune.trial import TrialSettings
 
 TIME = "evaluations"
-REDUCTION = 3  # one in so many goes on: eta of Li et al. 2018, whose choice is 3 or 4
+REDUCTION = 3  # eta of Li et al. 2018: the best 1/3 of a rung continues
 PERTURB_EVERY = 1  # evaluations
-SCHEDULER_SEED = 0x5EED  # added to the seed, so that what is resampled is not what was proposed
+SCHEDULER_SEED = 0x5EED  # added to the seed, so that resampled values differ from proposed ones
 
 
 def build_scheduler(
-    options: TuneOptions, space: Space, job: Job, max_steps: int, earlier: list[TrialRecord]
+    options: TuneOptions,
+    space: Space,
+    settings: TrialSettings,
+    max_steps: int,
+    earlier: list[TrialRecord],
 ) -> TrialScheduler:
-    """The scheduler that options name, which knows how far earlier trials came."""
-    for seed in (random.seed, numpy.random.seed):  # Ray Tune's draw from global generators
+    """Return the scheduler of the options; ASHA is given the results of earlier trials."""
+    for seed in (random.seed, numpy.random.seed):  # Ray Tune draws from global generators
         seed(options.seed + SCHEDULER_SEED)
     builders: dict[str, Callable[[], TrialScheduler]] = {
-        "asha": lambda: _asha(options, job, max_steps, earlier),
-        "hyperband": lambda: HyperBandForBOHB(  # fills the bracket that stops most first
+        "asha": lambda: _asha(options, settings, max_steps, earlier),
+        "hyperband": lambda: HyperBandForBOHB(  # fills the most aggressive bracket first
             time_attr=TIME,
             metric=options.metric,
             mode="min",
-            max_t=job.evaluations(max_steps),
+            max_t=settings.evaluations(max_steps),
             reduction_factor=REDUCTION,
         ),
         "pbt": lambda: _population(options, space),
@@ -49,8 +53,8 @@ def build_scheduler(
     return builders[options.scheduler]()
 
 
-class RememberingASHA(ASHAScheduler):
-    """ASHA (Li et al. 2020) whose rungs hold what trials reached before the search was stopped."""
+class ResumedASHA(ASHAScheduler):
+    """ASHA (Li et al. 2020) whose rungs include results from before the search was resumed."""
 
     def __init__(self, past: dict[str, list[dict[str, Any]]], **options: Any) -> None:
         super().__init__(**options)
@@ -63,43 +67,44 @@ class RememberingASHA(ASHAScheduler):
 
 
 def _asha(
-    options: TuneOptions, job: Job, max_steps: int, earlier: list[TrialRecord]
-) -> RememberingASHA:
+    options: TuneOptions, settings: TrialSettings, max_steps: int, earlier: list[TrialRecord]
+) -> ResumedASHA:
     past = {
         record.name: [
-            {TIME: job.evaluations(e.step), options.metric: e.value} for e in record.evaluations
+            {TIME: settings.evaluations(e.step), options.metric: e.value}
+            for e in record.evaluations
         ]
         for record in earlier
     }
-    scheduler = RememberingASHA(
+    scheduler = ResumedASHA(
         past,
         time_attr=TIME,
         metric=options.metric,
         mode="min",
-        max_t=job.evaluations(max_steps),
+        max_t=settings.evaluations(max_steps),
         reduction_factor=REDUCTION,
     )
     for record in earlier:
-        if record.ended(options.scheduler):  # Ray Tune will not hear of it again
-            scheduler.on_trial_add(None, _Ended(trial_id=record.name))
+        if record.ended(options.scheduler):  # Ray Tune does not run it again
+            scheduler.on_trial_add(None, _EndedTrial(trial_id=record.name))
     return scheduler
 
 
-class _Ended(SimpleNamespace):
-    """A trial of which only the name is left."""
+class _EndedTrial(SimpleNamespace):
+    """A trial that ended in an earlier call, by name."""
 
     def __str__(self) -> str:
         return self.trial_id
 
 
 def _population(options: TuneOptions, space: Space) -> PopulationBasedTraining:
-    """Population based training (Jaderberg et al. 2017) that stays inside the space."""
+    """Return population based training (Jaderberg et al. 2017) within the bounds of the space."""
     mutations: dict[str, Any] = {
         key: categories(domain) if isinstance(domain, Categorical) else domain
         for key, domain in space.domains.items()
     }
 
-    def inside(config: dict[str, Any]) -> dict[str, Any]:
+    def clamp(config: dict[str, Any]) -> dict[str, Any]:
         for key, domain in space.domains.items():
             if not isinstance(domain, Categorical):
                 low, high = bounds(domain)
@@ -112,7 +117,7 @@ def _population(options: TuneOptions, space: Space) -> PopulationBasedTraining:
         mode="min",
         perturbation_interval=PERTURB_EVERY,
         hyperparam_mutations=mutations,
-        custom_explore_fn=inside,
+        custom_explore_fn=clamp,
         log_config=False,
-        require_attrs=False,  # a trial that failed reports no metric
+        require_attrs=False,  # a failed trial reports no metric
     )

@@ -1,109 +1,59 @@
-"""From a space to its best config: what `minigpt tune` does, in order."""
+"""`minigpt tune`: from a search space to the best config."""
 
 from __future__ import annotations
 
-import datetime
 import itertools
-import secrets
 import shlex
-import shutil
 import signal
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from minigpt.config.compose import load_config, save_config
-from minigpt.config.hydra_main import quoted
+from minigpt.config.overrides import quoted
+from minigpt.config.paths import absolute_path
 from minigpt.config.schema import Config
-from minigpt.errors import TRACEBACK, Failure, UserError
+from minigpt.errors import TRACEBACK, Failure
 from minigpt.files import write_json
-from minigpt.run.directory import RUNS, SEARCH, RunDirectory
+from minigpt.run.directory import SEARCH, RunDirectory
 from minigpt.run.provenance import provenance
 from minigpt.train.control import Interrupted, Stop, stop_signals
+from minigpt.tune.folder import RAY, locked, new_folder, save_best
 from minigpt.tune.options import TuneOptions
 from minigpt.tune.proposals import Proposals, Study
-from minigpt.tune.records import (
-    TrialRecord,
-    best_of,
-    read_trials,
-    require_same_search,
-    saving,
-    trial_name,
-)
+from minigpt.tune.records import TrialRecord, best_of, read_trials, saving, trial_name
 from minigpt.tune.schedulers import build_scheduler
 from minigpt.tune.session import Share, ray_session
 from minigpt.tune.show import SearchDisplay
 from minigpt.tune.space import Space, Values, check_space, parse_space
-from minigpt.tune.trial import STOP_FILE, Job, Trial
+from minigpt.tune.trial import STOP_FILE, Trial, TrialSettings
 
-BEST = "best.yaml"  # in the search's folder
-LOCK = ".lock"
-RAY = "ray"  # there too, while it lasts: what Ray Tune writes for itself
-RESTARTS = 3  # of a trial whose worker was lost
-KEPT = 4  # copies of a member of a population: others may still read an older one
+MAX_RESTARTS = 3  # of a trial whose worker was lost
+KEPT_CHECKPOINTS = 4  # of a member of a population: others may still read an earlier one
+
+PlannedTrials = list[tuple[str, Values]]  # name and values
 
 
 def search(overrides: list[str], options: TuneOptions) -> None:
-    """Search, or go on with a search, and leave best.yaml and tune.json in its folder.
+    """Start or resume a search; write best.yaml and tune.json into its folder.
 
-    Raises UserError for mistakes, before Ray starts; Interrupted where a signal came, all trials
-    saved; Failure where no trial came to a value.
+    Raises UserError for wrong input, before Ray starts; Interrupted after a signal, with all trials
+    saved; Failure if no trial was evaluated.
     """
     space = parse_space(overrides)
     config = check_space(space, options)
-    folder = (options.directory or _new_folder(space)).absolute()
-    about = {"overrides": sorted(overrides), "options": options.identity}
-    with _locked(folder, about):
+    folder = (options.directory or new_folder(space)).absolute()
+    identity = {"overrides": sorted(overrides), "options": options.identity}
+    with locked(folder, identity):
         earlier = read_trials(folder, options.metric)
         (folder / STOP_FILE).unlink(missing_ok=True)
-        Search(overrides, options, space, config, folder, about, earlier).run()
-
-
-def _new_folder(space: Space) -> Path:
-    now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    label = trial_name(0, {key.rpartition(".")[2]: "" for key in space.domains}, False)[4:]
-    return RUNS / f"{now}_tune_{label.replace('=', '')}_{secrets.token_hex(2)}"
-
-
-@contextmanager
-def _locked(folder: Path, about: dict[str, Any]) -> Iterator[None]:
-    """Keep other searches out. Raises UserError if one is in, or if this is another's folder."""
-    file = folder / SEARCH
-    if file.exists():
-        require_same_search(RunDirectory(folder).read_json(file), about, folder)
-    elif folder.exists() and not (folder.is_dir() and {*folder.iterdir()} <= {folder / LOCK}):
-        raise UserError(f"--dir={folder}: holds something else; choose a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"--dir={folder}: another minigpt tune works there; stop it first"
-        ) from None
-    shutil.rmtree(folder / RAY, ignore_errors=True)  # of a killed search
-    try:
-        yield
-    finally:
-        shutil.rmtree(folder / RAY, ignore_errors=True)
-        found = RunDirectory(folder).read_json(file) if file.exists() else {}
-        if found.get("status") == "running":  # nothing that is known ended it
-            write_json(file, found | {"status": "failed"})
-        lock.release()
-        if not found:  # it never began
-            (folder / LOCK).unlink(missing_ok=True)
-            with suppress(OSError):
-                folder.rmdir()
+        Search(overrides, options, space, config, folder, identity, earlier).run()
 
 
 class Search:
-    """One search in its folder, from what earlier calls left there to best.yaml."""
+    """A search in its folder. `earlier`: trials of earlier calls."""
 
     def __init__(
         self,
@@ -112,111 +62,117 @@ class Search:
         space: Space,
         config: Config,
         folder: Path,
-        about: dict[str, Any],
+        identity: dict[str, Any],
         earlier: list[TrialRecord],
     ) -> None:
         self.overrides, self.options, self.space = overrides, options, space
-        self.config, self.folder, self.about = config, folder, about
+        self.config, self.folder, self.identity = config, folder, identity
         self.max_steps = config.trainer.max_steps
         self.earlier = earlier
         self.ended = [record for record in earlier if record.ended(options.scheduler)]
         self.unfinished = [record for record in earlier if not record.ended(options.scheduler)]
-        self.grid = space.grid() if space.all_of_it(options) else None
+        self.grid = space.grid() if space.is_exhaustive(options) else None
         self.total = options.count if self.grid is None else len(self.grid)
         self.display = SearchDisplay(options, self.total, self.max_steps, self.ended)
         self.stop = Stop()
-        self.started = time.perf_counter()
+        self.start_time = time.perf_counter()
 
     def run(self) -> None:
-        """Train what is left to train, then say what came out."""
-        options, say = self.options, self.display.line
-        search = options.search if self.grid is None else "every combination"
-        say(
-            f"search     {search}, {options.scheduler}, {self.total} trials of "
-            f"{self.max_steps} steps for the least {options.metric}"
+        """Train the remaining trials, write the results and print them."""
+        search = self.options.search if self.grid is None else "every combination"
+        self.display.line(
+            f"search     {search}, {self.options.scheduler}, {self.total} trials of "
+            f"{self.max_steps} steps for the least {self.options.metric}"
         )
-        left = self.total - len(self.ended)
-        if left > 0:
-            with ray_session(options.address, options.at_a_time, left) as share:
-                write_json(self.folder / SEARCH, self.about | {"status": "running"})
-                say(f"trials     {share.jobs} at a time, {share.threads} threads each")
-                say(f"folder     {self.folder}")
-                if self.earlier:
-                    ended, unfinished = len(self.ended), len(self.unfinished)
-                    say(f"goes on    {ended} trials have ended, {unfinished} had begun")
-                self._train(left, share)
+        remaining = self.total - len(self.ended)
+        if remaining > 0:
+            with ray_session(self.options.address, self.options.concurrency, remaining) as share:
+                write_json(self.folder / SEARCH, self.identity | {"status": "running"})
+                self._print_start(share)
+                self._train(remaining, share)
         if self.stop.number is None:
-            self._settle()
+            self._mark_paused_as_stopped()
         self._conclude()
         if self.stop.number is not None:
             name = signal.Signals(self.stop.number).name
-            say(f"stopped by {name}, trials saved; go on with: {self._command()}")
+            self.display.line(f"stopped by {name}, trials saved; resume with: {self._command()}")
             raise Interrupted(self.stop.number)
 
-    def _train(self, left: int, share: Share) -> None:
-        """Have Ray Tune run the trials that are left."""
+    def _print_start(self, share: Share) -> None:
+        self.display.line(f"trials     {share.jobs} at a time, {share.threads} threads each")
+        self.display.line(f"folder     {self.folder}")
+        if self.earlier:
+            ended, unfinished = len(self.ended), len(self.unfinished)
+            self.display.line(f"resumed    {ended} trials have ended, {unfinished} are unfinished")
+
+    def _train(self, remaining: int, share: Share) -> None:
+        """Run the remaining trials with Ray Tune, until all have ended or a signal arrives."""
         from ray import tune
-        from ray.tune.search.basic_variant import BasicVariantGenerator
 
-        options, job = self.options, self._job(share)
-        study = Study(self.space, options, self.ended)
-        numbers = itertools.count(max((record.number for record in self.earlier), default=-1) + 1)
-        planned = self._planned(study, numbers)
-        param_space: dict[str, Any] = {"job": asdict(job)}
-        if options.scheduler == "pbt":  # Ray Tune's takes no searcher
-            param_space |= {"run": tune.choice([name for name, _ in planned]), **self.space.domains}
-            points = [{"run": name, **values} for name, values in planned]
-            searcher: Any = BasicVariantGenerator(points_to_evaluate=points)
-        else:
-            searcher = Proposals(study, options.metric, planned, numbers)
-        stop_file = self.folder / STOP_FILE  # trials see it, save and end
-        with warnings.catch_warnings(), stop_signals(self.stop, lambda _: stop_file.touch()):
+        options, settings = self.options, self._settings(share)
+        searcher, config = self._searcher()
+        stop_file = self.folder / STOP_FILE  # trials poll it
+        with (
+            warnings.catch_warnings(),
+            stop_signals(self.stop, lambda _: stop_file.touch()),
+            self.display.view,
+        ):
             warnings.simplefilter("ignore")
-            self.display.start()
-            try:
-                tune.run(  # and no Tuner, which pickles all of this into the folder
-                    Trial,
-                    name=RAY,
-                    storage_path=str(self.folder),
-                    config=param_space,
-                    resources_per_trial={"cpu": share.cpus, "gpu": share.gpus},
-                    num_samples=left,
-                    search_alg=searcher,
-                    scheduler=build_scheduler(
-                        options, self.space, job, self.max_steps, self.earlier
-                    ),
-                    trial_name_creator=lambda trial: trial.config["run"],
-                    stop=_stopper(self.stop),
-                    verbose=0,
-                    callbacks=[self.display],
-                    max_failures=RESTARTS,
-                    raise_on_failed_trial=False,
-                    checkpoint_config=tune.CheckpointConfig(num_to_keep=KEPT),
-                )
-            finally:
-                self.display.stop()
+            scheduler = build_scheduler(options, self.space, settings, self.max_steps, self.earlier)
+            tune.run(  # tune.Tuner would pickle its arguments into the folder
+                Trial,
+                name=RAY,
+                storage_path=str(self.folder),
+                config={"settings": asdict(settings), **config},
+                resources_per_trial={"cpu": share.cpus, "gpu": share.gpus},
+                num_samples=remaining,
+                search_alg=searcher,
+                scheduler=scheduler,
+                trial_name_creator=lambda trial: trial.config["run"],
+                stop=_stopper(self.stop),
+                verbose=0,
+                callbacks=[self.display],
+                max_failures=MAX_RESTARTS,
+                raise_on_failed_trial=False,
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
+            )
 
-    def _job(self, share: Share) -> Job:
+    def _settings(self, share: Share) -> TrialSettings:
         space, config = self.space, self.config
-        own = []
-        if not space.fixes("data.dir"):  # another machine may have another default
-            own.append(quoted(f"data.dir={Path(config.data.dir).expanduser().absolute()}"))
+        added = []
+        if not space.fixes("data.dir"):  # the default may differ on another machine
+            added.append(quoted(f"data.dir={absolute_path(config.data.dir)}"))
         if not space.fixes("trainer.threads") and "trainer.threads" not in space.domains:
-            own.append(f"trainer.threads={share.threads}")
+            added.append(f"trainer.threads={share.threads}")
         if config.group is None:
-            own.append(quoted(f"group={self.folder.name}"))
-        return Job(
+            added.append(quoted(f"group={self.folder.name}"))
+        return TrialSettings(
             folder=str(self.folder),
             working_directory=str(Path.cwd()),
-            fixed=[*space.fixed, *own],
+            fixed=[*space.fixed, *added],
             command=["minigpt", "tune", *self.overrides],
             metric=self.options.metric,
             eval_every=config.trainer.eval_every,
             population=self.options.scheduler == "pbt",
         )
 
-    def _planned(self, study: Study, numbers: Iterator[int]) -> list[tuple[str, Values]]:
-        """Trials whose values are known now: begun ones, then those of a grid or a population."""
+    def _searcher(self) -> tuple[Any, dict[str, Any]]:
+        """Return what proposes values, and the part of Ray Tune's config that it samples from."""
+        from ray import tune
+        from ray.tune.search.basic_variant import BasicVariantGenerator
+
+        study = Study(self.space, self.options, self.ended)
+        numbers = itertools.count(max((record.number for record in self.earlier), default=-1) + 1)
+        planned = self._planned(study, numbers)
+        if self.options.scheduler != "pbt":
+            return Proposals(study, self.options.metric, planned, numbers), {}
+        # Population based training in Ray Tune takes no other searcher.
+        points = [{"run": name, **values} for name, values in planned]
+        names = tune.choice([name for name, _ in planned])
+        return BasicVariantGenerator(points_to_evaluate=points), {"run": names} | self.space.domains
+
+    def _planned(self, study: Study, numbers: Iterator[int]) -> PlannedTrials:
+        """Return the trials with known values: unfinished ones, then a grid's or a population's."""
         population = self.options.scheduler == "pbt"
         new: list[Values] = []
         if self.grid is not None:
@@ -229,39 +185,39 @@ class Search:
             *((trial_name(next(numbers), values, population), values) for values in new),
         ]
 
-    def _settle(self) -> None:
-        """Call those stopped that were paused when the search ended."""
+    def _mark_paused_as_stopped(self) -> None:
+        """Set the status of trials that were paused when the search ended."""
         for record in read_trials(self.folder, self.options.metric):
             if record.status == "paused":
                 run = RunDirectory(self.folder / record.name)
                 write_json(run.result, run.read_json(run.result) | {"status": "stopped"})
 
     def _conclude(self) -> None:
-        """Write tune.json and best.yaml, and print what came out."""
-        display, metric = self.display, self.options.metric
+        """Write tune.json and best.yaml, and print the results."""
+        metric = self.options.metric
         records = read_trials(self.folder, metric)
         best, saved = best_of(records), saving(records, self.max_steps)
-        found = {
+        results = {
             "status": "finished" if self.stop.number is None else "interrupted",
             "provenance": provenance(["minigpt", "tune", *self.overrides]),
             "max_steps": self.max_steps,
-            "seconds": time.perf_counter() - self.started,  # of this call
+            "seconds": time.perf_counter() - self.start_time,  # of this call
             "saving": asdict(saved),
             "best": None if best is None else best.to_dict(),
             "trials": [record.to_dict() for record in records],
         }
-        write_json(self.folder / SEARCH, self.about | found)
-        display.results(records)
+        write_json(self.folder / SEARCH, self.identity | results)
+        self.display.results(records)
         if best is not None:
             save_best(self.folder, best)
-            display.end(self.folder, best, saved)
+            self.display.end(self.folder, best, saved)
         elif self.stop.number is None:
-            errors = [record.error for record in records if record.error] + display.errors
-            why = errors[0] if errors else f"ask Ray with {TRACEBACK}=1"
-            raise Failure(f"{self.folder}: no trial came to a {metric}; the first said: {why}")
+            errors = [record.error for record in records if record.error] + self.display.errors
+            error = errors[0] if errors else f"set {TRACEBACK}=1 to see Ray's"
+            raise Failure(f"{self.folder}: no trial has a {metric}; first error: {error}")
 
     def _command(self) -> str:
-        """The command that goes on with this search."""
+        """Return the command that resumes this search."""
         options = self.options
         flags: dict[str, Any] = {**options.identity, "--trials": options.trials}
         flags |= {"--jobs": options.jobs, "--address": options.address, "--dir": self.folder}
@@ -270,7 +226,7 @@ class Search:
 
 
 def _stopper(stop: Stop) -> Any:
-    """What Ray Tune asks whether to end."""
+    """Return Ray Tune's condition for ending the search."""
     from ray.tune.stopper import Stopper
 
     class Requested(Stopper):
@@ -281,10 +237,3 @@ def _stopper(stop: Stop) -> Any:
             return stop.number is not None
 
     return Requested()
-
-
-def save_best(folder: Path, best: TrialRecord) -> None:
-    """Write best.yaml: the best trial's config, outside the search's group."""
-    config = load_config(RunDirectory(folder / best.name).config)
-    group = None if config.group == folder.name else config.group
-    save_config(replace(config, group=group), folder / BEST)

@@ -1,4 +1,4 @@
-"""Ray for the length of a search: started here or joined, quiet, and with its cores divided."""
+"""Ray during a search: start it or join a cluster, and divide the cores among trials."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from minigpt.errors import Failure, UserError, first_line
+from minigpt.sweep.ray_options import QUIET
 
-# Ray prints much, writes event files beside ours, moves into trial folders and phones home.
+# No output, event files, change of working directory or usage reports by Ray.
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -27,19 +27,13 @@ ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-QUIET: dict[str, Any] = {
-    "include_dashboard": False,
-    "log_to_driver": False,  # jobs have logs of their own
-    "configure_logging": True,
-    "logging_level": logging.CRITICAL,
-}
 CONNECT_SECONDS = 5.0
-OBJECT_STORE_BYTES = 100 * 2**20  # configs and metrics pass through it; Ray's least is 75 MiB
+OBJECT_STORE_BYTES = 100 * 2**20  # for configs and metrics; the minimum of Ray is 75 MiB
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one of `jobs` trials at a time may use."""
+    """Resources of each of `jobs` concurrent trials."""
 
     jobs: int
     threads: int
@@ -49,10 +43,10 @@ class Share:
 
 @contextmanager
 def ray_session(address: str | None, jobs: int | None, trials: int) -> Iterator[Share]:
-    """Start Ray on this machine, or join a cluster; give each of the jobs its share.
+    """Start Ray on this machine or join a cluster, and yield the share of each trial.
 
-    A Ray that this process has started already is used and left running. Raises UserError where
-    no cluster answers.
+    If Ray is initialized in this process, it is used and left running. Raises UserError if no
+    cluster answers.
     """
     os.environ.update(ENVIRONMENT)
     import ray
@@ -60,7 +54,7 @@ def ray_session(address: str | None, jobs: int | None, trials: int) -> Iterator[
     if ray.is_initialized():
         yield _share(jobs, trials)
         return
-    _require_somebody(address)
+    _require_cluster(address)
     with tempfile.TemporaryDirectory(prefix="minigpt_ray_", ignore_cleanup_errors=True) as scratch:
         try:
             if address is not None:
@@ -70,9 +64,9 @@ def ray_session(address: str | None, jobs: int | None, trials: int) -> Iterator[
                     "local", object_store_memory=OBJECT_STORE_BYTES, _temp_dir=scratch, **QUIET
                 )
         except (ConnectionError, ValueError) as error:
-            raise _nobody(address, error) from None
+            raise _no_cluster(address, error) from None
         except (RuntimeError, OSError) as error:
-            raise Failure(f"Ray does not start ({first_line(error)})") from error
+            raise Failure(f"Ray failed to start ({first_line(error)})") from error
         for name in ("ray", "ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
@@ -81,17 +75,17 @@ def ray_session(address: str | None, jobs: int | None, trials: int) -> Iterator[
             ray.shutdown()
 
 
-def _require_somebody(address: str | None) -> None:
-    """Raise UserError where nothing listens at host:port: Ray itself would wait for minutes."""
+def _require_cluster(address: str | None) -> None:
+    """Raise UserError if nothing listens at host:port, for which Ray would wait for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host:
         try:
             socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         except (OSError, OverflowError) as error:
-            raise _nobody(address, error) from None
+            raise _no_cluster(address, error) from None
 
 
-def _nobody(address: str | None, error: Exception) -> UserError:
+def _no_cluster(address: str | None, error: Exception) -> UserError:
     return UserError(
         f"--address={address}: no Ray cluster answers there ({first_line(error)}); start one with "
         f"`ray start --head`, or leave --address out"
@@ -105,7 +99,7 @@ def _share(jobs: int | None, trials: int) -> Share:
     cpus = sum(node.get("CPU", 0) for node in nodes)
     gpus = sum(node.get("GPU", 0) for node in nodes)
     jobs = min(trials, jobs or int(gpus or cpus))
-    # A trial lies on one machine, so the smallest bounds its share.
+    # A trial runs on one machine: the smallest machine bounds its share.
     cpu = min(cpus / jobs, min(node["CPU"] for node in nodes if node.get("CPU")))
     gpu = 1 / -(-jobs // int(gpus)) if gpus else 0.0
     return Share(jobs, max(1, int(cpu)), cpu if cpu < 1 else float(int(cpu)), gpu)

@@ -1,57 +1,58 @@
-"""The search space: Hydra overrides, some of which stand for several values."""
+"""The search space: Hydra overrides, some with several values."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override
-from hydra.errors import HydraException
 from ray import tune
 from ray.tune.search.sample import Categorical, Domain
 
 from minigpt.config.compose import composed_config
-from minigpt.config.hydra_main import quoted, swept_by_experiment
+from minigpt.config.overrides import (
+    EXAMPLE,
+    Interval,
+    compose_overrides,
+    parse_values,
+    quoted,
+)
+from minigpt.config.pairs import parse_override
 from minigpt.config.schema import Config
-from minigpt.errors import UserError, first_line, require
+from minigpt.errors import UserError, require
 from minigpt.tune.options import TuneOptions
 
-Values = dict[str, Any]  # by override key: str (as typed), int, float, bool or None
-FUNCTIONS = ("choice", "range", "interval", "tag", "int", "float", "glob", "sort", "shuffle")
-EXAMPLE = "optimizer.lr='tag(log, interval(1e-4, 1e-2))' or model=rope,alibi"
-BUDGET = ("trainer.max_steps", "trainer.eval_every")  # what schedulers count in
+Values = dict[str, Any]  # by key of the override: str (as typed), int, float, bool or None
+BUDGET = ("trainer.max_steps", "trainer.eval_every")  # by which schedulers compare trials
 
 
 @dataclass(frozen=True)
 class Space:
-    """Overrides that hold for every trial, and what is searched, by key."""
+    """Overrides of every trial (`fixed`), and the searched values by key (`domains`)."""
 
     fixed: list[str]
     domains: dict[str, Domain]
 
     def overrides(self, values: Values) -> list[str]:
-        """The command-line overrides of one trial."""
+        """Return the command-line overrides of one trial."""
         return [*self.fixed, *(f"{key}={as_typed(value)}" for key, value in values.items())]
 
     def fixes(self, key: str) -> bool:
-        """Whether the command line gives this key a value."""
-        return any(override.lstrip("+").partition("=")[0] == key for override in self.fixed)
+        """Whether the fixed overrides set a key."""
+        return any(parse_override(override).key == key for override in self.fixed)
 
-    def all_of_it(self, options: TuneOptions) -> bool:
-        """Whether to try every combination: as asked for, or as there are no more than trials."""
+    def is_exhaustive(self, options: TuneOptions) -> bool:
+        """Whether to try every combination: for a grid, or if there are no more than trials."""
         lists = [d for d in self.domains.values() if isinstance(d, Categorical)]
-        few = len(lists) == len(self.domains) and (
+        is_small = len(lists) == len(self.domains) and (
             math.prod(len(d.categories) for d in lists) <= options.count
         )
-        return options.search == "grid" or (few and options.scheduler != "pbt")
+        return options.search == "grid" or (is_small and options.scheduler != "pbt")
 
     def grid(self) -> list[Values]:
-        """Every combination. Raises UserError for an interval, which has no end of values."""
+        """Return every combination of values. Raises UserError for an interval."""
         for key, domain in self.domains.items():
             if not isinstance(domain, Categorical):
                 raise UserError(
@@ -63,20 +64,19 @@ class Space:
 
 
 def parse_space(overrides: list[str]) -> Space:
-    """Sort overrides into fixed ones and domains. Raises UserError for what cannot be searched."""
+    """Return the space of overrides. Raises UserError if a value cannot be searched."""
     fixed, domains = [], {}
     seen: set[str] = set()
     for text in overrides:
-        override = _parse(text)
-        key = override.get_key_element()
-        plain = key.lstrip("+~")
+        key, values = parse_values(text)
+        plain = parse_override(text).key
         if plain == "resume" or plain.startswith(("hydra.", "hydra/", "sweep")):
-            raise UserError(f"{text}: a search starts runs of its own; leave it out")
+            raise UserError(f"{text}: a search starts its own runs; leave it out")
         if plain in seen:
             raise UserError(f"{text}: {plain} is given twice; leave one of them out")
         seen.add(plain)
-        if override.is_sweep_override():
-            domains[key] = _domain(text, key, override)
+        if values is not None:
+            domains[key] = _domain(text, key, values)
         else:
             fixed.append(quoted(text))
     if not domains:
@@ -84,39 +84,17 @@ def parse_space(overrides: list[str]) -> Space:
     return Space(fixed, domains)
 
 
-def _parse(text: str) -> Override:
-    parser = OverridesParser.create()
-    try:
-        return parser.parse_override(text)
-    except HydraException as error:
-        value = text.partition("=")[2]
-        if re.match(rf"({'|'.join(FUNCTIONS)})\(", value):  # no text that only lacks quotes
-            why = first_line(error)
-            raise UserError(f"{text}: not understood ({why}); write it as {EXAMPLE}") from None
-    try:
-        return parser.parse_override(quoted(text))
-    except HydraException:
-        raise UserError(
-            f"{text}: not understood; write key=value, special characters in quotes"
-        ) from None
-
-
-def _domain(text: str, key: str, override: Override) -> Domain:
-    value = override.value()
-    if isinstance(value, IntervalSweep):
-        return _interval(text, value)
-    if isinstance(value, Glob):
-        raise UserError(f"{text}: a search takes lists; name the choices, as model=rope,alibi")
-    values = [_category(element) for element in override.sweep_iterator()]
+def _domain(text: str, key: str, values: list[Any] | Interval) -> Domain:
+    if isinstance(values, Interval):
+        return _interval(text, values)
     require(len(values) > 1, key, values[0] if values else "", "has one value; leave choice() out")
     if len(set(values)) < len(values):
-        raise UserError(f"{text}: holds a value twice; leave one of them out")
+        raise UserError(f"{text}: contains a value twice; leave one of them out")
     return tune.choice(values)
 
 
-def _interval(text: str, sweep: IntervalSweep) -> Domain:
-    low, high, tags = sweep.start, sweep.end, {str(tag) for tag in sweep.tags}
-    assert low is not None and high is not None
+def _interval(text: str, interval: Interval) -> Domain:
+    low, high, tags = interval.low, interval.high, interval.tags
     for tag in tags - {"log", "int"}:
         raise UserError(f"{text}: no such tag: {tag}; use log or int")
     whole = "int" in tags or (isinstance(low, int) and isinstance(high, int))
@@ -126,24 +104,17 @@ def _interval(text: str, sweep: IntervalSweep) -> Domain:
         raise UserError(f"{text}: log needs bounds above 0")
     if whole:
         draw = tune.lograndint if "log" in tags else tune.randint
-        return draw(int(low), int(high) + 1)  # their upper bound is exclusive, Hydra's is not
+        return draw(int(low), int(high) + 1)  # exclusive upper bound; Hydra's is inclusive
     return (tune.loguniform if "log" in tags else tune.uniform)(float(low), float(high))
 
 
-def _category(element: Any) -> Any:
-    """A value that samplers take: numbers as they are, all else as it is typed."""
-    if element is None or isinstance(element, bool | int | float):
-        return element
-    return Override._get_value_element_as_str(element)
-
-
 def categories(domain: Categorical) -> list[Any]:
-    """The values of a list, as a list."""
+    """Return the values of a list."""
     return list(domain.categories)
 
 
 def as_typed(value: Any) -> str:
-    """A sampled value as Hydra reads it, to the last bit."""
+    """Return a value as Hydra's grammar writes it; floats round-trip exactly."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -152,19 +123,19 @@ def as_typed(value: Any) -> str:
 
 
 def check_space(space: Space, options: TuneOptions) -> Config:
-    """Compose every choice once, so that no mistake waits in a trial; returns the first config.
+    """Compose a config with each value once, and return the first config.
 
-    Raises UserError for a value that cannot be had, and for a search that would mislead.
+    Raises UserError for invalid values, and for searches whose trials are not comparable.
     """
     if options.search == "grid":
         space.grid()
-    searched = {key.lstrip("+") for key in space.domains}
-    first, *others = (_checked(space.overrides(values)) for values in _probes(space))
-    swept = swept_by_experiment(space.overrides(next(_probes(space))))
+    searched = {parse_override(key).key for key in space.domains}
+    first, *others = (composed_config(space.overrides(values)) for values in _probes(space))
+    swept = compose_overrides(space.overrides(next(_probes(space)))).swept
     if swept:
         raise UserError(
-            f"{' '.join(space.fixed)}: has a sweep vary {', '.join(swept)}, of which a search "
-            f"knows nothing; give it what to search as overrides, and leave the experiment out"
+            f"{' '.join(space.fixed)}: sweeps over {', '.join(swept)}, which a search ignores; "
+            f"give values to search as overrides, and leave the experiment out"
         )
     if options.scheduler != "none":
         for key in BUDGET:
@@ -186,26 +157,14 @@ def check_space(space: Space, options: TuneOptions) -> Config:
     names = {config.tokenizer.name for config in (first, *others)}
     if len(names) > 1 and options.metric == "val_loss":
         raise UserError(
-            f"tokenizer={','.join(sorted(names))}: losses a token of different tokenizers do not "
-            f"compare; use --metric val_bits_per_byte"
+            f"tokenizer={','.join(sorted(names))}: losses per token are not comparable between "
+            f"tokenizers; use --metric val_bits_per_byte"
         )
     return first
 
 
-def _checked(overrides: list[str]) -> Config:
-    """The config of overrides, its design built without memory. Raises UserError."""
-    import torch
-
-    from minigpt.model import GPT
-
-    config = composed_config(overrides)
-    with torch.device("meta"):
-        GPT(config.model, n_vocab=1)
-    return config
-
-
 def _probes(space: Space) -> Iterator[Values]:
-    """Each value once beside the first of all others; of an interval both bounds."""
+    """Yield each value once, with the first value of all other keys; of an interval both bounds."""
     values = {key: _extremes(domain) for key, domain in space.domains.items()}
     first = {key: extremes[0] for key, extremes in values.items()}
     yield first
@@ -222,13 +181,13 @@ def _extremes(domain: Domain) -> list[Any]:
 
 
 def bounds(domain: Any) -> tuple[Any, Any]:
-    """The least and the greatest value of an interval."""
+    """Return the least and the greatest value of an interval."""
     whole = isinstance(domain.lower, int)
     return domain.lower, domain.upper - 1 if whole else domain.upper
 
 
 def _require_changeable(space: Space) -> None:
-    """Raise UserError for what cannot change in the middle of a run."""
+    """Raise UserError for keys that cannot change during a run."""
     for key, domain in space.domains.items():
         numbers = not isinstance(domain, Categorical) or all(
             isinstance(value, int | float) and not isinstance(value, bool)
@@ -236,6 +195,6 @@ def _require_changeable(space: Space) -> None:
         )
         if not (key.startswith("optimizer.") and numbers):
             raise UserError(
-                f"{key}: --scheduler pbt changes values in the middle of a run, so it searches "
-                f"numbers of optimizer.* alone; fix {key}, or use --scheduler asha"
+                f"{key}: --scheduler pbt changes values during a run, so it searches numbers of "
+                f"optimizer.* only; fix {key}, or use --scheduler asha"
             )

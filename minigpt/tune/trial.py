@@ -1,7 +1,7 @@
-"""One trial: an ordinary run, trained in a Ray actor one evaluation at a time.
+"""A trial: an ordinary run, trained in a Ray actor up to the next evaluation at a time.
 
-All that outlives the actor is in the run directory. A trial whose actor is killed goes on from its
-own last checkpoint; what Ray Tune keeps as its checkpoint only says whose weights to go on with.
+The run directory has all of its state. If the actor is killed, the trial resumes from the run's
+last checkpoint; Ray Tune's checkpoint only names the run to copy, for a population.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from minigpt.run.directory import RunDirectory
 from minigpt.tune.records import TRIAL
 from minigpt.tune.space import Values
 
-STOP_FILE = ".stop"  # in the search's folder: its trials save and end
+STOP_FILE = ".stop"  # in the search's folder: while it exists, trials save a checkpoint and exit
 POLL_SECONDS = 0.3
-LOCK_SECONDS = 60.0  # a killed actor, or one of a killed search, may still be dying
-HANDED_OVER = "handed_over.json"  # in Ray Tune's checkpoint
+LOCK_SECONDS = 60.0  # for a killed actor, or one of a killed search, to exit
+ORIGIN = "origin.json"  # in Ray Tune's checkpoint: the run it was saved from
 
 
 @dataclass(frozen=True)
-class Job:
-    """What all trials of a search share. Paths are of a file system that every machine sees."""
+class TrialSettings:
+    """Settings that all trials of a search share. Paths are on a file system shared by machines."""
 
     folder: str
     working_directory: str
@@ -43,33 +43,33 @@ class Job:
     command: list[str]
     metric: str
     eval_every: int | None
-    population: bool  # trials copy each other
+    population: bool  # trials copy each other's weights
 
     def evaluations(self, step: int) -> int:
-        """How many evaluations a step is worth: the unit that schedulers count in."""
+        """Return the number of evaluations up to a step: the unit of schedulers."""
         return math.ceil(step / self.eval_every) if self.eval_every else 1
 
 
 class Order(Enum):
-    """What the actor tells its training, which waits after each evaluation."""
+    """Commands to the training thread, which waits for one after each evaluation."""
 
-    GO_ON = "go on"
+    CONTINUE = "continue"
     SAVE = "save"
     END = "end"
 
 
 class Trial(tune.Trainable):
-    """Ray Tune's side of a run. A step is the training up to the next evaluation."""
+    """Ray Tune's interface to a run. A step is the training up to the next evaluation."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Learn which run this is; training begins with the first step."""
-        self.job = Job(**config.pop("job"))
-        config.pop("run")  # of whom it copied, once it has copied; its own name does not change
+        """Open the run directory; training starts with the first step."""
+        self.settings = TrialSettings(**config.pop("settings"))
+        config.pop("run")  # the name of the run it copied, if any; its own name does not change
         self.values: Values = config
-        os.chdir(self.job.working_directory)  # relative paths mean what they meant to the user
-        self.directory = RunDirectory(Path(self.job.folder) / self.trial_name)
+        os.chdir(self.settings.working_directory)  # for relative paths in overrides
+        self.directory = RunDirectory(Path(self.settings.folder) / self.trial_name)
         self.directory.path.mkdir(parents=True, exist_ok=True)
-        self.record = directory_record(self.directory)
+        self.record = self.directory.read_optional_json(self.directory.path / TRIAL)
         self._write_record()
         self.training: Training | None = None
 
@@ -83,71 +83,75 @@ class Trial(tune.Trainable):
         write_json(self.directory.path / TRIAL, self.record)
 
     def step(self) -> dict[str, Any]:
-        """Train to the next evaluation and report it, or the end of the run.
+        """Train to the next evaluation or the end of the run, and return its report.
 
-        Raises whatever is neither a wrong config nor a training that failed: Ray tries again.
+        Raises errors other than UserError and Failure, after which Ray Tune restarts the trial.
         """
         if self.training is None:
-            self.training = Training(self.job, self.directory, self.values)
+            self.training = Training(self.settings, self.directory, self.values)
             self.training.start()
         else:
-            self.training.orders.put(Order.GO_ON)
+            self.training.orders.put(Order.CONTINUE)
         report = self.training.next_report()
-        if "error" in report and self.directory.result.exists() is False:
-            self.record["error"] = report["error"]  # it never began
+        if "error" in report and not self.directory.result.exists():
+            self.record["error"] = report["error"]  # before the first step
             self._write_record()
         return report
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Save the run where it stands; for a population also hand over a copy of it."""
+        """Save the run at this step; for a population also copy it into Ray Tune's checkpoint."""
         assert self.training is not None
         self.training.save()
         training = self.training.latest
-        handed_over = {
+        origin = {
             "id": uuid.uuid4().hex,
             "run": self.trial_name,
             "step": training["step"],
             "seconds": training["seconds"],
         }
         target = Path(checkpoint_dir)
-        if self.job.population:
+        if self.settings.population:
             copy_run(self.directory, RunDirectory(target))
-        write_json(target / HANDED_OVER, handed_over)
+        write_json(target / ORIGIN, origin)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Go on from another trial's run, if the checkpoint is another's; own ones are in place."""
+        """Copy the run of another trial; a checkpoint of this trial is already in its directory."""
         source = RunDirectory(Path(checkpoint))
-        handed_over = source.read_json(Path(checkpoint) / HANDED_OVER)
+        origin = source.read_json(Path(checkpoint) / ORIGIN)
         adopted = self.record.setdefault("adopted", [])
-        if handed_over["run"] == self.trial_name or any(
-            entry["id"] == handed_over["id"] for entry in adopted
+        if origin["run"] == self.trial_name or any(
+            entry["id"] == origin["id"] for entry in adopted
         ):
             return
         with self.directory.locked(LOCK_SECONDS):
             pass
-        left = self.directory.read_json(self.directory.result)  # written as it was paused
+        before = self.directory.read_json(self.directory.result)  # written when it was paused
         copy_run(source, self.directory)
         adopted.append(
-            handed_over
-            | {"left_step": left["steps"], "left_seconds": left["seconds"], "values": self.values}
+            origin
+            | {
+                "left_step": before["steps"],
+                "left_seconds": before["seconds"],
+                "values": self.values,
+            }
         )
-        self._write_record()  # last: a kill before this copies again
+        self._write_record()  # last: after a kill before this, the run is copied again
 
     def cleanup(self) -> None:
-        """End the run as it stands, saved, and wait until its result is written."""
+        """Save and end the run, and wait until its result is written."""
         if self.training is not None:
             self.training.orders.put(Order.END)
             self.training.join()
 
 
 class Training(threading.Thread):
-    """Trains a run beside the actor's own thread, which Ray needs."""
+    """Trains a run in a second thread; Ray calls the actor's methods in the first."""
 
-    def __init__(self, job: Job, directory: RunDirectory, values: Values) -> None:
+    def __init__(self, settings: TrialSettings, directory: RunDirectory, values: Values) -> None:
         from minigpt.train.control import Stop
 
         super().__init__(daemon=True)
-        self.job, self.directory, self.values = job, directory, values
+        self.settings, self.directory, self.values = settings, directory, values
         self.orders: SimpleQueue[Order] = SimpleQueue()
         self.reports: SimpleQueue[dict[str, Any] | Exception] = SimpleQueue()
         self.saved: SimpleQueue[None] = SimpleQueue()
@@ -155,8 +159,8 @@ class Training(threading.Thread):
         self.stop = Stop()
 
     def next_report(self) -> dict[str, Any]:
-        """Wait for an evaluation or the end. Raises what ended the training unexpectedly."""
-        stop_file = Path(self.job.folder) / STOP_FILE
+        """Wait for an evaluation or the end of the run. Raises unexpected errors of the thread."""
+        stop_file = Path(self.settings.folder) / STOP_FILE
         while True:
             try:
                 report = self.reports.get(timeout=POLL_SECONDS)
@@ -170,7 +174,7 @@ class Training(threading.Thread):
             return report
 
     def save(self) -> None:
-        """Have the waiting training write its checkpoint."""
+        """Write a checkpoint while the training waits."""
         self.orders.put(Order.SAVE)
         self.saved.get()
 
@@ -179,7 +183,7 @@ class Training(threading.Thread):
             self._train()
             result = self.directory.read_json(self.directory.result)
             self.reports.put(self._report(result["steps"], result) | {"done": True})
-        except (UserError, Failure) as error:  # would happen again
+        except (UserError, Failure) as error:  # a restart would fail again
             self.reports.put({"status": "failed", "error": first_line(error), "done": True})
         except KeyboardInterrupt:
             self.reports.put({"status": "interrupted", "done": True})
@@ -191,38 +195,39 @@ class Training(threading.Thread):
         from minigpt.train.session import train_run
         from minigpt.tune.space import Space
 
-        config = composed_config(Space(self.job.fixed, {}).overrides(self.values))
+        config = composed_config(Space(self.settings.fixed, {}).overrides(self.values))
         resumed = self.directory.config.exists()
         if resumed:
             with self.directory.locked(LOCK_SECONDS):
                 pass
-            if self.directory.status == "finished":  # killed before it was reported
+            if self.directory.finished:  # killed before it was reported
                 return
             saved = load_config(self.directory.config)
-            # Of a population the optimizer's numbers change; all else is as it began.
-            config = replace(saved, optimizer=config.optimizer) if self.job.population else saved
+            # A population changes numbers of the optimizer only.
+            population = self.settings.population
+            config = replace(saved, optimizer=config.optimizer) if population else saved
         train_run(
             config,
             self.directory,
             resumed=resumed,
-            command=self.job.command,
+            command=self.settings.command,
             on_evaluation=self._evaluated,
             stop=self.stop,
         )
 
     def _evaluated(self, trainer: Any) -> None:
-        """Report an evaluation, then do as ordered. The last one is reported with the result."""
+        """Report an evaluation and wait for an order. The last one is reported with the result."""
         from minigpt.train.control import Stopped
 
-        state = trainer.state
-        if state.step == trainer.options.max_steps:
+        progress = trainer.progress
+        if progress.step == trainer.options.max_steps:
             return
-        self.reports.put(self._report(state.step, asdict(state)) | {"status": "running"})
+        self.reports.put(self._report(progress.step, asdict(progress)) | {"status": "running"})
         status = "stopped"
-        while (order := self.orders.get()) is not Order.GO_ON:
+        while (order := self.orders.get()) is not Order.CONTINUE:
             trainer.save()
             if order is Order.END:
-                stopping = (Path(self.job.folder) / STOP_FILE).exists()
+                stopping = (Path(self.settings.folder) / STOP_FILE).exists()
                 raise Stopped("interrupted" if stopping else status)
             status = "paused"
             self.saved.put(None)
@@ -230,21 +235,15 @@ class Training(threading.Thread):
     def _report(self, step: int, numbers: dict[str, Any]) -> dict[str, Any]:
         return {
             "step": step,
-            "evaluations": self.job.evaluations(step),
-            self.job.metric: numbers[self.job.metric],
+            "evaluations": self.settings.evaluations(step),
+            self.settings.metric: numbers[self.settings.metric],
             "seconds": numbers["seconds"],
             "status": numbers.get("status"),
         }
 
 
-def directory_record(directory: RunDirectory) -> dict[str, Any]:
-    """What trial.json says already; empty for a new trial."""
-    file = directory.path / TRIAL
-    return directory.read_json(file) if file.exists() else {}
-
-
 def copy_run(source: RunDirectory, target: RunDirectory) -> None:
-    """Copy what a run has learned and logged, so that the copy is one run from its first step."""
+    """Copy checkpoints and logs of a run."""
     for name in ("best", "last"):
         checkpoint = readable_directory(getattr(source, name))
         if checkpoint.exists():

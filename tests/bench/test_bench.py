@@ -9,7 +9,7 @@ import pytest
 
 from minigpt.bench.measure import Times, alternately, ceilings
 from minigpt.bench.train import StepClock
-from minigpt.config.hydra_main import combinations
+from minigpt.config.overrides import combinations
 from tests.conftest import Cli
 
 SMALL = [

@@ -75,8 +75,8 @@ def test_recording_is_the_models_own_forward(scheme: str, kv_heads: int | None) 
         assert weights.shape == (2, 6, 6)
         assert torch.equal(weights.isnan(), later.expand(2, -1, -1))
         torch.testing.assert_close(weights.nansum(-1), torch.ones(2, 6))
-    assert len(recording.terms) == (0 if model.positional.score == "none" else 2)
-    assert all(torch.equal(term[0].isnan(), later) for term in recording.terms)
+    assert len(recording.biases) == (0 if model.positional.bias_depends_on == "nothing" else 2)
+    assert all(torch.equal(term[0].isnan(), later) for term in recording.biases)
 
 
 def test_backend_is_restored_after_an_error() -> None:
@@ -89,7 +89,7 @@ def test_backend_is_restored_after_an_error() -> None:
 
 def test_weights_by_hand() -> None:
     model = tiny_model("alibi", n_layer=1)
-    attention = model.blocks[0].attention  # type: ignore[union-attr]
+    attention = model.blocks[0].self_attention  # type: ignore[union-attr]
     x = model.blocks[0].attention_norm(model.token_embedding(torch.tensor(TOKENS)))  # type: ignore
     q, k, _ = rearrange(attention.qkv(x), "t (three h e) -> three h t e", three=3, h=2)  # type: ignore
     q, k = F.rms_norm(q, (8,)), F.rms_norm(k, (8,))
@@ -100,7 +100,7 @@ def test_weights_by_hand() -> None:
             scores = [q[h, i] @ k[h, j] / math.sqrt(8) + terms[j] for j in range(i + 1)]
             expected = torch.stack(scores).softmax(0).detach()
             torch.testing.assert_close(recording.weights[0][h, i, : i + 1], expected)
-            torch.testing.assert_close(recording.terms[0][h, i, : i + 1], torch.tensor(terms))
+            torch.testing.assert_close(recording.biases[0][h, i, : i + 1], torch.tensor(terms))
     distances = torch.arange(8)
     expected = -torch.tensor(alibi_slopes(2))[:, None] * distances
     torch.testing.assert_close(found["bias"], [expected])

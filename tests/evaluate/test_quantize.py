@@ -88,9 +88,9 @@ def test_int8_is_a_plain_rounding() -> None:
 def test_int4_takes_the_nearest_of_16_steps(n_embd: int, size: int) -> None:
     """Also where the largest group size that divides is not the width itself."""
     model = model_of("model=gpt2", n_embd=n_embd, n_layer=1)
-    weight = linears(model)["blocks.0.attention.qkv"].weight.detach().clone()
+    weight = linears(model)["blocks.0.self_attention.qkv"].weight.detach().clone()
     quantize(model, "int4")
-    found = as_used(linears(model)["blocks.0.attention.qkv"])
+    found = as_used(linears(model)["blocks.0.self_attention.qkv"])
     for before, after in zip(weight.split(size, dim=1), found.split(size, dim=1), strict=True):
         low, high = before.amin(1, keepdim=True), before.amax(1, keepdim=True)
         step = (high - low) / 15
@@ -110,7 +110,7 @@ def test_every_design_loses_little(method: str, ffn: str, embedding: str) -> Non
     plain = evaluate(before, split_of(), FP32).loss
     loss = evaluate(model, split_of(), FP32).loss
     assert loss != plain and abs(loss - plain) < MOST[method]
-    hidden = model.config.ffn.hidden(32)
+    hidden = model.config.ffn.hidden_width(32)
     left = ["the tied head is the token table"] * (embedding == "tied")
     for layer in linears(before).values():
         if method == "int4" and layer.in_features == hidden and hidden % 32:

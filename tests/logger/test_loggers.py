@@ -323,7 +323,7 @@ def test_wandb_obeys_wandb_offline(open_wandb: Open) -> None:
     _write_settings("mode = offline")
     logger = open_wandb()
     logger.finish({}, failed=False)
-    assert "offline: W&B's settings file says mode=offline" in (logger.notice or "")
+    assert "offline: W&B's settings file: mode=offline" in (logger.notice or "")
 
 
 def test_wandb_nonsense_in_its_environment(open_wandb: Open) -> None:
@@ -348,7 +348,7 @@ def test_wandb_death_warns_once_and_spares_the_next_run(
             time.sleep(0.01)  # W&B may take a moment to notice
         logger.log_text("text", 20)
         logger.finish(SUMMARY, failed=False)
-    assert ["metrics.jsonl has all of it" in str(w.message) for w in caught] == [True]
+    assert ["metrics.jsonl is complete" in str(w.message) for w in caught] == [True]
     other = replace(info, directory=info.directory.with_name("other"))
     other.directory.mkdir()
     following = open_wandb("offline", other)

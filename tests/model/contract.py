@@ -16,7 +16,7 @@ from torch import Tensor
 from minigpt.model import GPT, ModelConfig
 from minigpt.model.attention import ATTENTION
 from minigpt.model.backends import BackendConfig
-from minigpt.model.bias import Scores
+from minigpt.model.bias import AttentionBias
 from minigpt.model.kv_cache import KVCache
 from minigpt.model.positional import POSITIONAL
 from tests.model.reference import (
@@ -199,7 +199,7 @@ def packed_equals_alone(config: ModelConfig, backend: str, first_position: int =
             rows.append(torch.cat([plain(part[None], at[None])[0] for part, at in parts]))
         alone = torch.stack(rows)
         with torch.set_grad_enabled(backend in TRAINABLE):
-            packed = model(tokens, positions if first_position else None, documents=documents)
+            packed = model(tokens, positions if first_position else None, document_ids=documents)
         assert_equal(packed.detach(), alone.detach())
         if packed.requires_grad:
             assert_equal(gradients(loss_of(packed), model), gradients(loss_of(alone), plain))
@@ -212,7 +212,7 @@ def ids(lengths: tuple[int, ...]) -> Tensor:
 
 @torch.no_grad()
 def dense_is_the_formula(config: ModelConfig) -> None:
-    """What is added to the scores, made at once, is term(b, h, i, j) at each pair that is visible.
+    """The dense bias is score_mod at each pair that is not masked, and score_mod only adds.
 
     At lengths below and above a table's, in order and not.
     """
@@ -221,54 +221,54 @@ def dense_is_the_formula(config: ModelConfig) -> None:
         for length in (1, 2, 5, config.block_size):
             arange, shape = torch.arange(length)[None], (2, config.n_head, length, length)
             generator = torch.Generator().manual_seed(length)
-            q, k = torch.randn(2, *shape[:3], config.head_size, generator=generator)
+            q, k = torch.randn(2, *shape[:3], config.shape.head_size, generator=generator)
             both_ways = torch.cat((arange, arange.flip(-1)))
             for positions, in_order in ((arange, True), (arange, False), (both_ways, False)):
-                scores = Scores(model.positional, config.n_head, positions, positions, in_order)
+                bias = AttentionBias(
+                    model.positional, config.n_head, positions, positions, in_order
+                )
                 hidden = positions[:, None, :, None] < positions[:, None, None]
                 for layer in range(config.n_layer):
-                    term = scores.term(q, k, layer)
-                    b, h, i, j = torch.meshgrid(*map(torch.arange, shape), indexing="ij")
-                    values = torch.zeros(shape) if term is None else term(b, h, i, j)
-                    wanted = values.masked_fill(hidden, -torch.inf)
-                    assert_equal(scores.additive(q, k, layer).expand(shape), wanted)
+                    score_mod = bias.score_mod(q, k, layer)
+                    scores = torch.randn(shape, generator=generator)
+                    index = torch.meshgrid(*map(torch.arange, shape), indexing="ij")
+                    changed = scores if score_mod is None else score_mod(scores, *index)
+                    dense = bias.dense(q, k, layer).expand(shape)
+                    assert_equal(dense, (changed - scores).masked_fill(hidden, -torch.inf))
 
 
 @torch.no_grad()
 def score_is_truthful(config: ModelConfig) -> None:
-    """A scheme's `score` says what its term depends on, no more and no less."""
+    """A scheme's `bias_depends_on` is what its score_mod depends on, no more and no less."""
     model, positions = random_model(config), torch.arange(6)[None]
     scheme = model.positional
 
-    def term(seed: int, layer: int) -> Tensor | None:
+    def dense_bias(seed: int, layer: int) -> Tensor | None:
         generator = torch.Generator().manual_seed(seed)
-        q, k = torch.randn(2, 2, config.n_head, 6, config.head_size, generator=generator)
-        if scheme.score_term(q, k, positions, positions, layer) is None:
+        q, k = torch.randn(2, 2, config.n_head, 6, config.shape.head_size, generator=generator)
+        if scheme.score_mod(q, k, positions, positions, layer) is None:
             return None
-        return Scores(scheme, config.n_head, positions, positions, True).additive(q, k, layer)
+        return AttentionBias(scheme, config.n_head, positions, positions, True).dense(q, k, layer)
 
-    first, other_content, other_layer = term(0, 0), term(1, 0), term(0, 1)
-    said = f"score says {scheme.score!r}, but the term"
-    assert (first is None) == (scheme.score == "none"), (
-        f"{said} is {'absent' if first is None else 'there'}"
-    )
-    if first is not None and other_content is not None and other_layer is not None:
-        content, by_layer = (
-            not torch.equal(first, other_content),
-            not torch.equal(first, other_layer),
-        )
-        found = "content" if content else "layer" if by_layer else "positions"
-        assert scheme.score == found, f"{said} depends on {found!r}"
+    first, other_content, other_layer = dense_bias(0, 0), dense_bias(1, 0), dense_bias(0, 1)
+    if first is None or other_content is None or other_layer is None:
+        actual = "nothing"
+    elif not torch.equal(first, other_content):
+        actual = "content"
+    else:
+        actual = "positions" if torch.equal(first, other_layer) else "layer"
+    assert scheme.bias_depends_on == actual
+    assert scheme.overrides("score_mod") == (actual != "nothing")
 
 
 def bare_scores_do_not_decay(config: ModelConfig) -> None:
     """Weight decay pulls at matrices and tables of vectors alone."""
     model = GPT(config, N_VOCAB)
     names = {id(p): name for name, p in model.named_parameters()}
-    vectors = {config.n_embd, config.head_size}
+    vectors = {config.n_embd, config.shape.head_size}
     wanted = {
         name
         for name, p in model.named_parameters()
         if p.ndim >= 2 and (not name.startswith("positional.") or p.shape[-1] in vectors)
     }
-    assert {names[id(p)] for p in model.decayed()} == wanted
+    assert {names[id(p)] for p in model.decayed_parameters()} == wanted

@@ -1,4 +1,4 @@
-"""A GPT written out: one token, one head and one key at a time. Slow, and easy to believe.
+"""A GPT in loops over tokens, heads and keys: slow, and easy to check against the papers.
 
 It shares no code with the package. `weights` are a model's parameters by name.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cmp_to_key
 from typing import Any, ClassVar
 
 import torch
@@ -17,17 +18,17 @@ from minigpt.model import ModelConfig
 
 Weights = Mapping[str, Tensor]
 Vectors = list[Tensor]
-"""One vector a token."""
+"""One vector per token."""
 Options = Mapping[str, Any]
 FeedForward = Callable[[Vectors, Weights, str, Options], Vectors]
-"""feed_forward(xs, weights, name, options): what becomes of the tokens of a text."""
+"""feed_forward(xs, weights, name, options): the outputs for the tokens of a text."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A query (e,) at position i and a key at position j that it sees, in one head of a layer.
+    """A query (e,) at position i and a key at position j <= i, in one head of a layer.
 
-    `keys`: position and vector of every key that the query sees.
+    `keys`: position and vector of every key that is not later than the query.
     """
 
     layer: int
@@ -39,11 +40,11 @@ class Pair:
 
 
 class Positions:
-    """What a scheme does to one token or one pair of tokens. By default nothing.
+    """A positional scheme for one token or one pair of tokens. By default it does nothing.
 
-    `relative`: adding a constant to all positions changes nothing. `counts_gaps`: it sees how far
-    apart two neighbours stand, not their order alone. `odd_widths`: n_embd and head size may be
-    odd. `harmless`: mutations of test_mutations.py that rightly change nothing, and why.
+    `relative`: adding a constant to all positions changes nothing. `counts_gaps`: distances matter,
+    not only the order. `odd_widths`: n_embd and head size may be odd. `harmless`: mutations of
+    test_mutations.py that rightly change nothing, with the reason.
     """
 
     relative = False
@@ -61,31 +62,31 @@ class Positions:
         self.base: float = self.options.get("base", math.nan)
 
     def embed(self, x: Tensor, position: int) -> Tensor:
-        """The embedding (d,) of one token."""
+        """Return the embedding (d,) of one token."""
         return x
 
     def block_input(self, x: Tensor, position: int, layer: int) -> Tensor:
-        """What the query, key and value (d,) of one token are made of."""
+        """Return the input (d,) of the query, key and value projections of one token."""
         return x
 
-    def turn(self, x: Tensor, position: int) -> Tensor:
-        """The query or key (e,) of one token and head."""
+    def rotate(self, x: Tensor, position: int) -> Tensor:
+        """Return the rotated query or key (e,) of one token and head."""
         return x
 
-    def turn_query(self, x: Tensor, position: int) -> Tensor:
-        """The query (e,), where it differs from the key."""
-        return self.turn(x, position)
+    def rotate_query(self, x: Tensor, position: int) -> Tensor:
+        """Return the rotated query (e,), if not rotated as the key."""
+        return self.rotate(x, position)
 
-    def turn_key(self, x: Tensor, position: int) -> Tensor:
-        """The key (e,), where it differs from the query."""
-        return self.turn(x, position)
+    def rotate_key(self, x: Tensor, position: int) -> Tensor:
+        """Return the rotated key (e,), if not rotated as the query."""
+        return self.rotate(x, position)
 
     def score(self, pair: Pair) -> Tensor | float:
-        """What is added to the scaled, capped score of a query and a key."""
+        """Return the bias of the scaled, soft-capped score of a query and a key."""
         return 0.0
 
     def own(self, name: str, layer: int) -> Tensor:
-        """A parameter of a layer, where `layers` says whether it has its own."""
+        """Return a parameter of a layer: its own, or the shared one."""
         return self.weights[name][layer if self.options["layers"] == "own" else 0]
 
 
@@ -124,10 +125,10 @@ class Sinusoidal(Positions):
 
 
 class BlockInput(Positions):
-    """A learned embedding a layer, added before it (Al-Rfou et al. 2018), or one wave for all.
+    """A learned embedding per layer (Al-Rfou et al. 2018), or the same sinusoids before each layer.
 
-    The wave before each step is the Universal Transformer's (Dehghani et al. 2018). The residual
-    stream goes without.
+    The latter is the Universal Transformer's (Dehghani et al. 2018). Here neither is added to the
+    residual stream.
     """
 
     def block_input(self, x: Tensor, position: int, layer: int) -> Tensor:
@@ -136,12 +137,12 @@ class BlockInput(Positions):
         return x + wave(position, len(x), self.base)
 
 
-def turned_pairs(x: Tensor, factors: list[Tensor]) -> Tensor:
-    """Channel pairs (k, k + n/2) of the first n as complex numbers, times their factors."""
+def rotate_pairs(x: Tensor, factors: list[Tensor]) -> Tensor:
+    """Multiply channel pairs (k, k + n/2) of the first n, as complex numbers, by their factors."""
     half = len(factors)
-    turned = [torch.complex(x[k], x[k + half]) * factor for k, factor in enumerate(factors)]
+    rotated = [torch.complex(x[k], x[k + half]) * factor for k, factor in enumerate(factors)]
     return torch.cat(
-        (torch.stack([z.real for z in turned] + [z.imag for z in turned]), x[2 * half :])
+        (torch.stack([z.real for z in rotated] + [z.imag for z in rotated]), x[2 * half :])
     )
 
 
@@ -154,13 +155,13 @@ class Rope(Positions):
     """Each channel pair is a complex number times exp(i m theta_k) (Su et al. 2021, 3.2.2).
 
     theta_k = 10000^(-2(k-1)/n), k = 1 to n/2, of the first n channels. A pair is (k, k + n/2), as
-    in GPT-NeoX. To stretch positions by s: m becomes m / s (Chen et al. 2023); the base is
-    multiplied by s^(n/(n-2)) (NTK-aware, bloc97 2023); or as `yarn` says.
+    in GPT-NeoX. To extend the context by s: m becomes m / s (Chen et al. 2023); the base is
+    multiplied by s^(n/(n-2)) (NTK-aware, bloc97 2023); or as in YaRN, see `kept`.
     """
 
     relative, odd_widths = True, False
 
-    def turn(self, x: Tensor, position: int) -> Tensor:
+    def rotate(self, x: Tensor, position: int) -> Tensor:
         n = int(len(x) * self.options["fraction"])
         s, scaling = self.options["factor"], self.options["scaling"]
         length = 0.1 * math.log(s) + 1 if scaling == "yarn" else 1.0
@@ -174,17 +175,17 @@ class Rope(Positions):
                 kept = self.kept(k - 1, n)
                 theta = (1 - kept) * theta / s + kept * theta
             factors.append(polar(length, position * theta))
-        return turned_pairs(x, factors)
+        return rotate_pairs(x, factors)
 
     def kept(self, k: int, n: int) -> float:
-        """How much of its frequency a pair keeps, 0 to 1 (Peng et al. 2023, 3.2; the code's ramp).
+        """Return the fraction of its frequency that a pair keeps (Peng et al. 2023, 3.2).
 
-        Pair d(r) = n ln(L / (2 pi r)) / (2 ln base) turns r times in L positions: all is kept up to
-        pair d(32) and none from d(1) on, both rounded outwards.
+        Pair d(r) = n ln(L / (2 pi r)) / (2 ln base) rotates r times in L positions: 1 up to pair
+        d(32), 0 from d(1) on, both rounded outwards, and linear between them.
         """
 
-        def pair(turns: int) -> float:
-            wavelength = self.config.block_size / turns
+        def pair(rotations: int) -> float:
+            wavelength = self.config.block_size / rotations
             return n * math.log(wavelength / (2 * math.pi)) / (2 * math.log(self.base))
 
         low, high = max(math.floor(pair(32)), 0), min(math.ceil(pair(1)), n - 1)
@@ -201,19 +202,19 @@ class Xpos(Positions):
 
     relative, odd_widths = True, False
 
-    def turn_query(self, x: Tensor, position: int) -> Tensor:
-        return self.turned(x, position, 1)
+    def rotate_query(self, x: Tensor, position: int) -> Tensor:
+        return self.scaled_rotation(x, position, 1)
 
-    def turn_key(self, x: Tensor, position: int) -> Tensor:
-        return self.turned(x, position, -1)
+    def rotate_key(self, x: Tensor, position: int) -> Tensor:
+        return self.scaled_rotation(x, position, -1)
 
-    def turned(self, x: Tensor, position: int, sign: int) -> Tensor:
+    def scaled_rotation(self, x: Tensor, position: int, sign: int) -> Tensor:
         factors = []
         for k in range(len(x) // 2):
             zeta = (k / (len(x) / 2) + self.options["gamma"]) / (1 + self.options["gamma"])
             length = zeta ** (sign * position / self.options["scale_base"])
             factors.append(polar(length, position * self.base ** (-2 * k / len(x))))
-        return turned_pairs(x, factors)
+        return rotate_pairs(x, factors)
 
 
 class Alibi(Positions):
@@ -248,8 +249,8 @@ class Integrated(Positions):
     """
 
     harmless: ClassVar[dict[str, str]] = {
-        "queries one further": "does not see the query's position",
-        "decoding restarts at 0": "does not see the query's position",
+        "queries one further": "does not depend on the query's position",
+        "decoding restarts at 0": "does not depend on the query's position",
     }
 
     def score(self, pair: Pair) -> Tensor | float:
@@ -267,10 +268,10 @@ class Relative(Positions):
     relative = True
 
     def score(self, pair: Pair) -> Tensor | float:
-        clip = self.options["clip"]
+        longest = self.options["max_distance"]
         distance = pair.i - pair.j
-        if clip is not None and distance > clip:
-            distance = clip
+        if longest is not None and distance > longest:
+            distance = longest
         vector = self.weights["table"][pair.layer, distance]
         return (pair.query * vector).sum() / math.sqrt(len(vector))
 
@@ -343,7 +344,7 @@ class Cope(Positions):
 
     relative, counts_gaps = True, False
     harmless: ClassVar[dict[str, str]] = {
-        "first row's positions for all": "sees their order alone, which is the same"
+        "first row's positions for all": "depends on their order only, which is the same"
     }
 
     def score(self, pair: Pair) -> Tensor | float:
@@ -361,8 +362,8 @@ class Cope(Positions):
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a row of x stands: its position, and whether it is a landmark and no token."""
+class Row:
+    """A row of x: its position, and whether it is a landmark instead of a token."""
 
     position: int
     landmark: bool = False
@@ -370,7 +371,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Head:
-    """Queries, keys and values of one head of a layer, a vector a row, before they are turned."""
+    """Queries, keys and values of one head of a layer, one vector per row, before the rotation."""
 
     layer: int
     head: int
@@ -379,52 +380,49 @@ class Head:
     values: Vectors
 
 
-class Attending:
-    """How one head's values are mixed: a softmax over every key at or before the query.
-
-    `patterned`: what it says about seeing is all there is to it.
-    """
+class FullAttention:
+    """The attention of one head: a softmax over every key at or before the query."""
 
     def __init__(self, config: ModelConfig, scheme: Positions, weights: Weights) -> None:
         self.config, self.scheme, self.weights = config, scheme, weights
         self.options = vars(config.attention)
 
-    def sees(self, head: int, i: int, j: int) -> bool:
-        """Whether a query at position i sees a key at j, which is not later."""
+    def attends(self, head: int, i: int, j: int) -> bool:
+        """Whether a query at position i attends to a key at j <= i."""
         return True
 
-    def marks(self, positions: list[int]) -> list[Place]:
-        """Where rows that are no tokens stand."""
+    def landmarks(self, positions: list[int]) -> list[Row]:
+        """Return the rows that are landmarks."""
         return []
 
-    def scores(self, head: Head, places: list[Place], row: int) -> dict[int, Tensor]:
-        """By row of the key: what the softmax is taken of, for each key not later."""
-        i = places[row].position
-        query = self.scheme.turn_query(head.queries[row], i)
+    def scores(self, head: Head, rows: list[Row], row: int) -> dict[int, Tensor]:
+        """Return the scores of the keys that a row attends to, by row of the key."""
+        i = rows[row].position
+        query = self.scheme.rotate_query(head.queries[row], i)
         keys = [
-            (place.position, self.scheme.turn_key(key, place.position))
-            for key, place in zip(head.keys, places, strict=True)
+            (at.position, self.scheme.rotate_key(key, at.position))
+            for key, at in zip(head.keys, rows, strict=True)
         ]
         earlier = [(j, key) for j, key in keys if j <= i]
         return {
             other: self.score(Pair(head.layer, head.head, i, j, query, earlier), key)
             for other, (j, key) in enumerate(keys)
-            if j <= i and self.sees(head.head, i, j)
+            if j <= i and self.attends(head.head, i, j)
         }
 
     def score(self, pair: Pair, key: Tensor) -> Tensor:
-        """The scaled, capped product and what the scheme adds."""
+        """Return the scaled, soft-capped product plus the bias."""
         product = (pair.query * key).sum() / math.sqrt(len(key))
         cap = self.config.logit_softcap
         if cap is not None:
             product = cap * torch.tanh(product / cap)
         return product + self.scheme.score(pair)
 
-    def mixed(self, head: Head, places: list[Place]) -> Vectors:
-        """The mixed value of each row."""
+    def mix(self, head: Head, rows: list[Row]) -> Vectors:
+        """Return the weighted mean of values for each row."""
         result = []
-        for row in range(len(places)):
-            weights = softmax(self.scores(head, places, row))
+        for row in range(len(rows)):
+            weights = softmax(self.scores(head, rows, row))
             result.append(sum_of(weights, head.values))
         return result
 
@@ -440,25 +438,25 @@ def sum_of(weights: Mapping[int, Tensor], values: Vectors) -> Tensor:
     return torch.stack([weight * values[row] for row, weight in weights.items()]).sum(0)
 
 
-class SlidingWindow(Attending):
-    """The last w keys, the query's own included (Jiang et al. 2023, section 2)."""
+class SlidingWindow(FullAttention):
+    """The last w keys, including the query's own (Jiang et al. 2023, section 2)."""
 
-    def sees(self, head: int, i: int, j: int) -> bool:
+    def attends(self, head: int, i: int, j: int) -> bool:
         return j in range(i - self.options["window"] + 1, i + 1)
 
 
-class Chunked(Attending):
+class Chunked(FullAttention):
     """The keys of the query's chunk."""
 
-    def sees(self, head: int, i: int, j: int) -> bool:
+    def attends(self, head: int, i: int, j: int) -> bool:
         first = i - i % self.options["chunk"]
         return first <= j
 
 
-class BigBird(Attending):
+class BigBird(FullAttention):
     """Blocks: the last, the first and some random ones (Zaheer et al. 2020, section 2)."""
 
-    def sees(self, head: int, i: int, j: int) -> bool:
+    def attends(self, head: int, i: int, j: int) -> bool:
         block, prime = self.options["block"], 2**31 - 1
         own, other = i // block, j // block
         drawn = []
@@ -470,13 +468,13 @@ class BigBird(Attending):
         return other in window or other < self.options["n_global"] or other in drawn
 
 
-class Performer(Attending):
+class Performer(FullAttention):
     """sum_j phi(q_i).phi(k_j) v_j over sum_j phi(q_i).phi(k_j) (Choromanski et al. 2020, eq. 5).
 
     phi(x)_m = exp(w_m . x - |x|^2 / 2), positive features (lemma 1), of x over e^(1/4).
     """
 
-    def mixed(self, head: Head, places: list[Place]) -> Vectors:
+    def mix(self, head: Head, rows: list[Row]) -> Vectors:
         features = self.weights["attention.features"][head.layer]
 
         def phi(x: Tensor) -> Tensor:
@@ -484,67 +482,75 @@ class Performer(Attending):
             return torch.stack([torch.exp((w * x).sum() - (x * x).sum() / 2) for w in features])
 
         result = []
-        for row, place in enumerate(places):
-            i, weights = place.position, {}
-            query = phi(self.scheme.turn_query(head.queries[row], i))
-            for other in range(row + 1):  # it goes by the order of the rows
-                j = places[other].position
-                weights[other] = (query * phi(self.scheme.turn_key(head.keys[other], j))).sum()
+        for row, at in enumerate(rows):
+            i, weights = at.position, {}
+            query = phi(self.scheme.rotate_query(head.queries[row], i))
+            for other in range(row + 1):  # by the order of rows, not of positions
+                j = rows[other].position
+                weights[other] = (query * phi(self.scheme.rotate_key(head.keys[other], j))).sum()
             total = torch.stack(list(weights.values())).sum()
             result.append(sum_of({o: w / total for o, w in weights.items()}, head.values))
         return result
 
 
-class Landmark(Attending):
-    """Grouped softmax (Mohtashami & Jaggi 2023, equations 1 to 4), a landmark a block.
+class Landmark(FullAttention):
+    """Grouped softmax (Mohtashami & Jaggi 2023, equations 1 to 4), one landmark per block.
 
-    The group of a query: the keys of its block and the landmarks of other blocks, of which only
-    the best are left in. In a block's own group its keys divide the weight of its landmark. A
-    block too far back stands at the farthest distance of training.
+    The group of a query: the keys of its block and the landmarks of earlier blocks, of which only
+    those with the highest scores are kept. The weight of a landmark is divided among the keys of
+    its block. A block too far back stands at the farthest distance of training.
     """
 
-    def marks(self, positions: list[int]) -> list[Place]:
+    def landmarks(self, positions: list[int]) -> list[Row]:
         size = self.options["block"]
-        return [Place(p, landmark=True) for p in positions if p % size == size - 1]
+        return [Row(p, landmark=True) for p in positions if p % size == size - 1]
 
-    def mixed(self, head: Head, places: list[Place]) -> Vectors:
+    def highest(self, landmarks: dict[int, Tensor], rows: list[Row]) -> list[int]:
+        """Return the rows of landmarks by falling score; of equal scores the later comes first.
+
+        Scores that differ by rounding count as equal.
+        """
+
+        def compare(one: int, other: int) -> int:
+            difference = landmarks[other].item() - landmarks[one].item()
+            if abs(difference) < 1e-9:
+                return rows[other].position - rows[one].position
+            return 1 if difference > 0 else -1
+
+        return sorted(landmarks, key=cmp_to_key(compare))
+
+    def mix(self, head: Head, rows: list[Row]) -> Vectors:
         size = self.options["block"]
         farthest = self.config.block_size // size - 1
         result = []
-        for row, place in enumerate(places):
-            own = place.position // size
+        for row, at in enumerate(rows):
+            own = at.position // size
 
-            def score(
-                other: int, row: int = row, i: int = place.position, own: int = own
-            ) -> Tensor:
-                j = places[other].position
+            def score(other: int, row: int = row, i: int = at.position, own: int = own) -> Tensor:
+                j = rows[other].position
                 if own - j // size > farthest:
                     i, j = i % size + farthest * size, j % size
-                query = self.scheme.turn_query(head.queries[row], i)
-                key = self.scheme.turn_key(head.keys[other], j)
+                query = self.scheme.rotate_query(head.queries[row], i)
+                key = self.scheme.rotate_key(head.keys[other], j)
                 return self.score(Pair(head.layer, head.head, i, j, query, []), key)
 
             group: dict[int, Tensor] = {}
             landmarks: dict[int, Tensor] = {}
             blocks: dict[int, dict[int, Tensor]] = {}
-            for other, key in enumerate(places):
+            for other, key in enumerate(rows):
                 block = key.position // size
                 if key.landmark and block < own:
                     landmarks[other] = score(other)
-                elif not key.landmark and key.position <= place.position:
+                elif not key.landmark and key.position <= at.position:
                     group_of = group if block == own else blocks.setdefault(block, {})
                     group_of[other] = score(other)
-            ranked = {  # of equal ones the later
-                other: found.item() + 2e-6 * (places[other].position // size)
-                for other, found in landmarks.items()
-            }
-            best = sorted(ranked, key=lambda other: -ranked[other])
-            for other in best[: self.options["retrieved"] or farthest]:
+            n = self.options["retrieved"] or farthest
+            for other in self.highest(landmarks, rows)[:n]:
                 group[other] = landmarks[other]
             weights = {}
             for other, weight in softmax(group).items():
-                if places[other].landmark:
-                    inside = softmax(blocks[places[other].position // size])
+                if rows[other].landmark:
+                    inside = softmax(blocks[rows[other].position // size])
                     weights |= {key: weight * part for key, part in inside.items()}
                 else:
                     weights[other] = weight
@@ -685,7 +691,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "fire": [{"layers": "own", "width": 5}, {"threshold": 4.0}],
     "integrated": [{"heads": "own"}],
     "kerple": [{"layers": "own"}],
-    "relative": [{"clip": 3}],
+    "relative": [{"max_distance": 3}],
     "relative_bias": [{"layers": "own"}],
     "rope": [
         {"fraction": 0.5},
@@ -698,10 +704,10 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "t5": [{"layers": "own"}, {"buckets": 4, "max_distance": 6}],
     "xpos": [{"base": 10.0, "scale_base": 5.0, "gamma": 0.1}],
 }
-ATTENTIONS: dict[str, type[Attending]] = {
+ATTENTIONS: dict[str, type[FullAttention]] = {
     "bigbird": BigBird,
     "chunked": Chunked,
-    "full": Attending,
+    "full": FullAttention,
     "landmark": Landmark,
     "performer": Performer,
     "sliding_window": SlidingWindow,
@@ -742,10 +748,11 @@ def reference_logits(
     config: ModelConfig, weights: Weights, n_vocab: int, tokens: Tensor, positions: Tensor
 ) -> Tensor:
     """Logits (b, t, n_vocab) of tokens (b, t) at positions (b, t)."""
-    rows = []
-    for row, places in zip(tokens.tolist(), positions.tolist(), strict=True):
-        rows.append(torch.stack(one_text(config, weights, row, places)))
-    return torch.stack(rows)[:, :, :n_vocab]
+    texts = [
+        torch.stack(one_text(config, weights, *text))
+        for text in zip(tokens.tolist(), positions.tolist(), strict=True)
+    ]
+    return torch.stack(texts)[:, :, :n_vocab]
 
 
 def reference_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -771,12 +778,12 @@ def one_text(
 ) -> Vectors:
     """Logits after each token of one text."""
     scheme = row_of(config.positional.name)(config, weights)
-    attending = ATTENTIONS[config.attention.name](config, scheme, weights)
+    own_attention = ATTENTIONS[config.attention.name](config, scheme, weights)
     table = weights["token_embedding.weight"]
-    marks = attending.marks(positions)
-    places = [*map(Place, positions), *marks]
+    marks = own_attention.landmarks(positions)
+    rows = [*map(Row, positions), *marks]
     xs = [*(table[token] for token in tokens), *(weights["attention.mark"] for _ in marks)]
-    xs = [scheme.embed(x, place.position) for x, place in zip(xs, places, strict=True)]
+    xs = [scheme.embed(x, at.position) for x, at in zip(xs, rows, strict=True)]
 
     if config.norm.placement == "peri":
         xs = [NORMS[config.norm.kind](x, weights, "embedding_norm") for x in xs]
@@ -785,14 +792,14 @@ def one_text(
     for layer in range(config.n_layer):
         mirror = config.n_layer - 1 - layer
         if config.unet_skips and mirror < layer:
-            part = weights["skip_parts"][layer - (config.n_layer + 1) // 2]
+            part = weights["skip_weights"][layer - (config.n_layer + 1) // 2]
             xs = [x + part * y for x, y in zip(xs, outputs[mirror], strict=True)]
 
         def attend(inputs: Vectors, layer: int = layer) -> Vectors:
             names = getattr(config.attention, "layers", [config.attention.name])
             own = names[layer % len(names)] == config.attention.name
-            of_layer = attending if own else Attending(config, scheme, weights)
-            return attention(of_layer, layer, inputs, places, first_values)
+            of_layer = own_attention if own else FullAttention(config, scheme, weights)
+            return attention(of_layer, layer, inputs, rows, first_values)
 
         def feed_forward(inputs: Vectors, name: str = f"blocks.{layer}.ffn") -> Vectors:
             return FEED_FORWARDS[config.ffn.name](inputs, weights, name, vars(config.ffn))
@@ -822,12 +829,12 @@ def residual(
         return [norm(x + y, "norm") for x, y in zip(xs, sublayer(xs), strict=True)]
     changes = sublayer([norm(x, "norm") for x in xs])
     if config.norm.placement in ("sandwich", "peri"):
-        changes = [norm(change, "result_norm") for change in changes]
+        changes = [norm(change, "output_norm") for change in changes]
     return [x + change for x, change in zip(xs, changes, strict=True)]
 
 
 def attention(
-    attending: Attending, layer: int, xs: Vectors, places: list[Place], first_values: Vectors
+    own_attention: FullAttention, layer: int, xs: Vectors, rows: list[Row], first_values: Vectors
 ) -> Vectors:
     """Queries, keys and values of each head, mixed, and mapped out again.
 
@@ -835,19 +842,19 @@ def attention(
     leaves its values in `first_values`. With fewer heads for keys and values, as many neighbouring
     queries share each (Ainslie et al. 2023, section 2.2).
     """
-    config, weights, scheme = attending.config, attending.weights, attending.scheme
-    name = f"blocks.{layer}.attention"
+    config, weights, scheme = own_attention.config, own_attention.weights, own_attention.scheme
+    name = f"blocks.{layer}.self_attention"
     size = config.n_embd // config.n_head
     n_kv_head = config.n_kv_head or config.n_head
     widths = [config.n_embd, n_kv_head * size, n_kv_head * size]
     projected = []
-    for x, place in zip(xs, places, strict=True):
-        x = scheme.block_input(x, place.position, layer)
+    for x, at in zip(xs, rows, strict=True):
+        x = scheme.block_input(x, at.position, layer)
         projected.append([*linear(x, weights, f"{name}.qkv").split(widths)])
     if config.value_residual and layer == 0:
         first_values += [v for _, _, v in projected]
     elif config.value_residual:
-        own, first = weights[f"{name}.value_parts"]
+        own, first = weights[f"{name}.value_weights"]
         for vectors, first_value in zip(projected, first_values, strict=True):
             vectors[2] = own * vectors[2] + first * first_value
     heads = []
@@ -862,9 +869,9 @@ def attention(
             queries.append(q)
             keys.append(k)
             values.append(v)
-        heads.append(attending.mixed(Head(layer, head, queries, keys, values), places))
-    rows = zip(*heads, strict=True)
-    return [linear(torch.cat(of_row), weights, f"{name}.out") for of_row in rows]
+        heads.append(own_attention.mix(Head(layer, head, queries, keys, values), rows))
+    by_row = zip(*heads, strict=True)
+    return [linear(torch.cat(of_row), weights, f"{name}.out") for of_row in by_row]
 
 
 def unit(x: Tensor) -> Tensor:

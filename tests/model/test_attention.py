@@ -14,19 +14,12 @@ from torch import Tensor
 
 from minigpt.errors import UserError
 from minigpt.model import GPT, ModelConfig
-from minigpt.model.backends import (
-    BACKENDS,
-    SHORT,
-    USES,
-    BackendConfig,
-    Use,
-    choose_backend,
-    why_not,
-)
-from minigpt.model.bias import Scores
+from minigpt.model.backends import BACKENDS, BackendConfig
+from minigpt.model.bias import AttentionBias
+from minigpt.model.compatibility import SHORT_BLOCK, USES, Use, backend_limit, choose_backend
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import KINDS, PLACEMENTS
-from minigpt.model.positional import POSITIONAL, PositionalScheme
+from minigpt.model.positional import POSITIONAL
 from minigpt.model.positional.alibi import alibi_slopes
 from tests.model.contract import (
     RELATIVE,
@@ -193,8 +186,8 @@ def test_flex_on_a_gpu(scheme: str, options: Options, softcap: float | None) -> 
     with torch.no_grad():
         logits = model(tokens)
     torch.testing.assert_close(logits, expected.detach(), rtol=1e-4, atol=1e-4)
-    why = why_not("flex", "train", "cuda", model.positional, config)
-    assert (why is None) == (not model.positional.score_learns), why
+    why = backend_limit(config, "flex", "cuda", "train")
+    assert (why is None) == (not model.positional.has_learned_bias(config.positional)), why
     if why is None:
         found = gradients(loss_of(model(tokens)), model)
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
@@ -218,7 +211,9 @@ def test_attention_weights_drop_out_without_bias(backend: str) -> None:
     torch.manual_seed(0)
     config = tiny_config("nope", n_head=1)
     positions = torch.arange(4)[None]
-    scores = Scores(POSITIONAL.build(config.positional, config), 1, positions, positions, True)
+    scores = AttentionBias(
+        POSITIONAL.build(config.positional, config.shape), 1, positions, positions, True
+    )
     q = k = torch.zeros(4000, 1, 4, 2)
     v = torch.eye(4)[None, None].expand(4000, -1, -1, -1)
     mixed = BACKENDS[backend](q, k, v, scores, 0, 0.5)
@@ -315,7 +310,7 @@ def test_tables_of_positions_end_at_block_size() -> None:
     for scheme in ("block_input", "integrated", "learned", "relative", "relative_bias"):
         assert limit(scheme) == 8, scheme
     assert limit("block_input", table="sinusoidal", base=10000.0) is None
-    assert limit("relative", clip=3) is None
+    assert limit("relative", max_distance=3) is None
     for scheme in ("alibi", "cope", "fire", "kerple", "nope", "rope", "sinusoidal", "t5", "xpos"):
         assert limit(scheme) is None, scheme
 
@@ -348,7 +343,7 @@ def test_alibi_slopes_are_the_papers(n_head: int, exponents: list[float]) -> Non
 
 
 def rotated(config: ModelConfig, x: Tensor, positions: list[int]) -> Tensor:
-    scheme = POSITIONAL.build(config.positional, config)
+    scheme = POSITIONAL.build(config.positional, config.shape)
     return scheme.rotate(x, x, torch.tensor([positions]), 0)[0]
 
 
@@ -380,7 +375,7 @@ def test_rope_leaves_position_zero_and_keeps_the_dtype() -> None:
 @pytest.mark.usefixtures("float64")
 def test_sinusoidal_values_are_the_papers() -> None:
     config = tiny_config("sinusoidal", n_head=1, n_embd=4)
-    scheme = POSITIONAL.build(config.positional, config)
+    scheme = POSITIONAL.build(config.positional, config.shape)
     table = scheme.embed(torch.zeros(1, 2, 4), torch.tensor([[0, 50]]))
     # Four channels: wavelengths 2 pi and 2 pi * 100.
     expected = [[0.0, 1.0, 0.0, 1.0], [math.sin(50), math.cos(50), math.sin(0.5), math.cos(0.5)]]
@@ -403,29 +398,23 @@ def test_bf16_stays_close_to_fp32(scheme: str, backend: str) -> None:
     assert error < 0.03
 
 
-def scheme_of(config: ModelConfig) -> PositionalScheme:
-    return POSITIONAL.build(config.positional, config)
-
-
-def choice(config: ModelConfig, device: str, bf16: bool, use: Use) -> tuple[str, str]:
-    return choose_backend(config, scheme_of(config), device, bf16, use)
-
-
 @pytest.mark.parametrize("use", USES)
 def test_choice_of_backend(use: Use) -> None:
     auto = tiny_config(backend="auto")
-    assert choice(auto, "cuda", True, use)[0] == "sdpa"
-    assert choice(auto, "mps", False, use)[0] == "sdpa"
-    short, long = replace(auto, block_size=SHORT), replace(auto, block_size=SHORT + 1)
-    assert choice(long, "cpu", False, use)[0] == "sdpa"
-    assert choice(short, "cuda", False, use)[0] == "sdpa"
+    assert choose_backend(auto, "cuda", True, use)[0] == "sdpa"
+    assert choose_backend(auto, "mps", False, use)[0] == "sdpa"
+    short, long = replace(auto, block_size=SHORT_BLOCK), replace(auto, block_size=SHORT_BLOCK + 1)
+    assert choose_backend(long, "cpu", False, use)[0] == "sdpa"
+    assert choose_backend(short, "cuda", False, use)[0] == "sdpa"
     for config, bf16 in ((short, False), (short, True), (long, True)):
-        assert choice(config, "cpu", bf16, use)[0] == {"train": "eager", "decode": "sdpa"}[use]
+        assert (
+            choose_backend(config, "cpu", bf16, use)[0] == {"train": "eager", "decode": "sdpa"}[use]
+        )
     capped = tiny_config(backend="auto", logit_softcap=1.0)
-    assert choice(capped, "cuda", True, use) == ("eager", "sdpa: it has no logit soft-cap")
+    assert choose_backend(capped, "cuda", True, use) == ("eager", "sdpa: it has no logit soft-cap")
     for name in TRAINABLE:
         config = tiny_config(backend=name)
-        assert choice(config, "cpu", True, use) == (name, "as configured")
+        assert choose_backend(config, "cpu", True, use) == (name, "as configured")
 
 
 def test_choice_reaches_the_model() -> None:
@@ -463,11 +452,14 @@ WIDE: dict[str, Any] = {"n_head": 2, "n_embd": 32}  # heads of 16 channels
 )
 def test_refusals(backend: str, use: Use, device: str, changes: dict[str, Any], why: str) -> None:
     config = tiny_config("rope", backend=backend, **changes)
-    assert why_not(backend, use, device, scheme_of(config), config) == why
+    assert backend_limit(config, backend, device, use) == why
     asked = f"model.backend.name={backend}: cannot {use} this design on {device}: {why}; "
     with pytest.raises(UserError, match="^" + re.escape(asked) + "use eager.* or auto$"):
-        choice(config, device, False, use)
-    assert choice(replace(config, backend=BackendConfig("auto")), device, False, use)[0] != backend
+        choose_backend(config, device, False, use)
+    assert (
+        choose_backend(replace(config, backend=BackendConfig("auto")), device, False, use)[0]
+        != backend
+    )
 
 
 @each_variant
@@ -476,14 +468,14 @@ def test_flex_refuses_to_train_learned_terms(scheme: str, options: Options) -> N
     model = random_model(config)
     positions, layers = torch.arange(9)[None], range(config.n_layer)
     q, k = torch.randn(2, 2, 2, 9, 16, requires_grad=True)
-    scores = Scores(model.positional, 2, positions, positions, True)
-    learns = any(scores.additive(q, k, layer).requires_grad for layer in layers)
-    assert model.positional.score_learns == learns
-    why = why_not("flex", "train", "cuda", model.positional, config)
+    bias = AttentionBias(model.positional, 2, positions, positions, True)
+    learns = any(bias.dense(q, k, layer).requires_grad for layer in layers)
+    assert model.positional.has_learned_bias(config.positional) == learns
+    why = backend_limit(config, "flex", "cuda", "train")
     assert (why is not None) == learns
     if learns:
-        assert why == "FlexAttention sums a learned term's gradients in no fixed order"
+        assert why == "FlexAttention sums the gradients of a learned bias in no fixed order"
         asked = f"^model.backend.name=flex: cannot train this design on cuda: {why}; "
         with pytest.raises(UserError, match=asked + "use eager, sdpa or auto$"):
-            choice(config, "cuda", True, "train")
-    assert choice(config, "cuda", True, "decode") == ("flex", "as configured")
+            choose_backend(config, "cuda", True, "train")
+    assert choose_backend(config, "cuda", True, "decode") == ("flex", "as configured")

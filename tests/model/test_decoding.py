@@ -162,8 +162,8 @@ def test_a_cache_holds_heads_of_keys_and_values(n_kv_head: int | None) -> None:
     with torch.inference_mode():
         model(random_tokens(2, 4), cache=cache)
         model(random_tokens(2, 1), torch.tensor([[4], [2]]), cache)
-    slots = cache.slots[None]
-    held = [part[:, :, : slots.n] for part in (*slots.keys.values(), *slots.values.values())]
+    slots = cache.buffers[None]
+    held = [part[:, :, : slots.capacity] for part in (*slots.keys.values(), *slots.values.values())]
     assert len(held) == 2 * config.n_layer
     assert {part.shape for part in held} == {(2, n_kv_head or 3, 9, 4)}
     assert sum(part.numel() for part in held) == 2 * 2 * 2 * 9 * (n_kv_head or 3) * 4
@@ -208,7 +208,7 @@ def test_a_rewound_cache_is_as_one_that_never_saw_more() -> None:
     model(tokens[:, :4], cache=other)
     for length in (4, 9):  # the latter is beyond all it holds
         assert rewound.rewind(length)
-        slots, others = rewound.slots[None], other.slots[None]
+        slots, others = rewound.buffers[None], other.buffers[None]
         assert slots.end == others.end == 4
         assert torch.equal(slots.positions, others.positions)
 
@@ -351,7 +351,7 @@ def test_a_text_goes_back_and_forth(scheme: str, context: int | None) -> None:
             assert_equal(decoder.next, expected[-1:])
             text += new[0][:n_kept]
             decoder.rewind(len(text))
-            assert decoder.texts == [text] and decoder.cache.slots[None].end <= len(text)
+            assert decoder.texts == [text] and decoder.cache.buffers[None].end <= len(text)
 
 
 @pytest.mark.usefixtures("exact")

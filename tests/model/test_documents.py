@@ -13,9 +13,9 @@ from minigpt.errors import UserError
 from minigpt.model import gpt as gpt_module
 from minigpt.model.attention import ATTENTION
 from minigpt.model.backends import BACKENDS
-from minigpt.model.bias import Scores
+from minigpt.model.bias import AttentionBias
 from minigpt.model.ffn import FFN
-from minigpt.model.gpt import restarting_positions
+from minigpt.model.gpt import positions_in_documents
 from minigpt.model.kv_cache import KVCache
 from minigpt.model.positional import POSITIONAL
 from tests.model.contract import (
@@ -62,12 +62,12 @@ def test_packed_equals_alone_with_every_attention(
     attention: str, options: Options, backend: str
 ) -> None:
     config = tiny_config("fire", attention=attention, attention_options=options, n_layer=3)
-    if ATTENTION.variant(attention).documents:
+    if ATTENTION.variant(attention).supports_documents:
         packed_equals_alone(config, backend)
         return
     model = random_model(tiny_config("rope", attention=attention, attention_options=options))
-    with pytest.raises(AssertionError, match="is refused"):  # as Config does, see test_cli.py
-        model(random_tokens(1, 6), documents=ids((2, 4))[None])
+    with pytest.raises(AssertionError, match="refused by"):  # as Config does, see test_cli.py
+        model(random_tokens(1, 6), document_ids=ids((2, 4))[None])
 
 
 @pytest.mark.parametrize("ffn", FFN.names())
@@ -90,16 +90,16 @@ def test_the_loss_of_a_packed_row_is_the_mean_over_its_documents() -> None:
 def test_positions_begin_with_documents() -> None:
     documents = torch.stack([ids(lengths) for lengths in PACKED])
     wanted = [[place for n in lengths for place in range(n)] for lengths in PACKED]
-    assert restarting_positions(documents).tolist() == wanted
+    assert positions_in_documents(documents).tolist() == wanted
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_mask_that_forgets_documents_fails(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def causal(self: Scores, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    def causal(self: AttentionBias, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         q, k = self.q_positions, self.k_positions
         return k[b % k.shape[0], j] <= q[b % q.shape[0], i]
 
-    monkeypatch.setattr(Scores, "visible", causal)
+    monkeypatch.setattr(AttentionBias, "mask_mod", causal)
     with pytest.raises(AssertionError, match="not close"):
         packed_equals_alone(tiny_config(scheme), "eager")
 
@@ -111,7 +111,7 @@ def test_positions_that_go_on_fail(scheme: str, monkeypatch: pytest.MonkeyPatch)
     def going_on(documents: Tensor) -> Tensor:
         return torch.arange(documents.shape[1])[None]
 
-    monkeypatch.setattr(gpt_module, "restarting_positions", going_on)
+    monkeypatch.setattr(gpt_module, "positions_in_documents", going_on)
     if scheme in RELATIVE:
         packed_equals_alone(tiny_config(scheme), "eager")
         return
@@ -120,7 +120,7 @@ def test_positions_that_go_on_fail(scheme: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_documents_that_interleave_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(POSITIONAL.variant("cope"), "ordinal", False)
+    monkeypatch.setattr(POSITIONAL.variant("cope"), "reads_order_only", False)
     with pytest.raises(AssertionError, match="not close"):
         packed_equals_alone(tiny_config("cope"), "eager")
 
@@ -129,7 +129,7 @@ def test_limits() -> None:
     model = random_model(tiny_config("learned", block_size=8))
     documents = ids((5, 4))[None]
     with pytest.raises(UserError, match="position 8 was asked for"):  # of what a row may hold
-        model(random_tokens(1, 9), documents=documents)
+        model(random_tokens(1, 9), document_ids=documents)
     cache = KVCache(1, 9, torch.device("cpu"))
-    with pytest.raises(AssertionError, match="one document a row"):
-        model(random_tokens(1, 4), cache=cache, documents=documents[:, :4])
+    with pytest.raises(AssertionError, match="one document per row"):
+        model(random_tokens(1, 4), cache=cache, document_ids=documents[:, :4])

@@ -15,9 +15,10 @@ from minigpt.config.compose import composed_config
 from minigpt.errors import UserError
 from minigpt.inference.generate import Sampling, generate
 from minigpt.model import GPT
+from minigpt.model.compatibility import require_compatible
+from minigpt.model.config import EMBEDDINGS, RESIDUAL_INITS
+from minigpt.model.context import Auxiliary
 from minigpt.model.ffn import FFN
-from minigpt.model.ffn.moe import Routing
-from minigpt.model.gpt import EMBEDDINGS, RESIDUAL_INITS
 from minigpt.model.norm import KINDS, PLACEMENTS, NormConfig
 from minigpt.model.positional import POSITIONAL
 from minigpt.runtime import Runtime
@@ -118,12 +119,12 @@ def test_every_parameter_learns(ffn: str, kind: str, placement: str, residual_in
     after = loss_of(model, tokens)
     after.backward()
     assert loss.isfinite() and after < loss
-    routings: list[Routing] = []
-    model(tokens[:, :-1], routings=routings)
+    auxiliary = Auxiliary()
+    model(tokens[:, :-1], auxiliary=auxiliary)
     idle = tuple(
         f"blocks.{layer}.ffn.experts.{expert}."
-        for layer, routing in enumerate(routings)
-        for expert, usage in enumerate(routing.usage)
+        for layer, shares in enumerate(auxiliary.metrics.values())
+        for expert, usage in enumerate(shares)
         if usage == 0  # no token came, so there is nothing to learn from
     )
     for name, parameter in model.named_parameters():
@@ -241,8 +242,8 @@ def test_fewer_heads_for_keys_have_fewer_weights() -> None:
         config = tiny_config(n_head=4, n_embd=16, n_kv_head=n_kv_head, bias=True)
         qkv = 16 + 2 * 4 * (n_kv_head or 4)
         for block in GPT(config, N_VOCAB).blocks:
-            assert block.get_parameter("attention.qkv.weight").shape == (qkv, 16)
-            assert block.get_parameter("attention.qkv.bias").shape == (qkv,)
+            assert block.get_parameter("self_attention.qkv.weight").shape == (qkv, 16)
+            assert block.get_parameter("self_attention.qkv.bias").shape == (qkv,)
 
 
 @pytest.mark.parametrize("embedding", EMBEDDINGS)
@@ -313,7 +314,7 @@ def test_results_that_are_normalised_start_small_by_their_norm(placement: str) -
             placement=placement, n_layer=8, n_embd=96, residual_init=residual_init, n_head=4
         )
         for name, parameter in GPT(config, N_VOCAB).named_parameters():
-            if name.endswith("result_norm.weight"):
+            if name.endswith("output_norm.weight"):
                 assert (parameter == start).all(), name
             elif name.endswith("out.weight"):
                 assert parameter.std().item() == pytest.approx(0.02, rel=0.1), name
@@ -370,7 +371,7 @@ def test_bigram_sees_the_current_token_only() -> None:
         ),
         (
             ["model.n_layer=1", "model.value_residual=true"],
-            r"model\.value_residual=true: goes from",
+            r"model\.value_residual=true: connects layers",
         ),
         (["norm=peri", "model.norm.affine=false"], r"model\.norm\.affine=false: with norm=peri "),
         (["model.norm.placement=pree"], r"model\.norm\.placement=pree: .*Did you mean pre\?"),
@@ -413,7 +414,7 @@ def test_values_that_cannot_be_honoured(overrides: list[str], message: str) -> N
         ("fire", ["threshold=0"], r"threshold=0.*: must be above 0"),
         ("integrated", ["heads=each"], "heads=each: not one of shared, own"),
         ("kerple", ["layers=each"], "layers=each: not one of shared, own"),
-        ("relative", ["clip=0"], "clip=0: must be 1 or more, or null"),
+        ("relative", ["max_distance=0"], "max_distance=0: must be 1 or more, or null"),
         ("relative_bias", ["layers=each"], "layers=each: not one of shared, own"),
         ("rope", ["base=1"], r"base=1.*: use a number above 1"),
         ("rope", ["fraction=0"], r"fraction=0.*: must be above 0 and at most 1"),
@@ -442,17 +443,17 @@ def test_schemes_refuse_sizes_they_cannot_pair() -> None:
     why = r"^model\.n_head=4: .*head size 3 .*; choose another number of heads$"
     for scheme in ("rope", "xpos"):
         with pytest.raises(UserError, match=why):
-            GPT(tiny_config(scheme, n_head=4), N_VOCAB)
+            require_compatible(tiny_config(scheme, n_head=4))
     with pytest.raises(UserError, match=r"^model\.n_head=3: .*fraction=0\.25 of the head size 4 "):
-        GPT(tiny_config("rope", options={"fraction": 0.25}), N_VOCAB)
+        require_compatible(tiny_config("rope", options={"fraction": 0.25}))
     ntk = {"scaling": "ntk", "factor": 2.0, "fraction": 0.5}
-    with pytest.raises(UserError, match=r"^model\.positional\.scaling=ntk: .*two channel pairs"):
-        GPT(tiny_config("rope", options=ntk), N_VOCAB)
+    with pytest.raises(UserError, match=r"^model\.positional\.scaling=ntk: .*two or more rotated"):
+        require_compatible(tiny_config("rope", options=ntk))
     with pytest.raises(UserError, match=r"^model\.n_embd=15: .*even width"):
-        GPT(tiny_config("sinusoidal", n_embd=15), N_VOCAB)
+        require_compatible(tiny_config("sinusoidal", n_embd=15))
     waves = {"table": "sinusoidal", "base": 10.0}
     with pytest.raises(UserError, match=r"^model\.n_embd=15: .*even width"):
-        GPT(tiny_config("block_input", options=waves, n_embd=15), N_VOCAB)
+        require_compatible(tiny_config("block_input", options=waves, n_embd=15))
 
 
 def test_unknown_norm_is_named() -> None:
@@ -469,7 +470,7 @@ def test_many_logits_are_never_held_at_once(reduction: str, bf16: bool) -> None:
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     found = []
     for most in (2**30, 5 * model.n_vocab):
-        model.logits_at_once = most
+        model.max_logits = most
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             losses = model.loss(inputs, targets, reduction=reduction)

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.model import GPT, ModelConfig
-from minigpt.model.ffn.moe import ROWS, MixtureOfExperts, Routing
+from minigpt.model.context import Auxiliary
+from minigpt.model.ffn.moe import ROWS, MixtureOfExperts
+from minigpt.model.ffn.moe import balance_loss as balance_loss_of
 from tests.model.contract import (
     assert_equal,
     cached_equals_full,
@@ -103,9 +105,10 @@ def test_no_token_is_dropped_however_full_an_expert_is() -> None:
     with default_dtype(torch.float64), torch.no_grad():
         model = random_model(mixture_config())
         tokens = torch.full((9, 1), 3)
-        routings: list[Routing] = []
-        logits = model(tokens, routings=routings)
-        assert all(sorted(r.usage.tolist())[-2:] == [0.5, 0.5] for r in routings)
+        auxiliary = Auxiliary()
+        logits = model(tokens, auxiliary=auxiliary)
+        usage = [x.tolist() for x in auxiliary.metrics.values()]
+        assert len(usage) == 2 and all(sorted(x)[-2:] == [0.5, 0.5] for x in usage)
         assert_equal(logits, model(tokens[:1]).expand_as(logits))
 
 
@@ -114,9 +117,10 @@ def test_many_tokens_equal_few_at_a_time() -> None:
     with default_dtype(torch.float64):
         model = random_model(mixture_config(n_expert=3))
         tokens, targets = random_tokens(40, 7), random_tokens(40, 7, seed=1).flatten()
-        routings: list[Routing] = []
-        logits = model(tokens, routings=routings)
-        counts = [count * 40 * 7 * 2 for routing in routings for count in routing.usage.tolist()]
+        auxiliary = Auxiliary()
+        logits = model(tokens, auxiliary=auxiliary)
+        usage = [x.tolist() for x in auxiliary.metrics.values()]
+        counts = [share * 40 * 7 * 2 for shares in usage for share in shares]
         assert max(counts) > ROWS and any(round(count) % ROWS for count in counts)
         few = torch.cat([model(row[None]) for row in tokens])
         assert_equal(logits, few)
@@ -152,8 +156,8 @@ def test_balance_loss_equals_the_reference(n_active: int, coefficient: float) ->
 
 def test_balance_loss_of_even_and_one_sided_routers() -> None:
     even, one = torch.full((8,), 1 / 8), F.one_hot(torch.tensor(5), 8).float()
-    assert Routing(even, even).balance_loss() == 1
-    assert Routing(one, one).balance_loss() == 8
+    assert balance_loss_of(even, even) == 1
+    assert balance_loss_of(one, one) == 8
 
 
 def test_usage_counts_assignments() -> None:
@@ -241,6 +245,6 @@ def test_every_matrix_decays() -> None:
     layer = model.blocks[0].get_submodule("ffn")
     matrices = [m.weight for m in layer.modules() if isinstance(m, nn.Linear)]
     assert len(matrices) == 1 + 8 * 2
-    assert set(matrices) <= set(model.decayed())
+    assert set(matrices) <= set(model.decayed_parameters())
     biases = {p for p in layer.parameters() if p.ndim == 1}
-    assert len(biases) == 8 * 2 and not biases & set(model.decayed())
+    assert len(biases) == 8 * 2 and not biases & set(model.decayed_parameters())

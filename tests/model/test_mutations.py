@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from minigpt.model import ModelConfig
-from minigpt.model.bias import Scores
+from minigpt.model.bias import AttentionBias
 from minigpt.model.positional import (
     POSITIONAL,
-    DenseTerm,
-    DistanceTerm,
+    DenseScoreMod,
+    DistanceScoreMod,
     PositionalScheme,
-    ScoreTerm,
+    ScoreMod,
 )
 from tests.model.contract import (
     SCHEMES,
@@ -65,7 +65,7 @@ class Mutation:
         hook = getattr(POSITIONAL.variant(scheme), self.hook)
         own = hook is not getattr(PositionalScheme, self.hook)
         if self.name == "first layer for all":
-            module = POSITIONAL.build(config.positional, config)
+            module = POSITIONAL.build(config.positional, config.shape)
             own &= any(p.shape[0] == config.n_layer for p in module.parameters())
         return own or self.everywhere
 
@@ -110,8 +110,8 @@ def on_turned(
     return broken
 
 
-def on_term(change: Callable[[ScoreTerm, Tensor, Tensor], Any]) -> Callable[[Hook], Hook]:
-    """A mistake of `score_term`: change(term, q, k)."""
+def on_score_mod(change: Callable[[ScoreMod, Tensor, Tensor], Any]) -> Callable[[Hook], Hook]:
+    """A mistake of `score_mod`: change(score_mod, q, k)."""
 
     def broken(hook: Hook) -> Hook:
         def run(self: Any, q: Tensor, k: Tensor, *rest: Any) -> Any:
@@ -125,7 +125,7 @@ def on_term(change: Callable[[ScoreTerm, Tensor, Tensor], Any]) -> Callable[[Hoo
 def on_places(
     change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
 ) -> Callable[[Hook], Hook]:
-    """A mistake of `score_term`: positions are change(q_positions, k_positions)."""
+    """A mistake of `score_mod`: positions are change(q_positions, k_positions)."""
 
     def broken(hook: Hook) -> Hook:
         def run(self: Any, q: Tensor, k: Tensor, i: Tensor, j: Tensor, layer: int) -> Any:
@@ -147,10 +147,10 @@ def with_table(x: Tensor, y: Tensor, positions: Tensor) -> Tensor:
     return y + 0.4 * torch.randn(64, x.shape[-1], generator=generator)[positions]
 
 
-def zeros_if_cached(term: ScoreTerm, q: Tensor, k: Tensor) -> ScoreTerm:
-    """No term where there are more keys than queries."""
+def zeros_if_cached(score_mod: ScoreMod, q: Tensor, k: Tensor) -> ScoreMod:
+    """No bias where there are more keys than queries."""
     n_queries, n_keys = q.shape[2], k.shape[2]
-    return term if n_queries == n_keys else DenseTerm(torch.zeros(1, 1, n_queries, n_keys))
+    return score_mod if n_queries == n_keys else DenseScoreMod(torch.zeros(1, 1, n_queries, n_keys))
 
 
 def alone(x: Tensor) -> bool:
@@ -202,24 +202,24 @@ MUTATIONS += [
         on_positions(lambda q, places: places * (not alone(q))),
         decoding,
     ),
-    Mutation("queries one further", "score_term", on_places(lambda i, j: (i + 1, j))),
-    Mutation("keys one further", "score_term", on_places(lambda i, j: (i, j + 1))),
+    Mutation("queries one further", "score_mod", on_places(lambda i, j: (i + 1, j))),
+    Mutation("keys one further", "score_mod", on_places(lambda i, j: (i, j + 1))),
     Mutation(
-        *("first row's positions for all", "score_term"), on_places(lambda i, j: (i[:1], j[:1]))
+        *("first row's positions for all", "score_mod"), on_places(lambda i, j: (i[:1], j[:1]))
     ),
     Mutation(
-        *("scaled", "score_term"),
-        on_term(lambda term, q, k: lambda b, h, i, j: 1.1 * term(b, h, i, j)),
+        *("scaled", "score_mod"),
+        on_score_mod(lambda mod, q, k: lambda s, *index: s + 1.1 * (mod(s, *index) - s)),
     ),
     Mutation(
-        *("heads the other way round", "score_term"),
-        on_term(lambda term, q, k: lambda b, h, i, j: term(b, q.shape[1] - 1 - h, i, j)),
+        *("heads the other way round", "score_mod"),
+        on_score_mod(lambda mod, q, k: lambda s, b, h, i, j: mod(s, b, q.shape[1] - 1 - h, i, j)),
     ),
-    Mutation("first layer for all", "score_term", first_layer),
-    Mutation("dropped", "score_term", on_term(lambda term, q, k: None)),
-    Mutation("dropped in decoding", "score_term", on_term(zeros_if_cached), decoding),
+    Mutation("first layer for all", "score_mod", first_layer),
+    Mutation("dropped", "score_mod", on_score_mod(lambda mod, q, k: None)),
+    Mutation("dropped in decoding", "score_mod", on_score_mod(zeros_if_cached), decoding),
     Mutation(
-        *("decoding restarts at 0", "score_term"),
+        *("decoding restarts at 0", "score_mod"),
         on_places(lambda i, j: (i * (i.shape[1] > 1), j)),
         decoding,
     ),
@@ -283,10 +283,10 @@ def notices(check: Callable[[ModelConfig], None], config: ModelConfig) -> bool:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_bare_formula_is_enough(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A term need not know its dense form: the formula alone gives the same."""
+    """A score_mod needs no dense form: the function alone gives the same."""
     variant = POSITIONAL.variant(scheme)
-    bare = on_term(lambda term, q, k: term and (lambda b, h, i, j: term(b, h, i, j)))
-    monkeypatch.setattr(variant, "score_term", bare(variant.score_term))
+    bare = on_score_mod(lambda mod, q, k: mod and (lambda *arguments: mod(*arguments)))
+    monkeypatch.setattr(variant, "score_mod", bare(variant.score_mod))
     full_pass(variant_config(scheme, {}))
     decoding(variant_config(scheme, {}))
 
@@ -296,26 +296,28 @@ def test_harmless_mutations_exist() -> None:
     assert all({*row_of(scheme).harmless} <= names for scheme in SCHEMES)
 
 
-def sees_one_further(self: Scores, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+def attends_one_further(self: AttentionBias, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
     q, k = self.q_positions, self.k_positions
     return k[b % k.shape[0], j] <= q[b % q.shape[0], i] + 1
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_mask_too_wide_fails(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Scores, "visible", sees_one_further)  # not flex: torch keeps what it traced
+    monkeypatch.setattr(
+        AttentionBias, "mask_mod", attends_one_further
+    )  # not flex: torch keeps its trace
     with pytest.raises(AssertionError, match="not close"):
         later_tokens_change_nothing(tiny_config(scheme), "eager")
 
 
 @pytest.mark.parametrize("scheme", ["relative", "relative_bias", "t5"])
 def test_rows_shifted_too_far_fail(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    dense = DistanceTerm.dense
+    dense = DistanceScoreMod.dense
 
-    def rolled(self: DistanceTerm, in_order: bool) -> Tensor:
+    def rolled(self: DistanceScoreMod, in_order: bool) -> Tensor:
         return dense(self, in_order).roll(1, -1) if in_order else dense(self, in_order)
 
-    monkeypatch.setattr(DistanceTerm, "dense", rolled)
+    monkeypatch.setattr(DistanceScoreMod, "dense", rolled)
     equals_reference(tiny_config(scheme), "eager", 7, per_row=True)
     with pytest.raises(AssertionError, match="not close"):
         equals_reference(tiny_config(scheme), "eager", 7, per_row=False)
@@ -325,7 +327,7 @@ def test_rows_shifted_too_far_fail(scheme: str, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_forgotten_soft_cap_fails(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Scores, "capped", lambda self, products: products)
+    monkeypatch.setattr(AttentionBias, "softcap", lambda self, scores: scores)
     config = tiny_config(scheme, n_head=4, n_embd=16, n_kv_head=2, logit_softcap=0.5)
     with pytest.raises(AssertionError, match="not close"):
         equals_reference(config, "eager", 7, per_row=True)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from minigpt.inference.generate import Decoder
 from minigpt.model import GPT, ModelConfig
-from minigpt.model.attention import ATTENTION, Attention, Pass, base, landmark
+from minigpt.model.attention import ATTENTION, Attention, base, landmark
 from minigpt.model.attention.bigbird import BigBird
 from minigpt.model.attention.performer import Performer, orthogonal
 from minigpt.model.backends import eager
+from minigpt.model.context import ForwardContext
 from minigpt.model.kv_cache import SPARE
 from tests.model.contract import (
     ATTENTION_IDS,
@@ -48,7 +49,7 @@ from tests.model.tiny import (
 
 Options = Mapping[str, Any]
 each_attention = pytest.mark.parametrize(("attention", "options"), ATTENTIONS, ids=ATTENTION_IDS)
-SOFTMAX = [name for name in ATTENTION.names() if ATTENTION.variant(name).softmax]
+SOFTMAX = [name for name in ATTENTION.names() if ATTENTION.variant(name).uses_backend]
 # How schemes reach attention: turned vectors, and each kind of score.
 KINDS_OF_SCHEME = ["rope", "alibi", "relative", "integrated", "cope", "sinusoidal"]
 
@@ -257,7 +258,9 @@ def test_caches_hold_no_more_than_is_needed(attention: str) -> None:
             if step in (60, 199):
                 cache = decoder.cache
                 kept = [
-                    x for s in cache.slots.values() for x in (*s.keys.values(), *s.values.values())
+                    x
+                    for s in cache.buffers.values()
+                    for x in (*s.keys.values(), *s.values.values())
                 ]
                 held.append(sum(x.numel() for x in (*kept, *cache.states.values())))
             decoder.append([step % N_VOCAB])
@@ -271,9 +274,9 @@ def test_only_layers_with_a_window_hold_a_window() -> None:
     model = random_model(design("sliding_window", {"window": 3, "layers": layers}, n_layer=3))
     with torch.inference_mode():
         decoder = Decoder(model, [[1, 2, 3] * 9], None)
-    full, windows = decoder.cache.slots[None], decoder.cache.slots[3]
+    full, windows = decoder.cache.buffers[None], decoder.cache.buffers[3]
     assert sorted(full.keys) == [1] and sorted(windows.keys) == [0, 2]
-    assert full.n == decoder.cache.capacity and windows.n == 3 + SPARE
+    assert full.capacity == decoder.cache.capacity and windows.capacity == 3 + SPARE
 
 
 # --- piece by piece
@@ -294,7 +297,7 @@ def test_folded_equals_at_once(
             logits = model(tokens)
             found = gradients(loss_of(logits), model)
             with monkeypatch.context() as patch:
-                patch.setattr(base, "FEWEST_IN_A_FOLD", 4)
+                patch.setattr(base, "MIN_BLOCK_QUERIES", 4)
                 rows: list[int] = []
                 computed = model.backend
 
@@ -316,11 +319,11 @@ def test_bigbird_draws_evenly() -> None:
     drawn = []
     for seed in (0, 1):
         config = design("bigbird", {"block": 1, "n_window": 1, "n_global": 0, "seed": seed})
-        attention = ATTENTION.build(config.attention, config)
+        attention = ATTENTION.build(config.attention, config.shape)
         assert isinstance(attention, BigBird)
         own, heads = torch.full((4000,), 20), torch.arange(4000)
         for draw in range(3):
-            drawn.append(attention.drawn(own, heads, draw))
+            drawn.append(attention.random_block(own, heads, draw))
             counts = torch.bincount(drawn[-1], minlength=20)
             # 4000 draws of 20 blocks: 200 each, with a standard deviation of 14.
             assert len(counts) == 20 and (counts - 200).abs().max() < 60
@@ -354,8 +357,8 @@ def test_reading_few_blocks_equals_reading_all(
     tokens = random_tokens(2, 41)
     found = []
     for many, at_once in ((10**9, 2**24), (0, 2**24), (0, 300), (10**9, 300)):
-        monkeypatch.setattr(landmark, "MANY_BLOCKS", many)
-        monkeypatch.setattr(landmark, "NUMBERS_AT_ONCE", at_once)
+        monkeypatch.setattr(landmark, "GATHER_FROM", many)
+        monkeypatch.setattr(landmark, "MAX_NUMBERS", at_once)
         logits = model(tokens)
         found.append((logits, gradients(loss_of(logits), model)))
     for other in found[1:]:
@@ -370,15 +373,16 @@ def test_reading_few_blocks_equals_reading_all(
 def test_long_keys_hide_no_others(size: float) -> None:
     """Values of one mix to one, whatever comes later and however long it is."""
     config = composed("attention=performer", "positional=nope", "model.n_layer=1")
-    performer = ATTENTION.build(config.attention, config)
+    performer = ATTENTION.build(config.attention, config.shape)
     scheme, generator = GPT(config, N_VOCAB).positional, torch.Generator().manual_seed(0)
-    q, k, v = torch.randn(3, 1, 4, 300, config.head_size, generator=generator)
+    q, k, v = torch.randn(3, 1, 4, 300, config.shape.head_size, generator=generator)
     k[:, :, 3:90] *= size  # the longest count least
     positions = torch.arange(300)[None]
 
     def mixed(v: Tensor, length: int) -> Tensor:
-        shared = Pass(scheme, config, eager, positions[:, :length], length, length - 1, True)
-        return performer(*(x[:, :, :length] for x in (q, k, v)), shared, 0, 0.0)
+        part, n_head = positions[:, :length], config.n_head
+        ctx = ForwardContext(scheme, eager, n_head, None, part, length, length - 1, True)
+        return performer(*(x[:, :, :length] for x in (q, k, v)), ctx, 0, 0.0)
 
     ones = mixed(torch.ones_like(v), 300)
     torch.testing.assert_close(ones, torch.ones_like(ones))
@@ -391,15 +395,18 @@ def estimate_error(n_features: int, seed: int) -> float:
     config = composed("attention=performer", "positional=nope", "model.n_embd=32", "model.n_head=2")
     config = replace(config, attention=replace(config.attention, features=n_features), n_layer=1)
     torch.manual_seed(seed)
-    performer, full = ATTENTION.build(config.attention, config), Attention(config.attention, config)
+    performer, full = (
+        ATTENTION.build(config.attention, config.shape),
+        Attention(config.attention, config.shape),
+    )
     scheme = GPT(config, N_VOCAB).positional
-    q, k, v = torch.randn(3, 8, 2, 40, config.head_size)
+    q, k, v = torch.randn(3, 8, 2, 40, config.shape.head_size)
     q, k = q / 2, k / 2  # of long ones the estimate has few, large errors
     positions = torch.arange(40)[None]
 
     def mixed(attention: Attention) -> Tensor:
-        shared = Pass(scheme, config, eager, positions, 40, 39, True)
-        return attention(q, k, v, shared, 0, 0.0)
+        ctx = ForwardContext(scheme, eager, config.n_head, None, positions, 40, 39, True)
+        return attention(q, k, v, ctx, 0, 0.0)
 
     return (mixed(performer) - mixed(full)).square().mean().sqrt().item()
 

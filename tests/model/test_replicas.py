@@ -1,4 +1,4 @@
-"""Several models computed as one program, against each by itself."""
+"""Several models computed as one program, compared with each computed alone."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ CLOSE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6}
 
 
 def models_of(config: ModelConfig) -> list[GPT]:
-    """Models of one design, of different seeds, with every part far from its start."""
-    found = []
+    """Return models of one design with different seeds, and every parameter drawn at random."""
+    models = []
     for seed in range(N):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = GPT(config, N_VOCAB).train()
             for parameter in model.parameters():
                 nn.init.normal_(parameter, std=0.4)
-        found.append(model)
-    return found
+        models.append(model)
+    return models
 
 
 def batches(length: int = 9, documents: bool = False) -> list[Batch]:
-    """A batch for each model."""
+    """Return a batch for each model."""
     return [
         Batch(
             random_tokens(2, length, seed=seed),
@@ -48,15 +48,15 @@ def batches(length: int = 9, documents: bool = False) -> list[Batch]:
     ]
 
 
-def assert_as_alone(config: ModelConfig, pieces: list[Batch], compiled: bool = False) -> None:
-    """Losses, all that is logged and every gradient, added to over two passes."""
+def assert_as_alone(config: ModelConfig, batches: list[Batch], compiled: bool = False) -> None:
+    """Assert equal losses, metrics and gradients, accumulated over two passes."""
     models = models_of(config)
     program = Program(models, Runtime("cpu", "", "fp32", ""), compiled)
-    found, _ = (program.backward(pieces, grad_accum_steps=2) for _ in range(2))
+    metrics, _ = (program.backward(batches, grad_accum_steps=2) for _ in range(2))
     together = [[p.grad for p in model.parameters()] for model in models]
-    for model, piece, logged, gradients in zip(models, pieces, found, together, strict=True):
+    for model, batch, logged, gradients in zip(models, batches, metrics, together, strict=True):
         model.zero_grad()
-        loss, alone = model.training_loss(piece.inputs, piece.targets, piece.document_ids)
+        loss, alone = model.training_loss(batch.inputs, batch.targets, batch.document_ids)
         loss.backward()
         torch.testing.assert_close(logged, alone, **CLOSE)
         torch.testing.assert_close(gradients, [p.grad for p in model.parameters()], **CLOSE)
@@ -101,11 +101,11 @@ def test_documents() -> None:
 
 
 def test_logits_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpt, "MOST_LOGITS", 5 * N_VOCAB)
+    monkeypatch.setattr(gpt, "MAX_LOGITS", 5 * N_VOCAB)
     assert_as_alone(tiny_config(), batches())
 
 
-def test_routed_experts_are_sent_apart() -> None:
+def test_expert_routing_has_no_batching_rule() -> None:
     with pytest.raises(RuntimeError):
         assert_as_alone(tiny_config(ffn="moe"), batches())
 

@@ -45,8 +45,8 @@ GPT2_NAMES = HEADS | {
     "transformer.ln_f.": "final_norm.",
     "transformer.h.": "blocks.",
     ".ln_1.": ".attention_norm.",
-    ".attn.c_attn.": ".attention.qkv.",
-    ".attn.c_proj.": ".attention.out.",
+    ".attn.c_attn.": ".self_attention.qkv.",
+    ".attn.c_proj.": ".self_attention.out.",
     ".ln_2.": ".ffn_norm.",
     ".mlp.c_fc.": ".ffn.up.",
     ".mlp.c_proj.": ".ffn.out.",
@@ -57,10 +57,10 @@ LLAMA_NAMES = {
     "model.norm.": "final_norm.",
     "model.layers.": "blocks.",
     ".input_layernorm.": ".attention_norm.",
-    ".self_attn.q_proj.": ".attention.qkv.",
-    ".self_attn.k_proj.": ".attention.qkv.",
-    ".self_attn.v_proj.": ".attention.qkv.",
-    ".self_attn.o_proj.": ".attention.out.",
+    ".self_attn.q_proj.": ".self_attention.qkv.",
+    ".self_attn.k_proj.": ".self_attention.qkv.",
+    ".self_attn.v_proj.": ".self_attention.qkv.",
+    ".self_attn.o_proj.": ".self_attention.out.",
     ".post_attention_layernorm.": ".ffn_norm.",
     ".mlp.gate_proj.": ".ffn.gate_up.",
     ".mlp.up_proj.": ".ffn.gate_up.",
@@ -76,8 +76,8 @@ MPT_NAMES = HEADS | {
     "transformer.norm_f.": "final_norm.",
     "transformer.blocks.": "blocks.",
     ".norm_1.": ".attention_norm.",
-    ".attn.Wqkv.": ".attention.qkv.",
-    ".attn.out_proj.": ".attention.out.",
+    ".attn.Wqkv.": ".self_attention.qkv.",
+    ".attn.out_proj.": ".self_attention.out.",
     ".norm_2.": ".ffn_norm.",
     ".ffn.up_proj.": ".ffn.up.",
     ".ffn.down_proj.": ".ffn.out.",
@@ -88,8 +88,8 @@ BLOOM_NAMES = {
     "transformer.ln_f.": "final_norm.",
     "transformer.h.": "blocks.",
     ".input_layernorm.": ".attention_norm.",
-    ".self_attention.query_key_value.": ".attention.qkv.",
-    ".self_attention.dense.": ".attention.out.",
+    ".self_attention.query_key_value.": ".self_attention.qkv.",
+    ".self_attention.dense.": ".self_attention.out.",
     ".post_attention_layernorm.": ".ffn_norm.",
     ".mlp.dense_h_to_4h.": ".ffn.up.",
     ".mlp.dense_4h_to_h.": ".ffn.out.",
@@ -239,7 +239,7 @@ def llama(
     return hugging_face(
         *(model, model_config),
         hidden_size=config.n_embd,
-        intermediate_size=config.ffn.hidden(config.n_embd),
+        intermediate_size=config.ffn.hidden_width(config.n_embd),
         num_hidden_layers=config.n_layer,
         num_attention_heads=config.n_head,
         num_key_value_heads=config.kv_heads,
@@ -268,7 +268,7 @@ def test_llama(n_kv_head: int | None) -> None:
 def test_mistral(window: int) -> None:
     sliding = composed("attention=sliding_window", f"model.attention.window={window}").attention
     config = llama_config(n_kv_head=2, attention=sliding)
-    options = {"sliding_window": window, "head_dim": config.head_size}
+    options = {"sliding_window": window, "head_dim": config.shape.head_size}
     with float64():
         theirs = llama(
             *(config, {"rope_type": "default"}, MistralForCausalLM, MistralConfig), **options
@@ -325,7 +325,7 @@ def test_llama_with_ntk_scaling(factor: float) -> None:
     the stretched base.
     """
     config = llama_config("ntk", factor, block_size=20)
-    length, n = int(factor * config.block_size), config.head_size
+    length, n = int(factor * config.block_size), config.shape.head_size
     with float64():
         dynamic = llama(config, {"rope_type": "dynamic", "factor": 1.0})
         rule = ROPE_INIT_FUNCTIONS["dynamic"]

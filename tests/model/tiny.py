@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.config.compose import composed_config
-from minigpt.errors import UserError
 from minigpt.model import GPT, ModelConfig
 from minigpt.model.backends import BackendConfig
-from minigpt.model.gpt import EmbeddingConfig
+from minigpt.model.compatibility import problems
+from minigpt.model.config import EmbeddingConfig
 from minigpt.model.norm import NormConfig
 
 N_VOCAB = 11
@@ -73,12 +73,9 @@ def random_model(config: ModelConfig, n_vocab: int = N_VOCAB) -> GPT:
 
 
 def refused(config: ModelConfig) -> str | None:
-    """Why a design is refused, if it is."""
-    try:
-        GPT(config, N_VOCAB)
-    except UserError as error:
-        return str(error)
-    return None
+    """Return why a design is refused, or None."""
+    every = problems(config)
+    return str(every[0]) if every else None
 
 
 def random_tokens(batch: int, length: int, n_vocab: int = N_VOCAB, seed: int = 0) -> Tensor:

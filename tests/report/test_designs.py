@@ -1,4 +1,4 @@
-"""Which runs make a design, what it is called, and how a user names it."""
+"""Grouping of runs into designs, their labels, and how users name them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from minigpt.report.comparison import compare
 from tests.conftest import Cli
-from tests.report.made import POSITIONS, config, labels, make_run, make_sweep, warned
+from tests.report.synthetic import POSITIONS, config, labels, make_run, make_sweep, warned
 
 
 def test_designs_are_labelled_by_what_differs(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_designs_are_labelled_by_what_differs(tmp_path: Path) -> None:
     }
     found = compare([str(make_sweep(tmp_path / "c", grid))], [], None)
     assert labels(found)[0] == "positional=rope norm=pre" and len(found.designs) == 4
-    assert warned(found, "more than one thing differs", "rope norm=pre and positional=alibi norm=p")
+    assert warned(found, "several choices differ", "rope norm=pre and positional=alibi norm=p")
 
     presets = {
         "gpt2": {"positional": "learned", "model__name": "gpt2", "model__n_layer": 4},
@@ -42,7 +42,7 @@ def test_designs_are_labelled_by_what_differs(tmp_path: Path) -> None:
     }
     found = compare([str(make_sweep(tmp_path / "d", presets))], [], None)
     assert labels(found) == ["model=gpt2", "model=llama"]
-    assert warned(found, "more than one thing", "model.n_layer", "model.norm.kind", "positional")
+    assert warned(found, "several choices", "model.n_layer", "model.norm.kind", "positional")
 
     options = {
         "learned": {"positional": "learned"},
@@ -56,7 +56,7 @@ def test_designs_are_labelled_by_what_differs(tmp_path: Path) -> None:
     ]
 
 
-def test_names_places_and_threads_make_no_design(tmp_path: Path) -> None:
+def test_names_paths_and_threads_do_not_make_a_design(tmp_path: Path) -> None:
     for seed in (1, 2):
         settings = config(
             seed=seed, name=f"n{seed}", data__dir=f"/x{seed}", trainer__threads=seed, tags=[seed]
@@ -65,17 +65,17 @@ def test_names_places_and_threads_make_no_design(tmp_path: Path) -> None:
     assert [d.by_seed.keys() for d in compare([str(tmp_path)], [], None).designs] == [{1, 2}]
 
 
-def test_backends_are_no_choice_of_their_own(tmp_path: Path) -> None:
+def test_backends_are_not_counted_as_choices(tmp_path: Path) -> None:
     designs = {
         "rope": {"positional": "rope"},
         "alibi": {"positional": "alibi", "model__backend__name": "sdpa"},
     }
     found = compare([str(make_sweep(tmp_path, designs))], [], None)
     assert labels(found) == ["positional=rope", "positional=alibi"]
-    assert not warned(found, "more than one thing")
+    assert not warned(found, "several choices")
 
 
-def test_by_groups_and_says_what_varies_inside(tmp_path: Path) -> None:
+def test_by_groups_designs_and_warns_of_differences_inside(tmp_path: Path) -> None:
     grid = {
         f"{p}{n}": {"positional": p, "model__norm__placement": n}
         for p in ("rope", "alibi")
@@ -85,7 +85,7 @@ def test_by_groups_and_says_what_varies_inside(tmp_path: Path) -> None:
     found = compare([folder], ["positional"], "alibi")
     assert labels(found) == ["positional=rope", "positional=alibi"]
     assert found.baseline is not None and found.baseline.label == "positional=alibi"
-    assert warned(found, "positional=rope", "2 designs in one group", "norm")
+    assert warned(found, "positional=rope", "the group has 2 designs", "norm")
     rope = found.designs[0]
     assert len(rope.runs) == 6 and len(rope.seeds("val_loss")) == 3
     seeds = [run.number("val_loss") for run in rope.by_seed[2]]
@@ -98,20 +98,20 @@ def test_by_groups_and_says_what_varies_inside(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ("nowhere", "DIR=nowhere: no such folder"),
-        ("empty", "no run in there"),
+        ("empty", "contains no run"),
         (
             "made --by modle",
             "--by=modle: no such config group or key in these runs. Did you mean mo",
         ),
         (
             "made --by model",
-            "model.name is rope in every run, so it tells no designs apart; they d",
+            "model.name is rope in every run; the runs differ in ",
         ),
-        ("made --by seed", "--by=seed: seeds are what a design is averaged over"),
+        ("made --by seed", "--by=seed: designs are averaged over seeds"),
         ("made --baseline ropee", "--baseline=ropee: no such design. Did you mean rope"),
         ("made --out report.pdf", "--out=report.pdf: the page is HTML; name it report.html"),
-        ("made --every 0", "--every=0: must be from above 0 to a day"),
-        ("made --every nan", "--every=nan: must be from above 0 to a day"),
+        ("made --every 0", "--every=0: must be above 0 and at most a day"),
+        ("made --every nan", "--every=nan: must be above 0 and at most a day"),
         ("empty/../made/rope_seed=1/config.yaml", "config.yaml: is a file; give the folder"),
         ("made --wandb minigpt", "--wandb=minigpt: not ENTITY/PROJECT"),
         ("latest", "latest: no run under"),

@@ -13,7 +13,7 @@ import pytest
 from minigpt.report.comparison import compare
 from minigpt.report.results import running
 from tests.conftest import Cli
-from tests.report.made import POSITIONS, config, make_run, make_sweep
+from tests.report.synthetic import POSITIONS, config, make_run, make_sweep
 
 
 def _sweep_json(folder: Path, *paths: str) -> None:
@@ -44,7 +44,7 @@ def test_live_ends_with_the_last_job(tmp_path: Path) -> None:
     assert 'http-equiv="refresh"' not in page.read_text(encoding="utf-8")
 
 
-def test_live_shows_how_far_runs_are(tmp_path: Path) -> None:
+def test_live_shows_progress_of_runs(tmp_path: Path) -> None:
     make_sweep(tmp_path, {"rope": {}}, seeds=(1, 2))
     (tmp_path / "rope_seed=2" / "result.json").unlink()
     table = running(compare([str(tmp_path)], [], None))
@@ -55,6 +55,7 @@ def test_live_ends_at_ctrl_c_with_a_last_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from minigpt.commands import report
+    from minigpt.report import show
 
     folder = make_sweep(tmp_path, {"rope": {}}, seeds=(1, 2))
     _sweep_json(folder, "rope_seed=1", "rope_seed=2", "never")
@@ -62,7 +63,7 @@ def test_live_ends_at_ctrl_c_with_a_last_report(
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report.time, "sleep", interrupt)
+    monkeypatch.setattr(show.time, "sleep", interrupt)
     report.main([str(folder), "--live"])
     assert "not started" in capsys.readouterr().out
     assert 'http-equiv="refresh"' not in (folder / "report.html").read_text(encoding="utf-8")
@@ -90,7 +91,7 @@ def test_wandb_without_network_leaves_a_spec(
     assert all(line["groupAgg"] == "mean" and line["groupArea"] == "stddev" for line in lines)
 
 
-def test_wandb_that_never_answers_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_without_an_answer_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from minigpt.report import wandb_report
 
     found = compare([str(make_sweep(tmp_path, POSITIONS))], [], None)
@@ -103,33 +104,32 @@ def test_wandb_that_never_answers_is_left(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("shape", ["runs", "search"])
 def test_live_ends_without_a_list_of_jobs(tmp_path: Path, shape: str) -> None:
-    from minigpt.commands.report import _ended
-
     folder = make_sweep(tmp_path, {"rope": {}}, seeds=(1, 2))
     unfinished = folder / "rope_seed=2" / "result.json"
     content = unfinished.read_text()
     unfinished.unlink()
     if shape == "search":
         (folder / "tune.json").write_text('{"status": "running"}')
-    assert not _ended(compare([str(folder)], [], None))
+    assert not compare([str(folder)], [], None).collection.has_ended
     unfinished.write_text(content)
-    assert _ended(compare([str(folder)], [], None)) == (shape == "runs")
+    assert compare([str(folder)], [], None).collection.has_ended == (shape == "runs")
     if shape == "search":
         (folder / "tune.json").write_text('{"status": "finished"}')
-        assert _ended(compare([str(folder)], [], None))
+        assert compare([str(folder)], [], None).collection.has_ended
 
 
-def test_latest_of_a_search_is_all_of_it(workdir: Path) -> None:
+def test_latest_of_a_search_is_its_folder(workdir: Path) -> None:
     folder = make_sweep(workdir / "runs" / "search", {"rope": {}}, seeds=(1, 2))
-    assert len(compare(["latest"], [], None).found.runs) == 1
+    assert len(compare(["latest"], [], None).collection.runs) == 1
     (folder / "tune.json").write_text('{"status": "finished"}')
-    assert len(compare(["latest"], [], None).found.runs) == 2
+    assert len(compare(["latest"], [], None).collection.runs) == 2
 
 
-def test_latest_is_what_it_was_when_asked(
+def test_latest_is_resolved_once(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from minigpt.commands import report
+    from minigpt.report import show
 
     folder = make_sweep(workdir / "runs" / "sweep", {"rope": {}}, seeds=(1, 2))
     _sweep_json(folder, "rope_seed=1", "rope_seed=2", "never")
@@ -141,7 +141,7 @@ def test_latest_is_what_it_was_when_asked(
         if not (workdir / "runs" / "lone").exists():
             make_run(workdir / "runs" / "lone", config(seed=9))
 
-    monkeypatch.setattr(report.time, "sleep", begin_another)
+    monkeypatch.setattr(show.time, "sleep", begin_another)
     report.main(["latest", "--live"])
     said = capsys.readouterr().out
     assert "2 of 2 runs finished" in said and "1 of 1" not in said

@@ -1,4 +1,4 @@
-"""The page of a report in a real browser: drawn, quiet, by itself, on a phone and in the dark."""
+"""The report page in a browser: no errors, no requests, small screens, dark mode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, sync_playwright
 from minigpt.commands.report import main
 from minigpt.report.page import STROKES
 from minigpt.report.plots import COLOURS, DASHES
-from tests.report.made import POSITIONS, config, make_run, make_sweep
+from tests.report.synthetic import POSITIONS, config, make_run, make_sweep
 
 CHROMIUM = next(
     (
@@ -28,7 +28,7 @@ HOSTILE = "</script><script>window.hacked=1</script>&_%"
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of three designs with everything a page can show, hostile names among it."""
+    """A report of three designs with every part of a page, and hostile names."""
     folder = make_sweep(tmp_path_factory.mktemp("page") / "sweep", POSITIONS)
     for seed in (1, 2):
         settings = config("learned", seed=seed, trainer__sample_prompt=HOSTILE)
@@ -47,7 +47,7 @@ def browser() -> Iterator[Browser]:
 
 @needs_browser
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_page_is_drawn_and_stands_alone(
+def test_page_is_drawn_without_other_requests(
     page: Path, browser: Browser, width: int, scheme: str
 ) -> None:
     context = browser.new_context(
@@ -126,8 +126,8 @@ def test_page_without_a_browser(page: Path) -> None:
     assert "The &lt;king&gt; &amp; seed 1." in text and "aaaaaaaa" in text
 
 
-def test_styles_tell_designs_apart() -> None:
-    """Every colour is seen on a white and on a black page, and each dash has its legend."""
+def test_styles_of_designs_differ() -> None:
+    """Each colour has contrast with white and black, and each dash a pattern in the legend."""
     for colour in COLOURS:
         light = _luminance(colour)
         assert 1.05 / (light + 0.05) >= 3 and (light + 0.05) / (_luminance("#14171a") + 0.05) >= 3

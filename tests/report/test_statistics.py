@@ -1,4 +1,4 @@
-"""The statistics of a report: equal to scipy's and statsmodels', and true of simulated seeds."""
+"""Statistics equal those of scipy and statsmodels, and hold for simulated seeds."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from minigpt.report.statistics import (
     CONFIDENCE,
     POWER,
     Interval,
-    detectable,
     half_intervals,
     holm,
     interval,
-    not_told_apart,
+    minimum_detectable_effect,
+    not_significantly_worse,
     paired,
 )
 
@@ -31,7 +31,7 @@ lists = st.lists(numbers, min_size=2, max_size=12).filter(lambda x: np.std(x) > 
 
 @few
 @given(lists)
-def test_interval_is_scipys(values: list[float]) -> None:
+def test_interval_equals_scipy(values: list[float]) -> None:
     found = interval(values)
     scale = stats.sem(values)
     low, high = stats.t.interval(CONFIDENCE, len(values) - 1, np.mean(values), scale)
@@ -42,7 +42,7 @@ def test_interval_is_scipys(values: list[float]) -> None:
 
 @few
 @given(lists)
-def test_paired_test_is_scipys(values: list[float]) -> None:
+def test_paired_test_equals_scipy(values: list[float]) -> None:
     generator = np.random.default_rng(len(values))
     other = [value + generator.normal() for value in values]
     found = paired(dict(enumerate(values)), dict(enumerate(other)))
@@ -54,7 +54,7 @@ def test_paired_test_is_scipys(values: list[float]) -> None:
 
 @few
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
-def test_holm_is_statsmodels(ps: list[float]) -> None:
+def test_holm_equals_statsmodels(ps: list[float]) -> None:
     expected = np.asarray(multipletests(ps, method="holm")[1])
     assert holm(ps) == pytest.approx(expected.tolist())
     with_unknown = holm([None, *ps, None])
@@ -63,8 +63,8 @@ def test_holm_is_statsmodels(ps: list[float]) -> None:
 
 @few
 @given(lists)
-def test_noise_floor_is_statsmodels(values: list[float]) -> None:
-    effect = detectable(values)
+def test_minimum_detectable_effect_equals_statsmodels(values: list[float]) -> None:
+    effect = minimum_detectable_effect(values)
     size = TTestPower().solve_power(nobs=len(values), alpha=1 - CONFIDENCE, power=POWER)
     assert effect == pytest.approx(size * np.std(values, ddof=1), rel=1e-4)
 
@@ -78,7 +78,7 @@ def test_intervals_cover(n: int) -> None:
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10])
 def test_paired_intervals_cover(n: int) -> None:
-    """Seeds move both designs alike, far more than the designs differ."""
+    """The seed shifts both designs by much more than they differ."""
     generator = np.random.default_rng(100 + n)
     seed = generator.normal(0, 1, (2000, n))
     one, other = (seed + generator.normal(mean, 0.02, (2000, n)) for mean in (1.53, 1.5))
@@ -94,8 +94,8 @@ def test_paired_intervals_cover(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [3, 5])
-def test_noise_floor_is_found_in_most_repeats(n: int) -> None:
-    """With a true difference of the noise floor of known spread, POWER of the tests find it."""
+def test_minimum_detectable_effect_is_significant_in_most_repeats(n: int) -> None:
+    """A true difference of this size is significant in a share POWER of the tests."""
     generator = np.random.default_rng(n)
     effect = float(special.nctdtrinc(n - 1, 1 - POWER, stats.t.ppf(0.975, n - 1))) / math.sqrt(n)
     draws = generator.normal(effect, 1.0, (2000, n))
@@ -103,28 +103,31 @@ def test_noise_floor_is_found_in_most_repeats(n: int) -> None:
     assert found.mean() == pytest.approx(POWER, abs=0.03)
 
 
-def test_equal_designs_are_seldom_told_apart() -> None:
+def test_equal_designs_are_rarely_significantly_different() -> None:
     """Of five equal designs, one is dropped from the best in at most one of twenty reports."""
     generator = np.random.default_rng(0)
     dropped = 0
     for _ in range(400):
         draws = generator.normal(1.5, 0.01, (5, 4))
-        dropped += len(not_told_apart([dict(enumerate(row)) for row in draws])) < 5
+        dropped += len(not_significantly_worse([dict(enumerate(row)) for row in draws])) < 5
     assert dropped / 400 <= 0.05
 
 
-def test_the_best_stands_alone_only_when_it_beats_each_other() -> None:
+def test_the_best_is_alone_only_if_it_is_significantly_better_than_all() -> None:
     jitter = [0.001, -0.002, 0.0015]
 
     def design(mean: float, turn: int) -> dict[int, float]:
         return {seed: mean + jitter[(seed + turn) % 3] for seed in range(3)}
 
-    assert not_told_apart([design(1.5, 0), design(1.8, 1), design(2.0, 2)]) == {0}
-    assert not_told_apart([design(1.5, 0), design(1.5005, 1), design(2.0, 2)]) == {0, 1}
-    assert not_told_apart([{1: 1.5}, {1: 2.0}]) == {0, 1}  # one seed tells nothing
-    assert not_told_apart([{1: 1.5, 2: 1.6}, {3: 2.0, 4: 2.1}]) == {0, 1}  # no seed is shared
-    assert not_told_apart([{}, design(1.5, 0)]) == {1}
-    assert not_told_apart([]) == set()
+    assert not_significantly_worse([design(1.5, 0), design(1.8, 1), design(2.0, 2)]) == {0}
+    assert not_significantly_worse([design(1.5, 0), design(1.5005, 1), design(2.0, 2)]) == {0, 1}
+    assert not_significantly_worse([{1: 1.5}, {1: 2.0}]) == {0, 1}  # one seed gives no test
+    assert not_significantly_worse([{1: 1.5, 2: 1.6}, {3: 2.0, 4: 2.1}]) == {
+        0,
+        1,
+    }  # no seed is shared
+    assert not_significantly_worse([{}, design(1.5, 0)]) == {1}
+    assert not_significantly_worse([]) == set()
 
 
 def test_edges() -> None:
@@ -132,16 +135,21 @@ def test_edges() -> None:
     assert paired({1: 1.0}, {2: 1.0}) is None
     one = paired({1: 1.0, 2: 3.0}, {1: 0.5})
     assert one is not None and one.interval == Interval(0.5, None, 1)
-    assert one.p is None and one.detectable is None
+    assert one.p is None and one.minimum_detectable_effect is None
     same = paired({1: 1.0, 2: 3.0}, {1: 1.0, 2: 3.0})
-    assert same is not None and same.p == 1 and same.interval.half == 0 and same.detectable == 0
+    assert (
+        same is not None
+        and same.p == 1
+        and same.interval.half == 0
+        and same.minimum_detectable_effect == 0
+    )
     apart = paired({1: 1.0, 2: 3.0}, {1: 0.5, 2: 2.5})
     assert apart is not None and apart.p == 0
     assert Interval(2.0, 0.1, 3).exp().half == pytest.approx(0.1 * math.exp(2))
     assert Interval(1e4, None, 1).exp().mean == math.inf
 
 
-def test_the_best_mean_over_other_seeds_marks_no_loser_as_best() -> None:
+def test_the_lowest_mean_over_other_seeds_excludes_no_better_design() -> None:
     # The second has the lower mean, since it lacks the seed that was hard; where both ran it loses.
-    marked = not_told_apart([{1: 2.0, 2: 2.1, 3: 3.0}, {1: 2.1, 2: 2.201}])
+    marked = not_significantly_worse([{1: 2.0, 2: 2.1, 3: 3.0}, {1: 2.1, 2: 2.201}])
     assert marked == {0, 1}

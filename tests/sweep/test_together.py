@@ -1,4 +1,4 @@
-"""`hydra/launcher=replicas`: the runs are those that other launchers leave."""
+"""`hydra/launcher=replicas`: its runs equal those of other launchers."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ TOGETHER = "hydra/launcher=replicas"
 
 
 def sweep(cli: Cli, folder: str, *options: str, code: int = 0) -> dict[str, Path]:
-    """The runs of a sweep by name."""
+    """Run a sweep and return its run directories by name."""
     outcome = cli("train", "-m", *TINY, f"hydra.sweep.dir={folder}", *options)
     assert outcome.code == code, outcome.err
     return {path.parent.name: path.parent for path in Path(folder).glob("*/config.yaml")}
 
 
 def result(run: Path) -> dict[str, Any]:
-    """What a run came to."""
+    """Return a run's result.json."""
     return json.loads((run / "result.json").read_text())
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """All that is measured but times, to rounding; the same files."""
+    """Assert equal files, and equal results up to rounding, except for times."""
     for a, b in zip(read_metrics(one), read_metrics(other), strict=True):
         assert a.keys() == b.keys()
         timed = ("seconds", "tokens_per_second")
@@ -53,7 +53,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert result(one)[key] == result(other)[key]
 
 
-def test_runs_are_those_of_lone_ones(cli: Cli) -> None:
+def test_runs_equal_separate_ones(cli: Cli) -> None:
     options = ["seed=1,2", "optimizer.lr=1e-2,3e-3", "optimizer.weight_decay=0.2,0"]
     options += ["trainer.precision=fp32", "trainer.grad_accum_steps=2"]
     alone, together = sweep(cli, "alone", *options), sweep(cli, "together", *options, TOGETHER)
@@ -78,27 +78,30 @@ def test_designs_lengths_and_documents_are_grouped(cli: Cli) -> None:
         assert_same_run(run, few[name])
 
 
-def test_one_that_fails_or_stops_early_leaves_the_others(cli: Cli) -> None:
+def test_a_failed_or_stopped_run_does_not_affect_the_others(cli: Cli) -> None:
     options = ["optimizer.lr=1e30,1e-2,0", "trainer.patience=1", "trainer.max_steps=40"]
     runs = sweep(cli, "together", *options, TOGETHER, "trainer.eval_every=8", code=1)
-    found = {name: result(run) for name, run in runs.items()}
-    assert found["lr=1e+30"]["status"] == "failed" and found["lr=1e+30"]["diverged"]
-    assert found["lr=0.01"]["steps"] > found["lr=0"]["steps"] == 16
-    assert math.isfinite(found["lr=0.01"]["val_loss"])
+    results = {name: result(run) for name, run in runs.items()}
+    assert results["lr=1e+30"]["status"] == "failed" and results["lr=1e+30"]["diverged"]
+    assert results["lr=0.01"]["steps"] > results["lr=0"]["steps"] == 16
+    assert math.isfinite(results["lr=0.01"]["val_loss"])
     assert "Traceback" in (runs["lr=1e+30"] / "output.log").read_text()
     assert "Traceback" not in (runs["lr=0.01"] / "output.log").read_text()
     again = sweep(cli, "together", *options, TOGETHER, "trainer.eval_every=8", code=1)
     assert {name: result(run)["status"] for name, run in again.items()} == {
-        name: one["status"] for name, one in found.items()
+        name: one["status"] for name, one in results.items()
     }
 
 
 def test_refusals(cli: Cli, workdir: Path) -> None:
     before = sorted(workdir.rglob("*"))
     for options, message in (
-        (["model.dropout=0.1"], "model.dropout=0.1: replicas would drop other channels than lone"),
-        (["ffn=moe"], "ffn=moe: each replica would send its tokens"),
-        (["backend=sdpa"], "model.backend.name=sdpa: torch batches no fused attention"),
+        (
+            ["model.dropout=0.1"],
+            "model.dropout=0.1: replicas would draw other dropout masks than separate runs",
+        ),
+        (["ffn=moe"], "ffn=moe: expert routing has no batching rule"),
+        (["backend=sdpa"], "model.backend.name=sdpa: fused attention has no batching rule"),
         (["hydra.launcher.at_once=0"], "hydra.launcher.at_once=0: must be a whole number of 1"),
         (["hydra.launcher.at_once=2.5"], "hydra.launcher.at_once=2.5: must be a whole number"),
         (["hydra.launcher.at_once=abc"], "hydra.launcher.at_once=abc: must be a whole number"),
@@ -108,7 +111,7 @@ def test_refusals(cli: Cli, workdir: Path) -> None:
     assert sorted(workdir.rglob("*")) == before
 
 
-def test_fail_fast_ends_all_and_says_why(cli: Cli) -> None:
+def test_fail_fast_ends_all_runs(cli: Cli) -> None:
     options = ["optimizer.lr=1e30,1e-3", "trainer.max_steps=20000", "sweep.fail_fast=true"]
     options += ["trainer.eval_every=null", "trainer.sample_every=null"]
     outcome = cli("train", "-m", *TINY, *options, TOGETHER, "hydra.sweep.dir=together")
@@ -116,7 +119,7 @@ def test_fail_fast_ends_all_and_says_why(cli: Cli) -> None:
     assert result(Path("together/lr=0.001"))["status"] == "interrupted"
 
 
-def test_a_step_that_fails_ends_all(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_step_ends_all_runs(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*arguments: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
@@ -127,8 +130,9 @@ def test_a_step_that_fails_ends_all(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
         assert "hydra.launcher.at_once" in result(run)["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_killed_sweep_goes_on(cli: Cli, number: signal.Signals) -> None:
+def test_a_killed_sweep_resumes(cli: Cli, number: signal.Signals) -> None:
     options = ["seed=1,2,3", "trainer.max_steps=60", "trainer.precision=fp32"]
     options += ["trainer.checkpoint_every=5"]
     alone = sweep(cli, "alone", *options)

@@ -13,7 +13,7 @@ from minigpt.config.compose import load_config
 from minigpt.data.prepare import prepare
 from minigpt.model import GPT
 from minigpt.run.load import load_run
-from minigpt.train.trainer import BATCH_SEED
+from minigpt.train.setup import BATCH_SEED
 from tests.conftest import TINY, Cli, read_metrics
 from tests.train.test_resume import same_end, stop_at
 
@@ -42,7 +42,7 @@ def test_stopped_and_resumed(
 
 def test_the_run_keeps_the_separator(cli: Cli) -> None:
     made = cli("train", *TINY, SEPARATOR, "hydra.run.dir=run")
-    assert made.code == 0 and "char tokens in 91 documents: " in made.out
+    assert made.code == 0 and "data       text in 91 documents, char tokenizer (" in made.out
     assert load_config(Path("run/config.yaml")).data.separator == "\n\n"
     manifest = json.loads(Path("run/manifest.json").read_text())
     text = Path("text.txt").read_text()

@@ -1,4 +1,4 @@
-"""A resumed run equals one that never stopped, bit for bit."""
+"""A resumed run is bit-equal to one that was not interrupted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOKENIZER_OPTIONS = {
 
 
 def same_end(first: Path, second: Path) -> None:
-    """Assert that two runs left the same weights, metrics, samples and numbers."""
+    """Assert that two runs have equal weights, metrics, samples and results."""
     for checkpoint in ("last", "best"):
         weights = [
             run / "checkpoints" / checkpoint / "model.safetensors" for run in (first, second)
@@ -43,7 +43,7 @@ def same_end(first: Path, second: Path) -> None:
 
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
-    """Send this process a real signal once a step is done."""
+    """Send this process a signal after a step."""
     show = Display.step
 
     def show_and_signal(self: Display, done: int) -> None:
@@ -70,7 +70,7 @@ def test_stopped_and_resumed(
 
 @pytest.mark.fast
 def test_routed_experts_stopped_and_resumed(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their usage is logged at steps 4, 8 and 12, so that a part of it is saved at step 7."""
+    """Expert usage is logged at steps 4, 8 and 12, so the checkpoint at step 7 has part of it."""
     stopped_and_resumed(cli, monkeypatch, [*TINY, "ffn=moe", "trainer.log_every=4"])
     logged = [m for m in read_metrics(Path("parts")) if "expert_usage/layer_0/expert_7" in m]
     assert [metrics["step"] for metrics in logged] == [4, 8, 12]
@@ -80,7 +80,7 @@ def test_routed_experts_stopped_and_resumed(cli: Cli, monkeypatch: pytest.Monkey
 def test_attentions_stopped_and_resumed(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, attention: str
 ) -> None:
-    """Performer's random features are part of what is saved."""
+    """Performer's random features are saved too."""
     stopped_and_resumed(cli, monkeypatch, [*TINY, f"attention={attention}"])
 
 
@@ -92,19 +92,19 @@ def test_optimizers_stopped_and_resumed(
 
 
 def stopped_and_resumed(cli: Cli, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
-    """Assert that a run stopped at step 7 and resumed ends as a whole one."""
+    """Assert that a run stopped at step 7 and resumed equals an uninterrupted one."""
     assert cli("train", *options, "hydra.run.dir=whole").code == 0
     stop_at(7, monkeypatch)
     stopped = cli("train", *options, "hydra.run.dir=parts")
     assert stopped.code == 128 + signal.SIGTERM
-    assert "saved; go on with: minigpt train resume=parts\n" in stopped.out
+    assert "saved; resume with: minigpt train resume=parts\n" in stopped.out
     assert json.loads(Path("parts/result.json").read_text())["status"] == "interrupted"
     assert cli("train", "resume=parts").code == 0
     same_end(Path("whole"), Path("parts"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_save_the_step_in_hand(
+def test_signals_save_a_checkpoint(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     stop_at(3, monkeypatch, number)  # no checkpoint is due before step 5
@@ -118,7 +118,7 @@ def test_signals_save_the_step_in_hand(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_at_any_moment_and_resumed(workdir: Path, seed: int) -> None:
-    """Real processes, real SIGKILL, at moments drawn at random: also while files are written."""
+    """Kill processes with SIGKILL at random times, also while they write files."""
     steps = ["trainer.max_steps=800", "trainer.checkpoint_every=3", "trainer.eval_every=7"]
     options = [*TINY, *steps, "trainer.sample_every=50", "model.dropout=0.1"]
     subprocess.run(command("train", *options, "hydra.run.dir=whole"), check=True, timeout=120)
@@ -144,12 +144,12 @@ def test_killed_at_any_moment_and_resumed(workdir: Path, seed: int) -> None:
 
 
 def command(*arguments: str) -> list[str]:
-    """A real process of the command line."""
+    """Return the command line of a separate process."""
     return [sys.executable, "-m", "minigpt.cli", *arguments]
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, 0 if there is none."""
+    """Return the size of a file in bytes, 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 
@@ -157,7 +157,7 @@ def test_killed_before_the_first_checkpoint(cli: Cli) -> None:
     options = [*TINY, "trainer.checkpoint_every=null"]
     assert cli("train", *options, "hydra.run.dir=whole").code == 0
     assert cli("train", *options, "hydra.run.dir=parts").code == 0
-    # What a kill in the first steps leaves: logs of a little work, and no checkpoint.
+    # A kill in the first steps leaves logs, but no checkpoint.
     for leftover in Path("parts/checkpoints").rglob("*"):
         if leftover.is_file():
             leftover.unlink()
@@ -188,7 +188,7 @@ def test_resume_may_extend_but_not_change(cli: Cli) -> None:
     assert json.loads(Path("run/result.json").read_text())["steps"] == 20
 
 
-def test_an_extension_that_is_stopped_goes_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_extension_resumes(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     options = [*TINY, "schedule=constant"]
     assert cli("train", *options, "trainer.max_steps=20", "hydra.run.dir=whole").code == 0
     assert cli("train", *options, "hydra.run.dir=parts").code == 0
@@ -201,7 +201,7 @@ def test_an_extension_that_is_stopped_goes_on(cli: Cli, monkeypatch: pytest.Monk
     last = "checkpoints/last/model.safetensors"
     assert Path("whole", last).read_bytes() == Path("parts", last).read_bytes()
     manifest = json.loads(Path("parts/manifest.json").read_text())
-    assert [made["command"][2] for made in manifest["resumed"]] == ["resume=parts"] * 2
+    assert [entry["command"][2] for entry in manifest["resumed"]] == ["resume=parts"] * 2
 
 
 def test_best_weights_are_those_of_the_best_step_after_an_extension(cli: Cli) -> None:

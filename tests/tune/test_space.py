@@ -1,4 +1,4 @@
-"""What a search space means, and what is refused before Ray starts."""
+"""Search spaces, and errors before Ray starts."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_intervals(value: str, expected: Domain) -> None:
     assert bounds(found) == bounds(expected)
 
 
-def test_whole_intervals_hold_both_bounds() -> None:
+def test_integer_intervals_include_both_bounds() -> None:
     assert bounds(domain("model.n_layer=int(interval(1,5))")) == (1, 5)
 
 
@@ -78,7 +78,7 @@ def test_fixed_overrides_stay_fixed() -> None:
 
 
 @pytest.mark.parametrize("value", [0.1 + 0.2, 1e-05, 3, True, None, "'a b'"])
-def test_values_are_typed_to_the_last_bit(value: object) -> None:
+def test_values_round_trip_exactly(value: object) -> None:
     space = parse_space([f"optimizer.lr={as_typed(value)},7"])
     assert list(getattr(space.domains["optimizer.lr"], "categories")) == [value, 7]  # noqa: B009
 
@@ -91,18 +91,18 @@ def test_grid_has_every_combination() -> None:
 
 def test_no_more_trials_than_combinations() -> None:
     few = parse_space(["model=rope,alibi", "seed=1,2"])
-    for options, all_of_it in (
+    for options, exhaustive in (
         (TuneOptions(), True),
         (TuneOptions(trials=3), False),
         (TuneOptions(sampler="grid"), True),
         (TuneOptions(scheduler="pbt"), False),  # a population may hold a value twice
     ):
-        assert few.all_of_it(options) is all_of_it
+        assert few.is_exhaustive(options) is exhaustive
     endless = parse_space(["model=rope,alibi", "optimizer.lr=interval(1e-3,1e-2)"])
-    assert not endless.all_of_it(TuneOptions())
+    assert not endless.is_exhaustive(TuneOptions())
 
 
-def test_lines_of_metrics_that_say_nothing(tmp_path: Path) -> None:
+def test_lines_of_metrics_without_the_metric_are_skipped(tmp_path: Path) -> None:
     lines = ['{"step": 1, "val_loss": 2.0}', "null", "[1]", '{"step": 2, "val_loss": null}', "{"]
     run = RunDirectory(tmp_path)
     run.metrics.write_text("\n".join(lines))
@@ -127,15 +127,15 @@ def test_names_of_trials_are_file_names() -> None:
         (["optimizer.lr=interval(2,1)"], "the second bound must be above the first"),
         (["optimizer.lr=tag(log,interval(0,1))"], "log needs bounds above 0"),
         (["optimizer.lr=tag(lgo,interval(1,2))"], "no such tag: lgo; use log or int"),
-        (["optimizer.lr=interval(1)"], "optimizer.lr=interval(1): not understood"),
+        (["optimizer.lr=interval(1)"], "optimizer.lr=interval(1): cannot be parsed"),
         (["optimizer.lr=choice(1)"], "optimizer.lr=1: has one value"),
-        (["optimizer.lr=1,1"], "holds a value twice"),
+        (["optimizer.lr=1,1"], "contains a value twice"),
         (["seed=1,2", "seed=3"], "seed is given twice"),
-        (["seed=1,2", "resume=latest"], "resume=latest: a search starts runs of its own"),
+        (["seed=1,2", "resume=latest"], "resume=latest: a search starts its own runs"),
         (["seed=1,2", "--search", "grid", "--trials", "3"], "leave --trials out"),
         (["optimizer.lr=interval(1,2)", "--search", "grid"], "--search grid needs a list"),
         (["seed=1,2", "--scheduler", "pbt", "--search", "grid"], "--search=grid: the population"),
-        (["model.n_layer=1,2", "--scheduler", "pbt"], "numbers of optimizer.* alone"),
+        (["model.n_layer=1,2", "--scheduler", "pbt"], "numbers of optimizer.* only"),
         (["optimizer=adamw,adamw2", "--scheduler", "pbt"], "no such optimizer"),
         (["optimizer.lr=1,2", "--scheduler", "pbt", "--trials", "1"], "a population needs 2"),
         (["trainer.max_steps=4,8"], "compares trials at the same steps"),
@@ -148,7 +148,7 @@ def test_names_of_trials_are_file_names() -> None:
         (["seed=1,2", "--address", "foo"], "--address=foo: give auto, or a cluster's host:port"),
         (
             ["experiment=claims/norm", "model=rope,alibi"],
-            "has a sweep vary norm, optimizer.lr, seed",
+            "sweeps over norm, optimizer.lr, seed, which a search ignores",
         ),
     ],
 )
@@ -160,18 +160,18 @@ def test_refused_in_one_line(cli: Cli, arguments: list[str], message: str) -> No
     assert not Path("runs").exists()
 
 
-def test_a_folder_of_something_else_is_refused(cli: Cli) -> None:
+def test_a_folder_with_other_files_is_refused(cli: Cli) -> None:
     Path("mine").mkdir()
     Path("mine/thesis.tex").touch()
     refused = cli("tune", "seed=1,2", "--dir", "mine")
     assert refused.code == 2
-    assert "mine: holds something else; choose a new folder" in refused.err
+    assert "mine: contains other files; choose a new folder" in refused.err
     refused = cli("tune", "seed=1,2", "--dir", "mine/thesis.tex")
     assert refused.code == 2
-    assert "mine/thesis.tex: holds something else; choose a new folder" in refused.err
+    assert "mine/thesis.tex: contains other files; choose a new folder" in refused.err
 
 
-def test_a_folder_in_which_a_search_works_is_refused(cli: Cli) -> None:
+def test_a_folder_of_a_running_search_is_refused(cli: Cli) -> None:
     theirs = Path("search/ray/state")
     theirs.mkdir(parents=True)
     with FileLock("search/.lock"):
@@ -181,7 +181,7 @@ def test_a_folder_in_which_a_search_works_is_refused(cli: Cli) -> None:
         )
         refused = cli("tune", "seed=1,2", "--dir", "search")
     assert refused.code == 2
-    assert "search: another minigpt tune works there; stop it first" in refused.err
+    assert "search: another minigpt tune is running there; stop it first" in refused.err
     assert theirs.exists()
 
 
@@ -209,7 +209,7 @@ def test_a_missing_ray_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
     assert "pip install -c constraints.txt -e '.[ray]'" in refused.err
 
 
-def test_nobody_at_an_address_is_told_soon_and_leaves_nothing(cli: Cli) -> None:
+def test_a_missing_cluster_is_an_error_at_once_and_leaves_no_files(cli: Cli) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"  # bound, so nobody else's; not listening
@@ -228,4 +228,4 @@ def test_a_broken_trial_is_one_line(cli: Cli) -> None:
     Path("s/tune.json").write_text(json.dumps(about))
     Path("s/000/trial.json").write_text("{}")
     refused = cli("tune", *SMALL, "seed=1,2", "--dir", "s")
-    assert refused.code == 2 and "000/trial.json: not a trial's; restore it" in refused.err
+    assert refused.code == 2 and "000/trial.json: not written by minigpt tune" in refused.err

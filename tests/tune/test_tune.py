@@ -1,4 +1,4 @@
-"""Whole searches with real Ray workers: what they leave, and what survives which kill."""
+"""Whole searches with real Ray workers: their files, and how they are resumed."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def stopping(
         yield Searched(search, out.getvalue(), report_of(search))
 
 
-def test_some_trials_are_stopped_and_say_so(stopping: Searched) -> None:
+def test_stopped_trials_have_status_stopped(stopping: Searched) -> None:
     trials = {trial["name"]: trial for trial in stopping.report["trials"]}
     assert len(trials) == 5
     statuses = [trial["status"] for trial in trials.values()]
@@ -115,7 +115,7 @@ def test_some_trials_are_stopped_and_say_so(stopping: Searched) -> None:
         assert f"{name}: {result['status']} at step {result['steps']} of 14" in stopping.out
 
 
-def test_the_saving_is_what_was_not_trained(stopping: Searched) -> None:
+def test_saved_steps_are_those_not_trained(stopping: Searched) -> None:
     saving = stopping.report["saving"]
     trained = [stopping.result(trial["name"])["steps"] for trial in stopping.report["trials"]]
     assert saving["steps_trained"] == sum(trained) < saving["steps_in_full"] == 5 * 14
@@ -123,7 +123,7 @@ def test_the_saving_is_what_was_not_trained(stopping: Searched) -> None:
     assert f"{1 - sum(trained) / 70:.0%} of the steps saved" in stopping.out
 
 
-def test_the_best_config_runs_again_to_the_bit(
+def test_the_best_config_is_reproducible_bit_for_bit(
     stopping: Searched, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best = stopping.report["best"]
@@ -159,13 +159,13 @@ def test_runs_share_a_group_in_wandb(stopping: Searched) -> None:
     assert groups == ["search"] * 5
 
 
-def test_nothing_of_ray_tune_is_left(stopping: Searched) -> None:
+def test_no_files_of_ray_tune_are_left(stopping: Searched) -> None:
     left = {path.name for path in stopping.folder.iterdir() if not path.name.startswith("0")}
     assert left == {".lock", "best.yaml", "tune.json"}
     assert not list(stopping.folder.rglob("*.pkl"))
 
 
-def test_an_ended_search_trains_nothing_again(
+def test_a_finished_search_trains_nothing_again(
     stopping: Searched, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(stopping.folder.parent)
@@ -176,14 +176,14 @@ def test_an_ended_search_trains_nothing_again(
     assert report_of(stopping.folder)["trials"] == stopping.report["trials"]
     assert main(["tune", *again, "--scheduler", "none"]) == 2
     assert main(["tune", *again[:-4], "seed=7", "--dir", "search"]) == 2
-    assert "holds a search with other overrides" in capfd.readouterr().err
+    assert "contains a search with other overrides" in capfd.readouterr().err
 
 
-def test_a_killed_worker_goes_on_bit_equal(cli: Cli, ray: None) -> None:
+def test_a_killed_worker_resumes_bit_equal(cli: Cli, ray: None) -> None:
     killed: list[int] = []
 
     def kill() -> None:
-        """Once it is past a checkpoint, and in the middle of it all."""
+        """Kill the worker after a checkpoint."""
         (trial,) = wait_for(lambda: list(Path("search").glob("000*")))
         wait_for(lambda: lines_of(trial / "metrics.jsonl") > 40)
         pid = json.loads((trial / "trial.json").read_text())["pid"]
@@ -196,7 +196,7 @@ def test_a_killed_worker_goes_on_bit_equal(cli: Cli, ray: None) -> None:
     done = cli("tune", *options, "optimizer.lr=1e-3,4e-3", *GRID)
     assert done.code == 0, done.err
     assert killed
-    assert "its worker was lost; goes on from its last checkpoint" in done.out
+    assert "worker lost; resumes from the last checkpoint" in done.out
     (trial,) = Path("search").glob("000*")
     assert len(json.loads((trial / "manifest.json").read_text())["resumed"]) == 1
     assert json.loads((trial / "trial.json").read_text())["pid"] != killed[0]
@@ -204,8 +204,8 @@ def test_a_killed_worker_goes_on_bit_equal(cli: Cli, ray: None) -> None:
     same_end(trial, Path("whole"))
 
 
-def test_a_killed_and_a_stopped_search_go_on(cli: Cli, ray: None) -> None:
-    """Real processes with a Ray of their own: SIGKILL, then Ctrl-C; then to the end."""
+def test_a_killed_and_a_stopped_search_are_resumed(cli: Cli, ray: None) -> None:
+    """SIGKILL, then Ctrl-C, then to the end; each process starts its own Ray."""
     options = tiny(trainer__max_steps=1500, trainer__checkpoint_every=50, trainer__eval_every=50)
     command = [sys.executable, "-m", "minigpt.cli", "tune", *options, "optimizer.lr=1e-3,4e-3"]
     command += GRID
@@ -228,13 +228,13 @@ def test_a_killed_and_a_stopped_search_go_on(cli: Cli, ray: None) -> None:
     said, errors = second.communicate(timeout=90)
     assert second.returncode == 128 + signal.SIGINT, errors
     assert errors == ""
-    assert re.search(r"stopped by SIGINT, trials saved; go on with: minigpt tune .*--dir", said)
+    assert re.search(r"stopped by SIGINT, trials saved; resume with: minigpt tune .*--dir", said)
     assert json.loads((trials()[1] / "result.json").read_text())["status"] == "interrupted"
     assert report_of(search)["status"] == "interrupted"
 
     third = cli(*command[3:])  # with the other tests' Ray
     assert third.code == 0, third.err
-    assert "goes on    1 trials have ended, 1 had begun" in third.out
+    assert "resumed    1 trials have ended, 1 are unfinished" in third.out
     assert (trials()[0] / "result.json").read_text() == finished
     manifest = json.loads((trials()[0] / "manifest.json").read_text())
     assert manifest["started"] == json.loads(started)["started"]
@@ -254,7 +254,7 @@ def test_hyperband_stops_in_rounds(cli: Cli, ray: None) -> None:
     assert report["best"]["value"] == min(values)
 
 
-def test_a_population_copies_the_better(cli: Cli, ray: None) -> None:
+def test_a_population_copies_better_members(cli: Cli, ray: None) -> None:
     # Long enough that the second worker starts before the first one ends.
     long = {"trainer__max_steps": 3000, "trainer__eval_every": 1000, "trainer__log_every": 100}
     arguments = tiny(**long, trainer__checkpoint_every=1000)
@@ -284,7 +284,7 @@ def test_a_population_copies_the_better(cli: Cli, ray: None) -> None:
 
 
 def wait_for(condition: Any, seconds: float = 180) -> Any:
-    """What the condition returns once it is true."""
+    """Return the value of the condition once it is true."""
     started = time.monotonic()
     while not (found := condition()):
         assert time.monotonic() - started < seconds

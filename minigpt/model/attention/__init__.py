@@ -1,12 +1,11 @@
-"""Attentions. One file an attention; `base.py` says what one may do."""
+"""Attention patterns and mechanisms. One file each; `base.py` is the interface."""
 
 from minigpt.model.attention.base import (
     ATTENTION,
     Attention,
     AttentionConfig,
-    Fold,
     LayersConfig,
-    Pass,
+    QueryBlocks,
 )
 
-__all__ = ["ATTENTION", "Attention", "AttentionConfig", "Fold", "LayersConfig", "Pass"]
+__all__ = ["ATTENTION", "Attention", "AttentionConfig", "LayersConfig", "QueryBlocks"]

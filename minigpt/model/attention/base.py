@@ -1,14 +1,13 @@
-"""The one interface of every attention: what queries see, and how values are mixed.
+"""The interface of every attention: which keys a query attends to, and how values are mixed.
 
-Most are patterns: a formula of positions that says which keys a query sees, under which every
-backend computes the same softmax. The others override `forward`.
+Most are patterns: a mask_mod that says which keys a query attends to, under which every backend
+computes the same softmax. The others override `forward`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,21 +15,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minigpt.errors import require, require_one_of
-from minigpt.model.bias import Scores
-from minigpt.model.kv_cache import NOWHERE, KVCache
-from minigpt.model.positional import PositionalScheme
+from minigpt.model.bias import AttentionBias
+from minigpt.model.context import ForwardContext
+from minigpt.model.kv_cache import EMPTY
+from minigpt.model.shape import ModelShape
 from minigpt.registry import Registry
 
-if TYPE_CHECKING:
-    from minigpt.model.backends import Backend
-    from minigpt.model.ffn.moe import Routing
-    from minigpt.model.gpt import ModelConfig
-
-T = TypeVar("T")
-
-# Queries that a pass in order computes at once where they look back a limited way: products of
-# this size run at full speed on a CPU.
-FEWEST_IN_A_FOLD = 128
+# Queries of a block, at least: matrix products of this size run at full speed on a CPU.
+MIN_BLOCK_QUERIES = 128
 
 
 @dataclass
@@ -39,10 +31,14 @@ class AttentionConfig:
 
     name: str
 
+    def by_layer(self, n_layer: int) -> list[bool]:
+        """Return for each layer whether it has this attention; the others have full attention."""
+        return [True] * n_layer
+
 
 @dataclass
 class LayersConfig(AttentionConfig):
-    """`layers`: which layers have it, as names that repeat over the layers: its own or full."""
+    """`layers`: the attention of each layer, as names that repeat over them: its own or full."""
 
     layers: list[str]
 
@@ -55,35 +51,34 @@ class LayersConfig(AttentionConfig):
         why = f"no layer has it; add {self.name}, or use attention=full"
         require(self.name in self.layers, "model.attention.layers", self.layers, why)
 
+    def by_layer(self, n_layer: int) -> list[bool]:
+        names = self.layers
+        return [names[layer % len(names)] == self.name for layer in range(n_layer)]
 
-def require_whole(key: str, value: int, least: int = 1) -> None:
-    """Raise UserError for fewer than `least`."""
+
+def require_at_least(key: str, value: int, least: int = 1) -> None:
+    """Raise UserError for a value below `least`."""
     require(value >= least, f"model.attention.{key}", value, f"must be {least} or more")
 
 
-def require_whole_or_none(key: str, value: int | None) -> None:
-    """Raise UserError for fewer than 1."""
-    require(
-        value is None or value >= 1, f"model.attention.{key}", value, "must be 1 or more, or null"
-    )
+def require_positive_or_null(key: str, value: int | None) -> None:
+    """Raise UserError for a value below 1 that is not None."""
+    why = "must be 1 or more, or null"
+    require(value is None or value >= 1, f"model.attention.{key}", value, why)
 
 
-def span(key: str, value: int | None, model: ModelConfig, parts: int) -> int:
-    """A number of positions, or where there is none block_size over `parts`.
-
-    Raises UserError beyond block_size.
-    """
-    why = f"reaches over model.block_size={model.block_size} in training; use that or less"
-    require(value is None or value <= model.block_size, f"model.attention.{key}", value, why)
-    return max(1, model.block_size // parts) if value is None else value
+def fraction_of_block(value: int | None, shape: ModelShape, divisor: int) -> int:
+    """Return a number of positions, by default block_size / divisor."""
+    assert value is None or value <= shape.block_size, "refused by `compatibility`"
+    return max(1, shape.block_size // divisor) if value is None else value
 
 
 @dataclass(frozen=True)
-class Fold:
-    """A text in order cut into pieces of n queries, each with the keys it can see: rows (b p).
+class QueryBlocks:
+    """A sequence split into blocks of `n` queries, each with the keys that its queries attend to.
 
-    The keys of a piece are its own and the `reach` before it. Time and memory of attention are
-    then linear in the length.
+    The keys of a block are its own and the `reach` positions before it. Blocks are rows of a larger
+    batch (b p), p blocks per sequence: time and memory are linear in the length.
     """
 
     length: int
@@ -91,162 +86,125 @@ class Fold:
     reach: int
 
     @property
-    def pieces(self) -> int:
-        """How many there are."""
+    def n_blocks(self) -> int:
+        """Blocks per sequence."""
         return -(-self.length // self.n)
 
     def queries(self, x: Tensor) -> Tensor:
-        """(b, h, t, e) to (b p, h, n, e); the last piece is filled up by repeating its last row."""
-        more = self.pieces * self.n - self.length
+        """(b, h, t, e) -> (b p, h, n, e); the last block is padded with copies of its last row."""
+        more = self.n_blocks * self.n - self.length
         x = torch.cat((x, x[:, :, -1:].expand(-1, -1, more, -1)), 2)
         return rearrange(x, "b h (p n) e -> (b p) h n e", n=self.n)
 
     def keys(self, x: Tensor, fill: int = 0) -> Tensor:
-        """(b, h, t, e) to (b p, h, reach + n, e); what lies outside the text is `fill`."""
-        more = self.pieces * self.n - self.length
+        """(b, h, t, e) -> (b p, h, reach + n, e); `fill` outside the sequence."""
+        more = self.n_blocks * self.n - self.length
         x = F.pad(x, (0, 0, self.reach, more), value=fill).unfold(2, self.reach + self.n, self.n)
         return rearrange(x, "b h p e j -> (b p) h j e")
 
-    def back(self, y: Tensor) -> Tensor:
-        """(b p, h, n, e) to (b, h, t, e)."""
-        y = rearrange(y, "(b p) h n e -> b h (p n) e", p=self.pieces)
+    def merge(self, y: Tensor) -> Tensor:
+        """(b p, h, n, e) -> (b, h, t, e)."""
+        y = rearrange(y, "(b p) h n e -> b h (p n) e", p=self.n_blocks)
         return y[:, :, : self.length]
 
 
-@dataclass
-class Pass:
-    """What the layers of one forward pass share.
-
-    `positions` (b, t), or (1, t) for all, of the rows of x; the first `length` are tokens, none of
-    them after position `last`. `in_order`: they stand at 0, 1, ..., and no token came before.
-    `folds`: whether a pattern with a horizon is computed piece by piece. `documents`: see
-    `GPT.forward`. Layers of routed experts add to `routings`, where there is a list, what they did.
-    `first_values` (b, h, t, e): layer 0's, for value residuals.
-    """
-
-    scheme: PositionalScheme
-    config: ModelConfig
-    backend: Backend
-    positions: Tensor
-    length: int
-    last: int
-    in_order: bool
-    cache: KVCache | None = None
-    folds: bool = True
-    documents: Tensor | None = None
-    routings: list[Routing] | None = None
-    first_values: Tensor | None = None
-    _made: dict[object, Any] = field(default_factory=dict)
-
-    def once(self, key: object, make: Callable[[], T]) -> T:
-        """What `make` returns for a key, made by the first layer that asks."""
-        if key not in self._made:
-            self._made[key] = make()
-        return cast(T, self._made[key])
-
-    def apart(self) -> Pass:
-        """A pass over the same rows that shares nothing with this one."""
-        return replace(self, cache=None, routings=None, first_values=None, _made={})
-
-    def scores(
-        self, q_positions: Tensor, k_positions: Tensor, in_order: bool, attention: Attention
-    ) -> Scores:
-        """The scores of queries and keys that stand at given positions."""
-        return Scores(
-            *(self.scheme, self.config.n_head, q_positions, k_positions, in_order),
-            *(self.config.logit_softcap, attention, self.documents),
-        )
-
-
 class Attention(nn.Module):
-    """Causal softmax attention over the keys that a formula shows. One module serves all layers.
+    """Causal softmax attention to the keys that `mask_mod` allows. One module serves all layers.
 
-    Parameters and buffers that differ by layer hold the layer as their first axis.
+    Parameters and buffers that differ between layers have the layer as their first axis. An option
+    that is None has its default as an attribute of the same name.
 
-    An option left at None is an attribute of the same name, the value it stood for.
-
-    `horizon`: how many positions back a query looks, itself included, and so all that a cache
-    holds; None for all. `by_head`: whether what is seen differs by head. `softmax`: whether a
-    backend computes it. `documents`: whether it keeps the documents of a row apart.
+    `horizon`: positions that a query attends to at most, its own included, and so all that a cache
+    stores; None for all. `mask_by_head`: whether the mask differs between heads. `uses_backend`:
+    whether a backend computes it. `supports_documents`: whether it can mask other documents.
     """
 
     horizon: int | None = None
-    by_head: ClassVar[bool] = False
-    softmax: ClassVar[bool] = True
-    documents: ClassVar[bool] = True
+    mask_by_head: ClassVar[bool] = False
+    uses_backend: ClassVar[bool] = True
+    supports_documents: ClassVar[bool] = True
 
-    def __init__(self, config: AttentionConfig, model: ModelConfig) -> None:
+    def __init__(self, config: AttentionConfig, shape: ModelShape) -> None:
         super().__init__()
 
-    def spelled_out(self, options: AttentionConfig) -> AttentionConfig:
-        """Its options with what each None stands for."""
+    def mask_mod(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        """Return True where head h of the query at q_idx attends to the key at kv_idx.
+
+        FlexAttention's mask_mod, with absolute positions for indices, from tensors that broadcast
+        against each other. It is combined with the causal mask. Not overridden: all earlier keys.
+        """
+        return q_idx >= kv_idx
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a query attends to every earlier key."""
+        return type(self).mask_mod is Attention.mask_mod
+
+    def resolved(self, options: AttentionConfig) -> AttentionConfig:
+        """Return its options with the default in place of each None."""
         unset = [f.name for f in fields(options) if getattr(options, f.name) is None]
         return replace(options, **{name: getattr(self, name) for name in unset})
 
-    def sees(self, h: Tensor, i: Tensor, j: Tensor) -> Tensor | None:
-        """Whether head h at position i sees the key at position j <= i; None if it always does.
-
-        From tensors that broadcast against each other; also asked at later keys, where the answer
-        does not matter.
-        """
-        return None
-
-    def why_not(self, model: ModelConfig, scheme: PositionalScheme) -> str | None:
-        """Why a design cannot have it, and what to do; None if it can."""
-        return None
-
     @property
-    def rows(self) -> float:
-        """Rows of x a token, for FLOPs."""
+    def rows_per_token(self) -> float:
+        """Rows of x per token, for FLOPs."""
         return 1.0
 
-    def add_rows(self, x: Tensor, positions: Tensor, in_order: bool) -> tuple[Tensor, Tensor]:
-        """Embeddings (b, t, d) and positions (b or 1, t), with rows of its own after the tokens."""
-        return x, positions
-
-    @property
-    def full(self) -> bool:
-        """Whether a query sees every earlier key."""
-        return type(self).sees is Attention.sees
-
-    def keys(self, length: int) -> float:
-        """Keys that a query of a text of `length` tokens is shown, for FLOPs."""
+    def keys_per_query(self, length: int) -> float:
+        """Return the keys that a query attends to in a text of `length` tokens, for FLOPs."""
         return length
 
-    def seen(self, shared: Pass, batch: int) -> tuple[Scores, Fold | None]:
-        """The scores of the tokens of a pass, and how they are folded; documents are not."""
-        places = None if shared.cache is None else shared.cache.place(self.horizon)
-        positions, in_order = shared.positions, shared.in_order
-        if self.horizon is not None and in_order and shared.folds:
-            n, length = max(self.horizon, FEWEST_IN_A_FOLD), positions.shape[1]
+    def extend_sequence(
+        self, x: Tensor, positions: Tensor, in_order: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Append rows that are not tokens to embeddings (b, t, d) and positions (b or 1, t)."""
+        return x, positions
+
+    def bias_of(self, ctx: ForwardContext, q: Tensor, k: Tensor, in_order: bool) -> AttentionBias:
+        """Return the bias and this attention's mask for queries and keys at positions q and k."""
+        return ctx.attention_bias(
+            *(q, k, in_order), None if self.is_full else self.mask_mod, self.mask_by_head
+        )
+
+    def bias_and_blocks(
+        self, ctx: ForwardContext, batch: int
+    ) -> tuple[AttentionBias, QueryBlocks | None]:
+        """Return the bias of this forward's tokens, and the blocks to compute it in, if any.
+
+        Rows with documents are not split.
+        """
+        cached = None if ctx.cache is None else ctx.cache.reserve(self.horizon)
+        positions, in_order = ctx.positions, ctx.in_order
+        if self.horizon is not None and in_order and ctx.query_blocks:
+            n, length = max(self.horizon, MIN_BLOCK_QUERIES), positions.shape[1]
             if length > 2 * n:
-                fold = Fold(length, n, self.horizon - 1)
-                each = positions.expand(batch, -1)[:, None, :, None]
-                i, j = fold.queries(each), fold.keys(each, fill=NOWHERE)
-                return shared.scores(i[:, 0, :, 0], j[:, 0, :, 0], False, self), fold
-        keys = positions if places is None or in_order else places
-        return shared.scores(positions, keys, in_order, self), None
+                blocks = QueryBlocks(length, n, self.horizon - 1)
+                by_row = positions.expand(batch, -1)[:, None, :, None]
+                q, k = blocks.queries(by_row), blocks.keys(by_row, fill=EMPTY)
+                return self.bias_of(ctx, q[:, 0, :, 0], k[:, 0, :, 0], False), blocks
+        k_positions = positions if cached is None or in_order else cached
+        return self.bias_of(ctx, positions, k_positions, in_order), None
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, shared: Pass, layer: int, dropout: float
+        self, q: Tensor, k: Tensor, v: Tensor, ctx: ForwardContext, layer: int, dropout: float
     ) -> Tensor:
-        """Mixed values (b, h, t, e) of q (b, h, t, e), k and v (b, h or fewer, t, e)."""
-        q, k = shared.scheme.rotate(q, k, shared.positions, layer)
-        scores, fold = shared.once(self, lambda: self.seen(shared, len(q)))
-        if shared.cache is not None:
-            held = shared.cache.write(self.horizon, layer, k, v)
-            k, v = (k, v) if shared.in_order else held
-        k, v = for_each_head(k, q), for_each_head(v, q)
-        if fold is None:
-            return shared.backend(q, k, v, scores, layer, dropout)
-        q, k, v = fold.queries(q), fold.keys(k), fold.keys(v)
-        return fold.back(shared.backend(q, k, v, scores, layer, dropout))
+        """Mix values: q (b, h, t, e), k and v (b, h or fewer, t, e) -> (b, h, t, e)."""
+        q, k = ctx.positional.rotate(q, k, ctx.positions, layer)
+        bias, blocks = ctx.once(self, lambda: self.bias_and_blocks(ctx, len(q)))
+        if ctx.cache is not None:
+            cached = ctx.cache.write(self.horizon, layer, k, v)
+            k, v = (k, v) if ctx.in_order else cached
+        k, v = repeat_kv(k, q), repeat_kv(v, q)
+        if blocks is None:
+            return ctx.backend(q, k, v, bias, layer, dropout)
+        q, k, v = blocks.queries(q), blocks.keys(k), blocks.keys(v)
+        return blocks.merge(ctx.backend(q, k, v, bias, layer, dropout))
 
 
-def for_each_head(x: Tensor, q: Tensor) -> Tensor:
-    """Keys or values, repeated for neighbouring heads of q that share them."""
-    shared_by = q.shape[1] // x.shape[1]
-    return x if shared_by == 1 else x.repeat_interleave(shared_by, dim=1)
+def repeat_kv(x: Tensor, q: Tensor) -> Tensor:
+    """Repeat keys or values (b, n_kv_head, t, e) for the query heads that share them."""
+    n_shared = q.shape[1] // x.shape[1]
+    return x if n_shared == 1 else x.repeat_interleave(n_shared, dim=1)
 
 
 ATTENTION: Registry[Attention] = Registry("attention", "model.attention", "minigpt.model.attention")

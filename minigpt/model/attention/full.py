@@ -1,4 +1,4 @@
-"""Full attention: a query sees every earlier key."""
+"""Full attention: a query attends to every earlier key."""
 
 from minigpt.model.attention.base import ATTENTION, Attention, AttentionConfig
 

@@ -1,9 +1,8 @@
-"""Sliding windows: a query sees the keys closest behind it."""
+"""Sliding windows: a query attends to the most recent keys."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -11,39 +10,37 @@ from minigpt.model.attention.base import (
     ATTENTION,
     Attention,
     LayersConfig,
-    require_whole_or_none,
-    span,
+    fraction_of_block,
+    require_positive_or_null,
 )
-
-if TYPE_CHECKING:
-    from minigpt.model.gpt import ModelConfig
+from minigpt.model.shape import ModelShape
 
 
 @dataclass
 class SlidingWindowConfig(LayersConfig):
-    """`window`: keys a query sees, its own included; None for a quarter of block_size."""
+    """`window`: keys a query attends to, its own included; None for a quarter of block_size."""
 
     window: int | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole_or_none("window", self.window)
+        require_positive_or_null("window", self.window)
 
 
 @ATTENTION.register("sliding_window", SlidingWindowConfig)
 class SlidingWindow(Attention):
     """Keys j with i - j < window (Longformer, Beltagy et al. 2020; Mistral, Jiang et al. 2023).
 
-    Information travels window - 1 positions a layer. Time and memory are linear in the length, and
-    a cache holds the window.
+    Information travels window - 1 positions per layer. Time and memory are linear in the length,
+    and a cache stores the window.
     """
 
-    def __init__(self, config: SlidingWindowConfig, model: ModelConfig) -> None:
-        super().__init__(config, model)
-        self.window = self.horizon = span("window", config.window, model, 4)
+    def __init__(self, config: SlidingWindowConfig, shape: ModelShape) -> None:
+        super().__init__(config, shape)
+        self.window = self.horizon = fraction_of_block(config.window, shape, 4)
 
-    def sees(self, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return i - j < self.window
+    def mask_mod(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return q_idx - kv_idx < self.window
 
-    def keys(self, length: int) -> float:
+    def keys_per_query(self, length: int) -> float:
         return min(length, self.window)

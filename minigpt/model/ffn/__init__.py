@@ -1,8 +1,5 @@
-"""Feed-forward layers: what a block does to each token, by itself or with its neighbours.
+"""Feed-forward layers. `base.py` has the interface and the MLPs, other layers have a file each."""
 
-`base.py` holds the registry and the layers that are one pair of maps; others have a file each.
-"""
+from minigpt.model.ffn.base import FFN, FeedForward, FeedForwardConfig
 
-from minigpt.model.ffn.base import FFN, FeedForwardConfig
-
-__all__ = ["FFN", "FeedForwardConfig"]
+__all__ = ["FFN", "FeedForward", "FeedForwardConfig"]

@@ -1,23 +1,19 @@
-"""Feed-forward layers of two maps, and the registry of all."""
+"""The interface of feed-forward layers, their registry, and the MLPs."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.errors import require
+from minigpt.model.context import ForwardContext
+from minigpt.model.shape import ModelShape
 from minigpt.registry import Registry
-
-if TYPE_CHECKING:
-    from minigpt.model.attention import Pass
-    from minigpt.model.gpt import ModelConfig
-
-FFN: Registry[nn.Module] = Registry("ffn", "model.ffn", "minigpt.model.ffn")
 
 
 @dataclass
@@ -30,35 +26,50 @@ class FeedForwardConfig:
     def __post_init__(self) -> None:
         require(self.expansion > 0, "model.ffn.expansion", self.expansion, "must be above 0")
 
-    def hidden(self, n_embd: int) -> int:
-        """The hidden width."""
+    def hidden_width(self, n_embd: int) -> int:
+        """Return the hidden width."""
         return math.ceil(self.expansion * n_embd / 8) * 8
 
 
-class FeedForward(nn.Module):
-    """W2 f(W1 x): two linear maps around an elementwise function."""
+class FeedForward(nn.Module, ABC):
+    """A feed-forward layer."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        """(b, t, d) -> (b, t, d)."""
+
+    def inactive_parameters(self) -> int:
+        """Return the number of parameters that a token does not use."""
+        return 0
+
+
+FFN: Registry[FeedForward] = Registry("ffn", "model.ffn", "minigpt.model.ffn")
+
+
+class MLP(FeedForward):
+    """W2 f(W1 x): two linear maps with an elementwise function between them."""
 
     activation: Callable[[Tensor], Tensor]
 
-    def __init__(self, config: FeedForwardConfig, model: ModelConfig) -> None:
+    def __init__(self, config: FeedForwardConfig, shape: ModelShape) -> None:
         super().__init__()
-        hidden = config.hidden(model.n_embd)
-        self.up = nn.Linear(model.n_embd, hidden, bias=model.bias)
-        self.out = nn.Linear(hidden, model.n_embd, bias=model.bias)
+        hidden = config.hidden_width(shape.n_embd)
+        self.up = nn.Linear(shape.n_embd, hidden, bias=shape.bias)
+        self.out = nn.Linear(hidden, shape.n_embd, bias=shape.bias)
 
-    def forward(self, x: Tensor, shared: Pass) -> Tensor:
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         return self.out(type(self).activation(self.up(x)))
 
 
 @FFN.register("gelu", FeedForwardConfig)
-class GeluFeedForward(FeedForward):
+class GeluMLP(MLP):
     """f = GELU, exact (Hendrycks & Gimpel 2016)."""
 
     activation = staticmethod(F.gelu)
 
 
 @FFN.register("relu", FeedForwardConfig)
-class ReluFeedForward(FeedForward):
+class ReluMLP(MLP):
     """f = max(x, 0) (Vaswani et al. 2017)."""
 
     activation = staticmethod(F.relu)
@@ -70,37 +81,37 @@ def relu_squared(x: Tensor) -> Tensor:
 
 
 @FFN.register("relu2", FeedForwardConfig)
-class SquaredReluFeedForward(FeedForward):
+class SquaredReluMLP(MLP):
     """f = max(x, 0)^2 (So et al. 2021, Primer)."""
 
     activation = staticmethod(relu_squared)
 
 
-class GatedFeedForward(nn.Module):
-    """W2 (f(W1 x) * V x) (Shazeer 2020). At expansion 8/3 it weighs as much as others at 4."""
+class GatedMLP(FeedForward):
+    """W2 (f(W1 x) * V x) (Shazeer 2020). At expansion 8/3 it has the parameters of an MLP at 4."""
 
     activation: Callable[[Tensor], Tensor]
 
-    def __init__(self, config: FeedForwardConfig, model: ModelConfig) -> None:
+    def __init__(self, config: FeedForwardConfig, shape: ModelShape) -> None:
         super().__init__()
-        hidden = config.hidden(model.n_embd)
-        self.gate_up = nn.Linear(model.n_embd, 2 * hidden, bias=model.bias)
-        self.out = nn.Linear(hidden, model.n_embd, bias=model.bias)
+        hidden = config.hidden_width(shape.n_embd)
+        self.gate_up = nn.Linear(shape.n_embd, 2 * hidden, bias=shape.bias)
+        self.out = nn.Linear(hidden, shape.n_embd, bias=shape.bias)
 
-    def forward(self, x: Tensor, shared: Pass) -> Tensor:
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.out(type(self).activation(gate) * up)
 
 
 @FFN.register("swiglu", FeedForwardConfig)
-class SwigluFeedForward(GatedFeedForward):
+class SwigluMLP(GatedMLP):
     """f = x sigmoid(x)."""
 
     activation = staticmethod(F.silu)
 
 
 @FFN.register("geglu", FeedForwardConfig)
-class GegluFeedForward(GatedFeedForward):
+class GegluMLP(GatedMLP):
     """f = GELU, exact."""
 
     activation = staticmethod(F.gelu)

@@ -1,25 +1,22 @@
-"""A feed-forward layer that looks at the tokens before, by a convolution."""
+"""A feed-forward layer with a causal convolution over the last tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.errors import require
-from minigpt.model.ffn.base import FFN, FeedForwardConfig, relu_squared
-
-if TYPE_CHECKING:
-    from minigpt.model.attention import Pass
-    from minigpt.model.gpt import ModelConfig
+from minigpt.model.context import ForwardContext
+from minigpt.model.ffn.base import FFN, FeedForward, FeedForwardConfig, relu_squared
+from minigpt.model.shape import ModelShape
 
 
 @dataclass
 class ConvConfig(FeedForwardConfig):
-    """`kernel`: tokens that a channel sees, its own included."""
+    """`kernel`: tokens of the convolution, the current one included."""
 
     kernel: int
 
@@ -29,49 +26,46 @@ class ConvConfig(FeedForwardConfig):
 
 
 @FFN.register("conv", ConvConfig)
-class ConvFeedForward(nn.Module):
-    """W2 f(sum_s c_s * W1 x_(t-s)), f = max(x, 0)^2: a causal depthwise convolution inside.
+class ConvFeedForward(FeedForward):
+    """W2 f(sum_s c_s * W1 x_(t-s)), f = max(x, 0)^2: with a causal depthwise convolution.
 
-    As in Primer (So et al. 2021) each hidden channel weighs the last `kernel` tokens of the text,
-    in the order of its rows; before the first of a document there are zeros. It starts as f alone,
-    with 1 for the token itself. A cache keeps kernel - 1 hidden vectors.
+    As in Primer (So et al. 2021) each hidden channel weights the last `kernel` tokens of the text,
+    in the order of its rows; zeros stand before the first token of a document. The convolution
+    starts as the identity. A cache stores kernel - 1 hidden vectors.
     """
 
-    def __init__(self, config: ConvConfig, model: ModelConfig) -> None:
+    def __init__(self, config: ConvConfig, shape: ModelShape) -> None:
         super().__init__()
-        why = f"reaches over model.block_size={model.block_size}; use that or less"
-        require(config.kernel <= model.block_size, "model.ffn.kernel", config.kernel, why)
-        hidden = config.hidden(model.n_embd)
+        hidden = config.hidden_width(shape.n_embd)
         self.kernel = config.kernel
-        self.up = nn.Linear(model.n_embd, hidden, bias=model.bias)
-        self.taps = nn.Parameter(torch.zeros(config.kernel, hidden))  # the token's own is last
+        self.up = nn.Linear(shape.n_embd, hidden, bias=shape.bias)
+        self.taps = nn.Parameter(torch.zeros(config.kernel, hidden))  # the current token's is last
         with torch.no_grad():
             self.taps[-1] = 1
-        self.out = nn.Linear(hidden, model.n_embd, bias=model.bias)
+        self.out = nn.Linear(hidden, shape.n_embd, bias=shape.bias)
 
-    def forward(self, x: Tensor, shared: Pass) -> Tensor:
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         up = self.up(x)
         length = up.shape[1]
-        both = torch.cat((self._before(up, shared), up), 1)
-        documents = shared.documents
-        if documents is not None:
-            documents = F.pad(documents, (self.kernel - 1, 0), value=-1)
+        padded = torch.cat((self._previous(up, ctx), up), 1)
+        document_ids = ctx.document_ids
+        if document_ids is not None:
+            document_ids = F.pad(document_ids, (self.kernel - 1, 0), value=-1)
         mixed = self.taps[-1] * up
         for s, tap in enumerate(self.taps[:-1]):
-            earlier = both[:, s : s + length]
-            if documents is not None:
-                same = documents[:, s : s + length] == documents[:, self.kernel - 1 :]
+            earlier = padded[:, s : s + length]
+            if document_ids is not None:
+                same = document_ids[:, s : s + length] == document_ids[:, self.kernel - 1 :]
                 earlier = earlier.masked_fill(~same[..., None], 0)
             mixed = mixed + tap * earlier
-        if shared.cache is not None:
-            last = shared.cache.real.sum(1)[:, None] + torch.arange(
-                self.kernel - 1, device=x.device
-            )
-            shared.cache.states[self] = both.gather(1, last[..., None].expand(-1, -1, up.shape[2]))
+        if ctx.cache is not None:
+            n_tokens = ctx.cache.is_token.sum(1)[:, None]
+            last = n_tokens + torch.arange(self.kernel - 1, device=x.device)
+            ctx.cache.states[self] = padded.gather(1, last[..., None].expand(-1, -1, up.shape[2]))
         return self.out(relu_squared(mixed))
 
-    def _before(self, up: Tensor, shared: Pass) -> Tensor:
-        """Hidden vectors of the tokens before those of this pass: (b, kernel - 1, hidden)."""
-        if shared.cache is not None and self in shared.cache.states:
-            return shared.cache.states[self]
+    def _previous(self, up: Tensor, ctx: ForwardContext) -> Tensor:
+        """Return hidden vectors of the tokens before this forward: (b, kernel - 1, hidden)."""
+        if ctx.cache is not None and self in ctx.cache.states:
+            return ctx.cache.states[self]
         return up.new_zeros(len(up), self.kernel - 1, up.shape[2])

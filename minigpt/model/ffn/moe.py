@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +10,11 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from minigpt.errors import require, require_one_of
-from minigpt.model.ffn.base import FFN, FeedForward, FeedForwardConfig, GatedFeedForward
+from minigpt.model.context import Auxiliary, ForwardContext
+from minigpt.model.ffn.base import FFN, MLP, FeedForward, FeedForwardConfig, GatedMLP
+from minigpt.model.shape import ModelShape
 
-if TYPE_CHECKING:
-    from minigpt.model.attention import Pass
-    from minigpt.model.gpt import ModelConfig
-
-
-# Longer pieces are padded to a multiple: oneDNN compiles a bf16 kernel for each new length.
+# Longer batches of an expert are padded to a multiple: oneDNN compiles a bf16 kernel per length.
 ROWS = 64
 
 
@@ -26,7 +22,7 @@ ROWS = 64
 class MixtureConfig(FeedForwardConfig):
     """`n_expert` layers of the kind `expert`, each of width `expansion`; a token takes `n_active`.
 
-    `balance`: coefficient of the load-balancing loss in training; 0 leaves it out.
+    `balance`: coefficient of the load-balancing loss in training; 0 turns it off.
     """
 
     expert: str
@@ -36,8 +32,8 @@ class MixtureConfig(FeedForwardConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        pairs = (FeedForward, GatedFeedForward)  # of maps: they take any set of tokens
-        kinds = [name for name in FFN.names() if issubclass(FFN.variant(name), pairs)]
+        # MLPs take any set of tokens.
+        kinds = [name for name in FFN.names() if issubclass(FFN.variant(name), MLP | GatedMLP)]
         require_one_of("model.ffn.expert", self.expert, kinds)
         require(self.n_expert >= 1, "model.ffn.n_expert", self.n_expert, "must be 1 or more")
         why = f"must be from 1 to model.ffn.n_expert={self.n_expert}"
@@ -45,74 +41,73 @@ class MixtureConfig(FeedForwardConfig):
         require(self.balance >= 0, "model.ffn.balance", self.balance, "must be 0 or more")
 
 
-@dataclass(frozen=True)
-class Routing:
-    """Where one layer sent the tokens of one pass, over experts (e,).
+def balance_loss(usage: Tensor, probability: Tensor) -> Tensor:
+    """Return n_expert sum_e usage_e probability_e: 1 where both are even, n_expert at most.
 
-    `usage`: the share of all assignments that an expert got; `probability`: its mean over tokens.
+    usage (e,): the share of assignments that an expert got; probability (e,): its mean over tokens.
+    Switch Transformer (Fedus et al. 2021, section 2.2); only the router gets a gradient.
     """
-
-    usage: Tensor
-    probability: Tensor
-
-    def balance_loss(self) -> Tensor:
-        """n_expert sum_e usage_e probability_e: 1 where both are even, up to n_expert where not.
-
-        Switch Transformer's (Fedus et al. 2021, section 2.2); its gradient is the router's.
-        """
-        return len(self.usage) * (self.usage * self.probability).sum()
+    return len(usage) * (usage * probability).sum()
 
 
 @FFN.register("moe", MixtureConfig)
-class MixtureOfExperts(nn.Module):
-    """The sum over a token's k likeliest experts e of g_e FFN_e(x), p = softmax(W x).
+class MixtureOfExperts(FeedForward):
+    """The sum over a token's k most probable experts e of g_e FFN_e(x), p = softmax(W x).
 
-    g is p over its sum among the k, as in Mixtral (Jiang et al. 2024, section 2.1). A single one's
-    would be 1 and teach the router nothing, so it is p itself (Fedus et al. 2021, section 2.1).
-    The router computes in its weights' precision. No expert is ever full: what becomes of a token
-    depends on that token alone.
+    g is p over its sum among the k, as in Mixtral (Jiang et al. 2024, section 2.1). With k = 1 that
+    would be 1 and give the router no gradient, so g is p (Fedus et al. 2021, section 2.1). The
+    router computes in the precision of its weights. Experts have no capacity limit: the output for
+    a token depends on that token alone.
 
-    Cost a token: k experts and the router. Tokens are sorted by expert; on a GPU the host waits
-    once a layer to learn how many each has. Memory: k inputs and results a token.
+    In training it reports `balance_loss` and the usage of experts to `ctx.auxiliary`.
+
+    Cost per token: k experts and the router. Tokens are sorted by expert; on a GPU the host waits
+    once per layer for the number of tokens of each. Memory: k inputs and outputs per token.
     """
 
-    def __init__(self, config: MixtureConfig, model: ModelConfig) -> None:
+    def __init__(self, config: MixtureConfig, shape: ModelShape) -> None:
         super().__init__()
-        self.n_active = config.n_active
-        self.router = nn.Linear(model.n_embd, config.n_expert, bias=False)
+        self.n_active, self.balance = config.n_active, config.balance
+        self.router = nn.Linear(shape.n_embd, config.n_expert, bias=False)
         expert = FeedForwardConfig(config.expert, config.expansion)
-        self.experts = nn.ModuleList(FFN.build(expert, model) for _ in range(config.n_expert))
+        self.experts = nn.ModuleList(FFN.build(expert, shape) for _ in range(config.n_expert))
 
-    def forward(self, x: Tensor, shared: Pass) -> Tensor:
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             p = self.router(x.to(self.router.weight.dtype)).softmax(-1)
-        gates, chosen = p.topk(self.n_active)  # (b, t, k)
+        gates, experts = p.topk(self.n_active)  # (b, t, k)
         if self.n_active > 1:
             gates = gates / gates.sum(-1, keepdim=True)
-        counts = F.one_hot(chosen, len(self.experts)).sum((0, 1, 2))
-        if shared.routings is not None:
-            shared.routings.append(Routing(counts / chosen.numel(), p.mean((0, 1))))
+        counts = F.one_hot(experts, len(self.experts)).sum((0, 1, 2))
+        if ctx.auxiliary is not None:
+            self._report(ctx.auxiliary, counts / experts.numel(), p.mean((0, 1)))
 
-        # Permuted there and back: gradients of plain indexing add up in the order threads come.
-        order = chosen.flatten().argsort(stable=True)
+        # A permutation and its inverse: the gradient of plain indexing is summed in no fixed order.
+        order = experts.flatten().argsort(stable=True)
         inputs = repeat(x, "b t d -> (b t k) d", k=self.n_active)[order]
-        pieces = zip(self.experts, inputs.split(counts.tolist()), strict=True)
-        results = [
-            _in_few_lengths(expert, piece, shared)
-            for expert, piece in pieces
-            if len(piece) or self.training  # an idle expert's gradient is zero, not missing
+        by_expert = zip(self.experts, inputs.split(counts.tolist()), strict=True)
+        outputs = [
+            _apply_padded(expert, rows, ctx)
+            for expert, rows in by_expert
+            if len(rows) or self.training  # an unused expert's gradient is zero, not missing
         ]
-        results = torch.cat(results)[order.argsort()]
-        results = rearrange(results, "(b t k) d -> b t k d", b=len(x), k=self.n_active)
-        return (results * gates[..., None]).sum(-2)
+        outputs = torch.cat(outputs)[order.argsort()]
+        outputs = rearrange(outputs, "(b t k) d -> b t k d", b=len(x), k=self.n_active)
+        return (outputs * gates[..., None]).sum(-2)
 
-    def idle_parameters(self) -> int:
-        """Parameters that a token does not use: those of the experts it is not sent to."""
-        idle = len(self.experts) - self.n_active
-        return idle * sum(p.numel() for p in self.experts[0].parameters())
+    def _report(self, auxiliary: Auxiliary, usage: Tensor, probability: Tensor) -> None:
+        losses = auxiliary.losses.setdefault("balance_loss", [])
+        auxiliary.coefficients["balance_loss"] = self.balance
+        auxiliary.metrics[f"expert_usage/layer_{len(losses)}/expert"] = usage
+        losses.append(balance_loss(usage, probability))
+
+    def inactive_parameters(self) -> int:
+        """Return the parameters of the experts that a token is not sent to."""
+        inactive = len(self.experts) - self.n_active
+        return inactive * sum(p.numel() for p in self.experts[0].parameters())
 
 
-def _in_few_lengths(expert: nn.Module, piece: Tensor, shared: Pass) -> Tensor:
-    """expert(piece) of (n, d), with rows of zeros that are cut off again; see `ROWS`."""
-    spare = -len(piece) % ROWS if len(piece) > ROWS else 0
-    return expert(F.pad(piece, (0, 0, 0, spare)), shared)[: len(piece)]
+def _apply_padded(expert: nn.Module, rows: Tensor, ctx: ForwardContext) -> Tensor:
+    """Return expert(rows) of rows (n, d), padded with rows of zeros; see `ROWS`."""
+    more = -len(rows) % ROWS if len(rows) > ROWS else 0
+    return expert(F.pad(rows, (0, 0, 0, more)), ctx)[: len(rows)]

@@ -1,21 +1,21 @@
-"""Positional schemes. One file a scheme; `base.py` says what a scheme may do."""
+"""Positional schemes. One file each; `base.py` is the interface."""
 
 from minigpt.model.positional.base import (
     POSITIONAL,
     BiasScheme,
-    DenseTerm,
-    DistanceTerm,
+    DenseScoreMod,
+    DistanceScoreMod,
     PositionalConfig,
     PositionalScheme,
-    ScoreTerm,
+    ScoreMod,
 )
 
 __all__ = [
     "POSITIONAL",
     "BiasScheme",
-    "DenseTerm",
-    "DistanceTerm",
+    "DenseScoreMod",
+    "DistanceScoreMod",
     "PositionalConfig",
     "PositionalScheme",
-    "ScoreTerm",
+    "ScoreMod",
 ]

@@ -1,9 +1,8 @@
-"""ALiBi: the further back a key, the lower its score."""
+"""ALiBi: scores fall linearly with the distance."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +12,14 @@ from minigpt.model.positional.base import (
     POSITIONAL,
     PositionalConfig,
     PositionalScheme,
-    ScoreTerm,
-    distance_of,
+    ScoreMod,
+    distance_between,
 )
-
-if TYPE_CHECKING:
-    from minigpt.model.gpt import ModelConfig
+from minigpt.model.shape import ModelShape
 
 
 def alibi_slopes(n_head: int) -> list[float]:
-    """Slope of each head: 2^(-8/n), 2^(-16/n), ... for n a power of two.
+    """Return the slope of each head: 2^(-8/n), 2^(-16/n), ... for n a power of two.
 
     Other head counts take the slopes of the next lower power of two, then every other slope of
     the next higher one, as in the authors' code (Press et al. 2021, section 3).
@@ -35,7 +32,7 @@ def alibi_slopes(n_head: int) -> list[float]:
 
 @dataclass
 class AlibiConfig(PositionalConfig):
-    """`slopes`: fixed, or learned from there on."""
+    """`slopes`: fixed, or learned with the fixed ones as initial values."""
 
     slopes: str = "fixed"
 
@@ -47,26 +44,30 @@ class AlibiConfig(PositionalConfig):
 class Alibi(PositionalScheme):
     """score -= slope_h * (i - j) (Press et al. 2021).
 
-    No parameters, or n_head learned slopes, the same in all layers; memory: h t^2 numbers, once;
+    No parameters, or n_head learned slopes shared by all layers; memory: h t^2 numbers, once;
     defined at every length.
     """
 
-    score = "positions"
+    bias_depends_on = "positions"
 
-    def __init__(self, config: AlibiConfig, model: ModelConfig) -> None:
-        super().__init__(config, model)
-        slopes = torch.tensor(alibi_slopes(model.n_head))
+    def __init__(self, config: AlibiConfig, shape: ModelShape) -> None:
+        super().__init__(config, shape)
+        slopes = torch.tensor(alibi_slopes(shape.n_head))
         if config.slopes == "learned":
             self.slopes = nn.Parameter(slopes)
         else:
             self.register_buffer("slopes", slopes, persistent=False)
 
-    def score_term(
+    @classmethod
+    def has_learned_bias(cls, options: AlibiConfig) -> bool:
+        return options.slopes == "learned"
+
+    def score_mod(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor, layer: int
-    ) -> ScoreTerm:
-        distance = distance_of(q_positions, k_positions)
+    ) -> ScoreMod:
+        distance = distance_between(q_positions, k_positions)
 
-        def term(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            return -self.slopes[h] * distance(b, i, j)
+        def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            return score - self.slopes[h] * distance(b, q_idx, kv_idx)
 
-        return term
+        return score_mod

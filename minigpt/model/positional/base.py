@@ -1,4 +1,4 @@
-"""The one interface of every positional scheme, and the three forms a score term can take.
+"""The interface of every positional scheme, and the forms that a score_mod can take.
 
 Positions are data: absolute ids of shape (b, t), or (1, t) where every row has the same. A scheme
 keeps no offset and no cache, so training, evaluation and decoding cannot disagree.
@@ -8,22 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.errors import require_one_of
+from minigpt.model.shape import ModelShape
 from minigpt.registry import Registry
 
-if TYPE_CHECKING:
-    from minigpt.model.gpt import ModelConfig
-
-ScoreTerm = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""term(b, h, i, j): what is added to the scaled score of query i and key j, from index tensors
-that broadcast against each other. The same formula serves dense grids and FlexAttention. It is
-evaluated at masked pairs as well, where it must be finite."""
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""score_mod(score, b, h, q_idx, kv_idx) -> score, as in FlexAttention: the scaled score of a query
+and a key plus a bias, from index tensors that broadcast against each other. Since it only adds,
+score_mod of a score of 0 is the dense bias of eager attention and SDPA. It is evaluated at masked
+pairs as well, where it must be finite."""
 
 
 @dataclass
@@ -35,7 +34,7 @@ class PositionalConfig:
 
 @dataclass
 class LayersConfig(PositionalConfig):
-    """`layers`: one set of parameters shared by all layers, or each layer its own."""
+    """`layers`: one set of parameters shared by all layers, or one set per layer (own)."""
 
     layers: str
 
@@ -44,37 +43,37 @@ class LayersConfig(PositionalConfig):
 
 
 class PositionalScheme(nn.Module):
-    """Tells a GPT where its tokens are. Override the hooks the scheme needs; the rest do nothing.
+    """Gives a GPT the positions of its tokens, by hooks that do nothing unless overridden.
 
-    A scheme initialises its own parameters. Those that differ by layer hold the layer as their
-    first axis: sharing shows in the shape.
+    A scheme initialises its own parameters. Those that differ between layers have the layer as
+    their first axis, so that sharing shows in the shape.
 
-    `max_length`: number of positions the scheme is defined for; None where it is every length.
-    `score`: what `score_term` depends on, so that no backend computes it more often than needed:
-    "none" (there is no term), "positions" (the same in all layers), "layer" (positions and layer),
-    "content" (queries or keys as well).
-    `decays`: whether weight decay pulls its tables to zero; not where they make bare scores.
-    `ordinal`: whether `score_term` reads nothing but the order of positions. It is then given the
-    documents of a row one after the other, instead of each from 0, where they would interleave.
+    `max_length`: number of positions the scheme is defined for; None for every length.
+    `bias_depends_on`: what the bias of `score_mod` depends on, so that no backend computes it more
+    often than needed: "nothing" (there is no score_mod), "positions" (the same in all layers),
+    "layer" (positions and layer), "content" (queries or keys as well).
+    `weight_decay`: whether its tables are decayed; not where they are biases of scores.
+    `reads_order_only`: whether `score_mod` depends on the order of positions alone. It then gets
+    the documents of a row one after the other, instead of each from 0, where they would interleave.
     """
 
     max_length: int | None = None
-    score: Literal["none", "positions", "layer", "content"] = "none"
-    decays: ClassVar[bool] = True
-    ordinal: ClassVar[bool] = False
+    bias_depends_on: Literal["nothing", "positions", "layer", "content"] = "nothing"
+    weight_decay: ClassVar[bool] = True
+    reads_order_only: ClassVar[bool] = False
 
-    def __init__(self, config: PositionalConfig, model: ModelConfig) -> None:
+    def __init__(self, config: PositionalConfig, shape: ModelShape) -> None:
         super().__init__()
 
-    def uses(self, hook: str) -> bool:
+    @classmethod
+    def overrides(cls, hook: str) -> bool:
         """Whether the scheme overrides a hook."""
-        return getattr(type(self), hook) is not getattr(PositionalScheme, hook)
+        return getattr(cls, hook) is not getattr(PositionalScheme, hook)
 
-    @property
-    def score_learns(self) -> bool:
-        """Whether a gradient flows into the score term."""
-        has_parameters = next(self.parameters(), None) is not None
-        return self.score == "content" or (self.score != "none" and has_parameters)
+    @classmethod
+    def has_learned_bias(cls, options: Any) -> bool:
+        """Whether a gradient flows through the bias of `score_mod`, given the scheme's options."""
+        return cls.overrides("score_mod")
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         """Change the token embeddings (b, t, d), once, before the first block."""
@@ -85,70 +84,68 @@ class PositionalScheme(nn.Module):
         return x
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Change queries and keys (b, h, t, e) of new tokens; a cache holds the changed keys."""
+        """Change queries and keys (b, h, t, e) of new tokens; a cache stores the changed keys."""
         return q, k
 
-    def score_term(
-        self,
-        q: Tensor,
-        k: Tensor,
-        q_positions: Tensor,
-        k_positions: Tensor,
-        layer: int,
-    ) -> ScoreTerm | None:
-        """What to add to the scores of queries (b, h, i, e) and keys (b, h, j, e), or None.
+    def score_mod(
+        self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor, layer: int
+    ) -> ScoreMod | None:
+        """Return the function that adds to scores of queries (b, h, i, e) and keys (b, h, j, e).
 
-        Unused slots of a cache stand at positions beyond every query.
+        Empty slots of a cache stand at positions after every query.
         """
         return None
 
 
 class BiasScheme(PositionalScheme):
-    """A scheme of bare scores, which depend on positions: one set for all layers, or one a layer.
+    """A scheme of score biases that depend on positions: one set for all layers, or one per layer.
 
-    Its parameters hold the set as their first axis, of size `n_sets`.
+    Its parameters have the set as their first axis, of size `n_sets`.
     """
 
-    decays = False
+    weight_decay = False
 
-    def __init__(self, config: LayersConfig, model: ModelConfig) -> None:
-        super().__init__(config, model)
-        self.score = "positions" if config.layers == "shared" else "layer"
-        self.n_sets = 1 if config.layers == "shared" else model.n_layer
+    def __init__(self, config: LayersConfig, shape: ModelShape) -> None:
+        super().__init__(config, shape)
+        self.bias_depends_on = "positions" if config.layers == "shared" else "layer"
+        self.n_sets = 1 if config.layers == "shared" else shape.n_layer
 
-    def of(self, layer: int, parameters: Tensor) -> Tensor:
-        """A layer's set."""
+    def of_layer(self, layer: int, parameters: Tensor) -> Tensor:
+        """Return the set of a layer."""
         return parameters[layer % self.n_sets]
 
 
-def distance_of(q_positions: Tensor, k_positions: Tensor) -> Callable[..., Tensor]:
-    """distance(b, i, j): how far key j stands behind query i; 0 for the later keys of the mask."""
+def distance_between(q_positions: Tensor, k_positions: Tensor) -> Callable[..., Tensor]:
+    """Return distance(b, q_idx, kv_idx): positions from a key to the query, 0 for later keys."""
 
-    def distance(b: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        i_position = q_positions[b % q_positions.shape[0], i]  # one row may stand for all
-        return (i_position - k_positions[b % k_positions.shape[0], j]).clamp(min=0)
+    def distance(b: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        # One row of positions may stand for the whole batch.
+        q_position = q_positions[b % q_positions.shape[0], q_idx]
+        return (q_position - k_positions[b % k_positions.shape[0], kv_idx]).clamp(min=0)
 
     return distance
 
 
 @dataclass
-class DenseTerm:
-    """term(b, h, i, j) = values[b, h, i, j]; b and h of size 1 where it does not depend on them."""
+class DenseScoreMod:
+    """score + values[b, h, q_idx, kv_idx]; b and h of size 1 where it does not depend on them."""
 
     values: Tensor
 
-    def __call__(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    def __call__(
+        self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
+    ) -> Tensor:
         n_rows, n_heads = self.values.shape[:2]
-        return self.values[b % n_rows, h % n_heads, i, j]
+        return score + self.values[b % n_rows, h % n_heads, q_idx, kv_idx]
 
     def dense(self, in_order: bool) -> Tensor:
-        """The values themselves."""
+        """Return the values."""
         return self.values
 
 
 @dataclass
-class DistanceTerm:
-    """term(b, h, i, j) = values[b, h, i, distance(i, j)]; the last column is for all beyond.
+class DistanceScoreMod:
+    """score + values[b, h, q_idx, distance]; the last value holds for all greater distances.
 
     values (b, h, i, n), with axes of size 1 where it does not depend on them.
     """
@@ -157,27 +154,33 @@ class DistanceTerm:
     q_positions: Tensor
     k_positions: Tensor
 
-    def __call__(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    def __call__(
+        self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
+    ) -> Tensor:
         n_rows, n_heads, n_queries, n = self.values.shape
-        distance = distance_of(self.q_positions, self.k_positions)(b, i, j).clamp(max=n - 1)
-        return self.values[b % n_rows, h % n_heads, i % n_queries, distance]
+        distance = distance_between(self.q_positions, self.k_positions)(b, q_idx, kv_idx)
+        distance = distance.clamp(max=n - 1)
+        return score + self.values[b % n_rows, h % n_heads, q_idx % n_queries, distance]
 
     def dense(self, in_order: bool) -> Tensor:
-        """All pairs at once. In order, rows are shifted instead of gathered (Huang et al. 2018)."""
+        """Return the bias of all pairs.
+
+        In order, rows are shifted instead of gathered (Huang et al. 2018).
+        """
         n_queries, n_keys = self.q_positions.shape[1], self.k_positions.shape[1]
         n = self.values.shape[-1]
         values = self.values.expand(-1, -1, n_queries, -1)
         if not in_order:
             q, k = self.q_positions[:, None, :, None], self.k_positions[:, None, None, :]
             distance = (q - k).clamp(min=0, max=n - 1)
-            rows = max(len(distance), len(values))
-            shape = (rows, values.shape[1], n_queries, n_keys)
-            return values.expand(rows, -1, -1, -1).gather(-1, distance.expand(shape))
+            n_rows = max(len(distance), len(values))
+            shape = (n_rows, values.shape[1], n_queries, n_keys)
+            return values.expand(n_rows, -1, -1, -1).gather(-1, distance.expand(shape))
         if n < n_keys:
             values = torch.cat((values, values[..., -1:].expand(*values.shape[:3], n_keys - n)), -1)
-        # One more column makes every row of the reshaped matrix start one place further left.
-        turned = F.pad(values[..., :n_keys].flip(-1), (1, 0))
-        return turned.reshape(*values.shape[:2], n_keys + 1, n_queries)[:, :, 1:]
+        # One more column shifts each row of the reshaped matrix one place further left.
+        flipped = F.pad(values[..., :n_keys].flip(-1), (1, 0))
+        return flipped.reshape(*values.shape[:2], n_keys + 1, n_queries)[:, :, 1:]
 
 
 POSITIONAL: Registry[PositionalScheme] = Registry(

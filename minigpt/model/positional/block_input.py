@@ -1,24 +1,21 @@
-"""An absolute embedding added again in every block, just before queries, keys and values."""
+"""Absolute embeddings added to the input of the q, k and v projections of every block."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from minigpt.errors import require, require_one_of
 from minigpt.model.positional.base import POSITIONAL, PositionalConfig, PositionalScheme
-from minigpt.model.positional.sinusoidal import require_even_width, sinusoids
-
-if TYPE_CHECKING:
-    from minigpt.model.gpt import ModelConfig
+from minigpt.model.positional.sinusoidal import sinusoids
+from minigpt.model.shape import ModelShape
 
 
 @dataclass
 class BlockInputConfig(PositionalConfig):
-    """`table`: learned (one a layer) or sinusoidal; `base`: of the sinusoids, else None."""
+    """`table`: learned (one per layer) or sinusoidal; `base`: of the sinusoids, else None."""
 
     table: str
     base: float | None
@@ -36,23 +33,21 @@ class BlockInputConfig(PositionalConfig):
 
 @POSITIONAL.register("block_input", BlockInputConfig)
 class BlockInputPositions(PositionalScheme):
-    """q, k, v of layer l are made of x_t + P_l[t]; the residual stream itself holds no positions.
+    """q, k, v of layer l are projections of x_t + P_l[t]; the residual stream has no positions.
 
-    Learned tables, one a layer: n_layer * block_size * n_embd parameters, ends at block_size. Or
-    sinusoids, the same in all layers: no parameters, defined at every length. Memory: t d numbers
-    a layer. After Al-Rfou et al. 2018 (learned) and Dehghani et al. 2018 (sinusoids), who add
-    theirs before each layer to the residual stream as well.
+    Learned tables, one per layer: n_layer * block_size * n_embd parameters, defined up to
+    block_size. Or sinusoids, the same in all layers: no parameters, defined at every length.
+    Memory: t d numbers per layer. After Al-Rfou et al. 2018 (learned) and Dehghani et al. 2018
+    (sinusoids), who add them to the residual stream before each layer.
     """
 
-    def __init__(self, config: BlockInputConfig, model: ModelConfig) -> None:
-        super().__init__(config, model)
-        self.base, self.n_embd = config.base, model.n_embd
+    def __init__(self, config: BlockInputConfig, shape: ModelShape) -> None:
+        super().__init__(config, shape)
+        self.base, self.n_embd = config.base, shape.n_embd
         if config.table == "learned":
-            self.max_length = model.block_size
-            self.table = nn.Parameter(torch.empty(model.n_layer, model.block_size, model.n_embd))
+            self.max_length = shape.block_size
+            self.table = nn.Parameter(torch.empty(shape.n_layer, shape.block_size, shape.n_embd))
             nn.init.normal_(self.table, std=0.02)
-        else:
-            require_even_width(model)
 
     def block_input(self, x: Tensor, positions: Tensor, layer: int) -> Tensor:
         if self.base is None:

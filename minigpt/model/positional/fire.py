@@ -1,26 +1,29 @@
-"""FIRE: a small network reads the distance as a share of how far a query can look back."""
+"""FIRE: a small network maps the distance, relative to the query's position, to a bias."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from minigpt.errors import require
-from minigpt.model.positional.base import POSITIONAL, BiasScheme, DenseTerm, LayersConfig, ScoreTerm
+from minigpt.model.positional.base import (
+    POSITIONAL,
+    BiasScheme,
+    DenseScoreMod,
+    LayersConfig,
+    ScoreMod,
+)
+from minigpt.model.shape import ModelShape
 
-if TYPE_CHECKING:
-    from minigpt.model.gpt import ModelConfig
-
-FIRST_C = 0.1  # the paper's start of c
+INITIAL_C = 0.1  # the paper's
 
 
 @dataclass
 class FireConfig(LayersConfig):
-    """`width`: of the network; `threshold`: where L starts, in parts of block_size."""
+    """`width`: of the network; `threshold`: initial L as a fraction of block_size."""
 
     width: int
     threshold: float
@@ -36,33 +39,35 @@ class FireConfig(LayersConfig):
 class Fire(BiasScheme):
     """score += f_h(psi(i - j) / psi(max(L, i))), psi(x) = log(1 + |c| x) (Li et al. 2023).
 
-    f has one hidden ReLU layer; c and L are learned. It sees the query's absolute position i, as
-    the length it normalises by. No output bias: the softmax would not see it. (2 + n_head) width
-    + 2 parameters, times n_layer with own layers; memory: t^2 (width + h) numbers, once or a
-    layer; defined at every length.
+    f has one hidden ReLU layer; c and L are learned. Distances are normalised by the query's
+    absolute position i. No output bias: the softmax cancels it. (2 + n_head) width + 2 parameters,
+    times n_layer with own layers; memory: t^2 (width + h) numbers, once or per layer; defined at
+    every length.
     """
 
-    def __init__(self, config: FireConfig, model: ModelConfig) -> None:
-        super().__init__(config, model)
+    def __init__(self, config: FireConfig, shape: ModelShape) -> None:
+        super().__init__(config, shape)
         n = self.n_sets
-        self.c = nn.Parameter(torch.full((n,), FIRST_C))
-        self.first_length = config.threshold * model.block_size
-        self.length = nn.Parameter(torch.ones(n))  # L over where it starts
+        self.c = nn.Parameter(torch.full((n,), INITIAL_C))
+        self.initial_length = config.threshold * shape.block_size
+        self.length = nn.Parameter(torch.ones(n))  # L over its initial value
 
         def uniform(bound: float, *shape: int) -> nn.Parameter:
             return nn.Parameter(nn.init.uniform_(torch.empty(n, *shape), -bound, bound))
 
-        # As torch starts a linear map: uniform in 1 / sqrt(inputs).
+        # As torch initialises a linear map: uniform within 1 / sqrt(inputs).
         self.up, self.up_bias = uniform(1, config.width), uniform(1, config.width)
-        self.down = uniform(1 / math.sqrt(config.width), model.n_head, config.width)
+        self.down = uniform(1 / math.sqrt(config.width), shape.n_head, config.width)
 
-    def score_term(
+    def score_mod(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor, layer: int
-    ) -> ScoreTerm:
-        c, length = self.of(layer, self.c).abs(), self.of(layer, self.length).abs()
+    ) -> ScoreMod:
+        c, length = self.of_layer(layer, self.c).abs(), self.of_layer(layer, self.length).abs()
         i, j = q_positions[:, :, None], k_positions[:, None, :]
-        distance, limit = (i - j).clamp(min=0), torch.maximum(self.first_length * length, i)
-        share = torch.log1p(c * distance) / (torch.log1p(c * limit) + 1e-6)  # (b, i, j)
-        up, up_bias = self.of(layer, self.up), self.of(layer, self.up_bias)
-        hidden = torch.relu(share[..., None] * up + up_bias)
-        return DenseTerm((hidden @ self.of(layer, self.down).T).movedim(-1, 1))  # (b, h, i, j)
+        distance, limit = (i - j).clamp(min=0), torch.maximum(self.initial_length * length, i)
+        relative = torch.log1p(c * distance) / (torch.log1p(c * limit) + 1e-6)  # (b, i, j)
+        up, up_bias = self.of_layer(layer, self.up), self.of_layer(layer, self.up_bias)
+        hidden = torch.relu(relative[..., None] * up + up_bias)
+        return DenseScoreMod(
+            (hidden @ self.of_layer(layer, self.down).T).movedim(-1, 1)
+        )  # (b, h, i, j)

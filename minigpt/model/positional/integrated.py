@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +11,17 @@ from torch import Tensor, nn
 from minigpt.errors import require_one_of
 from minigpt.model.positional.base import (
     POSITIONAL,
-    DenseTerm,
+    DenseScoreMod,
     PositionalConfig,
     PositionalScheme,
-    ScoreTerm,
+    ScoreMod,
 )
-
-if TYPE_CHECKING:
-    from minigpt.model.gpt import ModelConfig
+from minigpt.model.shape import ModelShape
 
 
 @dataclass
 class IntegratedConfig(PositionalConfig):
-    """`heads`: one table shared by a layer's heads, or each head its own."""
+    """`heads`: one table per layer, shared by its heads, or one per head (own)."""
 
     heads: str
 
@@ -34,26 +31,26 @@ class IntegratedConfig(PositionalConfig):
 
 @POSITIONAL.register("integrated", IntegratedConfig)
 class IntegratedPositions(PositionalScheme):
-    """score += q_i . P[j] / sqrt(e), P a table of the layer: the input itself has no positions.
+    """score += q_i . P[j] / sqrt(e), P a table of the layer; the embeddings have no positions.
 
-    One of the four products that absolute embeddings bring to the scores, word to position, with
-    a table of its own (Ke et al. 2021 take them apart, and argue for position to position).
-    n_layer * block_size * head_size parameters, times n_head with own tables; memory: b h t^2
-    numbers a layer; ends at block_size.
+    Of the four products that absolute embeddings bring to the scores (Ke et al. 2021, who use
+    position to position), this is word to position, with a separate table. n_layer * block_size *
+    head_size parameters, times n_head with own tables; memory: b h t^2 numbers per layer; defined
+    up to block_size.
     """
 
-    score = "content"
+    bias_depends_on = "content"
 
-    def __init__(self, config: IntegratedConfig, model: ModelConfig) -> None:
-        super().__init__(config, model)
-        self.max_length = model.block_size
-        tables = 1 if config.heads == "shared" else model.n_head
-        shape = (model.n_layer, tables, model.block_size, model.head_size)
-        self.table = nn.Parameter(nn.init.normal_(torch.empty(shape), std=0.02))
+    def __init__(self, config: IntegratedConfig, shape: ModelShape) -> None:
+        super().__init__(config, shape)
+        self.max_length = shape.block_size
+        tables = 1 if config.heads == "shared" else shape.n_head
+        table = torch.empty(shape.n_layer, tables, shape.block_size, shape.head_size)
+        self.table = nn.Parameter(nn.init.normal_(table, std=0.02))
 
-    def score_term(
+    def score_mod(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor, layer: int
-    ) -> ScoreTerm:
-        places = k_positions.clamp(max=self.table.shape[2] - 1)  # unused slots stand beyond
-        vectors = self.table[layer][:, places].transpose(0, 1)  # (b, h, j, e), or 1 for b and h
-        return DenseTerm(q / math.sqrt(q.shape[-1]) @ vectors.mT)
+    ) -> ScoreMod:
+        k_positions = k_positions.clamp(max=self.table.shape[2] - 1)  # empty slots stand beyond
+        vectors = self.table[layer][:, k_positions].transpose(0, 1)  # (b or 1, h or 1, j, e)
+        return DenseScoreMod(q / math.sqrt(q.shape[-1]) @ vectors.mT)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
 from minigpt.model.positional.base import POSITIONAL, PositionalConfig, PositionalScheme
-
-if TYPE_CHECKING:
-    from minigpt.model.gpt import ModelConfig
+from minigpt.model.shape import ModelShape
 
 
 @POSITIONAL.register("learned", PositionalConfig)
 class LearnedPositions(PositionalScheme):
-    """x_t + P[t] (Radford et al. 2018). block_size * n_embd parameters; ends at block_size."""
+    """x_t + P[t] (Radford et al. 2018).
 
-    def __init__(self, config: PositionalConfig, model: ModelConfig) -> None:
-        super().__init__(config, model)
-        self.max_length = model.block_size
-        self.table = nn.Embedding(model.block_size, model.n_embd)
+    block_size * n_embd parameters; defined up to block_size.
+    """
+
+    def __init__(self, config: PositionalConfig, shape: ModelShape) -> None:
+        super().__init__(config, shape)
+        self.max_length = shape.block_size
+        self.table = nn.Embedding(shape.block_size, shape.n_embd)
         nn.init.normal_(self.table.weight, std=0.02)  # as GPT-2's other weights
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,51 +11,48 @@ from torch import Tensor, nn
 from minigpt.errors import require
 from minigpt.model.positional.base import (
     POSITIONAL,
-    DistanceTerm,
+    DistanceScoreMod,
     PositionalConfig,
     PositionalScheme,
-    ScoreTerm,
+    ScoreMod,
 )
-
-if TYPE_CHECKING:
-    from minigpt.model.gpt import ModelConfig
+from minigpt.model.shape import ModelShape
 
 
 @dataclass
 class RelativeConfig(PositionalConfig):
-    """`clip`: distances from here on share one vector; None for no clipping."""
+    """`max_distance`: greater distances share its vector; None for one vector per distance."""
 
-    clip: int | None
+    max_distance: int | None
 
     def __post_init__(self) -> None:
-        ok = self.clip is None or self.clip >= 1
-        require(ok, "model.positional.clip", self.clip, "must be 1 or more, or null")
+        ok = self.max_distance is None or self.max_distance >= 1
+        why = "must be 1 or more, or null"
+        require(ok, "model.positional.max_distance", self.max_distance, why)
 
 
 @POSITIONAL.register("relative", RelativeConfig)
 class RelativePositions(PositionalScheme):
     """score += q_i . R[i - j] / sqrt(e), R a table of the layer, shared by its heads.
 
-    Shaw et al. 2018, equation 4, the causal half, on the keys' side alone. Scores are shifted into
-    place (Huang et al. 2018), so no (t, t, e) tensor arises: b h t^2 numbers a layer. n_layer *
-    block_size * head_size parameters, ends at block_size; with `clip`, clip + 1 vectors a layer,
-    and it is defined at every length.
+    Shaw et al. 2018, equation 4, for keys only and causal. Scores are shifted into place (Huang et
+    al. 2018), so that no (t, t, e) tensor is needed; memory: b h t^2 numbers per layer. n_layer *
+    block_size * head_size parameters, defined up to block_size; with `max_distance`, max_distance +
+    1 vectors per layer, defined at every length.
     """
 
-    score = "content"
+    bias_depends_on = "content"
 
-    def __init__(self, config: RelativeConfig, model: ModelConfig) -> None:
-        super().__init__(config, model)
-        if config.clip is not None:
-            why = f"no text of model.block_size={model.block_size} is so long; use less, or null"
-            require(config.clip < model.block_size, "model.positional.clip", config.clip, why)
-        self.max_length = model.block_size if config.clip is None else None
-        n = model.block_size if config.clip is None else config.clip + 1
-        shape = (model.n_layer, n, model.head_size)
-        self.table = nn.Parameter(nn.init.normal_(torch.empty(shape), std=0.02))
+    def __init__(self, config: RelativeConfig, shape: ModelShape) -> None:
+        super().__init__(config, shape)
+        longest = config.max_distance
+        self.max_length = shape.block_size if longest is None else None
+        n = shape.block_size if longest is None else longest + 1
+        table = torch.empty(shape.n_layer, n, shape.head_size)
+        self.table = nn.Parameter(nn.init.normal_(table, std=0.02))
 
-    def score_term(
+    def score_mod(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor, layer: int
-    ) -> ScoreTerm:
+    ) -> ScoreMod:
         by_distance = q / math.sqrt(q.shape[-1]) @ self.table[layer].T  # (b, h, i, n)
-        return DistanceTerm(by_distance, q_positions, k_positions)
+        return DistanceScoreMod(by_distance, q_positions, k_positions)

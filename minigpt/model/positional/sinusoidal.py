@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -12,9 +11,7 @@ from torch import Tensor
 
 from minigpt.errors import require
 from minigpt.model.positional.base import POSITIONAL, PositionalConfig, PositionalScheme
-
-if TYPE_CHECKING:
-    from minigpt.model.gpt import ModelConfig
+from minigpt.model.shape import ModelShape
 
 
 @dataclass
@@ -28,16 +25,11 @@ class SinusoidalConfig(PositionalConfig):
 
 
 def sinusoids(positions: Tensor, n_embd: int, base: float) -> Tensor:
-    """P_t[2k], P_t[2k+1] = sin, cos of t / base^(2k/d) (Vaswani et al. 2017): (b, t, d)."""
+    """Return P_t[2k], P_t[2k+1] = sin, cos of t / base^(2k/d) (Vaswani et al. 2017): (b, t, d)."""
+    assert n_embd % 2 == 0, "refused by `compatibility`"
     channel = torch.arange(0, n_embd, 2, device=positions.device)
     angle = positions[..., None] * base ** (-channel / n_embd)
     return rearrange([angle.sin(), angle.cos()], "two b t k -> b t (k two)")
-
-
-def require_even_width(model: ModelConfig) -> None:
-    """Raise UserError unless sines and cosines come in pairs."""
-    why = "sinusoidal positions pair the channels; use an even width"
-    require(model.n_embd % 2 == 0, "model.n_embd", model.n_embd, why)
 
 
 @POSITIONAL.register("sinusoidal", SinusoidalConfig)
@@ -48,10 +40,9 @@ class SinusoidalPositions(PositionalScheme):
     defined at every length.
     """
 
-    def __init__(self, config: SinusoidalConfig, model: ModelConfig) -> None:
-        super().__init__(config, model)
-        require_even_width(model)
-        self.base, self.n_embd = config.base, model.n_embd
+    def __init__(self, config: SinusoidalConfig, shape: ModelShape) -> None:
+        super().__init__(config, shape)
+        self.base, self.n_embd = config.base, shape.n_embd
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         table = sinusoids(positions, self.n_embd, self.base)

@@ -1,10 +1,9 @@
-"""T5's bias: distances share numbers in buckets that widen with the distance."""
+"""T5's bias: a learned bias per bucket of distances; buckets widen with the distance."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +12,16 @@ from minigpt.errors import require
 from minigpt.model.positional.base import (
     POSITIONAL,
     BiasScheme,
-    DistanceTerm,
+    DistanceScoreMod,
     LayersConfig,
-    ScoreTerm,
+    ScoreMod,
 )
-
-if TYPE_CHECKING:
-    from minigpt.model.gpt import ModelConfig
+from minigpt.model.shape import ModelShape
 
 
 @dataclass
 class T5Config(LayersConfig):
-    """`buckets`: half of them hold one distance each; the last begins before `max_distance`."""
+    """`buckets`: half of them hold one distance each, the last `max_distance` and more."""
 
     buckets: int
     max_distance: int
@@ -43,14 +40,14 @@ class T5Config(LayersConfig):
 
 
 def t5_bucket(distance: Tensor, buckets: int, max_distance: int) -> Tensor:
-    """Bucket of each distance (0 or more), causal: exact up to half of them, then logarithmic.
+    """Return the bucket of each distance (0 or more): one each up to half, then logarithmic.
 
-    Raffel et al. 2020, section 2.1. In float32, whose rounding decides at the edges of buckets.
+    Raffel et al. 2020, section 2.1, causal. In float32, as T5: rounding decides at the edges.
     """
     exact = buckets // 2
-    share = torch.log(distance.clamp(min=1).to(torch.float32) / exact)
-    share = share / math.log(max_distance / exact)
-    wide = exact + (share * (buckets - exact)).to(torch.int64)
+    fraction = torch.log(distance.clamp(min=1).to(torch.float32) / exact)
+    fraction = fraction / math.log(max_distance / exact)
+    wide = exact + (fraction * (buckets - exact)).to(torch.int64)
     return torch.where(distance < exact, distance, wide.clamp(max=buckets - 1))
 
 
@@ -58,21 +55,21 @@ def t5_bucket(distance: Tensor, buckets: int, max_distance: int) -> Tensor:
 class T5Bias(BiasScheme):
     """score += b_h[bucket(i - j)], starting at 0 (Raffel et al. 2020, section 2.1).
 
-    n_head * buckets parameters, times n_layer with own layers; memory: h t^2 numbers, once or a
-    layer; defined at every length. The scores keep their 1 / sqrt(e), which T5 leaves out.
+    n_head * buckets parameters, times n_layer with own layers; memory: h t^2 numbers, once or per
+    layer; defined at every length. The scores are scaled by 1 / sqrt(e), unlike T5's.
     """
 
     bucket: Tensor
 
-    def __init__(self, config: T5Config, model: ModelConfig) -> None:
-        super().__init__(config, model)
-        self.bias = nn.Parameter(torch.zeros(self.n_sets, model.n_head, config.buckets))
-        distances = torch.arange(config.max_distance + 1)  # all beyond are in the last bucket
+    def __init__(self, config: T5Config, shape: ModelShape) -> None:
+        super().__init__(config, shape)
+        self.bias = nn.Parameter(torch.zeros(self.n_sets, shape.n_head, config.buckets))
+        distances = torch.arange(config.max_distance + 1)  # greater ones are in the last bucket
         bucket = t5_bucket(distances, config.buckets, config.max_distance)
         self.register_buffer("bucket", bucket, persistent=False)
 
-    def score_term(
+    def score_mod(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor, layer: int
-    ) -> ScoreTerm:
-        bias = self.of(layer, self.bias)[:, self.bucket]  # (h, distance)
-        return DistanceTerm(bias[None, :, None, :], q_positions, k_positions)
+    ) -> ScoreMod:
+        bias = self.of_layer(layer, self.bias)[:, self.bucket]  # (h, distance)
+        return DistanceScoreMod(bias[None, :, None, :], q_positions, k_positions)

@@ -1,24 +1,21 @@
-"""xPos: rotary positions whose products also shrink with the distance."""
+"""xPos: rotary position embeddings with a decay over the distance."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from minigpt.errors import require
 from minigpt.model.positional.base import POSITIONAL, PositionalConfig, PositionalScheme
-from minigpt.model.positional.rope import frequencies, turn, turned_channels
-
-if TYPE_CHECKING:
-    from minigpt.model.gpt import ModelConfig
+from minigpt.model.positional.rope import apply_rotary, inverse_frequencies, rotary_channels
+from minigpt.model.shape import ModelShape
 
 
 @dataclass
 class XposConfig(PositionalConfig):
-    """`base`: as rope's. Over `scale_base` positions channel pair k shrinks by
+    """`base`: as rope's. Over `scale_base` positions channel pair k decays by
     (k / (e/2) + gamma) / (1 + gamma)."""
 
     base: float
@@ -36,19 +33,19 @@ class XposConfig(PositionalConfig):
 class XposPositions(PositionalScheme):
     """RoPE, with q_t times z_k^(t/scale_base) and k_t times z_k^(-t/scale_base) (Sun et al. 2022).
 
-    z_k = (2k/e + gamma) / (1 + gamma) for channel pair k, so that q_i . k_j holds
-    z_k^((i - j) / scale_base): fast pairs fade with the distance. No parameters; memory: 2 t e
-    numbers a layer; defined at every length, as long as z_0^(t/scale_base) is within floats.
+    z_k = (2k/e + gamma) / (1 + gamma) for channel pair k, so that q_i . k_j has the factor
+    z_k^((i - j) / scale_base): fast pairs decay with the distance. No parameters; memory: 2 t e
+    numbers per layer; defined at every length, as long as z_0^(t/scale_base) is a finite float.
     """
 
-    def __init__(self, config: XposConfig, model: ModelConfig) -> None:
-        super().__init__(config, model)
-        self.config, self.n = config, turned_channels("xpos", 1.0, model)
+    def __init__(self, config: XposConfig, shape: ModelShape) -> None:
+        super().__init__(config, shape)
+        self.config, self.n = config, rotary_channels(1.0, shape)
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        angle = positions[..., None] * frequencies(self.n, self.config.base, q.device)
-        share = torch.arange(0, self.n, 2, device=q.device) / self.n
-        shrink = (share + self.config.gamma) / (1 + self.config.gamma)
-        scale = shrink ** (positions[..., None] / self.config.scale_base)  # (b, t, e/2)
+        angle = positions[..., None] * inverse_frequencies(self.n, self.config.base, q.device)
+        fraction = torch.arange(0, self.n, 2, device=q.device) / self.n
+        decay = (fraction + self.config.gamma) / (1 + self.config.gamma)
+        scale = decay ** (positions[..., None] / self.config.scale_base)  # (b, t, e/2)
         cos, sin = angle.cos(), angle.sin()
-        return turn(q, scale * cos, scale * sin), turn(k, cos / scale, sin / scale)
+        return apply_rotary(q, scale * cos, scale * sin), apply_rotary(k, cos / scale, sin / scale)

@@ -1,4 +1,4 @@
-"""Run directories made by hand, in the form in which training leaves them."""
+"""Synthetic run directories, with the files that training writes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def make_run(
     result: dict[str, Any] | None = None,
     evaluated: bool = False,
 ) -> Path:
-    """A run that ended with a validation loss, or with `status` None has not ended."""
+    """Write a run with a final validation loss; with `status` None it has not ended."""
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     seed, steps = settings["seed"], settings["trainer"]["max_steps"]
@@ -127,7 +127,7 @@ def make_run(
 def make_sweep(
     top: Path, designs: dict[str, dict[str, Any]], seeds: tuple[int, ...] = (1, 2, 3)
 ) -> Path:
-    """Runs of several designs and seeds; the n-th design is 0.1 n worse, and seeds differ."""
+    """Write runs of several designs and seeds; the loss of the n-th design is 0.1 n higher."""
     for place, (name, changes) in enumerate(designs.items()):
         for seed in seeds:
             loss = 1.5 + 0.1 * place + 0.01 * seed + 0.001 * ((place * 7 + seed * 3) % 5)

@@ -1,0 +1,86 @@
+"""The YAML files of configs/: one folder per config group, one file per choice.
+
+Imports no torch, like all of this package but compose.py and schema.py, so that --help, --cfg and
+shell completion respond at once.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from pathlib import Path
+from typing import cast
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+ROOT = "train"  # configs/train.yaml
+
+
+def config_directory() -> Path:
+    """Return the folder of YAML files: in an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def config_groups() -> list[str]:
+    """Return the names of the config groups."""
+    return sorted(path.name for path in config_directory().iterdir() if path.is_dir())
+
+
+def choices(group: str) -> dict[str, DictConfig]:
+    """Return the values that each choice of a config group sets, by the choice's name."""
+    files = sorted((config_directory() / group).glob("*.yaml"))
+    return {file.stem: cast(DictConfig, OmegaConf.load(file)) for file in files}
+
+
+def section_of(group: str) -> str:
+    """Return the key below which a config group sets values; _global_ if it sets any key."""
+    file = min((config_directory() / group).glob("*.yaml"))
+    package = re.search(r"^# @package (\S+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return group if package is None else package[1]
+
+
+def choices_with(key: str) -> list[str]:
+    """Return GROUP=CHOICE for every choice that sets `key`."""
+    section, _, option = key.rpartition(".")
+    return [
+        f"{group}={name}"
+        for group in config_groups()
+        if section and section_of(group) == section
+        for name, values in choices(group).items()
+        if option in values
+    ]
+
+
+def register() -> None:
+    """Register the resolvers of configs/runtime.yaml, and model=NAME for positional schemes."""
+    OmegaConf.register_new_resolver(
+        "short_id", lambda: secrets.token_hex(2), use_cache=True, replace=True
+    )
+    OmegaConf.register_new_resolver("run_label", _run_label, replace=True)
+    for file in (config_directory() / "positional").glob("*.yaml"):
+        ConfigStore.instance().store(
+            group="model",
+            name=file.stem,
+            package="_global_",
+            node={
+                "defaults": ["/model_base", {"override /positional": file.stem}, "_self_"],
+                "model": {"name": file.stem},
+            },
+        )
+
+
+def _run_label(name: str | None, design: str, overrides: list[str]) -> str:
+    """Return the label in a run directory's name: the run's name, or design and choices."""
+    pairs = [override.lstrip("+~").partition("=")[::2] for override in overrides]
+    groups = set(config_groups()) - {"model", "logger", "trainer"}
+    chosen = [value for key, value in pairs if key in groups]
+    return file_name(name or "_".join([design, *chosen]))
+
+
+def file_name(text: str) -> str:
+    """Return text as a file name of at most 100 bytes, without separators."""
+    name = re.sub(r"[^\w.=+-]+", "_", text).encode("utf-8")[:100].decode("utf-8", "ignore")
+    return name.strip("_") or "run"

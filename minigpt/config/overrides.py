@@ -1,0 +1,247 @@
+"""From command-line overrides to a composed config, with Hydra's errors in one line."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Transformer
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from minigpt.config.groups import (
+    ROOT,
+    choices,
+    choices_with,
+    config_directory,
+    config_groups,
+    register,
+    section_of,
+)
+from minigpt.config.renamed import require_current_overrides
+from minigpt.errors import UserError, did_you_mean, first_line
+
+# The extras of this package that install Hydra's launchers.
+LAUNCHERS = {"joblib": "joblib", "ray": "ray"} | dict.fromkeys(
+    ("submitit_local", "submitit_slurm"), "slurm"
+)
+FUNCTIONS = ("choice", "range", "interval", "tag", "int", "float", "glob", "sort", "shuffle")
+EXAMPLE = "optimizer.lr='tag(log, interval(1e-4, 1e-2))' or model=rope,alibi"
+
+
+@dataclass(frozen=True)
+class Composed:
+    """The config of one run as Hydra composed it; `compose.to_config` makes it typed.
+
+    `values`: all but Hydra's own section. `resume`: the run to resume. `swept`: keys that a preset
+    or an experiment varies with -m. `directory`: the run directory, relative if in the working one.
+    """
+
+    values: DictConfig
+    overrides: list[str]
+    resume: str | None
+    swept: list[str]
+    directory: Path
+
+
+def compose_overrides(overrides: list[str]) -> Composed:
+    """Compose the config of one run with Hydra's compose API. Raises UserError."""
+    register()
+    overrides = [quoted(override) for override in overrides]
+    require_current_overrides(overrides)
+    with one_line_errors(overrides):
+        with initialize_config_dir(str(config_directory()), version_base="1.3"):
+            composed = compose(ROOT, overrides, return_hydra_config=True)
+        return composed_run(composed, composed.hydra, composed.hydra.run.dir)
+
+
+def composed_run(composed: DictConfig, hydra: Any, directory: str) -> Composed:
+    """Take apart a config that Hydra composed. `hydra`: Hydra's own section."""
+    resume, path, here = composed.get("resume"), Path(os.path.abspath(directory)), Path.cwd()
+    return Composed(
+        values=OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]),
+        overrides=list(hydra.overrides.task),
+        resume=None if resume is None else str(resume),
+        swept=list(hydra.sweeper.params or {}),
+        directory=path.relative_to(here) if path.is_relative_to(here) else path,
+    )
+
+
+def require_choices(overrides: list[str]) -> None:
+    """Raise UserError for an invalid choice of a config group, or one made by another key."""
+    groups = {section_of(group): group for group in config_groups()}
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key == "hydra/sweeper":
+            why = "other sweepers cannot skip finished runs; leave it out"
+            raise UserError(f"{override}: {why}, and search with `minigpt tune`")
+        if "null" in value.split(",") and key in set(config_groups()) - {"experiment"}:
+            known = ", ".join(choices(key))
+            raise UserError(f"{override}: needs a choice; use one of {known}")
+        section = key.removesuffix(".name")
+        group = groups.get(section)
+        if group is None or key == group:
+            continue
+        options = set(choices(group).get(value, ())) - {"name"}
+        if key == section or options:
+            why = f", which sets {', '.join(sorted(options))}" if options else ""
+            raise UserError(f"{override}: is a choice of a config group; use {group}={value}{why}")
+
+
+# ---- Hydra's grammar of overrides ----
+
+
+def quoted(override: str) -> str:
+    """Return the override with its value in quotes if Hydra cannot parse it as it is."""
+    key, separator, value = override.partition("=")
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        if separator and value:
+            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+            return f"{key}='{escaped}'"
+    return override
+
+
+@dataclass(frozen=True)
+class Interval:
+    """All numbers from `low` to `high`. `tags`: such as log and int."""
+
+    low: float
+    high: float
+    tags: frozenset[str]
+
+
+def parse_values(text: str) -> tuple[str, list[Any] | Interval | None]:
+    """Return an override's key and its values: a list, an interval, or None if it has only one.
+
+    Numbers, booleans and null are Python values, others the text that sets them. Raises UserError.
+    """
+    override = _parse(text)
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return key, None
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        assert value.start is not None and value.end is not None
+        return key, Interval(value.start, value.end, frozenset(map(str, value.tags)))
+    if isinstance(value, Glob):
+        raise UserError(f"{text}: a search takes lists; name the choices, as model=rope,alibi")
+    return key, list(override.sweep_iterator(transformer=_number_or_text))
+
+
+def _number_or_text(element: Any) -> Any:
+    if element is None or isinstance(element, bool | int | float):
+        return element
+    return Transformer.str(element)
+
+
+def _parse(text: str) -> Override:
+    parser = OverridesParser.create()
+    try:
+        return parser.parse_override(text)
+    except HydraException as error:
+        value = text.partition("=")[2]
+        if re.match(rf"({'|'.join(FUNCTIONS)})\(", value):  # quotes would make it a plain text
+            why = first_line(error)
+            raise UserError(f"{text}: cannot be parsed ({why}); write it as {EXAMPLE}") from None
+    with one_line_errors([text]):
+        return parser.parse_overrides([quoted(text)])[0]
+
+
+def combinations(overrides: list[str]) -> list[list[str]]:
+    """Return the overrides of each job of a sweep: the product of all values. Raises UserError."""
+    with one_line_errors(overrides):
+        parser = OverridesParser.create()
+        return jobs_of(parser.parse_overrides([quoted(override) for override in overrides]))
+
+
+def jobs_of(overrides: list[Override]) -> list[list[str]]:
+    """Return the product of the overrides' values. Of a key given twice, the last one counts."""
+    values: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            texts = [override.get_value_element_as_str()]
+        elif override.is_discrete_sweep():
+            texts = list(override.sweep_string_iterator())
+        else:
+            raise HydraException(f"{override.input_line}: a sweep takes lists, not intervals")
+        values[key] = [f"{key}={text}" for text in texts]
+    return [list(job) for job in itertools.product(*values.values())]
+
+
+def swept_keys(overrides: list[str]) -> list[str]:
+    """Return the keys that have several values."""
+    parsed = [OverridesParser.create().parse_override(override) for override in overrides]
+    return [override.key_or_group for override in parsed if override.is_sweep_override()]
+
+
+# ---- errors ----
+
+
+@contextmanager
+def one_line_errors(overrides: list[str]) -> Iterator[None]:
+    """Turn Hydra's and OmegaConf's errors in this block into a UserError of one line."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain(error, overrides)) from None
+
+
+def _explain(error: Exception, overrides: list[str]) -> str:
+    """Return 'key=value: why. Did you mean ...?' for an error of Hydra."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _explain_missing(error.missing_cfg_file, error.options or [])
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be parsed; write key=value, special characters in quotes"
+    message = str(error).strip()
+    unknown = re.match(r"Could not override '(.*)'", message)
+    if unknown:
+        return _explain_unknown(unknown[1], overrides)
+    ambiguous = re.match(r"Ambiguous value for argument '(.*)'", message)
+    if ambiguous:
+        return f"{ambiguous[1]}: several values; add -m to run each of them"
+    cause = error.__cause__
+    return first_line(error) + (f" ({first_line(cause)})" if cause is not None else "")
+
+
+def _explain_missing(file: str, options: Sequence[str]) -> str:
+    group, _, name = file.rpartition("/")
+    if not group:
+        return f"--config-name={name}: no such config in {config_directory()} or --config-dir"
+    if group == "hydra/launcher" and name in LAUNCHERS:
+        return f"{group}={name}: not installed; pip install 'minigpt[{LAUNCHERS[name]}]'"
+    known = ", ".join(options)
+    return f"{group}={name}: no such {group}.{did_you_mean(name, options)} Known: {known}."
+
+
+def _explain_unknown(key: str, overrides: list[str]) -> str:
+    groups = config_groups()
+    if key in groups:  # configs/train.yaml has all of them, so this is another root config
+        return f"{key}: a saved config takes key=value, but no choices of config groups"
+    owners = choices_with(key)
+    if owners:
+        return f"{key}: an option of {' or '.join(owners)}; choose that too"
+    pairs = [override.partition("=") for override in overrides]
+    chosen = [f"{group}={name.split(',')[0]}" for group, _, name in pairs if group in groups]
+    known = [*groups, *_keys(compose_overrides(chosen).values)]
+    ending = [name for name in known if name.endswith(f".{key}")]
+    guess = f" Did you mean {' or '.join(ending)}?" if ending else did_you_mean(key, known)
+    return f"{key}: no such option or config group.{guess} See them all: minigpt train --cfg job"
+
+
+def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        yield f"{prefix}{key}"
+        if OmegaConf.is_dict(config._get_node(key)):
+            yield from _keys(config[key], f"{prefix}{key}.")

@@ -1,0 +1,48 @@
+"""Config keys that were renamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from minigpt.config.groups import choices_with
+from minigpt.errors import UserError
+
+RENAMED_KEYS = {
+    "trainer.accumulate": "trainer.grad_accum_steps",
+    "optimizer.clip": "optimizer.grad_clip",
+    "optimizer.other_lr": "optimizer.adamw_lr_ratio",
+    "model.positional.clip": "model.positional.max_distance",
+}
+
+
+def require_current_overrides(overrides: Iterable[str]) -> None:
+    """Raise UserError for an override, with or without + or ~, that uses an old name."""
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key in RENAMED_KEYS and not choices_with(key):
+            raise UserError(f"{override}: renamed to {RENAMED_KEYS[key]}")
+
+
+def require_current_keys(values: dict[str, Any]) -> None:
+    """Raise UserError for nested `values`, as of an experiment's YAML, that use an old name."""
+    for old, new, section, name in _renamed(values):
+        value = "null" if section[name] is None else section[name]
+        raise UserError(f"{old}={value}: renamed to {new}")
+
+
+def rename_keys(values: dict[str, Any]) -> None:
+    """Give the old keys in a saved config, nested `values`, their current names, in place."""
+    for _, new, section, name in list(_renamed(values)):
+        section[new.rpartition(".")[2]] = section.pop(name)
+
+
+def _renamed(values: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any], str]]:
+    """Yield old key, new key, section and name in it for each old key in `values`."""
+    for old, new in RENAMED_KEYS.items():
+        *path, name = old.split(".")
+        section: Any = values
+        for part in path:
+            section = section.get(part) if isinstance(section, dict) else None
+        if isinstance(section, dict) and name in section and not choices_with(old):
+            yield old, new, section, name

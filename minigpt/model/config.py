@@ -1,0 +1,87 @@
+"""The options of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minigpt.errors import require, require_one_of
+from minigpt.model.attention import AttentionConfig
+from minigpt.model.backends import BackendConfig
+from minigpt.model.ffn import FeedForwardConfig
+from minigpt.model.norm import NormConfig
+from minigpt.model.positional import PositionalConfig
+from minigpt.model.shape import ModelShape
+
+EMBEDDINGS = ("tied", "untied")
+RESIDUAL_INITS = ("scaled", "zero")
+
+
+@dataclass
+class EmbeddingConfig:
+    """`name`: tied (the head is the token table, Press & Wolf 2017) or untied."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        require_one_of("model.embedding.name", self.name, EMBEDDINGS)
+
+
+@dataclass
+class ModelConfig:
+    """The design of a GPT. Each value is checked here, combinations in `compatibility`.
+
+    `n_kv_head`: heads of keys and values, None for n_head.
+    `vocab_multiple`: the vocabulary is padded up to a multiple of this.
+    `residual_init`: initial scale of the last linear map of each residual branch, or of the gain of
+    its output norm: 1 / sqrt(2 n_layer) (scaled, GPT-2) or zero.
+    `logit_softcap`: see `AttentionBias`. `value_residual`: see `SelfAttention`.
+    `unet_skips`: each layer of the second half adds the output of its mirror image in the first
+    half (the innermost pair first), times a learned weight that starts at 1 (Jordan et al. 2024,
+    modded-nanogpt). n_layer / 2 parameters.
+    """
+
+    name: str
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    dropout: float
+    bias: bool
+    qk_norm: bool
+    residual_init: str
+    vocab_multiple: int
+    positional: PositionalConfig
+    norm: NormConfig
+    embedding: EmbeddingConfig
+    ffn: FeedForwardConfig
+    attention: AttentionConfig
+    backend: BackendConfig
+    n_kv_head: int | None = None
+    logit_softcap: float | None = None
+    value_residual: bool = False
+    unet_skips: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.n_layer >= 0, "model.n_layer", self.n_layer, "must be 0 or more")
+        for key in ("n_head", "n_embd", "block_size", "vocab_multiple"):
+            value = getattr(self, key)
+            require(value >= 1, f"model.{key}", value, "must be 1 or more")
+        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1)")
+        require_one_of("model.residual_init", self.residual_init, RESIDUAL_INITS)
+        cap, heads = self.logit_softcap, self.n_kv_head
+        why = "must be above 0, or null for no soft-cap"
+        require(cap is None or cap > 0, "model.logit_softcap", cap, why)
+        require(heads is None or heads >= 1, "model.n_kv_head", heads, "must be 1 or more")
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def shape(self) -> ModelShape:
+        """The sizes that the parts of the model share."""
+        return ModelShape(
+            *(self.n_layer, self.n_head, self.kv_heads, self.n_embd, self.block_size),
+            *(self.dropout, self.bias, self.qk_norm, self.value_residual),
+        )

@@ -1,0 +1,85 @@
+"""What the layers of one forward pass share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from minigpt.model.backends import Backend
+from minigpt.model.bias import AttentionBias, MaskMod
+from minigpt.model.kv_cache import KVCache
+from minigpt.model.positional import PositionalScheme
+
+T = TypeVar("T")
+
+
+@dataclass
+class Auxiliary:
+    """Losses and metrics that layers report besides their output, by name.
+
+    `losses`: one scalar per layer that reports. `coefficients`: the factor of each loss.
+    `metrics`: tensors without a gradient, logged as they are.
+    """
+
+    losses: dict[str, list[Tensor]] = field(default_factory=dict)
+    coefficients: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+    def mean_losses(self) -> dict[str, Tensor]:
+        """Return each loss as the mean over the layers that reported it."""
+        return {name: torch.stack(values).mean() for name, values in self.losses.items()}
+
+
+@dataclass
+class ForwardContext:
+    """The inputs, settings and intermediate results that the layers of one forward pass share.
+
+    `positions` (b, t), or (1, t) for all rows: absolute positions of the rows of x, of which the
+    first `n_tokens` are tokens. `last_position`: no token stands after it. `in_order`: the tokens
+    stand at 0, 1, ..., and none came before. `query_blocks`: whether an attention with a horizon is
+    computed in blocks of queries. `document_ids`: see `GPT.hidden`. `auxiliary`: None outside of
+    training. `first_values` (b, h, t, e): values of layer 0, for value residuals.
+    """
+
+    positional: PositionalScheme
+    backend: Backend
+    n_head: int
+    logit_softcap: float | None
+    positions: Tensor
+    n_tokens: int
+    last_position: int
+    in_order: bool
+    cache: KVCache | None = None
+    query_blocks: bool = True
+    document_ids: Tensor | None = None
+    auxiliary: Auxiliary | None = None
+    first_values: Tensor | None = None
+    _results: dict[object, Any] = field(default_factory=dict)
+
+    def once(self, key: object, compute: Callable[[], T]) -> T:
+        """Return compute(), which is called once per key and forward pass."""
+        if key not in self._results:
+            self._results[key] = compute()
+        return cast(T, self._results[key])
+
+    def without_side_effects(self) -> ForwardContext:
+        """Return a context of the same inputs, without cache, auxiliary or stored results."""
+        return replace(self, cache=None, auxiliary=None, first_values=None, _results={})
+
+    def attention_bias(
+        self,
+        q_positions: Tensor,
+        k_positions: Tensor,
+        in_order: bool,
+        mask_mod: MaskMod | None,
+        mask_by_head: bool = False,
+    ) -> AttentionBias:
+        """Return the bias and mask of queries and keys at these positions (b or 1, t or s)."""
+        return AttentionBias(
+            *(self.positional, self.n_head, q_positions, k_positions, in_order),
+            *(self.logit_softcap, mask_mod, mask_by_head, self.document_ids),
+        )

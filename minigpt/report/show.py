@@ -1,0 +1,85 @@
+"""Print a report, once or again whenever a file of its runs changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from minigpt.console import LiveView
+from minigpt.report.comparison import Comparison, compare
+from minigpt.report.evaluations import choose
+from minigpt.report.results import differences, leaderboard, running, summary, tables
+from minigpt.report.runs import file_states
+from minigpt.report.tables import print_table, to_rich
+from minigpt.report.write import write_report
+
+PRINTED = ("leaderboard", "differences", "lengths", "configs")  # the page has all tables
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Print the comparison: tables in a terminal, plain lines in a pipe."""
+
+    def line(text: str, style: str = "") -> None:
+        styled = Text(text, style) if style and console.is_terminal else text
+        console.print(styled, soft_wrap=isinstance(styled, str), markup=False)
+
+    line(summary(comparison))
+    for warning in comparison.warnings:
+        line(f"warning: {warning}", "yellow")
+    for note in comparison.notes:
+        line(note)
+    for table in tables(comparison, choose(comparison)):
+        if table.name not in PRINTED:
+            continue
+        if not console.is_terminal:
+            line("")
+        print_table(table, console)
+        if table.note:
+            line(table.note, "dim")
+
+
+def follow(
+    folders: Sequence[str], by: Sequence[str], baseline: str | None, out: Path, seconds: float
+) -> Comparison:
+    """Show and write a report whenever a file changed, and return the last comparison.
+
+    Checks the files every `seconds`. Ends when all runs, sweeps and searches have ended, and at
+    Ctrl-C.
+    """
+    comparison: Comparison | None = None
+
+    def draw() -> RenderableType:
+        return "" if comparison is None else Group(*_progress(comparison, view.console.width))
+
+    view = LiveView(draw)
+    states = None
+    with view:
+        try:
+            while True:
+                now = file_states([Path(folder) for folder in folders])
+                if now != states:
+                    states, comparison = now, compare(folders, by, baseline)
+                    write_report(comparison, out, refresh=seconds)
+                    view.refresh()
+                    if not view.console.is_terminal:
+                        view.line(summary(comparison))
+                    if comparison.collection.has_ended:
+                        return comparison
+                time.sleep(seconds)
+        except KeyboardInterrupt:
+            if comparison is None:
+                raise
+    return comparison
+
+
+def _progress(comparison: Comparison, width: int) -> list[RenderableType]:
+    """Return the summary and the tables that change while runs are training."""
+    shown = [table(comparison) for table in (running, leaderboard, differences)]
+    return [
+        Text(summary(comparison)),
+        *(rich for table in shown if table.rows for rich in to_rich(table, width)),
+    ]

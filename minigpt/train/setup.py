@@ -1,0 +1,79 @@
+"""Everything a run trains with, built and checked before anything is written to disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, replace
+
+import torch
+
+from minigpt.config.schema import Config
+from minigpt.data import TokenData
+from minigpt.data.prepare import Prepared
+from minigpt.model import GPT
+from minigpt.optim.optimizer import OPTIMIZERS
+from minigpt.runtime import Runtime, reset_peak_memory
+from minigpt.tokenizer import Tokenizer
+from minigpt.train.state import TrainState
+
+# Added to the seed, so that batches and initial weights come from different random streams.
+# torch's CPU generator uses only the lowest 32 bits of a seed.
+BATCH_SEED = 0x5EED
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A resolved config and what it describes. Data and model are on the runtime's device.
+
+    `backend`: the attention backend of training steps, with the reason for it.
+    """
+
+    config: Config
+    runtime: Runtime
+    tokenizer: Tokenizer
+    data: TokenData
+    state: TrainState
+    backend: str
+
+
+def set_up(config: Config, prepared: Prepared, runtime: Runtime) -> Setup:
+    """Seed torch, build model and optimizer, and resolve the config.
+
+    Raises UserError for a combination of choices that is not supported.
+    """
+    reset_peak_memory(runtime.device)
+    torch.manual_seed(config.seed)
+    data = prepared.tokens.to(runtime.device)
+    generator = torch.Generator(data.train.tokens.device)
+    generator.manual_seed(config.seed + BATCH_SEED)
+    model = GPT(config.model, prepared.tokenizer.n_vocab).to(runtime.device)
+    backend = model.use_backend(runtime.device, runtime.precision == "bf16", "train")
+    state = TrainState(model, OPTIMIZERS.build(config.optimizer, model), generator)
+    resolved = resolve(config, runtime, model)
+    return Setup(resolved, runtime, prepared.tokenizer, data, state, backend)
+
+
+def resolve(config: Config, runtime: Runtime, model: GPT) -> Config:
+    """Return the config with explicit values for `auto`, relative paths and attention's nulls.
+
+    model.backend.name=auto stays: the backend is chosen anew for each use.
+    """
+    trainer = replace(
+        config.trainer,
+        device=runtime.device,
+        precision=runtime.precision,
+        threads=torch.get_num_threads(),
+    )
+    paths = {
+        field.name: os.path.abspath(os.path.expanduser(getattr(config.data, field.name)))
+        for field in dataclasses.fields(config.data)
+        if field.name in ("dir", "path")
+    }
+    attention = model.attention.resolved(config.model.attention)
+    return replace(
+        config,
+        trainer=trainer,
+        data=replace(config.data, **paths),
+        model=replace(config.model, attention=attention),
+    )

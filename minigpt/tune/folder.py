@@ -1,0 +1,74 @@
+"""The folder of a search: its lock, tune.json and best.yaml."""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from minigpt.config.compose import load_config, save_config
+from minigpt.errors import UserError
+from minigpt.files import write_json
+from minigpt.run.directory import RUNS, SEARCH, RunDirectory
+from minigpt.tune.records import TrialRecord, require_same_search, trial_name
+from minigpt.tune.space import Space
+
+BEST = "best.yaml"
+LOCK = ".lock"
+RAY = "ray"  # files of Ray Tune, while a search is running
+
+
+def new_folder(space: Space) -> Path:
+    """Return a new folder under runs/, named after the time and the searched keys."""
+    now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    label = trial_name(0, {key.rpartition(".")[2]: "" for key in space.domains}, False)[4:]
+    return RUNS / f"{now}_tune_{label.replace('=', '')}_{secrets.token_hex(2)}"
+
+
+@contextmanager
+def locked(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
+    """Create the folder, and exclude other searches from it while the block runs.
+
+    `identity`: overrides and options, which a resumed search must repeat. Raises UserError if
+    another search is running there, or if the folder contains something else.
+    """
+    file = folder / SEARCH
+    if file.exists():
+        require_same_search(RunDirectory(folder).read_json(file), identity, folder)
+    elif folder.exists() and not (folder.is_dir() and {*folder.iterdir()} <= {folder / LOCK}):
+        raise UserError(f"--dir={folder}: contains other files; choose a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"--dir={folder}: another minigpt tune is running there; stop it first"
+        ) from None
+    shutil.rmtree(folder / RAY, ignore_errors=True)  # of a killed search
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder / RAY, ignore_errors=True)
+        content = RunDirectory(folder).read_optional_json(file)
+        if content.get("status") == "running":  # an exception ended the search
+            write_json(file, content | {"status": "failed"})
+        lock.release()
+        if not content:  # the search did not start
+            (folder / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def save_best(folder: Path, best: TrialRecord) -> None:
+    """Write best.yaml: the best trial's config without the search's group."""
+    config = load_config(RunDirectory(folder / best.name).config)
+    group = None if config.group == folder.name else config.group
+    save_config(replace(config, group=group), folder / BEST)

@@ -1,0 +1,187 @@
+"""The behaviour of Hydra that minigpt relies on, so that an upgrade of Hydra cannot change it."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from minigpt.config.compose import to_config
+from minigpt.config.groups import config_directory
+from minigpt.config.hydra_main import Multirun, flags_first, hydra_main, needs_hydra_main
+from minigpt.config.overrides import Composed, combinations, compose_overrides
+from minigpt.errors import UserError
+from minigpt.sweep import run as sweep_run
+from minigpt.sweep.directory import sweep_directory
+from minigpt.train.trainer import Trainer
+from tests.conftest import TINY, Cli
+
+PACKAGE = config_directory().parent
+
+
+def composed_by_hydra_main(*arguments: str) -> Composed:
+    """Return the config that Hydra's main passes on."""
+    received: list[Composed] = []
+    hydra_main(["--config-name=train", *arguments], received.append, sweep_directory)
+    (composed,) = received
+    return composed
+
+
+def multirun_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Multirun:
+    """Return what the sweeper asks minigpt.sweep to run."""
+    received: list[Multirun] = []
+    monkeypatch.setattr(sweep_run, "run_sweep", received.append)
+    monkeypatch.setattr("sys.argv", ["minigpt"])
+    hydra_main(["-m", *arguments], lambda composed: None, sweep_directory)
+    (multirun,) = received
+    return multirun
+
+
+def test_flags_may_follow_overrides() -> None:
+    expected = ["-m", "--config-dir", "x", "model=rope", "seed=1,2"]
+    assert flags_first(["model=rope", "-m", "--config-dir", "x", "seed=1,2"]) == expected
+    assert flags_first(["-m", "model=rope", "seed=1,2", "--config-dir", "x"]) == expected
+    assert flags_first(["model=rope", "--cfg"]) == ["--cfg", "model=rope"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], False),
+        (["model=rope", "hydra.run.dir=run", "resume=latest"], False),
+        (["model=rope", "-m"], True),
+        (["--help"], True),
+        (["hydra.job.chdir=true"], True),
+        (["+hydra.verbose=true"], True),
+        (["hydra/launcher=joblib"], True),
+    ],
+)
+def test_hydra_main_runs_for_flags_and_its_own_options(
+    arguments: list[str], expected: bool
+) -> None:
+    assert needs_hydra_main(arguments) is expected
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["model=alibi", "norm=post", "seed=3"],
+        ["experiment=nanogpt_cpu", "trainer.max_steps=5", "+trainer.patience=2"],
+        ["name=it's", "trainer.sample_prompt=a b", "data=text", "data.path=text [1].txt"],
+        ["resume=somewhere", "trainer.max_steps=9"],
+        ["experiment=claims/norm"],
+    ],
+    ids=lambda overrides: overrides[0] if overrides else "default",
+)
+def test_compose_equals_hydra_main(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["minigpt"])
+    composed, by_main = compose_overrides(overrides), composed_by_hydra_main(*overrides)
+    assert OmegaConf.to_yaml(composed.values) == OmegaConf.to_yaml(by_main.values)
+    assert composed.overrides == by_main.overrides
+    assert (composed.resume, composed.swept) == (by_main.resume, by_main.swept)
+    assert to_config(composed) == to_config(by_main)
+    label = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_(.*)_[0-9a-f]{4}")
+    names = [label.fullmatch(one.directory.name) for one in (composed, by_main)]
+    assert names[0] is not None and names[1] is not None and names[0][1] == names[1][1]
+    assert composed.directory.parent == by_main.directory.parent == Path("runs")
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    ["modle=rope", "model=ropee", "model.n_head=7", "seed=1,2", "name='${nope}'", "sweep.match=x"],
+)
+def test_mistakes_are_explained_alike(cli: Cli, workdir: Path, mistake: str) -> None:
+    before = sorted(workdir.rglob("*"))
+    plain = cli("train", "logger=none", mistake)
+    by_main = cli("train", "--config-name=train", "logger=none", mistake)
+    assert plain.code == by_main.code == 2
+    assert plain.err.replace("logger=none ", "") == by_main.err.replace("logger=none ", "")
+    assert sorted(workdir.rglob("*")) == before
+
+
+def test_a_single_run_is_few_calls_away(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    train = Trainer.train
+
+    def record_and_train(self: Trainer) -> None:
+        frames = traceback.extract_stack()
+        calls.extend(f.name for f in frames if Path(f.filename).is_relative_to(PACKAGE / "minigpt"))
+        train(self)
+
+    monkeypatch.setattr(Trainer, "train", record_and_train)
+    assert cli("train", *TINY).code == 0
+    assert calls == ["main", "run_command", "main", "train", "train_run"]
+
+
+def test_sweeps_expand_to_the_product_of_lists() -> None:
+    overrides = ["model=rope,alibi", "seed=range(1,3)", "optimizer.lr=choice(1e-3,0.1)", "name=x"]
+    jobs = combinations(overrides)
+    assert len(jobs) == 8
+    assert jobs[0] == ["model=rope", "seed=1", "optimizer.lr=0.001", "name=x"]
+    assert jobs[1] == ["model=rope", "seed=1", "optimizer.lr=0.1", "name=x"]
+    assert jobs[-1] == ["model=alibi", "seed=2", "optimizer.lr=0.1", "name=x"]
+    lists = combinations(["model.attention.layers=[full],[full,chunked]", "data.path='a b','c,d'"])
+    assert lists[1] == ["model.attention.layers=[full]", "data.path='c,d'"]
+    assert combinations(["seed=1,2", "seed=3"]) == [["seed=3"]]
+    assert combinations([]) == [[]]
+    with pytest.raises(UserError, match="a sweep takes lists, not intervals"):
+        combinations(["optimizer.lr=interval(1,2)"])
+
+
+def test_sweeps_expand_globs_and_experiments(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = multirun_of(monkeypatch, "norm=glob(p*)", "seed=1,2").jobs
+    assert {job[0] for job in jobs} == {"norm=peri", "norm=post", "norm=pre"}
+    assert len(jobs) == 6
+    of_preset = multirun_of(monkeypatch, "sweep=norm", "seed=7").jobs
+    assert {tuple(job) for job in of_preset} == {
+        (f"norm={name}", "seed=7", "sweep=norm") for name in ("peri", "post", "pre", "sandwich")
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "launcher", "settings"),
+    [
+        ([], "BasicLauncher", {}),
+        (["hydra/launcher=replicas"], "ReplicasLauncher", {"at_once": 8}),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"], "JoblibLauncher", {"n_jobs": 3}),
+    ],
+)
+def test_launchers_are_named_with_their_settings(
+    workdir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    launcher: str,
+    settings: dict[str, Any],
+) -> None:
+    multirun = multirun_of(monkeypatch, "seed=1,2", "hydra.sweep.dir=sweep", *options)
+    assert multirun.launcher == launcher
+    assert settings.items() <= multirun.settings.items()
+    assert multirun.directory == "sweep"
+    second = multirun.compose(multirun.jobs[1])
+    assert to_config(second).seed == 2 and second.overrides[0] == "seed=2"
+
+
+def test_the_sweep_directory_is_an_override(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = multirun_of(monkeypatch, "seed=1,2").directory
+    assert re.fullmatch(r"runs/\S+_sweep_seed_[0-9a-f]{6}", directory)
+
+
+def test_private_parts_of_hydra_are_imported_in_one_file() -> None:
+    files = [*PACKAGE.glob("minigpt/**/*.py"), *PACKAGE.glob("hydra_plugins/*.py")]
+    private = [file.name for file in files if "hydra._internal" in file.read_text()]
+    assert private == ["hydra_main.py"]
+    users = {
+        file.parent.name
+        for file in files
+        if re.search(r"^\s*(import|from) (hydra|omegaconf)\b", file.read_text(), re.MULTILINE)
+    }
+    assert users == {"config", "hydra_plugins"}

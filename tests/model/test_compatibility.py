@@ -1,0 +1,64 @@
+"""Choices that cannot be combined: reported as data, before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from minigpt.errors import UserError
+from minigpt.model import GPT
+from minigpt.model.backends import BackendConfig
+from minigpt.model.compatibility import (
+    Problem,
+    choose_backend,
+    problems,
+    replica_problems,
+    require_compatible,
+)
+from tests.model.tiny import N_VOCAB, tiny_config
+
+
+def test_a_problem_has_key_value_reason_and_remedy() -> None:
+    every = problems(tiny_config(n_head=5, attention="performer", dropout=0.1))
+    assert [problem.key for problem in every] == ["model.n_head", "attention"]
+    assert every[0] == Problem(
+        *("model.n_head", 5, "must divide model.n_embd=12"),
+        "use 3, 4, 6 heads, or another n_embd",
+    )
+    assert str(every[0]) == (
+        "model.n_head=5: must divide model.n_embd=12; use 3, 4, 6 heads, or another n_embd"
+    )
+
+
+def test_the_first_problem_is_raised_and_a_constructor_asserts_only() -> None:
+    config = tiny_config(attention="performer", dropout=0.1)
+    with pytest.raises(UserError, match=r"^attention=performer: it has no weights .*; set it to 0"):
+        require_compatible(config)
+    with pytest.raises(AssertionError, match="attention=performer"):
+        GPT(config, N_VOCAB)
+    require_compatible(tiny_config())
+
+
+def test_what_depends_on_data_optimizer_device_and_use() -> None:
+    assert problems(tiny_config(attention="landmark", attention_options={"block": 2})) == []
+    (problem,) = problems(
+        tiny_config(attention="landmark", attention_options={"block": 2}), documents=True
+    )
+    assert str(problem).startswith("attention=landmark: cannot mask other documents of a row; use ")
+    bigram = tiny_config("nope", n_layer=0)
+    assert problems(bigram, optimizer="adamw") == []
+    (problem,) = problems(bigram, optimizer="muon")
+    assert str(problem) == "optimizer=muon: has no matrix to step; use adamw"
+    flex = replace(tiny_config(), backend=BackendConfig("flex"))
+    assert problems(flex) == problems(flex, "cpu", "decode") == []
+    (problem,) = problems(flex, "cpu", "train")
+    with pytest.raises(UserError) as error:
+        choose_backend(flex, "cpu", False, "train")
+    assert str(error.value) == str(problem)
+
+
+def test_replicas() -> None:
+    assert replica_problems(tiny_config()) == []
+    keys = [p.key for p in replica_problems(tiny_config("rope", "moe", "sdpa", dropout=0.1))]
+    assert keys == ["model.dropout", "ffn", "model.backend.name"]

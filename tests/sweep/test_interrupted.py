@@ -1,0 +1,74 @@
+"""Killed, stopped and concurrent sweeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from minigpt.sweep.watch import last_step
+from minigpt.train.state import TRAINING, WEIGHTS
+from tests.conftest import read_metrics
+from tests.sweep.helpers import runs, spawn, wait_for
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="kills by POSIX signals")
+def test_a_killed_sweep_is_resumed(workdir: Path) -> None:
+    options = ["seed=1,2,3,4,5", "optimizer.lr=1e-3,1e-2", "trainer.max_steps=60"]
+    process = spawn(*options)
+    wait_for(lambda: len(list(Path("sweep").glob("*/result.json"))) >= 4, process)
+    wait_for(lambda: len(runs()) > len(list(Path("sweep").glob("*/result.json"))), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = {path: path.stat().st_mtime_ns for path in Path("sweep").glob("*/result.json")}
+    assert 4 <= len(done) < 10
+
+    again = spawn(*options)
+    out, err = again.communicate(timeout=300)
+    assert again.returncode == 0, err
+    assert f"{len(done)} of them finished before" in out
+    assert all(path.stat().st_mtime_ns == then for path, then in done.items())
+
+    Path("sweep").rename("killed")
+    whole = spawn(*options)
+    out, err = whole.communicate(timeout=300)
+    assert whole.returncode == 0, err
+    assert runs().keys() == runs("killed").keys() and len(runs()) == 10
+    for name, run in runs().items():
+        killed = Path("killed") / name
+        assert read_metrics(killed) == read_metrics(run)
+        weights = (f"checkpoints/last/{WEIGHTS}", "samples.txt")
+        assert all((killed / file).read_bytes() == (run / file).read_bytes() for file in weights)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="stops by POSIX signals")
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_stopped_sweep_saves_its_runs(workdir: Path, launcher: str) -> None:
+    many = [f"hydra/launcher={launcher}", "seed=1,2,3", "trainer.max_steps=100000"]
+    process = spawn(*many, "trainer.eval_every=null", "trainer.sample_every=null")
+    wait_for(lambda: any(last_step(run / "metrics.jsonl") > 20 for run in runs().values()), process)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "interrupted" in out and "waiting" in out
+    started = runs().values()
+    assert started and all((run / "checkpoints/last" / TRAINING).exists() for run in started)
+    statuses = {json.loads((run / "result.json").read_text())["status"] for run in started}
+    assert statuses == {"interrupted"}
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_sweep(workdir: Path) -> None:
+    options = ["seed=1,2,3,4", "trainer.max_steps=200", "trainer.sample_every=null"]
+    both = [spawn(*options) for _ in range(2)]
+    ended = [(*process.communicate(timeout=300), process.returncode) for process in both]
+    assert all("failed" not in out for out, _, _ in ended), ended
+    statuses = [json.loads((run / "result.json").read_text())["status"] for run in runs().values()]
+    assert statuses == ["finished"] * 4
+    manifests = [json.loads((run / "manifest.json").read_text()) for run in runs().values()]
+    assert all("resumed" not in manifest for manifest in manifests)

@@ -1,0 +1,65 @@
+"""Hydra's launchers, and GPUs shared by their jobs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from minigpt.sweep.job import leased
+from tests.conftest import TINY, Cli, read_metrics
+from tests.sweep.helpers import HERE, runs, spawn
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
+def test_launchers(workdir: Path, launcher: str) -> None:
+    process = spawn(f"hydra/launcher={launcher}", "seed=1,2", "optimizer.lr=1e-3,1e30")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1, err
+    assert "2 finished, 2 failed" in out and "2 of 4 jobs failed" in err
+    config = OmegaConf.load(runs()["seed=1_lr=0.001"] / "config.yaml")
+    assert config.trainer.threads == 1
+    assert "Traceback" in Path("sweep/seed=1_lr=1e+30/output.log").read_text()
+
+
+def test_a_job_equals_a_single_run(cli: Cli) -> None:
+    assert cli("train", *TINY, "seed=2", "hydra.run.dir=alone").code == 0
+    assert cli("train", "-m", *TINY, "seed=1,2", HERE).code == 0
+    assert read_metrics(Path("alone")) == read_metrics(Path("sweep/seed=2"))
+
+
+def test_a_launcher_that_is_not_installed(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hydra.core.config_store import ConfigStore
+
+    monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], "joblib.yaml")
+    outcome = cli("train", "-m", *TINY, "seed=1,2", "hydra/launcher=joblib")
+    assert outcome.code == 2
+    assert "hydra/launcher=joblib: not installed; pip install 'minigpt[joblib]'" in outcome.err
+
+
+def test_leases_are_exclusive(tmp_path: Path) -> None:
+    leases: list[int] = []
+    release = threading.Semaphore(0)
+
+    def work() -> None:
+        with leased(["a", "b"], tmp_path) as index:
+            leases.append(index)
+            release.acquire()
+            leases.remove(index)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 10
+    while len(leases) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert sorted(leases) == [0, 1]
+    for _ in threads:
+        release.release()
+    for thread in threads:
+        thread.join(timeout=10)
+    assert leases == []

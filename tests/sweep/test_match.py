@@ -1,0 +1,49 @@
+"""`sweep.match`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.conftest import TINY, Cli
+from tests.sweep.helpers import HERE
+
+
+def second_width() -> int:
+    config = OmegaConf.load("sweep/n_layer=3_batch_size=8/config.yaml")
+    return int(config.model.n_embd)
+
+
+@pytest.mark.parametrize("match", ["steps", "tokens", "parameters", "flops"])
+def test_equal_work(cli: Cli, match: str) -> None:
+    """Two designs that differ in each quantity are matched."""
+    options = ["trainer.batch_size=4,8", "model.n_layer=1,3", f"sweep.match={match}", HERE]
+    assert cli("train", "-m", *TINY, *options, "model.n_embd=32").code == 0
+    first, second = (
+        json.loads(Path(f"sweep/n_layer={n}_batch_size={b}/result.json").read_text())
+        for b, n in ((4, 1), (8, 3))
+    )
+    manifest = json.loads(Path("sweep/n_layer=3_batch_size=8/manifest.json").read_text())
+    assert manifest["match"]["what"] == match
+    parameters = [result["parameters"]["total"] for result in (first, second)]
+    tokens = [first["steps"] * 4 * 8, second["steps"] * 8 * 8]
+    flops = [
+        n * result["flops_per_token"] for n, result in zip(tokens, (first, second), strict=True)
+    ]
+    amounts = {"steps": [first["steps"], second["steps"]], "parameters": parameters}
+    amounts |= {"tokens": tokens, "flops": flops}
+    one, other = amounts[match]
+    assert [one, other] == manifest["match"]["amount"]
+    assert abs(one - other) <= {"flops": 0.1, "parameters": 0.1}.get(match, 0) * one
+    changed = {
+        "steps": {},
+        "tokens": {"trainer.max_steps": [12, 6]},
+        "flops": {"trainer.max_steps": [12, second["steps"]]},
+        "parameters": {"model.n_embd": [32, second_width()]},
+    }
+    assert manifest["match"]["changed"] == changed[match]
+    assert second["steps"] < 6 if match == "flops" else second_width() <= 32
+    assert (second_width() < 32) == (match == "parameters")

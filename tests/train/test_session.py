@@ -1,0 +1,87 @@
+"""What a training session leaves behind, however it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from minigpt.config.compose import composed_config, load_config
+from minigpt.logger import Logger, LoggerConfig, RunInfo
+from minigpt.logger.none import NoneLogger
+from minigpt.run.directory import RunDirectory
+from minigpt.train.control import Stop, Stopped
+from minigpt.train.session import train_run, training_session
+from minigpt.train.trainer import Trainer
+from tests.conftest import TINY, Cli
+
+
+def result() -> dict[str, object]:
+    """The result.json of the run."""
+    return json.loads(Path("run/result.json").read_text())
+
+
+def test_a_tracker_that_fails_to_open_is_recorded(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Logger, options: LoggerConfig, info: RunInfo) -> None:
+        raise RuntimeError("no tracker\nat all")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NoneLogger, "__init__", fail)
+        with pytest.raises(RuntimeError):
+            cli("train", *TINY, "hydra.run.dir=run")
+    assert result() == {"status": "failed", "error": "no tracker"}
+    assert cli("train", "resume=run").code == 0
+    assert result()["status"] == "finished"
+
+
+def test_an_error_in_the_block_is_recorded(workdir: Path) -> None:
+    config, run = composed_config(TINY), RunDirectory(Path("run"))
+    with pytest.raises(ZeroDivisionError), training_session(config, run, False, []) as trainer:
+        trainer.begin()
+        raise ZeroDivisionError("of the caller")
+    assert result()["status"] == "failed" and result()["error"] == "of the caller"
+
+
+@pytest.mark.parametrize("status", ["stopped", "paused"])
+def test_a_callback_may_end_the_run(workdir: Path, status: str) -> None:
+    steps: list[int] = []
+
+    def stop_at_the_second(trainer: Trainer) -> None:
+        steps.append(trainer.progress.step)
+        if len(steps) == 2:
+            raise Stopped(status)
+
+    config, run = composed_config(TINY), RunDirectory(Path("run"))
+    train_run(config, run, False, [], on_evaluation=stop_at_the_second)
+    assert steps == [4, 8]
+    assert result()["status"] == status and result()["steps"] == 8
+
+
+def test_a_stop_from_elsewhere_saves_and_interrupts(workdir: Path) -> None:
+    stop = Stop()
+
+    def request(trainer: Trainer) -> None:
+        stop.number = 15
+
+    config, run = composed_config(TINY), RunDirectory(Path("run"))
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        train_run(config, run, False, [], on_evaluation=request, stop=stop)
+    assert result()["status"] == "interrupted" and result()["steps"] == 5
+    assert run.last.exists()
+
+
+def test_the_trainer_has_the_resolved_config(workdir: Path) -> None:
+    config = composed_config([*TINY, "trainer.device=auto", "attention=sliding_window"])
+    run = RunDirectory(Path("run"))
+    with training_session(config, run, False, ["minigpt"], {"kept": 1}, backend="own") as trainer:
+        assert trainer.options is trainer.config.trainer
+        assert trainer.options.device == trainer.runtime.device != "auto"
+        assert trainer.options.precision == trainer.runtime.precision
+        assert load_config(run.config) == trainer.config != config
+        trainer.train()
+    assert result()["backend"] == "own"
+    manifest = json.loads(run.manifest.read_text())
+    assert manifest["kept"] == 1 and manifest["backend"] == "own"
