@@ -271,7 +271,7 @@ def test_eval_refuses_a_file_it_did_not_write(cli: Cli, content: str) -> None:
     outcome = cli("eval", "run")
     assert outcome.code == 2 and outcome.out == ""
     assert outcome.err == (
-        "minigpt: run/eval.json: not what minigpt eval wrote; delete it and evaluate again\n"
+        "minigpt: run/eval.json: not written by minigpt eval; delete it and evaluate again\n"
     )
     assert Path("run/eval.json").read_text() == content
 

@@ -189,9 +189,9 @@ def _sample(
     """Write on from prompts, each with the option it is from."""
     import torch
 
+    from minigpt.api import load_run
     from minigpt.files import to_json
     from minigpt.inference.generate import stop_at, stream_text
-    from minigpt.run.load import load_run
 
     trained = load_run(options.run, options.checkpoint, options.device, options.set)
     stops = _stops(options.stop, trained)
@@ -200,9 +200,8 @@ def _sample(
     if options.quantize is not None:
         from minigpt.inference.quantize import quantized
 
-        trained = quantized(trained, options.quantize)
-    if trained.quantization is not None:
-        print(trained.quantization.describe(), file=sys.stderr)
+        trained, quantization = quantized(trained, options.quantize)
+        print(quantization.describe(), file=sys.stderr)
     context = _context(options.context, trained.config.model.block_size)
     prompts = [prompt for _, prompt in named]
     ask = Ask(
@@ -298,8 +297,8 @@ def _searched(ask: Ask, search: BeamSearch, stops: list[str]) -> Iterator[Text]:
 
 def _load_draft(options: Namespace, trained: TrainedRun) -> Draft:
     """The run that proposes. Raises UserError where its tokens are others."""
+    from minigpt.api import load_run
     from minigpt.inference.speculative import Draft
-    from minigpt.run.load import load_run
 
     try:
         other = load_run(options.draft, None, options.device)
