@@ -71,12 +71,12 @@ def _lengths(text: str | None) -> list[int]:
 
 def evaluate_run(options: Namespace, lengths: list[int], console: Console) -> None:
     """Evaluate one run, print the results and save them in eval.json."""
-    from minigpt.api import load_run
     from minigpt.evaluate.context_lengths import require_lengths
     from minigpt.evaluate.record import save_evaluation
     from minigpt.inference.quantize import quantized
+    from minigpt.run.load import TrainedRun
 
-    plain = trained = load_run(options.run, options.checkpoint, options.device, options.set)
+    plain = trained = TrainedRun.load(options.run, options.checkpoint, options.device, options.set)
     quantization = None
     if options.quantize is not None:
         trained, quantization = quantized(plain, options.quantize)

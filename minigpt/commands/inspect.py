@@ -110,12 +110,12 @@ def main(arguments: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from minigpt.api import load_run
     from minigpt.console import PipeConsole
     from minigpt.evaluate.inspect import next_tokens, record, scheme_values, token_label
     from minigpt.html import Section, write_page
+    from minigpt.run.load import TrainedRun
 
-    trained = load_run(options.run, options.checkpoint, options.device, options.set)
+    trained = TrainedRun.load(options.run, options.checkpoint, options.device, options.set)
     tokens, documents = _prompt(trained, options.prompt)
     labels = [token_label(trained.tokenizer.token_bytes(token)) for token in tokens]
     runtime = trained.runtime

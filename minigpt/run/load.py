@@ -14,12 +14,12 @@ from minigpt.config.schema import Config
 from minigpt.data.prepare import prepare
 from minigpt.data.stored import Stored
 from minigpt.data.tokens import TokenData
-from minigpt.errors import UserError
+from minigpt.errors import UserError, require_one_of
 from minigpt.files import readable_directory
 from minigpt.model import GPT
 from minigpt.run.directory import RunDirectory, find_run
 from minigpt.run.weights import WEIGHTS, load_weights
-from minigpt.runtime import Runtime, choose_runtime
+from minigpt.runtime import DEVICES, Runtime, choose_runtime
 from minigpt.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -54,6 +54,9 @@ class TrainedRun:
         the run was trained on it computes in the same precision, so that losses equal those of
         training. Raises UserError if a file is missing, damaged or does not fit.
         """
+        require_one_of("--device", device, DEVICES)
+        if checkpoint is not None:
+            require_one_of("--checkpoint", checkpoint, ("best", "last"))
         run = find_run(name)
         config = load_config(run.config, changes)
         tokenizer = load_tokenizer(run.tokenizer)

@@ -15,7 +15,7 @@ from minigpt.config.schema import Config
 from minigpt.data import Batch, TokenData
 from minigpt.errors import require
 from minigpt.evaluate.loss import evaluate, perplexity
-from minigpt.inference.generate import Sampling, generate, stop_at, stream_text
+from minigpt.inference.generate import generate, stop_at, stream_text
 from minigpt.logger import Logger
 from minigpt.model import GPT
 from minigpt.optim.optimizer import OPTIMIZERS
@@ -300,18 +300,10 @@ class Trainer:
             if self.state.sampled_at == self.state.step:
                 return
             self.state.sampled_at = self.state.step
-            # Its own generator: sampling must not move the random states of training.
-            generator = torch.Generator(self.runtime.device)
-            generator.manual_seed(self.config.seed + self.state.step)
             prompt = self.tokenizer.encode(self.options.sample_prompt)
+            seed = self.config.seed + self.state.step
             tokens = generate(
-                self.model,
-                [prompt],
-                self.options.sample_tokens,
-                Sampling(),
-                [generator],
-                self.runtime,
-                context=self.config.model.block_size,
+                self.model, [prompt], self.options.sample_tokens, seed=seed, runtime=self.runtime
             )
             pieces = stream_text(self.tokenizer, (row[0] for row in tokens))
             separator = self.config.data.separator

@@ -161,7 +161,7 @@ def test_decoding_equals_a_full_pass(method: str, backend: str) -> None:
         expected = model(torch.tensor([text]))[0]
         decoder = Decoder(model, [text[:4]], context=16)
         for seen in range(4, len(text)):
-            apart = (decoder.next[0] - expected[seen - 1]).abs().max()
+            apart = (decoder.next_logits[0] - expected[seen - 1]).abs().max()
             assert apart <= ATOL[method]
             decoder.append([text[seen]])
 
