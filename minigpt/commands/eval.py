@@ -142,7 +142,7 @@ def evaluate_curves(
     from rich.table import Table
 
     from minigpt.evaluate.context_lengths import defined, evaluate_at_length, length_table, metrics
-    from minigpt.evaluate.plots import length_section, position_section
+    from minigpt.evaluate.loss_plots import length_section, position_section
     from minigpt.evaluate.record import save_evaluation
     from minigpt.html import write_page
 

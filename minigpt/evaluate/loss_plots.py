@@ -1,4 +1,4 @@
-"""Matplotlib figures of evaluations and of recorded forward passes, as sections of a page."""
+"""Figures of the loss by length of the context and by position, as sections of a page."""
 
 from __future__ import annotations
 
