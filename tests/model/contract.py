@@ -11,15 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from reference import (
-    ATTENTION_OPTIONS,
-    OPTIONS,
-    POSITIONS,
-    Positions,
-    reference_logits,
-    reference_loss,
-)
-from tiny import N_VOCAB, default_dtype, gradients, random_model, random_tokens, tiny_config
 from torch import Tensor
 
 from minigpt.model import GPT, ModelConfig
@@ -28,6 +19,22 @@ from minigpt.model.backends import BackendConfig
 from minigpt.model.bias import AttentionBias
 from minigpt.model.kv_cache import KVCache
 from minigpt.model.positional import POSITIONAL
+from tests.model.reference import (
+    ATTENTION_OPTIONS,
+    OPTIONS,
+    POSITIONS,
+    Positions,
+    reference_logits,
+    reference_loss,
+)
+from tests.model.tiny import (
+    N_VOCAB,
+    default_dtype,
+    gradients,
+    random_model,
+    random_tokens,
+    tiny_config,
+)
 
 SCHEMES = POSITIONAL.names()
 RELATIVE = [name for name in SCHEMES if POSITIONS.get(name, Positions).relative]
