@@ -1,3 +1,23 @@
-"""Small GPTs on small text: train, compare and trust the answer."""
+"""Small GPTs on small text: train, compare and trust the answer.
+
+`load_run` and `runs` are the Python API, see docs/api.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minigpt.api import load_run, runs
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "load_run", "runs"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the Python API on first use: the command line's --help does without torch."""
+    if name not in ("load_run", "runs"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from minigpt import api
+
+    return getattr(api, name)

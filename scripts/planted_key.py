@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 from tables import interval, mean, table
 
+from minigpt.api import load_run
 from minigpt.config.compose import load_config
-from minigpt.run.load import TrainedRun, load_run
+from minigpt.run.load import TrainedRun
 
 PASSAGE = 4096  # letters within which phrases repeat
 BACK = 56  # letters back, at most, that a phrase is taken from

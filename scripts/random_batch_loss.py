@@ -13,9 +13,9 @@ import sys
 
 import torch
 
+from minigpt.api import load_run
 from minigpt.data.prepare import prepare
 from minigpt.evaluate.loss import evaluate
-from minigpt.run.load import load_run
 
 N_BATCHES, BATCH_SIZE, N_ESTIMATES = 20, 12, 50
 

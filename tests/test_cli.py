@@ -75,7 +75,7 @@ MISTAKES = {
     "hydra.run.dir='${nope}'": "nope",
     "--config-name=nope": "--config-name=nope: no such config",
     "--foo": "minigpt train: unrecognized arguments: --foo",
-    "resume=": "an empty name is no run",
+    "resume=": "the run's name is empty",
     "data.dir=": "data.dir=: needs a folder",
     "data.document_separator=": "data.document_separator=: must not be empty; use null for no doc",
     "data.document_separator=@": "data.document_separator='@': does not occur in the train split",
@@ -330,7 +330,7 @@ def test_foreign_weights(cli: Cli, tiny_run: Path) -> None:
     (Path("run") / name).write_bytes((Path("other") / name).read_bytes())
     outcome = cli("sample", "run")
     assert outcome.code == 2
-    assert "weights of another design" in outcome.err and outcome.err.count("\n") == 1
+    assert "does not fit the model of config.yaml" in outcome.err and outcome.err.count("\n") == 1
 
 
 def test_a_checkpoint_cannot_run_code(cli: Cli, tiny_run: Path) -> None:

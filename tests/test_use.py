@@ -43,20 +43,23 @@ def test_sample(cli: Cli) -> None:
         (["--temperature", "-1"], "--temperature=-1.0: must be 0 or more"),
         (["--temperature", "hot"], "invalid float value: 'hot'"),
         (["--max-new-tokens", "0"], "--max-new-tokens=0: must be 1 or more"),
-        (["--greedy", "--top-k", "3"], "--greedy: excludes --top-k"),
-        (["--greedy", "--min-p", "0.1"], "--greedy: excludes --min-p"),
+        (["--greedy", "--top-k", "3"], "--greedy: cannot be combined with --top-k"),
+        (["--greedy", "--min-p", "0.1"], "--greedy: cannot be combined with --min-p"),
         (["--min-p", "2"], "--min-p=2.0: must be above 0"),
-        (["--beams", "2", "--top-p", "0.9", "--greedy"], "--beams: excludes --top-p, --greedy; le"),
-        (["--beams", "2", "--temperature", "0"], "--beams: excludes --temperature"),
-        (["--beams", "2", "--num-samples", "2"], "--beams: excludes --num-samples"),
-        (["--beams", "2", "--draft", "run"], "--beams: excludes --draft"),
+        (
+            ["--beams", "2", "--top-p", "0.9", "--greedy"],
+            "--beams: cannot be combined with --top-p, --greedy; le",
+        ),
+        (["--beams", "2", "--temperature", "0"], "--beams: cannot be combined with --temperature"),
+        (["--beams", "2", "--num-samples", "2"], "--beams: cannot be combined with --num-samples"),
+        (["--beams", "2", "--draft", "latest"], "--beams: cannot be combined with --draft"),
         (["--beams", "0"], "--beams=0: must be 1 or more"),
         (["--beams", "2", "--repetition-penalty", "0"], "--repetition-penalty=0.0: must be a"),
         (["--beams", "2", "--context", "0"], "--context=0: must be a whole number of 1"),
         (["--beams", "2", "--length-penalty", "-1"], "--length-penalty=-1.0: must be 0 or more"),
-        (["--length-penalty", "1"], "--length-penalty: needs --beams; give that too"),
-        (["--draft-tokens", "4"], "--draft-tokens: needs --draft; give that too"),
-        (["--draft", "run", "--draft-tokens", "0"], "--draft-tokens=0: must be 1 or more"),
+        (["--length-penalty", "1"], "--length-penalty: needs --beams"),
+        (["--draft-tokens", "4"], "--draft-tokens: needs --draft"),
+        (["--draft", "latest", "--draft-tokens", "0"], "--draft-tokens=0: must be 1 or more"),
         (["--draft", "nowhere"], "--draft: nowhere: no such run directory; give"),
         (
             ["--repetition-penalty", "inf"],
@@ -186,7 +189,7 @@ def test_sample_prompts_of_a_file_as_json(cli: Cli, tiny_run: Path) -> None:
     foreign = "--prompts=foreign.txt: line 3: text='§' (U+00A7) at offset 1: not among"
     assert foreign in cli(*ask, "--prompts", "foreign.txt").err
     Path("empty.txt").write_text("\n\n")
-    assert "no line holds a prompt" in cli(*ask, "--prompts", "empty.txt").err
+    assert "all lines are empty" in cli(*ask, "--prompts", "empty.txt").err
     Path("latin.txt").write_bytes(b"caf\xe9")
     assert "--prompts=latin.txt: not UTF-8 at byte 3" in cli(*ask, "--prompts", "latin.txt").err
 
@@ -196,15 +199,15 @@ def test_sample_with_beams(cli: Cli, tiny_run: Path) -> None:
     assert cli(*ask, "--beams", "1").out == cli(*ask, "--greedy").out
     five = cli(*ask, "--beams", "5")
     assert five.code == 0 and five.err == "" and len(five.out) == len("Line") + 12 + 1
-    assert "--beams: excludes --seed" in cli(*ask, "--beams", "5", "--seed", "9").err
+    assert "--beams: cannot be combined with --seed" in cli(*ask, "--beams", "5", "--seed", "9").err
     both = cli(*ask, "--prompt", "the quick", "--beams", "5").out  # past the block, too
     assert both.startswith(f"--- sample 1 of 1 of 'Line' ---\n{five.out}---")
     row = json.loads(cli(*ask, "--beams", "5", "--json").out)
     assert "Line" + row["text"] + "\n" == five.out
     assert row["score"] == pytest.approx(row["log_probability"] / 12)
     assert "seed" not in row  # nothing is drawn
-    penalised = cli(*ask, "--beams", "5", "--repetition-penalty", "9").out
-    assert penalised != five.out
+    penalized = cli(*ask, "--beams", "5", "--repetition-penalty", "9").out
+    assert penalized != five.out
 
     # A beam ends at a stop, which is not shown, and a penalty can make it wait.
     stop = row["text"][2:4]
@@ -226,14 +229,16 @@ def test_sample_with_a_draft(cli: Cli, tiny_run: Path) -> None:
     drafted = cli(*ask, "--greedy", "--draft", "small", "--draft-tokens", "3")
     assert drafted.code == 0 and drafted.out == plain.out
     assert re.fullmatch(
-        r"draft: \d+ of \d+ proposed tokens accepted \(\d+%\), [1-4]\.\d\d tokens a pass of the "
-        r"model; timing 14 tokens without it \.\.\.\n"
+        r"draft: \d+ of \d+ proposed tokens accepted \(\d+%\), [1-4]\.\d\d tokens per "
+        r"forward pass of the model; timing 14 tokens without it \.\.\.\n"
         r"draft: \d+\.\d\d times as fast as without it \(\d+\.\d\d s, and \d+\.\d\d s without\)\n",
         drafted.err,
     )
     itself = ["--draft", "run", "--draft-tokens", "6"]
     certain = cli(*ask, *itself)
-    assert certain.err.startswith("draft: 11 of 11 proposed tokens accepted (100%), 4.67 tokens a")
+    assert certain.err.startswith(
+        "draft: 11 of 11 proposed tokens accepted (100%), 4.67 tokens per"
+    )
     assert cli(*ask, *itself).out == certain.out
     assert cli(*ask, *itself, "--seed", "2").out != certain.out
     stopped = cli(*ask, *itself, "--stop", certain.out[5:7]).out
@@ -256,8 +261,8 @@ def test_sample_with_a_draft(cli: Cli, tiny_run: Path) -> None:
     refused = cli(*ask, "--draft", "bpe")
     assert refused.code == 2 and refused.out == ""
     assert refused.err == (
-        "minigpt: --draft=bpe: has another tokenizer than run; use a draft trained with the same "
-        "one, on the same text\n"
+        "minigpt: --draft=bpe: its tokenizer differs from that of run; use a draft trained with "
+        "the same tokenizer on the same text\n"
     )
 
 
@@ -267,7 +272,7 @@ def test_eval_refuses_a_file_it_did_not_write(cli: Cli, tiny_run: Path, content:
     outcome = cli("eval", "run")
     assert outcome.code == 2 and outcome.out == ""
     assert outcome.err == (
-        "minigpt: run/eval.json: not what minigpt eval wrote; delete it and evaluate again\n"
+        "minigpt: run/eval.json: not written by minigpt eval; delete it and evaluate again\n"
     )
     assert Path("run/eval.json").read_text() == content
 

@@ -9,7 +9,7 @@ import torch
 
 from minigpt.bench.measure import Times, synchronize
 from minigpt.config.schema import Config
-from minigpt.inference.generate import Sampling, generate
+from minigpt.inference.generate import generate
 from minigpt.model import GPT
 from minigpt.report.tables import Cell, Column, Table
 from minigpt.runtime import choose_runtime, set_threads
@@ -71,12 +71,9 @@ def _decode(config: Config, batch: int, n_tokens: int, prompt: int) -> tuple[flo
     model = GPT(config.model, N_VOCAB).to(runtime.device).eval()
     model.use_backend(runtime.device, runtime.precision == "bf16")
     prompts = torch.randint(N_VOCAB, (batch, prompt)).tolist()
-    generators = [torch.Generator(runtime.device).manual_seed(row) for row in range(batch)]
     synchronize(runtime.device)
     started = time.perf_counter()
-    texts = generate(
-        model, prompts, n_tokens, Sampling(), generators, runtime, config.model.block_size
-    )
+    texts = generate(model, prompts, n_tokens, seed=range(batch), runtime=runtime)
     next(texts)
     first = time.perf_counter()  # a token is a Python number: the device is done
     for _ in texts:

@@ -1,31 +1,41 @@
-"""`minigpt eval`: a trained run on its whole text, and at other context lengths."""
+"""`minigpt eval`: losses of a trained run on its text, also at other context lengths."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt.commands.options import Parser, add_quantize_argument, add_run_arguments
-from minigpt.errors import UserError, one_line_if_out_of_memory
+from minigpt.errors import UserError
 
 if TYPE_CHECKING:
-    from minigpt.data.tokens import Split
-    from minigpt.evaluate.loss import Evaluation
-    from minigpt.html import Section
-    from minigpt.run.load import TrainedRun
+    from argparse import Namespace
 
-METRICS = ("loss", "perplexity", "bits_per_byte")
+    from rich.console import Console
+
+    from minigpt.data.tokens import Split, TokenData
+    from minigpt.evaluate.context_lengths import Curve
+    from minigpt.evaluate.loss import Evaluation
+    from minigpt.inference.quantize import Quantization
+    from minigpt.run.load import TrainedRun
 
 
 def main(arguments: list[str]) -> None:
-    """Print and write to eval.json the losses of both splits, and what lengths and positions do."""
+    """Print the losses of both splits and the curves asked for, and add them to eval.json."""
+    options = _parser().parse_args(arguments)
+    lengths = _lengths(options.lengths)
+
+    from minigpt.console import PipeConsole
+
+    evaluate_run(options, lengths, PipeConsole(highlight=False))
+
+
+def _parser() -> Parser:
     parser = Parser(
         "eval",
-        "Measure a trained run: one full pass over each split, in windows that do not overlap.\n"
-        "With --lengths or --by-position: curves of the validation split, drawn in RUN/eval/.\n"
-        "With --quantize: also what the rounding costs in validation loss.",
+        "Evaluate a trained run: one full pass over each split, in windows that do not overlap.\n"
+        "With --lengths or --by-position: curves of the validation split, plotted in RUN/eval/.\n"
+        "With --quantize: also the increase of the validation loss by rounding the weights.",
         [
             "minigpt eval latest",
             "minigpt eval latest --lengths 32,64,128,256,512 --by-position",
@@ -37,82 +47,14 @@ def main(arguments: list[str]) -> None:
     add_run_arguments(parser)
     add_quantize_argument(parser)
     parser.add_argument(
-        "--lengths", metavar="N,N,...", help="validation loss with windows of these many tokens"
+        "--lengths", metavar="N,N,...", help="validation loss in windows of N tokens each"
     )
     parser.add_argument(
         "--by-position",
         action="store_true",
-        help="validation loss at each position inside a window, or a document in it",
+        help="validation loss at each position in a window, or in a document inside it",
     )
-    options = parser.parse_args(arguments)
-    lengths = _lengths(options.lengths)
-
-    from rich.table import Table
-
-    from minigpt.console import PipeConsole
-    from minigpt.data.lazy import LazyTensor
-    from minigpt.data.prepare import prepare
-    from minigpt.evaluate.loss import evaluate
-    from minigpt.html import write_page
-    from minigpt.run.load import load_run
-
-    trained = load_run(options.run, options.checkpoint, options.device, options.set)
-    plain = trained.model
-    if options.quantize is not None:
-        from minigpt.inference.quantize import quantized
-
-        trained = quantized(trained, options.quantize)
-    config, run = trained.config, trained.run
-    prepared = prepare(config.data, config.tokenizer, run.tokenizer, run.data_sha256)
-    tokens = prepared.tokens.to(trained.runtime.device)
-    _require_text(lengths, tokens.val)
-    record(trained, {})  # before any work: whether there is room for what will be found
-    console = PipeConsole(highlight=False)
-    about = f"{trained.run.path} ({trained.label}), {trained.runtime.describe()}"
-    console.print(about, soft_wrap=True)
-
-    train = tokens.train
-    if isinstance(train.tokens, LazyTensor):  # of a corpus of any size; a slice, as in result.json
-        train = train.head(len(tokens.val.tokens))
-    found: dict[str, Any] = {}
-    table = Table("split", "tokens", *(name.replace("_", " ") for name in METRICS))
-    with console.status("evaluating ..."):
-        for split in (train, tokens.val):
-            result = evaluate(trained.model, split, trained.runtime)
-            found |= result.metrics(split.name)
-            table.add_row(split.name, f"{len(split.tokens):,}", *_cells(result))
-        if trained.quantization is not None:
-            before = evaluate(plain, tokens.val, trained.runtime)
-            table.add_row("val, unquantised", f"{len(tokens.val.tokens):,}", *_cells(before))
-            found["quantization"] = asdict(trained.quantization)
-            found["quantization"]["val_loss_difference"] = result.loss - before.loss
-    console.print(table)
-    if trained.quantization is not None:
-        difference = found["quantization"]["val_loss_difference"]
-        console.print(trained.quantization.describe(), soft_wrap=True)
-        console.print(f"validation loss {difference:+.5f} by {options.quantize}")
-    record(trained, found)
-
-    block_size = trained.config.model.block_size
-    if lengths or options.by_position:
-        curves: dict[int, Evaluation | str] = {block_size: result}  # the validation split's
-        for number, length in enumerate(lengths, 1):
-            with console.status(f"context {length} ({number} of {len(lengths)}) ..."):
-                if length != block_size:
-                    curves[length] = _at_length(trained, tokens.val, length)
-                record(trained, {"lengths": {str(length): _numbers(curves[length])}})
-        curves = {length: curves[length] for length in lengths or [block_size]}
-        if lengths:
-            console.print(_length_table(curves))
-        if options.by_position:
-            known = {n: found for n, found in curves.items() if not isinstance(found, str)}
-            record(trained, {"by_position": {str(n): e.by_position for n, e in known.items()}})
-        sections = _sections(curves, block_size, bool(lengths), options.by_position)
-        title = f"{trained.run.path.name} ({trained.label}): validation loss and context"
-        page = trained.run.path / "eval" / f"{trained.label.replace(' ', '_')}.html"
-        for path in write_page(page, title, sections):
-            console.print(f"drawn in {path}", soft_wrap=True)
-    console.print(f"written to {eval_file(trained)}", soft_wrap=True)
+    return parser
 
 
 def _lengths(text: str | None) -> list[int]:
@@ -127,143 +69,104 @@ def _lengths(text: str | None) -> list[int]:
     return lengths
 
 
-def _require_text(lengths: list[int], val: Split) -> None:
-    longest = max(lengths, default=0)
-    if longest >= len(val.tokens):
-        raise UserError(
-            f"--lengths={longest}: the val split has only {len(val.tokens)} tokens; "
-            f"use {len(val.tokens) - 1} or fewer"
-        )
+def evaluate_run(options: Namespace, lengths: list[int], console: Console) -> None:
+    """Evaluate one run, print the results and save them in eval.json."""
+    from minigpt.evaluate.context_lengths import require_lengths
+    from minigpt.evaluate.record import save_evaluation
+    from minigpt.inference.quantize import quantized
+    from minigpt.run.load import TrainedRun
+
+    plain = trained = TrainedRun.load(options.run, options.checkpoint, options.device, options.set)
+    quantization = None
+    if options.quantize is not None:
+        trained, quantization = quantized(plain, options.quantize)
+    tokens = trained.tokens()
+    require_lengths(lengths, tokens.val)
+    save_evaluation(trained, {})  # fails before the work if eval.json cannot be written
+    about = f"{trained.run.path} ({trained.label}), {trained.runtime.describe()}"
+    console.print(about, soft_wrap=True)
+    val = evaluate_splits(trained, tokens, plain, quantization, console)
+    if lengths or options.by_position:
+        evaluate_curves(trained, tokens.val, val, lengths, options.by_position, console)
+    console.print(f"written to {trained.run.evaluations}", soft_wrap=True)
 
 
-def _at_length(trained: TrainedRun, split: Split, length: int) -> Evaluation | str:
-    """The evaluation with windows of a length, or why it is undefined."""
-    from minigpt.evaluate.loss import evaluate
+def evaluate_splits(
+    trained: TrainedRun,
+    tokens: TokenData,
+    plain: TrainedRun,
+    quantization: Quantization | None,
+    console: Console,
+) -> Evaluation:
+    """Print and save the losses of both splits, and return that of the validation split.
 
-    limit = trained.model.positional.max_length
-    if limit is not None and length > limit:
-        return f"undefined: {trained.config.model.positional.name} has {limit} positions"
-    with one_line_if_out_of_memory(f"windows of {length} tokens are too long; use shorter ones"):
-        return evaluate(trained.model, split, trained.runtime, length)
-
-
-def _cells(result: Evaluation) -> list[str]:
-    return [f"{result.loss:.4f}", f"{result.perplexity:.3f}", f"{result.bits_per_byte:.4f}"]
-
-
-def _numbers(result: Evaluation | str) -> dict[str, Any]:
-    if isinstance(result, str):
-        return {**dict.fromkeys(METRICS), "undefined": result}
-    return {name: getattr(result, name) for name in METRICS}
-
-
-def _rows(curves: dict[int, Evaluation | str]) -> list[list[str]]:
-    """Lengths and what was found there, as text."""
-    return [
-        [str(length), *(["undefined"] * 3 if isinstance(result, str) else _cells(result))]
-        for length, result in curves.items()
-    ]
-
-
-def _length_table(curves: dict[int, Evaluation | str]) -> Any:
+    `plain`: the run before `quantization`, whose validation loss is printed too.
+    """
     from rich.table import Table
 
-    table = Table("context", *(name.replace("_", " ") for name in METRICS))
-    for row in _rows(curves):
-        table.add_row(*row)
-    whys = {result for result in curves.values() if isinstance(result, str)}
-    table.caption = "; ".join(sorted(whys)) or None
-    return table
+    from minigpt.evaluate.context_lengths import HEADINGS, cells
+    from minigpt.evaluate.loss import evaluate
+    from minigpt.evaluate.record import save_evaluation
+
+    table = Table("split", "tokens", *HEADINGS)
+    with console.status("evaluating ..."):
+        train, val = (
+            evaluate(trained.model, s, trained.runtime) for s in (tokens.train, tokens.val)
+        )
+        for split, result in ((tokens.train, train), (tokens.val, val)):
+            table.add_row(split.name, f"{len(split.tokens):,}", *cells(result))
+        values: dict[str, Any] = train.metrics("train") | val.metrics("val")
+        if quantization is not None:
+            before = evaluate(plain.model, tokens.val, trained.runtime)
+            table.add_row("val, not quantized", f"{len(tokens.val.tokens):,}", *cells(before))
+            difference = {"val_loss_difference": val.loss - before.loss}
+            values["quantization"] = asdict(quantization) | difference
+    console.print(table)
+    if quantization is not None:
+        console.print(quantization.describe(), soft_wrap=True)
+        difference = values["quantization"]["val_loss_difference"]
+        console.print(f"validation loss {difference:+.5f} nats/token by {quantization.method}")
+    save_evaluation(trained, values)
+    return val
 
 
-def _sections(
-    curves: dict[int, Evaluation | str], block_size: int, by_length: bool, by_position: bool
-) -> list[Section]:
-    from matplotlib.figure import Figure
+def evaluate_curves(
+    trained: TrainedRun,
+    split: Split,
+    at_block_size: Evaluation,
+    lengths: list[int],
+    by_position: bool,
+    console: Console,
+) -> None:
+    """Print, save and plot the loss of a split by context length and by position."""
+    from rich.table import Table
 
-    from minigpt.html import PARTS_OF_OCTAVE, Section, by_octave
+    from minigpt.evaluate.context_lengths import defined, evaluate_at_length, length_table, metrics
+    from minigpt.evaluate.loss_plots import length_section, position_section
+    from minigpt.evaluate.record import save_evaluation
+    from minigpt.html import write_page
 
-    defined = {n: result for n, result in curves.items() if not isinstance(result, str)}
-    trained_at = {"color": "0.5", "linestyle": ":", "label": f"trained at {block_size}"}
-
-    def axes(xlabel: str) -> tuple[Figure, Any]:
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axis = figure.add_subplot(xlabel=xlabel, ylabel="validation loss, nats a token")
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.ticklabel_format(axis="y", useOffset=False)
-        axis.grid(alpha=0.3)
-        return figure, axis
-
+    block_size = trained.config.model.block_size
+    curve: Curve = {} if lengths else {block_size: at_block_size}
+    for number, length in enumerate(lengths, 1):
+        with console.status(f"context {length} ({number} of {len(lengths)}) ..."):
+            same = length == block_size
+            curve[length] = at_block_size if same else evaluate_at_length(trained, split, length)
+            save_evaluation(trained, {"lengths": {str(length): metrics(curve[length])}})
     sections = []
-    if by_length:
-        figure, axis = axes("tokens in the context")
-        axis.plot([*defined], [result.loss for result in defined.values()], marker="o")
-        axis.axvline(block_size, **trained_at)
-        axis.legend()
-        head = ["context", *(name.replace("_", " ") for name in METRICS)]
-        sections.append(
-            Section(
-                "By length of the context",
-                "One full pass over the validation text for each length, in windows that do not "
-                "overlap: each token sees what stands before it in its window, and in its "
-                "document where the run has documents.",
-                "lengths",
-                figure,
-                [head, *_rows(curves)],
-            )
-        )
+    if lengths:
+        head, *rows = length_table(curve)
+        reasons = {result for result in curve.values() if isinstance(result, str)}
+        table = Table(*head, caption="; ".join(sorted(reasons)) or None)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        sections.append(length_section(curve, block_size))
     if by_position:
-        figure, axis = axes("position in the context")
-        for length, result in defined.items():
-            axis.plot(*by_octave(result.by_position), label=f"windows of {length}", linewidth=1)
-        axis.axvline(block_size, **trained_at)
-        axis.legend()
-        text = (
-            "Averaged over the tokens at each position of a window, or of a document in it where "
-            "the run has documents, and drawn as the mean of each "
-            f"1/{PARTS_OF_OCTAVE} octave of positions: far ones are seen few times. eval.json has "
-            "each position."
-        )
-        sections.append(Section("By position in the context", text, "by_position", figure))
-    return sections
-
-
-def eval_file(trained: TrainedRun) -> Path:
-    """Where a run keeps what evaluations found, by checkpoint and changes."""
-    return trained.run.path / "eval.json"
-
-
-def record(trained: TrainedRun, found: dict[str, Any]) -> None:
-    """Add to eval.json, beside what earlier calls found of the same weights.
-
-    Raises UserError where the file is none of ours, and OSError where it cannot be written.
-    """
-    from filelock import FileLock
-
-    from minigpt.files import sha256, write_json
-
-    path = eval_file(trained)
-    weights = sha256(trained.weights.read_bytes())
-    with FileLock(path.with_name(".eval.lock")):  # of two evaluations none drops the other's
-        entries = _entries(path)
-        earlier = entries.get(trained.label, {})
-        if earlier.get("weights_sha256") != weights:
-            earlier = {}
-        for curve in ("lengths", "by_position"):
-            if curve in found:
-                found[curve] = earlier.get(curve, {}) | found[curve]
-        entries[trained.label] = {"weights_sha256": weights} | earlier | found
-        write_json(path, entries)
-
-
-def _entries(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        if all(isinstance(entry.get("weights_sha256"), str) for entry in entries.values()):
-            return entries
-    except FileNotFoundError:
-        return {}
-    except (ValueError, AttributeError):
-        pass
-    raise UserError(f"{path}: not what minigpt eval wrote; delete it and evaluate again")
+        values = {str(n): result.by_position for n, result in defined(curve).items()}
+        save_evaluation(trained, {"by_position": values})
+        sections.append(position_section(curve, block_size))
+    title = f"{trained.run.path.name} ({trained.label}): validation loss and context"
+    page = trained.run.path / "eval" / f"{trained.label.replace(' ', '_')}.html"
+    for path in write_page(page, title, sections):
+        console.print(f"plotted in {path}", soft_wrap=True)

@@ -1,1 +1,1 @@
-"""Writing text with a trained model: sampling, beams, speculative decoding, quantization."""
+"""Text generation with a trained model: sampling, beam search, speculative decoding, int8/int4."""

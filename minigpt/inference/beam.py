@@ -1,4 +1,4 @@
-"""Beam search: the likeliest text that a narrow search finds."""
+"""Beam search."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ from dataclasses import dataclass
 import torch
 
 from minigpt.errors import require
-from minigpt.inference.generate import Decoder, for_decoding, penalised, require_repetition_penalty
+from minigpt.inference.generate import (
+    Context,
+    Decoder,
+    apply_repetition_penalty,
+    decoding_runtime,
+    max_context,
+    require_repetition_penalty,
+)
 from minigpt.model import GPT
 from minigpt.runtime import Runtime
 
 
 @dataclass(frozen=True)
 class BeamSearch:
-    """`beams`: texts that grow together. `length_penalty`: see `score`.
+    """The number of `beams`, and the `length_penalty` of `score`.
 
-    Under a repetition penalty a text's probability is that of drawing it with this penalty.
+    A repetition penalty changes the log-probabilities as it does in sampling.
     """
 
     beams: int
@@ -27,21 +34,21 @@ class BeamSearch:
 
     def __post_init__(self) -> None:
         require(self.beams >= 1, "--beams", self.beams, "must be 1 or more")
-        penalty, why = self.length_penalty, "must be 0 or more; 0 is none"
+        penalty, why = self.length_penalty, "must be 0 or more; 0 disables it"
         require(0 <= penalty < math.inf, "--length-penalty", penalty, why)
         require_repetition_penalty(self.repetition_penalty)
 
     def score(self, log_probability: float, length: int) -> float:
-        """What is best when highest: the log-probability over length^length_penalty.
+        """Return log-probability / length^length_penalty; the search maximizes it.
 
-        1 makes it the mean of a token; larger values favour longer texts.
+        At 1 it is the mean over tokens; larger penalties favor longer sequences.
         """
         return log_probability / length**self.length_penalty
 
 
 @dataclass(frozen=True)
-class Found:
-    """New tokens, the sum of their log-probabilities in nats, and their score."""
+class Hypothesis:
+    """New tokens, their total log-probability in nats, and their score."""
 
     tokens: list[int]
     log_probability: float
@@ -53,46 +60,49 @@ def beam_search(
     prompt: list[int],
     n_tokens: int,
     search: BeamSearch,
-    ended: Callable[[list[int]], bool],
-    runtime: Runtime,
-    context: int | None,
-) -> Found:
-    """The best continuation of a prompt: one `ended` says is over, or one of `n_tokens` tokens.
+    is_finished: Callable[[list[int]], bool] = lambda tokens: False,
+    *,
+    runtime: Runtime | None = None,
+    context: Context = None,
+) -> Hypothesis:
+    """Return the best continuation of a prompt that is finished or has `n_tokens` tokens.
 
-    Each step keeps the likeliest `beams` texts of one token more; of these the ended ones are kept
-    aside, and the rest go on (Sutskever et al. 2014). It stops early where none that goes on could
-    still be better. A step costs one position a beam while the context holds the texts, see
-    `Decoder`. Leaves the model's train/eval mode as it was. Raises UserError for a context the
-    model has not.
+    Each step keeps the `beams` most likely sequences; finished ones leave the beam (Sutskever et
+    al. 2014). The search stops early if no unfinished sequence can still reach the best score. A
+    step costs one position per beam while the sequences fit into the context, see `Decoder`.
+    Restores the model's train/eval mode. Raises UserError for a context beyond the scheme's
+    `max_length`.
     """
-    best: Found | None = None
-    with model.evaluating(), for_decoding(runtime).autocast():
-        decoder = Decoder(model, [prompt], context)
-        totals = torch.zeros(1, device=decoder.device)  # log-probabilities, of one length
+    best: Hypothesis | None = None
+    with model.evaluating(), decoding_runtime(model, runtime).autocast():
+        decoder = Decoder(model, [prompt], max_context(model, context))
+        totals = torch.zeros(1, device=decoder.device)  # log-probability of each beam
         for length in range(1, n_tokens + 1):
-            logits = penalised(decoder.next, decoder.texts, search.repetition_penalty)
-            wide = torch.promote_types(logits.dtype, torch.float32)
-            candidates = totals[:, None] + logits.to(wide).log_softmax(dim=-1)
-            totals, chosen = candidates.flatten().topk(min(search.beams, candidates.numel()))
-            rows, tokens = (chosen // model.n_vocab).tolist(), (chosen % model.n_vocab).tolist()
-            going_on: list[int] = []
-            for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-                text = [*decoder.texts[row][len(prompt) :], token]
-                if length < n_tokens and not ended(text):
-                    going_on.append(place)
+            logits = apply_repetition_penalty(
+                decoder.next_logits, decoder.sequences, search.repetition_penalty
+            )
+            dtype = torch.promote_types(logits.dtype, torch.float32)
+            candidates = totals[:, None] + logits.to(dtype).log_softmax(dim=-1)
+            totals, indices = candidates.flatten().topk(min(search.beams, candidates.numel()))
+            rows, tokens = (indices // model.n_vocab).tolist(), (indices % model.n_vocab).tolist()
+            unfinished: list[int] = []
+            for beam, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+                new = [*decoder.sequences[row][len(prompt) :], token]
+                if length < n_tokens and not is_finished(new):
+                    unfinished.append(beam)
                     continue
-                total = totals[place].item()
+                total = totals[beam].item()
                 score = search.score(total, length)
                 if best is None or score > best.score:
-                    best = Found(text, total, score)
-            if not going_on:
+                    best = Hypothesis(new, total, score)
+            if not unfinished:
                 break
-            # More tokens make a text less likely, and the most of them make that count least.
-            bound = search.score(totals[going_on[0]].item(), n_tokens)
+            # Totals only decrease, and the division by length^penalty helps most at n_tokens.
+            bound = search.score(totals[unfinished[0]].item(), n_tokens)
             if best is not None and best.score >= bound:
                 break
-            totals = totals[going_on]
-            decoder.select([rows[place] for place in going_on])
-            decoder.append([tokens[place] for place in going_on])
-    assert best is not None, "a text of n_tokens tokens is an end"
+            totals = totals[unfinished]
+            decoder.select([rows[beam] for beam in unfinished])
+            decoder.append([tokens[beam] for beam in unfinished])
+    assert best is not None, "every sequence ends at n_tokens"
     return best

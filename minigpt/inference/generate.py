@@ -1,12 +1,13 @@
-"""Text from a model, token by token."""
+"""Autoregressive generation with a KV cache: sampling, decoding several prompts, streaming text."""
 
 from __future__ import annotations
 
 import codecs
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,16 +15,25 @@ from torch import Tensor
 from minigpt.errors import require
 from minigpt.model import GPT
 from minigpt.model.kv_cache import KVCache
-from minigpt.runtime import Runtime
+from minigpt.runtime import Runtime, choose_runtime
 from minigpt.tokenizer import Tokenizer
 
-ROOM = 64  # slots of a cache beyond twice its texts, so that it seldom grows
-MOVES = 8  # beyond the context a text is read anew after so many of its parts: it sees 7/8 or more
+CACHE_MARGIN = 64  # free positions of a new cache beyond twice its tokens, so that it seldom grows
+CONTEXT_STEPS = 8  # a full context drops 1/8 of its tokens at once, so the model attends to >= 7/8
+
+# The most tokens the model attends to: a number, "all", or None for `model.block_size`.
+Context = int | Literal["all"] | None
+
+
+def require_repetition_penalty(penalty: float) -> None:
+    """Raise UserError unless a repetition penalty is finite and positive."""
+    why = "must be a finite number above 0; 1 disables it"
+    require(0 < penalty < math.inf, "--repetition-penalty", penalty, why)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. `temperature` 0 takes the likeliest; None cuts nothing off."""
+    """How the next token is sampled. `temperature` 0 is greedy; None disables a truncation."""
 
     temperature: float = 1.0
     top_k: int | None = None
@@ -41,33 +51,37 @@ class Sampling:
         require(min_p_ok, "--min-p", self.min_p, "must be above 0 and at most 1")
         require_repetition_penalty(self.repetition_penalty)
 
-    def choose(
-        self, logits: Tensor, generator: torch.Generator, text: list[int] | None = None
+    def sample(
+        self, logits: Tensor, generator: torch.Generator, seen_tokens: Sequence[int] = ()
     ) -> Tensor:
-        """One token a row, (b, 1), from logits (b, n). `text`: what the penalty counts as said."""
-        logits = penalised(logits, [text or []] * len(logits), self.repetition_penalty)
+        """Sample one token per row, (b, 1), from logits (b, n_vocab).
+
+        The repetition penalty applies to `seen_tokens`, the same for each row.
+        """
+        rows = [seen_tokens] * len(logits)
+        logits = apply_repetition_penalty(logits, rows, self.repetition_penalty)
         if self.temperature == 0:
             return logits.argmax(dim=-1, keepdim=True)
         probabilities = self.probabilities(logits)
         return torch.multinomial(probabilities, 1, generator=generator)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The distribution sampled from, (b, n): cut to the top k, min p, top p, and renormalised.
+        """Return the distribution (b, n_vocab) after top-k, min-p and top-p, renormalized.
 
-        min_p keeps tokens at least that part of the likeliest one's probability (Nguyen et al.
-        2024), top_p the fewest likeliest tokens whose sum reaches p (Holtzman et al. 2020).
-        Temperature 0 leaves the likeliest alone.
+        min_p keeps tokens with at least that fraction of the highest probability (Nguyen et al.
+        2024), top_p the smallest set of most likely tokens whose sum reaches p (Holtzman et al.
+        2020). Temperature 0 returns a one-hot distribution.
         """
         if self.temperature == 0:
             likeliest = logits.argmax(dim=-1, keepdim=True)
             return torch.zeros_like(logits, dtype=torch.float).scatter(-1, likeliest, 1.0)
         logits = logits.float()
-        # The likeliest at 0, so that no temperature overflows.
+        # The maximum becomes 0, so that no temperature overflows.
         logits = (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
-            values, kept = logits.topk(self.top_k)  # exactly k, also among equals
-            logits = torch.full_like(logits, -torch.inf).scatter(-1, kept, values)
-        if self.min_p is not None:  # the likeliest is at 0 still
+            values, indices = logits.topk(self.top_k)  # exactly k, also if some are equal
+            logits = torch.full_like(logits, -torch.inf).scatter(-1, indices, values)
+        if self.min_p is not None:  # the maximum is still 0
             logits = logits.masked_fill(logits < math.log(self.min_p), -torch.inf)
         probabilities = logits.softmax(dim=-1)
         if self.top_p is not None:
@@ -78,168 +92,181 @@ class Sampling:
         return probabilities
 
 
-def require_repetition_penalty(penalty: float) -> None:
-    """Raise UserError for a penalty that none can apply."""
-    why = "must be a finite number above 0; 1 is none"
-    require(0 < penalty < math.inf, "--repetition-penalty", penalty, why)
+DEFAULT_SAMPLING = Sampling()
 
 
-def penalised(logits: Tensor, texts: list[list[int]], penalty: float) -> Tensor:
-    """Logits (b, n), each row's of tokens in its text over the penalty, or times it where below 0.
+def apply_repetition_penalty(
+    logits: Tensor, seen_tokens: Sequence[Sequence[int]], penalty: float
+) -> Tensor:
+    """Divide positive logits (b, n_vocab) of each row's seen tokens by the penalty.
 
-    Keskar et al. 2019, section 4.1; the rule for negative ones has become usual since.
+    Negative ones are multiplied by it, as in Hugging Face. (Keskar et al. 2019, section 4.1)
     """
     if penalty == 1:
         return logits
-    said = torch.zeros_like(logits, dtype=torch.bool)
-    for row, text in zip(said, texts, strict=True):
-        row[text] = True
-    return torch.where(said, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    for row, tokens in zip(seen, seen_tokens, strict=True):
+        row[list(tokens)] = True
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def for_decoding(runtime: Runtime) -> Runtime:
-    """On a CPU fp32: its bf16 kernels are compiled anew for every length of a text."""
+def decoding_runtime(model: GPT, runtime: Runtime | None) -> Runtime:
+    """Return the runtime for decoding, by default that of the model's device.
+
+    On a CPU it is fp32: bf16 kernels would be compiled again for every length of a sequence.
+    """
+    if runtime is None:
+        runtime = choose_runtime(model.head.weight.device.type, "auto")
     return replace(runtime, precision="fp32") if runtime.device == "cpu" else runtime
 
 
+def max_context(model: GPT, context: Context) -> int | None:
+    """Return the most tokens the model attends to, None if unlimited."""
+    if context is None:
+        return model.config.block_size
+    return None if context == "all" else context
+
+
 class Decoder:
-    """Logits of the next token of texts that grow token by token, several of any lengths at once.
+    """Next-token logits of several sequences that grow token by token, with a KV cache.
 
-    A key-value cache holds what the model has seen, so that a new token costs one position. Where a
-    text outgrows `context`, the model reads its end anew, from where `first_seen` says: cutting
-    keys off a cache would leave what they have told later tokens. None is the most there is: the
-    scheme's `max_length`, or no bound. Raises UserError for more than that.
+    A new token costs one position. A sequence longer than `context` is cut at `context_start` and
+    its rest prefilled again: the cached keys and values of later tokens depend on the tokens that
+    were cut. `context` None is the scheme's `max_length`, or unlimited. Raises UserError for a
+    larger one than `max_length`.
 
-    `next`: logits (b, n) after each text.
+    `next_logits`: (b, n_vocab) after each sequence.
     """
 
     def __init__(self, model: GPT, prompts: list[list[int]], context: int | None) -> None:
-        assert all(prompts), "a model continues at least one token"
+        assert all(prompts), "a prompt has at least one token"
         limit = model.positional.max_length
         if limit is not None and context is not None:
             why = f"{model.config.positional.name} has {limit} positions; use that or fewer"
             require(context <= limit, "--context", context, why)
         assert context is None or context >= 1
         self.model, self.context = model, limit if context is None else context
-        self.texts = [list(prompt) for prompt in prompts]
+        self.sequences = [list(prompt) for prompt in prompts]
         self.device = model.head.weight.device
-        self._read()
+        self._prefill()
 
     def append(self, tokens: list[int]) -> None:
-        """Add one token to each text."""
+        """Append one token to each sequence."""
         self.extend([[token] for token in tokens])
 
     def extend(self, tokens: list[list[int]]) -> Tensor:
-        """Add as many tokens to each text, in one pass where the context holds them.
+        """Append t tokens to each sequence, and return the logits (b, t, n_vocab) after each.
 
-        Returns logits (b, t, n) after each of them.
+        It takes one forward pass if they fit into the context.
         """
         logits: list[Tensor] = []
         done, n_new = 0, len(tokens[0])
         while done < n_new:
-            n = min(self._room(), n_new - done)
+            n = min(self._free(), n_new - done)
             new = [row[done : done + max(n, 1)] for row in tokens]
-            for text, more in zip(self.texts, new, strict=True):
-                text.extend(more)
+            for sequence, more in zip(self.sequences, new, strict=True):
+                sequence.extend(more)
             if n == 0:
-                self._read()
-                logits.append(self.next[:, None])
+                self._prefill()
+                logits.append(self.next_logits[:, None])
             else:
-                logits.append(self._go_on(new))
-                self.next = logits[-1][:, -1]
+                logits.append(self._forward(new))
+                self.next_logits = logits[-1][:, -1]
             done += len(new[0])
         return torch.cat(logits, dim=1)
 
     def select(self, rows: list[int]) -> None:
-        """Go on with these texts alone, in this order; one may be taken several times."""
-        self.texts = [list(self.texts[row]) for row in rows]
+        """Keep only these sequences, in this order; rows may repeat."""
+        self.sequences = [list(self.sequences[row]) for row in rows]
         self.starts = [self.starts[row] for row in rows]
         index = torch.tensor(rows, device=self.device)
         self.cache.select(index)
-        self.next = self.next[index]
+        self.next_logits = self.next_logits[index]
 
     def rewind(self, length: int) -> None:
-        """Take back what the only text has beyond `length` tokens, at most what was added to it.
+        """Shorten the only sequence to `length` tokens, not below its prompt.
 
-        The rest is read anew where the cache cannot go back. `next` is known again once the text is
-        longer.
+        Prefills again if the cache cannot be rewound. `next_logits` is valid only after the next
+        token.
         """
-        (text,) = self.texts
-        del text[length:]
-        same_start = self.starts == [first_seen(length, self.context)]
+        (sequence,) = self.sequences
+        del sequence[length:]
+        same_start = self.starts == [context_start(length, self.context)]
         if not same_start or not self.cache.rewind(length - self.starts[0]):
-            self._read()
+            self._prefill()
 
-    def _room(self) -> int:
-        """How many tokens more the cache takes before one of the texts is to be read anew."""
-        if self.context is None:
-            return sys.maxsize
-        return self.context - max(self._seen())
+    def _free(self) -> int:
+        """Return how many tokens fit before a sequence is longer than the context."""
+        return sys.maxsize if self.context is None else self.context - max(self._lengths())
 
-    def _seen(self) -> list[int]:
-        """How many tokens of each text the model sees."""
-        return [len(text) - start for text, start in zip(self.texts, self.starts, strict=True)]
+    def _lengths(self) -> list[int]:
+        """Return how many tokens of each sequence are in the context."""
+        return [len(s) - start for s, start in zip(self.sequences, self.starts, strict=True)]
 
-    def _go_on(self, new: list[list[int]]) -> Tensor:
-        """Read the tokens that were just added: logits (b, t, n) after each."""
-        n, seen = len(new[0]), self._seen()
-        if max(seen) > self.cache.capacity:
-            self.cache.grow(self._capacity(max(seen)))
-        first = torch.tensor(seen, device=self.device)[:, None] - n
+    def _forward(self, new: list[list[int]]) -> Tensor:
+        """Return logits (b, t, n_vocab) after each of the newest t tokens."""
+        n, lengths = len(new[0]), self._lengths()
+        if max(lengths) > self.cache.capacity:
+            self.cache.grow(self._capacity(max(lengths)))
+        first = torch.tensor(lengths, device=self.device)[:, None] - n
         positions = first + torch.arange(n, device=self.device)
         return self.model(torch.tensor(new, device=self.device), positions, self.cache)
 
-    def _read(self) -> None:
-        """Read what the model sees of the texts into a new cache."""
-        self.starts = [first_seen(len(text), self.context) for text in self.texts]
-        ends = [text[start:] for text, start in zip(self.texts, self.starts, strict=True)]
-        lengths = [len(end) for end in ends]
-        self.cache = KVCache(len(ends), self._capacity(max(lengths)), self.device, lengths)
-        padded = [end + [0] * (max(lengths) - len(end)) for end in ends]
+    def _prefill(self) -> None:
+        """Fill a new cache with the context of each sequence, and set `next_logits`."""
+        self.starts = [context_start(len(sequence), self.context) for sequence in self.sequences]
+        contexts = [s[start:] for s, start in zip(self.sequences, self.starts, strict=True)]
+        lengths = [len(tokens) for tokens in contexts]
+        self.cache = KVCache(len(contexts), self._capacity(max(lengths)), self.device, lengths)
+        padded = [tokens + [0] * (max(lengths) - len(tokens)) for tokens in contexts]
         logits = self.model(torch.tensor(padded, device=self.device), cache=self.cache)
-        self.next = logits[torch.arange(len(ends)), [length - 1 for length in lengths]]
+        self.next_logits = logits[torch.arange(len(contexts)), [n - 1 for n in lengths]]
 
     def _capacity(self, longest: int) -> int:
-        capacity = 2 * longest + ROOM
+        capacity = 2 * longest + CACHE_MARGIN
         return capacity if self.context is None else min(capacity, self.context)
 
 
-def first_seen(length: int, context: int | None) -> int:
-    """From which of its tokens on the model sees a text of `length` tokens, 0 within the context.
+def context_start(length: int, context: int | None) -> int:
+    """Return the index of the first token in the context of a sequence of `length` tokens.
 
-    It moves by `context` over MOVES at once, so that most tokens cost one position, and depends on
-    nothing else: however a text has come about, it goes on the same.
+    0 if the sequence fits. Otherwise a multiple of `context // CONTEXT_STEPS`, so that most new
+    tokens cost one position. It depends on the length alone, and so does the next token's
+    distribution, however the sequence was built.
     """
     if context is None or length <= context:
         return 0
-    move = max(1, context // MOVES)
-    return -(-(length - context) // move) * move
+    step = max(1, context // CONTEXT_STEPS)
+    return -(-(length - context) // step) * step
 
 
 def generate(
     model: GPT,
     prompts: list[list[int]],
     n_tokens: int,
-    sampling: Sampling,
-    generators: list[torch.Generator],
-    runtime: Runtime,
-    context: int | None,
+    sampling: Sampling = DEFAULT_SAMPLING,
+    *,
+    seed: int | Sequence[int] = 1,
+    runtime: Runtime | None = None,
+    context: Context = None,
 ) -> Iterator[list[int]]:
-    """Yield `n_tokens` times one new token for each prompt of at least one token.
+    """Yield `n_tokens` times the next token of each prompt; a prompt has at least one token.
 
-    Each prompt draws from its own generator. `context`: most tokens the model sees, see `Decoder`;
-    the prompts are read at once. Leaves the model's train/eval mode as it was. Raises UserError for
-    a context the model has not.
+    `seed`: one per prompt, or one for all; each prompt has its own random generator. The prompts
+    are prefilled before this returns. Restores the model's train/eval mode. Raises UserError for a
+    context beyond the scheme's `max_length`.
     """
-    runtime = for_decoding(runtime)
+    runtime = decoding_runtime(model, runtime)
+    seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
+    generators = [torch.Generator(runtime.device).manual_seed(s) for s in seeds]
     with model.evaluating(), runtime.autocast():
-        decoder = Decoder(model, prompts, context)
+        decoder = Decoder(model, prompts, max_context(model, context))
 
     def steps() -> Iterator[list[int]]:
         for step in range(n_tokens):
             with model.evaluating(), runtime.autocast():
-                rows = zip(decoder.next.split(1), generators, decoder.texts, strict=True)
-                tokens = [int(sampling.choose(*row)) for row in rows]
+                rows = zip(decoder.next_logits.split(1), generators, decoder.sequences, strict=True)
+                tokens = [int(sampling.sample(*row)) for row in rows]
                 if step + 1 < n_tokens:
                     decoder.append(tokens)
             yield tokens
@@ -247,25 +274,30 @@ def generate(
     return steps()
 
 
-def stop_at(pieces: Iterable[str], stops: list[str]) -> Iterator[str]:
-    """Text before the stop that is complete first; holds back what may be the start of one."""
-    held = ""
+def stop_at(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    """Yield text up to the stop string that is completed first.
+
+    Text that may be the beginning of a stop string is yielded later.
+    """
+    pending = ""
     for piece in pieces:
-        held += piece
-        found = [(held.find(stop) + len(stop), held.find(stop)) for stop in stops if stop in held]
-        if found:
-            yield held[: min(found)[1]]
+        pending += piece
+        ends = [(pending.find(s) + len(s), pending.find(s)) for s in stops if s in pending]
+        if ends:
+            yield pending[: min(ends)[1]]
             return
-        # The longest end of the text that a stop begins with.
-        ends = (n for n in range(len(held), 0, -1) if any(s.startswith(held[-n:]) for s in stops))
-        keep = next(ends, 0)
-        yield held[: len(held) - keep]
-        held = held[len(held) - keep :]
-    yield held
+        # The longest suffix with which a stop string begins.
+        suffixes = (
+            n for n in range(len(pending), 0, -1) if any(s.startswith(pending[-n:]) for s in stops)
+        )
+        end = len(pending) - next(suffixes, 0)
+        yield pending[:end]
+        pending = pending[end:]
+    yield pending
 
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
-    """Text as its tokens come; a character spread over several tokens waits for its last byte."""
+    """Decode tokens one by one; a character of several tokens is yielded with its last byte."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in tokens:
         yield decoder.decode(tokenizer.token_bytes(token))

@@ -1,6 +1,6 @@
-"""Weights of linear layers rounded to 8 or 4 bits, to use a trained model in less memory (torchao).
+"""Weight-only quantization of linear layers to int8 or int4 (torchao).
 
-What is held shrinks, not the work: products are of floating-point numbers as before.
+It saves memory, not arithmetic: matrix products stay in floating point.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import copy
 import logging
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,19 @@ from minigpt.errors import UserError, first_line
 from minigpt.model import GPT
 from minigpt.run.load import TrainedRun
 
-GROUP_SIZES = (128, 64, 32)  # that torchao's int4 kernels have, the fewest bytes first
-CPU_ROWS = 16  # of an int4 weight that torch's CPU kernel takes at once
-INT4_DTYPE = torch.bfloat16  # CUDA's kernel takes no other; the CPU's is slow in any other
+Run = TypeVar("Run", bound=TrainedRun)
+
+GROUP_SIZES = (128, 64, 32)  # of torchao's int4 kernels; larger groups take fewer bytes
+CPU_ROWS = 16  # torch's int4 kernel for CPUs needs a multiple of it as out_features
+INT4_DTYPE = torch.bfloat16  # the only one of the CUDA kernel; others are slow on CPUs
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """What was quantised: linear layers, those `left` by reason, bytes of all the parameters."""
+    """The number of quantized linear layers, and the bytes of all parameters before and after.
+
+    `left`: the number of linear layers that were not quantized, by reason.
+    """
 
     method: str
     layers: int
@@ -33,29 +39,32 @@ class Quantization:
     bytes_after: int
 
     def describe(self) -> str:
-        """One line for people."""
+        """Return a one-line summary."""
         total = self.layers + sum(self.left.values())
-        left = "".join(f"; {n} as before: {why}" for why, n in self.left.items())
+        left = "".join(f"; {n} not quantized: {why}" for why, n in self.left.items())
         return (
-            f"{self.method}: {self.layers} of {total} linear layers; weights "
+            f"{self.method}: {self.layers} of {total} linear layers; parameters "
             f"{self.bytes_before:,} -> {self.bytes_after:,} bytes{left}"
         )
 
 
-def quantized(trained: TrainedRun, method: str) -> TrainedRun:
-    """A run with a quantised copy of its model. Raises UserError, see `quantize`."""
+def quantized(trained: Run, method: str) -> tuple[Run, Quantization]:
+    """Return a run with a quantized copy of its model. Raises UserError, see `quantize`."""
     model = copy.deepcopy(trained.model)
-    return replace(trained, model=model, quantization=quantize(model, method))
+    quantization = quantize(model, method)
+    changes = (*trained.changes, f"quantize={method}")
+    return replace(trained, model=model, changes=changes), quantization
 
 
 @torch.no_grad()
 def quantize(model: GPT, method: str) -> Quantization:
-    """Round the weights of a model's linear layers, in place; all else stays as it is.
+    """Quantize the weights of a model's linear layers in place.
 
-    int8: absmax a row over 127.5, a scale for each row. int4: two a byte, from the least to the
-    greatest of each group of input channels in 15 steps; the largest group that divides them. What
-    no kernel takes or what would not shrink is left, and a head that is the token table. Raises
-    UserError where nothing is to be quantised, or without torchao.
+    int8: symmetric, one scale per output channel, absmax / 127.5. int4: asymmetric, 16 levels from
+    the minimum to the maximum of each group of input channels, with the largest group size that
+    divides them. Layers that no kernel supports or that would not shrink are not quantized, and
+    neither is a head tied to the token embedding. Raises UserError if no layer can be quantized or
+    torchao is missing.
     """
     _require_torchao(method)
     before, layers = _bytes_of(model), 0
@@ -64,29 +73,29 @@ def quantize(model: GPT, method: str) -> Quantization:
         if not isinstance(linear, nn.Linear):
             continue
         tied = linear.weight is model.token_embedding.weight
-        new = "the tied head is the token table" if tied else ROUNDED[method](linear)
+        new = "tied to the token embedding" if tied else METHODS[method](linear)
         if isinstance(new, str):
             left[new] += 1
         else:
             model.set_submodule(name, new)
             layers += 1
     if layers == 0:
-        whys = "; ".join(left) or "the model has no linear layer"
-        raise UserError(f"--quantize={method}: nothing to quantise ({whys}); leave it out")
+        reasons = "; ".join(left) or "the model has no linear layers"
+        raise UserError(f"--quantize={method}: no layer can be quantized ({reasons}); leave it out")
     return Quantization(method, layers, dict(left), before, _bytes_of(model))
 
 
 def _int8(linear: nn.Linear) -> nn.Linear | str:
-    """A copy of a layer with rounded weights."""
+    """Return a quantized copy of a layer."""
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    small = copy.deepcopy(linear)
-    quantize_(small, Int8WeightOnlyConfig(set_inductor_config=False))
-    return small
+    layer = copy.deepcopy(linear)
+    quantize_(layer, Int8WeightOnlyConfig(set_inductor_config=False))
+    return layer
 
 
 def _int4(linear: nn.Linear) -> nn.Linear | str:
-    """A copy of a layer with rounded weights, or why there is none. Raises UserError if never."""
+    """Return a quantized copy of a layer, or why it has none. Raises UserError without a kernel."""
     from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
     from torchao.quantization import Int4WeightOnlyConfig, quantize_
     from torchao.quantization.quantize_.workflows import Int4PackingFormat
@@ -95,30 +104,33 @@ def _int4(linear: nn.Linear) -> nn.Linear | str:
     if device not in ("cpu", "cuda"):
         raise UserError(f"--quantize=int4: no kernel on {device}; use int8, or --device cpu")
     if device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
-        raise UserError("--quantize=int4: its kernel needs a GPU of 8.0 or newer; use int8")
+        raise UserError(
+            "--quantize=int4: its kernel needs compute capability 8.0 or newer; use int8"
+        )
     size = next((size for size in GROUP_SIZES if width % size == 0), None)
     if size is None:
-        return f"in_features={width} is no multiple of {min(GROUP_SIZES)}"
+        return f"in_features={width} is not a multiple of {min(GROUP_SIZES)}"
     if device == "cpu" and linear.out_features % CPU_ROWS:
-        return f"out_features={linear.out_features} is no multiple of {CPU_ROWS}"
-    small = copy.deepcopy(linear)
-    small.weight = nn.Parameter(linear.weight.to(INT4_DTYPE))
-    if device == "cpu":  # its other layouts that run here keep each number in a byte
-        quantize_(small, PrototypeInt4WeightOnlyConfig(size, set_inductor_config=False))
+        return f"out_features={linear.out_features} is not a multiple of {CPU_ROWS}"
+    layer = copy.deepcopy(linear)
+    layer.weight = nn.Parameter(linear.weight.to(INT4_DTYPE))
+    if device == "cpu":  # torchao's other CPU layouts use a byte per value
+        quantize_(layer, PrototypeInt4WeightOnlyConfig(size, set_inductor_config=False))
     else:
         packing = Int4PackingFormat.TILE_PACKED_TO_4D
         config = Int4WeightOnlyConfig(size, set_inductor_config=False, int4_packing_format=packing)
-        quantize_(small, config)
-    if held_bytes(small.weight) >= held_bytes(linear.weight):  # tiles are padded
-        return f"in_features={width} take no fewer bytes in torchao's layout for {device}"
-    return Int4Linear(small)
+        quantize_(layer, config)
+    if stored_bytes(layer.weight) >= stored_bytes(linear.weight):  # tiles are padded
+        return f"in_features={width} takes no fewer bytes in torchao's layout for {device}"
+    return Int4Linear(layer)
 
 
-ROUNDED = {"int8": _int8, "int4": _int4}  # without torchao's settings of the whole process
+# set_inductor_config=False: it would change global settings of torch.compile.
+METHODS = {"int8": _int8, "int4": _int4}
 
 
 class Int4Linear(nn.Linear):
-    """A quantised layer that computes in bf16; what comes out has the dtype of what came in."""
+    """An int4 layer that computes in bf16 and returns the dtype of its input."""
 
     def __init__(self, linear: nn.Linear) -> None:
         bias = linear.bias is not None
@@ -129,20 +141,20 @@ class Int4Linear(nn.Linear):
         return super().forward(input.to(INT4_DTYPE)).to(input.dtype)
 
 
-def held_bytes(tensor: Tensor) -> int:
-    """Bytes a tensor really holds: of a quantised one its packed numbers, scales and zeros."""
+def stored_bytes(tensor: Tensor) -> int:
+    """Return a tensor's bytes, for a quantized one those of values, scales and zero points."""
     flatten = getattr(tensor, "__tensor_flatten__", None)
     if flatten is None:
         return tensor.untyped_storage().nbytes()
-    return sum(held_bytes(getattr(tensor, name)) for name in flatten()[0])
+    return sum(stored_bytes(getattr(tensor, name)) for name in flatten()[0])
 
 
 def _bytes_of(model: GPT) -> int:
-    return sum(map(held_bytes, model.parameters()))  # a tensor used twice comes once
+    return sum(map(stored_bytes, model.parameters()))  # yields a shared tensor once
 
 
 def _require_torchao(method: str) -> None:
-    """Import it without its warnings about kernels for other machines. Raises UserError."""
+    """Import torchao without its warnings about missing kernels. Raises UserError if missing."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Speculative decoding: a draft proposes tokens, and the model checks them in one pass."""
+"""Speculative decoding: a draft model proposes tokens that the model verifies in one pass."""
 
 from __future__ import annotations
 
@@ -10,28 +10,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt.inference.generate import Decoder, Sampling, for_decoding, penalised
+from minigpt.inference.generate import (
+    DEFAULT_SAMPLING,
+    Context,
+    Decoder,
+    Sampling,
+    apply_repetition_penalty,
+    decoding_runtime,
+    max_context,
+)
 from minigpt.model import GPT
 from minigpt.runtime import Runtime
 
-TIMED = 128  # tokens; more would make a person wait for a speed-up known well enough
+DRAFT_TOKENS = 4
+TIMED_TOKENS = 128  # the most tokens that are timed; the speed-up is known well enough by then
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A model that proposes `n_tokens` at a time, and sees `context` tokens, see `Decoder`."""
+    """A draft model and the number of tokens it proposes at a time.
+
+    A `context` beyond its positions is reduced, which only lowers the acceptance rate.
+    """
 
     model: GPT
-    n_tokens: int
-    context: int | None
+    n_tokens: int = DRAFT_TOKENS
+    context: Context = None
+
+    @property
+    def max_context(self) -> int | None:
+        """The most tokens the draft model attends to, None if unlimited."""
+        context, limit = max_context(self.model, self.context), self.model.positional.max_length
+        return limit if context is None or limit is None else min(context, limit)
 
 
 @dataclass
-class Tally:
-    """What a draft was good for: tokens, and passes of the model with the one over the prompt.
+class DraftStatistics:
+    """Counts of proposed and accepted tokens, new tokens, and forward passes of the model.
 
-    `timed`: how many tokens the first rounds gave, up to `TIMED`, and their seconds after the
-    prompt was read.
+    `passes` includes the prefill. `timed`: the number of tokens of the first rounds, at most
+    TIMED_TOKENS, and their seconds without the prefill.
     """
 
     proposed: int = 0
@@ -42,7 +60,7 @@ class Tally:
 
     @property
     def acceptance_rate(self) -> float | None:
-        """Accepted of the proposed tokens; None where none was proposed."""
+        """Accepted per proposed token; None if no token was proposed."""
         return self.accepted / self.proposed if self.proposed else None
 
 
@@ -51,60 +69,65 @@ def speculate(
     draft: Draft,
     prompt: list[int],
     n_tokens: int,
-    sampling: Sampling,
-    generator: torch.Generator,
-    runtime: Runtime,
-    context: int | None,
-    tally: Tally,
+    sampling: Sampling = DEFAULT_SAMPLING,
+    *,
+    seed: int = 1,
+    runtime: Runtime | None = None,
+    context: Context = None,
+    statistics: DraftStatistics | None = None,
 ) -> Iterator[int]:
-    """Yield `n_tokens` new tokens, distributed as `generate` draws them from the model alone.
+    """Yield `n_tokens` new tokens with the distribution of `generate`.
 
-    The draft changes the speed, whatever it is and sees, and which text belongs to a seed
-    (Leviathan et al. 2023; Chen et al. 2023). Both models have one vocabulary. The prompt is read
-    at once; `tally` counts on as tokens come. Leaves the models' train/eval mode as it was. Raises
-    UserError for a context that one of them has not.
+    The draft changes the speed and which text belongs to a seed, but not the distribution
+    (Leviathan et al. 2023; Chen et al. 2023). Both models need the same vocabulary. The prompt is
+    prefilled before this returns; `statistics` are updated as tokens are yielded. Restores the
+    models' train/eval mode. Raises UserError for a context beyond the scheme's `max_length`.
     """
     assert model.n_vocab == draft.model.n_vocab
-    runtime = for_decoding(runtime)
+    runtime = decoding_runtime(model, runtime)
+    statistics = DraftStatistics() if statistics is None else statistics
+    generator = torch.Generator(runtime.device).manual_seed(seed)
     with model.evaluating(), draft.model.evaluating(), runtime.autocast():
-        rounds = _Rounds(model, draft, prompt, sampling, generator, context)
-    tally.passes += 1
+        decoder = _SpeculativeDecoder(model, draft, prompt, sampling, generator, context)
+    statistics.passes += 1
 
     def tokens() -> Iterator[int]:
         left, seconds = n_tokens, 0.0
         while left > 0:
             start = time.perf_counter()
             with model.evaluating(), draft.model.evaluating(), runtime.autocast():
-                new = rounds.first() if left == n_tokens else rounds.next(left, tally)
+                first = left == n_tokens
+                new = decoder.first() if first else decoder.next(left, statistics)
             left -= len(new)
-            tally.tokens += len(new)
+            statistics.tokens += len(new)
             seconds += time.perf_counter() - start
-            if tally.tokens <= TIMED:
-                tally.timed = tally.tokens, seconds
+            if statistics.tokens <= TIMED_TOKENS:
+                statistics.timed = statistics.tokens, seconds
             yield from new
 
     return tokens()
 
 
 def verify(p: Tensor, q: Tensor, tokens: list[int], generator: torch.Generator) -> list[int]:
-    """Those of t tokens drawn from q (t, n) that are kept, and one more: all are as from p.
+    """Return the accepted prefix of t proposed tokens and one more token, distributed as p.
 
-    p (t + 1, n) is what to draw from before each token, and after the last. A token is kept with
-    probability min(1, p / q). The first that is not is drawn again from what p has beyond q; after
-    the last that is all of p. (Leviathan et al. 2023, algorithm 1)
+    q (t, n_vocab): the draft's distribution of each token. p (t + 1, n_vocab): the model's, also
+    after the last. A token is accepted with probability min(1, p / q). The first rejected one is
+    sampled again from max(0, p - q), renormalized. If all are accepted, one more is sampled from
+    p. (Leviathan et al. 2023, algorithm 1)
     """
-    drawn = torch.tensor(tokens, dtype=torch.long, device=p.device)[:, None]
-    chance = torch.rand(drawn.shape, generator=generator, device=p.device)
-    kept = chance * q.gather(1, drawn) < p[:-1].gather(1, drawn)
-    n_kept = int(kept.long().cumprod(dim=0).sum())
-    beyond = (p - F.pad(q, (0, 0, 0, 1)))[n_kept].clamp(min=0)
-    if not beyond.any():  # p and q are equal, but for rounding
-        beyond = p[n_kept]
-    return [*tokens[:n_kept], int(torch.multinomial(beyond, 1, generator=generator))]
+    proposed = torch.tensor(tokens, dtype=torch.long, device=p.device)[:, None]
+    uniform = torch.rand(proposed.shape, generator=generator, device=p.device)
+    accepted = uniform * q.gather(1, proposed) < p[:-1].gather(1, proposed)
+    n_accepted = int(accepted.long().cumprod(dim=0).sum())
+    residual = (p - F.pad(q, (0, 0, 0, 1)))[n_accepted].clamp(min=0)
+    if not residual.any():  # p and q are equal up to rounding
+        residual = p[n_accepted]
+    return [*tokens[:n_accepted], int(torch.multinomial(residual, 1, generator=generator))]
 
 
-class _Rounds:
-    """A text that grows by rounds. Between them its last token is read by neither model."""
+class _SpeculativeDecoder:
+    """A sequence that grows in rounds. Between rounds neither cache holds its last token."""
 
     def __init__(
         self,
@@ -113,50 +136,49 @@ class _Rounds:
         prompt: list[int],
         sampling: Sampling,
         generator: torch.Generator,
-        context: int | None,
+        context: Context,
     ) -> None:
         self.sampling, self.generator, self.n_draft = sampling, generator, draft.n_tokens
-        self.decoder = Decoder(model, [prompt], context)
-        self.draft = Decoder(draft.model, [prompt], draft.context)
-        self.text = list(prompt)
+        self.decoder = Decoder(model, [prompt], max_context(model, context))
+        self.draft = Decoder(draft.model, [prompt], draft.max_context)
+        self.sequence = list(prompt)
 
     def first(self) -> list[int]:
-        """The first token: the model has told it when it read the prompt."""
-        p = self._distributions(self.decoder.next, [self.text])
-        self.text.append(self._draw(p))
-        return self.text[-1:]
+        """Sample the first token from the logits of the prefill."""
+        p = self._distributions(self.decoder.next_logits, [self.sequence])
+        self.sequence.append(self._sample(p))
+        return self.sequence[-1:]
 
-    def next(self, left: int, tally: Tally) -> list[int]:
-        """At least one token more, and at most `left`."""
+    def next(self, left: int, statistics: DraftStatistics) -> list[int]:
+        """Return at least one new token and at most `left`."""
         tokens, q = self._propose(min(self.n_draft, left - 1))
-        unread = self.text[len(self.decoder.texts[0]) :]
-        logits = self.decoder.extend([unread + tokens])[0, len(unread) - 1 :]
-        texts = [self.text + tokens[:n] for n in range(len(tokens) + 1)]
-        new = verify(self._distributions(logits, texts), q, tokens, self.generator)
-        self.text += new
+        uncached = self.sequence[len(self.decoder.sequences[0]) :]
+        logits = self.decoder.extend([uncached + tokens])[0, len(uncached) - 1 :]
+        sequences = [self.sequence + tokens[:n] for n in range(len(tokens) + 1)]
+        new = verify(self._distributions(logits, sequences), q, tokens, self.generator)
+        self.sequence += new
         for decoder in (self.decoder, self.draft):
-            decoder.rewind(len(self.text) - 1)
-        tally.proposed += len(tokens)
-        tally.accepted += len(new) - 1
-        tally.passes += 1
+            decoder.rewind(len(self.sequence) - 1)
+        statistics.proposed += len(tokens)
+        statistics.accepted += len(new) - 1
+        statistics.passes += 1
         return new
 
     def _propose(self, n: int) -> tuple[list[int], Tensor]:
-        """`n` tokens drawn by the draft, and the distributions (n, n_vocab) they are from."""
+        """Return `n` tokens sampled by the draft, and their distributions (n, n_vocab)."""
         tokens: list[int] = []
-        q: list[Tensor] = [self.decoder.next[:0].float()]
+        q: list[Tensor] = [self.decoder.next_logits[:0].float()]
         for _ in range(n):
-            unread = (self.text + tokens)[len(self.draft.texts[0]) :]
-            logits = self.draft.extend([unread])[0, -1:]
-            q.append(self._distributions(logits, [self.text + tokens]))
-            tokens.append(self._draw(q[-1]))
+            uncached = (self.sequence + tokens)[len(self.draft.sequences[0]) :]
+            logits = self.draft.extend([uncached])[0, -1:]
+            q.append(self._distributions(logits, [self.sequence + tokens]))
+            tokens.append(self._sample(q[-1]))
         return tokens, torch.cat(q)
 
-    def _distributions(self, logits: Tensor, texts: list[list[int]]) -> Tensor:
-        """What is drawn from after each text, (t, n)."""
-        return self.sampling.probabilities(
-            penalised(logits, texts, self.sampling.repetition_penalty)
-        )
+    def _distributions(self, logits: Tensor, sequences: list[list[int]]) -> Tensor:
+        """Return the sampling distribution (t, n_vocab) after each sequence."""
+        penalty = self.sampling.repetition_penalty
+        return self.sampling.probabilities(apply_repetition_penalty(logits, sequences, penalty))
 
-    def _draw(self, probabilities: Tensor) -> int:
+    def _sample(self, probabilities: Tensor) -> int:
         return int(torch.multinomial(probabilities, 1, generator=self.generator))

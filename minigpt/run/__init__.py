@@ -1,1 +1,1 @@
-"""Run directories: their files, how they were made, and how they are loaded."""
+"""Run directories: files, provenance, and loading a trained run."""

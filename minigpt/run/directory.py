@@ -1,4 +1,4 @@
-"""The run directory: the only thing commands hand to each other."""
+"""The run directory: the only interface between commands."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from filelock import FileLock, Timeout
 from minigpt.errors import UserError, did_you_mean
 from minigpt.files import read_json, to_json
 
-SWEEP, SEARCH = "sweep.json", "tune.json"  # in the folder of a sweep, of a search
-RUNS = Path("runs")  # where `latest` looks, and where configs/runtime.yaml puts new runs
+SWEEP, SEARCH = "sweep.json", "tune.json"  # written in the folder of a sweep or a search
+RUNS = Path("runs")  # as in configs/runtime.yaml; `latest` is the newest run below it
 
 
 class Busy(UserError):
-    """Another process is training the run."""
+    """Another process holds the lock of a run."""
 
 
 class RunDirectory:
-    """Paths and files of one run. Whole files are written atomically, logs are appended to."""
+    """Paths and files of one run. Files are written atomically, logs are appended to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,12 +31,17 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.txt"
         self.result = path / "result.json"
+        self.evaluations = path / "eval.json"
         self.last = path / "checkpoints" / "last"
         self.best = path / "checkpoints" / "best"
 
+    def checkpoint(self, name: str) -> Path:
+        """Return the folder of the checkpoint "best" or "last"."""
+        return {"best": self.best, "last": self.last}[name]
+
     @property
     def status(self) -> str | None:
-        """How it ended, of result.json; None where there is none. Raises UserError if broken."""
+        """`status` in result.json; None without that file. Raises UserError if it is broken."""
         return self.read_optional_json(self.result).get("status")
 
     @property
@@ -51,9 +56,10 @@ class RunDirectory:
 
     @contextmanager
     def locked(self, seconds: float = 0.0) -> Iterator[None]:
-        """Keep other processes from training here meanwhile; wait so long for one that does.
+        """Hold the run's lock, so that no other process trains it.
 
-        The system frees the lock of a killed process. Raises Busy.
+        The operating system releases the lock of a killed process. Raises Busy if another process
+        still holds it after `seconds`.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
@@ -69,30 +75,30 @@ class RunDirectory:
             lock.release()
 
     def append_metrics(self, values: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl."""
         self._append(self.metrics, to_json(values) + "\n")
 
     def append_sample(self, step: int, text: str) -> None:
-        """Add one sampled text to samples.txt."""
+        """Append one generated text to samples.txt."""
         self._append(self.samples, f"--- step {step} ---\n{text}\n\n")
 
     def log_sizes(self) -> dict[str, int]:
-        """Bytes of the logs now: what `rewind_logs` needs to come back to this moment."""
+        """Return the size of each log in bytes, for `rewind_logs`."""
         return {file.name: file.stat().st_size if file.exists() else 0 for file in self._logs()}
 
     def rewind_logs(self, sizes: dict[str, int]) -> None:
-        """Cut the logs back to earlier sizes, dropping what a resumed run will write again."""
+        """Truncate the logs to earlier sizes: a resumed run writes the rest again."""
         for file in self._logs():
             if file.exists():
                 with file.open("r+b") as handle:
                     handle.truncate(min(sizes.get(file.name, 0), file.stat().st_size))
 
     def read_json(self, path: Path) -> dict[str, Any]:
-        """A JSON file of this run. Raises UserError if it is missing or broken."""
+        """Return the object in a JSON file. Raises UserError if it is missing or broken."""
         try:
             return read_json(path)
         except FileNotFoundError:
-            raise UserError(f"{path}: not there; has this run started?") from None
+            raise UserError(f"{path}: no such file; has this run started?") from None
         except ValueError as error:
             raise UserError(f"{path}: broken JSON ({error}); restore it or train again") from None
 
@@ -110,7 +116,7 @@ class RunDirectory:
 
 
 def find_run(name: str) -> RunDirectory:
-    """Return the run directory a user names: a path, or `latest` for the newest under runs/.
+    """Return the run directory with a path, or for `latest` the newest one below runs/.
 
     Raises UserError if it is not a run.
     """
@@ -118,11 +124,9 @@ def find_run(name: str) -> RunDirectory:
         return _latest_run()
     path = Path(name).expanduser()
     if not name:
-        raise UserError("an empty name is no run; give a directory like runs/..., or `latest`")
+        raise UserError("the run's name is empty; give a directory like runs/..., or `latest`")
     if not (path / "config.yaml").is_file():
-        reason = (
-            "has no config.yaml, so it is not a run" if path.is_dir() else "no such run directory"
-        )
+        reason = "not a run: no config.yaml" if path.is_dir() else "no such run directory"
         raise UserError(f"{name}: {reason}; give a directory like runs/..., or `latest`")
     return RunDirectory(path)
 

@@ -1,31 +1,35 @@
-"""A trained run, read back."""
+"""A trained run loaded from its run directory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Self
 
 import torch
 
 from minigpt.config.compose import load_config
 from minigpt.config.schema import Config
-from minigpt.errors import UserError
+from minigpt.data.lazy import LazyTensor
+from minigpt.data.prepare import Prepared, prepare
+from minigpt.data.tokens import TokenData
+from minigpt.errors import UserError, require_one_of
 from minigpt.files import readable_directory
 from minigpt.model import GPT
 from minigpt.run.directory import RunDirectory, find_run
 from minigpt.run.weights import WEIGHTS, load_weights
-from minigpt.runtime import Runtime, choose_runtime
+from minigpt.runtime import DEVICES, Runtime, choose_runtime
 from minigpt.tokenizer import Tokenizer, load_tokenizer
-
-if TYPE_CHECKING:
-    from minigpt.inference.quantize import Quantization
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run's model in evaluation mode, with what is needed to use it."""
+    """A run's model in evaluation mode, with its config, tokenizer, device and precision.
+
+    `changes`: how the model differs from the trained one, as KEY=VALUE of its config or
+    quantize=METHOD.
+    """
 
     run: RunDirectory
     config: Config
@@ -34,54 +38,70 @@ class TrainedRun:
     runtime: Runtime
     checkpoint: str
     changes: tuple[str, ...]
-    quantization: Quantization | None = None
+
+    @classmethod
+    def load(
+        cls,
+        name: str = "latest",
+        checkpoint: str | None = None,
+        device: str = "auto",
+        changes: Sequence[str] = (),
+    ) -> Self:
+        """Load a run by path or `latest`.
+
+        `checkpoint`: "best", "last", or None for the best if there is one, else the last.
+        `changes`: KEY=VALUE of its config, as far as the weights still fit. On the kind of device
+        the run was trained on it computes in the same precision, so that losses equal those of
+        training. Raises UserError if a file is missing, damaged or does not fit.
+        """
+        require_one_of("--device", device, DEVICES)
+        if checkpoint is not None:
+            require_one_of("--checkpoint", checkpoint, ("best", "last"))
+        run = find_run(name)
+        config = load_config(run.config, changes)
+        tokenizer = load_tokenizer(run.tokenizer)
+        runtime = choose_runtime(device, "auto", key="--device")
+        if runtime.device == config.trainer.device:
+            runtime = choose_runtime(device, config.trainer.precision, key="--device")
+        if checkpoint is None:
+            checkpoint = "best" if readable_directory(run.best).exists() else "last"
+        model = GPT(config.model, tokenizer.n_vocab)
+        _require_same_parameters(run, model, changes)
+        load_weights(run.checkpoint(checkpoint), model)
+        model.to(runtime.device).eval()
+        model.use_backend(runtime.device, runtime.precision == "bf16")
+        return cls(run, config, tokenizer, model, runtime, checkpoint, tuple(sorted(changes)))
 
     @property
     def label(self) -> str:
-        """The checkpoint, what was changed of its config, and how it was quantised."""
-        parts = [self.checkpoint, *self.changes]
-        if self.quantization is not None:
-            parts.append(f"quantize={self.quantization.method}")
-        return " ".join(parts)
+        """The checkpoint and the changes, separated by spaces."""
+        return " ".join((self.checkpoint, *self.changes))
 
     @property
     def weights(self) -> Path:
-        """The file the weights came from."""
-        return readable_directory(_directory(self.run, self.checkpoint)) / WEIGHTS
+        """The file of the weights."""
+        return readable_directory(self.run.checkpoint(self.checkpoint)) / WEIGHTS
 
+    def prepare(self) -> Prepared:
+        """Read the run's text and tokenize it. Raises UserError if it is missing or has changed."""
+        run, config = self.run, self.config
+        return prepare(config.data, config.tokenizer, run.tokenizer, run.data_sha256)
 
-def load_run(
-    name: str, checkpoint: str | None, device: str, changes: Sequence[str] = ()
-) -> TrainedRun:
-    """Load a run by path or `latest`; `checkpoint` is best, last, or None: the best there is.
+    def tokens(self) -> TokenData:
+        """Return the tokens of both splits on the run's device.
 
-    `changes` are KEY=VALUE of its config, where the weights still fit.
-
-    On the kind of device the run was trained on it computes in the same precision, so that numbers
-    agree with those of training. Raises UserError where something is missing, damaged or foreign.
-    """
-    run = find_run(name)
-    config = load_config(run.config, changes)
-    tokenizer = load_tokenizer(run.tokenizer)
-    runtime = choose_runtime(device, "auto", key="--device")
-    if runtime.device == config.trainer.device:
-        runtime = choose_runtime(device, config.trainer.precision, key="--device")
-    if checkpoint is None:
-        checkpoint = "best" if readable_directory(run.best).exists() else "last"
-    model = GPT(config.model, tokenizer.n_vocab)
-    _require_same_parameters(run, model, changes)
-    load_weights(_directory(run, checkpoint), model)
-    model.to(runtime.device).eval()
-    model.use_backend(runtime.device, runtime.precision == "bf16")
-    return TrainedRun(run, config, tokenizer, model, runtime, checkpoint, tuple(sorted(changes)))
-
-
-def _directory(run: RunDirectory, checkpoint: str) -> Path:
-    return run.best if checkpoint == "best" else run.last
+        A training split that is stored on disk is cut to the length of the validation split, as
+        for `train_loss` in result.json. Raises UserError if the text is missing or has changed.
+        """
+        tokens = self.prepare().tokens.to(self.runtime.device)
+        train = tokens.train
+        if isinstance(train.tokens, LazyTensor):
+            train = train.head(len(tokens.val.tokens))
+        return TokenData(train, tokens.val)
 
 
 def _require_same_parameters(run: RunDirectory, model: GPT, changes: Sequence[str]) -> None:
-    """Raise UserError where changes ask for other parameters than were trained."""
+    """Raise UserError if the changed config has other parameters than the trained model."""
     if not changes:
         return
     with torch.device("meta"):
@@ -89,5 +109,5 @@ def _require_same_parameters(run: RunDirectory, model: GPT, changes: Sequence[st
     shapes, others = ({n: p.shape for n, p in m.named_parameters()} for m in (trained, model))
     if shapes != others:
         raise UserError(
-            f"--set {' '.join(changes)}: needs other parameters than this run has; train anew"
+            f"--set {' '.join(changes)}: needs other parameters than this run has; train again"
         )

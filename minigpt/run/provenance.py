@@ -1,4 +1,4 @@
-"""What made a run: command, code, versions and machine."""
+"""Provenance of a run: command, code, package versions and machine."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from typing import Any
 
 from minigpt.files import sha256
 
-# The source files that decide what a run computes, and the packages they compute with.
+# Source files that determine a run's numbers: folders and modules of minigpt.
 CODE = ("data", "tokenizer", "model", "optim", "train", "evaluate/loss.py", "runtime.py")
+# Packages that determine a run's numbers.
 COMPUTING = ("torch", "tiktoken", "tokenizers")
+# Packages whose versions are recorded.
 PACKAGES = ("torch", "hydra-core", "omegaconf", "wandb", "tiktoken", "tokenizers", "safetensors")
 
 
 def provenance(command: list[str]) -> dict[str, Any]:
-    """What makes a run, or goes on with it: command, time, versions, code and machine."""
+    """Return command, start time, versions, code digest and machine, for manifest.json."""
     return {
         "command": command,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -35,7 +37,7 @@ def provenance(command: list[str]) -> dict[str, Any]:
 
 @cache
 def code_sha256() -> str:
-    """Digest of the source code that decides what a run computes. See `executable_source`."""
+    """Return the digest of the code that determines a run's numbers, see `executable_source`."""
     package = Path(__file__).parent.parent
     files = [file for name in CODE for file in (package / name).rglob("*.py")]
     files += [package / name for name in CODE if name.endswith(".py")]
@@ -44,7 +46,7 @@ def code_sha256() -> str:
 
 
 def executable_source(source: str) -> str:
-    """Return Python source without comments, docstrings and formatting: only what executes."""
+    """Return Python source without comments, docstrings and formatting."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -58,7 +60,7 @@ def _is_string(statement: ast.stmt) -> bool:
 
 
 def same_code(manifest: dict[str, Any]) -> bool:
-    """Whether a run was computed by the code, and with the packages, that are here now."""
+    """Return whether a run used the code and packages that are installed now."""
     versions = manifest.get("versions", {})
     return manifest.get("code_sha256") == code_sha256() and all(
         versions.get(name) == importlib.metadata.version(name) for name in COMPUTING
@@ -66,7 +68,7 @@ def same_code(manifest: dict[str, Any]) -> bool:
 
 
 def _commit() -> str | None:
-    """The commit of the code in use, with '+changes' if files differ; None outside a checkout."""
+    """Return the checked-out commit, with '+changes' if files differ; None outside a checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -75,7 +77,7 @@ def _commit() -> str | None:
         ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", __file__)  # not someone else's repository around us
+        git("ls-files", "--error-unmatch", __file__)  # not an enclosing, unrelated repository
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return None

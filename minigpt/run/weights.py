@@ -1,4 +1,4 @@
-"""The weights of a checkpoint."""
+"""Loading the weights of a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ RENAMED = {
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Read weights into a model of the same design. Raises UserError if they do not fit."""
+    """Load weights into a model in place. Raises UserError if they are missing or do not fit."""
     file = path / WEIGHTS
     renaming = model.register_load_state_dict_pre_hook(_rename)
     try:
         try:
             load_model(model, str(readable_directory(path) / WEIGHTS))
-        except FileNotFoundError:  # a training process swapped it just then
+        except FileNotFoundError:  # a training process was replacing it
             load_model(model, str(readable_directory(path) / WEIGHTS))
     except FileNotFoundError:
         raise UserError(
-            f"{file}: no such checkpoint yet; train on with "
+            f"{file}: no such checkpoint yet; resume training with "
             f"`minigpt train resume={path.parent.parent}`"
         ) from None
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{file}: damaged or no safetensors file ({first_line(error)}); "
+            f"{file}: damaged or not a safetensors file ({first_line(error)}); "
             f"use another checkpoint or train again"
         ) from None
     except RuntimeError as error:
         raise UserError(
-            f"{file}: weights of another design than config.yaml says ({first_line(error)}); "
-            f"restore the run directory as it was written"
+            f"{file}: does not fit the model of config.yaml ({first_line(error)}); "
+            f"restore the original files of the run directory"
         ) from None
     finally:
         renaming.remove()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minigpt.data import Batch
 from minigpt.evaluate.loss import Evaluation, evaluate, perplexity
-from minigpt.inference.generate import Sampling, generate, stop_at, stream_text
+from minigpt.inference.generate import generate, stop_at, stream_text
 from minigpt.logger import Logger
 from minigpt.optim.schedule import SCHEDULES
 from minigpt.run.directory import RunDirectory
@@ -294,18 +294,10 @@ class Trainer:
             self.display.sample(step, text)
 
     def _sampled_text(self) -> str:
-        # A separate generator: sampling must not change the random state of training.
-        generator = torch.Generator(self.runtime.device)
-        generator.manual_seed(self.config.seed + self.progress.step)
         prompt = self.tokenizer.encode(self.options.sample_prompt)
+        seed = self.config.seed + self.progress.step
         tokens = generate(
-            self.model,
-            [prompt],
-            self.options.sample_tokens,
-            Sampling(),
-            [generator],
-            self.runtime,
-            context=self.config.model.block_size,
+            self.model, [prompt], self.options.sample_tokens, seed=seed, runtime=self.runtime
         )
         pieces = stream_text(self.tokenizer, (row[0] for row in tokens))
         separator = self.config.data.separator

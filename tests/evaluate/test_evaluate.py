@@ -19,7 +19,13 @@ from minigpt.data.tokens import Split, TokenData
 from minigpt.errors import UserError
 from minigpt.evaluate import loss as evaluate_module
 from minigpt.evaluate.loss import Evaluation, evaluate, perplexity
-from minigpt.inference.generate import Sampling, generate, penalised, stop_at, stream_text
+from minigpt.inference.generate import (
+    Sampling,
+    apply_repetition_penalty,
+    generate,
+    stop_at,
+    stream_text,
+)
 from minigpt.model import GPT, ModelConfig
 from minigpt.runtime import Runtime
 from minigpt.tokenizer import TOKENIZERS, Tokenizer
@@ -295,12 +301,12 @@ def test_min_p_is_a_part_of_the_likeliest() -> None:
 
 def test_repetition_penalty_lowers_what_was_said() -> None:
     logits = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
-    lowered = penalised(logits, [[0, 1, 0]], 4.0)
+    lowered = apply_repetition_penalty(logits, [[0, 1, 0]], 4.0)
     assert lowered.tolist() == [[0.5, -8.0, 1.0, 0.5]]
     assert logits.tolist() == [[2.0, -2.0, 1.0, 0.5]]
     greedy = Sampling(temperature=0, repetition_penalty=4.0)
-    assert greedy.choose(logits, seeded(), [0]).item() == 2
-    assert greedy.choose(logits, seeded(), []).item() == 0
+    assert greedy.sample(logits, seeded(), [0]).item() == 2
+    assert greedy.sample(logits, seeded(), []).item() == 0
 
 
 def test_greedy_with_a_penalty_equals_a_plain_loop() -> None:
@@ -334,13 +340,13 @@ def test_rows_are_cut_on_their_own() -> None:
     logits = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
     kept = Sampling(top_p=0.8).probabilities(logits)
     torch.testing.assert_close(kept, torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
-    assert Sampling().choose(logits, seeded()).shape == (2, 1)
-    assert Sampling(temperature=0).choose(logits, seeded()).shape == (2, 1)
+    assert Sampling().sample(logits, seeded()).shape == (2, 1)
+    assert Sampling(temperature=0).sample(logits, seeded()).shape == (2, 1)
 
 
 def test_samples_follow_the_distribution() -> None:
     logits = torch.tensor([0.1, 0.6, 0.3]).log().expand(20000, -1)
-    drawn = Sampling().choose(logits, seeded()).flatten().bincount() / 20000
+    drawn = Sampling().sample(logits, seeded()).flatten().bincount() / 20000
     torch.testing.assert_close(drawn, torch.tensor([0.1, 0.6, 0.3]), rtol=0, atol=0.02)
 
 
@@ -371,7 +377,9 @@ def continued(
     seed: int = 0,
     context: int | None = None,
 ) -> list[int]:
-    steps = generate(model, [prompt], n, sampling, [seeded(seed)], CPU, context)
+    steps = generate(
+        model, [prompt], n, sampling, seed=seed, context="all" if context is None else context
+    )
     return [token for [token] in steps]
 
 
@@ -415,7 +423,7 @@ def test_long_prompts_count_by_their_end(name: str) -> None:
 def test_several_prompts_at_once() -> None:
     model, greedy = tiny_model(), Sampling(temperature=0)
     prompts = [[3, 1, 4], [1], [5, 9, 2, 6]]
-    steps = [*generate(model, prompts, 12, greedy, [seeded()] * 3, CPU, None)]
+    steps = [*generate(model, prompts, 12, greedy, context="all")]
     assert [len(step) for step in steps] == [3] * 12
     for row, prompt in enumerate(prompts):
         assert [step[row] for step in steps] == continued(model, prompt, 12, greedy)
@@ -424,7 +432,7 @@ def test_several_prompts_at_once() -> None:
 def test_generation_uses_no_dropout_and_leaves_the_mode() -> None:
     expected = continued(tiny_model(), [0], 9, Sampling(temperature=0))
     model = tiny_model(dropout=0.5).train()
-    tokens = generate(model, [[0]], 9, Sampling(temperature=0), [seeded()], CPU, None)
+    tokens = generate(model, [[0]], 9, Sampling(temperature=0), context="all")
     assert next(tokens) == [expected[0]]
     assert model.training and model.blocks.training  # between tokens as well
     assert [*tokens] == [[token] for token in expected[1:]]
@@ -437,7 +445,7 @@ def test_generation_on_a_cpu_is_in_fp32() -> None:
     model, dtypes = tiny_model(), set[torch.dtype]()
     model.head.register_forward_hook(lambda _module, _inputs, logits: dtypes.add(logits.dtype))
     bf16 = replace(CPU, precision="bf16")
-    assert len([*generate(model, [[0]], 9, Sampling(), [seeded()], bf16, None)]) == 9
+    assert len([*generate(model, [[0]], 9, runtime=bf16)]) == 9
     assert dtypes == {torch.float32}
 
 

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minigpt.commands.inspect import LOOKS, draw, draw_next
 from minigpt.config.compose import composed_config
 from minigpt.evaluate.inspect import (
     Recording,
@@ -24,6 +23,7 @@ from minigpt.evaluate.inspect import (
     scheme_values,
     token_label,
 )
+from minigpt.evaluate.inspect_plots import STYLES, plot, plot_next_tokens
 from minigpt.html import Section, write_page
 from minigpt.model import GPT
 from minigpt.model.positional import POSITIONAL
@@ -182,9 +182,9 @@ def test_every_scheme_is_drawn(scheme: str, tmp_path: Path) -> None:
         for layer, shown in enumerate(values):
             assert shown.shape == shapes.get(kind, (2, 6, 6))
             assert shown.isfinite().sum() > 0
-            figure = draw(LOOKS[kind], shown, LABELS)
+            figure = plot(STYLES[kind], shown, LABELS)
             sections.append(Section(kind, "", f"{kind}{layer}", figure))
-    figure = draw_next(next_tokens(recording, TOKENS, numbers_tokenizer(), 2), LABELS)
+    figure = plot_next_tokens(next_tokens(recording, TOKENS, numbers_tokenizer(), 2), LABELS)
     sections.append(Section("next", "", "next", figure))
     assert len(write_page(tmp_path / "page.html", scheme, sections[-2:])) == 1 + len(sections[-2:])
 
@@ -284,7 +284,7 @@ def test_a_model_without_layers(cli: Cli, workdir: Path) -> None:
     outcome = cli("inspect", "latest", "--out", "drawn", "--top", "20")
     assert outcome.code == 0, outcome.err
     page = Path("drawn/inspect.html").read_text(encoding="utf-8")
-    assert "there are no layers" in page and "Nothing to draw" in page
+    assert "the model has no layers" in page and "No figures: " in page
     assert [path.name for path in Path("drawn").glob("*.png")] == ["inspect_next.png"]
 
 
@@ -294,7 +294,7 @@ def test_mistakes_are_one_line_and_leave_nothing(cli: Cli, workdir: Path) -> Non
     mistakes = {
         ("--prompt", ""): "--prompt=: empty; give at least one character",
         ("--prompt", "Line 1: fox"): (
-            "--prompt='Line 1: fox': 11 tokens, at most 8 can be drawn: "
+            "--prompt='Line 1: fox': 11 tokens, at most 8 can be plotted: "
             "positional=learned has no more positions; shorten it"
         ),
         ("--prompt", "§"): "--prompt: text='§' (U+00A7) at offset 0: not among the",
@@ -310,4 +310,4 @@ def test_mistakes_are_one_line_and_leave_nothing(cli: Cli, workdir: Path) -> Non
     assert sorted(workdir.rglob("*")) == before
     assert cli("train", "model=rope", *TINY, "name=rope").code == 0
     outcome = cli("inspect", "latest", "--prompt", "fox" * 100)
-    assert "300 tokens, at most 256 can be drawn: more are unreadable" in outcome.err
+    assert "300 tokens, at most 256 can be plotted: more are unreadable" in outcome.err

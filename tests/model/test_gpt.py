@@ -282,8 +282,7 @@ def test_sampling_never_yields_padding() -> None:
     model = random_model(tiny_config(vocab_multiple=64), n_vocab=3)
     with torch.no_grad():
         model.head.weight[3:] = 100.0
-    generator = torch.Generator().manual_seed(0)
-    sampled = generate(model, [[0]], 100, Sampling(temperature=10.0), [generator], CPU, None)
+    sampled = generate(model, [[0]], 100, Sampling(temperature=10.0), seed=0, context="all")
     assert {token for tokens in sampled for token in tokens} == {0, 1, 2}
 
 

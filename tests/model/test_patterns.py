@@ -174,7 +174,7 @@ def test_texts_of_any_lengths_decode_together(attention: str, options: Options, 
         for step in range(12):
             for row, text in enumerate(texts):
                 alone = model(torch.tensor([text + new[row][:step]]))[0, -1]
-                assert_equal(decoder.next[row], alone)
+                assert_equal(decoder.next_logits[row], alone)
             decoder.append([tokens[step] for tokens in new])
 
 
@@ -185,7 +185,7 @@ def test_texts_of_any_lengths_decode_together(attention: str, options: Options, 
 def test_any_pieces_equal_the_full_pass(
     attention: str, options: Options, ffn: str, sizes: list[int]
 ) -> None:
-    from test_decoding import through_cache
+    from tests.inference.test_decoding import through_cache
 
     config = replace(design(attention, options), ffn=composed("attention=full", f"ffn={ffn}").ffn)
     if refused(config) is not None:

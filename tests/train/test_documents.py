@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
+from minigpt.api import load_run
 from minigpt.config.compose import load_config
 from minigpt.data.prepare import prepare
 from minigpt.model import GPT
-from minigpt.run.load import load_run
 from minigpt.train.setup import BATCH_SEED
 from tests.conftest import TINY, Cli, read_metrics
 from tests.train.test_resume import same_end, stop_at

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from minigpt.errors import UserError
-from minigpt.inference.beam import BeamSearch, Found, beam_search
+from minigpt.inference.beam import BeamSearch, Hypothesis, beam_search
 from minigpt.inference.generate import Sampling, generate
 from minigpt.model import GPT
 from minigpt.model.positional import POSITIONAL
@@ -91,9 +91,12 @@ def a_pair(tokens: list[int]) -> bool:
     return tokens[-2:] == [1, 2]
 
 
-def search_for(slow: Slow, n_tokens: int, beams: int, length_penalty: float, ended: Ended) -> Found:
+def search_for(
+    slow: Slow, n_tokens: int, beams: int, length_penalty: float, ended: Ended
+) -> Hypothesis:
     search = BeamSearch(beams, length_penalty, slow.repetition_penalty)
-    return beam_search(slow.model, slow.prompt, n_tokens, search, ended, CPU, slow.context)
+    context = "all" if slow.context is None else slow.context
+    return beam_search(slow.model, slow.prompt, n_tokens, search, ended, context=context)
 
 
 @pytest.mark.parametrize("ended", [never, token_0, a_pair])
@@ -141,7 +144,7 @@ def test_one_beam_is_greedy(scheme: str, ended: Ended) -> None:
     model = random_model(tiny_config(scheme, block_size=BLOCK))
     for prompt in random_tokens(3, 4).tolist():
         greedy = Sampling(temperature=0)
-        steps = generate(model, [prompt], 12, greedy, [torch.Generator()], CPU, BLOCK)
+        steps = generate(model, [prompt], 12, greedy)
         expected = [step[0] for step in steps]
         ends = (n for n in range(1, 12) if ended(expected[:n]))
         expected = expected[: next(ends, 12)]

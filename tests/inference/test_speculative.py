@@ -14,8 +14,8 @@ from torch import Tensor
 
 from minigpt.errors import UserError
 from minigpt.inference import speculative
-from minigpt.inference.generate import Sampling, generate, penalised
-from minigpt.inference.speculative import Draft, Tally, speculate, verify
+from minigpt.inference.generate import Sampling, apply_repetition_penalty, generate
+from minigpt.inference.speculative import Draft, DraftStatistics, speculate, verify
 from minigpt.model import GPT
 from minigpt.model.attention import ATTENTION
 from minigpt.model.positional import POSITIONAL
@@ -58,18 +58,23 @@ def with_draft(
     sampling: Sampling = GREEDY,
     context: int | None = None,
     seed: int = 0,
-) -> tuple[list[int], Tally]:
+) -> tuple[list[int], DraftStatistics]:
     """The new tokens, and what the draft was good for."""
-    tally = Tally()
-    tokens = speculate(model, draft, prompt, n, sampling, seeded(seed), CPU, context, tally)
-    return [*tokens], tally
+    statistics = DraftStatistics()
+    most = "all" if context is None else context
+    tokens = speculate(
+        model, draft, prompt, n, sampling, seed=seed, context=most, statistics=statistics
+    )
+    return [*tokens], statistics
 
 
 def distribution(model: GPT, text: list[int], sampling: Sampling, context: int | None) -> Tensor:
     """What is drawn from after a text, by a full pass."""
     seen = text if context is None else text[-context:]
     logits = model(torch.tensor([seen]))[:, -1]
-    return sampling.probabilities(penalised(logits, [text], sampling.repetition_penalty))[0]
+    return sampling.probabilities(
+        apply_repetition_penalty(logits, [text], sampling.repetition_penalty)
+    )[0]
 
 
 # --- greedy
@@ -84,7 +89,7 @@ def test_greedy_equals_greedy_without_a_draft(scheme: str, n_draft: int) -> None
     limit = model.positional.max_length
     for context, length in itertools.product({5, limit}, (1, BLOCK + 2)):
         prompt = random_tokens(1, length, seed=length)[0].tolist()
-        steps = generate(model, [prompt], 13, GREEDY, [seeded()], CPU, context)
+        steps = generate(model, [prompt], 13, GREEDY, context="all" if context is None else context)
         expected = [step[0] for step in steps]
         for draft in drafts:
             tokens, tally = with_draft(model, draft, prompt, 13, context=context)
@@ -104,11 +109,11 @@ def test_caches_of_every_kind(attention: str, ffn: str, monkeypatch: pytest.Monk
     model = random_model(
         tiny_config("rope", ffn, attention=attention, attention_options=options, **small)
     )
-    steps = generate(model, [[1, 2]], 20, GREEDY, [seeded()], CPU, None)
+    steps = generate(model, [[1, 2]], 20, GREEDY, context="all")
     expected = [step[0] for step in steps]
-    tallies: list[Tally] = []
+    tallies: list[DraftStatistics] = []
     for noise in (0.05, 0.4):
-        tokens, tally = with_draft(model, Draft(near(model, noise), 4, None), [1, 2], 20)
+        tokens, tally = with_draft(model, Draft(near(model, noise), 4, "all"), [1, 2], 20)
         assert tokens == expected
         tallies.append(tally)
     assert 0 < sum(t.accepted for t in tallies) < sum(t.proposed for t in tallies)
@@ -116,7 +121,7 @@ def test_caches_of_every_kind(attention: str, ffn: str, monkeypatch: pytest.Monk
 
 def test_some_proposals_are_kept_and_some_are_not() -> None:
     model = random_model(tiny_config("rope", block_size=BLOCK))
-    _, tally = with_draft(model, Draft(near(model, 0.05), 3, None), [1, 2], 60)
+    _, tally = with_draft(model, Draft(near(model, 0.05), 3, "all"), [1, 2], 60)
     assert 0.2 < (tally.acceptance_rate or 0) < 0.9
 
 
@@ -127,7 +132,7 @@ def test_the_model_as_its_own_draft_is_always_right(n: int) -> None:
     hook = model.token_embedding.register_forward_hook(
         lambda _module, inputs, _output: widths.append(inputs[0].shape[1])
     )
-    tokens, tally = with_draft(model, Draft(near(model, 0.0), 3, None), [1, 2], n)
+    tokens, tally = with_draft(model, Draft(near(model, 0.0), 3, "all"), [1, 2], n)
     hook.remove()
     # The prompt's pass gives one token and every other four, but the last what is left.
     rounds = math.ceil((n - 1) / 4)
@@ -155,13 +160,13 @@ def test_tokens_are_verified_against_full_passes(
     model = random_model(tiny_config(scheme, block_size=BLOCK))
     draft = Draft(near(model, 0.5), 3, 6)
 
-    def check(prompt: list[int], context: int) -> Tally:
+    def check(prompt: list[int], context: int) -> DraftStatistics:
         text = list(prompt)
 
         def seen(p: Tensor, q: Tensor, tokens: list[int], generator: torch.Generator) -> list[int]:
             texts = [text + tokens[:n] for n in range(len(tokens) + 1)]
             ps = [distribution(model, t, sampling, context) for t in texts]
-            qs = [distribution(draft.model, t, sampling, draft.context) for t in texts[:-1]]
+            qs = [distribution(draft.model, t, sampling, draft.max_context) for t in texts[:-1]]
             torch.testing.assert_close(p, torch.stack(ps), rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(q, torch.stack(qs) if qs else p[:0], rtol=1e-5, atol=1e-6)
             new = verify(p, q, tokens, generator)
@@ -169,8 +174,10 @@ def test_tokens_are_verified_against_full_passes(
             return new
 
         monkeypatch.setattr(speculative, "verify", seen)
-        tally = Tally()
-        tokens = speculate(model, draft, prompt, 12, sampling, seeded(3), CPU, context, tally)
+        tally = DraftStatistics()
+        tokens = speculate(
+            model, draft, prompt, 12, sampling, seed=3, context=context, statistics=tally
+        )
         text.append(next(tokens))  # the first is not verified: the model has drawn it
         found = [*text, *tokens]
         assert found == text and tally.tokens == 12
@@ -265,7 +272,7 @@ def whole_surprise(sampling: Sampling, context: int | None, n: int) -> float:
     other = random_model(tiny_config("rope", n_layer=1, n_embd=6), n_vocab=3)
     model.head.weight.mul_(2.5)  # the two shall disagree
     other.head.weight.mul_(2.5)
-    draft = Draft(other, 2, context)
+    draft = Draft(other, 2, "all" if context is None else context)
     prompt = [1, 0]
     expected: defaultdict[tuple[int, ...], float] = defaultdict(float)
     for tokens in itertools.product(range(3), repeat=4):
@@ -300,5 +307,5 @@ def test_texts_by_a_wrong_rule_are_noticed(
 def test_a_refusal_leaves_the_mode() -> None:
     model = random_model(tiny_config("learned", block_size=BLOCK)).train()
     with pytest.raises(UserError, match=f"^--context={BLOCK + 1}: "):
-        with_draft(model, Draft(model, 2, None), [1], 3, context=BLOCK + 1)
+        with_draft(model, Draft(model, 2, "all"), [1], 3, context=BLOCK + 1)
     assert model.training

@@ -22,7 +22,7 @@ from minigpt.data.tokens import Split
 from minigpt.errors import UserError
 from minigpt.evaluate.loss import evaluate
 from minigpt.inference.generate import Decoder
-from minigpt.inference.quantize import held_bytes, quantize
+from minigpt.inference.quantize import quantize, stored_bytes
 from minigpt.model import GPT
 from minigpt.model.backends import BACKENDS
 from minigpt.model.ffn import FFN
@@ -73,7 +73,7 @@ def as_used(linear: nn.Linear) -> Tensor:
 def test_int8_is_a_plain_rounding() -> None:
     model = model_of("model=gpt2")
     before = deepcopy(model)
-    assert quantize(model, "int8").left == {"the tied head is the token table": 1}
+    assert quantize(model, "int8").left == {"tied to the token embedding": 1}
     for name, linear in linears(model).items():
         if name == "head":
             continue
@@ -111,12 +111,12 @@ def test_every_design_loses_little(method: str, ffn: str, embedding: str) -> Non
     loss = evaluate(model, split_of(), FP32).loss
     assert loss != plain and abs(loss - plain) < MOST[method]
     hidden = model.config.ffn.hidden_width(32)
-    left = ["the tied head is the token table"] * (embedding == "tied")
+    left = ["tied to the token embedding"] * (embedding == "tied")
     for layer in linears(before).values():
         if method == "int4" and layer.in_features == hidden and hidden % 32:
-            left.append(f"in_features={hidden} is no multiple of 32")
+            left.append(f"in_features={hidden} is not a multiple of 32")
         elif method == "int4" and layer.out_features % 16:  # a router's
-            left.append(f"out_features={layer.out_features} is no multiple of 16")
+            left.append(f"out_features={layer.out_features} is not a multiple of 16")
     assert found.left == {why: left.count(why) for why in left}
     assert found.layers + len(left) == len(linears(before)) >= 9
     # Nothing but those layers' weights has changed.
@@ -144,8 +144,8 @@ def test_bytes_are_those_held() -> None:
             small = sum(n * k // 2 + 4 * n * k // 128 for n, k in shapes)
         assert found.bytes_after == table + vectors + small
         assert small < most * sum(4 * n * k for n, k in shapes)
-        assert f"9 of 9 linear layers; weights {found.bytes_before:,} -> " in found.describe()
-    assert held_bytes(torch.zeros(3, 5, dtype=torch.bfloat16)) == 30
+        assert f"9 of 9 linear layers; parameters {found.bytes_before:,} -> " in found.describe()
+    assert stored_bytes(torch.zeros(3, 5, dtype=torch.bfloat16)) == 30
 
 
 # --- in use
@@ -161,7 +161,7 @@ def test_decoding_equals_a_full_pass(method: str, backend: str) -> None:
         expected = model(torch.tensor([text]))[0]
         decoder = Decoder(model, [text[:4]], context=16)
         for seen in range(4, len(text)):
-            apart = (decoder.next[0] - expected[seen - 1]).abs().max()
+            apart = (decoder.next_logits[0] - expected[seen - 1]).abs().max()
             assert apart <= ATOL[method]
             decoder.append([text[seen]])
 
@@ -176,10 +176,12 @@ def test_works_under_autocast(method: str, ffn: str, backend: str) -> None:
     assert exact != rounded and abs(exact - rounded) < 0.01
 
 
-def test_what_cannot_be_quantised_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^--quantize=int4: nothing to quantise .* no multiple of"):
+def test_a_model_without_quantizable_layers_is_an_error() -> None:
+    with pytest.raises(
+        UserError, match=r"^--quantize=int4: no layer can be quantized .* not a multiple"
+    ):
         quantize(model_of(n_embd=8), "int4")
-    with pytest.raises(UserError, match=r"^--quantize=int8: nothing .* \(the tied head is the tok"):
+    with pytest.raises(UserError, match=r"^--quantize=int8: no layer .* \(tied to the token emb"):
         quantize(model_of("model=bigram", "embedding=tied", n_layer=0), "int8")
     with (
         torch.device("meta"),
@@ -197,14 +199,14 @@ def test_eval_keeps_both(cli: Cli) -> None:
     plain = json.loads(Path("run/eval.json").read_text())
     outcome = cli("eval", "run", "--quantize", "int8", "--lengths", "4")
     assert outcome.code == 0 and outcome.err == "", outcome.err
-    assert "(best quantize=int8)" in outcome.out and "val, unquantised" in outcome.out
-    assert "int8: 5 of 5 linear layers; weights " in outcome.out
+    assert "(best quantize=int8)" in outcome.out and "val, not quantized" in outcome.out
+    assert "int8: 5 of 5 linear layers; parameters " in outcome.out
     entries = json.loads(Path("run/eval.json").read_text())
     assert [*entries] == ["best", "best quantize=int8"] and entries["best"] == plain["best"]
     found = entries["best quantize=int8"]
     difference = found["quantization"]["val_loss_difference"]
     assert difference == found["val_loss"] - plain["best"]["val_loss"] != 0
-    assert f"validation loss {difference:+.5f} by int8" in outcome.out
+    assert f"validation loss {difference:+.5f} nats/token by int8" in outcome.out
     weights = Path("run/checkpoints/best/model.safetensors").read_bytes()
     assert found["weights_sha256"] == sha256(weights).hexdigest()
     assert found["quantization"]["bytes_before"] > 2 * found["quantization"]["bytes_after"]
@@ -237,7 +239,10 @@ def test_mistakes_are_one_line(cli: Cli, command: str) -> None:
     before = sorted(Path("run").rglob("*"))
     for method, message in (
         ("int3", "--quantize: invalid choice: 'int3'"),
-        ("int4", "--quantize=int4: nothing to quantise (in_features=8 is no multiple of 32); "),
+        (
+            "int4",
+            "--quantize=int4: no layer can be quantized (in_features=8 is not a multiple of 32); ",
+        ),
     ):
         outcome = cli(command, "run", "--quantize", method)
         assert outcome.code == 2 and outcome.out == "" and outcome.err.count("\n") == 1

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minigpt.errors import UserError
-from minigpt.inference.generate import MOVES, ROOM, Decoder, Sampling, first_seen, generate
+from minigpt.inference.generate import (
+    CACHE_MARGIN,
+    CONTEXT_STEPS,
+    Decoder,
+    Sampling,
+    context_start,
+    generate,
+)
 from minigpt.model import GPT
 from minigpt.model.backends import BACKENDS
 from minigpt.model.kv_cache import KVCache
@@ -81,7 +88,7 @@ def next_logits(model: GPT, text: list[int], first: int, seen: int | None) -> Te
     """After each token from `first` on, (t, n), by full passes over what a context shows."""
     if seen is None:
         return model(torch.tensor([text]))[0, first:]
-    ends = [text[first_seen(end, seen) : end] for end in range(first + 1, len(text) + 1)]
+    ends = [text[context_start(end, seen) : end] for end in range(first + 1, len(text) + 1)]
     return torch.cat([model(torch.tensor([end]))[:, -1] for end in ends])
 
 
@@ -102,10 +109,10 @@ def assert_decodes(
         lambda _module, inputs, _output: widths.append(inputs[0].shape[1])
     )
     decoder = Decoder(model, prompts, context)
-    assert_equal(decoder.next, expected[0])
+    assert_equal(decoder.next_logits, expected[0])
     for step in range(n):
         decoder.append([tokens[step] for tokens in new])
-        assert_equal(decoder.next, expected[step + 1])
+        assert_equal(decoder.next_logits, expected[step + 1])
     hook.remove()
     return widths
 
@@ -236,7 +243,7 @@ def test_texts_past_the_block(scheme: str) -> None:
     if limit is not None:
         assert_decodes(model, texts_of(5, 1, BLOCK + 3), BLOCK + 3, context=None, seen=limit)
         return
-    slots = 2 * 5 + ROOM  # of the first cache
+    slots = 2 * 5 + CACHE_MARGIN  # of the first cache
     widths = assert_decodes(model, texts_of(5, 2), slots, context=None, seen=None)
     assert widths == [5] + [1] * (slots - 5 + 5)  # the cache has grown, and nothing was read again
 
@@ -248,9 +255,9 @@ def test_a_cache_grows_with_the_text() -> None:
     for _ in range(300):
         capacities.append(decoder.cache.capacity)
         decoder.append([0, 0])
-    first = 2 * 3 + ROOM
-    second = 2 * (first + 1) + ROOM
-    assert sorted(set(capacities)) == [first, second, 2 * (second + 1) + ROOM]
+    first = 2 * 3 + CACHE_MARGIN
+    second = 2 * (first + 1) + CACHE_MARGIN
+    assert sorted(set(capacities)) == [first, second, 2 * (second + 1) + CACHE_MARGIN]
     assert capacities.count(first) == first - 3 + 1
 
 
@@ -267,7 +274,7 @@ def test_the_model_sees_the_context(scheme: str, context: int) -> None:
         with pytest.raises(UserError, match=rf"^--context={context}: {scheme} has {limit} "):
             Decoder(model, [[0]], context)
         with pytest.raises(UserError, match=rf"^--context={context}: "):
-            next(generate(model, [[0]], 1, Sampling(), [torch.Generator()], CPU, context))
+            next(generate(model, [[0]], 1, context=context))
         return
     assert_decodes(model, texts_of(3, 1), context + 2, context, seen=context)
     # One text beyond the context from the start, one soon, one never.
@@ -283,10 +290,17 @@ def test_a_context_is_used_up_before_it_moves() -> None:
 
 
 def test_what_a_context_shows() -> None:
-    for context in (1, 5, MOVES - 1, MOVES, 2 * MOVES + 1, 5 * MOVES):
+    for context in (
+        1,
+        5,
+        CONTEXT_STEPS - 1,
+        CONTEXT_STEPS,
+        2 * CONTEXT_STEPS + 1,
+        5 * CONTEXT_STEPS,
+    ):
         lengths = range(1, 4 * context + 3)
-        starts = [first_seen(length, context) for length in lengths]
-        move = max(1, context // MOVES)
+        starts = [context_start(length, context) for length in lengths]
+        move = max(1, context // CONTEXT_STEPS)
         for length, start in zip(lengths, starts, strict=True):
             assert start % move == 0 and start <= max(0, length - 1)
             if length <= context:
@@ -294,7 +308,7 @@ def test_what_a_context_shows() -> None:
             else:
                 assert context - move < length - start <= context
         assert starts == sorted(starts)
-    assert first_seen(10**9, None) == 0
+    assert context_start(10**9, None) == 0
 
 
 @pytest.mark.medium
@@ -304,7 +318,7 @@ def test_what_a_context_shows() -> None:
 def test_far_past_a_context_of_several_moves(
     scheme: str, attention: str, options: Mapping[str, Any]
 ) -> None:
-    context = 3 * MOVES  # a move is 3 tokens
+    context = 3 * CONTEXT_STEPS  # a move is 3 tokens
     chosen = {"attention": attention, "attention_options": options}
     config = tiny_config(scheme, block_size=context, **chosen)
     if refused(config) is not None:
@@ -317,7 +331,7 @@ def test_far_past_a_context_of_several_moves(
 
 @pytest.mark.usefixtures("exact")
 def test_one_text_is_read_anew_once_a_move() -> None:
-    context = 3 * MOVES
+    context = 3 * CONTEXT_STEPS
     model = random_model(tiny_config("rope", block_size=BLOCK))
     widths = assert_decodes(model, texts_of(context), 7, context, seen=context)
     assert widths == [context, context - 2, 1, 1, context - 2, 1, 1, context - 2]
@@ -335,23 +349,23 @@ def test_a_decoder_leaves_the_prompts() -> None:
 
 @pytest.mark.medium
 @pytest.mark.usefixtures("exact")
-@pytest.mark.parametrize("context", [4, BLOCK, 2 * MOVES, None])
+@pytest.mark.parametrize("context", [4, BLOCK, 2 * CONTEXT_STEPS, None])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_text_goes_back_and_forth(scheme: str, context: int | None) -> None:
     # Within the context, over its end and back, and beyond it; what was read stays in the slots.
     model = random_model(tiny_config(scheme, block_size=max(BLOCK, context or 0)))
     seen = model.positional.max_length if context is None else context
-    for prompt in texts_of(1, 3, BLOCK + 1, 2 * MOVES - 1):
+    for prompt in texts_of(1, 3, BLOCK + 1, 2 * CONTEXT_STEPS - 1):
         decoder, text = Decoder(model, [prompt], context), list(prompt)
         for n_new, n_kept in ((2, 0), (3, 1), (1, 1), (5, 2), (4, 4), (3, 0), (2, 1)):
             new = random_tokens(1, n_new, seed=len(text)).tolist()
             logits = decoder.extend(new)
             expected = next_logits(model, text + new[0], len(text), seen)
             assert_equal(logits, expected[None])
-            assert_equal(decoder.next, expected[-1:])
+            assert_equal(decoder.next_logits, expected[-1:])
             text += new[0][:n_kept]
             decoder.rewind(len(text))
-            assert decoder.texts == [text] and decoder.cache.buffers[None].end <= len(text)
+            assert decoder.sequences == [text] and decoder.cache.buffers[None].end <= len(text)
 
 
 @pytest.mark.usefixtures("exact")
@@ -362,9 +376,9 @@ def test_texts_selected(scheme: str, context: int | None) -> None:
     seen = model.positional.max_length if context is None else context
     decoder = Decoder(model, texts_of(3, 1, 2), context)
     for rows in ([2, 0, 2, 1], [0, 3], [1, 1, 0], [2]):
-        expected = [decoder.texts[row] for row in rows]
+        expected = [decoder.sequences[row] for row in rows]
         decoder.select(rows)
-        assert decoder.texts == expected
+        assert decoder.sequences == expected
         new = random_tokens(len(rows), 2, seed=len(rows)).tolist()
         found = decoder.extend(new)
         for row, text in enumerate(expected):
@@ -378,8 +392,7 @@ def generated(
     model: GPT, prompts: list[list[int]], n: int, sampling: Sampling, seeds: list[int]
 ) -> list[list[int]]:
     """The new tokens of each prompt."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    steps = [*generate(model, prompts, n, sampling, generators, CPU, None)]
+    steps = [*generate(model, prompts, n, sampling, seed=seeds, context="all")]
     return [[step[row] for step in steps] for row in range(len(prompts))]
 
 
@@ -412,7 +425,7 @@ def test_greedy_equals_repeated_argmax(scheme: str) -> None:
 def test_a_refusal_leaves_the_mode() -> None:
     model = random_model(tiny_config("learned", block_size=BLOCK)).train()
     with pytest.raises(UserError):
-        next(generate(model, [[0]], 1, Sampling(), [torch.Generator()], CPU, BLOCK + 1))
+        next(generate(model, [[0]], 1, context=BLOCK + 1))
     assert model.training
 
 
@@ -439,6 +452,6 @@ def test_rows_selected_after_the_longest_outgrew_the_context() -> None:
         decoder.extend(more)
         decoder.select([0])
         text = [*short, *more[0]]
-        assert_equal(decoder.next[0], next_logits(model, text, len(text) - 1, None)[0])
+        assert_equal(decoder.next_logits[0], next_logits(model, text, len(text) - 1, None)[0])
         decoder.extend([[4]])
-        assert_equal(decoder.next[0], next_logits(model, [*text, 4], len(text), None)[0])
+        assert_equal(decoder.next_logits[0], next_logits(model, [*text, 4], len(text), None)[0])

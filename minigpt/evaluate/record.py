@@ -1,0 +1,44 @@
+"""eval.json: the evaluations of a run, by checkpoint and changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from minigpt.errors import UserError
+from minigpt.files import sha256, write_json
+from minigpt.run.load import TrainedRun
+
+CURVES = ("lengths", "by_position")  # entries that grow with each evaluation
+
+
+def save_evaluation(trained: TrainedRun, values: dict[str, Any]) -> None:
+    """Merge values into the run's entry of eval.json; drop those of other weights.
+
+    Raises UserError if `minigpt eval` did not write the file, OSError if it is not writable.
+    """
+    path = trained.run.evaluations
+    weights = sha256(trained.weights.read_bytes())
+    with FileLock(path.with_name(".eval.lock")):  # two evaluations at once keep both results
+        entries = _read_entries(path)
+        earlier = entries.get(trained.label, {})
+        if earlier.get("weights_sha256") != weights:
+            earlier = {}
+        curves = {name: earlier.get(name, {}) | values[name] for name in CURVES if name in values}
+        entries[trained.label] = {"weights_sha256": weights, **earlier, **values, **curves}
+        write_json(path, entries)
+
+
+def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(entry.get("weights_sha256"), str) for entry in entries.values()):
+            return entries
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(f"{path}: not written by minigpt eval; delete it and evaluate again")

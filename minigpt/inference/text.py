@@ -1,0 +1,155 @@
+"""Text generation with a trained run: sampled, by beam search, or with a draft model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from minigpt.errors import UserError
+from minigpt.inference.beam import BeamSearch, beam_search
+from minigpt.inference.generate import (
+    DEFAULT_SAMPLING,
+    Context,
+    Sampling,
+    generate,
+    stop_at,
+    stream_text,
+)
+from minigpt.inference.speculative import DRAFT_TOKENS, Draft, DraftStatistics, speculate
+from minigpt.run.load import TrainedRun
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Text that continues a prompt, in pieces, and numbers that are known after the last piece."""
+
+    pieces: Iterable[str]
+    numbers: Callable[[], dict[str, Any]] = dict
+
+
+def default_stops(trained: TrainedRun) -> list[str]:
+    """Return the document separator of the run's data, if it has one."""
+    separator = trained.config.data.separator
+    return [] if separator is None else [separator]
+
+
+def load_draft(
+    name: str, trained: TrainedRun, n_tokens: int = DRAFT_TOKENS, context: Context = None
+) -> Draft:
+    """Load a run as the draft model of another. Raises UserError if their tokenizers differ."""
+    try:
+        draft = TrainedRun.load(name, device=trained.runtime.device)
+    except UserError as error:
+        raise UserError(f"--draft: {error}") from None
+    if draft.tokenizer.fingerprint != trained.tokenizer.fingerprint:
+        raise UserError(
+            f"--draft={draft.run.path}: its tokenizer differs from that of {trained.run.path}; "
+            "use a draft trained with the same tokenizer on the same text"
+        )
+    return Draft(draft.model, n_tokens, context)
+
+
+@dataclass
+class TextGenerator:
+    """Continues prompts (token ids) with a trained run, up to `n_tokens` each.
+
+    A text ends before the first of `stops`. With `search` it is the result of a beam search, with
+    `draft` it is sampled speculatively and `statistics` has an entry per text.
+    """
+
+    trained: TrainedRun
+    prompts: list[list[int]]
+    n_tokens: int
+    sampling: Sampling = DEFAULT_SAMPLING
+    context: Context = None
+    stops: Sequence[str] = ()
+    search: BeamSearch | None = None
+    draft: Draft | None = None
+    statistics: list[DraftStatistics] = field(default_factory=list)
+
+    def texts(self, seed: int) -> Iterator[Continuation]:
+        """Yield a continuation of each prompt; all prompts are sampled with the same seed."""
+        if self.search is not None:
+            return self._searched(self.search)
+        if self.draft is not None:
+            return self._drafted(self.draft, seed)
+        return self._sampled(seed)
+
+    def seconds_without_draft(self, n_tokens: int) -> float:
+        """Return the seconds that sampling `n_tokens` after the first prompt takes, without it."""
+        trained, prompt = self.trained, self.prompts[:1]
+        tokens = generate(
+            trained.model,
+            prompt,
+            n_tokens,
+            self.sampling,
+            seed=0,
+            runtime=trained.runtime,
+            context=self.context,
+        )
+        start = time.perf_counter()
+        for _ in tokens:
+            pass
+        return time.perf_counter() - start
+
+    def _decode(self, tokens: Iterable[int]) -> Iterator[str]:
+        return stop_at(stream_text(self.trained.tokenizer, tokens), self.stops)
+
+    def _sampled(self, seed: int) -> Iterator[Continuation]:
+        """Sample all prompts together; only a single prompt is streamed."""
+        rows = generate(
+            self.trained.model,
+            self.prompts,
+            self.n_tokens,
+            self.sampling,
+            seed=seed,
+            runtime=self.trained.runtime,
+            context=self.context,
+        )
+        if len(self.prompts) == 1:
+            yield Continuation(self._decode(row[0] for row in rows))
+        else:
+            for tokens in zip(*rows, strict=True):
+                yield Continuation(self._decode(tokens))
+
+    def _searched(self, search: BeamSearch) -> Iterator[Continuation]:
+        stops = [stop.encode("utf-8", errors="surrogatepass") for stop in self.stops]
+        longest = max(map(len, stops), default=1)  # in bytes; a token has at least one
+
+        def is_finished(tokens: list[int]) -> bool:
+            end = b"".join(map(self.trained.tokenizer.token_bytes, tokens[-longest:]))
+            return any(stop in end for stop in stops)
+
+        for prompt in self.prompts:
+            result = beam_search(
+                self.trained.model,
+                prompt,
+                self.n_tokens,
+                search,
+                is_finished,
+                runtime=self.trained.runtime,
+                context=self.context,
+            )
+            numbers = {"log_probability": result.log_probability, "score": result.score}
+            yield Continuation(self._decode(result.tokens), lambda numbers=numbers: numbers)
+
+    def _drafted(self, draft: Draft, seed: int) -> Iterator[Continuation]:
+        for prompt in self.prompts:
+            self.statistics.append(statistics := DraftStatistics())
+            tokens = speculate(
+                self.trained.model,
+                draft,
+                prompt,
+                self.n_tokens,
+                self.sampling,
+                seed=seed,
+                runtime=self.trained.runtime,
+                context=self.context,
+                statistics=statistics,
+            )
+            yield Continuation(
+                self._decode(tokens),
+                lambda statistics=statistics: {"acceptance_rate": statistics.acceptance_rate},
+            )
