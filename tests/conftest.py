@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -63,8 +64,8 @@ TEXT = "".join(f"Line {i}: the quick brown fox jumps over {i * i} lazy dogs.\n" 
 # Tests that train runs through the command line, start processes, or are large matrices.
 MEDIUM = (
     *("bench/", "logger/", "studies/", "sweep/", "train/", "tune/"),
-    *("data/test_shards.py", "evaluate/test_inspect", "evaluate/test_quantize"),
-    *("model/test_designs.py", "model/test_speculative.py"),
+    *("data/test_shards.py", "evaluate/test_inspect.py", "inference/test_quantize.py"),
+    *("inference/test_speculative.py", "model/test_designs.py"),
     *("test_claims.py", "test_cli.py", "test_scripts.py", "test_use.py"),
 )
 
@@ -76,6 +77,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not {mark.name for mark in item.iter_markers()} & {"fast", "medium", "slow"}:
             path = item.path.relative_to(Path(__file__).parent).as_posix()
             item.add_marker("medium" if path.startswith(MEDIUM) else "fast")
+
+
+def pytest_collection_finish() -> None:
+    """Exclude the thousands of collected tests from garbage collection, which is slow with them."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
