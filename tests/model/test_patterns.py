@@ -120,6 +120,7 @@ def test_grouped_queries_and_soft_caps(attention: str, options: Options) -> None
         equals_reference(capped, "eager", 9, per_row=False)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("attention", SOFTMAX)
 def test_flex_equals_the_reference(attention: str) -> None:
     for options in ATTENTION_OPTIONS[attention]:
