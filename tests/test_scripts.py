@@ -89,50 +89,6 @@ def test_comparison_of_attentions(workdir: Path) -> None:
     assert nothing.returncode == 1 and "run scripts/planted_key.py nowhere" in nothing.stderr
 
 
-def test_benchmark_of_schemes(workdir: Path) -> None:
-    bench = REPOSITORY / "scripts" / "bench_group.py"
-    made = run(
-        sys.executable, bench, "positional", "--lengths", "16", "--tokens", "64", "--out", "cost.md"
-    )
-    assert made.returncode == 0, made.stderr
-    assert Path("cost.md").read_text(encoding="utf-8") == made.stdout
-    for scheme in (REPOSITORY / "configs" / "positional").glob("*.yaml"):
-        assert made.stdout.count(f"| `{scheme.stem}` |") == 3  # a table a backend
-
-
-def test_benchmark_of_a_large_vocabulary(workdir: Path) -> None:
-    bench = REPOSITORY / "scripts" / "bench_vocabulary.py"
-    small = ["--vocabulary", "40000", "--tokens", "256", "--rounds", "1"]
-    made = run(sys.executable, bench, *small)
-    assert made.returncode == 0, made.stderr
-    rows = [line.split("|") for line in made.stdout.splitlines() if line.startswith("| one piece")]
-    rows += [line.split("|") for line in made.stdout.splitlines() if line.startswith("| chunks")]
-    (one, chunks) = rows
-    assert abs(float(one[-2]) - float(chunks[-2])) < 0.01 and float(chunks[3]) > 1
-
-
-def test_growth_of_training(workdir: Path) -> None:
-    growth = [sys.executable, REPOSITORY / "scripts" / "growth.py"]
-    small = ["--axes", "depth,corpus", "--depth", "1,2", "--corpus", "1e5,1e7", "--sparse"]
-    brief = ["--tokens", "64", "--steps", "2", "--warmup", "1", "--rounds", "1", "--folder", "."]
-    made = run(*growth, *small, *brief, "--out", "docs/page.md", "trainer.device=cpu")
-    assert made.returncode == 0, made.stderr
-    page = Path("docs/page.md").read_text(encoding="utf-8")
-    assert Path("docs/page.png").read_bytes().startswith(b"\x89PNG")
-    assert "- depth, 1 to 2" in page and "- corpus, 100,000 to 10,000,000" in page
-    assert page.count("worse than the model's own complexity") == 3  # in words, and of each axis
-    rows = [line.split("|") for line in page.splitlines() if line.startswith(("| 1", "| 2"))]
-    assert len(rows) == 4 and all(float(row[-3]) > 0 for row in rows)
-    assert [*Path().glob("minigpt_growth_*")] == []
-
-    few = run(*growth, "--context", "128", *brief)
-    assert few.returncode == 2 and "--tokens=64: fewer than a window" in few.stderr
-    full = run(*growth, "--axes", "corpus", "--corpus", "1e15", *brief)
-    assert full.returncode == 1 and "GB are free" in full.stderr
-    wrong = run(*growth, "--axes", "depth", *brief, "model.n_layers=1")
-    assert wrong.returncode == 1 and "model.n_layers" in wrong.stderr
-
-
 def test_loss_targets(workdir: Path) -> None:
     script = [sys.executable, REPOSITORY / "scripts" / "loss_targets.py", "speedrun"]
     small = ["data=text", "data.path=text.txt", "model.n_layer=1", "model.n_head=2"]
