@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt.commands.options import Parser, add_quantize_argument, add_run_arguments
-from minigpt.errors import UserError, one_line_if_out_of_memory
+from minigpt.errors import UserError, one_line_if_out_of_memory, require
 
 if TYPE_CHECKING:
     from minigpt.data.tokens import Split
@@ -32,9 +33,10 @@ def main(arguments: list[str]) -> None:
             "minigpt eval runs/NAME --lengths 512 --set model.positional.scaling=yarn "
             "--set model.positional.factor=4",
             "minigpt eval latest --quantize int4",
+            "minigpt eval runs/SWEEP --checkpoint last --lengths 32,64,128",
         ],
     )
-    add_run_arguments(parser)
+    add_run_arguments(parser, several=True)
     add_quantize_argument(parser)
     parser.add_argument(
         "--lengths", metavar="N,N,...", help="validation loss with windows of these many tokens"
@@ -44,9 +46,48 @@ def main(arguments: list[str]) -> None:
         action="store_true",
         help="validation loss at each position inside a window, or a document in it",
     )
+    parser.add_argument(
+        "--random-batches",
+        metavar="N",
+        type=int,
+        nargs="?",
+        const=50,
+        help="also N estimates of the validation loss from random batches, as nanoGPT prints them "
+        "(default: 50)",
+    )
     options = parser.parse_args(arguments)
     lengths = _lengths(options.lengths)
+    estimates = options.random_batches
+    if estimates is not None:
+        require(estimates >= 2, "--random-batches", estimates, "must be 2 or more")
+    runs = _runs(options.run)
+    for run in runs:
+        options.run = run
+        _evaluate(options, lengths, skip=len(runs) > 1 and estimates is None)
 
+
+def _runs(names: list[str]) -> list[str]:
+    """Return the run directories that the names stand for. Raises UserError."""
+    from minigpt.report.runs import find_runs
+
+    runs: list[str] = []
+    for name in names:
+        path = Path(name).expanduser()
+        if (
+            path.is_dir()
+            and not (path / "config.yaml").is_file()
+            and any(path.rglob("config.yaml"))
+        ):
+            finished = [str(run.path) for run in find_runs([name]).runs if run.finished]
+            require(bool(finished), "RUN", name, "no run in this folder has finished")
+            runs += finished
+        else:
+            runs.append(name)
+    return runs
+
+
+def _evaluate(options: Namespace, lengths: list[int], skip: bool) -> None:
+    """Evaluate one run; `skip`: unless eval.json has all that was asked for."""
     from rich.table import Table
 
     from minigpt.console import PipeConsole
@@ -62,11 +103,14 @@ def main(arguments: list[str]) -> None:
         from minigpt.inference.quantize import quantized
 
         trained = quantized(trained, options.quantize)
+    console = PipeConsole(highlight=False)
+    if skip and _is_recorded(trained, lengths, options.by_position):
+        console.print(f"{trained.run.path} ({trained.label}): already evaluated", soft_wrap=True)
+        return
     prepared = prepare(trained.config.data, trained.config.tokenizer, of_run=trained.run)
     tokens = prepared.tokens.to(trained.runtime.device)
     _require_text(lengths, tokens.val)
     record(trained, {})  # before any work: whether there is room for what will be found
-    console = PipeConsole(highlight=False)
     about = f"{trained.run.path} ({trained.label}), {trained.runtime.describe()}"
     console.print(about, soft_wrap=True)
 
@@ -91,6 +135,10 @@ def main(arguments: list[str]) -> None:
         console.print(trained.quantization.describe(), soft_wrap=True)
         console.print(f"validation loss {difference:+.5f} by {options.quantize}")
     record(trained, found)
+    if options.random_batches is not None:
+        with console.status("random batches ..."):
+            line = _random_batches(trained, tokens.val, options.random_batches)
+        console.print(line, soft_wrap=True)
 
     block_size = trained.config.model.block_size
     if lengths or options.by_position:
@@ -144,6 +192,19 @@ def _at_length(trained: TrainedRun, split: Split, length: int) -> Evaluation | s
         return f"undefined: {trained.config.model.positional.name} has {limit} positions"
     with one_line_if_out_of_memory(f"windows of {length} tokens are too long; use shorter ones"):
         return evaluate(trained.model, split, trained.runtime, length)
+
+
+def _random_batches(trained: TrainedRun, split: Split, n_estimates: int) -> str:
+    import statistics
+
+    from minigpt.evaluate.loss import RANDOM_BATCH_SIZE, RANDOM_BATCHES, random_batch_losses
+
+    losses = random_batch_losses(trained.model, split, trained.runtime, n_estimates)
+    return (
+        f"{RANDOM_BATCHES} random batches of {RANDOM_BATCH_SIZE}, {n_estimates} estimates: mean "
+        f"{statistics.fmean(losses):.4f} nats/token, standard deviation "
+        f"{statistics.stdev(losses):.4f}, from {min(losses):.4f} to {max(losses):.4f}"
+    )
 
 
 def _cells(result: Evaluation) -> list[str]:
@@ -254,6 +315,22 @@ def record(trained: TrainedRun, found: dict[str, Any]) -> None:
                 found[curve] = earlier.get(curve, {}) | found[curve]
         entries[trained.label] = {"weights_sha256": weights} | earlier | found
         write_json(path, entries)
+
+
+def _is_recorded(trained: TrainedRun, lengths: list[int], by_position: bool) -> bool:
+    """Return whether eval.json has the losses of these weights, and the curves asked for."""
+    from minigpt.files import sha256
+
+    entry = _entries(eval_file(trained)).get(trained.label, {})
+    known = entry.get("lengths", {})
+    wanted = {str(n) for n in lengths or [trained.config.model.block_size]}
+    defined = {n for n in wanted if known.get(n, {}).get("loss", 0) is not None}
+    return (
+        entry.get("weights_sha256") == sha256(trained.weights.read_bytes())
+        and "val_loss" in entry
+        and (not lengths or wanted <= known.keys())
+        and (not by_position or defined <= entry.get("by_position", {}).keys())
+    )
 
 
 def _entries(path: Path) -> dict[str, dict[str, Any]]:
