@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a benchmark returns: a table, the device, more facts to print, and maybe a figure."""
+class Result:
+    """A table, the device, more facts to print, and a figure if the benchmark plots one."""
 
     table: Table
     device: str
@@ -38,7 +38,7 @@ class Benchmark:
     help: str
     options: dict[str, str]
     example: str
-    measure: Callable[[Namespace], Measured]
+    measure: Callable[[Namespace], Result]
     repeats: int = 5
 
 
@@ -85,8 +85,8 @@ def main(arguments: list[str]) -> None:
     from minigpt.console import PipeConsole
     from minigpt.report.tables import to_plain, to_rich
 
-    measured = BENCHMARKS[first.what].measure(options)
-    table, facts = measured.table, machine(measured.device) | measured.facts
+    result = BENCHMARKS[first.what].measure(options)
+    table, facts = result.table, machine(result.device) | result.facts
     console = PipeConsole(highlight=False)
     parts = to_rich(table, console.width) if console.is_terminal else to_plain(table)
     about = ", ".join(f"{key} {value}" for key, value in facts.items())
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> None:
         _write_json(options.json, table, facts)
     if options.out is not None:
         command = shlex.join(["minigpt", "bench", *arguments])
-        _write_page(options.out, measured, f"Written by `{command}`: {about}.")
+        _write_page(options.out, result, f"Written by `{command}`: {about}.")
 
 
 def _options(what: str, benchmark: Benchmark, arguments: list[str]) -> Namespace:
@@ -164,26 +164,26 @@ def _device(config: Config) -> str:
     return choose_runtime(config.trainer.device, config.trainer.precision).device
 
 
-def _train(options: Namespace) -> Measured:
+def _train(options: Namespace) -> Result:
     from minigpt.bench.train import measure_training, table
 
     configs = _configs(options.overrides)
     measured, limits = measure_training(configs, options.steps, options.warmup, options.repeats)
     ceilings = "; ".join(limit.describe(precision) for precision, limit in limits.items())
     device = measured[0].runtime.device
-    return Measured(table(measured, limits), device, {"ceilings": ceilings})
+    return Result(table(measured, limits), device, {"ceilings": ceilings})
 
 
-def _attention(options: Namespace) -> Measured:
+def _attention(options: Namespace) -> Result:
     from minigpt.bench.attention import measure_attention
 
     device = _device(_one_config("attention", options.overrides))
     tokens, lengths = options.tokens, options.lengths
     table = measure_attention(options.overrides, lengths, tokens, options.repeats, device)
-    return Measured(table, device, {})
+    return Result(table, device, {})
 
 
-def _group(options: Namespace) -> Measured:
+def _group(options: Namespace) -> Result:
     from minigpt.bench.group import GROUPS, measure_group
     from minigpt.model.backends import BACKENDS
 
@@ -194,43 +194,43 @@ def _group(options: Namespace) -> Measured:
     device = _device(_one_config("group", options.overrides))
     sizes = (options.lengths, options.tokens, options.repeats)
     table = measure_group(options.group, options.overrides, backends, *sizes, device)
-    return Measured(table, device, {})
+    return Result(table, device, {})
 
 
-def _decode(options: Namespace) -> Measured:
+def _decode(options: Namespace) -> Result:
     from minigpt.bench.decode import measure_decoding
 
     configs, tokens = _configs(options.overrides), options.tokens
     table = measure_decoding(configs, options.batch, tokens, options.prompt, options.repeats)
-    return Measured(table, _device(configs[0][1]), {})
+    return Result(table, _device(configs[0][1]), {})
 
 
-def _startup(options: Namespace) -> Measured:
+def _startup(options: Namespace) -> Result:
     from minigpt.bench.startup import measure_startup
 
     device = _device(_one_config("startup", options.overrides))
-    return Measured(measure_startup(options.overrides, options.repeats), device, {})
+    return Result(measure_startup(options.overrides, options.repeats), device, {})
 
 
-def _replicas(options: Namespace) -> Measured:
+def _replicas(options: Namespace) -> Result:
     from minigpt.bench.replicas import measure_replicas
 
     config, turns = _one_config("replicas", options.overrides), options.repeats * options.steps
     table = measure_replicas(config, options.replicas, turns, options.warmup)
-    return Measured(table, _device(config), {})
+    return Result(table, _device(config), {})
 
 
-def _vocabulary(options: Namespace) -> Measured:
+def _vocabulary(options: Namespace) -> Result:
     from minigpt.bench.vocabulary import measure_vocabulary
 
     config = _one_config("vocabulary", options.overrides)
     table = measure_vocabulary(
         options.overrides, options.vocabulary, options.tokens, options.repeats
     )
-    return Measured(table, _device(config), {})
+    return Result(table, _device(config), {})
 
 
-def _growth(options: Namespace) -> Measured:
+def _growth(options: Namespace) -> Result:
     from minigpt.bench.growth import measure_growth
 
     axes = options.axes.split(",")
@@ -245,7 +245,7 @@ def _growth(options: Namespace) -> Measured:
         options.sparse,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    return Measured(table, device, {}, figure)
+    return Result(table, device, {}, figure)
 
 
 def _write_json(path: Path, table: Table, facts: dict[str, Any]) -> None:
@@ -256,18 +256,18 @@ def _write_json(path: Path, table: Table, facts: dict[str, Any]) -> None:
     write_json(path, {"benchmark": table.name, "machine": facts, "rows": rows})
 
 
-def _write_page(path: Path, measured: Measured, about: str) -> None:
+def _write_page(path: Path, result: Result, about: str) -> None:
     """Write the table as Markdown, and the figure as a PNG next to it."""
     from minigpt.files import write_text
     from minigpt.report.tables import to_markdown
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    heading, _, body = to_markdown(measured.table).partition("\n")
+    heading, _, body = to_markdown(result.table).partition("\n")
     lines = [heading.removeprefix("#"), "", about, body]
-    if measured.figure is not None:
+    if result.figure is not None:
         picture = path.with_suffix(".png")
-        measured.figure.savefig(picture, dpi=120)
-        lines += [f"![{measured.table.title}]({picture.name})", ""]
+        result.figure.savefig(picture, dpi=120)
+        lines += [f"![{result.table.title}]({picture.name})", ""]
     write_text(path, "\n".join(lines))
 
 
