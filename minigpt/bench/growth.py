@@ -1,6 +1,6 @@
 """Measure how step time and memory grow with context, width, depth and corpus.
 
-Every step has the same number of tokens. A corpus is random tokens in shards of 2 bytes a token,
+Every step has the same number of tokens. A corpus is random tokens in shards, 2 bytes per token,
 deleted at the end. Each training runs in a new process, the sizes of an axis in turns.
 """
 

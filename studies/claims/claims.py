@@ -154,13 +154,13 @@ def judge(
     rows: list[list[Cell]] = []
     signs = []
     for effect, values, p in zip(effects, differences, adjusted, strict=True):
-        found = interval(values) if values else None
-        rows.append([effect, found, p])
-        if found is None or p is None:
+        mean = interval(values) if values else None
+        rows.append([effect, mean, p])
+        if mean is None or p is None:
             signs.append("undecided")
             continue
-        side = "below" if found.mean < 0 else "above"
-        near, far = sorted((abs(found.low), abs(found.high)))
+        side = "below" if mean.mean < 0 else "above"
+        near, far = sorted((abs(mean.low), abs(mean.high)))
         if far < tolerance:
             signs.append("equivalent")
         elif p >= 1 - CONFIDENCE:

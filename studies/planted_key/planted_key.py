@@ -32,7 +32,7 @@ from minigpt.run.load import TrainedRun, load_run
 PASSAGE = 4096  # letters within which phrases repeat
 BACK = 56  # largest distance to the start of the repeated stretch
 KEY = 16
-PLANTED_WITHIN = 32  # the key ends within so many letters from the start
+PLANTED_WITHIN = 32  # the key ends within this number of letters from the start
 QUESTIONS_AT_ONCE = 8192  # letters
 DESIGN = [
     *("data.train_fraction=0.99", "model.block_size=64", "model.n_layer=2", "model.n_embd=64"),

@@ -29,10 +29,10 @@ def test_training_of_several_configs(cli: Cli) -> None:
     options = ["--steps", "4", "--warmup", "2", "--repeats", "2", "--json", "out.json"]
     done = cli("bench", "train", *SMALL, "model=rope,alibi", *options)
     assert done.code == 0, done.err
-    found = rows("out.json")
-    assert [row["config"] for row in found] == ["model=rope", "model=alibi"]
-    assert found[0]["ratio"] == 1.0
-    for row in found:
+    rope, alibi = rows("out.json")
+    assert (rope["config"], alibi["config"]) == ("model=rope", "model=alibi")
+    assert rope["ratio"] == 1.0
+    for row in (rope, alibi):
         assert all(row[key] > 0 for key in ("tokens_per_second", "utilisation", "evaluation"))  # type: ignore[operator]
     assert "GFLOP/s in a" in done.out and "GB/s copied" in done.out
     assert not Path("runs").exists()
@@ -42,8 +42,10 @@ def test_attention_by_backend_and_length(cli: Cli) -> None:
     options = ["--lengths", "8,16", "--tokens", "64", "--repeats", "2", "--json", "out.json"]
     done = cli("bench", "attention", *SMALL, *options)
     assert done.code == 0, done.err
-    found = [(row["length"], row["backend"]) for row in rows("out.json")]
-    assert found == [(n, b) for n in ("8", "16") for b in ("eager", "sdpa")]  # flex trains on GPUs
+    measured = [(row["length"], row["backend"]) for row in rows("out.json")]
+    assert measured == [
+        (n, b) for n in ("8", "16") for b in ("eager", "sdpa")
+    ]  # flex trains on GPUs
 
 
 def test_every_choice_of_a_group(cli: Cli) -> None:
@@ -177,9 +179,9 @@ def test_times() -> None:
 def test_functions_are_timed_in_turns() -> None:
     calls: list[str] = []
     functions = {name: lambda name=name: calls.append(name) for name in "ab"}
-    found = alternately(functions, repeats=3, warmup=1, device="cpu")
+    times = alternately(functions, repeats=3, warmup=1, device="cpu")
     assert "".join(calls) == "abababab"
-    assert all(len(times.seconds) == 3 for times in found.values())
+    assert all(len(repeated.seconds) == 3 for repeated in times.values())
 
 
 def test_a_new_process_raises_the_error_of_its_function() -> None:
@@ -198,8 +200,8 @@ def test_steps_of_the_warm_up_do_not_count() -> None:
 def test_ceilings_are_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minigpt.bench.measure.CEILING_SIZE", {"cpu": 256})
     monkeypatch.setattr("minigpt.bench.measure.COPIED_BYTES", {"cpu": 2**20})
-    found = ceilings("cpu", "fp32")
-    assert found.flops > 1e8 and found.bytes > 1e7
+    peak = ceilings("cpu", "fp32")
+    assert peak.flops > 1e8 and peak.bytes > 1e7
 
 
 def test_combinations() -> None:

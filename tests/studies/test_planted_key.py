@@ -15,9 +15,9 @@ from tests.studies.program import run
 def test_a_question_has_one_answer() -> None:
     text, answer = planted_key.question(80, random.Random(1))
     half = planted_key.KEY // 2
-    place = text.index(text[-half:])
-    assert len(text) == 80 and place <= planted_key.PLANTED_WITHIN - planted_key.KEY
-    assert text[place + half] == answer
+    start = text.index(text[-half:])
+    assert len(text) == 80 and start <= planted_key.PLANTED_WITHIN - planted_key.KEY
+    assert text[start + half] == answer
 
 
 def test_half_of_a_passage_repeats() -> None:
