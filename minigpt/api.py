@@ -43,7 +43,7 @@ class LoadedRun(TrainedRun):
         device = self.runtime.device
         ids = None if documents is None else documents[None].long().to(device)
         with self.model.evaluating(), decoding_runtime(self.model, self.runtime).autocast():
-            return self.model(tokens[None].long().to(device), documents=ids)[0].float().cpu()
+            return self.model(tokens[None].long().to(device), document_ids=ids)[0].float().cpu()
 
     def generate(
         self,

@@ -24,9 +24,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the run, the checkpoint, the device and changes to the design."""
-    parser.add_argument("run", metavar="RUN", help="a run directory, or latest")
+def add_run_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Add the run (or `several`: a list), the checkpoint, the device and changes to the design."""
+    if several:
+        text = "a run directory, latest, or a folder, which stands for its finished runs"
+        parser.add_argument("run", metavar="RUN", nargs="+", help=text)
+    else:
+        parser.add_argument("run", metavar="RUN", help="a run directory, or latest")
     parser.add_argument(
         "--checkpoint",
         choices=("best", "last"),

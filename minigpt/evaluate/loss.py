@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from minigpt.runtime import Runtime
 NUMBERS_AT_ONCE = 2**25
 # Of a CPU's batch, so that what one layer hands to the next stays in its caches.
 TOKENS_IN_CACHE = 2048
+# nanoGPT's estimate in its recipe for a CPU: batches, and windows in each.
+RANDOM_BATCHES, RANDOM_BATCH_SIZE = 20, 12
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,26 @@ def evaluate(model: GPT, split: Split, runtime: Runtime, length: int | None = No
         bits_per_byte=total / math.log(2) / split.target_bytes,
         by_position=[total / count for total, count in zip(nats, counts, strict=True)],
     )
+
+
+def random_batch_losses(
+    model: GPT, split: Split, runtime: Runtime, n_estimates: int, seed: int = 0
+) -> list[float]:
+    """Estimate the loss of a split `n_estimates` times as nanoGPT does: from random batches.
+
+    An estimate is the mean of RANDOM_BATCHES batches of RANDOM_BATCH_SIZE windows of block_size.
+    """
+    generator = torch.Generator(split.tokens.device).manual_seed(seed)
+    estimates = []
+    with model.evaluating(), runtime.autocast():
+        for _ in range(n_estimates):
+            losses = []
+            for _ in range(RANDOM_BATCHES):
+                batch = split.draw(RANDOM_BATCH_SIZE, model.config.block_size, generator)
+                loss = model.loss(batch.inputs, batch.targets, batch.document_ids)
+                losses.append(loss.item())
+            estimates.append(statistics.fmean(losses))
+    return estimates
 
 
 def nats_by_position(
