@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import statistics
@@ -71,6 +72,10 @@ def test_a_folder_stands_for_its_finished_runs(cli: Cli) -> None:
     for path, before in files.items():
         known, added = (json.loads(text)["last"]["lengths"] for text in (before, path.read_text()))
         assert {*known} == {"8", "16"} and {*added} == {"4", "8", "16"}
+    assert cli("report", "sweep", "--baseline", "rope").code == 0
+    rows = csv.DictReader(Path("sweep/report_lengths.csv").read_text().splitlines())
+    defined = {row["design"]: [n for n in (4, 8, 16) if row[f"at_{n}"]] for row in rows}
+    assert defined == {"positional=rope": [4, 8, 16], "positional=learned": [4, 8]}
     Path("sweep/positional=rope/result.json").write_text('{"status": "failed"}')
     assert "rope" not in cli("eval", "sweep").out
     Path("sweep/positional=learned/result.json").unlink()
