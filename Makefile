@@ -1,4 +1,4 @@
-# The README's commands under short names. Each does its whole set-up.
+# The two commands of the README. Each sets up the environment first.
 PYTHON ?= python3
 VENV ?= .venv
 

@@ -1,7 +1,7 @@
 """Run every check of this repository in order: format, lint, imports, types, tests.
 
-This is what CI runs. Each command is printed before it starts. Arguments go to pytest:
-`python scripts/check.py -m fast`.
+Each command is printed before it starts. Arguments go to pytest: `-m fast` runs only fast tests,
+and `-m ''` adds the slow ones, as CI does.
 """
 
 import shutil

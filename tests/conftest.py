@@ -60,12 +60,22 @@ Cli = Callable[..., Outcome]
 TEXT = "".join(f"Line {i}: the quick brown fox jumps over {i * i} lazy dogs.\n" for i in range(60))
 
 
+# Tests that train runs through the command line, start processes, or are large matrices.
+MEDIUM = (
+    *("bench/", "logger/", "studies/", "sweep/", "train/", "tune/"),
+    *("data/test_shards.py", "evaluate/test_inspect", "evaluate/test_quantize"),
+    *("model/test_designs.py", "model/test_speculative.py"),
+    *("test_claims.py", "test_cli.py", "test_scripts.py", "test_use.py"),
+)
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest applies -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `fast` every test that neither has nor inherits the mark `medium` or `slow`."""
+    """Give each test a tier: its own mark, `medium` for those below MEDIUM, otherwise `fast`."""
     for item in items:
-        if not any(mark.name in ("medium", "slow") for mark in item.iter_markers()):
-            item.add_marker("fast")
+        if not {mark.name for mark in item.iter_markers()} & {"fast", "medium", "slow"}:
+            path = item.path.relative_to(Path(__file__).parent).as_posix()
+            item.add_marker("medium" if path.startswith(MEDIUM) else "fast")
 
 
 @pytest.fixture(scope="session")

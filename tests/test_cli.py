@@ -15,8 +15,6 @@ from omegaconf import OmegaConf
 
 from tests.conftest import TINY, Cli, inspect_wandb, the_run
 
-pytestmark = pytest.mark.medium
-
 CONFIGS = Path(__file__).parent.parent / "configs"
 MISTAKES = {
     "model=alibi model.positional.slope=learned": "Did you mean model.positional.slopes",
@@ -90,7 +88,6 @@ MISTAKES = {
 }
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_and_leaves_nothing(cli: Cli, workdir: Path, mistake: str) -> None:
     before = sorted(workdir.rglob("*"))

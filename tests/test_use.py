@@ -16,8 +16,6 @@ import yaml
 from minigpt.model import GPT
 from tests.conftest import TINY, Cli
 
-pytestmark = pytest.mark.medium
-
 
 @pytest.mark.fast
 def test_sample(cli: Cli) -> None:

@@ -16,8 +16,6 @@ from minigpt.config.overrides import combinations
 from minigpt.errors import Failure
 from tests.conftest import Cli
 
-pytestmark = pytest.mark.medium
-
 SMALL = [
     *("data=text", "data.path=text.txt", "model.n_layer=1", "model.n_head=2", "model.n_embd=16"),
     *("model.block_size=16", "trainer.batch_size=4", "trainer.device=cpu"),

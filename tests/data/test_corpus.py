@@ -89,29 +89,29 @@ def test_text_from_file_folder_and_glob(workdir: Path) -> None:
 
 def test_tokens_are_cached_by_content(workdir: Path) -> None:
     text = "to be or not to be\n" * 20
-    made = char_tokenizer(text, workdir)
-    first = TextCorpus(text, 300).tokens(made, workdir)
+    tokenizer = char_tokenizer(text, workdir)
+    first = TextCorpus(text, 300).tokens(tokenizer, workdir)
     (file,) = (workdir / "tokens").iterdir()
     stamp = file.stat().st_mtime_ns
-    again = TextCorpus(text, 300).tokens(made, workdir)
+    again = TextCorpus(text, 300).tokens(tokenizer, workdir)
     assert file.stat().st_mtime_ns == stamp
     for split, other in ((first.train, again.train), (first.val, again.val)):
         assert torch.equal(split.tokens, other.tokens)
         assert split.target_bytes == other.target_bytes == len(split.tokens) - 1
-    assert made.decode(first.train.tokens.tolist() + first.val.tokens.tolist()) == text
-    TextCorpus(text, 301).tokens(made, workdir)
+    assert tokenizer.decode(first.train.tokens.tolist() + first.val.tokens.tolist()) == text
+    TextCorpus(text, 301).tokens(tokenizer, workdir)
     TextCorpus(text + "!", 300).tokens(char_tokenizer(text + "!", workdir), workdir)
     assert len(list((workdir / "tokens").iterdir())) == 3
 
 
 def test_a_truncated_cache_file_is_replaced(workdir: Path) -> None:
     text = "to be or not to be\n" * 20
-    made = char_tokenizer(text, workdir)
-    first = TextCorpus(text, 300).tokens(made, workdir)
+    tokenizer = char_tokenizer(text, workdir)
+    first = TextCorpus(text, 300).tokens(tokenizer, workdir)
     (file,) = (workdir / "tokens").iterdir()
     for content in (file.read_bytes()[:50], b""):
         file.write_bytes(content)
-        again = TextCorpus(text, 300).tokens(made, workdir)
+        again = TextCorpus(text, 300).tokens(tokenizer, workdir)
         assert torch.equal(first.val.tokens, again.val.tokens)
 
 
@@ -122,6 +122,7 @@ def test_target_bytes_count_utf8(workdir: Path) -> None:
     assert tokens.val.target_bytes == 49
 
 
+@pytest.mark.medium
 def test_two_processes_prepare_at_once(workdir: Path) -> None:
     """Real processes, started together on an empty folder."""
     code = (

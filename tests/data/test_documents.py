@@ -23,7 +23,7 @@ SEPARATORS = ["\n\n", "\n", " ", "—", "?", "Ay. Ay", ":\nTo be"]
 
 
 @cache
-def tokenizer(name: str, directory: Path, text: str = TEXT) -> Tokenizer:
+def make_tokenizer(name: str, directory: Path, text: str = TEXT) -> Tokenizer:
     """Return the tokenizer that a run on this text would have."""
     config = composed_config([f"tokenizer={name}", *["tokenizer.vocab_size=300"] * (name == "bpe")])
     return TOKENIZERS.variant(name).create(config.tokenizer, text, len(text), directory)
@@ -66,19 +66,19 @@ def test_documents_end_with_the_separator(text: str, separator: str) -> None:
 def test_documents_of_a_split_are_encoded_separately(
     workdir: Path, name: str, separator: str
 ) -> None:
-    made = tokenizer(name, workdir)
+    tokenizer = make_tokenizer(name, workdir)
     corpus = TextCorpus(TEXT, len(TEXT) // 2 + 7, separator)
-    tokens = corpus.tokens(made, workdir)
+    tokens = corpus.tokens(tokenizer, workdir)
     for split in (tokens.train, tokens.val):
         text = corpus.splits[split.name]
         texts = plain_documents(text, separator)
-        encoded = [made.encode(document) for document in texts]
+        encoded = [tokenizer.encode(document) for document in texts]
         assert split.document_ids is not None and split.document_ids.dtype == torch.int32
-        held = [*zip(split.tokens.tolist(), split.document_ids.tolist(), strict=True)]
-        assert held == plain_inputs(encoded, text.endswith(separator))
+        pairs = [*zip(split.tokens.tolist(), split.document_ids.tolist(), strict=True)]
+        assert pairs == plain_inputs(encoded, text.endswith(separator))
         assert split.document_lengths.tolist() == [len(tokens) for tokens in encoded]
-        assert split.target_bytes == len(text.encode()) - len(made.token_bytes(encoded[0][0]))
-        assert made.decode(split.tokens.tolist()) == text
+        assert split.target_bytes == len(text.encode()) - len(tokenizer.token_bytes(encoded[0][0]))
+        assert tokenizer.decode(split.tokens.tolist()) == text
 
 
 @given(
@@ -87,8 +87,8 @@ def test_documents_of_a_split_are_encoded_separately(
     batch_size=st.integers(1, 4),
 )
 def test_windows_hold_each_target_once(text: str, block_size: int, batch_size: int) -> None:
-    made = tokenizer("char", Path("unused"), "ab\n")
-    tokens, documents = encode_documents(text, "\n", made)
+    tokenizer = make_tokenizer("char", Path("unused"), "ab\n")
+    tokens, documents = encode_documents(text, "\n", tokenizer)
     split = Split("val", tokens, len(tokens) - 1, documents)
     inputs, targets = [], []
     for batch in split.windows(block_size, batch_size):
@@ -96,13 +96,13 @@ def test_windows_hold_each_target_once(text: str, block_size: int, batch_size: i
         pairs = zip(batch.inputs.flatten(), batch.document_ids.flatten(), strict=True)
         inputs += [(int(token), int(document)) for token, document in pairs]
         targets += batch.targets.flatten().tolist()
-    assert targets == made.encode(text)[1:]
-    encoded = [made.encode(document) for document in plain_documents(text, "\n")]
+    assert targets == tokenizer.encode(text)[1:]
+    encoded = [tokenizer.encode(document) for document in plain_documents(text, "\n")]
     assert inputs == plain_inputs(encoded, text.endswith("\n"))[:-1]
 
 
 def test_draws_and_their_parts_are_slices(workdir: Path) -> None:
-    tokens, documents = encode_documents(TEXT, "\n", tokenizer("gpt2", workdir))
+    tokens, documents = encode_documents(TEXT, "\n", make_tokenizer("gpt2", workdir))
     assert documents is not None
     split = Split("train", tokens, 0, documents)
     numbered = Split("train", torch.arange(len(tokens)), 0)
@@ -121,18 +121,18 @@ def test_draws_and_their_parts_are_slices(workdir: Path) -> None:
 
 
 def test_the_head_of_documents(workdir: Path) -> None:
-    tokens, documents = encode_documents("ab\na\nb", "\n", tokenizer("char", workdir, "ab\n"))
+    tokens, documents = encode_documents("ab\na\nb", "\n", make_tokenizer("char", workdir, "ab\n"))
     head = Split("train", tokens, 5, documents).head(4)
     assert head.document_ids is not None and head.document_ids.tolist() == [0, 0, 1, 1]
     assert head.document_lengths.tolist() == [3, 1]
 
 
 def test_tokens_are_cached_by_separator(workdir: Path) -> None:
-    made = tokenizer("gpt2", workdir)
+    tokenizer = make_tokenizer("gpt2", workdir)
     folder = workdir / "tokens"
     for n_files, separator in enumerate([None, "\n", "\n\n"], 1):
         corpus = TextCorpus(TEXT, 500, separator)
-        first, again = (corpus.tokens(made, workdir) for _ in range(2))
+        first, again = (corpus.tokens(tokenizer, workdir) for _ in range(2))
         assert len([*folder.iterdir()]) == n_files
         for split, other in ((first.train, again.train), (first.val, again.val)):
             assert torch.equal(split.tokens, other.tokens)

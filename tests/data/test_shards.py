@@ -32,8 +32,6 @@ from minigpt.tokenizer.tiktoken_ import TiktokenTokenizer
 from tests.conftest import TINY, Cli
 from tests.train.test_resume import same_end, stop_at
 
-pytestmark = pytest.mark.medium
-
 TEXT = "".join(
     f"ROLE {i}:\r\nTo  be — {i * i} — orn\u2019t 東京。 It's{'!' * (i % 3)}\n {' ' * (i % 4)}\n"
     f"\x1c\u00a0 x\t\u3000y{chr(0x1F600 + i)}.\n\n"
@@ -91,13 +89,13 @@ def test_shards_equal_a_text_in_memory(
 ) -> None:
     monkeypatch.setattr(corpus, "BLOCK_BYTES", 37)  # cuts characters and separators
     options = [*CHOSEN[name], *([f"data.document_separator='{separator}'"] if separator else [])]
-    held, mapped = written(*options)
-    assert held.tokenizer.fingerprint == mapped.tokenizer.fingerprint
+    in_memory, mapped = written(*options)
+    assert in_memory.tokenizer.fingerprint == mapped.tokenizer.fingerprint
     for fact in ("sha256", "n_bytes", "characters"):
-        assert getattr(held.corpus, fact) == getattr(mapped.corpus, fact)
+        assert getattr(in_memory.corpus, fact) == getattr(mapped.corpus, fact)
     for split, other in (
-        (held.tokens.train, mapped.tokens.train),
-        (held.tokens.val, mapped.tokens.val),
+        (in_memory.tokens.train, mapped.tokens.train),
+        (in_memory.tokens.val, mapped.tokens.val),
     ):
         assert isinstance(other.tokens, ShardedTokens)
         assert isinstance(other.document_ids, DocumentIds if separator else type(None))
@@ -117,13 +115,13 @@ def require_same_head(split: Split, other: Split) -> None:
 
 
 def test_windows_larger_than_a_shard(workdir: Path) -> None:
-    held, mapped = written("tokenizer=gpt2", shard_tokens=2, chunk=1)
+    in_memory, mapped = written("tokenizer=gpt2", shard_tokens=2, chunk=1)
     assert max(map(len, mapped.tokens.train.tokens.shards)) < 20
-    require_equal(held.tokens.train, mapped.tokens.train)
+    require_equal(in_memory.tokens.train, mapped.tokens.train)
 
 
 @cache
-def tokenizer(name: str) -> Tokenizer:
+def make_tokenizer(name: str) -> Tokenizer:
     """A tokenizer of TEXT, or GPT-2's pairs with the words of a later encoding."""
     if name == "bpe":
         return BPETokenizer.train(TEXT, 300)
@@ -131,7 +129,7 @@ def tokenizer(name: str) -> Tokenizer:
         config = composed_config(CHOSEN[name]).tokenizer
         create = TOKENIZERS.variant(config.name).create
         return create(config, TEXT + LETTERS, len(TEXT), Path("unused"))
-    saved = tokenizer("gpt2").to_json()
+    saved = make_tokenizer("gpt2").to_json()
     load = tiktoken_ext.openai_public.load_tiktoken_bpe
     try:
         tiktoken_ext.openai_public.load_tiktoken_bpe = lambda *_, **__: {}
@@ -154,23 +152,25 @@ LETTERS = "abZé1½。.,'-/ \u00a0\u3000\u2028\x1c\x85\t\r\n\u0301\u200d😀東"
 def test_chunks_have_the_tokens_of_the_whole_text(
     name: str, text: str, separator: str | None, block: int, size: int
 ) -> None:
-    made = tokenizer(name)
+    tokenizer = make_tokenizer(name)
     blocks = [text[start : start + block] for start in range(0, len(text), block)]
     documents, open_ = [], None
-    for piece, is_end in chunks(blocks, separator, made.boundary, size):
-        assert piece
-        open_ = (open_ or []) + made.encode(piece)
+    for chunk, is_end in chunks(blocks, separator, tokenizer.boundary, size):
+        assert chunk
+        open_ = (open_ or []) + tokenizer.encode(chunk)
         if is_end:
             documents.append(open_)
             open_ = None
     documents += [open_] if open_ else []
-    assert documents == [made.encode(document) for document in split_documents(text, separator)]
+    assert documents == [
+        tokenizer.encode(document) for document in split_documents(text, separator)
+    ]
 
 
 def test_chunks_are_short() -> None:
-    words = chunks(["word " * 20] * 50, None, tokenizer("gpt2").boundary, 30)
+    words = chunks(["word " * 20] * 50, None, make_tokenizer("gpt2").boundary, 30)
     assert max(len(chunk) for chunk, _ in words) < 36
-    characters = chunks(["x" * 9] * 10, "y", tokenizer("char").boundary, 10)
+    characters = chunks(["x" * 9] * 10, "y", make_tokenizer("char").boundary, 10)
     assert {len(chunk) for chunk, _ in characters} == {10}
 
 
@@ -179,9 +179,9 @@ def test_a_run_trains_from_shards_like_from_its_text(
 ) -> None:
     text = ["data=text", "data.path=text.txt", *BPE, r"data.document_separator='.\n'"]
     shards = ["data=shards", "data.path=shards", *text[2:]]
-    made = cli("data", "--shards", "shards", *text)
-    assert made.code == 0, made.err
-    use = made.out.rstrip().rpartition("train with them: ")[2]
+    done = cli("data", "--shards", "shards", *text)
+    assert done.code == 0, done.err
+    use = done.out.rstrip().rpartition("train with them: ")[2]
     assert shlex.split(use) == ["minigpt", "train", *shards]
     runs = [Path("text_run"), Path("shards_run"), Path("stopped_run")]
     for run, data in zip(runs, (text, shards), strict=False):
@@ -261,7 +261,7 @@ def test_damaged_shards_are_refused(workdir: Path) -> None:
         of_shards(*options)
 
     saved = Path("shards/tokenizer.json").read_bytes()
-    tokenizer("bpe").save(Path("shards/tokenizer.json"))
+    make_tokenizer("bpe").save(Path("shards/tokenizer.json"))
     refused("tokens are of another tokenizer")
     Path("shards/tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"tokenizer.json: file not found"):
@@ -339,8 +339,8 @@ def test_a_tokenizer_learns_from_a_leading_part(
     """Its alphabet still has every character."""
     monkeypatch.setattr("minigpt.data.shards.MAX_LEARNED_CHARACTERS", 100)
     for name, options in CHOSEN.items():
-        held, mapped = written(*options)
-        assert (held.tokenizer.fingerprint == mapped.tokenizer.fingerprint) == (name != "bpe")
+        in_memory, mapped = written(*options)
+        assert (in_memory.tokenizer.fingerprint == mapped.tokenizer.fingerprint) == (name != "bpe")
         read = mapped.tokens.train.tokens.tolist() + mapped.tokens.val.tokens.tolist()
         assert mapped.tokenizer.decode(read) == TEXT
         shutil.rmtree("shards")
@@ -351,9 +351,9 @@ def test_pages_are_released_after_reading(workdir: Path) -> None:
     size = 2**27
     open_memmap("holes.npy", mode="w+", dtype=np.uint8, shape=(size,)).flush()
     tokens = ShardedTokens([np.load("holes.npy", mmap_mode="r")])
-    held = peak_memory_after(lambda: None)
+    baseline = peak_memory_after(lambda: None)
     for split in (Split("train", tokens, 1), Split("train", tokens, 1).head(size - 1)):
-        assert peak_memory_after(partial(draw_often, split)) < held + 2**25
+        assert peak_memory_after(partial(draw_often, split)) < baseline + 2**25
 
 
 def draw_often(split: Split) -> None:
@@ -366,9 +366,9 @@ def peak_memory_after(work: Callable[[], object]) -> int:
     """Return the peak memory of this process while `work` runs, in bytes."""
     reset_peak_memory("cpu")
     work()
-    found = peak_memory_bytes("cpu")
-    assert found is not None
-    return found
+    peak = peak_memory_bytes("cpu")
+    assert peak is not None
+    return peak
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -31,8 +31,6 @@ from minigpt.model.positional.alibi import alibi_slopes
 from minigpt.tokenizer import TOKENIZERS, Tokenizer
 from tests.conftest import TINY, Cli, the_run
 
-pytestmark = pytest.mark.medium
-
 N_VOCAB = 13
 TOKENS = [3, 1, 4, 1, 5, 9]
 LABELS = ["R", "⏎", "␣", "$a$", "<b>", "longer"]

@@ -223,6 +223,7 @@ def test_a_rewound_cache_is_as_one_that_never_saw_more() -> None:
 # --- several texts
 
 
+@pytest.mark.medium
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(("backend", "design"), ABLE)
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -310,6 +311,7 @@ def test_what_a_context_shows() -> None:
     assert context_start(10**9, None) == 0
 
 
+@pytest.mark.medium
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(("attention", "options"), ATTENTIONS, ids=ATTENTION_IDS)
 @pytest.mark.parametrize("scheme", ["nope", "learned", "rope", "relative"])
@@ -345,6 +347,7 @@ def test_a_decoder_leaves_the_prompts() -> None:
 # --- back and forth
 
 
+@pytest.mark.medium
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("context", [4, BLOCK, 2 * CONTEXT_STEPS, None])
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -29,12 +29,9 @@ from minigpt.model.ffn import FFN
 from minigpt.runtime import Runtime
 from tests.conftest import TINY, Cli
 
-pytestmark = [
-    pytest.mark.medium,
-    pytest.mark.skipif(
-        find_spec("torchao") is None, reason="needs torchao: pip install 'minigpt[quantize]'"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    find_spec("torchao") is None, reason="needs torchao: pip install 'minigpt[quantize]'"
+)
 
 FP32, BF16 = Runtime("cpu", "", "fp32", ""), Runtime("cpu", "", "bf16", "")
 METHODS = ("int8", "int4")

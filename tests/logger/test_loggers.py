@@ -24,8 +24,6 @@ import pytest
 from minigpt.errors import UserError
 from minigpt.logger import LOGGERS, Logger, RunInfo
 
-pytestmark = pytest.mark.medium
-
 SUMMARY = {"loss": 1.25, "best": {"step": 20, "loss": 1.5, "note": None}}
 KEY = "0" * 40
 SECONDS = 2.0

@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from contract import (
+from torch import Tensor
+
+from minigpt.errors import UserError
+from minigpt.model import GPT, ModelConfig
+from minigpt.model.backends import BACKENDS, BackendConfig
+from minigpt.model.bias import AttentionBias
+from minigpt.model.compatibility import SHORT_BLOCK, USES, Use, backend_limit, choose_backend
+from minigpt.model.ffn import FFN
+from minigpt.model.norm import KINDS, PLACEMENTS
+from minigpt.model.positional import POSITIONAL
+from minigpt.model.positional.alibi import alibi_slopes
+from tests.model.contract import (
     RELATIVE,
     SCHEMES,
     TRAINABLE,
@@ -32,8 +43,8 @@ from contract import (
     shift_changes_something,
     variant_config,
 )
-from reference import OPTIONS, POSITIONS, Positions, row_of
-from tiny import (
+from tests.model.reference import OPTIONS, POSITIONS, Positions, row_of
+from tests.model.tiny import (
     N_VOCAB,
     composed,
     default_dtype,
@@ -42,17 +53,6 @@ from tiny import (
     random_tokens,
     tiny_config,
 )
-from torch import Tensor
-
-from minigpt.errors import UserError
-from minigpt.model import GPT, ModelConfig
-from minigpt.model.backends import BACKENDS, BackendConfig
-from minigpt.model.bias import AttentionBias
-from minigpt.model.compatibility import SHORT_BLOCK, USES, Use, backend_limit, choose_backend
-from minigpt.model.ffn import FFN
-from minigpt.model.norm import KINDS, PLACEMENTS
-from minigpt.model.positional import POSITIONAL
-from minigpt.model.positional.alibi import alibi_slopes
 
 Options = Mapping[str, Any]
 each_variant = pytest.mark.parametrize(("scheme", "options"), VARIANTS, ids=VARIANT_IDS)
@@ -90,6 +90,7 @@ def test_odd_head_sizes_equal_the_reference(scheme: str, backend: str) -> None:
     equals_reference(tiny_config(scheme, n_embd=15 if odd else 6), backend, 7, per_row=True)
 
 
+@pytest.mark.medium
 @per_row_or_not
 @pytest.mark.parametrize("backend", TRAINABLE)
 @each_variant
@@ -107,6 +108,7 @@ def test_grouped_queries_equal_the_reference(scheme: str, backend: str, n_kv_hea
     equals_reference(config, backend, 7, per_row=True)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("backend", ["eager", "flex"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_soft_caps_equal_the_reference(scheme: str, backend: str) -> None:
@@ -114,6 +116,7 @@ def test_soft_caps_equal_the_reference(scheme: str, backend: str) -> None:
     equals_reference(config, backend, 7, per_row=True)
 
 
+@pytest.mark.medium
 @per_row_or_not
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_flex_equals_the_reference(scheme: str, per_row: bool) -> None:
@@ -144,6 +147,7 @@ def test_value_residuals_equal_the_reference(backend: str, n_kv_head: int | None
     cached_equals_full(config, backend)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-12)], ids=str
 )
@@ -229,6 +233,7 @@ def of_few_layers(scheme: str, backend: str) -> ModelConfig:
     return tiny_config(scheme, n_layer=1 if backend == "flex" else 2)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("check", [each_row_has_its_positions, order_is_that_of_positions])
 @each_backend
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -379,6 +384,7 @@ def test_sinusoidal_values_are_the_papers() -> None:
     assert_equal(ones - table, torch.full((1, 2, 4), 2.0))  # sqrt(d)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_bf16_stays_close_to_fp32(scheme: str, backend: str) -> None:

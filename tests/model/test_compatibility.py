@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tiny import N_VOCAB, tiny_config
 
 from minigpt.errors import UserError
 from minigpt.model import GPT
@@ -17,6 +16,7 @@ from minigpt.model.compatibility import (
     replica_problems,
     require_compatible,
 )
+from tests.model.tiny import N_VOCAB, tiny_config
 
 
 def test_a_problem_has_key_value_reason_and_remedy() -> None:

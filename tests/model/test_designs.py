@@ -6,8 +6,6 @@ import itertools
 
 import pytest
 import torch
-from contract import SCHEMES
-from tiny import N_VOCAB, composed, random_tokens, refused, tiny_config
 
 from minigpt.config.compose import composed_config
 from minigpt.errors import UserError
@@ -16,6 +14,8 @@ from minigpt.model.attention import ATTENTION
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import PLACEMENTS
 from minigpt.optim.optimizer import OPTIMIZERS
+from tests.model.contract import SCHEMES
+from tests.model.tiny import N_VOCAB, composed, random_tokens, refused, tiny_config
 
 DESIGNS = [*itertools.product(SCHEMES, ATTENTION.names(), FFN.names(), PLACEMENTS)]
 # Choices that cannot be combined, and part of the reason.

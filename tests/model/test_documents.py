@@ -7,19 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from contract import (
-    ATTENTION_IDS,
-    ATTENTIONS,
-    PACKED,
-    RELATIVE,
-    SCHEMES,
-    VARIANT_IDS,
-    VARIANTS,
-    ids,
-    packed_equals_alone,
-    variant_config,
-)
-from tiny import random_model, random_tokens, tiny_config
 from torch import Tensor
 
 from minigpt.errors import UserError
@@ -31,11 +18,25 @@ from minigpt.model.ffn import FFN
 from minigpt.model.gpt import positions_in_documents
 from minigpt.model.kv_cache import KVCache
 from minigpt.model.positional import POSITIONAL
+from tests.model.contract import (
+    ATTENTION_IDS,
+    ATTENTIONS,
+    PACKED,
+    RELATIVE,
+    SCHEMES,
+    VARIANT_IDS,
+    VARIANTS,
+    ids,
+    packed_equals_alone,
+    variant_config,
+)
+from tests.model.tiny import random_model, random_tokens, tiny_config
 
 Options = Mapping[str, Any]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
+@pytest.mark.medium
 @each_backend
 @pytest.mark.parametrize(("scheme", "options"), VARIANTS, ids=VARIANT_IDS)
 def test_packed_equals_alone(scheme: str, options: Options, backend: str) -> None:
@@ -54,6 +55,7 @@ def test_packed_equals_alone_in_other_designs(backend: str) -> None:
     packed_equals_alone(tiny_config(**wide, value_residual=True, unet_skips=True), backend)
 
 
+@pytest.mark.medium
 @each_backend
 @pytest.mark.parametrize(("attention", "options"), ATTENTIONS, ids=ATTENTION_IDS)
 def test_packed_equals_alone_with_every_attention(

@@ -9,17 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import VARIANTS, variant_config
-from reference import FEED_FORWARDS, NORMS, reference_logits, reference_loss
-from tiny import (
-    N_VOCAB,
-    composed,
-    default_dtype,
-    gradients,
-    random_model,
-    random_tokens,
-    tiny_config,
-)
 from torch import Tensor
 
 from minigpt.config.compose import composed_config
@@ -33,6 +22,17 @@ from minigpt.model.ffn import FFN
 from minigpt.model.norm import KINDS, PLACEMENTS, NormConfig
 from minigpt.model.positional import POSITIONAL
 from minigpt.runtime import Runtime
+from tests.model.contract import VARIANTS, variant_config
+from tests.model.reference import FEED_FORWARDS, NORMS, reference_logits, reference_loss
+from tests.model.tiny import (
+    N_VOCAB,
+    composed,
+    default_dtype,
+    gradients,
+    random_model,
+    random_tokens,
+    tiny_config,
+)
 
 SCHEMES = POSITIONAL.names()
 CPU = Runtime("cpu", "", "fp32", "")

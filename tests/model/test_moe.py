@@ -8,8 +8,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import assert_equal, cached_equals_full, each_row_has_its_positions, loss_of
-from reference import (
+from torch import Tensor, nn
+
+from minigpt.model import GPT, ModelConfig
+from minigpt.model.context import Auxiliary
+from minigpt.model.ffn.moe import ROWS, MixtureOfExperts
+from minigpt.model.ffn.moe import balance_loss as balance_loss_of
+from tests.model.contract import (
+    assert_equal,
+    cached_equals_full,
+    each_row_has_its_positions,
+    loss_of,
+)
+from tests.model.reference import (
     Vectors,
     balance_loss,
     chosen_experts,
@@ -17,7 +28,7 @@ from reference import (
     reference_loss,
     router_probabilities,
 )
-from tiny import (
+from tests.model.tiny import (
     N_VOCAB,
     default_dtype,
     gradients,
@@ -25,12 +36,6 @@ from tiny import (
     random_tokens,
     tiny_config,
 )
-from torch import Tensor, nn
-
-from minigpt.model import GPT, ModelConfig
-from minigpt.model.context import Auxiliary
-from minigpt.model.ffn.moe import ROWS, MixtureOfExperts
-from minigpt.model.ffn.moe import balance_loss as balance_loss_of
 
 
 def mixture_config(**options: Any) -> ModelConfig:

@@ -8,18 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from contract import (
-    SCHEMES,
-    VARIANT_IDS,
-    VARIANTS,
-    cached_equals_full,
-    dense_is_the_formula,
-    equals_reference,
-    later_tokens_change_nothing,
-    variant_config,
-)
-from reference import row_of
-from tiny import tiny_config
 from torch import Tensor
 
 from minigpt.model import ModelConfig
@@ -31,6 +19,18 @@ from minigpt.model.positional import (
     PositionalScheme,
     ScoreMod,
 )
+from tests.model.contract import (
+    SCHEMES,
+    VARIANT_IDS,
+    VARIANTS,
+    cached_equals_full,
+    dense_is_the_formula,
+    equals_reference,
+    later_tokens_change_nothing,
+    variant_config,
+)
+from tests.model.reference import row_of
+from tests.model.tiny import tiny_config
 
 Hook = Callable[..., Any]
 Options = Mapping[str, Any]

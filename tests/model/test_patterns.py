@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from contract import (
+from torch import Tensor
+
+from minigpt.inference.generate import Decoder
+from minigpt.model import GPT, ModelConfig
+from minigpt.model.attention import ATTENTION, Attention, base, landmark
+from minigpt.model.attention.bigbird import BigBird
+from minigpt.model.attention.performer import Performer, orthogonal
+from minigpt.model.backends import eager
+from minigpt.model.context import ForwardContext
+from minigpt.model.kv_cache import SPARE
+from tests.model.contract import (
     ATTENTION_IDS,
     ATTENTIONS,
     SCHEMES,
@@ -24,9 +34,9 @@ from contract import (
     no_positions_mean_arange,
     order_is_that_of_positions,
 )
-from reference import ATTENTION_OPTIONS
-from reference import ATTENTIONS as ROWS
-from tiny import (
+from tests.model.reference import ATTENTION_OPTIONS
+from tests.model.reference import ATTENTIONS as ROWS
+from tests.model.tiny import (
     N_VOCAB,
     composed,
     default_dtype,
@@ -36,16 +46,6 @@ from tiny import (
     refused,
     tiny_config,
 )
-from torch import Tensor
-
-from minigpt.inference.generate import Decoder
-from minigpt.model import GPT, ModelConfig
-from minigpt.model.attention import ATTENTION, Attention, base, landmark
-from minigpt.model.attention.bigbird import BigBird
-from minigpt.model.attention.performer import Performer, orthogonal
-from minigpt.model.backends import eager
-from minigpt.model.context import ForwardContext
-from minigpt.model.kv_cache import SPARE
 
 Options = Mapping[str, Any]
 each_attention = pytest.mark.parametrize(("attention", "options"), ATTENTIONS, ids=ATTENTION_IDS)
@@ -84,6 +84,7 @@ def test_every_registered_attention_has_a_reference(attention: str) -> None:
     )
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("per_row", [False, True], ids=["arange", "positions"])
 @pytest.mark.parametrize("scheme", KINDS_OF_SCHEME)
 @each_attention
@@ -96,6 +97,7 @@ def test_equals_the_reference(attention: str, options: Options, scheme: str, per
         equals_reference(config, backend, 11, per_row)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("scheme", "scheme_options"), VARIANTS, ids=str)
 @pytest.mark.parametrize("attention", ATTENTION.names())
 def test_every_scheme_equals_the_reference(
@@ -107,6 +109,7 @@ def test_every_scheme_equals_the_reference(
         equals_reference(config, "eager", 7, per_row=True)
 
 
+@pytest.mark.medium
 @each_attention
 def test_grouped_queries_and_soft_caps(attention: str, options: Options) -> None:
     config = design(attention, options, n_head=4, n_embd=16, n_kv_head=2)

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from contract import ATTENTION_IDS, ATTENTIONS, VARIANT_IDS, VARIANTS
-from tiny import N_VOCAB, default_dtype, random_tokens, refused, tiny_config
 from torch import nn
 
 from minigpt.data import Batch
@@ -17,6 +15,8 @@ from minigpt.model.ffn import FFN
 from minigpt.model.norm import PLACEMENTS
 from minigpt.runtime import Runtime
 from minigpt.train.replicas import Program
+from tests.model.contract import ATTENTION_IDS, ATTENTIONS, VARIANT_IDS, VARIANTS
+from tests.model.tiny import N_VOCAB, default_dtype, random_tokens, refused, tiny_config
 
 N = 3
 # Losses are fp32 numbers, whatever the weights.
@@ -84,6 +84,7 @@ def test_every_attention(attention: str, options: Mapping[str, Any]) -> None:
             assert_as_alone(config, batches(length=16))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("ffn", sorted({*FFN.names()} - {"moe"}))
 @pytest.mark.parametrize("embedding", ["tied", "untied"])
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -109,5 +110,6 @@ def test_expert_routing_has_no_batching_rule() -> None:
         assert_as_alone(tiny_config(ffn="moe"), batches())
 
 
+@pytest.mark.slow
 def test_compiled() -> None:
     assert_as_alone(tiny_config(n_layer=1), batches(), compiled=True)

@@ -15,7 +15,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from tiny import N_VOCAB, composed, default_dtype, gradients, random_tokens
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import (
@@ -38,6 +37,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from minigpt.model import GPT, ModelConfig
 from minigpt.model.positional.rope import RotaryPositions
 from minigpt.model.positional.t5 import T5Bias, t5_bucket
+from tests.model.tiny import N_VOCAB, composed, default_dtype, gradients, random_tokens
 
 HEADS = {"transformer.wte.": "token_embedding.", "lm_head.": "head."}
 GPT2_NAMES = HEADS | {

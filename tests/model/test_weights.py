@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import N_VOCAB, random_model, tiny_config
 
 from minigpt.errors import UserError
 from minigpt.model import GPT
 from minigpt.run.weights import WEIGHTS, load_weights
 from tests.conftest import TINY, Cli
+from tests.model.tiny import N_VOCAB, random_model, tiny_config
 
 # Present and earlier parts of names.
 EARLIER = {

@@ -15,6 +15,7 @@ from tests.conftest import read_metrics
 from tests.sweep.helpers import runs, spawn, wait_for
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="kills by POSIX signals")
 def test_a_killed_sweep_is_resumed(workdir: Path) -> None:
     options = ["seed=1,2,3,4,5", "optimizer.lr=1e-3,1e-2", "trainer.max_steps=60"]

@@ -19,8 +19,6 @@ from safetensors.torch import load_file
 from minigpt.train.replicas import Program
 from tests.conftest import TINY, Cli, read_metrics
 
-pytestmark = pytest.mark.medium
-
 TOGETHER = "hydra/launcher=replicas"
 
 

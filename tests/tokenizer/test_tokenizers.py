@@ -74,16 +74,16 @@ def create(name: str, directory: Path, text: str = CORPUS, n_train: int = N_TRAI
 
 
 @cache
-def tokenizer(name: str) -> Tokenizer:
+def make_tokenizer(name: str) -> Tokenizer:
     with TemporaryDirectory() as directory:
         return create(name, Path(directory))
 
 
-def check_round_trip(made: Tokenizer, text: str) -> None:
-    tokens = made.encode(text)
-    assert made.decode(tokens) == text
-    assert b"".join(map(made.token_bytes, tokens)) == text.encode()
-    assert all(0 <= token < made.n_vocab for token in tokens)
+def check_round_trip(tokenizer: Tokenizer, text: str) -> None:
+    tokens = tokenizer.encode(text)
+    assert tokenizer.decode(tokens) == text
+    assert b"".join(map(tokenizer.token_bytes, tokens)) == text.encode()
+    assert all(0 <= token < tokenizer.n_vocab for token in tokens)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,29 +93,29 @@ def test_every_registered_tokenizer_has_a_row(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_vocabulary_size(name: str) -> None:
-    assert tokenizer(name).n_vocab == ROWS[name][1]
+    assert make_tokenizer(name).n_vocab == ROWS[name][1]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_corpus_round_trip(name: str) -> None:
-    check_round_trip(tokenizer(name), CORPUS)
+    check_round_trip(make_tokenizer(name), CORPUS)
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"char"}))
 @pytest.mark.parametrize("text", TRICKY, ids=range(len(TRICKY)))
 def test_tricky_round_trip(name: str, text: str) -> None:
-    check_round_trip(tokenizer(name), text)
+    check_round_trip(make_tokenizer(name), text)
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"char"}))
 @given(text=unicode_text)
 def test_any_text_round_trip(name: str, text: str) -> None:
-    check_round_trip(tokenizer(name), text)
+    check_round_trip(make_tokenizer(name), text)
 
 
 @given(text=st.text(sorted(set(CORPUS))))
 def test_char_round_trip(text: str) -> None:
-    check_round_trip(tokenizer("char"), text)
+    check_round_trip(make_tokenizer("char"), text)
 
 
 @given(alphabet=unicode_text)
@@ -125,25 +125,25 @@ def test_char_accepts_any_alphabet(alphabet: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_token_has_bytes(name: str) -> None:
-    made = tokenizer(name)
-    assert all(made.token_bytes(token) for token in range(made.n_vocab))
+    tokenizer = make_tokenizer(name)
+    assert all(tokenizer.token_bytes(token) for token in range(tokenizer.n_vocab))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_lone_surrogate_is_refused_by_position(name: str) -> None:
     with pytest.raises(UserError, match=r"'\\ud800' \(U\+D800\) at offset 2") as caught:
-        tokenizer(name).encode("to\ud800be")
+        make_tokenizer(name).encode("to\ud800be")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_save_and_load(name: str, tmp_path: Path) -> None:
-    made, path = tokenizer(name), tmp_path / "tokenizer.json"
-    made.save(path)
+    tokenizer, path = make_tokenizer(name), tmp_path / "tokenizer.json"
+    tokenizer.save(path)
     loaded = load_tokenizer(path)
-    assert loaded.fingerprint == made.fingerprint
-    assert loaded.n_vocab == made.n_vocab
-    assert loaded.encode(CORPUS) == made.encode(CORPUS)
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert loaded.n_vocab == tokenizer.n_vocab
+    assert loaded.encode(CORPUS) == tokenizer.encode(CORPUS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -162,7 +162,7 @@ def test_save_and_load(name: str, tmp_path: Path) -> None:
 )
 def test_damaged_file(name: str, damage, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    tokenizer(name).save(path)
+    make_tokenizer(name).save(path)
     damaged = damage(path.read_text(encoding="utf-8"))
     path.write_bytes(damaged.encode("utf-8", errors="surrogateescape"))
     with pytest.raises(UserError, match="not written by minigpt, or damaged") as caught:
@@ -188,8 +188,8 @@ def test_two_processes_at_once(name: str, tmp_path: Path) -> None:
         config = TOKENIZERS.options(name)(name=name, **options)
         print("ready", flush=True)
         sys.stdin.readline()
-        made = TOKENIZERS.variant(name).create(config, text, n_train, Path(directory))
-        print(made.fingerprint)
+        tokenizer = TOKENIZERS.variant(name).create(config, text, n_train, Path(directory))
+        print(tokenizer.fingerprint)
     """
     argument = json.dumps([name, ROWS[name][0], CORPUS, N_TRAIN, str(tmp_path)])
     processes = [
@@ -209,7 +209,7 @@ def test_two_processes_at_once(name: str, tmp_path: Path) -> None:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    expected = (tokenizer(name).fingerprint + "\n", "")
+    expected = (make_tokenizer(name).fingerprint + "\n", "")
     assert [process.communicate(timeout=60) for process in processes] == [expected] * 2
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -219,7 +219,7 @@ def test_two_processes_at_once(name: str, tmp_path: Path) -> None:
 
 def test_char_names_the_unknown_character_and_its_offset() -> None:
     with pytest.raises(UserError) as caught:
-        tokenizer("char").encode("to bé or é")
+        make_tokenizer("char").encode("to bé or é")
     message = str(caught.value)
     assert message.startswith("text='é' (U+00E9) at offset 4: ")
     assert "tokenizer=gpt2" in message and "tokenizer=bpe" in message
@@ -227,13 +227,13 @@ def test_char_names_the_unknown_character_and_its_offset() -> None:
 
 def test_char_error_is_one_line_for_a_line_break() -> None:
     with pytest.raises(UserError, match=r"'\\r' \(U\+000D\) at offset 2") as caught:
-        tokenizer("char").encode("to\rbe")
+        make_tokenizer("char").encode("to\rbe")
     assert "\n" not in str(caught.value)
 
 
 def test_char_includes_the_characters_of_the_validation_split(tmp_path: Path) -> None:
-    made = create("char", tmp_path, "abcz", n_train=3)
-    assert made.encode("zcba") == [3, 2, 1, 0]
+    tokenizer = create("char", tmp_path, "abcz", n_train=3)
+    assert tokenizer.encode("zcba") == [3, 2, 1, 0]
 
 
 # gpt2 and tiktoken
@@ -241,14 +241,14 @@ def test_char_includes_the_characters_of_the_validation_split(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["gpt2", "tiktoken"])
 def test_known_gpt2_ids(name: str) -> None:
-    made = tokenizer(name)
-    assert made.encode("Hello world") == [15496, 995]
-    assert made.encode("<|endoftext|>") == [27, 91, 437, 1659, 5239, 91, 29]
-    assert made.decode([50256]) == "<|endoftext|>"
+    tokenizer = make_tokenizer(name)
+    assert tokenizer.encode("Hello world") == [15496, 995]
+    assert tokenizer.encode("<|endoftext|>") == [27, 91, 437, 1659, 5239, 91, 29]
+    assert tokenizer.decode([50256]) == "<|endoftext|>"
 
 
 def test_gpt2_is_the_same_encoding_through_tiktoken() -> None:
-    assert tokenizer("gpt2").fingerprint == tokenizer("tiktoken").fingerprint
+    assert make_tokenizer("gpt2").fingerprint == make_tokenizer("tiktoken").fingerprint
 
 
 def test_gpt2_ranks_are_those_tiktoken_reads(monkeypatch, tmp_path: Path) -> None:
@@ -271,14 +271,14 @@ def test_gpt2_from_a_prepared_file(monkeypatch, tmp_path: Path) -> None:
     prepared = tmp_path / "gpt2" / "encoder.json"
     prepared.parent.mkdir()
     prepared.write_bytes(encoder.read_bytes())
-    assert create("gpt2", tmp_path).fingerprint == tokenizer("gpt2").fingerprint
+    assert create("gpt2", tmp_path).fingerprint == make_tokenizer("gpt2").fingerprint
 
 
 def test_gpt2_ignores_a_prepared_file_that_is_wrong(tmp_path: Path) -> None:
     prepared = tmp_path / "gpt2" / "encoder.json"
     prepared.parent.mkdir()
     prepared.write_text('{"a": 0}')
-    assert create("gpt2", tmp_path).fingerprint == tokenizer("gpt2").fingerprint
+    assert create("gpt2", tmp_path).fingerprint == make_tokenizer("gpt2").fingerprint
 
 
 @pytest.mark.parametrize("name", ["gpt2", "tiktoken"])
@@ -320,12 +320,12 @@ def test_an_encoding_with_unused_ids(monkeypatch, tmp_path: Path) -> None:
     )
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: small)
     config = options("tiktoken", encoding="cl100k_base")
-    made = TOKENIZERS.variant("tiktoken").create(config, CORPUS, N_TRAIN, tmp_path)
-    assert made.n_vocab == 259
-    assert made.decode([97, 256, 258]) == "a\ufffd<|end|>"
-    check_round_trip(made, "<|end|> é")
-    made.save(tmp_path / "tokenizer.json")
-    assert load_tokenizer(tmp_path / "tokenizer.json").fingerprint == made.fingerprint
+    tokenizer = TOKENIZERS.variant("tiktoken").create(config, CORPUS, N_TRAIN, tmp_path)
+    assert tokenizer.n_vocab == 259
+    assert tokenizer.decode([97, 256, 258]) == "a\ufffd<|end|>"
+    check_round_trip(tokenizer, "<|end|> é")
+    tokenizer.save(tmp_path / "tokenizer.json")
+    assert load_tokenizer(tmp_path / "tokenizer.json").fingerprint == tokenizer.fingerprint
 
 
 # bpe
@@ -338,26 +338,26 @@ def test_bpe_needs_every_byte(vocab_size: int) -> None:
 
 
 def test_bpe_with_bytes_only_gives_one_token_per_byte() -> None:
-    made = bpe.BPETokenizer.train(CORPUS, 256)
-    assert made.n_vocab == 256
-    assert len(made.encode("é👋")) == len("é👋".encode())
+    tokenizer = bpe.BPETokenizer.train(CORPUS, 256)
+    assert tokenizer.n_vocab == 256
+    assert len(tokenizer.encode("é👋")) == len("é👋".encode())
 
 
 @pytest.mark.parametrize(("corpus", "n_vocab"), [("", 256), ("ab", 257), ("\x00", 256)])
 def test_bpe_of_a_small_corpus_is_small(corpus: str, n_vocab: int) -> None:
-    made = bpe.BPETokenizer.train(corpus, 1024)
-    assert made.n_vocab == n_vocab
-    check_round_trip(made, CORPUS)
+    tokenizer = bpe.BPETokenizer.train(corpus, 1024)
+    assert tokenizer.n_vocab == n_vocab
+    check_round_trip(tokenizer, CORPUS)
 
 
 def test_bpe_learns_from_the_training_split_only(tmp_path: Path) -> None:
     train = "low lower lowest " * 10
-    made = [
+    learned = [
         create("bpe", tmp_path / str(n), train + rest, len(train))
         for n, rest in enumerate(["", "zebra zebra " * 50])
     ]
-    assert made[0].fingerprint == made[1].fingerprint
-    assert made[0].fingerprint != create("bpe", tmp_path, train + "zebra " * 50, 400).fingerprint
+    assert learned[0].fingerprint == learned[1].fingerprint
+    assert learned[0].fingerprint != create("bpe", tmp_path, train + "zebra " * 50, 400).fingerprint
 
 
 def test_bpe_cache_hit_equals_fresh(monkeypatch, tmp_path: Path) -> None:
@@ -395,12 +395,12 @@ def test_bpe_ignores_and_rewrites_a_damaged_cache(damage: bytes, tmp_path: Path)
 
 @given(text=st.text(st.sampled_from("ab'.1 \n\t\u3000é"), max_size=60), chunk=st.integers(1, 9))
 def test_bpe_chunks_have_the_tokens_of_the_whole_text(text: str, chunk: int) -> None:
-    made = tokenizer("bpe")
-    whole = made.encode(text)
+    tokenizer = make_tokenizer("bpe")
+    whole = tokenizer.encode(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bpe, "CHUNK_CHARACTERS", chunk)
         assert "".join(bpe._chunks(text)) == text
-        assert made.encode(text) == whole
+        assert tokenizer.encode(text) == whole
         assert bpe.BPETokenizer.train(text, 300).fingerprint == _trained_whole(text)
 
 
@@ -419,10 +419,10 @@ def test_bpe_prints_nothing_at_a_fork() -> None:
     script = """if True:
         import os
         from minigpt.tokenizer.bpe import BPETokenizer
-        made = BPETokenizer.train("to be or not to be", 300)
-        made.encode("to be")
+        tokenizer = BPETokenizer.train("to be or not to be", 300)
+        tokenizer.encode("to be")
         child = os.fork()
-        made.encode("or not to be")
+        tokenizer.encode("or not to be")
         if child:
             os.waitpid(child, 0)
     """

@@ -17,8 +17,6 @@ from minigpt.train.setup import BATCH_SEED
 from tests.conftest import TINY, Cli, read_metrics
 from tests.train.test_resume import same_end, stop_at
 
-pytestmark = pytest.mark.medium
-
 SEPARATOR = r"data.document_separator=\n\n"
 
 

@@ -20,8 +20,6 @@ from minigpt.tokenizer import TOKENIZERS
 from minigpt.train.display import Display
 from tests.conftest import TINY, Cli, read_metrics
 
-pytestmark = pytest.mark.medium
-
 TOKENIZER_OPTIONS = {
     "char": [],
     "gpt2": ["model.vocab_multiple=64"],

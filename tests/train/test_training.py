@@ -26,8 +26,6 @@ from minigpt.train.setup import BATCH_SEED
 from minigpt.train.trainer import Trainer
 from tests.conftest import TINY, Cli, inspect_wandb, read_metrics
 
-pytestmark = pytest.mark.medium
-
 
 def weights(run: str, checkpoint: str = "last") -> dict[str, torch.Tensor]:
     """Return the weights that a run saved."""
