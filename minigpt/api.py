@@ -100,7 +100,7 @@ def load_run(
 
     `checkpoint`: "best", "last", or None for the best if there is one, else the last. `changes`:
     KEY=VALUE of `model.positional.*` or `model.backend.name`, such as
-    "model.positional.scaling=linear". Raises UserError if the run cannot be loaded.
+    "model.positional.base=20000". Raises UserError if the run cannot be loaded.
     """
     with _python_arguments():
         return LoadedRun.load(str(name), checkpoint, device, changes)
