@@ -43,7 +43,7 @@ class LoadedRun(TrainedRun):
         device = self.runtime.device
         ids = None if documents is None else documents[None].long().to(device)
         with self.model.evaluating(), decoding_runtime(self.model, self.runtime).autocast():
-            return self.model(tokens[None].long().to(device), documents=ids)[0].float().cpu()
+            return self.model(tokens[None].long().to(device), document_ids=ids)[0].float().cpu()
 
     def generate(
         self,
@@ -100,7 +100,7 @@ def load_run(
 
     `checkpoint`: "best", "last", or None for the best if there is one, else the last. `changes`:
     KEY=VALUE of `model.positional.*` or `model.backend.name`, such as
-    "model.positional.scaling=linear". Raises UserError if the run cannot be loaded.
+    "model.positional.base=20000". Raises UserError if the run cannot be loaded.
     """
     with _python_arguments():
         return LoadedRun.load(str(name), checkpoint, device, changes)

@@ -1,15 +1,19 @@
-"""Ours and nanoGPT's own scripts in alternation on this machine, and whether the targets are met.
+"""Time our commands and nanoGPT's scripts in alternation, and compare with the targets.
 
     git clone https://github.com/karpathy/nanoGPT && git -C nanoGPT checkout 3adf61e
     python scripts/bench_vs_nanogpt.py steps --nanogpt nanoGPT       # the same work, step by step
     python scripts/bench_vs_nanogpt.py speedrun --nanogpt nanoGPT    # time to a loss
-    python scripts/bench_vs_nanogpt.py decode --nanogpt nanoGPT      # writing text
+    python scripts/bench_vs_nanogpt.py decode --nanogpt nanoGPT      # generating text
 
 On a CPU the recipe is nanoGPT's for one (experiment=nanogpt_cpu), on a GPU its baby GPT
-(experiment=nanogpt_baby, with its compile). Both are timed from outside, by when their lines come.
+(experiment=nanogpt_baby, compiled on their side). The times are those at which lines are printed.
 """
 
 from __future__ import annotations
+
+import sys
+
+sys.path.pop(0)  # scripts/, whose numbers.py would replace the standard library's
 
 import argparse
 import json
@@ -17,7 +21,6 @@ import math
 import re
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -33,22 +36,22 @@ from minigpt.report.statistics import Interval, interval
 from minigpt.report.tables import Cell, Column, Table, to_markdown, to_plain
 
 MINIGPT = [sys.executable, "-m", "minigpt.cli"]
-SETTLE = 20  # first steps that do not count
+SETTLE = 20  # first steps, not timed
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The same work on both sides, and what is to be reached."""
+    """The same work on both sides, and the targets."""
 
     theirs: list[str]
     ours: list[str]
-    steps: int  # to time; the evaluation comes after `evaluate_at`
+    steps: int  # to time, with an evaluation at `evaluate_at`
     evaluate_at: int
     log_every: int
-    step_targets: dict[str, float]  # by precision of ours: of our time over theirs
+    step_targets: dict[str, float]  # by our precision: our time over theirs
     evaluation_target: float
-    decode_target: float  # of our tokens a second over theirs
-    speedruns: dict[str, tuple[float, float]]  # by experiment: a loss, in a share of its time
+    decode_target: float  # our tokens/s over theirs
+    speedruns: dict[str, tuple[float, float]]  # by experiment: a loss, and the share of its time
 
 
 CPU = Recipe(
@@ -75,13 +78,13 @@ GPU = Recipe(
     step_targets={"auto": 0.6},
     evaluation_target=0.1,
     decode_target=10,
-    speedruns={"speedrun": (1.4697, 0.25)},  # in seconds: scripts/loss_targets.py
+    speedruns={"speedrun": (1.4697, 0.25)},  # in seconds: studies/loss_targets
 )
 
 
 @dataclass(frozen=True)
 class Timed:
-    """One training: seconds a step, of one evaluation, and of the process until it ended."""
+    """One training: seconds of a step, of an evaluation and of the whole process."""
 
     step: float
     evaluation: float
@@ -90,13 +93,13 @@ class Timed:
 
 
 def main() -> None:
-    """Run what was asked for and say what was met; exit code 1 where a target was missed."""
-    parser = argparse.ArgumentParser(description="Ours against nanoGPT, in alternation.")
+    """Run one comparison and print its table; exit with 1 if a target was missed."""
+    parser = argparse.ArgumentParser(description="minigpt against nanoGPT, in alternation.")
     parser.add_argument("what", choices=tuple(WHAT))
-    parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of it")
+    parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="also write all figures there")
-    parser.add_argument("--markdown", type=Path, help="also write the table there")
+    parser.add_argument("--json", type=Path, help="also write the figures to a file")
+    parser.add_argument("--markdown", type=Path, help="also write the table to a file")
     options = parser.parse_args()
     device = device_here()
     prepare_nanogpt(options.nanogpt)
@@ -114,9 +117,9 @@ def main() -> None:
 
 
 def prepare_nanogpt(folder: Path) -> None:
-    """Give it the text, as its own script would have downloaded it, and let it prepare."""
+    """Write the text that its own script would download, and run that script."""
     if not (folder / "train.py").is_file():
-        raise SystemExit(f"--nanogpt={folder}: no train.py in there; give a checkout of nanoGPT")
+        raise SystemExit(f"--nanogpt={folder}: no train.py there; give a checkout of nanoGPT")
     data = folder / "data" / "shakespeare_char"
     if not (data / "meta.pkl").is_file():
         corpus = CORPORA.build(composed_config([]).data).corpus()
@@ -129,27 +132,27 @@ def prepare_nanogpt(folder: Path) -> None:
 
 
 def steps(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
-    """Seconds a step and of an evaluation: medians of each round, ratios over rounds."""
+    """Compare seconds of a step and of an evaluation: medians per round, ratios over rounds."""
     theirs: list[Timed] = []
     ours: dict[str, list[Timed]] = {name: [] for name in recipe.step_targets}
     for turn in range(rounds):
         theirs.append(train_nanogpt(recipe, nanogpt, recipe.steps))
-        for precision, found in ours.items():
+        for precision, trainings in ours.items():
             length = [f"trainer.max_steps={recipe.steps}", f"trainer.precision={precision}"]
-            found.append(train_ours(recipe, [*recipe.ours, *length]))
+            trainings.append(train_ours(recipe, [*recipe.ours, *length]))
         print(f"round {turn + 1}/{rounds}", file=sys.stderr, flush=True)
     rows: list[list[Cell]] = [["nanoGPT", *_medians(theirs), None, None, ""]]
     met = True
-    for precision, found in ours.items():
-        step = ratio([(a.step, b.step) for a, b in zip(found, theirs, strict=True)])
+    for precision, trainings in ours.items():
+        step = ratio([(a.step, b.step) for a, b in zip(trainings, theirs, strict=True)])
         evaluation = ratio(
-            [(a.evaluation, b.evaluation) for a, b in zip(found, theirs, strict=True)]
+            [(a.evaluation, b.evaluation) for a, b in zip(trainings, theirs, strict=True)]
         )
-        wanted = recipe.step_targets[precision]
-        good = step.mean <= wanted and evaluation.mean <= recipe.evaluation_target
+        target = recipe.step_targets[precision]
+        good = step.mean <= target and evaluation.mean <= recipe.evaluation_target
         met = met and good
-        verdict = f"{'met' if good else 'missed'}: <= {wanted}, <= {recipe.evaluation_target}"
-        rows.append([f"minigpt, {precision}", *_medians(found), step, evaluation, verdict])
+        verdict = f"{'met' if good else 'missed'}: <= {target}, <= {recipe.evaluation_target}"
+        rows.append([f"minigpt, {precision}", *_medians(trainings), step, evaluation, verdict])
     columns = [
         Column("who", "who"),
         Column("step", "step, ms", digits=2),
@@ -165,20 +168,20 @@ def steps(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
     return Table("steps", "The same work as nanoGPT", columns, rows, note), met
 
 
-def _medians(found: Sequence[Timed]) -> list[Cell]:
+def _medians(trainings: Sequence[Timed]) -> list[Cell]:
     return [
-        1000 * statistics.median(one.step for one in found),
-        statistics.median(one.evaluation for one in found),
+        1000 * statistics.median(one.step for one in trainings),
+        statistics.median(one.evaluation for one in trainings),
     ]
 
 
 def ratio(pairs: Sequence[tuple[float, float]]) -> Interval:
-    """The geometric mean of ratios and half of its t-interval."""
+    """Return the geometric mean of the ratios and half of its t-interval."""
     return interval([math.log(one / other) for one, other in pairs]).exp()
 
 
 def train_nanogpt(recipe: Recipe, folder: Path, length: int) -> Timed:
-    """Its train.py for so many steps."""
+    """Time its train.py for `length` steps."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-u", "train.py", "config/train_shakespeare_char.py"]
         options = [*recipe.theirs, f"--log_interval={recipe.log_every}", f"--out_dir={out}"]
@@ -187,7 +190,7 @@ def train_nanogpt(recipe: Recipe, folder: Path, length: int) -> Timed:
 
 
 def train_ours(recipe: Recipe, overrides: Sequence[str]) -> Timed:
-    """`minigpt train` with the overrides."""
+    """Time `minigpt train` with the overrides."""
     with tempfile.TemporaryDirectory() as out:
         often = [
             *(f"trainer.log_every={recipe.log_every}", f"trainer.eval_every={recipe.evaluate_at}"),
@@ -203,7 +206,7 @@ def train_ours(recipe: Recipe, overrides: Sequence[str]) -> Timed:
 
 
 def timed(command: list[str], folder: Path | None, step: str, evaluation: str) -> Timed:
-    """Run a training and read the clock at each of its lines."""
+    """Run a training and record the time of each line it prints."""
     started = time.perf_counter()
     lines: list[str] = []
     steps: list[tuple[int, float]] = []
@@ -215,10 +218,10 @@ def timed(command: list[str], folder: Path | None, step: str, evaluation: str) -
         for line in process.stdout:
             now = time.perf_counter()
             lines.append(line)
-            if found := re.match(step, line):
-                steps.append((int(found[1]), now))
-            elif found := re.match(evaluation, line):
-                pauses[int(found[1])] = now
+            if match := re.match(step, line):
+                steps.append((int(match[1]), now))
+            elif match := re.match(evaluation, line):
+                pauses[int(match[1])] = now
     whole = time.perf_counter() - started
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}:\n{''.join(lines[-20:])}")
@@ -230,7 +233,7 @@ def timed(command: list[str], folder: Path | None, step: str, evaluation: str) -
     a_step = statistics.median(each)
     (at, moment), *_ = [pair for pair in pauses.items() if pair[0] >= SETTLE] or [(0, started)]
     last, before = max((pair for pair in steps if pair[1] < moment), default=(at, moment))
-    # Steps between the last line before it and the evaluation itself.
+    # The last line before the evaluation may be several steps old.
     return Timed(a_step, moment - before - max(0, at - 1 - last) * a_step, whole, "".join(lines))
 
 
@@ -238,7 +241,7 @@ def timed(command: list[str], folder: Path | None, step: str, evaluation: str) -
 
 
 def speedrun(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
-    """nanoGPT's whole recipe, and ours to a loss and in a share of its time, command to exit."""
+    """Compare nanoGPT's whole recipe with ours, command to exit: validation loss and time."""
     theirs: list[Timed] = []
     ours: dict[str, list[tuple[float, float]]] = {name: [] for name in recipe.speedruns}
     for turn in range(rounds):
@@ -248,22 +251,22 @@ def speedrun(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
             theirs.append(
                 timed([*command, *options], nanogpt, r"iter (\d+): loss", r"step (\d+): train loss")
             )
-            for name, found in ours.items():
-                found.append(_seconds_and_loss(name, Path(out, name)))
+            for name, trainings in ours.items():
+                trainings.append(_seconds_and_loss(name, Path(out, name)))
         print(f"round {turn + 1}/{rounds}", file=sys.stderr, flush=True)
     printed = [float(re.findall(r"val loss ([\d.]+)", one.output)[-1]) for one in theirs]
     rows: list[list[Cell]] = [
         ["nanoGPT", statistics.median(t.whole for t in theirs), None, interval(printed), ""]
     ]
     met = True
-    for name, (wanted, most) in recipe.speedruns.items():
+    for name, (target, largest_share) in recipe.speedruns.items():
         share = ratio(
             [(mine, other.whole) for (mine, _), other in zip(ours[name], theirs, strict=True)]
         )
         loss = interval([loss for _, loss in ours[name]])
-        good = loss.mean <= wanted and share.mean <= most
+        good = loss.mean <= target and share.mean <= largest_share
         met = met and good
-        verdict = f"{'met' if good else 'missed'}: <= {wanted} in <= {most}"
+        verdict = f"{'met' if good else 'missed'}: <= {target} in <= {largest_share}"
         seconds = statistics.median(mine for mine, _ in ours[name])
         rows.append([f"experiment={name}", seconds, share, loss, verdict])
     columns = [
@@ -280,7 +283,7 @@ def speedrun(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
 
 
 def _seconds_and_loss(experiment: str, run: Path) -> tuple[float, float]:
-    """Train one of ours: seconds from the command to its exit, and the validation loss."""
+    """Train an experiment; return seconds from command to exit, and the validation loss."""
     chosen = [f"experiment={experiment}", "logger=none", f"hydra.run.dir={run}"]
     started = time.perf_counter()
     done = subprocess.run([*MINIGPT, "train", *chosen], capture_output=True, text=True, check=False)
@@ -290,14 +293,14 @@ def _seconds_and_loss(experiment: str, run: Path) -> tuple[float, float]:
     return seconds, json.loads((run / "result.json").read_text(encoding="utf-8"))["val_loss"]
 
 
-# ---- writing text ----
+# ---- generating text ----
 
 
 def decode(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
-    """Tokens a second of one text of 500, of nanogpt_baby's size, once the prompt is in.
+    """Compare tokens/s of a text of 500 tokens with nanogpt_baby's size, after the prompt.
 
-    Untrained weights: what they are does not change the work. nanoGPT's sample.py prints a text
-    when it is whole, so its speed is that of texts after the first.
+    Untrained weights, which do not change the work. nanoGPT's sample.py prints whole texts, so its
+    speed is measured on the texts after the first.
     """
     theirs, ours = [], []
     with tempfile.TemporaryDirectory() as out:
@@ -313,11 +316,11 @@ def decode(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
             theirs.append(
                 500 / _seconds_a_text([sys.executable, "-u", "sample.py", *options], nanogpt)
             )
-            found = Path(out, "decode.json")
+            figures = Path(out, "decode.json")
             command = [*MINIGPT, "bench", "decode", "experiment=nanogpt_baby", "--prompt", "1"]
-            counts = ["--tokens", "500", "--repeats", "1", "--json", str(found)]
+            counts = ["--tokens", "500", "--repeats", "1", "--json", str(figures)]
             subprocess.run([*command, *counts], check=True, capture_output=True)
-            (row,) = json.loads(found.read_text(encoding="utf-8"))["rows"]
+            (row,) = json.loads(figures.read_text(encoding="utf-8"))["rows"]
             ours.append(row["tokens_per_second"])
     times = ratio(list(zip(ours, theirs, strict=True)))
     good = times.mean >= recipe.decode_target
@@ -328,11 +331,11 @@ def decode(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
     ]
     columns = [Column("who", "who"), Column("speed", "tokens/s", digits=2)]
     note = f"{'Met' if good else 'Missed'}: {recipe.decode_target} times as many; {rounds} rounds."
-    return Table("decode", "Writing 500 tokens", columns, rows, note), good
+    return Table("decode", "Generating 500 tokens", columns, rows, note), good
 
 
 def _seconds_a_text(command: list[str], folder: Path) -> float:
-    """Between the rules that sample.py prints after each text."""
+    """Return the mean seconds between the rules that sample.py prints after each text."""
     moments = []
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

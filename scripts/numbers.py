@@ -1,14 +1,14 @@
 """Train one small run per design and print digests of its losses, samples and final weights.
 
-A change that must not alter results is proven by equal digests on one machine:
+Equal digests on one machine prove that a change does not alter results:
 
     python scripts/numbers.py --check            # against HEAD, or HEAD~1 in a clean checkout
     python scripts/numbers.py --check REVISION   # against any commit that has this script
     python scripts/numbers.py --out before.json  # keep the digests, and later
     python scripts/numbers.py --check before.json
 
-Digests differ between CPUs and torch versions, so none are committed. Every run takes STEPS steps
-on the CPU in one thread. Weights are hashed without their names, so that a module may be renamed.
+Digests differ between CPUs and torch versions, so none is committed. Every run takes STEPS steps on
+the CPU in one thread. Weights are hashed without their names, so that modules can be renamed.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def main() -> int:
 
 
 def digests_of(source: str, designs: list[str]) -> dict[str, Any]:
-    """Digests from a JSON file, or from a commit, whose own script trains in a worktree."""
+    """Return digests from a JSON file, or from a commit, whose own script trains in a worktree."""
     if source and Path(source).is_file():
         return json.loads(Path(source).read_text())
     if not source:
@@ -175,7 +175,7 @@ def train(design: str) -> dict[str, Any]:
 
 
 def digest(folder: Path) -> dict[str, Any]:
-    """The last validation loss, and digests of losses, samples and weights below a folder."""
+    """Return the last validation loss, and digests of losses, samples and weights in a folder."""
     from minigpt.files import sha256
 
     losses, samples, weights, last = [], "", [], math.nan
@@ -185,7 +185,7 @@ def digest(folder: Path) -> dict[str, Any]:
             names = sorted(k for k in row if k.endswith(("loss", "norm", "lr")) or "usage" in k)
             losses.append([row["step"], *((name, row[name]) for name in names)])
             last = row.get("val_loss", last)
-        text = metrics.parent / "samples.txt"  # none where a run stopped early
+        text = metrics.parent / "samples.txt"  # missing if a run stopped early
         samples += text.read_text() if text.exists() else ""
         weights.append(weights_digest(metrics.parent / "checkpoints/last/model.safetensors"))
     return {
@@ -197,7 +197,7 @@ def digest(folder: Path) -> dict[str, Any]:
 
 
 def weights_digest(file: Path) -> str:
-    """A digest of the tensors in a file, whatever their names and order."""
+    """Return a digest of the tensors in a file that does not depend on their names or order."""
     from safetensors.torch import load_file
 
     from minigpt.files import sha256
@@ -208,13 +208,13 @@ def weights_digest(file: Path) -> str:
 
 
 def git(*arguments: str) -> str:
-    """The output of a git command in this repository."""
+    """Run a git command in this repository and return its output."""
     command = ["git", "-C", str(REPOSITORY), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":
     os.environ["WANDB_MODE"] = "offline"
-    # Import this tree's package, and never this file as the standard library's `numbers`.
+    # Import this tree's package, and not this file instead of the standard library's `numbers`.
     sys.path[0] = str(REPOSITORY)
     sys.exit(main())

@@ -1,1 +1,1 @@
-"""What this machine does with a design: times in alternation, against its own ceilings."""
+"""Benchmarks on this machine: times in alternation, and its peak speed to compare with."""

@@ -1,4 +1,4 @@
-"""How fast text comes, token by token, once the prompt is in."""
+"""Measure the time of a generated token, after the prompt."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ COLUMNS = [
     Column("config", "config"),
     Column("batch", "texts"),
     Column("prompt", "prompt and first token, ms (quartiles)"),
-    Column("token", "a token of each, ms (quartiles)"),
-    Column("tokens_per_second", "tokens/s in all", digits=0),
-    Column("ratio", "over the first", digits=3),
+    Column("token", "ms per token of each text (quartiles)"),
+    Column("tokens_per_second", "tokens/s, all texts", digits=0),
+    Column("ratio", "ratio to the first", digits=3),
 ]
 
 
@@ -32,9 +32,9 @@ def measure_decoding(
     prompt: int,
     repeats: int,
 ) -> Table:
-    """Write texts with untrained models, each config and number of texts in turns.
+    """Generate texts with untrained models, each config and number of texts in turns.
 
-    Tokens see the last block_size ones, as in training. The first turn does not count.
+    The context is block_size tokens, as in training. The first turn is not timed.
     """
     prompts: dict[tuple[str, int], list[float]] = {}
     tokens: dict[tuple[str, int], list[float]] = {}
@@ -64,7 +64,7 @@ def measure_decoding(
 
 
 def _decode(config: Config, batch: int, n_tokens: int, prompt: int) -> tuple[float, float]:
-    """Seconds to the first token, and from there to the last."""
+    """Return the seconds to the first token, and from there to the last."""
     set_threads(config.trainer.threads)
     runtime = choose_runtime(config.trainer.device, config.trainer.precision)
     torch.manual_seed(config.seed)
@@ -75,7 +75,7 @@ def _decode(config: Config, batch: int, n_tokens: int, prompt: int) -> tuple[flo
     started = time.perf_counter()
     texts = generate(model, prompts, n_tokens, seed=range(batch), runtime=runtime)
     next(texts)
-    first = time.perf_counter()  # a token is a Python number: the device is done
+    first = time.perf_counter()  # a token is a Python int, so the device has finished
     for _ in texts:
         pass
     return first - started, time.perf_counter() - first

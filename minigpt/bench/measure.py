@@ -1,4 +1,4 @@
-"""Times of one thing or of several in alternation, and what the machine can do at most."""
+"""Time functions in alternation, and measure the peak speed and the memory of the machine."""
 
 from __future__ import annotations
 
@@ -6,41 +6,48 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from multiprocessing import get_context
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from minigpt.errors import Failure
 from minigpt.model import GPT
 
-CEILING_SIZE = {"cpu": 2048, "cuda": 8192}  # of the square matrices that are multiplied
+P = ParamSpec("P")
+T = TypeVar("T")
+
+CEILING_SIZE = {"cpu": 2048, "cuda": 8192}  # width of the square matrices to multiply
 COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31}
 CEILING_REPEATS = 7
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of repeats of one thing."""
+    """Seconds of each repeat of one function."""
 
     seconds: list[float]
 
     @property
     def median(self) -> float:
-        """The middle one."""
+        """The median."""
         return statistics.median(self.seconds)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """Between which the middle half lies; the median itself of a single one."""
+        """The lower and upper quartile; the median twice for a single repeat."""
         if len(self.seconds) < 2:
             return self.median, self.median
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return low, high
 
     def describe(self, unit: float = 1e-3, digits: int = 2) -> str:
-        """The median and the quartiles, in milliseconds."""
+        """Return the median and the quartiles as text, in milliseconds by default."""
         low, high = self.quartiles
         return (
             f"{self.median / unit:,.{digits}f} ({low / unit:,.{digits}f}-{high / unit:,.{digits}f})"
@@ -48,12 +55,12 @@ class Times:
 
 
 def device_here() -> str:
-    """Where a script computes: the GPU, if there is one."""
+    """Return cuda if torch can use a GPU, else cpu."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def synchronize(device: str) -> None:
-    """Wait until a device has done what it was given."""
+    """Wait until the device has finished all queued work."""
     if device == "cuda":
         torch.cuda.synchronize()
     elif device == "mps":
@@ -61,33 +68,45 @@ def synchronize(device: str) -> None:
 
 
 def alternately(
-    things: Mapping[str, Callable[[], object]], repeats: int, warmup: int, device: str
+    functions: Mapping[str, Callable[[], object]], repeats: int, warmup: int, device: str
 ) -> dict[str, Times]:
-    """Time each thing `repeats` times, in turns, so that a busy moment strikes all alike.
+    """Time each function `repeats` times, in turns, so that other load affects all equally.
 
-    The first `warmup` turns do not count.
+    `warmup` turns before them are not timed.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in things}
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(warmup + repeats):
-        for name, thing in things.items():
+        for name, function in functions.items():
             synchronize(device)
             started = time.perf_counter()
-            thing()
+            function()
             synchronize(device)
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - started)
-    return {name: Times(found) for name, found in seconds.items()}
+    return {name: Times(repeats) for name, repeats in seconds.items()}
+
+
+def in_new_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return `function(...)`, computed in a new process, whose peak memory is its own.
+
+    Raises what the function raises, and Failure if the process was killed.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *args, **kwargs).result()
+        except BrokenProcessPool:
+            raise Failure(f"{function.__name__}: its process was killed; out of memory?") from None
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine does at most: FLOP/s of one large product, bytes/s of one large copy."""
+    """Peak speed: FLOP/s of one large matrix product, bytes/s of one large copy."""
 
     flops: float
     bytes: float
 
     def describe(self, precision: str) -> str:
-        """One line."""
+        """Return one line."""
         return (
             f"ceilings: {self.flops / 1e9:,.0f} GFLOP/s in a {precision} product, "
             f"{self.bytes / 1e9:,.1f} GB/s copied (read and written)"
@@ -95,21 +114,21 @@ class Ceilings:
 
 
 def ceilings(device: str, precision: str) -> Ceilings:
-    """Measure both: the best of some repeats."""
+    """Measure both as the best of several repeats."""
     size = CEILING_SIZE.get(device, CEILING_SIZE["cpu"])
     n_bytes = COPIED_BYTES.get(device, COPIED_BYTES["cpu"])
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     source = torch.zeros(n_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    things = {"product": lambda: a @ b, "copy": lambda: target.copy_(source)}
-    found = alternately(things, CEILING_REPEATS, warmup=2, device=device)
-    best = {name: min(times.seconds) for name, times in found.items()}
+    functions = {"product": lambda: a @ b, "copy": lambda: target.copy_(source)}
+    times = alternately(functions, CEILING_REPEATS, warmup=2, device=device)
+    best = {name: min(repeats.seconds) for name, repeats in times.items()}
     return Ceilings(2 * size**3 / best["product"], 2 * n_bytes / best["copy"])
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What figures are of: the processor, its threads, torch, and when."""
+    """Return the processor, its threads, the torch version and the date, to print with figures."""
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "threads": torch.get_num_threads(),
@@ -119,7 +138,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The name of the CPU, of the system where that is known."""
+    """Return the name of the CPU as Linux reports it, else as Python does."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = [
@@ -131,7 +150,7 @@ def processor() -> str:
 
 
 def kept_bytes(model: GPT, tokens: Tensor) -> int:
-    """Bytes that a forward pass keeps for the backward pass, without the weights."""
+    """Return the bytes that a forward pass saves for the backward pass, weights excluded."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -139,9 +158,9 @@ def kept_bytes(model: GPT, tokens: Tensor) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # a function that held its own result would not be freed
+        return tensor.detach()  # a reference to its own output would never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = model.loss(tokens, tokens)
-    del loss  # until now it held what was kept, so that no address was used twice
+    del loss  # kept the saved tensors alive until here, so that no address was reused
     return sum(kept.values())

@@ -1,4 +1,4 @@
-"""Several runs of one design: one after the other, or their steps as one program."""
+"""Measure several runs of one design: one after the other, and as one batched program."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from minigpt.train.trainer import Trainer
 
 COLUMNS = [
     Column("how", "how"),
-    Column("step", "a step of each run, ms (quartiles)"),
-    Column("tokens_per_second", "tokens/s in all", digits=0),
-    Column("ratio", "times as many", digits=3),
+    Column("step", "step per run, ms (quartiles)"),
+    Column("tokens_per_second", "tokens/s, all runs", digits=0),
+    Column("ratio", "speed-up", digits=3),
     Column("first_step", "first step, s", digits=2),
 ]
 
 
 def measure_replicas(config: Config, n: int, steps: int, warmup: int) -> Table:
-    """Time steps of `n` runs that differ in their seed, both ways in turns, after `warmup` turns.
+    """Time steps of `n` runs with different seeds, both ways in turns, after `warmup` turns.
 
-    Raises UserError for a run that cannot be computed with others.
+    Raises UserError for a design that cannot train as replicas.
     """
     why = why_not(config)
     if why is not None:
@@ -76,5 +76,5 @@ def measure_replicas(config: Config, n: int, steps: int, warmup: int) -> Table:
         ]
         for way, each in times.items()
     ]
-    note = f"{n} runs of {tokens // n} tokens a step in {runtime.precision}, with the optimizer."
+    note = f"{n} runs of {tokens // n} tokens per step in {runtime.precision}, optimizer included."
     return Table("replicas", "Runs together", COLUMNS, rows, note)

@@ -1,4 +1,4 @@
-"""Seconds from a command to its first sign of life, each in a process of its own."""
+"""Measure the time from a command to its exit or to the first training step."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from minigpt.errors import Failure
 from minigpt.report.tables import Cell, Column, Table
 
 COLUMNS = [
-    Column("what", "what"),
+    Column("what", "command"),
     Column("seconds", "s (quartiles)"),
 ]
-FIRST_STEP = "step 1/"  # how the line that reports it begins
+FIRST_STEP = "step 1/"  # start of the line that reports it
 
 
 def measure_startup(overrides: Sequence[str], repeats: int) -> Table:
-    """Start each command `repeats` times in turns, after one turn that fills the disk's cache."""
+    """Start each command `repeats` times in turns, after a first turn that fills the disk cache."""
     minigpt = [sys.executable, "-m", "minigpt.cli"]
     often = ["trainer.log_every=1", "trainer.sample_every=null", "logger=none"]
     commands = {
@@ -35,32 +35,32 @@ def measure_startup(overrides: Sequence[str], repeats: int) -> Table:
     }
     seconds: dict[str, list[float]] = {}
     for turn in range(repeats + 1):
-        for name, (command, sign) in commands.items():
-            found = _seconds(command, sign)
+        for name, (command, line_start) in commands.items():
+            elapsed = _seconds(command, line_start)
             if turn:
-                seconds.setdefault(name, []).append(found)
+                seconds.setdefault(name, []).append(elapsed)
     rows: list[list[Cell]] = [
-        [name, Times(found).describe(unit=1, digits=3)] for name, found in seconds.items()
+        [name, Times(repeated).describe(unit=1, digits=3)] for name, repeated in seconds.items()
     ]
-    return Table("startup", "Start", COLUMNS, rows, "The first step: until it is reported.")
+    return Table("startup", "Start", COLUMNS, rows, "First step: time until it is reported.")
 
 
-def _seconds(command: list[str], sign: str | None) -> float:
-    """Until a command ends, or prints a line that begins with `sign`; then it is stopped."""
+def _seconds(command: list[str], line_start: str | None) -> float:
+    """Return the seconds until a command exits, or until it prints `line_start` and is killed."""
     with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
-        where = [] if sign is None else [f"hydra.run.dir={folder}/run"]
+        folder_option = [] if line_start is None else [f"hydra.run.dir={folder}/run"]
         started = time.perf_counter()
         with subprocess.Popen(
-            [*command, *where], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, *folder_option], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
             assert process.stdout is not None and process.stderr is not None
             for line in process.stdout:
-                if sign is not None and line.startswith(sign):
-                    found = time.perf_counter() - started
+                if line_start is not None and line.startswith(line_start):
+                    elapsed = time.perf_counter() - started
                     process.kill()
-                    return found
+                    return elapsed
             process.wait()
-            if process.returncode or sign is not None:
-                said = process.stderr.read().strip().splitlines() or ["it said nothing"]
-                raise Failure(f"{' '.join(command)}: {said[-1]}")
+            if process.returncode or line_start is not None:
+                errors = process.stderr.read().strip().splitlines() or ["failed without a message"]
+                raise Failure(f"{' '.join(command)}: {errors[-1]}")
         return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""What a training step costs: the real loop, its clock read after every step."""
+"""Measure a training step inside the real training loop."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from minigpt.train.display import Display
 from minigpt.train.setup import set_up
 from minigpt.train.trainer import Trainer
 
-# Steps between two looks at the clock: a look waits for a GPU, which is kept busy in between.
-STEPS_A_LOOK = {"cpu": 1, "cuda": 20}
+# Steps between two clock readings. A reading waits for the GPU, which would else be idle often.
+STEPS_PER_READING = {"cpu": 1, "cuda": 20}
 
 COLUMNS = [
     Column("config", "config"),
     Column("step", "step, ms (quartiles)"),
-    Column("ratio", "over the first", digits=3),
+    Column("ratio", "ratio to the first", digits=3),
     Column("tokens_per_second", "tokens/s", digits=0),
-    Column("utilisation", "of the product's ceiling", digits=3),
+    Column("utilisation", "utilisation", digits=3),
     Column("first_step", "first step, s", digits=2),
     Column("evaluation", "evaluation, s", digits=3),
     Column("memory", "peak memory, MB", digits=0),
 ]
 NOTE = (
     "Step: median over all steps of all rounds after each round's warm-up. Utilisation: "
-    "flops_per_token (6 an active weight, 12 n_embd a key and layer) times tokens/s, over the "
-    "FLOP/s of one large product in the same precision. Evaluation: one pass over the validation "
-    "split."
+    "flops_per_token (6 per active weight, 12 n_embd per key and layer) times tokens/s, over the "
+    "FLOP/s of one large matrix product in the same precision. Evaluation: one pass over the "
+    "validation split."
 )
 
 
 @dataclass
 class Round:
-    """One training from scratch: seconds of its first step, of each later one, of evaluating."""
+    """One training from scratch: seconds of the first step, later steps and an evaluation."""
 
     first: float
     steps: list[float]
@@ -70,45 +70,45 @@ class Measured:
         return Times([seconds for one in self.rounds for seconds in one.steps])
 
     @property
-    def tokens_a_step(self) -> int:
+    def tokens_per_step(self) -> int:
         """Tokens of a batch."""
         return self.config.trainer.batch_size * self.config.model.block_size
 
 
 class StepClock(Display):
-    """Shows nothing; notes when each step, or each of several, has ended."""
+    """A display that prints nothing and records the time after steps."""
 
     def __init__(self, device: str) -> None:
         super().__init__(0)
-        self.device, self.every = device, STEPS_A_LOOK.get(device, 1)
-        self.looks: list[tuple[int, float]] = []
+        self.device, self.every = device, STEPS_PER_READING.get(device, 1)
+        self.readings: list[tuple[int, float]] = []
 
-    def look(self, step: int) -> None:
+    def read(self, step: int) -> None:
         """Wait for the device and read the clock."""
         synchronize(self.device)
-        self.looks.append((step, time.perf_counter()))
+        self.readings.append((step, time.perf_counter()))
 
     def step(self, step: int) -> None:
         if step == 1 or step % self.every == 0:
-            self.look(step)
+            self.read(step)
 
     def train(self, step: int, metrics: dict[str, float]) -> None: ...
 
     def evaluation(self, step: int, val: Any, best: bool) -> None: ...
 
     def seconds(self, warmup: int) -> list[float]:
-        """Of a step, between two looks; what began before `warmup` steps does not count."""
-        steps = pairwise(self.looks)
+        """Return the seconds of a step between readings, without the first `warmup` steps."""
+        steps = pairwise(self.readings)
         return [(t1 - t0) / (s1 - s0) for (s0, t0), (s1, t1) in steps if s0 >= warmup]
 
 
 def measure_training(
     configs: Sequence[tuple[str, Config]], steps: int, warmup: int, rounds: int
 ) -> tuple[list[Measured], dict[str, Ceilings]]:
-    """What `train_in_turns` finds, and the ceilings by precision."""
-    found = train_in_turns(configs, steps, warmup, rounds)
-    kinds = {one.runtime.precision: one.runtime.device for one in found}
-    return found, {precision: ceilings(device, precision) for precision, device in kinds.items()}
+    """Return what `train_in_turns` measures, and the ceilings by precision."""
+    measured = train_in_turns(configs, steps, warmup, rounds)
+    kinds = {one.runtime.precision: one.runtime.device for one in measured}
+    return measured, {precision: ceilings(device, precision) for precision, device in kinds.items()}
 
 
 def train_in_turns(
@@ -116,17 +116,17 @@ def train_in_turns(
 ) -> list[Measured]:
     """Train each config in turns, `rounds` times from scratch for `warmup` and then `steps` steps.
 
-    Raises UserError for what cannot be trained here.
+    Raises UserError for a config that cannot be trained here.
     """
-    found = []
+    measured = []
     for label, config in configs:
         set_threads(config.trainer.threads)
         runtime = choose_runtime(config.trainer.device, config.trainer.precision)
-        found.append(Measured(label, config, runtime, 0))
+        measured.append(Measured(label, config, runtime, 0))
     for _ in range(rounds):
-        for one in found:
+        for one in measured:
             _round(one, steps, warmup)
-    return found
+    return measured
 
 
 def _round(measured: Measured, steps: int, warmup: int) -> None:
@@ -142,29 +142,29 @@ def _round(measured: Measured, steps: int, warmup: int) -> None:
         clock = StepClock(runtime.device)
         logger = LOGGERS.build(NoneConfig("none"), RunInfo(run.path, "bench", None, [], {}, None))
         trainer = Trainer(set_up(config, prepared, runtime), run, clock, logger)
-        clock.look(0)
+        clock.read(0)
         trainer.train()
         started = time.perf_counter()  # the loop has evaluated once: no first-time costs
         evaluate(trainer.model, trainer.data.val, runtime)
         evaluation = time.perf_counter() - started
     measured.flops_per_token = trainer.model.flops_per_token()
-    (_, began), (_, first) = clock.looks[:2]
+    (_, start), (_, first) = clock.readings[:2]
     measured.rounds.append(
-        Round(first - began, clock.seconds(warmup), evaluation, peak_memory_bytes(runtime.device))
+        Round(first - start, clock.seconds(warmup), evaluation, peak_memory_bytes(runtime.device))
     )
 
 
-def table(found: Sequence[Measured], limits: dict[str, Ceilings]) -> Table:
-    """A row a config."""
+def table(measured: Sequence[Measured], limits: dict[str, Ceilings]) -> Table:
+    """Return a row per config."""
     rows: list[list[Cell]] = []
-    for one in found:
-        speed = one.tokens_a_step / one.step.median
+    for one in measured:
+        speed = one.tokens_per_step / one.step.median
         memory = [r.memory for r in one.rounds if r.memory is not None]
         rows.append(
             [
                 one.label,
                 one.step.describe(),
-                one.step.median / found[0].step.median,
+                one.step.median / measured[0].step.median,
                 speed,
                 one.flops_per_token * speed / limits[one.runtime.precision].flops,
                 Times([r.first for r in one.rounds]).median,

@@ -1,22 +1,46 @@
-"""`minigpt data`: prepare a corpus and show what each tokenizer makes of it."""
+"""`minigpt data`: prepare a corpus and compare the tokenizers on it."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minigpt.commands.options import Parser
 
-OFFLINE = ("char", "gpt2", "bpe")  # shown where no tokenizer is chosen
-MADE_WITH = ("tokenizer", "data.train_fraction=", "data.document_separator=")
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from minigpt.config.schema import Config
+    from minigpt.data.prepare import Prepared
+
+OFFLINE = ("char", "gpt2", "bpe")  # compared unless a tokenizer is chosen
+OF_SHARDS = ("tokenizer", "data.train_fraction=", "data.document_separator=")
 
 
 def main(arguments: list[str]) -> None:
-    """Prepare the text and the tokens of every tokenizer that can be had, and print a table."""
+    """Prepare the text and its tokens, and print their sizes."""
+    options = _parser().parse_intermixed_args(arguments)
+    if options.shards is not None:
+        _write_shards(options.shards.expanduser(), options.overrides)
+        return
+
+    from minigpt.config.compose import composed_config
+    from minigpt.console import PipeConsole
+
+    overrides = options.overrides
+    chosen = any(override.startswith("tokenizer") for override in overrides)
+    choices = [overrides] if chosen else [[*overrides, f"tokenizer={name}"] for name in OFFLINE]
+    configs = [composed_config(choice) for choice in choices]
+    console = PipeConsole(highlight=False)
+    _print_sizes(configs, _prepare(configs, console), console)
+
+
+def _parser() -> Parser:
     parser = Parser(
         "data",
-        "Prepare a corpus, and show its size and what each tokenizer makes of it.\n"
-        "Takes the overrides of minigpt train; what is prepared is kept in data.dir.",
+        "Prepare a corpus, and show its size and its number of tokens by tokenizer.\n"
+        "Takes the overrides of minigpt train; the prepared tokens are cached in data.dir.",
         [
             "minigpt data",
             "minigpt data data=shakespeare tokenizer=bpe tokenizer.vocab_size=4096",
@@ -30,97 +54,78 @@ def main(arguments: list[str]) -> None:
         "--shards",
         type=Path,
         metavar="FOLDER",
-        help="write the tokens of one tokenizer there, piece by piece, for data=shards",
+        help="write the tokens of one tokenizer to FOLDER in shards, for data=shards",
     )
-    options = parser.parse_intermixed_args(arguments)
-    overrides = options.overrides
-    if options.shards is not None:
-        _write_shards(options.shards, overrides)
-        return
+    return parser
 
-    import torch
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
-    from rich.table import Table
 
-    from minigpt.config.compose import composed_config
-    from minigpt.console import PipeConsole
+def _prepare(configs: list[Config], console: Console) -> list[Prepared]:
+    """Prepare the tokens of each config, with a progress bar."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     from minigpt.data.prepare import prepare
 
-    chosen = any(override.startswith("tokenizer") for override in overrides)
-    choices = [overrides] if chosen else [[*overrides, f"tokenizer={name}"] for name in OFFLINE]
-    configs = [composed_config(choice) for choice in choices]
-    console = PipeConsole(highlight=False)
-    rows = Table("tokenizer", "vocabulary", "train tokens", "val tokens", "bytes/token", "sha256")
-    documents = Table("tokenizer", "train documents", "val", "median tokens", "longest")
-    with Progress(
-        SpinnerColumn(),
-        BarColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    ) as progress:
+    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    prepared = []
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(configs))
-        prepared = None
         for config in configs:
-            name = config.tokenizer.name
-            progress.update(task, description=f"{config.data.name} as {name} tokens")
-            prepared = prepare(config.data, config.tokenizer)
-            train, val = prepared.tokens.train, prepared.tokens.val
+            description = f"{config.data.name} as {config.tokenizer.name} tokens"
+            progress.update(task, description=description)
+            prepared.append(prepare(config.data, config.tokenizer))
             progress.advance(task)
-            rows.add_row(
-                name,
-                f"{prepared.tokenizer.n_vocab:,}",
-                f"{len(train.tokens):,}",
-                f"{len(val.tokens):,}",
-                f"{prepared.corpus.n_bytes / (len(train.tokens) + len(val.tokens)):.3f}",
-                prepared.tokenizer.fingerprint[:12],
-            )
-            lengths = torch.cat((train.document_lengths, val.document_lengths))
-            sizes = (len(train.document_lengths), len(val.document_lengths))
-            documents.add_row(name, *(f"{n:,}" for n in (*sizes, lengths.median(), lengths.max())))
-    assert prepared is not None
-    corpus = Table("corpus", "bytes", "characters", "train", "val")
-    corpus.add_row(
-        configs[0].data.name,
-        f"{prepared.corpus.n_bytes:,}",
-        f"{sum(prepared.corpus.characters.values()):,}",
-        *(f"{n:,}" for n in prepared.corpus.characters.values()),
-    )
-    console.print(corpus)
-    console.print(f"sha256 {prepared.corpus.sha256}", soft_wrap=True)
-    console.print(rows)
-    if configs[0].data.separator is not None:
+    return prepared
+
+
+def _print_sizes(configs: list[Config], prepared: list[Prepared], console: Console) -> None:
+    """Print the sizes of the corpus, of its tokens and of its documents."""
+    import torch
+    from rich.table import Table
+
+    sizes = Table("tokenizer", "vocabulary", "train tokens", "val tokens", "bytes/token", "sha256")
+    documents = Table("tokenizer", "train documents", "val", "median tokens", "longest")
+    for config, data in zip(configs, prepared, strict=True):
+        name, train, val = config.tokenizer.name, data.tokens.train, data.tokens.val
+        counts = (data.tokenizer.n_vocab, len(train.tokens), len(val.tokens))
+        bytes_per_token = data.corpus.n_bytes / (len(train.tokens) + len(val.tokens))
+        fingerprint = data.tokenizer.fingerprint[:12]
+        sizes.add_row(name, *(f"{n:,}" for n in counts), f"{bytes_per_token:.3f}", fingerprint)
+        n_documents = (len(train.document_lengths), len(val.document_lengths))
+        lengths = torch.cat((train.document_lengths, val.document_lengths))
+        statistics = (*n_documents, lengths.median(), lengths.max())
+        documents.add_row(name, *(f"{n:,}" for n in statistics))
+    corpus, data_config = prepared[0].corpus, configs[0].data
+    characters = corpus.characters.values()
+    counts = (corpus.n_bytes, sum(characters), *characters)
+    table = Table("corpus", "bytes", "characters", "train", "val")
+    table.add_row(data_config.name, *(f"{n:,}" for n in counts))
+    console.print(table)
+    console.print(f"sha256 {corpus.sha256}", soft_wrap=True)
+    console.print(sizes)
+    if data_config.separator is not None:
         console.print(documents)
-    console.print(f"kept in {configs[0].data.dir}/")
+    console.print(f"cached in {data_config.dir}/")
 
 
 def _write_shards(folder: Path, overrides: list[str]) -> None:
-    """Write a text's tokens to a folder, and say how many there are and how to use them."""
+    """Write the tokens of a text to a folder, and print the command that trains with them."""
     from minigpt.config.compose import composed_config
     from minigpt.console import PipeConsole
     from minigpt.data.shards import write_shards
 
     config = composed_config(overrides)
     console = PipeConsole(highlight=False)
-    folder = folder.expanduser()
     with console.status("reading ...") as status:
         index = write_shards(
             config.data,
             config.tokenizer,
             folder,
-            lambda doing, n: status.update(f"{doing} ... {n:,} characters"),
+            lambda phase, n: status.update(f"{phase} ... {n:,} characters"),
         )
     for name, split in index.splits.items():
         counts = f"{sum(split['shards'].values()):,} tokens in {len(split['shards'])} files"
         console.print(f"{name}: {counts}, of {index.characters[name]:,} characters")
     console.print(f"sha256 {index.sha256}", soft_wrap=True)
-    again = [override for override in overrides if override.startswith(MADE_WITH)]
-    use = shlex.join(["minigpt", "train", "data=shards", f"data.path={folder}", *again])
-    console.print(f"train with them: {use}", soft_wrap=True, markup=False)
+    options = [override for override in overrides if override.startswith(OF_SHARDS)]
+    command = shlex.join(["minigpt", "train", "data=shards", f"data.path={folder}", *options])
+    console.print(f"train with them: {command}", soft_wrap=True, markup=False)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt.commands.options import Parser, add_quantize_argument, add_run_arguments
-from minigpt.errors import UserError
+from minigpt.errors import UserError, require
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -24,10 +25,33 @@ def main(arguments: list[str]) -> None:
     """Print the losses of both splits and the curves asked for, and add them to eval.json."""
     options = _parser().parse_args(arguments)
     lengths = _lengths(options.lengths)
+    n_estimates = options.random_batches
+    if n_estimates is not None:
+        require(n_estimates >= 2, "--random-batches", n_estimates, "must be 2 or more")
 
     from minigpt.console import PipeConsole
 
-    evaluate_run(options, lengths, PipeConsole(highlight=False))
+    runs, console = _runs(options.run), PipeConsole(highlight=False)
+    for run in runs:
+        skip = len(runs) > 1 and n_estimates is None
+        evaluate_run(run, options, lengths, console, skip_if_recorded=skip)
+
+
+def _runs(names: list[str]) -> list[str]:
+    """Return the runs with these names; a folder stands for the finished runs below it."""
+    from minigpt.report.runs import find_runs
+
+    runs: list[str] = []
+    for name in names:
+        path = Path(name).expanduser()
+        is_run = (path / "config.yaml").is_file()
+        if path.is_dir() and not is_run and any(path.rglob("config.yaml")):
+            finished = [str(run.path) for run in find_runs([name]).runs if run.finished]
+            require(bool(finished), "RUN", name, "no run in this folder has finished")
+            runs += finished
+        else:
+            runs.append(name)
+    return runs
 
 
 def _parser() -> Parser:
@@ -42,9 +66,10 @@ def _parser() -> Parser:
             "minigpt eval runs/NAME --lengths 512 --set model.positional.scaling=yarn "
             "--set model.positional.factor=4",
             "minigpt eval latest --quantize int4",
+            "minigpt eval runs/SWEEP --checkpoint last --lengths 32,64,128",
         ],
     )
-    add_run_arguments(parser)
+    add_run_arguments(parser, several=True)
     add_quantize_argument(parser)
     parser.add_argument(
         "--lengths", metavar="N,N,...", help="validation loss in windows of N tokens each"
@@ -53,6 +78,15 @@ def _parser() -> Parser:
         "--by-position",
         action="store_true",
         help="validation loss at each position in a window, or in a document inside it",
+    )
+    parser.add_argument(
+        "--random-batches",
+        metavar="N",
+        type=int,
+        nargs="?",
+        const=50,
+        help="also N estimates of the validation loss from random batches, as nanoGPT prints them "
+        "(default: 50)",
     )
     return parser
 
@@ -69,23 +103,33 @@ def _lengths(text: str | None) -> list[int]:
     return lengths
 
 
-def evaluate_run(options: Namespace, lengths: list[int], console: Console) -> None:
-    """Evaluate one run, print the results and save them in eval.json."""
+def evaluate_run(
+    run: str, options: Namespace, lengths: list[int], console: Console, skip_if_recorded: bool
+) -> None:
+    """Evaluate one run, print the results and save them in eval.json.
+
+    `skip_if_recorded`: do nothing if eval.json has all of them already.
+    """
     from minigpt.evaluate.context_lengths import require_lengths
-    from minigpt.evaluate.record import save_evaluation
+    from minigpt.evaluate.record import is_recorded, save_evaluation
     from minigpt.inference.quantize import quantized
     from minigpt.run.load import TrainedRun
 
-    plain = trained = TrainedRun.load(options.run, options.checkpoint, options.device, options.set)
+    plain = trained = TrainedRun.load(run, options.checkpoint, options.device, options.set)
     quantization = None
     if options.quantize is not None:
         trained, quantization = quantized(plain, options.quantize)
+    if skip_if_recorded and is_recorded(trained, lengths, options.by_position):
+        console.print(f"{trained.run.path} ({trained.label}): already evaluated", soft_wrap=True)
+        return
     tokens = trained.tokens()
     require_lengths(lengths, tokens.val)
     save_evaluation(trained, {})  # fails before the work if eval.json cannot be written
     about = f"{trained.run.path} ({trained.label}), {trained.runtime.describe()}"
     console.print(about, soft_wrap=True)
     val = evaluate_splits(trained, tokens, plain, quantization, console)
+    if options.random_batches is not None:
+        print_random_batches(trained, tokens.val, options.random_batches, console)
     if lengths or options.by_position:
         evaluate_curves(trained, tokens.val, val, lengths, options.by_position, console)
     console.print(f"written to {trained.run.evaluations}", soft_wrap=True)
@@ -128,6 +172,24 @@ def evaluate_splits(
         console.print(f"validation loss {difference:+.5f} nats/token by {quantization.method}")
     save_evaluation(trained, values)
     return val
+
+
+def print_random_batches(
+    trained: TrainedRun, split: Split, n_estimates: int, console: Console
+) -> None:
+    """Print the distribution of nanoGPT's estimate of the loss of a split."""
+    import statistics
+
+    from minigpt.evaluate.loss import RANDOM_BATCH_SIZE, RANDOM_BATCHES, random_batch_losses
+
+    with console.status("random batches ..."):
+        losses = random_batch_losses(trained.model, split, trained.runtime, n_estimates)
+    console.print(
+        f"{RANDOM_BATCHES} random batches of {RANDOM_BATCH_SIZE}, {n_estimates} estimates: mean "
+        f"{statistics.fmean(losses):.4f} nats/token, standard deviation "
+        f"{statistics.stdev(losses):.4f}, from {min(losses):.4f} to {max(losses):.4f}",
+        soft_wrap=True,
+    )
 
 
 def evaluate_curves(

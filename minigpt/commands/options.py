@@ -1,4 +1,4 @@
-"""Options that commands working on a trained run share."""
+"""The argument parser of commands, and options of those that use a trained run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from minigpt.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are one line and whose help keeps its shape."""
+    """An argparse parser that raises UserError, with examples below its help."""
 
     def __init__(self, command: str, description: str, examples: list[str]) -> None:
         super().__init__(
@@ -24,35 +24,39 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the run, the checkpoint, the device and changes to the design."""
-    parser.add_argument("run", metavar="RUN", help="a run directory, or latest")
+def add_run_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Add RUN (a list with `several`), --checkpoint, --device and --set."""
+    if several:
+        text = "a run directory, latest, or a folder, which stands for its finished runs"
+        parser.add_argument("run", metavar="RUN", nargs="+", help=text)
+    else:
+        parser.add_argument("run", metavar="RUN", help="a run directory, or latest")
     parser.add_argument(
         "--checkpoint",
         choices=("best", "last"),
-        help="which weights: of the best validation loss (default, if there is one), or the newest",
+        help="weights of the best validation loss (default, if there are any) or of the last step",
     )
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda", "mps"),
         default="auto",
-        help="where to compute (default: auto)",
+        help="default: auto",
     )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="use the run with another value of model.positional.* or model.backend.name, "
-        "as model.positional.scaling=linear; may be repeated",
+        help="change a value of model.positional.* or model.backend.name of the run, such as "
+        "model.positional.scaling=linear; repeatable",
     )
 
 
 def add_quantize_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the choice of rounded weights."""
+    """Add --quantize."""
     parser.add_argument(
         "--quantize",
         choices=("int8", "int4"),
-        help="round the weights of linear layers, to hold them in fewer bytes "
+        help="quantize the weights of linear layers to save memory "
         "(pip install 'minigpt[quantize]')",
     )

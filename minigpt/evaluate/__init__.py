@@ -1,1 +1,1 @@
-"""Measuring a trained model: loss over a text, and what its layers do with a prompt."""
+"""Evaluation of trained models: loss, context lengths, and inspection of one prompt."""

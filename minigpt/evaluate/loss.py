@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 
 import torch
@@ -12,15 +13,17 @@ from minigpt.model import GPT
 from minigpt.model.gpt import positions_in_documents
 from minigpt.runtime import Runtime
 
-# Of a batch's logits, and of its scores; a scheme may hold several like them.
+# Limit of a batch's logits and of its attention scores, of which a scheme may need several.
 NUMBERS_AT_ONCE = 2**25
-# Of a CPU's batch, so that what one layer hands to the next stays in its caches.
+# Limit of a batch on a CPU, so that activations stay in its caches.
 TOKENS_IN_CACHE = 2048
+# nanoGPT's estimate in its recipe for a CPU: batches, and windows in each.
+RANDOM_BATCHES, RANDOM_BATCH_SIZE = 20, 12
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`loss`: mean nats a token. `bits_per_byte`, which compares tokenizers: bits over bytes.
+    """`loss`: the mean in nats/token. `bits_per_byte`: bits/byte, comparable across tokenizers.
 
     `by_position`: the loss of tokens with 1, 2, ... tokens of context.
     """
@@ -31,11 +34,11 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): over tokens, so it compares runs of one tokenizer only."""
+        """exp(loss), comparable only for the same tokenizer."""
         return perplexity(self.loss)
 
     def metrics(self, split: str) -> dict[str, float]:
-        """Numbers named after a split: val_loss, val_perplexity, val_bits_per_byte."""
+        """Return the metrics by name of a split: val_loss, val_perplexity, val_bits_per_byte."""
         return {
             f"{split}_loss": self.loss,
             f"{split}_perplexity": self.perplexity,
@@ -44,15 +47,15 @@ class Evaluation:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that overflows."""
+    """Return exp(loss), infinity on overflow."""
     return math.inf if loss > 700 else math.exp(loss)
 
 
 def evaluate(model: GPT, split: Split, runtime: Runtime, length: int | None = None) -> Evaluation:
-    """Loss of every token of a split but the first, in windows that do not overlap.
+    """Return the loss of every token of a split but the first, in windows that do not overlap.
 
-    `length` tokens a window, None for block_size. Each window starts without context. Leaves the
-    model's train/eval mode as it was. Raises UserError past the scheme's `max_length`.
+    `length`: tokens per window, None for block_size. Each window starts without context. Restores
+    the model's train/eval mode. Raises UserError beyond the scheme's `max_length`.
     """
     length = model.config.block_size if length is None else length
     nats, counts = nats_by_position(model, split, runtime, length)
@@ -64,12 +67,32 @@ def evaluate(model: GPT, split: Split, runtime: Runtime, length: int | None = No
     )
 
 
+def random_batch_losses(
+    model: GPT, split: Split, runtime: Runtime, n_estimates: int, seed: int = 0
+) -> list[float]:
+    """Estimate the loss of a split `n_estimates` times as nanoGPT does: from random batches.
+
+    An estimate is the mean of RANDOM_BATCHES batches of RANDOM_BATCH_SIZE windows of block_size.
+    """
+    generator = torch.Generator(split.tokens.device).manual_seed(seed)
+    estimates = []
+    with model.evaluating(), runtime.autocast():
+        for _ in range(n_estimates):
+            losses = []
+            for _ in range(RANDOM_BATCHES):
+                batch = split.draw(RANDOM_BATCH_SIZE, model.config.block_size, generator)
+                loss = model.loss(batch.inputs, batch.targets, batch.document_ids)
+                losses.append(loss.item())
+            estimates.append(statistics.fmean(losses))
+    return estimates
+
+
 def nats_by_position(
     model: GPT, split: Split, runtime: Runtime, length: int
 ) -> tuple[list[float], list[int]]:
-    """Summed cross-entropy of the tokens after each position, and the number of them.
+    """Return the summed cross-entropy and the number of targets of each position.
 
-    Positions are those of windows of `length`; with documents, those of a document in its window.
+    Positions are those in windows of `length`, or with documents those in a document of a window.
     """
     at_once = (length * model.n_vocab, length * length * model.config.n_head)
     batch_size = max(1, min(128, NUMBERS_AT_ONCE // max(at_once)))

@@ -32,6 +32,20 @@ def save_evaluation(trained: TrainedRun, values: dict[str, Any]) -> None:
         write_json(path, entries)
 
 
+def is_recorded(trained: TrainedRun, lengths: list[int], by_position: bool) -> bool:
+    """Return whether eval.json has the losses of these weights, and the curves asked for."""
+    entry = _read_entries(trained.run.evaluations).get(trained.label, {})
+    known = entry.get("lengths", {})
+    wanted = {str(n) for n in lengths or [trained.config.model.block_size]}
+    defined = {n for n in wanted if known.get(n, {}).get("loss", 0) is not None}
+    return (
+        entry.get("weights_sha256") == sha256(trained.weights.read_bytes())
+        and "val_loss" in entry
+        and (not lengths or wanted <= known.keys())
+        and (not by_position or defined <= entry.get("by_position", {}).keys())
+    )
+
+
 def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))

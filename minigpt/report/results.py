@@ -59,6 +59,7 @@ def leaderboard(comparison: Comparison) -> Table:
         losses = [column for column in losses if column.key == measure.key]
     costs = [
         Column("parameters_total", "parameters"),
+        Column("parameters_active", "active"),
         Column("parameters_positional", "positional"),
         Column("flops_per_token", "FLOPs/token", 0),
         Column("tokens_per_second", "tokens/s", 0),
@@ -83,11 +84,14 @@ def leaderboard(comparison: Comparison) -> Table:
             "tokens_per_second": design.interval("tokens_per_second"),
             "flops_per_token": _exact(design, "flops_per_token"),
             "parameters_total": _exact(design, "parameters.total"),
+            "parameters_active": _exact(design, "parameters.active"),
             "parameters_positional": _exact(design, "parameters.positional"),
         }
         loss, memory = design.interval("val_loss"), design.interval("peak_memory_bytes")
         cells["val_perplexity"] = None if loss is None else loss.exp()
         cells["peak_memory_mib"] = None if memory is None else memory.times(2**-20)
+        if cells["parameters_active"] == cells["parameters_total"]:
+            cells["parameters_active"] = None  # the column is for mixtures of experts
         rows.append([cells[column.key] for column in columns])
     kept = [p for p in range(len(columns)) if p < 2 or any(row[p] is not None for row in rows)]
     columns, rows = [columns[p] for p in kept], [[row[p] for p in kept] for row in rows]

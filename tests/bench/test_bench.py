@@ -1,15 +1,19 @@
-"""`minigpt bench`: what it measures, and what it refuses."""
+"""`minigpt bench`: its measurements, and the errors it reports."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from minigpt.bench.measure import Times, alternately, ceilings
+from minigpt.bench.measure import Times, alternately, ceilings, in_new_process
 from minigpt.bench.train import StepClock
+from minigpt.config.compose import composed_config
+from minigpt.config.groups import config_directory
 from minigpt.config.overrides import combinations
+from minigpt.errors import Failure
 from tests.conftest import Cli
 
 SMALL = [
@@ -26,10 +30,10 @@ def test_training_of_several_configs(cli: Cli) -> None:
     options = ["--steps", "4", "--warmup", "2", "--repeats", "2", "--json", "out.json"]
     done = cli("bench", "train", *SMALL, "model=rope,alibi", *options)
     assert done.code == 0, done.err
-    found = rows("out.json")
-    assert [row["config"] for row in found] == ["model=rope", "model=alibi"]
-    assert found[0]["ratio"] == 1.0
-    for row in found:
+    rope, alibi = rows("out.json")
+    assert (rope["config"], alibi["config"]) == ("model=rope", "model=alibi")
+    assert rope["ratio"] == 1.0
+    for row in (rope, alibi):
         assert all(row[key] > 0 for key in ("tokens_per_second", "utilisation", "evaluation"))  # type: ignore[operator]
     assert "GFLOP/s in a" in done.out and "GB/s copied" in done.out
     assert not Path("runs").exists()
@@ -39,8 +43,66 @@ def test_attention_by_backend_and_length(cli: Cli) -> None:
     options = ["--lengths", "8,16", "--tokens", "64", "--repeats", "2", "--json", "out.json"]
     done = cli("bench", "attention", *SMALL, *options)
     assert done.code == 0, done.err
-    found = [(row["length"], row["backend"]) for row in rows("out.json")]
-    assert found == [(n, b) for n in ("8", "16") for b in ("eager", "sdpa")]  # flex trains on GPUs
+    measured = [(row["length"], row["backend"]) for row in rows("out.json")]
+    assert measured == [
+        (n, b) for n in ("8", "16") for b in ("eager", "sdpa")
+    ]  # flex trains on GPUs
+
+
+def test_every_choice_of_a_group(cli: Cli) -> None:
+    options = ["--lengths", "16", "--tokens", "64", "--repeats", "1", "--json", "out.json"]
+    done = cli("bench", "group", "positional", *options, "--out", "docs/cost.md")
+    assert done.code == 0, done.err
+    page = Path("docs/cost.md").read_text(encoding="utf-8")
+    assert page.startswith(
+        "# Cost of each positional\n\nWritten by `minigpt bench group positional"
+    )
+    schemes = sorted(file.stem for file in (config_directory() / "positional").glob("*.yaml"))
+    for backend, passes in (("eager", "both"), ("sdpa", "both"), ("flex", "forward")):  # on a CPU
+        of_backend = [row for row in rows("out.json") if row["backend"] == backend]
+        assert [row["positional"] for row in of_backend] == schemes
+        for row in of_backend:
+            assert row["passes"] == passes and row["ms_16"] > 0  # type: ignore[operator]
+            assert (row["mb_16"] is None) == (passes == "forward")
+
+
+def test_attentions_have_equal_spans(cli: Cli) -> None:
+    options = ["--lengths", "64,128", "--tokens", "128", "--repeats", "1", "--json", "out.json"]
+    done = cli("bench", "group", "attention", *options, "--backends", "eager", "model.n_embd=16")
+    assert done.code == 0, done.err
+    names = ["bigbird", "chunked", "full", "landmark", "performer", "sliding_window"]
+    assert [row["attention"] for row in rows("out.json")] == names
+    assert "model.attention.features=64" in done.out
+
+
+def test_logits_of_a_large_vocabulary(cli: Cli) -> None:
+    small = ["--vocabulary", "40000", "--tokens", "256", "--repeats", "1", "--json", "out.json"]
+    done = cli("bench", "vocabulary", *small)
+    assert done.code == 0, done.err
+    one, chunks = rows("out.json")
+    assert one["loss"] == pytest.approx(chunks["loss"], abs=0.01)
+    assert one["ratio"] == 1 and chunks["ratio"] > 1  # type: ignore[operator]
+
+
+def test_growth_of_training(cli: Cli) -> None:
+    small = ["--axes", "depth,corpus", "--depth", "1,2", "--corpus", "1e5,1e7", "--sparse"]
+    brief = ["--tokens", "64", "--steps", "2", "--warmup", "1", "--repeats", "1", "--folder", "."]
+    files = ["--out", "docs/page.md", "--json", "out.json"]
+    done = cli("bench", "growth", *small, *brief, *files, "trainer.device=cpu")
+    assert done.code == 0, done.err
+    assert "depth 2, round 1: " in done.err and done.out.startswith("Growth of training\n")
+    page = Path("docs/page.md").read_text(encoding="utf-8")
+    assert Path("docs/page.png").read_bytes().startswith(b"\x89PNG") and "](page.png)" in page
+    assert "From 1 to 2 layers" in page and "From 100,000 to 10,000,000 tokens" in page
+    assert page.count("worse than the model's own complexity") == 2
+    assert [row["size"] for row in rows("out.json")] == [1, 2, 10**5, 10**7]
+    assert all(row["time_growth"] > 0 for row in rows("out.json"))  # type: ignore[operator]
+    assert [*Path().glob("minigpt_growth_*")] == []
+
+    full = cli("bench", "growth", "--axes", "corpus", "--corpus", "1e15", *brief)
+    assert full.code == 1 and "GB are free" in full.err
+    bad = cli("bench", "growth", "--axes", "depth", *brief, "model.n_head=7")
+    assert bad.code == 2 and "model.n_embd" in bad.err.splitlines()[-1]
 
 
 def test_decoding_of_several_texts(cli: Cli) -> None:
@@ -57,7 +119,7 @@ def test_runs_together(cli: Cli) -> None:
     alone, together = rows("out.json")
     assert alone["ratio"] == 1.0
     assert together["tokens_per_second"] > 0  # type: ignore[operator]
-    assert "3 runs of 64 tokens a step" in done.out
+    assert "3 runs of 64 tokens per step" in done.out
     done = cli("bench", "replicas", *SMALL, "model.dropout=0.1", *options)
     assert done.code == 2 and "model.dropout=0.1: replicas would drop" in done.err
 
@@ -83,19 +145,25 @@ def test_a_start_that_fails_is_one_line(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("sing", "argument what: invalid choice: 'sing'"),
+        ("sing", "argument WHAT: invalid choice: 'sing'"),
         ("train model=ropee", "model=ropee: no such model. Did you mean rope or nope?"),
         ("train model=rope,alibbi", "model=alibbi: no such model. Did you mean alibi?"),
         ("train --repeats 0", "--repeats=0: must be 1 or more"),
         ("train --warmup 0", "--warmup=0: must be 1 or more"),
         ("decode --tokens 1", "--tokens=1: must be 2 or more"),
-        ("decode --steps 5", "--steps=5: is of bench train, replicas; leave it out"),
+        ("decode --steps 5", "minigpt bench decode: unrecognized arguments: --steps"),
         ("train --steps 5,6", "--steps=5,6: takes one number"),
         ("attention model=rope,alibi", "model=rope,alibi: bench attention takes one config"),
         ("startup seed=1,2", "seed=1,2: bench startup takes one config"),
         ("decode --batch 1,x", "--batch=1,x: give whole numbers"),
         ("attention --lengths 0", "--lengths=0: must be 1 or more"),
         ("train trainer.device=cuda9", "trainer.device=cuda9: use one of"),
+        ("group", "the following arguments are required: GROUP"),
+        ("group optimizer", "GROUP=optimizer: not one of positional, attention, ffn, norm."),
+        ("group ffn --backends cuda", "--backends=cuda: not one of eager, sdpa, flex."),
+        ("growth --axes dept", "--axes=dept: not one of context, width, depth, corpus. Did you"),
+        ("growth --context 128 --tokens 64", "--tokens=64: fewer than a window of --context"),
+        ("growth --axes depth model.n_layers=1", "model.n_layers: no such option"),
     ],
 )
 def test_mistakes_are_one_line(cli: Cli, arguments: str, message: str) -> None:
@@ -111,25 +179,32 @@ def test_times() -> None:
     assert Times([0.001]).describe() == "1.00 (1.00-1.00)"
 
 
-def test_things_are_timed_in_turns() -> None:
+def test_functions_are_timed_in_turns() -> None:
     calls: list[str] = []
-    things = {name: lambda name=name: calls.append(name) for name in "ab"}
-    found = alternately(things, repeats=3, warmup=1, device="cpu")
+    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = alternately(functions, repeats=3, warmup=1, device="cpu")
     assert "".join(calls) == "abababab"
-    assert all(len(times.seconds) == 3 for times in found.values())
+    assert all(len(repeated.seconds) == 3 for repeated in times.values())
+
+
+def test_a_new_process_raises_the_error_of_its_function() -> None:
+    with pytest.raises(ValueError, match="no such option"):
+        in_new_process(composed_config, ["model.n_layers=1"])
+    with pytest.raises(Failure, match="abort: its process was killed"):
+        in_new_process(os.abort)
 
 
 def test_steps_of_the_warm_up_do_not_count() -> None:
     clock = StepClock("cpu")
-    clock.looks = [(0, 0.0), (1, 9.0), (2, 10.0), (3, 10.5), (5, 12.5)]
+    clock.readings = [(0, 0.0), (1, 9.0), (2, 10.0), (3, 10.5), (5, 12.5)]
     assert clock.seconds(warmup=2) == [0.5, 1.0]
 
 
 def test_ceilings_are_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minigpt.bench.measure.CEILING_SIZE", {"cpu": 256})
     monkeypatch.setattr("minigpt.bench.measure.COPIED_BYTES", {"cpu": 2**20})
-    found = ceilings("cpu", "fp32")
-    assert found.flops > 1e8 and found.bytes > 1e7
+    peak = ceilings("cpu", "fp32")
+    assert peak.flops > 1e8 and peak.bytes > 1e7
 
 
 def test_combinations() -> None:

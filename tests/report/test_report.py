@@ -14,6 +14,7 @@ import pytest
 from minigpt.report.comparison import compare
 from minigpt.report.evaluations import Evaluations, by_position
 from minigpt.report.plots import learning
+from minigpt.report.results import leaderboard
 from tests.conftest import TINY, Cli
 from tests.report.synthetic import POSITIONS, config, make_run, make_sweep
 
@@ -115,3 +116,17 @@ def test_the_shell_completes_sweeps_and_runs(
     assert cli("-sc", "query=bash").out.split() == ["runs/sweep", "runs/sweep/rope_seed=1"]
     monkeypatch.setenv("COMP_LINE", "minigpt repo")
     assert cli("-sc", "query=bash").out.split() == ["report"]
+
+
+def test_active_parameters_where_they_are_fewer(tmp_path: Path) -> None:
+    make_run(tmp_path / "dense", config(positional="alibi"))
+    columns = leaderboard(compare([str(tmp_path)], [], None)).columns
+    assert "parameters_active" not in [column.key for column in columns]
+    counts = {"parameters": {"total": 1000, "active": 400, "positional": 0}}
+    make_run(tmp_path / "routed", config(), result=counts)
+    table = leaderboard(compare([str(tmp_path)], [], None))
+    place = [column.key for column in table.columns].index("parameters_active")
+    assert {row[0]: row[place] for row in table.rows} == {
+        "positional=alibi": None,
+        "positional=rope": 400,
+    }

@@ -1,30 +1,26 @@
-"""The posts' claims: verdicts on runs made by hand, and the whole script on small ones."""
+"""The posts' claims: verdicts on runs with given losses, and the whole program on small runs."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from minigpt.report.statistics import Interval
+from studies.claims import claims
 from tests.report.synthetic import config, make_run
-from tests.test_scripts import REPOSITORY, SMALL, run
+from tests.studies.program import SMALL, run
 
-sys.path.append(str(REPOSITORY / "scripts"))
-claims: Any = importlib.import_module("claims")
-
-HOLDS, FAILS, OPEN = claims.HOLDS, claims.FAILS, claims.OPEN
+HOLDS, FAILS, UNDECIDED = claims.HOLDS, claims.FAILS, claims.UNDECIDED
 WOBBLE = (0.001, -0.001, 0.002, -0.002, 0.0)
 
 
 def at(level: float, spread: float = 1.0) -> list[float]:
-    """Five losses about a level: with a spread of 1 told apart from another level's, 100 not."""
+    """Return five losses around a level; a spread of 100 hides differences between levels."""
     return [level + 0.1 * seed + spread * w for seed, w in enumerate(WOBBLE)]
 
 
@@ -34,7 +30,7 @@ def train(
     changes: Callable[[str], dict[str, Any]],
     results: dict[str, dict[str, Any]] | None = None,
 ) -> None:
-    """A run for each design and loss, which is its seed's."""
+    """Write a run for each design and loss; the n-th loss is that of seed n."""
     for name, losses in designs.items():
         for seed, loss in enumerate(losses, 1):
             make_run(
@@ -51,9 +47,9 @@ def positional(name: str) -> dict[str, Any]:
 
 
 def verdict(claim: str, folder: Path) -> str:
-    found = claims.CLAIMS[claim](folder)
-    assert found.reason and all(table.rows for table in found.tables)
-    return found.verdict
+    finding = claims.CLAIMS[claim](folder)
+    assert finding.reason and all(table.rows for table in finding.tables)
+    return finding.verdict
 
 
 # ---- signs ----
@@ -64,35 +60,35 @@ def verdict(claim: str, folder: Path) -> str:
     [
         (at(1.0), "below"),
         (at(3.0), "above"),
-        (at(2.0, 2.0), "alike"),
-        (at(2.02, 2.0), "a little above"),
-        (at(1.98, 2.0), "a little below"),
-        (at(2.0, 100.0), "open"),
-        ([1.0], "open"),
+        (at(2.0, 2.0), "equivalent"),
+        (at(2.02, 2.0), "slightly above"),
+        (at(1.98, 2.0), "slightly below"),
+        (at(2.0, 100.0), "undecided"),
+        ([1.0], "undecided"),
     ],
 )
 def test_signs(losses: list[float], sign: str) -> None:
     seeds = [dict(enumerate(values)) for values in (losses, at(2.0))]
-    table, signs = claims.judged("t", "t", [claims.Effect("x", *seeds)])
+    table, signs = claims.judge("t", "t", {"x": claims.minus(*seeds)})
     assert signs == [sign]
     shown = table.rows[0][1]
-    assert (shown.half is None) == (len(losses) == 1)
+    assert isinstance(shown, Interval) and (shown.half is None) == (len(losses) == 1)
 
 
 def test_a_tolerance_is_in_its_unit() -> None:
-    effect = claims.Effect("x", dict(enumerate(at(2.024, 2.0))), dict(enumerate(at(2.0))))
-    assert claims.judged("t", "t", [effect])[1] == ["above"]
-    assert claims.judged("t", "t", [effect], claims.ALIKE_BITS)[1] == ["alike"]
+    effect = {"x": claims.minus(dict(enumerate(at(2.024, 2.0))), dict(enumerate(at(2.0))))}
+    assert claims.judge("t", "t", effect)[1] == ["above"]
+    assert claims.judge("t", "t", effect, claims.BITS_TOLERANCE)[1] == ["equivalent"]
 
 
 @pytest.mark.parametrize(
     ("signs", "expected"),
     [
-        (["alike", "below", "a little below"], HOLDS),
-        (["alike", "above"], FAILS),
-        (["alike", "a little above"], OPEN),
-        (["alike", "open"], OPEN),
-        ([], OPEN),
+        (["equivalent", "below", "slightly below"], HOLDS),
+        (["equivalent", "above"], FAILS),
+        (["equivalent", "slightly above"], UNDECIDED),
+        (["equivalent", "undecided"], UNDECIDED),
+        ([], UNDECIDED),
     ],
 )
 def test_no_worse(signs: list[str], expected: str) -> None:
@@ -108,21 +104,21 @@ def test_no_worse(signs: list[str], expected: str) -> None:
         ({"learned": 2.0, "sinusoidal": 2.1, "rope": 1.8, "alibi": 1.9}, HOLDS),
         ({"learned": 2.0, "sinusoidal": 2.1, "rope": 1.8, "alibi": 2.0}, FAILS),  # alike
         ({"learned": 2.0, "sinusoidal": 2.1, "rope": 1.8, "alibi": 2.3}, FAILS),
-        ({"learned": 2.0, "sinusoidal": 2.1}, OPEN),
+        ({"learned": 2.0, "sinusoidal": 2.1}, UNDECIDED),
     ],
 )
 def test_inside_blocks(tmp_path: Path, designs: dict[str, float], expected: str) -> None:
-    losses = {n: at(level, 1 + place) for place, (n, level) in enumerate(designs.items())}
+    losses = {n: at(level, 1 + spread) for spread, (n, level) in enumerate(designs.items())}
     train(tmp_path / "positional", losses, positional)
-    if expected == OPEN:
-        assert claims.inside_blocks(tmp_path).verdict == OPEN
+    if expected == UNDECIDED:
+        assert claims.inside_blocks(tmp_path).verdict == UNDECIDED
     else:
         assert verdict("inside_blocks", tmp_path) == expected
 
 
 @pytest.mark.parametrize(
     ("alibi", "rope", "expected"),
-    [(at(2.0, 2), at(2.0, 3), HOLDS), (at(2.0), at(2.5), FAILS), (at(2.0), at(2.0, 99), OPEN)],
+    [(at(2.0, 2), at(2.0, 3), HOLDS), (at(2.0), at(2.5), FAILS), (at(2.0), at(2.0, 99), UNDECIDED)],
 )
 def test_alike(tmp_path: Path, alibi: list[float], rope: list[float], expected: str) -> None:
     losses = {"relative_bias": at(2.0), "alibi": alibi, "rope": rope}
@@ -148,9 +144,9 @@ ALIBI_BEST = {"alibi": at(0.0), "rope": at(0.5), "sinusoidal": at(0.4), "t5": at
     [
         (ALIBI_BEST, HOLDS),
         ({**ALIBI_BEST, "alibi": at(0.3)}, FAILS),
-        ({**ALIBI_BEST, "alibi": at(0.0, 99)}, OPEN),
+        ({**ALIBI_BEST, "alibi": at(0.0, 99)}, UNDECIDED),
         ({**ALIBI_BEST, "t5": at(0.0)}, FAILS),
-        ({**ALIBI_BEST, "t5": at(0.0, 99)}, OPEN),
+        ({**ALIBI_BEST, "t5": at(0.0, 99)}, UNDECIDED),
     ],
 )
 def test_beyond(tmp_path: Path, grown: dict[str, list[float]], expected: str) -> None:
@@ -210,7 +206,7 @@ def test_tokenizer(tmp_path: Path, bpe: float, expected: str) -> None:
 
 @pytest.mark.parametrize(
     ("bigram", "expected"),
-    [(at(2.5), HOLDS), (at(2.05), FAILS), (at(1.5), FAILS), (at(2.5, 999), OPEN)],
+    [(at(2.5), HOLDS), (at(2.05), FAILS), (at(1.5), FAILS), (at(2.5, 999), UNDECIDED)],
 )
 def test_bigram(tmp_path: Path, bigram: list[float], expected: str) -> None:
     train(tmp_path / "positional", {"rope": at(2.0, 2), "alibi": at(1.9, 3)}, positional)
@@ -235,15 +231,15 @@ def test_early_stopping(tmp_path: Path, best: float, trained: int, expected: str
             folder.mkdir(parents=True)
             saving = {"steps_trained": steps + seed % 2, "steps_in_full": 400}
             about = {"status": "finished", "max_steps": 50, "trials": [{}] * 8}
-            found = about | {"best": {"value": value}, "saving": saving}
-            (folder / "tune.json").write_text(json.dumps(found))
+            search = about | {"best": {"value": value}, "saving": saving}
+            (folder / "tune.json").write_text(json.dumps(search))
     assert verdict("early_stopping", tmp_path) == expected
 
 
 # ---- runs that cannot be judged ----
 
 
-def test_runs_of_other_options_are_told(tmp_path: Path) -> None:
+def test_runs_of_other_options_are_refused(tmp_path: Path) -> None:
     losses = {"learned": at(2.0), "sinusoidal": at(2.0, 2)}
     train(tmp_path / "positional", losses, positional)
     train(
@@ -251,7 +247,9 @@ def test_runs_of_other_options_are_told(tmp_path: Path) -> None:
         {"learned": at(2.0)},
         lambda n: {**positional(n), "trainer__max_steps": 60},
     )
-    with pytest.raises(ValueError, match=r"runs of learned differ in trainer.max_steps; give the"):
+    with pytest.raises(
+        ValueError, match=r"runs of learned differ in trainer.max_steps; use another"
+    ):
         claims.learned_sinusoidal(tmp_path)
 
 
@@ -259,16 +257,16 @@ def test_a_diverged_run_counts_as_guessing(tmp_path: Path) -> None:
     train(tmp_path / "positional", {"sinusoidal": at(2.0), "learned": at(1.9)}, positional)
     diverged = tmp_path / "positional" / "learned_5" / "result.json"
     diverged.write_text(json.dumps({"status": "failed", "seed": 5, "diverged": True}))
-    seeds = claims.Runs(tmp_path / "positional", "model.positional.name").seeds("learned")
+    seeds = claims.Runs(tmp_path / "positional", "model.positional.name").losses("learned")
     assert seeds[5] == math.log(65) and len(seeds) == 5
-    assert claims.learned_sinusoidal(tmp_path).verdict == OPEN
+    assert claims.learned_sinusoidal(tmp_path).verdict == UNDECIDED
     train(
         tmp_path / "tokenizer",
         {n: at(2.0) for n in ("char", "bpe", "gpt2")},
         lambda n: {"tokenizer": {"name": n}},
     )
     (tmp_path / "tokenizer" / "bpe_1" / "result.json").write_text(diverged.read_text())
-    with pytest.raises(ValueError, match="bpe_1: diverged; its bits a byte are not known"):
+    with pytest.raises(ValueError, match="bpe_1: diverged, so its bits/byte are unknown"):
         claims.tokenizer(tmp_path)
 
 
@@ -291,45 +289,60 @@ def test_a_newer_run_takes_the_place_of_one_that_did_not_finish(tmp_path: Path) 
 def test_backends_are_measured_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("LENGTHS", (16, 32)), ("TOKENS", 64), ("REPEATS", 2)):
         monkeypatch.setattr(claims, name, value)
-    found = claims.backend(Path())
-    assert found.verdict in (claims.HOLDS, claims.FAILS)
-    assert [row[0] for row in found.tables[0].rows] == ["16", "32"]
-    assert all(row[1].mean > 0 and row[2] > 0 and row[3] > 0 for row in found.tables[0].rows)
+    finding = claims.backend(Path())
+    assert finding.verdict in (claims.HOLDS, claims.FAILS)
+    assert [row[0] for row in finding.tables[0].rows] == ["16", "32"]
+    for _, ratio, *megabytes in finding.tables[0].rows:
+        assert isinstance(ratio, Interval) and ratio.mean > 0
+        assert all(isinstance(number, float) and number > 0 for number in megabytes)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="a bash script")
 def test_claims(workdir: Path) -> None:
-    script = REPOSITORY / "scripts" / "reproduce_claims.sh"
-    options = [*SMALL.split(), "seed=1,2", "trainer.max_steps=2", "model.n_head=8"]
-    chosen = "norm heads"
-    made = run(script, "out", "docs/page.md", *options, CLAIMS=chosen, LAUNCHER="basic")
-    assert made.returncode == 0, made.stderr
-    page = Path("docs/page.md").read_text(encoding="utf-8")
-    for name in chosen.split():
-        assert f"\n## {name}\n" in page and f"{name}: " in made.stdout
-    assert page.count("| pre, lr 0.016 |") == 1 and page.count("| 4 minus 8 heads |") == 1
-    assert "seeds 1, 2." in page and "±" in page
+    program, basic = "studies/claims/run.py", ["--launcher", "basic", "--claims"]
+    small = [*SMALL, "seed=1,2", "trainer.max_steps=2", "model.n_head=8"]
+    page = ["--folder", "out", "--out", "docs/page.md"]
+    done = run(program, *page, *basic, "norm,heads", *small)
+    assert done.returncode == 0, done.stderr
+    text = Path("docs/page.md").read_text(encoding="utf-8")
+    for name in ("norm", "heads"):
+        assert f"\n## {name}\n" in text and f"{name}: " in done.stdout
+    assert text.count("| pre, lr 0.016 |") == 1 and text.count("| 4 minus 8 heads |") == 1
+    assert "seeds 1, 2." in text and "±" in text
 
-    # One seed of one rate, of which a run diverged: no interval, and not one run drops out.
-    alone = [*SMALL.split(), "trainer.max_steps=2", "optimizer.lr=1e-3,1e30", "seed=1"]
-    made = run(script, "one", "docs/one.md", *alone, CLAIMS="  norm ", LAUNCHER="basic")
-    assert made.returncode == 0, made.stderr
-    assert "cannot tell. Diverged: 1 of 1 runs of pre at 1e+30, 1 of 1" in made.stdout
-    page = Path("docs/one.md").read_text(encoding="utf-8")
+    # One seed of two rates, one of which diverges: no interval, and no run is left out.
+    diverging = [*SMALL, "trainer.max_steps=2", "optimizer.lr=1e-3,1e30", "seed=1"]
+    done = run(program, "--folder", "one", *basic, "norm", *diverging)
+    assert done.returncode == 0, done.stderr
+    assert "undecided. Diverged: 1 of 1 runs of pre at 1e+30, 1 of 1" in done.stdout
+    text = Path("one/claims.md").read_text(encoding="utf-8")
     vocabulary = json.loads(next(Path("one").rglob("manifest.json")).read_text())["vocabulary"]
     guess = f"{math.log(vocabulary):.4f}"
-    assert f"| pre, lr 1e+30 | {guess} |" in page and "| that at the high rate minus" in page
+    assert f"| pre, lr 1e+30 | {guess} |" in text and "| difference at the high rate minus" in text
 
     next(Path("one").rglob("result.json")).unlink()
-    judge = REPOSITORY / "scripts" / "claims.py"
-    for folder, name, why in (
-        ("one", "norm", "no result.json: still running, or killed; run scripts/reproduce_claims"),
-        ("one", "heads", "DIR=one/heads: no such folder."),
-        ("one", "nrom", "--claims=nrom: not one of inside_blocks, "),
+    for name, why in (
+        ("norm", "no result.json: still running, or killed; run studies/claims/run.py again"),
+        ("heads", "DIR=one/heads: no such folder."),
+        ("norm,nrom", "--claims=nrom: not one of inside_blocks, "),
     ):
-        refused = run(sys.executable, judge, folder, "docs/no.md", "--claims", name)
+        refused = run(program, "--folder", "one", "--judge", "--claims", name)
         assert refused.returncode == 2 and why in refused.stderr, refused.stderr
         assert refused.stderr.count("\n") == 1
-    wrong = run(script, CLAIMS="norm nrom")
-    assert wrong.returncode == 2 and "CLAIMS: nrom is no claim" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_only_missing_evaluations_run_again(workdir: Path) -> None:
+    program, chosen = "studies/claims/run.py", ["--folder", "out", "--launcher", "basic"]
+    chosen += ["--claims", "beyond"]
+    small = [*SMALL, "model.block_size=8", "trainer.max_steps=2", "seed=1"]
+    schemes = "positional=alibi,rope,sinusoidal,t5,learned"
+    done = run(program, *chosen, *small, schemes)
+    assert done.returncode == 0, done.stderr
+    files = Path("out").rglob("eval.json")
+    assert sorted(file.parent.name.partition("=")[2] for file in files) == sorted(
+        ["alibi", "rope", "sinusoidal", "t5"]
+    )
+    again = run(program, *chosen, *small, schemes)
+    assert again.returncode == 0 and again.stdout.count("already evaluated") == 4, again.stderr
+    assert "beyond: undecided. " in again.stdout

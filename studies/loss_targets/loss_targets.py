@@ -1,11 +1,10 @@
-"""Losses that recipes for one GPU are to reach, with their seeds, and whether they do.
+"""Train the recipes for one GPU with fixed seeds, and compare them with their target losses.
 
-    python scripts/loss_targets.py speedrun                       # a loss in seconds
-    python scripts/loss_targets.py best                           # the lowest loss, five seeds
-    python scripts/loss_targets.py best --markdown docs/best.md   # the table as a page
+    python studies/loss_targets/loss_targets.py speedrun    # a loss in seconds
+    python studies/loss_targets/loss_targets.py best        # the lowest loss, five seeds
 
-The loss is of the last step: a schedule that ends at zero needs no choice among checkpoints, and
-none is made by the split that is reported.
+The loss is that of the last step. Choosing the best checkpoint instead would choose on the split
+that is reported.
 """
 
 from __future__ import annotations
@@ -21,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.bench.measure import device_here, machine
+from minigpt.config.compose import composed_config
 from minigpt.report.statistics import interval
 from minigpt.report.tables import Cell, Column, Table, to_markdown, to_plain
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the mean over seeds is to be at most: nats, seconds of training and of the command."""
+    """Upper limits of the means over seeds: nats/token, seconds of training and of the command."""
 
     seeds: tuple[int, ...]
     loss: float
@@ -41,22 +41,22 @@ TARGETS = {
 }
 COLUMNS = [
     Column("seed", "seed"),
-    Column("loss", "validation loss, nats a token", digits=4),
+    Column("loss", "validation loss, nats/token", digits=4),
     Column("training", "training, s", digits=2),
     Column("command", "command to exit, s", digits=2),
 ]
 
 
 def main() -> None:
-    """Train with each seed and say what was met; exit code 1 where a target was missed."""
-    parser = argparse.ArgumentParser(description="Recipes for one GPU against their targets.")
+    """Train with each seed and print the table; exit with 1 if a target was missed."""
+    parser = argparse.ArgumentParser(description="Recipes for one GPU and their target losses.")
     parser.add_argument("experiment", choices=tuple(TARGETS))
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as of minigpt train")
-    parser.add_argument("--markdown", type=Path, help="also write the table there")
+    parser.add_argument("--markdown", type=Path, help="also write the table to a file")
     options = parser.parse_args()
     target = TARGETS[options.experiment]
     if any(override.startswith("seed=") for override in options.overrides):
-        parser.error("seed=: the target's seeds are fixed; leave it out")
+        parser.error("seed=: the seeds of a target are fixed; leave it out")
     runs = []
     for seed in target.seeds:
         runs.append(train(options.experiment, seed, options.overrides))
@@ -69,8 +69,8 @@ def main() -> None:
         for result, seconds in runs
     ]
     rows.append(["mean", loss, training, command])
-    wanted = [(target.loss, loss), (target.training, training), (target.command, command)]
-    met = all(most is None or found.mean <= most for most, found in wanted)
+    limits = [(target.loss, loss), (target.training, training), (target.command, command)]
+    met = all(limit is None or measured.mean <= limit for limit, measured in limits)
     rows.append(["at most", target.loss, target.training, target.command])
     note = f"{'Met' if met else 'Missed'}: experiment={options.experiment}, last step, full pass."
     table = Table(options.experiment, options.experiment, COLUMNS, rows, note)
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def train(experiment: str, seed: int, overrides: list[str]) -> tuple[dict[str, Any], float]:
-    """The result of one run, its seconds of stepping with them, and seconds until it had ended."""
+    """Return the result of a run, with the seconds of its steps, and those of the command."""
     with tempfile.TemporaryDirectory() as folder:
         chosen = [
             f"experiment={experiment}",
@@ -93,21 +93,14 @@ def train(experiment: str, seed: int, overrides: list[str]) -> tuple[dict[str, A
         ]
         started = time.perf_counter()
         command = [sys.executable, "-m", "minigpt.cli", "train", *chosen]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - started
-        if done.returncode:
-            raise SystemExit(done.stderr.strip() or done.stdout)
+        if process.returncode:
+            raise SystemExit(process.stderr.strip() or process.stdout)
         result = json.loads(Path(folder, "run", "result.json").read_text(encoding="utf-8"))
-    tokens = result["steps"] * tokens_a_step([f"experiment={experiment}", *overrides])
+    config = composed_config([f"experiment={experiment}", *overrides])
+    tokens = result["steps"] * config.trainer.batch_size * config.model.block_size
     return result | {"step_seconds": tokens / result["tokens_per_second"]}, seconds
-
-
-def tokens_a_step(overrides: list[str]) -> int:
-    """Tokens of a batch."""
-    from minigpt.config.compose import composed_config
-
-    config = composed_config(overrides)
-    return config.trainer.batch_size * config.model.block_size
 
 
 if __name__ == "__main__":
