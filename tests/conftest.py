@@ -64,8 +64,8 @@ TEXT = "".join(f"Line {i}: the quick brown fox jumps over {i * i} lazy dogs.\n" 
 # Tests that train runs through the command line, start processes, or are large matrices.
 MEDIUM = (
     *("bench/", "inference/", "logger/", "studies/", "sweep/", "train/", "tune/"),
-    *("data/test_shards.py", "evaluate/test_inspect.py", "model/test_designs.py"),
-    *("test_cli.py", "test_use.py"),
+    *("data/test_shards.py", "evaluate/test_eval_runs.py", "evaluate/test_inspect.py"),
+    *("model/test_designs.py", "test_api.py", "test_cli.py", "test_scripts.py", "test_use.py"),
 )
 
 
