@@ -107,12 +107,13 @@ def stopped_and_resumed(cli: Cli, monkeypatch: pytest.MonkeyPatch, options: list
 def test_signals_save_a_checkpoint(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
+    handler = signal.getsignal(signal.SIGINT)
     stop_at(3, monkeypatch, number)  # no checkpoint is due before step 5
     stopped = cli("train", *TINY, "hydra.run.dir=run")
     assert stopped.code == 128 + number
     assert json.loads(Path("run/result.json").read_text())["steps"] == 3
     assert Path("run/checkpoints/last/training.pt").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 @pytest.mark.slow
