@@ -13,6 +13,7 @@ from minigpt.model import GPT
 from minigpt.model.attention import ATTENTION
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import PLACEMENTS
+from minigpt.model.positional import POSITIONAL
 from minigpt.optim.optimizer import OPTIMIZERS
 from tests.model.contract import SCHEMES
 from tests.model.tiny import N_VOCAB, composed, random_tokens, refused, tiny_config
@@ -24,16 +25,8 @@ REFUSED = {
     ("landmark", "conv"): "ffn=conv looks at neighbours",
     **{
         (scheme, "performer"): "the positional scheme adds to them"
-        for scheme in [
-            "alibi",
-            "cope",
-            "fire",
-            "integrated",
-            "kerple",
-            "relative",
-            "relative_bias",
-            "t5",
-        ]
+        for scheme in SCHEMES
+        if POSITIONAL.variant(scheme).overrides("score_mod")
     },
 }
 
