@@ -16,8 +16,8 @@ def main(arguments: list[str]) -> None:
     options = _options(arguments)
     from minigpt.console import PipeConsole
     from minigpt.report.comparison import compare
+    from minigpt.report.page import write_report
     from minigpt.report.show import follow, show
-    from minigpt.report.write import write_report
     from minigpt.run.directory import find_folder
 
     # Once: `latest` may be another folder later.

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from minigpt.html import PARTS_OF_OCTAVE, by_octave
 from minigpt.report.comparison import LOSS, Comparison
 from minigpt.report.designs import Design
-from minigpt.report.evaluations import BY_POSITION, Evaluations, at_length, by_position, lengths
+from minigpt.report.evaluations import BY_POSITION, at_length, by_position, lengths
 from minigpt.report.runs import Run
 from minigpt.report.statistics import half_intervals, interval
 
@@ -78,13 +78,13 @@ def styles(designs: Sequence[Design]) -> dict[str, Style]:
     return dict(zip(labels, map(Style, colours, dashes, symbols), strict=False))
 
 
-def plots(comparison: Comparison, evaluations: Evaluations | None) -> list[Plot]:
+def plots(comparison: Comparison, checkpoint: str | None) -> list[Plot]:
     """Return the plots that have data, in the order of the page."""
     drafts = [learning(comparison, comparison.measure.key)]
     if comparison.one_tokenizer:
         drafts.append(learning(comparison, "train_loss"))
-    if evaluations is not None:
-        drafts += [length_plot(comparison, evaluations), position_plot(comparison, evaluations)]
+    if checkpoint is not None:
+        drafts += [length_plot(comparison, checkpoint), position_plot(comparison, checkpoint)]
     drafts += [
         against(comparison, "parameters", "parameters.total", "parameters"),
         against(comparison, "time", "seconds", "seconds of training"),
@@ -171,15 +171,15 @@ def _axes(run: Run, steps: list[int]) -> dict[str, Sequence[float]]:
 # ---- after training ----
 
 
-def length_plot(comparison: Comparison, evaluations: Evaluations) -> Plot | None:
+def length_plot(comparison: Comparison, checkpoint: str) -> Plot | None:
     """Return the plot of the measure by context length."""
     measure = comparison.measure
-    known = lengths(comparison.designs, evaluations)
+    known = lengths(comparison.designs, checkpoint)
     by_label = styles(comparison.designs)
     figure = _figure(f"{measure.name}, {measure.unit}", "context length, tokens")
     _by_octaves(figure, known)
     for design in comparison.designs:
-        seeds = {n: at_length(design, evaluations, n, measure) for n in known}
+        seeds = {n: at_length(design, checkpoint, n, measure) for n in known}
         intervals = {n: interval([*values.values()]) for n, values in seeds.items() if values}
         if intervals:
             means, halves = zip(*((i.mean, i.half) for i in intervals.values()), strict=True)
@@ -193,22 +193,22 @@ def length_plot(comparison: Comparison, evaluations: Evaluations) -> Plot | None
             figure.add_vline(x=size, line={"dash": "dot", "width": 1, "color": "#888888"})
     text = (
         f"One full pass for each length, over windows that do not overlap; weights: "
-        f"{evaluations.checkpoint}. A line ends where its scheme is undefined. Band: interval over "
+        f"{checkpoint}. A line ends where its scheme is undefined. Band: interval over "
         f"seeds; dotted line: length in training."
     )
     return Plot("lengths", "Loss by context length", text, figure)
 
 
-def position_plot(comparison: Comparison, evaluations: Evaluations) -> Plot | None:
+def position_plot(comparison: Comparison, checkpoint: str) -> Plot | None:
     """Return the plot of the loss by position in the window, with a button for each length."""
     if not comparison.one_tokenizer:
         return None  # positions count tokens, which differ
     designs = comparison.designs
     by_label = styles(designs)
-    sizes = lengths(designs, evaluations, BY_POSITION)
+    sizes = lengths(designs, checkpoint, BY_POSITION)
     trained = {design.config.get("model.block_size") for design in designs}
     sizes.sort(key=lambda n: (n not in trained, n))  # the length in training comes first
-    losses = {size: {d.label: by_position(d, evaluations, size) for d in designs} for size in sizes}
+    losses = {size: {d.label: by_position(d, checkpoint, size) for d in designs} for size in sizes}
     labels = [d.label for d in designs if any(losses[size][d.label] for size in sizes)]
     if not labels:
         return None

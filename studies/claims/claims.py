@@ -19,7 +19,7 @@ from minigpt.bench.measure import device_here, kept_bytes
 from minigpt.errors import UserError
 from minigpt.report.comparison import LOSS
 from minigpt.report.designs import Design, differences, group
-from minigpt.report.evaluations import Evaluations, at_length
+from minigpt.report.evaluations import at_length
 from minigpt.report.runs import find_runs
 from minigpt.report.statistics import CONFIDENCE, Seeds, holm, interval, paired_p
 from minigpt.report.tables import Cell, Column, Table
@@ -247,7 +247,7 @@ def beyond(folder: Path) -> Finding:
     lengths = [block, 2 * block, 4 * block, 8 * block]
     columns = [Column("positional", "positional"), *(Column(str(n), str(n)) for n in lengths)]
     losses = {
-        (name, n): at_length(runs[(name,)], Evaluations("last"), n, LOSS)
+        (name, n): at_length(runs[(name,)], "last", n, LOSS)
         for name in EXTRAPOLATING
         for n in lengths
     }
