@@ -46,12 +46,15 @@ def run_sweep(multirun: Multirun) -> None:
     if multirun.launcher == "ReplicasLauncher":
         require_replicas(missing, multirun.settings["at_once"])
     directory.mkdir(parents=True, exist_ok=True)
-    command = ["minigpt", "train", *_arguments()]
+    arguments = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
+    command = ["minigpt", "train", *arguments]
     write_sweep_file(directory, [*planned], command, options.name, options.match)
 
     stop_file = directory / f".stop_{uuid.uuid4().hex[:8]}"
     task = SweepJob(missing, stop_file, options.fail_fast, threads_each(multirun, len(planned)))
-    watch = Watch(planned, str(_relative(directory)))
+    cwd = Path.cwd()
+    shown = directory.relative_to(cwd) if directory.is_relative_to(cwd) else directory
+    watch = Watch(planned, str(shown))
     try:
         # Jobs in other processes see the file.
         with stop_signals(Stop(), lambda number: stop_file.write_text(str(number))), watch:
@@ -98,17 +101,8 @@ def threads_each(multirun: Multirun, n_jobs: int) -> int | None:
     return None if n <= 1 else max(1, _cores() // n)
 
 
-def _relative(directory: Path) -> Path:
-    cwd = Path.cwd()
-    return directory.relative_to(cwd) if directory.is_relative_to(cwd) else directory
-
-
 def _cores() -> int:
     return os.cpu_count() or 1
-
-
-def _arguments() -> list[str]:
-    return [argument for argument in sys.argv[1:] if not argument.startswith("hydra.sweep.dir=")]
 
 
 def _require_all_finished(watch: Watch) -> None:
