@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import uuid
@@ -15,11 +16,17 @@ from minigpt.run.sweep_file import write_sweep_file
 from minigpt.sweep.job import FAILED, SweepJob
 from minigpt.sweep.match import SweepConfig
 from minigpt.sweep.plan import PlannedJob, plan
-from minigpt.sweep.ray_options import QUIET
 from minigpt.sweep.together import require_replicas
 from minigpt.sweep.watch import SKIPPED, Watch
 from minigpt.train.control import Interrupted, Stop, stop_signals
 
+# Options of ray.init: without a dashboard, and with nothing printed.
+QUIET: dict[str, Any] = {
+    "include_dashboard": False,
+    "log_to_driver": False,  # jobs have logs of their own
+    "configure_logging": True,
+    "logging_level": logging.CRITICAL,
+}
 # How many jobs each of Hydra's launchers runs at the same time on this machine.
 AT_ONCE: dict[str, Callable[[dict[str, Any]], int]] = {
     "BasicLauncher": lambda settings: 1,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from minigpt.errors import Failure, UserError, first_line
-from minigpt.sweep.ray_options import QUIET
+from minigpt.sweep.run import QUIET
 
 # No output, event files, change of working directory or usage reports by Ray.
 ENVIRONMENT = {

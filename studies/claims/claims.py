@@ -354,11 +354,8 @@ def heads(folder: Path) -> Finding:
     table, signs = judge("heads", "Paired differences", effects)
     config = runs[(str(most),)].config
     head_size = int(config["model.n_embd"]) // int(config["model.n_head"])
-    columns = [
-        Column("heads", "heads of keys and values"),
-        Column("bytes", "cache, bytes/token (fp32)"),
-        Column("loss", "validation loss"),
-    ]
+    titles = ("heads of keys and values", "cache, bytes/token (fp32)", "validation loss")
+    columns = [*map(Column, ("heads", "bytes", "loss"), titles)]
     head_bytes = 2 * 4 * head_size * int(config["model.n_layer"])
     rows: list[list[Cell]] = [
         [str(n), n * head_bytes, interval([*losses[f"{n}"].values()])] for n in counts
@@ -395,11 +392,8 @@ def backend(_folder: Path, overrides: Sequence[str] = ()) -> Finding:
         f"One layer, {TOKENS:,} tokens in windows of each length, forward and backward in fp32 on "
         f"{device}; ± over {REPEATS} repeats."
     )
-    return Finding(
-        HOLDS if ratios[-1].high < 1 and falls and sdpa < eager else FAILS,
-        reason,
-        [Table("backend", "SDPA against eager", columns, rows)],
-    )
+    answer = HOLDS if ratios[-1].high < 1 and falls and sdpa < eager else FAILS
+    return Finding(answer, reason, [Table("backend", "SDPA against eager", columns, rows)])
 
 
 def early_stopping(folder: Path) -> Finding:
