@@ -9,6 +9,19 @@ from minigpt.commands.options import Parser
 from minigpt.errors import UserError
 
 LIVE_SECONDS, MAX_SECONDS = 5.0, 86400.0
+HELP = {
+    "DIR": "a run, a folder searched for runs, or latest: the sweep or search of the newest run, "
+    "or that run",
+    "--by": "group runs by a config group (positional) or key (optimizer.lr); default: by all that "
+    "differs except the seed; may be repeated",
+    "--baseline": "the design that differences are relative to, as positional=learned or learned "
+    "(default: the design that was started first)",
+    "--out": "the page (default: report.html in DIR, or in this folder for several DIR)",
+    "--live": "update whenever a file changes, until every run, sweep and search has ended",
+    "--every": f"how often --live checks the files (default: {LIVE_SECONDS:g})",
+    "--wandb": "also save a W&B report there (pip install 'minigpt[workspaces]'); without network "
+    "or API key write its spec beside the page",
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -16,8 +29,8 @@ def main(arguments: list[str]) -> None:
     options = _options(arguments)
     from minigpt.console import PipeConsole
     from minigpt.report.comparison import compare
+    from minigpt.report.page import write_report
     from minigpt.report.show import follow, show
-    from minigpt.report.write import write_report
     from minigpt.run.directory import find_folder
 
     # Once: `latest` may be another folder later.
@@ -59,51 +72,14 @@ def _options(arguments: list[str]) -> Namespace:
             "minigpt report latest --live",
         ],
     )
-    parser.add_argument(
-        "folders",
-        metavar="DIR",
-        nargs="+",
-        help="a run, a folder searched for runs, or latest: the sweep or search of the newest run, "
-        "or that run",
-    )
-    parser.add_argument(
-        "--by",
-        action="append",
-        default=[],
-        metavar="KEY,...",
-        help="group runs by a config group (positional) or key (optimizer.lr); default: by all "
-        "that differs except the seed; may be repeated",
-    )
-    parser.add_argument(
-        "--baseline",
-        metavar="DESIGN",
-        help="the design that differences are relative to, as positional=learned or learned "
-        "(default: the design that was started first)",
-    )
-    parser.add_argument(
-        "--out",
-        metavar="FILE.html",
-        type=Path,
-        help="the page (default: report.html in DIR, or in this folder for several DIR)",
-    )
-    parser.add_argument(
-        "--live",
-        action="store_true",
-        help="update whenever a file changes, until every run, sweep and search has ended",
-    )
-    parser.add_argument(
-        "--every",
-        metavar="SECONDS",
-        type=float,
-        default=LIVE_SECONDS,
-        help=f"how often --live checks the files (default: {LIVE_SECONDS:g})",
-    )
-    parser.add_argument(
-        "--wandb",
-        metavar="ENTITY/PROJECT",
-        help="also save a W&B report there (pip install 'minigpt[workspaces]'); without network "
-        "or API key write its spec beside the page",
-    )
+    add = parser.add_argument
+    add("folders", metavar="DIR", nargs="+", help=HELP["DIR"])
+    add("--by", action="append", default=[], metavar="KEY,...", help=HELP["--by"])
+    add("--baseline", metavar="DESIGN", help=HELP["--baseline"])
+    add("--out", metavar="FILE.html", type=Path, help=HELP["--out"])
+    add("--live", action="store_true", help=HELP["--live"])
+    add("--every", metavar="SECONDS", type=float, default=LIVE_SECONDS, help=HELP["--every"])
+    add("--wandb", metavar="ENTITY/PROJECT", help=HELP["--wandb"])
     options = parser.parse_args(arguments)
     options.by = [key for group in options.by for key in group.split(",") if key]
     if not 0 < options.every <= MAX_SECONDS:

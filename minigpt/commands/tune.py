@@ -16,6 +16,18 @@ from minigpt.tune.options import (
 )
 
 INSTALL = "pip install -c constraints.txt -e '.[ray]'"
+HELP = {
+    "--trials": f"number of trials (default: {DEFAULT_TRIALS}, of a population "
+    f"{DEFAULT_POPULATION}; --search grid: every combination)",
+    "--scheduler": "early stopping: asynchronous successive halving (asha, the default), "
+    "hyperband, population based training of optimizer.* (pbt), or none",
+    "--search": "how values are chosen: Bayesian optimisation (tpe, the default), random or grid",
+    "--jobs": "concurrent trials (default: one per GPU, without GPUs one per core; a whole "
+    "population); cores are divided among them",
+    "--dir": "the search's folder, new or to resume; for several machines on a shared file system",
+    "--address": "a Ray cluster's address, or auto (default: Ray on this machine alone)",
+    "--seed": "seed of the search (default: 0); trials use the override seed=N",
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -24,16 +36,7 @@ def main(arguments: list[str]) -> None:
     for override in given.overrides:
         if "=" not in override and not override.startswith("~"):
             raise UserError(f"{override}: not understood; write key=value or key=value,value")
-    options = TuneOptions(
-        scheduler=given.scheduler,
-        sampler=given.search,
-        trials=given.trials,
-        jobs=given.jobs,
-        metric=given.metric,
-        directory=given.dir,
-        address=given.address,
-        seed=given.seed,
-    )
+    options = TuneOptions(**{k: v for k, v in vars(given).items() if k != "overrides"})
     try:
         import optuna  # noqa: F401
         import ray.tune  # noqa: F401
@@ -60,52 +63,14 @@ def _parser() -> Parser:
             "minigpt tune optimizer.lr=1e-3,4e-3 --address auto --dir /shared/runs/lr",
         ],
     )
-    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="as of minigpt train")
-    parser.add_argument(
-        "--trials",
-        type=int,
-        metavar="N",
-        help=f"number of trials (default: {DEFAULT_TRIALS}, of a population {DEFAULT_POPULATION}; "
-        "--search grid: every combination)",
-    )
-    parser.add_argument(
-        "--scheduler",
-        choices=SCHEDULERS,
-        default="asha",
-        help="early stopping: asynchronous successive halving (asha, the default), hyperband, "
-        "population based training of optimizer.* (pbt), or none",
-    )
-    parser.add_argument(
-        "--search",
-        choices=SAMPLERS,
-        help="how values are chosen: Bayesian optimisation (tpe, the default), random or grid",
-    )
-    parser.add_argument(
-        "--metric", choices=METRICS, default="val_loss", help="the metric to minimise"
-    )
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help="concurrent trials (default: one per GPU, without GPUs one per core; a whole "
-        "population); cores are divided among them",
-    )
-    parser.add_argument(
-        "--dir",
-        type=Path,
-        metavar="DIR",
-        help="the search's folder, new or to resume; for several machines on a shared file system",
-    )
-    parser.add_argument(
-        "--address",
-        metavar="RAY",
-        help="a Ray cluster's address, or auto (default: Ray on this machine alone)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="seed of the search (default: 0); trials use the override seed=N",
-    )
+    add = parser.add_argument
+    add("overrides", metavar="KEY=VALUE", nargs="*", help="as of minigpt train")
+    add("--trials", type=int, metavar="N", help=HELP["--trials"])
+    add("--scheduler", choices=SCHEDULERS, default="asha", help=HELP["--scheduler"])
+    add("--search", choices=SAMPLERS, dest="sampler", help=HELP["--search"])
+    add("--metric", choices=METRICS, default="val_loss", help="the metric to minimise")
+    add("--jobs", type=int, metavar="N", help=HELP["--jobs"])
+    add("--dir", type=Path, metavar="DIR", dest="directory", help=HELP["--dir"])
+    add("--address", metavar="RAY", help=HELP["--address"])
+    add("--seed", type=int, default=0, metavar="N", help=HELP["--seed"])
     return parser

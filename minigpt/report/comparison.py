@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from minigpt.errors import UserError
@@ -43,7 +43,7 @@ class Comparison:
 
     `differences`: each other design minus the baseline, by label, with Holm's correction over all.
     `best`: labels of the lowest mean and of designs not significantly worse than it; empty unless
-    `comparable`, which is False if losses are of different texts. `match`: the quantities that
+    `comparable`, which is False if losses are of different texts. `match`: the quantity that
     `sweep.match` made equal, `matched`: the keys it set.
     """
 
@@ -55,10 +55,10 @@ class Comparison:
     comparable: bool
     differences: dict[str, Difference]
     best: set[str]
-    match: list[str]
+    match: str | None
     matched: list[str]
-    warnings: list[str]
-    notes: list[str]
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ranked(self) -> list[Design]:
@@ -87,7 +87,8 @@ def compare(
     """
     collection = find_runs(names)
     matches = {_match_of(run).get("what") for run in collection.runs if run.config}
-    matched = _matched_keys(collection.runs) if len(matches) == 1 else []
+    match = matches.pop() if len(matches) == 1 else None
+    matched = _matched_keys(collection.runs) if match else []
     designs = group(collection.runs, by, matched)
     finished = [run for design in designs for run in design.runs]
     one_tokenizer = len(_values(finished, _tokenizer)) < 2
@@ -104,10 +105,8 @@ def compare(
         comparable=comparable,
         differences=_differences(designs, base, measure),
         best={designs[index].label for index in best} if comparable else set(),
-        match=sorted({str(what) for what in matches if what} if len(matches) == 1 else ()),
+        match=match,
         matched=matched,
-        warnings=[],
-        notes=[],
     )
     comparison.warnings.extend(warnings(comparison, by))
     comparison.notes.extend(notes(comparison))
@@ -148,18 +147,20 @@ def warnings(comparison: Comparison, by: Sequence[str]) -> list[str]:
     """Return what limits the conclusions from a comparison, one line each."""
     collection, designs = comparison.collection, comparison.designs
     finished = [run for design in designs for run in design.runs]
-    return [
-        *_texts(comparison, finished),
-        *_unfinished(collection),
-        *collection.problems,
-        *(f"{design.label}: {note}" for design in designs for note in design.notes),
-        *_missing_seeds(comparison),
-        *_groups(designs, by),
-        *_matches(finished),
-        *_several_choices(comparison),
-        *_steps(comparison),
-        *_environments(finished),
-    ]
+    texts = _counts(_values(finished, _text))
+    matches = _values(finished, lambda run: _match_of(run).get("what") or "null")
+    lines = []
+    if not comparison.comparable:
+        lines.append(
+            f"losses are not comparable: runs used different texts or splits ({texts}); no design "
+            f"is marked as best"
+        )
+    lines += [*_unfinished(collection), *collection.problems]
+    lines += [f"{design.label}: {note}" for design in designs for note in design.notes]
+    lines += [*_missing_seeds(comparison), *_groups(designs, by)]
+    if len(matches) > 1:
+        lines.append(f"sweep.match differs between runs: {_counts(matches)}")
+    return [*lines, *_several_choices(comparison), *_steps(comparison), *_environments(finished)]
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -170,8 +171,9 @@ def notes(comparison: Comparison) -> list[str]:
             "Tokenizers differ, so designs are compared in bits/byte only: loss and perplexity are "
             "per token, and the tokens differ in length."
         )
-    for match in comparison.match:
-        lines.append(f"Matched across the designs: {match}.{_changes_for_match(comparison)}")
+    if comparison.match:
+        changed = _changes_for_match(comparison)
+        lines.append(f"Matched across the designs: {comparison.match}.{changed}")
     if len(comparison.seeds) == 1:
         lines.append(
             "One seed gives no confidence interval and no test; train several, as seed=1,2,3."
@@ -185,52 +187,38 @@ def notes(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _texts(comparison: Comparison, finished: list[Run]) -> list[str]:
-    if comparison.comparable:
-        return []
-    texts = _values(finished, _text)
-    return [
-        f"losses are not comparable: runs used different texts or splits ({_counts(texts)}); no "
-        f"design is marked as best"
-    ]
-
-
 def _unfinished(collection: RunCollection) -> list[str]:
-    by_status: dict[str, list[str]] = {}
-    for run in collection.runs:
-        if not run.finished:
-            status = run.status
-            if status == "finished":
-                status = "finished without a validation loss"
-            elif (steps := run.number("steps")) is not None:
-                status += f" at step {steps:,.0f}"
-            error = run.result.get("error")
-            by_status.setdefault(f"{status}: {error}" if error else status, []).append(
-                str(run.path)
-            )
+    def status(run: Run) -> str | None:
+        if run.finished:
+            return None
+        error = f": {run.result['error']}" if run.result.get("error") else ""
+        if run.status == "finished":
+            return f"finished without a validation loss{error}"
+        steps = run.number("steps")
+        return f"{run.status}{'' if steps is None else f' at step {steps:,.0f}'}{error}"
+
+    by_status = _values(collection.runs, status)
     started = {run.path.resolve() for run in collection.runs}
     waiting = [str(job.path) for job in collection.jobs if job.path.resolve() not in started]
     if waiting:
         by_status["not started"] = waiting
     return [
-        f"{_runs(len(paths))} did not finish and {'is' if len(paths) == 1 else 'are'} left out "
-        f"({status}): {_shortened(paths)}"
-        for status, paths in by_status.items()
+        f"{count(len(paths), 'run')} did not finish and {_is(paths)} left out ({why}): "
+        f"{_shortened(paths)}"
+        for why, paths in by_status.items()
     ]
 
 
 def _missing_seeds(comparison: Comparison) -> list[str]:
-    lines: dict[str, list[str]] = {}
+    lines = []
     for design in comparison.designs:
         missing = [str(s) for s in comparison.seeds if s not in design.by_seed]
-        if missing and design.runs:
-            what = "seed" if len(missing) == 1 else "seeds"
-            verb = "is" if len(missing) == 1 else "are"
-            line = f"{what} {', '.join(missing)} {verb} missing"
-            lines.setdefault(line, []).append(design.label)
-        elif not design.runs:
-            lines.setdefault("no run finished", []).append(design.label)
-    return [f"{_shortened(labels)}: {line}" for line, labels in lines.items()]
+        what = "seed" if len(missing) == 1 else "seeds"
+        if not design.runs:
+            lines.append(("no run finished", design.label))
+        elif missing:
+            lines.append((f"{what} {', '.join(missing)} {_is(missing)} missing", design.label))
+    return [f"{_shortened(labels)}: {line}" for line, labels in _group(lines).items()]
 
 
 def _groups(designs: Sequence[Design], by: Sequence[str]) -> list[str]:
@@ -257,11 +245,6 @@ def _groups(designs: Sequence[Design], by: Sequence[str]) -> list[str]:
             f"groups differ in more than {', '.join(by)}: they do not contain the same designs"
         )
     return lines
-
-
-def _matches(finished: list[Run]) -> list[str]:
-    values = _values(finished, lambda run: _match_of(run).get("what") or "null")
-    return [f"sweep.match differs between runs: {_counts(values)}"] if len(values) > 1 else []
 
 
 def _several_choices(comparison: Comparison) -> list[str]:
@@ -299,14 +282,11 @@ def _environments(finished: list[Run]) -> list[str]:
     packages = {name for run in finished for name in _dict(run.manifest, "versions")}
     for name in sorted(packages):
         facts[f"{name} versions"] = lambda run, name=name: _dict(run.manifest, "versions").get(name)
-    lines = []
-    for what, fact in facts.items():
-        values = _values(finished, fact)
-        if len(values) > 1:
-            lines.append(f"{what} differ: {_counts(values)}")
-    dirty = [r for r in finished if str(r.manifest.get("commit", "")).endswith("+changes")]
-    if dirty:
-        lines.append(f"{_runs(len(dirty))} used code with uncommitted changes")
+    values = {what: _values(finished, fact) for what, fact in facts.items()}
+    lines = [f"{what} differ: {_counts(by)}" for what, by in values.items() if len(by) > 1]
+    n_dirty = sum(str(run.manifest.get("commit", "")).endswith("+changes") for run in finished)
+    if n_dirty:
+        lines.append(f"{count(n_dirty, 'run')} used code with uncommitted changes")
     return lines
 
 
@@ -327,18 +307,15 @@ def _dict(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _changes_for_match(comparison: Comparison) -> str:
     """Return the reference and the values that `sweep.match` set, by design."""
-    parts = []
-    reference: list[str] = []
-    for design in comparison.designs:
-        for run in design.all_runs[:1]:
-            match = _match_of(run)
-            reference = reference or [str(word) for word in match.get("reference") or []]
-            for key, change in (match.get("changed") or {}).items():
-                if isinstance(change, list) and len(change) == 2:
-                    parts.append(
-                        f"{design.label} {key} from {shown(change[0])} to {shown(change[1])}"
-                    )
-    to = f" Reference: {' '.join(reference)}." if reference else ""
+    matches = {design.label: _match_of(design.all_runs[0]) for design in comparison.designs}
+    references = [match["reference"] for match in matches.values() if match.get("reference")]
+    to = f" Reference: {' '.join(map(str, references[0]))}." if references else ""
+    parts = [
+        f"{label} {key} from {shown(change[0])} to {shown(change[1])}"
+        for label, match in matches.items()
+        for key, change in (match.get("changed") or {}).items()
+        if isinstance(change, list) and len(change) == 2
+    ]
     return f"{to} Changed to match: {'; '.join(parts)}." if parts else to
 
 
@@ -359,15 +336,13 @@ def _text(run: Run) -> Any:
 
 
 def _backend(run: Run) -> Any:
-    return (
-        str(run.manifest.get("backend", run.result.get("backend", ""))).partition(" (")[0] or None
-    )
+    backend = run.manifest.get("backend", run.result.get("backend", ""))
+    return str(backend).partition(" (")[0] or None
 
 
 def _short(commit: Any) -> str | None:
-    return (
-        None if commit is None else str(commit)[:8] + "+changes" * str(commit).endswith("+changes")
-    )
+    dirty = "+changes" * str(commit).endswith("+changes")
+    return None if commit is None else f"{str(commit)[:8]}{dirty}"
 
 
 def _values(runs: Iterable[Run], fact: Callable[[Run], Any]) -> dict[str, list[str]]:
@@ -383,7 +358,7 @@ def _group(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def _counts(values: dict[str, list[str]]) -> str:
-    return "; ".join(f"{value} ({_runs(len(paths))})" for value, paths in values.items())
+    return "; ".join(f"{value} ({count(len(paths), 'run')})" for value, paths in values.items())
 
 
 def _shortened(names: Sequence[str]) -> str:
@@ -391,5 +366,10 @@ def _shortened(names: Sequence[str]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
-def _runs(n: int) -> str:
-    return "1 run" if n == 1 else f"{n} runs"
+def _is(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def count(n: int, what: str) -> str:
+    """Return `1 run` or `2 runs`."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

@@ -18,16 +18,8 @@ from minigpt.report.statistics import Interval, Seeds, interval
 
 # Keys that are not part of a design: names, trackers, paths, the seed. `model.name` follows from
 # other keys; it may label a design.
-IGNORED_KEYS = (
-    "seed",
-    "name",
-    "group",
-    "tags",
-    "resume",
-    "defaults",
-    "trainer.threads",
-    "model.name",
-)
+IGNORED_KEYS = {"seed", "name", "group", "tags", "resume", "defaults", "trainer.threads"}
+IGNORED_KEYS |= {"model.name"}
 IGNORED_SECTIONS = ("logger.", "hydra.")
 TEXT = "data.text"  # the text's digest, in place of its path
 TEXT_PATHS = ("data.dir", "data.path")
@@ -104,18 +96,18 @@ def group(runs: Sequence[Run], by: Sequence[str], matched: Sequence[str] = ()) -
     keys = [by_key(name, configs) for name in by]
     for name, key in zip(by, keys, strict=True):
         _require_varying(name, key, configs)
-    groups: dict[str, list[int]] = {}
-    for index, config in enumerate(configs):
-        chosen = {key: config.get(key, ABSENT) for key in keys} if keys else _design_only(config)
-        groups.setdefault(_identity(chosen), []).append(index)
-    designs = []
-    for indices in groups.values():
-        identities = {i: _identity(_design_only(configs[i])) for i in indices}
-        members = {identities[i]: configs[i] for i in indices}
-        design = Design("", [*members.values()], [], [])
-        for identity in members:
-            _add(design, [known[i] for i in indices if identities[i] == identity])
-        designs.append(design)
+    groups: dict[str, Design] = {}
+    members: dict[tuple[str, str], list[Run]] = {}  # by group and config
+    for run, config in zip(known, configs, strict=True):
+        identity = _identity(_design_only(config))
+        chosen = _identity({k: config.get(k, ABSENT) for k in keys}) if keys else identity
+        design = groups.setdefault(chosen, Design("", [], [], []))
+        if (chosen, identity) not in members:
+            design.configs.append(config)
+        members.setdefault((chosen, identity), []).append(run)
+    for (chosen, _), same in members.items():
+        _add(groups[chosen], same)
+    designs = [*groups.values()]
     names = labels([design.config for design in designs], keys, matched)
     for design, label in zip(designs, names, strict=True):
         design.label = label
@@ -157,8 +149,12 @@ def _design_only(config: Values) -> dict[str, Any]:
     }
 
 
-def _identity(values: Values) -> str:
+def _identity(values: Any) -> str:
     return json.dumps(values, sort_keys=True, default=str)
+
+
+def _value_of(config: Values, key: str) -> str:
+    return _identity(config.get(key, ABSENT))
 
 
 # ---- what differs ----
@@ -196,7 +192,7 @@ def varying(configs: Sequence[Values]) -> list[str]:
         values: dict[str, set[str]] = {}
         for config in configs:
             variant = str(config.get(owner)) if owner else ""
-            values.setdefault(variant, set()).add(_identity({"": config.get(key, ABSENT)}))
+            values.setdefault(variant, set()).add(_value_of(config, key))
         if any(len(variants) > 1 for variants in values.values()):
             keys.append(key)
     return keys
@@ -205,16 +201,11 @@ def varying(configs: Sequence[Values]) -> list[str]:
 def identities_without(keys: Sequence[str], configs: Sequence[Values]) -> frozenset[str]:
     """Return the identities of a group's designs without the `keys` it is grouped by."""
     below = tuple(key.removesuffix("name") for key in keys if key.endswith(".name"))
-    return frozenset(
-        _identity(
-            {
-                key: value
-                for key, value in _design_only(config).items()
-                if key not in keys and not key.startswith(below)
-            }
-        )
-        for config in configs
-    )
+    others = [
+        {k: v for k, v in _design_only(c).items() if k not in keys and not k.startswith(below)}
+        for c in configs
+    ]
+    return frozenset(map(_identity, others))
 
 
 # ---- labels ----
@@ -245,34 +236,27 @@ def _labels(configs: Sequence[Values], keys: list[str]) -> list[str]:
     bundle = [key for key in keys if _determined(configs, key)] if len({*names}) > 1 else []
     if len(bundle) > 1:
         keys = ["model.name", *(key for key in keys if key not in bundle)]
-    owners = [name.removesuffix("name") for name in sections(configs).values()]
-    texts = []
-    for config in configs:
-        parts = []
-        for key in keys:
-            owner = next((o for o in owners if key.startswith(o)), None)
-            if key in config or owner is None:  # not an option of another variant
-                parts.append(f"{word(key)}={shown(config.get(key, ABSENT))}")
-        texts.append(" ".join(parts))
-    return texts
+    owners = tuple(name.removesuffix("name") for name in sections(configs).values())
+    return [
+        " ".join(
+            f"{word(key)}={shown(config.get(key, ABSENT))}"
+            for key in keys
+            if key in config or not key.startswith(owners)  # not an option of another variant
+        )
+        for config in configs
+    ]
 
 
 def _determined(configs: Sequence[Values], key: str) -> bool:
     """Whether all designs with the same model name have the same value."""
-    values: dict[Any, str] = {}
-    return all(
-        values.setdefault(c.get("model.name"), _identity({"": c.get(key, ABSENT)}))
-        == _identity({"": c.get(key, ABSENT)})
-        for c in configs
-    )
+    pairs = {(c.get("model.name"), _value_of(c, key)) for c in configs}
+    return len(pairs) == len({name for name, _ in pairs})
 
 
 def word(key: str) -> str:
     """Return a key as typed on the command line: the config group of a variant, else the key."""
-    for name, full in GROUP_KEYS.items():
-        if key == full:
-            return name
-    return key.split(".")[-2] if key.endswith(".name") else key
+    groups = {full: name for name, full in GROUP_KEYS.items()}
+    return groups.get(key, key.split(".")[-2] if key.endswith(".name") else key)
 
 
 def shown(value: Any) -> str:
@@ -311,7 +295,7 @@ def by_key(name: str, configs: Sequence[Values]) -> str:
 
 def _require_varying(name: str, key: str, configs: Sequence[Values]) -> None:
     """Raise UserError for a key that is the same in all runs although the runs differ."""
-    values = {_identity({"": config.get(key, ABSENT)}) for config in configs}
+    values = {_value_of(config, key) for config in configs}
     others = [word(other) for other in choices(varying(configs), ())]
     if len(values) == 1 and others:
         raise UserError(
@@ -322,25 +306,20 @@ def _require_varying(name: str, key: str, configs: Sequence[Values]) -> None:
 
 def find_design(name: str, designs: Sequence[Design]) -> Design:
     """Return the design with a label, or with a value in its label. Raises UserError."""
-    matches = [design for design in designs if design.label == name]
-    if matches:
+    names: dict[str, list[Design]] = {}  # label, and its parts and values
+    for design in designs:
+        parts = design.label.split()
+        for known in {design.label, *parts, *(parse_override(part).value for part in parts)}:
+            names.setdefault(known, []).append(design)
+    labels = [design.label for design in designs]
+    if name in labels:
+        return designs[labels.index(name)]
+    matches = names.get(name, [])
+    if len(matches) == 1:
         return matches[0]
-    values = [
-        design
-        for design in designs
-        if name in {parse_override(part).value for part in design.label.split()}
-        or name in design.label.split()
-    ]
-    if len(values) == 1:
-        return values[0]
-    known = [design.label for design in designs]
-    why = "names more than one design" if values else "no such design"
-    hint = (
-        ""
-        if values
-        else did_you_mean(name, [*known, *(parse_override(label).value for label in known)])
-    )
-    raise UserError(f"--baseline={name}: {why}.{hint} Use one of: {'; '.join(known)}")
+    why = "names more than one design" if matches else "no such design"
+    hint = "" if matches else did_you_mean(name, names)
+    raise UserError(f"--baseline={name}: {why}.{hint} Use one of: {'; '.join(labels)}")
 
 
 def pairs_with_several_choices(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from minigpt.report.comparison import Comparison, Measure
@@ -15,14 +14,7 @@ CHECKPOINTS = ("best", "last")  # entries of eval.json without changed options
 LENGTHS, BY_POSITION = "lengths", "by_position"  # curves of an entry, by number of tokens
 
 
-@dataclass(frozen=True)
-class Evaluations:
-    """The entry of eval.json that is compared, the same for all runs."""
-
-    checkpoint: str
-
-
-def choose(comparison: Comparison) -> Evaluations | None:
+def choose_checkpoint(comparison: Comparison) -> str | None:
     """Return the checkpoint for which most runs have curves, None if no run has any."""
     runs = [run for design in comparison.designs for run in design.runs]
     counts = {
@@ -30,39 +22,33 @@ def choose(comparison: Comparison) -> Evaluations | None:
         for name in CHECKPOINTS
     }
     name = max(CHECKPOINTS, key=lambda name: counts[name])
-    return Evaluations(name) if counts[name] else None
+    return name if counts[name] else None
 
 
-def lengths(designs: Sequence[Design], evaluations: Evaluations, curve: str = LENGTHS) -> list[int]:
+def lengths(designs: Sequence[Design], checkpoint: str, curve: str = LENGTHS) -> list[int]:
     """Return the lengths at which any run has this curve, in ascending order."""
-    return sorted(
-        {
-            int(length)
-            for design in designs
-            for run in design.runs
-            for length in _curve(run, evaluations, curve)
-        }
-    )
+    runs = [run for design in designs for run in design.runs]
+    return sorted({int(length) for run in runs for length in _curve(run, checkpoint, curve)})
 
 
-def at_length(design: Design, evaluations: Evaluations, length: int, measure: Measure) -> Seeds:
+def at_length(design: Design, checkpoint: str, length: int, measure: Measure) -> Seeds:
     """Return the measure at a context length by seed; empty if it is undefined there."""
     key = measure.key.removeprefix("val_")
 
     def value(run: Run) -> float | None:
-        entry = _curve(run, evaluations, LENGTHS).get(str(length))
+        entry = _curve(run, checkpoint, LENGTHS).get(str(length))
         return finite(entry.get(key)) if isinstance(entry, dict) else None
 
     return design.mean_by_seed(value)
 
 
-def by_position(design: Design, evaluations: Evaluations, length: int) -> list[list[float]]:
+def by_position(design: Design, checkpoint: str, length: int) -> list[list[float]]:
     """Return losses by position in windows of `length` tokens, (seeds, positions).
 
     Positions that a run lacks are dropped for all.
     """
     by_seed = [
-        [losses for run in runs if (losses := _losses(run, evaluations, length))]
+        [losses for run in runs if (losses := _losses(run, checkpoint, length))]
         for runs in design.by_seed.values()
     ]
     shortest = min((len(losses) for runs in by_seed for losses in runs), default=0)
@@ -73,17 +59,17 @@ def by_position(design: Design, evaluations: Evaluations, length: int) -> list[l
     ]
 
 
-def _losses(run: Run, evaluations: Evaluations, length: int) -> list[float]:
+def _losses(run: Run, checkpoint: str, length: int) -> list[float]:
     """Return a run's losses by position, [] unless all are finite numbers."""
-    losses = _curve(run, evaluations, BY_POSITION).get(str(length))
+    losses = _curve(run, checkpoint, BY_POSITION).get(str(length))
     if not isinstance(losses, list):
         return []
     numbers = [number for loss in losses if (number := finite(loss)) is not None]
     return numbers if len(numbers) == len(losses) else []
 
 
-def _curve(run: Run, evaluations: Evaluations, name: str) -> dict[str, Any]:
-    curve = _entry(run, evaluations.checkpoint).get(name)
+def _curve(run: Run, checkpoint: str, name: str) -> dict[str, Any]:
+    curve = _entry(run, checkpoint).get(name)
     return {k: v for k, v in curve.items() if k.isdecimal()} if isinstance(curve, dict) else {}
 
 

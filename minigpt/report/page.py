@@ -1,9 +1,8 @@
-"""The report as one HTML page without other files: tables, interactive plots, samples."""
+"""Write a report: one HTML page with interactive plots, and its tables as CSV, Markdown, LaTeX."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
@@ -11,37 +10,31 @@ from plotly.offline import get_plotlyjs
 
 from minigpt.files import write_text
 from minigpt.html import render
-from minigpt.report.comparison import Comparison
-from minigpt.report.evaluations import Evaluations
+from minigpt.report.comparison import Comparison, count
+from minigpt.report.evaluations import choose_checkpoint
 from minigpt.report.plots import Plot, plots, styles
-from minigpt.report.results import summary, tables
+from minigpt.report.results import markdown, summary, tables
+from minigpt.report.tables import to_csv, to_latex
 
 SAMPLE_CHARACTERS = 600
 # SVG dash patterns of a legend's lines, as the plots draw them.
 STROKES = {"solid": "none", "dash": "7 4", "dot": "2 4", "dashdot": "7 3 2 3"}
 
 
-@dataclass(frozen=True)
-class Sample:
-    """The last sample of a design's first run."""
+def write_report(comparison: Comparison, out: Path, refresh: float | None = None) -> list[Path]:
+    """Write the page `out`, STEM.md, STEM.tex and STEM_TABLE.csv for each table; return paths.
 
-    label: str
-    origin: str
-    text: str
-
-
-def write_report_page(
-    path: Path, comparison: Comparison, evaluations: Evaluations | None, refresh: float | None
-) -> None:
-    """Write the page; a browser reloads it every `refresh` seconds."""
-    figures = plots(comparison, evaluations)
+    A browser reloads the page every `refresh` seconds.
+    """
+    checkpoint = choose_checkpoint(comparison)
+    all_tables, figures = tables(comparison, checkpoint), plots(comparison, checkpoint)
     page = render(
         "report.html.j2",
         title=title(comparison),
         summary=summary(comparison),
         warnings=comparison.warnings,
         notes=comparison.notes,
-        tables=tables(comparison, evaluations),
+        tables=all_tables,
         plots=figures,
         styles=styles(comparison.designs),
         strokes=STROKES,
@@ -50,26 +43,35 @@ def write_report_page(
         plot_data=_plot_data(figures),
         plotly=Markup(get_plotlyjs()),
     )
-    write_text(path, page)
+    texts = {
+        out.suffix: page,
+        ".md": markdown(title(comparison), comparison, all_tables),
+        ".tex": "\n".join(["% needs \\usepackage{booktabs}", *map(to_latex, all_tables)]),
+        **{f"_{table.name}.csv": to_csv(table) for table in all_tables},
+    }
+    paths = [out.with_name(out.stem + ending) for ending in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        write_text(path, text)
+    return paths
 
 
 def title(comparison: Comparison) -> str:
     """Return the title of the report: the names of its sweeps, or the number of designs."""
-    names = [sweep.name for sweep in comparison.collection.sweeps]
-    designs = len(comparison.designs)
-    count = "1 design" if designs == 1 else f"{designs} designs"
-    return f"minigpt report: {', '.join(names) or count}"
+    names = ", ".join(sweep.name for sweep in comparison.collection.sweeps)
+    return f"minigpt report: {names or count(len(comparison.designs), 'design')}"
 
 
-def _samples(comparison: Comparison) -> list[Sample]:
+def _samples(comparison: Comparison) -> list[dict[str, str]]:
+    """Return the last sample of each design's first run that has one."""
     samples = []
     for design in comparison.designs:
         run = next((run for run in design.all_runs if run.sample is not None), None)
         if run is None or run.sample is None:
             continue
         step, text = run.sample
+        origin = f"seed {run.seed}, step {step:,}"
         shortened = text[:SAMPLE_CHARACTERS] + "…" * (len(text) > SAMPLE_CHARACTERS)
-        samples.append(Sample(design.label, f"seed {run.seed}, step {step:,}", shortened))
+        samples.append({"label": design.label, "origin": origin, "text": shortened})
     return samples
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +13,9 @@ import plotly.graph_objects as go
 from minigpt.html import PARTS_OF_OCTAVE, by_octave
 from minigpt.report.comparison import LOSS, Comparison
 from minigpt.report.designs import Design
-from minigpt.report.evaluations import BY_POSITION, Evaluations, at_length, by_position, lengths
+from minigpt.report.evaluations import BY_POSITION, at_length, by_position, lengths
 from minigpt.report.runs import Run
-from minigpt.report.statistics import Interval, half_intervals, interval
+from minigpt.report.statistics import half_intervals, interval
 
 # Contrast of 3 or more with white and with black. Designs cycle through colours, then dashes.
 COLOURS = ("#2f7fd6", "#d9700f", "#2a9d4a", "#dc4450", "#9467d8", "#1597a5", "#8f8a1c")
@@ -67,27 +68,23 @@ class Line:
     x: list[float]
     mean: list[float]
     half: list[float] | None
-    seeds: int
 
 
 def styles(designs: Sequence[Design]) -> dict[str, Style]:
     """Return a style for each design, by label."""
-    n = len(COLOURS)
-    return {
-        design.label: Style(
-            COLOURS[index % n], DASHES[index // n % len(DASHES)], SYMBOLS[index % len(SYMBOLS)]
-        )
-        for index, design in enumerate(designs)
-    }
+    colours, symbols = itertools.cycle(COLOURS), itertools.cycle(SYMBOLS)
+    dashes = itertools.cycle(dash for dash in DASHES for _ in COLOURS)
+    labels = [design.label for design in designs]
+    return dict(zip(labels, map(Style, colours, dashes, symbols), strict=False))
 
 
-def plots(comparison: Comparison, evaluations: Evaluations | None) -> list[Plot]:
+def plots(comparison: Comparison, checkpoint: str | None) -> list[Plot]:
     """Return the plots that have data, in the order of the page."""
     drafts = [learning(comparison, comparison.measure.key)]
     if comparison.one_tokenizer:
         drafts.append(learning(comparison, "train_loss"))
-    if evaluations is not None:
-        drafts += [length_plot(comparison, evaluations), position_plot(comparison, evaluations)]
+    if checkpoint is not None:
+        drafts += [length_plot(comparison, checkpoint), position_plot(comparison, checkpoint)]
     drafts += [
         against(comparison, "parameters", "parameters.total", "parameters"),
         against(comparison, "time", "seconds", "seconds of training"),
@@ -97,13 +94,7 @@ def plots(comparison: Comparison, evaluations: Evaluations | None) -> list[Plot]
 
 # ---- during training ----
 
-# By the name of the button: the title of the x-axis, and x of a run at its steps.
-AXES: dict[str, tuple[str, Callable[[Run, list[int]], list[float] | None]]] = {
-    "step": ("steps", lambda run, steps: [*map(float, steps)]),
-    "tokens": ("tokens", lambda run, steps: _scaled(steps, _tokens_per_step(run))),
-    "FLOPs": ("FLOPs", lambda run, steps: _scaled(steps, _flops_per_step(run))),
-    "seconds": ("seconds", lambda run, steps: _seconds(run, steps)),
-}
+AXES = {"step": "steps", "tokens": "tokens", "FLOPs": "FLOPs", "seconds": "seconds"}  # titles
 
 
 def learning(comparison: Comparison, key: str) -> Plot | None:
@@ -112,150 +103,123 @@ def learning(comparison: Comparison, key: str) -> Plot | None:
     is_training_loss = key == "train_loss"
     name = "training loss" if is_training_loss else measure.name
     unit = LOSS.unit if is_training_loss else measure.unit
-    known = [
-        (design, logged)
-        for design in comparison.designs
-        if (logged := _logged(design.runs or design.unfinished, key)) is not None
+    curves = [
+        (design, _curves(design.runs or design.unfinished, key)) for design in comparison.designs
     ]
-    if all(len(logged.steps) < 2 for _, logged in known):  # one value, which the leaderboard has
+    known = {design.label: lines for design, lines in curves if lines}
+    if all(len(lines["step"].x) < 2 for lines in known.values()):  # the leaderboard has one value
         return None
-    lines = _lines_by_axis([logged for _, logged in known])
     by_label = styles(comparison.designs)
-    figure = _figure(f"{name}, {unit}", AXES["step"][0])
-    for (design, _), line in zip(known, lines["step"], strict=True):
-        _add_line(figure, design.label, by_label[design.label], line)
-    choices = [Choice(axis, *_data(lines[axis]), AXES[axis][0]) for axis in lines]
+    figure = _figure(f"{name}, {unit}", AXES["step"])
+    for label, lines in known.items():
+        _add_line(figure, label, by_label[label], lines["step"])
+    choices = [
+        Choice(axis, *_data([lines[axis] for lines in known.values()]), title)
+        for axis, title in AXES.items()
+        if all(axis in lines for lines in known.values())
+    ]
     text = (
         "Mean over seeds, up to the last step that all seeds of a design reached; band: interval."
     )
     if is_training_loss:
         text += " Training loss is the mean since the previous logged step."
-    unfinished = [design.label for design, _ in known if not design.runs]
+    unfinished = [design.label for design, lines in curves if lines and not design.runs]
     if unfinished:
         text += f" Unfinished runs are drawn for {', '.join(unfinished)}."
     heading = f"{name.capitalize()} during training"
     return Plot(f"learning_{key}", heading, text, figure, choices)
 
 
-def _lines_by_axis(known: list[Logged]) -> dict[str, list[Line]]:
-    """Return a line for each design by axis; an axis that a run has no values for is left out."""
-    by_axis: dict[str, list[Line]] = {}
-    for axis, (_, at) in AXES.items():
-        for logged in known:
-            x = [values for run in logged.runs if (values := at(run, logged.steps)) is not None]
-            if len(x) == len(logged.runs):
-                line = _line(np.mean(x, axis=0).tolist(), logged.by_seed)
-                by_axis.setdefault(axis, []).append(line)
-    return {axis: lines for axis, lines in by_axis.items() if len(lines) == len(known)}
+def _curves(runs: Sequence[Run], key: str) -> dict[str, Line]:
+    """Return the line of a metric by axis, at MAX_POINTS shared steps or fewer; {} without any.
 
-
-@dataclass(frozen=True)
-class Logged:
-    """A metric at the steps at which all runs logged it. `values`: (runs, steps)."""
-
-    runs: list[Run]
-    steps: list[int]
-    values: np.ndarray
-
-    @property
-    def by_seed(self) -> np.ndarray:
-        """The mean over the runs of each seed, (seeds, steps)."""
-        rows: dict[Any, list[np.ndarray]] = {}
-        for run, row in zip(self.runs, self.values, strict=True):
-            rows.setdefault(run.path if run.seed is None else run.seed, []).append(row)
-        return np.array([np.mean(same, axis=0) for same in rows.values()])
-
-
-def _logged(runs: Sequence[Run], key: str) -> Logged | None:
-    """Return a metric at MAX_POINTS steps or fewer, None if the runs share no step."""
+    An axis is left out if a run has no values for it.
+    """
     known = [(run, logged) for run in runs if (logged := run.logged(key))]
-    if not known:
-        return None
-    steps = sorted(set.intersection(*({*logged} for _, logged in known)))
-    steps = steps[::-1][:: -(-len(steps) // MAX_POINTS) or 1][::-1]  # keeps the last
-    values = np.array([[logged[step] for step in steps] for _, logged in known])
-    return Logged([run for run, _ in known], steps, values) if steps else None
+    shared = [{*logged} for _, logged in known]
+    steps = sorted(shared[0].intersection(*shared)) if shared else []
+    if not steps:
+        return {}
+    steps = steps[::-1][:: -(-len(steps) // MAX_POINTS)][::-1]  # keeps the last
+    by_seed: dict[Any, list[list[float]]] = {}
+    for run, logged in known:
+        values = [logged[step] for step in steps]
+        by_seed.setdefault(run.path if run.seed is None else run.seed, []).append(values)
+    means = np.array([np.mean(same, axis=0) for same in by_seed.values()])
+    axes = [_axes(run, steps) for run, _ in known]
+    return {
+        axis: _line(np.mean([x[axis] for x in axes], axis=0).tolist(), means)
+        for axis in AXES
+        if all(axis in x for x in axes)
+    }
 
 
-def _tokens_per_step(run: Run) -> float | None:
+def _axes(run: Run, steps: list[int]) -> dict[str, Sequence[float]]:
+    """Return x of a run at its steps, by the name of the axis."""
     batch, block = run.config.get("trainer.batch_size"), run.config.get("model.block_size")
-    return batch * block if isinstance(batch, int) and isinstance(block, int) else None
-
-
-def _flops_per_step(run: Run) -> float | None:
-    tokens, flops = _tokens_per_step(run), run.number("flops_per_token")
-    return None if tokens is None or flops is None else tokens * flops
-
-
-def _scaled(steps: list[int], factor: float | None) -> list[float] | None:
-    return None if factor is None else [step * factor for step in steps]
-
-
-def _seconds(run: Run, steps: list[int]) -> list[float] | None:
-    seconds = run.logged("seconds")
-    return [seconds[step] for step in steps] if all(step in seconds for step in steps) else None
+    flops, seconds = run.number("flops_per_token"), run.logged("seconds")
+    axes: dict[str, Sequence[float]] = {"step": steps}
+    if isinstance(batch, int) and isinstance(block, int):
+        axes["tokens"] = [step * batch * block for step in steps]
+        if flops is not None:
+            axes["FLOPs"] = [tokens * flops for tokens in axes["tokens"]]
+    if all(step in seconds for step in steps):
+        axes["seconds"] = [seconds[step] for step in steps]
+    return axes
 
 
 # ---- after training ----
 
 
-def length_plot(comparison: Comparison, evaluations: Evaluations) -> Plot | None:
+def length_plot(comparison: Comparison, checkpoint: str) -> Plot | None:
     """Return the plot of the measure by context length."""
     measure = comparison.measure
-    known = lengths(comparison.designs, evaluations)
+    known = lengths(comparison.designs, checkpoint)
     by_label = styles(comparison.designs)
     figure = _figure(f"{measure.name}, {measure.unit}", "context length, tokens")
     _by_octaves(figure, known)
     for design in comparison.designs:
-        seeds = {n: at_length(design, evaluations, n, measure) for n in known}
-        shared = [n for n in known if seeds[n]]
-        intervals = [interval([*seeds[n].values()]) for n in shared]
-        if shared:
-            halves = [i.half or 0.0 for i in intervals]
-            several = any(i.half is not None for i in intervals)
-            line = Line(
-                [*map(float, shared)],
-                [i.mean for i in intervals],
-                halves if several else None,
-                max(i.n for i in intervals),
-            )
+        seeds = {n: at_length(design, checkpoint, n, measure) for n in known}
+        intervals = {n: interval([*values.values()]) for n, values in seeds.items() if values}
+        if intervals:
+            means, halves = zip(*((i.mean, i.half) for i in intervals.values()), strict=True)
+            half = [half or 0.0 for half in halves] if any(h is not None for h in halves) else None
+            line = Line([*intervals], [*means], half)
             _add_line(figure, design.label, by_label[design.label], line, mode="lines+markers")
     if not figure.data:
         return None
-    _mark_block_size(figure, comparison.designs)
+    for size in {design.config.get("model.block_size") for design in comparison.designs}:
+        if isinstance(size, int):
+            figure.add_vline(x=size, line={"dash": "dot", "width": 1, "color": "#888888"})
     text = (
         f"One full pass for each length, over windows that do not overlap; weights: "
-        f"{evaluations.checkpoint}. A line ends where its scheme is undefined. Band: interval over "
+        f"{checkpoint}. A line ends where its scheme is undefined. Band: interval over "
         f"seeds; dotted line: length in training."
     )
     return Plot("lengths", "Loss by context length", text, figure)
 
 
-def position_plot(comparison: Comparison, evaluations: Evaluations) -> Plot | None:
+def position_plot(comparison: Comparison, checkpoint: str) -> Plot | None:
     """Return the plot of the loss by position in the window, with a button for each length."""
     if not comparison.one_tokenizer:
         return None  # positions count tokens, which differ
     designs = comparison.designs
     by_label = styles(designs)
-    sizes = lengths(designs, evaluations, BY_POSITION)
+    sizes = lengths(designs, checkpoint, BY_POSITION)
     trained = {design.config.get("model.block_size") for design in designs}
     sizes.sort(key=lambda n: (n not in trained, n))  # the length in training comes first
-    losses = {size: {d.label: by_position(d, evaluations, size) for d in designs} for size in sizes}
+    losses = {size: {d.label: by_position(d, checkpoint, size) for d in designs} for size in sizes}
     labels = [d.label for d in designs if any(losses[size][d.label] for size in sizes)]
     if not labels:
         return None
 
-    def lines(size: int) -> list[Line]:
-        return [_position_line(losses[size][label]) for label in labels]
-
-    figure = _figure(f"{LOSS.name}, {LOSS.unit}", "position in the window")
+    title = "position in the window"
+    lines = {size: [_position_line(losses[size][label]) for label in labels] for size in sizes}
+    figure = _figure(f"{LOSS.name}, {LOSS.unit}", title)
     _by_octaves(figure, [2**n for n in range(max(sizes).bit_length())])
-    for label, line in zip(labels, lines(sizes[0]), strict=True):
+    for label, line in zip(labels, lines[sizes[0]], strict=True):
         _add_line(figure, label, by_label[label], line)
-    choices = [
-        Choice(f"windows of {size:,}", *_data(lines(size)), "position in the window")
-        for size in sizes
-    ]
+    choices = [Choice(f"windows of {size:,}", *_data(lines[size]), title) for size in sizes]
     text = (
         f"Mean over the tokens at each position, averaged over 1/{PARTS_OF_OCTAVE} octaves of "
         f"positions; band: interval over seeds."
@@ -265,7 +229,7 @@ def position_plot(comparison: Comparison, evaluations: Evaluations) -> Plot | No
 
 def _position_line(seeds: list[list[float]]) -> Line:
     if not seeds:
-        return Line([], [], [], 0)
+        return Line([], [], None)
     positions = by_octave(seeds[0])[0]
     return _line(positions, np.array([by_octave(losses)[1] for losses in seeds]))
 
@@ -282,13 +246,13 @@ def against(comparison: Comparison, name: str, key: str, title: str) -> Plot | N
             continue
         xs.append(x.mean)
         style = by_label[design.label]
+        bars = {"type": "data", "color": style.colour, "thickness": 1.5}
         figure.add_scatter(
             x=[x.mean],
             y=[y.mean],
-            error_x=_error(x, style),
-            error_y=_error(y, style),
+            error_x=bars | {"array": [x.half or 0.0], "visible": bool(x.half)},
+            error_y=bars | {"array": [y.half or 0.0], "visible": bool(y.half)},
             name=design.label,
-            legendgroup=design.label,
             mode="markers",
             marker={"color": style.colour, "size": 10, "symbol": style.symbol},
             hovertemplate="%{x:,.5~g}, %{y:.4f}<extra>%{fullData.name}</extra>",
@@ -301,42 +265,27 @@ def against(comparison: Comparison, name: str, key: str, title: str) -> Plot | N
     return Plot(name, f"Loss against {name}", text, figure)
 
 
-def _error(interval: Interval, style: Style) -> dict[str, Any]:
-    return {
-        "type": "data",
-        "array": [interval.half or 0.0],
-        "visible": bool(interval.half),
-        "color": style.colour,
-        "thickness": 1.5,
-    }
-
-
 # ---- lines, bands, axes ----
 
 
 def _line(x: list[float], values: np.ndarray) -> Line:
     """Return the line of values (seeds, points)."""
     half = half_intervals(values.T).tolist() if len(values) > 1 else None
-    return Line(x, values.mean(axis=0).tolist(), half, len(values))
+    return Line(x, values.mean(axis=0).tolist(), half)
 
 
-def _band(line: Line) -> tuple[list[float], list[float]]:
-    """Return the outline of the interval: its upper side, then its lower side backwards."""
-    if line.half is None:
-        return [], []
-    upper = [m + h for m, h in zip(line.mean, line.half, strict=True)]
-    lower = [m - h for m, h in zip(line.mean, line.half, strict=True)]
-    return line.x + line.x[::-1], upper + lower[::-1]
+def _data(lines: Sequence[Line]) -> tuple[list[list[float]], list[list[float]]]:
+    """Return x and y of every trace: of each line its band, if there is one, then its mean.
 
-
-def _data(lines: Any) -> tuple[list[Any], list[Any]]:
-    """Return x and y of every trace, in the order in which `_add_line` adds them."""
-    x: list[Any] = []
-    y: list[Any] = []
+    The outline of a band is its upper side, then its lower side backwards.
+    """
+    x: list[list[float]] = []
+    y: list[list[float]] = []
     for line in lines:
-        outline = _band(line)
-        x += [_rounded(outline[0]), _rounded(line.x)]
-        y += [_rounded(outline[1]), _rounded(line.mean)]
+        mean, half = np.array(line.mean), np.array(line.half or [])
+        band = [*(mean + half), *(mean - half)[::-1]] if line.half else []
+        x += [_rounded((line.x + line.x[::-1])[: len(band)]), _rounded(line.x)]
+        y += [_rounded(band), _rounded(line.mean)]
     return x, y
 
 
@@ -347,7 +296,6 @@ def _add_line(figure: go.Figure, name: str, style: Style, line: Line, mode: str 
         x=band_x,
         y=band_y,
         name=name,
-        legendgroup=name,
         mode="lines",
         line={"width": 0},
         fill="toself",
@@ -358,7 +306,6 @@ def _add_line(figure: go.Figure, name: str, style: Style, line: Line, mode: str 
         x=line_x,
         y=line_y,
         name=name,
-        legendgroup=name,
         mode=mode if len(line.x) > 1 else "markers",
         line={"color": style.colour, "dash": style.dash, "width": 2},
         marker={"color": style.colour, "size": 7, "symbol": style.symbol},
@@ -368,6 +315,7 @@ def _add_line(figure: go.Figure, name: str, style: Style, line: Line, mode: str 
 
 def _figure(y: str, x: str) -> go.Figure:
     """Return an empty figure; report.js sets its colours."""
+    axis = {"automargin": True, "zeroline": False}
     return go.Figure(
         layout={
             "template": "none",
@@ -376,22 +324,15 @@ def _figure(y: str, x: str) -> go.Figure:
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
             "hovermode": "closest",
-            "xaxis": {"title": {"text": x}, "automargin": True, "zeroline": False},
-            "yaxis": {"title": {"text": y}, "automargin": True, "zeroline": False},
+            "xaxis": {"title": {"text": x}, **axis},
+            "yaxis": {"title": {"text": y}, **axis},
         }
     )
 
 
 def _by_octaves(figure: go.Figure, ticks: Sequence[int]) -> None:
-    figure.update_xaxes(
-        type="log", tickmode="array", tickvals=[*ticks], ticktext=[str(tick) for tick in ticks]
-    )
-
-
-def _mark_block_size(figure: go.Figure, designs: Sequence[Design]) -> None:
-    for size in {design.config.get("model.block_size") for design in designs}:
-        if isinstance(size, int):
-            figure.add_vline(x=size, line={"dash": "dot", "width": 1, "color": "#888888"})
+    texts = [*map(str, ticks)]
+    figure.update_xaxes(type="log", tickmode="array", tickvals=[*ticks], ticktext=texts)
 
 
 def _transparent(colour: str) -> str:

@@ -6,9 +6,9 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 
-from minigpt.report.comparison import LOSS, Comparison
+from minigpt.report.comparison import LOSS, Comparison, count
 from minigpt.report.designs import Design, shown, varying, word
-from minigpt.report.evaluations import Evaluations, at_length, lengths
+from minigpt.report.evaluations import at_length, lengths
 from minigpt.report.runs import Run
 from minigpt.report.statistics import CONFIDENCE, POWER, interval
 from minigpt.report.tables import Cell, Column, Table, markdown_text, to_markdown
@@ -17,11 +17,11 @@ BEST, NOT_WORSE = "★", "≈"
 PERCENT = f"{CONFIDENCE:.0%}"
 
 
-def tables(comparison: Comparison, evaluations: Evaluations | None) -> list[Table]:
+def tables(comparison: Comparison, checkpoint: str | None) -> list[Table]:
     """Return the tables that have rows, in the order of the page."""
     drafts = [leaderboard(comparison), differences(comparison)]
-    if evaluations is not None:
-        drafts.append(by_length(comparison, evaluations))
+    if checkpoint is not None:
+        drafts.append(by_length(comparison, checkpoint))
     drafts += [configs(comparison), runs(comparison), versions(comparison)]
     return [table for table in drafts if table.rows]
 
@@ -33,7 +33,7 @@ def summary(comparison: Comparison) -> str:
     seeds = ", ".join(map(str, comparison.seeds)) or "none"
     base = "" if comparison.baseline is None else f"; baseline: {comparison.baseline.label}"
     return (
-        f"{finished} of {_count(runs, 'run')} finished, {_count(designs, 'design')}; "
+        f"{finished} of {count(runs, 'run')} finished, {count(designs, 'design')}; "
         f"seeds: {seeds}{base}; ranked by {comparison.measure.name} ({comparison.measure.unit})"
     )
 
@@ -55,9 +55,11 @@ def leaderboard(comparison: Comparison) -> Table:
         Column("val_bits_per_byte", "bits/byte"),
         Column("train_loss", "train loss"),
     ]
-    if not comparison.one_tokenizer:
-        losses = [column for column in losses if column.key == measure.key]
-    costs = [
+    columns = [
+        Column("design"),
+        Column("mark", "best"),
+        *(c for c in losses if comparison.one_tokenizer or c.key == measure.key),
+        Column("runs"),
         Column("parameters_total", "parameters"),
         Column("parameters_active", "active"),
         Column("parameters_positional", "positional"),
@@ -65,33 +67,23 @@ def leaderboard(comparison: Comparison) -> Table:
         Column("tokens_per_second", "tokens/s", 0),
         Column("peak_memory_mib", "peak MiB", 1),
     ]
-    columns = [
-        Column("design", "design"),
-        Column("mark", "best"),
-        *losses,
-        Column("runs", "runs"),
-        *costs,
-    ]
     rows: list[list[Cell]] = []
     for design in comparison.ranked:
+        loss, memory = design.interval("val_loss"), design.interval("peak_memory_bytes")
+        total, active = (_exact(design, f"parameters.{kind}") for kind in ("total", "active"))
         cells: dict[str, Cell] = {
             "design": design.label,
             "mark": mark(comparison, design),
             "runs": len(design.runs),
-            "val_loss": design.interval("val_loss"),
-            "val_bits_per_byte": design.interval("val_bits_per_byte"),
-            "train_loss": design.interval("train_loss"),
-            "tokens_per_second": design.interval("tokens_per_second"),
-            "flops_per_token": _exact(design, "flops_per_token"),
-            "parameters_total": _exact(design, "parameters.total"),
-            "parameters_active": _exact(design, "parameters.active"),
+            "val_perplexity": None if loss is None else loss.exp(),
+            "parameters_total": total,
+            "parameters_active": None if active == total else active,  # of mixtures of experts
             "parameters_positional": _exact(design, "parameters.positional"),
+            "flops_per_token": _exact(design, "flops_per_token"),
+            "peak_memory_mib": None if memory is None else memory.times(2**-20),
         }
-        loss, memory = design.interval("val_loss"), design.interval("peak_memory_bytes")
-        cells["val_perplexity"] = None if loss is None else loss.exp()
-        cells["peak_memory_mib"] = None if memory is None else memory.times(2**-20)
-        if cells["parameters_active"] == cells["parameters_total"]:
-            cells["parameters_active"] = None  # the column is for mixtures of experts
+        others = [column.key for column in columns if column.key not in cells]
+        cells |= {key: design.interval(key) for key in others}
         rows.append([cells[column.key] for column in columns])
     kept = [p for p in range(len(columns)) if p < 2 or any(row[p] is not None for row in rows)]
     columns, rows = [columns[p] for p in kept], [[row[p] for p in kept] for row in rows]
@@ -121,30 +113,22 @@ def differences(comparison: Comparison) -> Table:
     """Return each design minus the baseline, paired by seed."""
     measure, base = comparison.measure, comparison.baseline
     columns = [
-        Column("design", "design"),
-        Column("difference", "difference", sign="+"),
-        Column("seeds", "seeds"),
-        Column("p", "p", is_p=True),
+        Column("design"),
+        Column("difference", sign="+"),
+        Column("seeds"),
+        Column("p", is_p=True),
         Column("p_holm", "p (Holm)", is_p=True),
         Column("detectable", "minimum detectable effect"),
-        Column("significant", "significant"),
+        Column("significant"),
     ]
     rows: list[list[Cell]] = []
     for design in comparison.ranked:
         difference = comparison.differences.get(design.label)
         if difference is None:
             continue
-        rows.append(
-            [
-                design.label,
-                difference.interval,
-                difference.interval.n,
-                difference.p,
-                difference.p_holm,
-                difference.minimum_detectable_effect,
-                {None: "", True: "yes", False: "no"}[difference.significant],
-            ]
-        )
+        row: list[Cell] = [design.label, difference.interval, difference.interval.n]
+        row += [difference.p, difference.p_holm, difference.minimum_detectable_effect]
+        rows.append([*row, {None: "", True: "yes", False: "no"}[difference.significant]])
     name = "" if base is None else base.label
     note = (
         f"{measure.name.capitalize()} ({measure.unit}) minus that of {name} with the same seed: "
@@ -157,22 +141,20 @@ def differences(comparison: Comparison) -> Table:
     return Table("differences", f"Differences to {name}", columns, rows, note)
 
 
-def by_length(comparison: Comparison, evaluations: Evaluations) -> Table:
+def by_length(comparison: Comparison, checkpoint: str) -> Table:
     """Return the measure by context length, from `minigpt eval --lengths`."""
     measure = comparison.measure
-    sizes = lengths(comparison.designs, evaluations)
-    columns = [Column("design", "design"), *(Column(f"at_{n}", f"{n:,}") for n in sizes)]
+    sizes = lengths(comparison.designs, checkpoint)
+    columns = [Column("design"), *(Column(f"at_{n}", f"{n:,}") for n in sizes)]
     rows: list[list[Cell]] = []
     for design in comparison.ranked:
-        row: list[Cell] = []
-        for length in sizes:
-            seeds = at_length(design, evaluations, length, measure)
-            row.append(interval([*seeds.values()]) if seeds else None)
-        if any(cell is not None for cell in row):
-            rows.append([design.label, *row])
+        by_size = [at_length(design, checkpoint, size, measure) for size in sizes]
+        if any(by_size):
+            cells = (interval([*seeds.values()]) if seeds else None for seeds in by_size)
+            rows.append([design.label, *cells])
     note = (
         f"{measure.name.capitalize()} ({measure.unit}) by context length in tokens, over windows "
-        f"that do not overlap; weights: {evaluations.checkpoint}. Empty: no value."
+        f"that do not overlap; weights: {checkpoint}. Empty: no value."
     )
     return Table("lengths", "By context length", columns, rows, note)
 
@@ -180,7 +162,10 @@ def by_length(comparison: Comparison, evaluations: Evaluations) -> Table:
 def configs(comparison: Comparison) -> Table:
     """Return the config values that differ between designs."""
     keys = varying([design.config for design in comparison.designs])
-    columns = [Column("design", "design"), *(Column(key, _heading(key)) for key in keys)]
+    columns = [
+        Column("design"),
+        *(Column(key, word(key) if key.endswith(".name") else key) for key in keys),
+    ]
     rows: list[list[Cell]] = [
         [design.label, *(_value(design, key) for key in keys)] for design in comparison.designs
     ]
@@ -193,17 +178,12 @@ def configs(comparison: Comparison) -> Table:
 def runs(comparison: Comparison) -> Table:
     """Return each run with its directory, status, command and commit."""
     labels = {id(run): design.label for design in comparison.designs for run in design.all_runs}
+    measure = comparison.measure
     columns = [
-        Column("run", "run"),
-        Column("design", "design"),
-        Column("seed", "seed"),
-        Column("status", "status"),
-        Column("steps", "steps"),
-        Column(comparison.measure.key, f"{comparison.measure.name}, {comparison.measure.unit}", 4),
-        Column("seconds", "seconds", 1),
-        Column("device", "device"),
-        Column("commit", "commit"),
-        Column("command", "command"),
+        *map(Column, ("run", "design", "seed", "status", "steps")),
+        Column(measure.key, f"{measure.name}, {measure.unit}"),
+        Column("seconds", digits=1),
+        *map(Column, ("device", "commit", "command")),
     ]
     rows: list[list[Cell]] = []
     for run in comparison.collection.runs:
@@ -216,7 +196,7 @@ def runs(comparison: Comparison) -> Table:
                 "" if run.seed is None else str(run.seed),  # text: without thousands separators
                 run.status,
                 None if steps is None else int(steps),
-                run.number(comparison.measure.key),
+                run.number(measure.key),
                 run.number("seconds"),
                 str(run.result.get("device", "")),
                 str(run.manifest.get("commit") or ""),
@@ -228,25 +208,16 @@ def runs(comparison: Comparison) -> Table:
 
 def running(comparison: Comparison) -> Table:
     """Return the progress of runs without a result."""
-    columns = [
-        Column("run", "running"),
-        Column("step", "step"),
-        Column("steps", "of"),
-        Column("train_loss", "train loss"),
-        Column("val_loss", "val loss"),
-    ]
+    titles = {"run": "running", "step": "step", "steps": "of"}
+    losses = {"train_loss": "train loss", "val_loss": "val loss"}
+    columns = [Column(key, title) for key, title in (titles | losses).items()]
     rows: list[list[Cell]] = []
     for run in comparison.collection.runs:
         if run.metrics and not run.has_ended:
             steps = run.config.get("trainer.max_steps")
-            rows.append(
-                [
-                    run.path.name,
-                    run.metrics[-1]["step"],
-                    steps if isinstance(steps, int) else None,
-                    *(_last(run, key) for key in ("train_loss", "val_loss")),
-                ]
-            )
+            of = steps if isinstance(steps, int) else None
+            last = [next(reversed(run.logged(key).values()), None) for key in losses]
+            rows.append([run.path.name, run.metrics[-1]["step"], of, *last])
     return Table("running", "Running", columns, rows)
 
 
@@ -258,9 +229,8 @@ def versions(comparison: Comparison) -> Table:
         packages = run.manifest.get("versions")
         facts |= packages if isinstance(packages, dict) else {}
         counts.update((name, str(value)) for name, value in facts.items() if value is not None)
-    columns = [Column("what", "what"), Column("version", "version"), Column("runs", "runs")]
     rows: list[list[Cell]] = [[name, version, n] for (name, version), n in counts.items()]
-    return Table("versions", "Versions", columns, rows)
+    return Table("versions", "Versions", [*map(Column, ("what", "version", "runs"))], rows)
 
 
 def _exact(design: Design, key: str) -> Cell:
@@ -270,18 +240,6 @@ def _exact(design: Design, key: str) -> Cell:
         return None
     same = len({*values}) == 1 and values[0].is_integer()
     return int(values[0]) if same else interval(values)
-
-
-def _last(run: Run, key: str) -> float | None:
-    return next(reversed(run.logged(key).values()), None)
-
-
-def _count(n: int, what: str) -> str:
-    return f"1 {what}" if n == 1 else f"{n} {what}s"
-
-
-def _heading(key: str) -> str:
-    return word(key) if key.endswith(".name") else key
 
 
 def _value(design: Design, key: str) -> str:

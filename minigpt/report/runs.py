@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,11 +25,9 @@ NO_RESULT = "no result.json: still running, or killed"
 
 @dataclass(frozen=True)
 class Sweep:
-    """The folder of a sweep. `match`: the quantity that was made equal across its designs."""
+    """The jobs that a sweep.json lists."""
 
-    path: Path
     name: str
-    match: str | None
     jobs: list[Job]
 
 
@@ -159,11 +158,9 @@ def file_states(folders: Sequence[Path]) -> dict[Path, tuple[int, int]]:
     """Return the modification time and size of every file that `find_runs` reads."""
     states = {}
     for path in (path for top in folders for name in FILES for path in top.rglob(name)):
-        try:
+        with suppress(FileNotFoundError):  # deleted since it was listed
             stat = path.stat()
-        except FileNotFoundError:  # deleted since it was listed
-            continue
-        states[path] = (stat.st_mtime_ns, stat.st_size)
+            states[path] = (stat.st_mtime_ns, stat.st_size)
     return states
 
 
@@ -185,10 +182,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     by_key: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{prefix}{name}"
-        if isinstance(value, dict):
-            by_key |= flat(value, f"{key}.")
-        else:
-            by_key[key] = value
+        by_key |= flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
     return by_key
 
 
@@ -222,18 +216,14 @@ def _is_run(run: Run) -> bool:
 
 def _read_sweeps(folders: Sequence[Path], problems: list[str]) -> list[Sweep]:
     """Read the sweep.json files in the folders and below."""
-    sweeps: dict[Path, Sweep] = {}
-    for file in (file for top in folders for file in sorted(top.rglob(SWEEP))):
+    files = {file.resolve(): file for top in folders for file in sorted(top.rglob(SWEEP))}
+    sweeps = []
+    for file in files.values():
         content = try_read_json(file, problems)
-        if not isinstance(content.get("jobs"), list) or file.resolve() in sweeps:
-            continue
-        sweeps[file.resolve()] = Sweep(
-            file.parent,
-            str(content.get("name") or file.parent.resolve().name),
-            match if isinstance(match := content.get("match"), str) else None,
-            listed_jobs(content, file.parent),
-        )
-    return [*sweeps.values()]
+        if isinstance(content.get("jobs"), list):
+            name = str(content.get("name") or file.parent.resolve().name)
+            sweeps.append(Sweep(name, listed_jobs(content, file.parent)))
+    return sweeps
 
 
 def finite(value: Any) -> float | None:

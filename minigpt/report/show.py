@@ -11,11 +11,11 @@ from rich.text import Text
 
 from minigpt.console import LiveView
 from minigpt.report.comparison import Comparison, compare
-from minigpt.report.evaluations import choose
+from minigpt.report.evaluations import choose_checkpoint
+from minigpt.report.page import write_report
 from minigpt.report.results import differences, leaderboard, running, summary, tables
 from minigpt.report.runs import file_states
 from minigpt.report.tables import print_table, to_rich
-from minigpt.report.write import write_report
 
 PRINTED = ("leaderboard", "differences", "lengths", "configs")  # the page has all tables
 
@@ -32,7 +32,7 @@ def show(comparison: Comparison, console: Console) -> None:
         line(f"warning: {warning}", "yellow")
     for note in comparison.notes:
         line(note)
-    for table in tables(comparison, choose(comparison)):
+    for table in tables(comparison, choose_checkpoint(comparison)):
         if table.name not in PRINTED:
             continue
         if not console.is_terminal:

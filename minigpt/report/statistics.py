@@ -85,15 +85,17 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(float(numbers.mean()), half, len(numbers))
 
 
+def minus(one: Seeds, other: Seeds) -> Seeds:
+    """Return one minus the other for each seed that both have, in ascending order."""
+    return {seed: one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())}
+
+
 def paired(one: Seeds, other: Seeds) -> Difference | None:
     """Return one minus the other over the seeds that both have, None if they share no seed."""
-    shared = sorted(one.keys() & other.keys())
-    if not shared:
+    by_seed = [*minus(one, other).values()]
+    if not by_seed:
         return None
-    differences = [one[seed] - other[seed] for seed in shared]
-    return Difference(
-        interval(differences), paired_p(differences), minimum_detectable_effect(differences)
-    )
+    return Difference(interval(by_seed), paired_p(by_seed), minimum_detectable_effect(by_seed))
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
@@ -149,22 +151,12 @@ def not_significantly_worse(designs: Sequence[Seeds]) -> set[int]:
         return set()
     best = min(known, key=lambda index: float(np.mean([*designs[index].values()])))
     pairs = list(combinations(known, 2))
-    ps = []
-    for a, b in pairs:
-        shared = designs[a].keys() & designs[b].keys()
-        ps.append(paired_p([designs[a][seed] - designs[b][seed] for seed in sorted(shared)]))
-    significant = {
-        pair
-        for pair, p in zip(pairs, holm(ps), strict=True)
-        if p is not None and p < 1 - CONFIDENCE
-    }
-    return {
-        index
-        for index in known
-        if (min(index, best), max(index, best)) not in significant
-        or not _is_worse(designs[index], designs[best])  # the lowest mean may be over other seeds
-    }
-
-
-def _is_worse(one: Seeds, other: Seeds) -> bool:
-    return sum(one[seed] - other[seed] for seed in one.keys() & other.keys()) > 0
+    ps = holm([paired_p([*minus(designs[a], designs[b]).values()]) for a, b in pairs])
+    worse = set()
+    for (a, b), p in zip(pairs, ps, strict=True):
+        if best in (a, b) and p is not None and p < 1 - CONFIDENCE:
+            other = b if a == best else a
+            # The lowest mean may be over other seeds.
+            if sum(minus(designs[other], designs[best]).values()) > 0:
+                worse.add(other)
+    return {*known} - worse

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,13 +21,13 @@ SMALLEST_P = 1e-4
 
 @dataclass(frozen=True)
 class Column:
-    """A column: `key` in CSV files, heading, and digits after the decimal point.
+    """A column: `key` in CSV files, heading (default: the key), digits after the decimal point.
 
     A column of intervals shows two significant digits of the smallest one, at most `digits`.
     """
 
     key: str
-    title: str
+    title: str = ""
     digits: int = 4
     sign: str = ""  # "+": also for positive numbers
     is_p: bool = False
@@ -45,48 +45,39 @@ class Table:
 
     def texts(self) -> list[list[str]]:
         """Return the cells as formatted text, by rows."""
-        formats = [
-            _format(column, [row[index] for row in self.rows])
-            for index, column in enumerate(self.columns)
-        ]
-        return [[f(cell) for f, cell in zip(formats, row, strict=True)] for row in self.rows]
+        digits = [_digits(c, [row[i] for row in self.rows]) for i, c in enumerate(self.columns)]
+        return [[*map(_text, self.columns, row, digits)] for row in self.rows]
 
     @property
     def text_columns(self) -> list[int]:
         """Indices of the columns of text, which are left-aligned."""
-        return [
-            index
-            for index in range(len(self.columns))
-            if all(isinstance(row[index], str | None) for row in self.rows)
-        ]
+        indices = range(len(self.columns))
+        return [i for i in indices if all(isinstance(row[i], str | None) for row in self.rows)]
 
     @property
     def head(self) -> list[str]:
         """The headings."""
-        return [column.title for column in self.columns]
+        return [column.title or column.key for column in self.columns]
 
 
-def _format(column: Column, cells: Sequence[Cell]) -> Callable[[Cell], str]:
+def _digits(column: Column, cells: Sequence[Cell]) -> int:
     halves = [c.half for c in cells if isinstance(c, Interval) and c.half]
-    digits = column.digits
-    if halves and math.isfinite(min(halves)):
-        digits = max(0, min(digits, 1 - math.floor(math.log10(min(halves)))))
+    if not halves or not math.isfinite(min(halves)):
+        return column.digits
+    return max(0, min(column.digits, 1 - math.floor(math.log10(min(halves)))))
 
-    def text(cell: Cell) -> str:
-        if cell is None:
-            return ""
-        if isinstance(cell, str):
-            return cell
-        if isinstance(cell, Interval):
-            half = "" if cell.half is None else f" ± {cell.half:,.{digits}f}"
-            return f"{cell.mean:{column.sign},.{digits}f}{half}"
-        if isinstance(cell, int):
-            return f"{cell:{column.sign},}"
-        if column.is_p:
-            return f"< {SMALLEST_P:g}" if cell < SMALLEST_P else f"{cell:.4f}"
-        return f"{cell:{column.sign},.{digits}f}"
 
-    return text
+def _text(column: Column, cell: Cell, digits: int) -> str:
+    if cell is None or isinstance(cell, str):
+        return cell or ""
+    if isinstance(cell, Interval):
+        half = "" if cell.half is None else f" ± {cell.half:,.{digits}f}"
+        return f"{cell.mean:{column.sign},.{digits}f}{half}"
+    if isinstance(cell, int):
+        return f"{cell:{column.sign},}"
+    if column.is_p:
+        return f"< {SMALLEST_P:g}" if cell < SMALLEST_P else f"{cell:.4f}"
+    return f"{cell:{column.sign},.{digits}f}"
 
 
 # ---- forms ----
@@ -98,10 +89,7 @@ def to_rich(table: Table, width: int) -> list[RichTable]:
     from rich.table import Table as RichTable
 
     texts = table.texts()
-    widths = [
-        max(len(title), *(len(row[index]) for row in texts), 0) + 3
-        for index, title in enumerate(table.head)
-    ]
+    widths = [max(map(len, column)) + 3 for column in zip(table.head, *texts, strict=True)]
     parts: list[list[int]] = [[0]]
     for index in range(1, len(widths)):
         if len(parts[-1]) > 1 and sum(widths[i] for i in [*parts[-1], index]) + 1 > width:
@@ -131,7 +119,7 @@ def print_table(table: Table, console: Console) -> None:
 def to_plain(table: Table) -> list[str]:
     """Return lines with columns aligned by spaces; no cell is cut."""
     rows = [table.head, *table.texts()]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(table.columns))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [table.title]
     for row in rows:
         cells = [
@@ -144,25 +132,15 @@ def to_plain(table: Table) -> list[str]:
 
 def to_csv(table: Table) -> str:
     """Return CSV with unrounded numbers; an interval has three columns (mean, half-width, n)."""
+    columns: list[list[object]] = []
+    for index, column in enumerate(table.columns):
+        cells = [row[index] for row in table.rows]
+        columns.append([column.key, *(c.mean if isinstance(c, Interval) else c for c in cells)])
+        if any(isinstance(cell, Interval) for cell in cells):
+            for name, field in (("half_interval", "half"), ("n", "n")):
+                columns.append([f"{column.key}_{name}", *(getattr(c, field, None) for c in cells)])
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    are_intervals = [
-        any(isinstance(row[index], Interval) for row in table.rows)
-        for index in range(len(table.columns))
-    ]
-    head: list[str] = []
-    for column, is_interval in zip(table.columns, are_intervals, strict=True):
-        head += [column.key]
-        head += [f"{column.key}_half_interval", f"{column.key}_n"] if is_interval else []
-    writer.writerow(head)
-    for row in table.rows:
-        line: list[object] = []
-        for cell, is_interval in zip(row, are_intervals, strict=True):
-            if isinstance(cell, Interval):
-                line += [cell.mean, cell.half, cell.n]
-            else:
-                line += [cell, None, None] if is_interval else [cell]
-        writer.writerow(line)
+    csv.writer(file, lineterminator="\n").writerows(zip(*columns, strict=True))
     return file.getvalue()
 
 
@@ -183,48 +161,26 @@ def to_latex(table: Table) -> str:
     """Return a LaTeX table float that needs `booktabs`."""
 
     def line(cells: Sequence[str]) -> str:
-        return f"    {' & '.join(map(latex_text, cells))} \\\\"
+        return f"    {' & '.join(cell.translate(_LATEX) for cell in cells)} \\\\"
 
     columns = "".join("l" if p in table.text_columns else "r" for p in range(len(table.columns)))
-    note = f" {table.note}" if table.note else ""
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"  \centering",
-            f"  \\caption{{{latex_text(table.title + '.' + note)}}}",
-            f"  \\label{{tab:{table.name}}}",
-            f"  \\begin{{tabular}}{{{columns}}}",
-            r"    \toprule",
-            line(table.head),
-            r"    \midrule",
-            *(line(row) for row in table.texts()),
-            r"    \bottomrule",
-            r"  \end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
+    caption = f"{table.title}. {table.note}".rstrip().translate(_LATEX)
+    lines = [r"\begin{table}", r"  \centering", f"  \\caption{{{caption}}}"]
+    lines += [f"  \\label{{tab:{table.name}}}", f"  \\begin{{tabular}}{{{columns}}}"]
+    lines += [r"    \toprule", line(table.head), r"    \midrule", *map(line, table.texts())]
+    lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""]
+    return "\n".join(lines)
 
 
-_LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "±": r"$\pm$",
-    "★": r"$\star$",
-    "≈": r"$\approx$",
-    "→": r"$\to$",
-}
+_LATEX_NAMES = {"\\": "textbackslash", "~": "textasciitilde", "^": "textasciicircum"}
+_LATEX_NAMES |= {"<": "textless", ">": "textgreater", "|": "textbar"}
+_LATEX_SYMBOLS = {"±": r"$\pm$", "★": r"$\star$", "≈": r"$\approx$", "→": r"$\to$"}
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {character: f"\\{name}{{}}" for character, name in _LATEX_NAMES.items()}
+    | _LATEX_SYMBOLS
+)
 _MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#~"} | {"&": "&amp;", "\n": " "})
-
-
-def latex_text(text: str) -> str:
-    """Escape text for LaTeX."""
-    return "".join(_LATEX.get(character, character) for character in text)
 
 
 def markdown_text(text: str) -> str:

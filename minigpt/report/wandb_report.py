@@ -104,15 +104,9 @@ def build(comparison: Comparison, entity: str, project: str, title: str, online:
 
 def _filter(comparison: Comparison) -> str:
     """Return a filter for the compared runs; '' if none was tracked."""
-    ids = sorted(
-        {
-            str(run.manifest["tracker_id"])
-            for design in comparison.designs
-            for run in design.runs
-            if run.manifest.get("tracker_id")
-        }
-    )
-    return f"Metric('ID') in {json.dumps(ids)}" if ids else ""
+    runs = [run for design in comparison.designs for run in design.runs]
+    ids = {str(run.manifest["tracker_id"]) for run in runs if run.manifest.get("tracker_id")}
+    return f"Metric('ID') in {json.dumps(sorted(ids))}" if ids else ""
 
 
 def _panels(comparison: Comparison) -> list[Any]:
@@ -131,12 +125,9 @@ def _panels(comparison: Comparison) -> list[Any]:
         wr.BarPlot(title=key, metrics=[key], **spread)
         for key in (measure.key, "tokens_per_second", "peak_memory_bytes")
     ]
+    key, y = measure.key, wr.SummaryMetric(measure.key)
     panels += [
-        wr.ScatterPlot(
-            title=f"{measure.key} against {x}",
-            x=wr.SummaryMetric(x),
-            y=wr.SummaryMetric(measure.key),
-        )
+        wr.ScatterPlot(title=f"{key} against {x}", x=wr.SummaryMetric(x), y=y)
         for x in ("parameters.total", "seconds")
     ]
     for index, panel in enumerate(panels):

@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from minigpt.config.hydra_main import job_number
 from minigpt.errors import UserError, first_line
-from minigpt.files import write_json
+from minigpt.files import try_read_json, write_json
 from minigpt.run.directory import Busy, RunDirectory
 from minigpt.sweep.plan import PlannedJob
 
@@ -150,9 +150,8 @@ def _record_failure(run: RunDirectory, error: Exception, start_time: float) -> N
     """Write result.json for a job that failed before its run wrote one."""
     if run.result.exists() and run.result.stat().st_mtime >= start_time:
         return
-    with suppress(UserError):  # a broken file is replaced
-        if run.finished:
-            return
+    if try_read_json(run.result).get("status") == "finished":  # a broken file is replaced
+        return
     write_json(run.result, {"status": "failed", "error": first_line(error)})
 
 

@@ -52,10 +52,14 @@ class Matcher:
         if self.quantity is None:
             return config, None
         if self.quantity == "parameters":
-            key, before, after = "model.n_embd", config.model.n_embd, self._width(config)
+            design = repr((config.model, config.tokenizer, config.data))
+            if design not in self._widths:
+                self._widths[design] = self._width(config)
+            key, before, after = "model.n_embd", config.model.n_embd, self._widths[design]
             matched = replace(config, model=replace(config.model, n_embd=after))
         else:
-            key, before, after = "trainer.max_steps", config.trainer.max_steps, self._steps(config)
+            after = max(1, round(self._reference_amount / self._amount_per_step(config)))
+            key, before = "trainer.max_steps", config.trainer.max_steps
             matched = replace(config, trainer=replace(config.trainer, max_steps=after))
         return matched, {
             "what": self.quantity,
@@ -80,23 +84,12 @@ class Matcher:
         tokens = config.trainer.batch_size * config.model.block_size
         return tokens * (self._design(config).flops_per_token() if self.quantity == "flops" else 1)
 
-    def _steps(self, config: Config) -> int:
-        return max(1, round(self._reference_amount / self._amount_per_step(config)))
-
     def _width(self, config: Config) -> int:
         """Return the n_embd that comes closest to the reference's number of parameters."""
-        key = repr((config.model, config.tokenizer, config.data))
-        if key not in self._widths:
-            self._widths[key] = self._solve_width(config)
-        return self._widths[key]
-
-    def _solve_width(self, config: Config) -> int:
         target = self._reference_amount
         if self._amount(config) == target:
             return config.model.n_embd
-        stride = (
-            2 * config.model.n_head
-        )  # heads of equal, even width: RoPE rotates pairs of channels
+        stride = 2 * config.model.n_head  # heads of equal, even width, for RoPE's pairs of channels
 
         def parameters(width: int) -> int:
             model = replace(config.model, n_embd=width)
@@ -119,11 +112,8 @@ class Matcher:
         return nearest * stride
 
     def _design(self, config: Config) -> GPT:
-        with torch.device("meta"):
-            return GPT(config.model, self._vocabulary(config))
-
-    def _vocabulary(self, config: Config) -> int:
         key = repr((config.data, config.tokenizer))
         if key not in self._n_vocab:
             self._n_vocab[key] = prepare(config.data, config.tokenizer).tokenizer.n_vocab
-        return self._n_vocab[key]
+        with torch.device("meta"):
+            return GPT(config.model, self._n_vocab[key])

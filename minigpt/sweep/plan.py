@@ -14,7 +14,7 @@ from minigpt.config.overrides import Composed
 from minigpt.config.pairs import parse_override
 from minigpt.config.paths import with_absolute_paths
 from minigpt.config.schema import Config, request_sha256
-from minigpt.data.corpus import CORPORA, DataConfig
+from minigpt.data.corpus import CORPORA
 from minigpt.errors import UserError
 from minigpt.run.directory import RunDirectory
 from minigpt.run.provenance import same_code
@@ -68,7 +68,7 @@ def plan(
                 raise
             free = (path for path in _numbered(directory / label) if path not in planned)
             job = PlannedJob(overrides, next(free), error)
-            directories.reserve(job.path)
+            directories.requests[job.path] = ""
         planned.setdefault(job.path, job)
     errors = [job.config for job in planned.values() if isinstance(job.config, UserError)]
     if errors and len(errors) == len(planned):
@@ -92,14 +92,9 @@ def labels(jobs: list[list[str]]) -> list[str]:
     if not columns:
         return [file_name("_".join(job)) for job in jobs]
     short = [column[0].short_key for column in columns]
-    keys = [
-        last if short.count(last) == 1 else column[0].key
-        for last, column in zip(short, columns, strict=True)
-    ]
-    return [
-        file_name("_".join(f"{key}={o.value}" for key, o in zip(keys, row, strict=True)))
-        for row in zip(*columns, strict=True)
-    ]
+    keys = [c[0].short_key if short.count(c[0].short_key) == 1 else c[0].key for c in columns]
+    rows = [zip(keys, row, strict=True) for row in zip(*columns, strict=True)]
+    return [file_name("_".join(f"{key}={o.value}" for key, o in row)) for row in rows]
 
 
 def _typed(composed: Composed, overrides: list[str], group: str, options: SweepConfig) -> Config:
@@ -130,35 +125,27 @@ class JobDirectories:
     """Assigns run directories; a run of another config, code or text is never overwritten."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._requests: dict[Path, str] = {}  # request_sha256 of the job assigned to a path
+        self.directory = directory
+        # request_sha256 of the job that has a path; "" for one without a config.
+        self.requests: dict[Path, str] = {}
         self._texts: dict[str, str] = {}  # sha256 of texts by their DataConfig
-
-    def reserve(self, path: Path) -> None:
-        """Keep a directory for a job without a config."""
-        self._requests[path] = ""
 
     def assign(self, label: str, config: Config) -> tuple[Path, bool]:
         """Return the first directory that is free or contains this run, and whether it finished.
 
         Raises UserError if the text is unavailable.
         """
-        request, text = request_sha256(config), self._text_sha256(config.data)
-        for path in _numbered(self._directory / label):
+        request, data = request_sha256(config), repr(config.data)
+        if data not in self._texts:
+            self._texts[data] = CORPORA.build(config.data).corpus().sha256
+        for path in _numbered(self.directory / label):
             run = RunDirectory(path)
             started = run.config.exists()
-            if self._requests.get(path, request) == request and (
-                not started or _is_same_run(run, request, text)
-            ):
-                self._requests[path] = request
+            is_same = not started or _is_same_run(run, request, self._texts[data])
+            if self.requests.get(path, request) == request and is_same:
+                self.requests[path] = request
                 return path, started and run.finished
         raise AssertionError
-
-    def _text_sha256(self, data: DataConfig) -> str:
-        key = repr(data)
-        if key not in self._texts:
-            self._texts[key] = CORPORA.build(data).corpus().sha256
-        return self._texts[key]
 
 
 def _is_same_run(run: RunDirectory, request: str, text: str) -> bool:

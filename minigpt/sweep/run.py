@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import uuid
@@ -15,11 +16,17 @@ from minigpt.run.sweep_file import write_sweep_file
 from minigpt.sweep.job import FAILED, SweepJob
 from minigpt.sweep.match import SweepConfig
 from minigpt.sweep.plan import PlannedJob, plan
-from minigpt.sweep.ray_options import QUIET
 from minigpt.sweep.together import require_replicas
 from minigpt.sweep.watch import SKIPPED, Watch
 from minigpt.train.control import Interrupted, Stop, stop_signals
 
+# Options of ray.init: without a dashboard, and with nothing printed.
+QUIET: dict[str, Any] = {
+    "include_dashboard": False,
+    "log_to_driver": False,  # jobs have logs of their own
+    "configure_logging": True,
+    "logging_level": logging.CRITICAL,
+}
 # How many jobs each of Hydra's launchers runs at the same time on this machine.
 AT_ONCE: dict[str, Callable[[dict[str, Any]], int]] = {
     "BasicLauncher": lambda settings: 1,
@@ -46,12 +53,15 @@ def run_sweep(multirun: Multirun) -> None:
     if multirun.launcher == "ReplicasLauncher":
         require_replicas(missing, multirun.settings["at_once"])
     directory.mkdir(parents=True, exist_ok=True)
-    command = ["minigpt", "train", *_arguments()]
+    arguments = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
+    command = ["minigpt", "train", *arguments]
     write_sweep_file(directory, [*planned], command, options.name, options.match)
 
     stop_file = directory / f".stop_{uuid.uuid4().hex[:8]}"
     task = SweepJob(missing, stop_file, options.fail_fast, threads_each(multirun, len(planned)))
-    watch = Watch(planned, str(_relative(directory)))
+    cwd = Path.cwd()
+    shown = directory.relative_to(cwd) if directory.is_relative_to(cwd) else directory
+    watch = Watch(planned, str(shown))
     try:
         # Jobs in other processes see the file.
         with stop_signals(Stop(), lambda number: stop_file.write_text(str(number))), watch:
@@ -98,17 +108,8 @@ def threads_each(multirun: Multirun, n_jobs: int) -> int | None:
     return None if n <= 1 else max(1, _cores() // n)
 
 
-def _relative(directory: Path) -> Path:
-    cwd = Path.cwd()
-    return directory.relative_to(cwd) if directory.is_relative_to(cwd) else directory
-
-
 def _cores() -> int:
     return os.cpu_count() or 1
-
-
-def _arguments() -> list[str]:
-    return [argument for argument in sys.argv[1:] if not argument.startswith("hydra.sweep.dir=")]
 
 
 def _require_all_finished(watch: Watch) -> None:

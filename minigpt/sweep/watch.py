@@ -75,19 +75,17 @@ class Watch:
 
     def count(self, state: str) -> int:
         """Return the number of jobs in a state."""
-        return Counter(status.state for status in self.statuses)[state]
+        return sum(status.state == state for status in self.statuses)
 
     def summary(self) -> None:
         """Print a table of all jobs with their results."""
         names = {j.config.tokenizer.name for j in self.jobs if isinstance(j.config, Config)}
         measure = LOSS if len(names) < 2 else BITS  # nats/token depend on the tokenizer
         columns = [
-            Column("job", "job"),
-            Column("status", "status"),
-            Column("steps", "steps"),
+            *map(Column, ("job", "status", "steps")),
             Column(measure.key, f"val loss, {measure.unit}"),
-            Column("seconds", "seconds", digits=1),
-            Column("note", "note"),
+            Column("seconds", digits=1),
+            Column("note"),
         ]
         rows: list[list[Cell]] = [
             [
@@ -119,10 +117,8 @@ class Watch:
                 end = _end_line(job, now, self.directory)
                 self._line(f"{ended}/{len(self.jobs)}  {end}  {self._time_left()}")
         self.view.refresh()
-        if (
-            not self.view.console.is_terminal
-            and time.perf_counter() - self.last_line > LINE_SECONDS
-        ):
+        waited = time.perf_counter() - self.last_line
+        if waited > LINE_SECONDS and not self.view.console.is_terminal:
             self._line(f"{self._counts()}  {self._time_left()}")
 
     def _status(self, job: PlannedJob) -> Status:

@@ -17,7 +17,7 @@ from minigpt.config.compose import load_config, save_config
 from minigpt.errors import UserError
 from minigpt.files import write_json
 from minigpt.run.directory import RUNS, SEARCH, RunDirectory
-from minigpt.tune.records import TrialRecord, require_same_search, trial_name
+from minigpt.tune.records import TrialRecord, trial_name
 from minigpt.tune.space import Space
 
 BEST = "best.yaml"
@@ -41,7 +41,7 @@ def locked(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
     """
     file = folder / SEARCH
     if file.exists():
-        require_same_search(RunDirectory(folder).read_json(file), identity, folder)
+        _require_same_search(RunDirectory(folder).read_json(file), identity, folder)
     elif folder.exists() and not (folder.is_dir() and {*folder.iterdir()} <= {folder / LOCK}):
         raise UserError(f"--dir={folder}: contains other files; choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,6 +65,18 @@ def locked(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
             (folder / LOCK).unlink(missing_ok=True)
             with suppress(OSError):
                 folder.rmdir()
+
+
+def _require_same_search(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
+    """Raise UserError unless a folder's tune.json has the same overrides and options."""
+    for key in ("overrides", "options"):
+        old = saved.get(key) or ["none"]
+        if saved.get(key) != wanted[key]:
+            texts = [f"{k} {v}" for k, v in old.items()] if isinstance(old, dict) else old
+            raise UserError(
+                f"--dir={folder}: contains a search with other {key} ({' '.join(texts)}); repeat "
+                f"them to resume it, or choose another directory"
+            )
 
 
 def save_best(folder: Path, best: TrialRecord) -> None:

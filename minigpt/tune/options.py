@@ -35,13 +35,11 @@ class TuneOptions:
             ok = self.address == "auto" or re.fullmatch(r"(ray://)?[^\s:/]+:\d+", self.address)
             require(bool(ok), "--address", self.address, "give auto, or a cluster's host:port")
         if self.scheduler == "pbt":
-            require(
-                self.sampler in (None, "random"),
-                "--search",
-                self.sampler,
-                "the population of --scheduler pbt starts before any result is known; "
-                "use --search random, or --scheduler asha",
+            why = (
+                "the population of --scheduler pbt starts before any result is known; use --search "
+                "random, or --scheduler asha"
             )
+            require(self.sampler in (None, "random"), "--search", self.sampler, why)
             require(self.trials != 1, "--trials", 1, "a population needs 2 or more")
         if self.sampler == "grid" and self.trials is not None:
             raise UserError(
@@ -67,9 +65,5 @@ class TuneOptions:
     @property
     def identity(self) -> dict[str, str | int]:
         """The options that a resumed search must repeat."""
-        return {
-            "--scheduler": self.scheduler,
-            "--search": self.search,
-            "--metric": self.metric,
-            "--seed": self.seed,
-        }
+        names = ("scheduler", "search", "metric", "seed")
+        return {f"--{name}": getattr(self, name) for name in names}

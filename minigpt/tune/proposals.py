@@ -30,19 +30,15 @@ class Study:
         self.distributions = OptunaSearch.convert_search_space(space.domains)
         self.study = optuna.create_study(sampler=_sampler(options, len(space.domains)))
         for record in earlier:
-            self._add(record)
-
-    def _add(self, record: TrialRecord) -> None:
-        state = STATES.get(record.status, TrialState.PRUNED)
-        self.study.add_trial(
-            create_trial(
+            state = STATES.get(record.status, TrialState.PRUNED)
+            trial = create_trial(
                 state=state,
                 value=None if state is TrialState.FAIL else record.value,
                 params=record.values,
                 distributions=self.distributions,
-                intermediate_values={e.step: e.value for e in record.evaluations},
+                intermediate_values=record.evaluations,
             )
-        )
+            self.study.add_trial(trial)
 
     def ask(self, values: Values | None = None) -> optuna.Trial:
         """Return a trial with the given values, else with values of the sampler."""
@@ -68,11 +64,7 @@ class Proposals(Searcher):
     """Proposes planned values first (of unfinished trials, of a grid), then the study's."""
 
     def __init__(
-        self,
-        study: Study,
-        metric: str,
-        planned: list[tuple[str, Values]],
-        numbers: Iterator[int],
+        self, study: Study, metric: str, planned: list[tuple[str, Values]], numbers: Iterator[int]
     ) -> None:
         super().__init__(metric=metric, mode="min")
         self.study, self.planned, self.numbers = study, planned, numbers
@@ -97,17 +89,7 @@ class Proposals(Searcher):
             trial.report(value, result["step"])
         self.study.tell(trial, "failed" if error else result.get("status", "stopped"), value)
 
-    def on_pause(self, trial_id: str) -> None:
-        """Do nothing: HyperBand pauses trials that wait for others of their bracket."""
+    def _do_nothing(self, *_: Any, **__: Any) -> None:
+        """Ignore a call: HyperBand's pauses, and saving, since run directories have all state."""
 
-    def on_unpause(self, trial_id: str) -> None:
-        """Do nothing."""
-
-    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default", **_: Any) -> None:
-        """Do nothing: a search is resumed from run directories, without pickles."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Do nothing."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Do nothing."""
+    on_pause = on_unpause = save_to_dir = save = restore = _do_nothing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +20,18 @@ LABEL_LENGTH = 60
 
 def trial_name(number: int, values: Values, changing: bool) -> str:
     """Return the folder name of a trial: its number, and its values unless they are `changing`."""
-    parts = (
-        []
-        if changing
-        else [f"{parse_override(key).short_key}={_rounded(v)}" for key, v in values.items()]
-    )
-    label = re.sub(r"[^\w.=+-]+", "_", "_".join(parts))[:LABEL_LENGTH].strip("_")
+    text = "" if changing else described_values(values, "_")
+    label = re.sub(r"[^\w.=+-]+", "_", text)[:LABEL_LENGTH].strip("_")
     return f"{number:03d}_{label}" if label else f"{number:03d}"
 
 
-def described_values(values: Values) -> str:
+def described_values(values: Values, separator: str = " ") -> str:
     """Return values with short keys and three digits."""
-    return " ".join(
-        f"{parse_override(key).short_key}={_rounded(value)}" for key, value in values.items()
+    return separator.join(
+        f"{parse_override(key).short_key}="
+        + (f"{value:.3g}" if isinstance(value, float) else as_typed(value))
+        for key, value in values.items()
     )
-
-
-def _rounded(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else as_typed(value)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The metric at a step."""
-
-    step: int
-    value: float
 
 
 @dataclass(frozen=True)
@@ -60,7 +46,7 @@ class TrialRecord:
     steps: int
     seconds: float
     value: float | None  # of the metric, at the last evaluation
-    evaluations: list[Evaluation] = field(default_factory=list)
+    evaluations: dict[int, float] = field(default_factory=dict)  # the metric by step
     adopted: list[dict[str, Any]] = field(default_factory=list)  # runs it copied, and at which step
     error: str | None = None
 
@@ -71,17 +57,7 @@ class TrialRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return its entry in tune.json."""
-        return {
-            "name": self.name,
-            "values": self.values,
-            "status": self.status,
-            "step": self.step,
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "value": self.value,
-            "adopted": self.adopted,
-            "error": self.error,
-        }
+        return {k: v for k, v in asdict(self).items() if k not in ("number", "evaluations")}
 
 
 def read_trials(folder: Path, metric: str) -> list[TrialRecord]:
@@ -100,7 +76,8 @@ def _read_trial(directory: Path, metric: str) -> TrialRecord:
     result = run.read_optional_json(run.result)
     evaluations = _evaluations(run, metric)
     adopted = trial.get("adopted", [])
-    step = result.get("steps", evaluations[-1].step if evaluations else 0)
+    last_step, last_value = next(reversed(evaluations.items()), (0, None))
+    step = result.get("steps", last_step)
     seconds = result.get("seconds", 0.0)
     return TrialRecord(
         name=directory.name,
@@ -110,16 +87,16 @@ def _read_trial(directory: Path, metric: str) -> TrialRecord:
         step=step,
         steps=step + sum(entry["left_step"] - entry["step"] for entry in adopted),
         seconds=seconds + sum(entry["left_seconds"] - entry["seconds"] for entry in adopted),
-        value=result.get(metric, evaluations[-1].value if evaluations else None),
+        value=result.get(metric, last_value),
         evaluations=evaluations,
         adopted=adopted,
         error=trial.get("error") or result.get("error"),
     )
 
 
-def _evaluations(run: RunDirectory, metric: str) -> list[Evaluation]:
+def _evaluations(run: RunDirectory, metric: str) -> dict[int, float]:
     lines = read_json_lines(run.metrics)
-    return [Evaluation(v["step"], v[metric]) for v in lines if isinstance(v.get(metric), float)]
+    return {line["step"]: line[metric] for line in lines if isinstance(line.get(metric), float)}
 
 
 def best_of(records: Iterable[TrialRecord]) -> TrialRecord | None:
@@ -162,19 +139,3 @@ def saving(records: Iterable[TrialRecord], max_steps: int) -> Saving:
         seconds += record.seconds
         seconds_full += record.seconds / record.steps * own_max if record.steps else 0.0
     return Saving(trained, full, seconds, seconds_full)
-
-
-def require_same_search(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
-    """Raise UserError unless a folder's tune.json has the same overrides and options."""
-    for key in ("overrides", "options"):
-        if saved.get(key) != wanted[key]:
-            raise UserError(
-                f"--dir={folder}: contains a search with other {key} ({_joined(saved.get(key))}); "
-                f"repeat them to resume it, or choose another directory"
-            )
-
-
-def _joined(value: Any) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{key} {text}" for key, text in value.items())
-    return " ".join(value or ["none"])

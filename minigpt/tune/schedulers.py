@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +18,7 @@ from ray.tune.search.sample import Categorical
 
 from minigpt.tune.options import TuneOptions
 from minigpt.tune.records import TrialRecord
-from minigpt.tune.space import Space, bounds, categories
+from minigpt.tune.space import Space, bounds
 from minigpt.tune.trial import TrialSettings
 
 TIME = "evaluations"
@@ -38,19 +37,15 @@ def build_scheduler(
     """Return the scheduler of the options; ASHA is given the results of earlier trials."""
     for seed in (random.seed, numpy.random.seed):  # Ray Tune draws from global generators
         seed(options.seed + SCHEDULER_SEED)
-    builders: dict[str, Callable[[], TrialScheduler]] = {
-        "asha": lambda: _asha(options, settings, max_steps, earlier),
-        "hyperband": lambda: HyperBandForBOHB(  # fills the most aggressive bracket first
-            time_attr=TIME,
-            metric=options.metric,
-            mode="min",
-            max_t=settings.evaluations(max_steps),
-            reduction_factor=REDUCTION,
-        ),
-        "pbt": lambda: _population(options, space),
-        "none": FIFOScheduler,
-    }
-    return builders[options.scheduler]()
+    if options.scheduler == "none":
+        return FIFOScheduler()
+    common: dict[str, Any] = {"time_attr": TIME, "metric": options.metric, "mode": "min"}
+    if options.scheduler == "pbt":
+        return _population(space, common)
+    common |= {"max_t": settings.evaluations(max_steps), "reduction_factor": REDUCTION}
+    if options.scheduler == "hyperband":
+        return HyperBandForBOHB(**common)  # fills the most aggressive bracket first
+    return _asha(options, settings, earlier, common)
 
 
 class ResumedASHA(ASHAScheduler):
@@ -67,23 +62,19 @@ class ResumedASHA(ASHAScheduler):
 
 
 def _asha(
-    options: TuneOptions, settings: TrialSettings, max_steps: int, earlier: list[TrialRecord]
+    options: TuneOptions,
+    settings: TrialSettings,
+    earlier: list[TrialRecord],
+    common: dict[str, Any],
 ) -> ResumedASHA:
     past = {
         record.name: [
-            {TIME: settings.evaluations(e.step), options.metric: e.value}
-            for e in record.evaluations
+            {TIME: settings.evaluations(step), options.metric: value}
+            for step, value in record.evaluations.items()
         ]
         for record in earlier
     }
-    scheduler = ResumedASHA(
-        past,
-        time_attr=TIME,
-        metric=options.metric,
-        mode="min",
-        max_t=settings.evaluations(max_steps),
-        reduction_factor=REDUCTION,
-    )
+    scheduler = ResumedASHA(past, **common)
     for record in earlier:
         if record.ended(options.scheduler):  # Ray Tune does not run it again
             scheduler.on_trial_add(None, _EndedTrial(trial_id=record.name))
@@ -97,10 +88,10 @@ class _EndedTrial(SimpleNamespace):
         return self.trial_id
 
 
-def _population(options: TuneOptions, space: Space) -> PopulationBasedTraining:
+def _population(space: Space, common: dict[str, Any]) -> PopulationBasedTraining:
     """Return population based training (Jaderberg et al. 2017) within the bounds of the space."""
     mutations: dict[str, Any] = {
-        key: categories(domain) if isinstance(domain, Categorical) else domain
+        key: list(domain.categories) if isinstance(domain, Categorical) else domain
         for key, domain in space.domains.items()
     }
 
@@ -112,9 +103,7 @@ def _population(options: TuneOptions, space: Space) -> PopulationBasedTraining:
         return config
 
     return PopulationBasedTraining(
-        time_attr=TIME,
-        metric=options.metric,
-        mode="min",
+        **common,
         perturbation_interval=PERTURB_EVERY,
         hyperparam_mutations=mutations,
         custom_explore_fn=clamp,

@@ -8,7 +8,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from minigpt.train.control import Interrupted, Stop, stop_signals
 from minigpt.tune.folder import RAY, locked, new_folder, save_best
 from minigpt.tune.options import TuneOptions
 from minigpt.tune.proposals import Proposals, Study
-from minigpt.tune.records import TrialRecord, best_of, read_trials, saving, trial_name
+from minigpt.tune.records import best_of, read_trials, saving, trial_name
 from minigpt.tune.schedulers import build_scheduler
 from minigpt.tune.session import Share, ray_session
 from minigpt.tune.show import SearchDisplay
@@ -32,8 +32,6 @@ from minigpt.tune.trial import STOP_FILE, Trial, TrialSettings
 
 MAX_RESTARTS = 3  # of a trial whose worker was lost
 KEPT_CHECKPOINTS = 4  # of a member of a population: others may still read an earlier one
-
-PlannedTrials = list[tuple[str, Values]]  # name and values
 
 
 def search(overrides: list[str], options: TuneOptions) -> None:
@@ -47,31 +45,27 @@ def search(overrides: list[str], options: TuneOptions) -> None:
     folder = (options.directory or new_folder(space)).absolute()
     identity = {"overrides": sorted(overrides), "options": options.identity}
     with locked(folder, identity):
-        earlier = read_trials(folder, options.metric)
         (folder / STOP_FILE).unlink(missing_ok=True)
-        Search(overrides, options, space, config, folder, identity, earlier).run()
+        Search(overrides, options, space, config, folder, identity).run()
 
 
+@dataclass
 class Search:
     """A search in its folder. `earlier`: trials of earlier calls."""
 
-    def __init__(
-        self,
-        overrides: list[str],
-        options: TuneOptions,
-        space: Space,
-        config: Config,
-        folder: Path,
-        identity: dict[str, Any],
-        earlier: list[TrialRecord],
-    ) -> None:
-        self.overrides, self.options, self.space = overrides, options, space
-        self.config, self.folder, self.identity = config, folder, identity
-        self.max_steps = config.trainer.max_steps
-        self.earlier = earlier
-        self.ended = [record for record in earlier if record.ended(options.scheduler)]
-        self.unfinished = [record for record in earlier if not record.ended(options.scheduler)]
-        self.grid = space.grid() if space.is_exhaustive(options) else None
+    overrides: list[str]
+    options: TuneOptions
+    space: Space
+    config: Config
+    folder: Path
+    identity: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        options, self.max_steps = self.options, self.config.trainer.max_steps
+        self.earlier = read_trials(self.folder, options.metric)
+        self.ended = [record for record in self.earlier if record.ended(options.scheduler)]
+        self.unfinished = [record for record in self.earlier if record not in self.ended]
+        self.grid = self.space.grid() if self.space.is_exhaustive(options) else None
         self.total = options.count if self.grid is None else len(self.grid)
         self.display = SearchDisplay(options, self.total, self.max_steps, self.ended)
         self.stop = Stop()
@@ -88,7 +82,12 @@ class Search:
         if remaining > 0:
             with ray_session(self.options.address, self.options.concurrency, remaining) as share:
                 write_json(self.folder / SEARCH, self.identity | {"status": "running"})
-                self._print_start(share)
+                line = self.display.line
+                line(f"trials     {share.jobs} at a time, {share.threads} threads each")
+                line(f"folder     {self.folder}")
+                if self.earlier:
+                    counts = f"{len(self.ended)} trials have ended, {len(self.unfinished)} are"
+                    line(f"resumed    {counts} unfinished")
                 self._train(remaining, share)
         if self.stop.number is None:
             self._mark_paused_as_stopped()
@@ -97,13 +96,6 @@ class Search:
             name = signal.Signals(self.stop.number).name
             self.display.line(f"stopped by {name}, trials saved; resume with: {self._command()}")
             raise Interrupted(self.stop.number)
-
-    def _print_start(self, share: Share) -> None:
-        self.display.line(f"trials     {share.jobs} at a time, {share.threads} threads each")
-        self.display.line(f"folder     {self.folder}")
-        if self.earlier:
-            ended, unfinished = len(self.ended), len(self.unfinished)
-            self.display.line(f"resumed    {ended} trials have ended, {unfinished} are unfinished")
 
     def _train(self, remaining: int, share: Share) -> None:
         """Run the remaining trials with Ray Tune, until all have ended or a signal arrives."""
@@ -171,8 +163,8 @@ class Search:
         names = tune.choice([name for name, _ in planned])
         return BasicVariantGenerator(points_to_evaluate=points), {"run": names} | self.space.domains
 
-    def _planned(self, study: Study, numbers: Iterator[int]) -> PlannedTrials:
-        """Return the trials with known values: unfinished ones, then a grid's or a population's."""
+    def _planned(self, study: Study, numbers: Iterator[int]) -> list[tuple[str, Values]]:
+        """Return names and values of unfinished trials, then of a grid or a population."""
         population = self.options.scheduler == "pbt"
         new: list[Values] = []
         if self.grid is not None:
@@ -203,7 +195,7 @@ class Search:
             "max_steps": self.max_steps,
             "seconds": time.perf_counter() - self.start_time,  # of this call
             "saving": asdict(saved),
-            "best": None if best is None else best.to_dict(),
+            "best": best and best.to_dict(),
             "trials": [record.to_dict() for record in records],
         }
         write_json(self.folder / SEARCH, self.identity | results)
@@ -213,7 +205,7 @@ class Search:
             self.display.end(self.folder, best, saved)
         elif self.stop.number is None:
             errors = [record.error for record in records if record.error] + self.display.errors
-            error = errors[0] if errors else f"set {TRACEBACK}=1 to see Ray's"
+            error = next(iter(errors), f"set {TRACEBACK}=1 to see Ray's")
             raise Failure(f"{self.folder}: no trial has a {metric}; first error: {error}")
 
     def _command(self) -> str:

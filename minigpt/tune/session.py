@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from minigpt.errors import Failure, UserError, first_line
-from minigpt.sweep.ray_options import QUIET
+from minigpt.sweep.run import QUIET
 
 # No output, event files, change of working directory or usage reports by Ray.
 ENVIRONMENT = {
@@ -57,12 +57,8 @@ def ray_session(address: str | None, jobs: int | None, trials: int) -> Iterator[
     _require_cluster(address)
     with tempfile.TemporaryDirectory(prefix="minigpt_ray_", ignore_cleanup_errors=True) as scratch:
         try:
-            if address is not None:
-                ray.init(address, **QUIET)
-            else:
-                ray.init(
-                    "local", object_store_memory=OBJECT_STORE_BYTES, _temp_dir=scratch, **QUIET
-                )
+            local = {"object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": scratch}
+            ray.init(address or "local", **(QUIET if address else QUIET | local))
         except (ConnectionError, ValueError) as error:
             raise _no_cluster(address, error) from None
         except (RuntimeError, OSError) as error:

@@ -50,10 +50,7 @@ class SearchDisplay(Callback):
         self.ended_before = len(self.rows)
         self.start_time = time.perf_counter()
         self.view = LiveView(self._live_table, REFRESHES_PER_SECOND)
-
-    def line(self, text: str) -> None:
-        """Print one line, above the table if it is drawn."""
-        self.view.line(text)
+        self.line = self.view.line
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._row(trial).status = "running"
@@ -105,32 +102,25 @@ class SearchDisplay(Callback):
         return f"{text}, about {time_left(seconds)}"
 
     def _live_table(self) -> RenderableType:
-        def order(item: tuple[str, TrialRow]) -> tuple[bool, float]:
-            row = item[1]
-            return row.status != "running", math.inf if row.value is None else row.value
-
-        cells: list[list[Cell]] = [
+        rows = sorted(self.rows.items(), key=lambda item: _by_value(item[1].value))
+        rows.sort(key=lambda item: item[1].status != "running")
+        cells = [
             _cells(name, row.status, f"{row.step}/{self.max_steps}", row.value, row.values)
-            for name, row in sorted(self.rows.items(), key=order)[:MAX_ROWS]
+            for name, row in rows[:MAX_ROWS]
         ]
-        table = Table("trials", self._progress(), self._columns(), cells)
-        return Group(*to_rich(table, self.view.console.width))
+        return Group(*to_rich(self._table(self._progress(), cells), self.view.console.width))
 
     def results(self, records: list[TrialRecord]) -> None:
         """Print the table of trials, the best first."""
-
-        def order(record: TrialRecord) -> float:
-            return math.inf if record.value is None else record.value
-
-        cells: list[list[Cell]] = [
+        cells = [
             _cells(record.name, record.status, str(record.step), record.value, record.values)
-            for record in sorted(records, key=order)
+            for record in sorted(records, key=lambda record: _by_value(record.value))
         ]
-        print_table(Table("trials", "Trials", self._columns(), cells), self.view.console)
+        print_table(self._table("Trials", cells), self.view.console)
 
-    def _columns(self) -> list[Column]:
+    def _table(self, title: str, cells: list[list[Cell]]) -> Table:
         keys = ("trial", "status", "step", self.metric, "values")
-        return [Column(key, key) for key in keys]
+        return Table("trials", title, [*map(Column, keys)], cells)
 
     def end(self, folder: Path, best: TrialRecord, saving: Saving) -> None:
         """Print the steps saved, the best trial, and the command that trains its config again."""
@@ -151,6 +141,10 @@ def _values(trial: Any) -> Values:
 
 def _cells(name: str, status: str, step: str, value: float | None, values: Values) -> list[Cell]:
     return [name.partition("_")[0], status, step, value, described_values(values)]
+
+
+def _by_value(value: float | None) -> float:
+    return math.inf if value is None else value
 
 
 def _number(value: float | None) -> str:

@@ -12,13 +12,7 @@ from ray import tune
 from ray.tune.search.sample import Categorical, Domain
 
 from minigpt.config.compose import composed_config
-from minigpt.config.overrides import (
-    EXAMPLE,
-    Interval,
-    compose_overrides,
-    parse_values,
-    quoted,
-)
+from minigpt.config.overrides import EXAMPLE, Interval, compose_overrides, parse_values, quoted
 from minigpt.config.pairs import parse_override
 from minigpt.config.schema import Config
 from minigpt.errors import UserError, require
@@ -108,11 +102,6 @@ def _interval(text: str, interval: Interval) -> Domain:
     return (tune.loguniform if "log" in tags else tune.uniform)(float(low), float(high))
 
 
-def categories(domain: Categorical) -> list[Any]:
-    """Return the values of a list."""
-    return list(domain.categories)
-
-
 def as_typed(value: Any) -> str:
     """Return a value as Hydra's grammar writes it; floats round-trip exactly."""
     if value is None:
@@ -138,20 +127,17 @@ def check_space(space: Space, options: TuneOptions) -> Config:
             f"give values to search as overrides, and leave the experiment out"
         )
     if options.scheduler != "none":
-        for key in BUDGET:
-            require(
-                key not in searched,
-                key,
-                "...",
-                f"--scheduler {options.scheduler} compares trials at the same steps, so this "
-                f"cannot be searched; give it one value, or use --scheduler none",
-            )
-        require(
-            first.trainer.eval_every is not None,
-            "trainer.eval_every",
-            "null",
-            f"--scheduler {options.scheduler} decides at evaluations; give it a number of steps",
+        why = (
+            f"--scheduler {options.scheduler} compares trials at the same steps, so this cannot be "
+            f"searched; give it one value, or use --scheduler none"
         )
+        for key in BUDGET:
+            require(key not in searched, key, "...", why)
+        if first.trainer.eval_every is None:
+            raise UserError(
+                f"trainer.eval_every=null: --scheduler {options.scheduler} decides at evaluations; "
+                f"give it a number of steps"
+            )
     if options.scheduler == "pbt":
         _require_changeable(space)
     names = {config.tokenizer.name for config in (first, *others)}
@@ -168,16 +154,11 @@ def _probes(space: Space) -> Iterator[Values]:
     values = {key: _extremes(domain) for key, domain in space.domains.items()}
     first = {key: extremes[0] for key, extremes in values.items()}
     yield first
-    for key, extremes in values.items():
-        for value in extremes[1:]:
-            yield first | {key: value}
+    yield from (first | {key: v} for key, extremes in values.items() for v in extremes[1:])
 
 
 def _extremes(domain: Domain) -> list[Any]:
-    if isinstance(domain, Categorical):
-        return categories(domain)
-    low, high = bounds(domain)
-    return [low, high]
+    return [*domain.categories] if isinstance(domain, Categorical) else [*bounds(domain)]
 
 
 def bounds(domain: Any) -> tuple[Any, Any]:
@@ -189,11 +170,8 @@ def bounds(domain: Any) -> tuple[Any, Any]:
 def _require_changeable(space: Space) -> None:
     """Raise UserError for keys that cannot change during a run."""
     for key, domain in space.domains.items():
-        numbers = not isinstance(domain, Categorical) or all(
-            isinstance(value, int | float) and not isinstance(value, bool)
-            for value in domain.categories
-        )
-        if not (key.startswith("optimizer.") and numbers):
+        types = {type(value) for value in _extremes(domain)}
+        if not (key.startswith("optimizer.") and types <= {int, float}):
             raise UserError(
                 f"{key}: --scheduler pbt changes values during a run, so it searches numbers of "
                 f"optimizer.* only; fix {key}, or use --scheduler asha"

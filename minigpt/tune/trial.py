@@ -74,12 +74,9 @@ class Trial(tune.Trainable):
         self.training: Training | None = None
 
     def _write_record(self) -> None:
-        self.record |= {
-            "number": int(self.trial_name.partition("_")[0]),
-            "values": self.values,
-            "pid": os.getpid(),
-            "host": platform.node(),
-        }
+        number = int(self.trial_name.partition("_")[0])
+        self.record |= {"number": number, "values": self.values}
+        self.record |= {"pid": os.getpid(), "host": platform.node()}
         write_json(self.directory.path / TRIAL, self.record)
 
     def step(self) -> dict[str, Any]:
@@ -102,39 +99,25 @@ class Trial(tune.Trainable):
         """Save the run at this step; for a population also copy it into Ray Tune's checkpoint."""
         assert self.training is not None
         self.training.save()
-        training = self.training.latest
-        origin = {
-            "id": uuid.uuid4().hex,
-            "run": self.trial_name,
-            "step": training["step"],
-            "seconds": training["seconds"],
-        }
-        target = Path(checkpoint_dir)
+        target, latest = Path(checkpoint_dir), self.training.latest
         if self.settings.population:
             copy_run(self.directory, RunDirectory(target))
-        write_json(target / ORIGIN, origin)
+        origin = {"id": uuid.uuid4().hex, "run": self.trial_name}
+        write_json(target / ORIGIN, origin | {key: latest[key] for key in ("step", "seconds")})
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Copy the run of another trial; a checkpoint of this trial is already in its directory."""
         source = RunDirectory(Path(checkpoint))
         origin = source.read_json(Path(checkpoint) / ORIGIN)
         adopted = self.record.setdefault("adopted", [])
-        if origin["run"] == self.trial_name or any(
-            entry["id"] == origin["id"] for entry in adopted
-        ):
+        if origin["run"] == self.trial_name or origin["id"] in {entry["id"] for entry in adopted}:
             return
         with self.directory.locked(LOCK_SECONDS):
             pass
         before = self.directory.read_json(self.directory.result)  # written when it was paused
         copy_run(source, self.directory)
-        adopted.append(
-            origin
-            | {
-                "left_step": before["steps"],
-                "left_seconds": before["seconds"],
-                "values": self.values,
-            }
-        )
+        left = {"left_step": before["steps"], "left_seconds": before["seconds"]}
+        adopted.append(origin | left | {"values": self.values})
         self._write_record()  # last: after a kill before this, the run is copied again
 
     def cleanup(self) -> None:
@@ -156,16 +139,16 @@ class Training(threading.Thread):
         self.reports: SimpleQueue[dict[str, Any] | Exception] = SimpleQueue()
         self.saved: SimpleQueue[None] = SimpleQueue()
         self.latest: dict[str, Any] = {}
+        self.stop_file = Path(settings.folder) / STOP_FILE
         self.stop = Stop()
 
     def next_report(self) -> dict[str, Any]:
         """Wait for an evaluation or the end of the run. Raises unexpected errors of the thread."""
-        stop_file = Path(self.settings.folder) / STOP_FILE
         while True:
             try:
                 report = self.reports.get(timeout=POLL_SECONDS)
             except Empty:
-                if stop_file.exists():
+                if self.stop_file.exists():
                     self.stop.number = SIGINT
                 continue
             if isinstance(report, Exception):
@@ -227,8 +210,7 @@ class Training(threading.Thread):
         while (order := self.orders.get()) is not Order.CONTINUE:
             trainer.save()
             if order is Order.END:
-                stopping = (Path(self.settings.folder) / STOP_FILE).exists()
-                raise Stopped("interrupted" if stopping else status)
+                raise Stopped("interrupted" if self.stop_file.exists() else status)
             status = "paused"
             self.saved.put(None)
 

@@ -19,9 +19,9 @@ from minigpt.bench.measure import device_here, kept_bytes
 from minigpt.errors import UserError
 from minigpt.report.comparison import LOSS
 from minigpt.report.designs import Design, differences, group
-from minigpt.report.evaluations import Evaluations, at_length
+from minigpt.report.evaluations import at_length
 from minigpt.report.runs import find_runs
-from minigpt.report.statistics import CONFIDENCE, Seeds, holm, interval, paired_p
+from minigpt.report.statistics import CONFIDENCE, Seeds, holm, interval, minus, paired_p
 from minigpt.report.tables import Cell, Column, Table
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
@@ -33,11 +33,7 @@ TOKENS, REPEATS = 4096, 7
 INPUT_ONLY = ("learned", "sinusoidal")
 EXTRAPOLATING = ("alibi", "rope", "sinusoidal", "t5")  # judged beyond the training length
 
-EFFECT = [
-    Column("comparison", "comparison"),
-    Column("difference", "difference", sign="+"),
-    Column("p", "p (Holm)", is_p=True),
-]
+EFFECT = [Column("comparison"), Column("difference", sign="+"), Column("p", "p (Holm)", is_p=True)]
 
 
 @dataclass(frozen=True)
@@ -100,21 +96,21 @@ class Runs:
         assert number is not None
         return int(number)
 
-    @property
-    def about(self) -> str:
-        """The design that was trained, in one sentence."""
+    def finding(self, verdict: str, reason: str, *tables: Table) -> Finding:
+        """Return a finding with a sentence about the design that was trained."""
         runs = [run for design in self.designs.values() for run in design.all_runs]
 
         def shown(key: str) -> str:
             return listed(run.config.get(key) for run in runs)
 
-        return (
+        about = (
             f"{shown('model.n_layer')} layers, {shown('model.n_head')} heads, width "
             f"{shown('model.n_embd')}, block {shown('model.block_size')}, batch "
             f"{shown('trainer.batch_size')}, {shown('trainer.max_steps')} steps, learning rate "
             f"{shown('optimizer.lr')}, {shown('data.name')} as {shown('tokenizer.name')} tokens, "
             f"seeds {shown('seed')}."
         )
+        return Finding(verdict, reason, [*tables], about)
 
 
 def listed(values: Iterable[object]) -> str:
@@ -128,11 +124,6 @@ def positional_runs(folder: Path) -> Runs:
 
 
 # ---- statistics ----
-
-
-def minus(one: Seeds, other: Seeds) -> Seeds:
-    """Return the difference for each seed that both have."""
-    return {seed: one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())}
 
 
 def compare(losses: Callable[[str], Seeds], pairs: Iterable[tuple[str, str]]) -> dict[str, Seeds]:
@@ -193,7 +184,7 @@ def better(signs: Sequence[str]) -> str:
 def means(title: str, heading: str, losses: dict[str, Seeds], unit: str) -> Table:
     """Return the mean loss of each design."""
     rows: list[list[Cell]] = [[label, interval([*s.values()])] for label, s in losses.items()]
-    return Table("means", title, [Column(heading, heading), Column("value", unit)], rows)
+    return Table("means", title, [Column(heading), Column("value", unit)], rows)
 
 
 # ---- claims ----
@@ -205,11 +196,11 @@ def inside_blocks(folder: Path) -> Finding:
     effects = compare(runs.losses, ((one, other) for one in inside for other in INPUT_ONLY))
     table, signs = judge("inside", "In every block minus at the input only", effects)
     losses = {name: runs.losses(name) for name in (*INPUT_ONLY, *inside)}
-    return Finding(
-        better(signs),
-        f"{sum(sign in BETTER for sign in signs)} of {len(signs)} differences are improvements.",
-        [means("Validation loss", "positional", losses, "nats/token"), table],
-        runs.about,
+    reason = (
+        f"{sum(sign in BETTER for sign in signs)} of {len(signs)} differences are improvements."
+    )
+    return runs.finding(
+        better(signs), reason, means("Validation loss", "positional", losses, "nats/token"), table
     )
 
 
@@ -217,27 +208,23 @@ def alike(folder: Path) -> Finding:
     runs = positional_runs(folder)
     pairs = (("relative_bias", "alibi"), ("relative_bias", "rope"), ("alibi", "rope"))
     table, signs = judge("alike", "Paired differences", compare(runs.losses, pairs))
-    return Finding(
-        verdict(signs, {"equivalent"}, {"below", "above"}),
-        f"The same: the whole interval lies within {TOLERANCE} nats of 0.",
-        [table],
-        runs.about,
-    )
+    reason = f"The same: the whole interval lies within {TOLERANCE} nats of 0."
+    return runs.finding(verdict(signs, {"equivalent"}, {"below", "above"}), reason, table)
 
 
 def parameters(folder: Path) -> Finding:
     runs = positional_runs(folder)
     counts = {name: runs.number("parameters.positional", name) for (name,) in runs.designs}
     order = sorted(counts, key=lambda name: (counts[name], name))
-    columns = [Column("positional", "positional"), Column("n", "parameters of the scheme")]
+    columns = [Column("positional"), Column("n", "parameters of the scheme")]
     fewest, second = (
         [name for name in order if counts[name] == n] for n in [*sorted({*counts.values()}), -1][:2]
     )
-    return Finding(
+    reason = f"The fewest: {', '.join(fewest)}; the next: {', '.join(second) or 'no other'}."
+    return runs.finding(
         HOLDS if (fewest, second) == (["alibi"], ["rope"]) else FAILS,
-        f"The fewest: {', '.join(fewest)}; the next: {', '.join(second) or 'no other'}.",
-        [Table("parameters", "Parameters", columns, [[name, counts[name]] for name in order])],
-        runs.about,
+        reason,
+        Table("parameters", "Parameters", columns, [[name, counts[name]] for name in order]),
     )
 
 
@@ -245,9 +232,9 @@ def beyond(folder: Path) -> Finding:
     runs = positional_runs(folder)
     (block,) = {int(design.config["model.block_size"]) for design in runs.designs.values()}
     lengths = [block, 2 * block, 4 * block, 8 * block]
-    columns = [Column("positional", "positional"), *(Column(str(n), str(n)) for n in lengths)]
+    columns = [Column("positional"), *(Column(str(n)) for n in lengths)]
     losses = {
-        (name, n): at_length(runs[(name,)], Evaluations("last"), n, LOSS)
+        (name, n): at_length(runs[(name,)], "last", n, LOSS)
         for name in EXTRAPOLATING
         for n in lengths
     }
@@ -269,12 +256,12 @@ def beyond(folder: Path) -> Finding:
         answer = HOLDS
     else:
         answer = FAILS if alibi == FAILS or HOLDS in others.values() else UNDECIDED
-    return Finding(
-        answer,
+    reason = (
         f"That ALiBi gets no worse (within {TOLERANCE} nats): {alibi}. Worse at some length: "
-        f"{', '.join(worse) or 'no other scheme'}.",
-        [Table("lengths", "Validation loss by context length", columns, rows), table],
-        runs.about,
+        f"{', '.join(worse) or 'no other scheme'}."
+    )
+    return runs.finding(
+        answer, reason, Table("lengths", "Validation loss by context length", columns, rows), table
     )
 
 
@@ -283,11 +270,9 @@ def learned_sinusoidal(folder: Path) -> Finding:
     effect = compare(runs.losses, [("learned", "sinusoidal")])
     table, (sign,) = judge("learned", "Paired difference", effect)
     is_better = verdict([sign], {"below"}, {"equivalent", *WORSE})
-    return Finding(
-        {HOLDS: FAILS, FAILS: HOLDS, UNDECIDED: UNDECIDED}[is_better],
-        f"No better: not lower by more than {TOLERANCE} nats.",
-        [table],
-        runs.about,
+    reason = f"No better: not lower by more than {TOLERANCE} nats."
+    return runs.finding(
+        {HOLDS: FAILS, FAILS: HOLDS, UNDECIDED: UNDECIDED}[is_better], reason, table
     )
 
 
@@ -300,16 +285,14 @@ def tying(folder: Path) -> Finding:
         for name in tokenizers
     }
     table, signs = judge("tying", "Paired differences, nats/token", effects)
-    columns = [Column(heading, heading) for heading in ("tokenizer", *kinds)]
+    columns = [Column(heading) for heading in ("tokenizer", *kinds)]
     rows: list[list[Cell]] = [
         [name, *(runs.number("parameters.total", name, kind) for kind in kinds)]
         for name in tokenizers
     ]
-    return Finding(
-        no_worse(signs),
-        f"No cost: tied is better, or within {TOLERANCE} nats.",
-        [Table("parameters", "Parameters", columns, rows), table],
-        runs.about,
+    reason = f"No cost: tied is better, or within {TOLERANCE} nats."
+    return runs.finding(
+        no_worse(signs), reason, Table("parameters", "Parameters", columns, rows), table
     )
 
 
@@ -327,11 +310,9 @@ def norm(folder: Path) -> Finding:
         if design.unfinished
     ]
     labelled = {f"{placement}, lr {rate}": seeds for (placement, rate), seeds in losses.items()}
-    return Finding(
-        better(signs),
-        f"Diverged: {', '.join(diverged) or 'no run'}; a diverged run counts as guessing.",
-        [means("Validation loss", "norm", labelled, "nats/token"), table],
-        runs.about,
+    reason = f"Diverged: {', '.join(diverged) or 'no run'}; a diverged run counts as guessing."
+    return runs.finding(
+        better(signs), reason, means("Validation loss", "norm", labelled, "nats/token"), table
     )
 
 
@@ -340,12 +321,12 @@ def tokenizer(folder: Path) -> Finding:
     bits = {n: runs.losses(n, bits=True) for n in ("char", "bpe", "gpt2")}
     effects = compare(bits.__getitem__, [("char", "bpe"), ("char", "gpt2")])
     table, signs = judge("tokenizer", "Paired differences, bits/byte", effects, BITS_TOLERANCE)
-    return Finding(
-        better(signs),
+    reason = (
         "Losses per token of different tokenizers are not comparable; bits/byte are. The number of "
-        "steps is the same, so larger tokens read more text.",
-        [means("Validation loss", "tokenizer", bits, "bits/byte"), table],
-        runs.about,
+        "steps is the same, so larger tokens read more text."
+    )
+    return runs.finding(
+        better(signs), reason, means("Validation loss", "tokenizer", bits, "bits/byte"), table
     )
 
 
@@ -357,13 +338,11 @@ def bigram(folder: Path) -> Finding:
     table, signs = judge("bigram", "Paired differences", effects)
     gaps = [interval([*by_seed.values()]) for by_seed in effects.values()]
     far = HOLDS if min(gap.low for gap in gaps) > FAR else FAILS
-    return Finding(
-        UNDECIDED if "undecided" in signs else far,
+    reason = (
         f"Far: the whole interval is beyond {FAR} nats; the smallest difference is "
-        f"{min(gap.mean for gap in gaps):.2f}.",
-        [table],
-        runs.about,
+        f"{min(gap.mean for gap in gaps):.2f}."
     )
+    return runs.finding(UNDECIDED if "undecided" in signs else far, reason, table)
 
 
 def heads(folder: Path) -> Finding:
@@ -375,31 +354,22 @@ def heads(folder: Path) -> Finding:
     table, signs = judge("heads", "Paired differences", effects)
     config = runs[(str(most),)].config
     head_size = int(config["model.n_embd"]) // int(config["model.n_head"])
-    columns = [
-        Column("heads", "heads of keys and values"),
-        Column("bytes", "cache, bytes/token (fp32)"),
-        Column("loss", "validation loss"),
-    ]
+    titles = ("heads of keys and values", "cache, bytes/token (fp32)", "validation loss")
+    columns = [*map(Column, ("heads", "bytes", "loss"), titles)]
+    head_bytes = 2 * 4 * head_size * int(config["model.n_layer"])
     rows: list[list[Cell]] = [
-        [
-            str(n),
-            2 * 4 * n * head_size * int(config["model.n_layer"]),
-            interval([*losses[f"{n}"].values()]),
-        ]
-        for n in counts
+        [str(n), n * head_bytes, interval([*losses[f"{n}"].values()])] for n in counts
     ]
-    return Finding(
-        no_worse(signs),
-        f"Little: better, or within {TOLERANCE} nats.",
-        [Table("cache", "Loss against cache", columns, rows), table],
-        runs.about,
+    reason = f"Little: better, or within {TOLERANCE} nats."
+    return runs.finding(
+        no_worse(signs), reason, Table("cache", "Loss against cache", columns, rows), table
     )
 
 
 def backend(_folder: Path, overrides: Sequence[str] = ()) -> Finding:
     """Measure time and memory of one layer with both backends in alternation."""
     columns = [
-        Column("length", "length"),
+        Column("length"),
         Column("ratio", "time, sdpa over eager", digits=2),
         Column("eager", "eager saves, MB", digits=0),
         Column("sdpa", "sdpa saves, MB", digits=0),
@@ -418,12 +388,12 @@ def backend(_folder: Path, overrides: Sequence[str] = ()) -> Finding:
         eager, sdpa = (kept_bytes(model, tokens) / 1e6 for model in models.values())
         rows.append([str(length), ratios[-1], eager, sdpa])
     falls = all(a.mean > b.mean for a, b in pairwise(ratios))
-    return Finding(
-        HOLDS if ratios[-1].high < 1 and falls and sdpa < eager else FAILS,
+    reason = (
         f"One layer, {TOKENS:,} tokens in windows of each length, forward and backward in fp32 on "
-        f"{device}; ± over {REPEATS} repeats.",
-        [Table("backend", "SDPA against eager", columns, rows)],
+        f"{device}; ± over {REPEATS} repeats."
     )
+    answer = HOLDS if ratios[-1].high < 1 and falls and sdpa < eager else FAILS
+    return Finding(answer, reason, [Table("backend", "SDPA against eager", columns, rows)])
 
 
 def early_stopping(folder: Path) -> Finding:
@@ -443,16 +413,19 @@ def early_stopping(folder: Path) -> Finding:
     table, (sign,) = judge("best", "Best validation loss found", effect)
     savings = [search["saving"] for search in searches["asha"].values()]
     share = interval([saving["steps_trained"] / saving["steps_in_full"] for saving in savings])
-    columns = [Column("scheduler", "scheduler"), Column("share", "share of the steps", digits=3)]
+    columns = [Column("scheduler"), Column("share", "share of the steps", digits=3)]
     work = Table(
         "work", "Steps trained, of the steps of all trials in full", columns, [["asha", share]]
     )
     n_trials = sum(len(search["trials"]) for search in searches["asha"].values())
     max_steps = max(search["max_steps"] for search in searches["asha"].values())
+    reason = (
+        f"As good: better, or within {TOLERANCE} nats. The same {len(full)} searches with the same "
+        "configs for both."
+    )
     return Finding(
         no_worse([sign]) if share.high < 1 else FAILS,
-        f"As good: better, or within {TOLERANCE} nats. The same {len(full)} searches with the same "
-        "configs for both.",
+        reason,
         [table, work],
         f"{n_trials} trials of at most {max_steps} steps.",
     )

@@ -14,7 +14,6 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from claims import CLAIMS, EXTRAPOLATING, Finding, backend, listed
 
 from minigpt.config.groups import config_directory
 from minigpt.errors import UserError, require_one_of
-from minigpt.report.runs import Run, find_runs
+from minigpt.report.runs import find_runs
 from minigpt.report.tables import to_markdown
 
 RESULTS = Path(__file__).with_name("results.md")
@@ -77,10 +76,8 @@ def train(options: Namespace, names: list[str]) -> None:
     """Train and evaluate what the claims need and the folder lacks."""
     for experiment, folder in dict.fromkeys(s for name in names for s in SWEEPS.get(name, [])):
         command = ["train", "-m", f"experiment=claims/{experiment}", "logger=none"]
-        command += [
-            f"hydra/launcher={options.launcher}",
-            f"hydra.sweep.dir={options.folder / folder}",
-        ]
+        command += [f"hydra/launcher={options.launcher}"]
+        command += [f"hydra.sweep.dir={options.folder / folder}"]
         failed = minigpt([*command, *options.overrides], allowed=1)  # 1: runs diverged
         if failed:
             print(f"{experiment}: some runs failed", file=sys.stderr)
@@ -133,18 +130,13 @@ def sentence(name: str) -> str:
 
 def trained(folder: Path) -> str:
     """Return the device, torch and commit of the runs; empty if no claim needed training."""
-    runs = [run for run in find_runs([str(folder)]).runs if run.finished] if folder.is_dir() else []
-
-    def shown(fact: Callable[[Run], object]) -> str:
-        return listed(map(fact, runs))
-
-    return (
-        f"{shown(lambda run: run.manifest['device'])}; torch "
-        f"{shown(lambda run: run.manifest['versions']['torch'])}, commit "
-        f"{shown(lambda run: str(run.manifest['commit'])[:8])}."
-        if runs
-        else ""
-    )
+    runs = find_runs([str(folder)]).runs if folder.is_dir() else []
+    facts = [run.manifest for run in runs if run.finished]
+    if not facts:
+        return ""
+    torch = listed(fact["versions"]["torch"] for fact in facts)
+    commit = listed(str(fact["commit"])[:8] for fact in facts)
+    return f"{listed(fact['device'] for fact in facts)}; torch {torch}, commit {commit}."
 
 
 def page(findings: dict[str, Finding], folder: Path) -> str:

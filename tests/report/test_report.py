@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.report.comparison import compare
-from minigpt.report.evaluations import Evaluations, by_position
+from minigpt.report.evaluations import by_position
 from minigpt.report.plots import learning
 from minigpt.report.results import leaderboard
 from tests.conftest import TINY, Cli
@@ -66,7 +66,7 @@ def test_bands_are_over_seeds_not_over_runs_of_a_group(tmp_path: Path) -> None:
     traces = plot.figure.to_plotly_json()["data"]
     outline = [*next(trace["y"] for trace in traces if trace.get("fill"))]  # there and back
     assert (outline[3] - outline[4]) / 2 == pytest.approx(table.half, abs=1e-5)
-    rows = by_position(found.designs[0], Evaluations("last"), 8)
+    rows = by_position(found.designs[0], "last", 8)
     assert [row[0] for row in rows] == pytest.approx([3.01, 3.02])  # 1.5 + 1 / 1, 1 more in half
 
 

@@ -16,7 +16,7 @@ from ray.tune.search.sample import Categorical, Domain
 from minigpt.errors import UserError
 from minigpt.run.directory import RunDirectory
 from minigpt.tune.options import TuneOptions
-from minigpt.tune.records import Evaluation, _evaluations, trial_name
+from minigpt.tune.records import _evaluations, trial_name
 from minigpt.tune.space import as_typed, bounds, check_space, parse_space
 from tests.conftest import Cli
 
@@ -106,7 +106,7 @@ def test_lines_of_metrics_without_the_metric_are_skipped(tmp_path: Path) -> None
     lines = ['{"step": 1, "val_loss": 2.0}', "null", "[1]", '{"step": 2, "val_loss": null}', "{"]
     run = RunDirectory(tmp_path)
     run.metrics.write_text("\n".join(lines))
-    assert _evaluations(run, "val_loss") == [Evaluation(1, 2.0)]
+    assert _evaluations(run, "val_loss") == {1: 2.0}
 
 
 def test_names_of_trials_are_file_names() -> None:
