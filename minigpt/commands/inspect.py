@@ -20,9 +20,27 @@ MAX_TOP = 20
 PRINTED_ROWS, PRINTED_TOP = 10, 5
 
 
+OPTIONS = {
+    "--prompt PROMPT": "default: the first model.block_size tokens of the validation text",
+    "--out DIR": "default: RUN/inspect",
+    "--top K": "most probable next tokens (default: 5)",
+}
+
+
 def main(arguments: list[str]) -> None:
     """Write an HTML page and PNG files, and print the probabilities of the next tokens."""
-    options = _parser().parse_args(arguments)
+    parser = Parser(
+        "inspect",
+        "Plot what a trained run computes for a prompt: the attention of each layer and head, the\n"
+        "biases or rotations of its positional scheme, and the most probable next tokens.",
+        [
+            "minigpt inspect latest",
+            "minigpt inspect runs/NAME --prompt 'To be, or not' --top 3 --out plots",
+        ],
+    )
+    add_run_arguments(parser)
+    parser.add_options(OPTIONS, top=5)
+    options = parser.parse_args(arguments)
     require(options.prompt != "", "--prompt", "", "empty; give at least one character")
     require(options.out != "", "--out", "", "empty; give a folder")
     require(1 <= options.top <= MAX_TOP, "--top", options.top, f"must be from 1 to {MAX_TOP}")
@@ -50,27 +68,6 @@ def main(arguments: list[str]) -> None:
     console.print(_table(inspection))
     for path in written:
         console.print(f"plotted in {path}", soft_wrap=True)
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        "inspect",
-        "Plot what a trained run computes for a prompt: the attention of each layer and head, the\n"
-        "biases or rotations of its positional scheme, and the most probable next tokens.",
-        [
-            "minigpt inspect latest",
-            "minigpt inspect runs/NAME --prompt 'To be, or not' --top 3 --out plots",
-        ],
-    )
-    add_run_arguments(parser)
-    parser.add_argument(
-        "--prompt", help="default: the first model.block_size tokens of the validation text"
-    )
-    parser.add_argument("--out", metavar="DIR", help="default: RUN/inspect")
-    parser.add_argument(
-        "--top", type=int, default=5, metavar="K", help="most probable next tokens (default: 5)"
-    )
-    return parser
 
 
 def _default_prompt(trained: TrainedRun) -> Prompt:
