@@ -77,7 +77,10 @@ def test_sample(cli: Cli) -> None:
         (["--context", "0"], "--context=0: must be a whole number of 1 or more, or all"),
         (["--context", "1e3"], "--context=1e3: must be a whole number"),
         (["--prompt", "a", "--prompt", ""], "--prompt=: empty"),
-        (["--set", "model.n_head=4"], "--set model.n_head=4: of a trained run the options of its"),
+        (
+            ["--set", "model.n_head=4"],
+            "--set model.n_head=4: a trained run can change only the options of its",
+        ),
         (["--set", "model.positional.=3"], "may be changed"),
         (["--set", "model.positional.base=9", "--set", "model.positional.base=8"], "given twice"),
         (["--set", "model.positional.name=alibi"], "may be changed"),

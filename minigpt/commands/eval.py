@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from minigpt.data.tokens import Split, TokenData
-    from minigpt.evaluate.context_lengths import Curve
     from minigpt.evaluate.loss import Evaluation
+    from minigpt.evaluate.loss_curves import Curve
     from minigpt.inference.quantize import Quantization
     from minigpt.model import GPT
     from minigpt.run.load import TrainedRun
@@ -104,7 +104,7 @@ def _evaluate_run(
 
     `skip_if_recorded`: do nothing if eval.json has all of them already.
     """
-    from minigpt.evaluate.context_lengths import require_lengths
+    from minigpt.evaluate.loss_curves import require_lengths
     from minigpt.evaluate.record import is_recorded, save_evaluation
     from minigpt.inference.quantize import quantized
     from minigpt.run.load import TrainedRun
@@ -142,8 +142,8 @@ def _evaluate_splits(
     """
     from rich.table import Table
 
-    from minigpt.evaluate.context_lengths import HEADINGS, cells
     from minigpt.evaluate.loss import evaluate
+    from minigpt.evaluate.loss_curves import HEADINGS, cells
     from minigpt.evaluate.record import save_evaluation
 
     table = Table("split", "tokens", *HEADINGS)
@@ -198,8 +198,7 @@ def _evaluate_curves(
     """Print, save and plot the loss of a split by context length and by position."""
     from rich.table import Table
 
-    from minigpt.evaluate.context_lengths import defined, evaluate_at_length, length_table, metrics
-    from minigpt.evaluate.loss_plots import length_section, position_section
+    from minigpt.evaluate import loss_curves
     from minigpt.evaluate.record import save_evaluation
     from minigpt.html import write_page
 
@@ -207,22 +206,24 @@ def _evaluate_curves(
     curve: Curve = {} if lengths else {block_size: at_block_size}
     for number, length in enumerate(lengths, 1):
         with console.status(f"context {length} ({number} of {len(lengths)}) ..."):
-            same = length == block_size
-            curve[length] = at_block_size if same else evaluate_at_length(trained, split, length)
-            save_evaluation(trained, {"lengths": {str(length): metrics(curve[length])}})
+            if length == block_size:
+                curve[length] = at_block_size
+            else:
+                curve[length] = loss_curves.evaluate_at_length(trained, split, length)
+            save_evaluation(trained, {"lengths": {str(length): loss_curves.metrics(curve[length])}})
     sections = []
     if lengths:
-        head, *rows = length_table(curve)
+        head, *rows = loss_curves.length_table(curve)
         reasons = {result for result in curve.values() if isinstance(result, str)}
         table = Table(*head, caption="; ".join(sorted(reasons)) or None)
         for row in rows:
             table.add_row(*row)
         console.print(table)
-        sections.append(length_section(curve, block_size))
+        sections.append(loss_curves.length_section(curve, block_size))
     if by_position:
-        values = {str(n): result.by_position for n, result in defined(curve).items()}
+        values = {str(n): result.by_position for n, result in loss_curves.defined(curve).items()}
         save_evaluation(trained, {"by_position": values})
-        sections.append(position_section(curve, block_size))
+        sections.append(loss_curves.position_section(curve, block_size))
     title = f"{trained.run.path.name} ({trained.label}): validation loss and context"
     page = trained.run.path / "eval" / f"{trained.label.replace(' ', '_')}.html"
     for path in write_page(page, title, sections):
