@@ -16,14 +16,13 @@ import sys
 sys.path.pop(0)  # scripts/, whose numbers.py would replace the standard library's
 
 import argparse
-import json
 import math
 import re
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -31,11 +30,12 @@ from pathlib import Path
 from minigpt.bench.measure import device_here, machine
 from minigpt.config.compose import composed_config
 from minigpt.data import CORPORA, TextCorpus
-from minigpt.files import write_json
+from minigpt.files import read_json, write_json
 from minigpt.report.statistics import Interval, interval
 from minigpt.report.tables import Cell, Column, Table, to_markdown, to_plain
 
 MINIGPT = [sys.executable, "-m", "minigpt.cli"]
+NANOGPT = [sys.executable, "-u", "train.py", "config/train_shakespeare_char.py"]
 SETTLE = 20  # first steps, not timed
 
 
@@ -95,7 +95,7 @@ class Timed:
 def main() -> None:
     """Run one comparison and print its table; exit with 1 if a target was missed."""
     parser = argparse.ArgumentParser(description="minigpt against nanoGPT, in alternation.")
-    parser.add_argument("what", choices=tuple(WHAT))
+    parser.add_argument("what", choices=tuple(COMPARISONS))
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the figures to a file")
@@ -104,10 +104,11 @@ def main() -> None:
     device = device_here()
     prepare_nanogpt(options.nanogpt)
     recipe = GPU if device == "cuda" else CPU
-    table, met = WHAT[options.what](recipe, options.nanogpt.absolute(), options.rounds)
+    compare = COMPARISONS[options.what]
+    table, met = compare(recipe, options.nanogpt.absolute(), options.rounds)
     facts = machine(device)
-    print("\n".join([*to_plain(table), table.note]))
-    print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    about = ", ".join(f"{key} {value}" for key, value in facts.items())
+    print(*to_plain(table), table.note, about, sep="\n")
     if options.json is not None:
         rows = [dict(zip(table.head, row, strict=True)) for row in table.texts()]
         write_json(options.json, {"machine": facts, "rows": rows})
@@ -133,20 +134,21 @@ def prepare_nanogpt(folder: Path) -> None:
 
 def steps(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
     """Compare seconds of a step and of an evaluation: medians per round, ratios over rounds."""
+    length = [f"--max_iters={recipe.steps}", f"--eval_interval={recipe.evaluate_at}"]
+    length += [f"--log_interval={recipe.log_every}"]
     theirs: list[Timed] = []
     ours: dict[str, list[Timed]] = {name: [] for name in recipe.step_targets}
     for turn in range(rounds):
-        theirs.append(train_nanogpt(recipe, nanogpt, recipe.steps))
+        theirs.append(train_nanogpt(recipe, nanogpt, length))
         for precision, trainings in ours.items():
-            length = [f"trainer.max_steps={recipe.steps}", f"trainer.precision={precision}"]
-            trainings.append(train_ours(recipe, [*recipe.ours, *length]))
+            trainings.append(train_ours(recipe, precision))
         print(f"round {turn + 1}/{rounds}", file=sys.stderr, flush=True)
     rows: list[list[Cell]] = [["nanoGPT", *_medians(theirs), None, None, ""]]
     met = True
     for precision, trainings in ours.items():
-        step = ratio([(a.step, b.step) for a, b in zip(trainings, theirs, strict=True)])
+        step = ratio([one.step for one in trainings], [one.step for one in theirs])
         evaluation = ratio(
-            [(a.evaluation, b.evaluation) for a, b in zip(trainings, theirs, strict=True)]
+            [one.evaluation for one in trainings], [one.evaluation for one in theirs]
         )
         target = recipe.step_targets[precision]
         good = step.mean <= target and evaluation.mean <= recipe.evaluation_target
@@ -169,40 +171,32 @@ def steps(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
 
 
 def _medians(trainings: Sequence[Timed]) -> list[Cell]:
-    return [
-        1000 * statistics.median(one.step for one in trainings),
-        statistics.median(one.evaluation for one in trainings),
-    ]
+    step = statistics.median(one.step for one in trainings)
+    return [1000 * step, statistics.median(one.evaluation for one in trainings)]
 
 
-def ratio(pairs: Sequence[tuple[float, float]]) -> Interval:
-    """Return the geometric mean of the ratios and half of its t-interval."""
-    return interval([math.log(one / other) for one, other in pairs]).exp()
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+    """Return the geometric mean of the ratios by round, and half of its t-interval."""
+    return interval([math.log(a / b) for a, b in zip(ours, theirs, strict=True)]).exp()
 
 
-def train_nanogpt(recipe: Recipe, folder: Path, length: int) -> Timed:
-    """Time its train.py for `length` steps."""
+def train_nanogpt(recipe: Recipe, folder: Path, options: Sequence[str] = ()) -> Timed:
+    """Time its train.py with its recipe and more options."""
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-u", "train.py", "config/train_shakespeare_char.py"]
-        options = [*recipe.theirs, f"--log_interval={recipe.log_every}", f"--out_dir={out}"]
-        options += [f"--max_iters={length}", f"--eval_interval={recipe.evaluate_at}"]
-        return timed([*command, *options], folder, r"iter (\d+): loss", r"step (\d+): train loss")
+        command = [*NANOGPT, *recipe.theirs, *options, f"--out_dir={out}"]
+        return timed(command, folder, r"iter (\d+): loss", r"step (\d+): train loss")
 
 
-def train_ours(recipe: Recipe, overrides: Sequence[str]) -> Timed:
-    """Time `minigpt train` with the overrides."""
+def train_ours(recipe: Recipe, precision: str) -> Timed:
+    """Time `minigpt train` with the recipe."""
     with tempfile.TemporaryDirectory() as out:
         often = [
+            *(f"trainer.max_steps={recipe.steps}", f"trainer.precision={precision}"),
             *(f"trainer.log_every={recipe.log_every}", f"trainer.eval_every={recipe.evaluate_at}"),
             *("trainer.sample_every=null", "trainer.checkpoint_every=null", "logger=none"),
-            f"hydra.run.dir={out}/run",
         ]
-        return timed(
-            [*MINIGPT, "train", *overrides, *often],
-            None,
-            r"step (\d+)/\d+  train",
-            r"step (\d+)/\d+  val loss",
-        )
+        command = [*MINIGPT, "train", *recipe.ours, *often, f"hydra.run.dir={out}/run"]
+        return timed(command, None, r"step (\d+)/\d+  train", r"step (\d+)/\d+  val loss")
 
 
 def timed(command: list[str], folder: Path | None, step: str, evaluation: str) -> Timed:
@@ -245,30 +239,21 @@ def speedrun(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
     theirs: list[Timed] = []
     ours: dict[str, list[tuple[float, float]]] = {name: [] for name in recipe.speedruns}
     for turn in range(rounds):
-        with tempfile.TemporaryDirectory() as out:
-            command = [sys.executable, "-u", "train.py", "config/train_shakespeare_char.py"]
-            options = [*recipe.theirs, f"--out_dir={out}"]
-            theirs.append(
-                timed([*command, *options], nanogpt, r"iter (\d+): loss", r"step (\d+): train loss")
-            )
-            for name, trainings in ours.items():
-                trainings.append(_seconds_and_loss(name, Path(out, name)))
+        theirs.append(train_nanogpt(recipe, nanogpt))
+        for name, trainings in ours.items():
+            trainings.append(_seconds_and_loss(name))
         print(f"round {turn + 1}/{rounds}", file=sys.stderr, flush=True)
+    whole = [one.whole for one in theirs]
     printed = [float(re.findall(r"val loss ([\d.]+)", one.output)[-1]) for one in theirs]
-    rows: list[list[Cell]] = [
-        ["nanoGPT", statistics.median(t.whole for t in theirs), None, interval(printed), ""]
-    ]
+    rows: list[list[Cell]] = [["nanoGPT", statistics.median(whole), None, interval(printed), ""]]
     met = True
     for name, (target, largest_share) in recipe.speedruns.items():
-        share = ratio(
-            [(mine, other.whole) for (mine, _), other in zip(ours[name], theirs, strict=True)]
-        )
-        loss = interval([loss for _, loss in ours[name]])
+        seconds, losses = zip(*ours[name], strict=True)
+        share, loss = ratio(seconds, whole), interval(losses)
         good = loss.mean <= target and share.mean <= largest_share
         met = met and good
         verdict = f"{'met' if good else 'missed'}: <= {target} in <= {largest_share}"
-        seconds = statistics.median(mine for mine, _ in ours[name])
-        rows.append([f"experiment={name}", seconds, share, loss, verdict])
+        rows.append([f"experiment={name}", statistics.median(seconds), share, loss, verdict])
     columns = [
         Column("who", "who"),
         Column("seconds", "s, command to exit", digits=2),
@@ -282,15 +267,16 @@ def speedrun(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
     return Table("speedrun", "Time to a loss", columns, rows, note), met
 
 
-def _seconds_and_loss(experiment: str, run: Path) -> tuple[float, float]:
+def _seconds_and_loss(experiment: str) -> tuple[float, float]:
     """Train an experiment; return seconds from command to exit, and the validation loss."""
-    chosen = [f"experiment={experiment}", "logger=none", f"hydra.run.dir={run}"]
-    started = time.perf_counter()
-    done = subprocess.run([*MINIGPT, "train", *chosen], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    seconds = time.perf_counter() - started
-    return seconds, json.loads((run / "result.json").read_text(encoding="utf-8"))["val_loss"]
+    with tempfile.TemporaryDirectory() as run:
+        chosen = [f"experiment={experiment}", "logger=none", f"hydra.run.dir={run}"]
+        started = time.perf_counter()
+        done = subprocess.run([*MINIGPT, "train", *chosen], capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        seconds = time.perf_counter() - started
+        return seconds, read_json(Path(run, "result.json"))["val_loss"]
 
 
 # ---- generating text ----
@@ -304,31 +290,25 @@ def decode(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
     """
     theirs, ours = [], []
     with tempfile.TemporaryDirectory() as out:
-        size = ["--n_layer=6", "--n_head=6", "--n_embd=384", "--block_size=256"]
-        short = ["--max_iters=1", "--eval_interval=1", "--eval_iters=1", f"--out_dir={out}"]
         device = [option for option in recipe.theirs if option.startswith("--device")]
-        train = [sys.executable, "train.py", "config/train_shakespeare_char.py", "--compile=False"]
-        subprocess.run(
-            [*train, *size, *short, *device], cwd=nanogpt, check=True, capture_output=True
-        )
+        common = [f"--out_dir={out}", *device]
+        size = ["--n_layer=6", "--n_head=6", "--n_embd=384", "--block_size=256", "--compile=False"]
+        short = ["--max_iters=1", "--eval_interval=1", "--eval_iters=1"]
+        train = [*NANOGPT, *size, *short, *common]
+        subprocess.run(train, cwd=nanogpt, check=True, capture_output=True)
+        options = ["--num_samples=2", "--max_new_tokens=500", *common]
+        sample = [sys.executable, "-u", "sample.py", *options]
+        figures = Path(out, "decode.json")
+        command = [*MINIGPT, "bench", "decode", "experiment=nanogpt_baby", "--prompt", "1"]
+        command += ["--tokens", "500", "--repeats", "1", "--json", str(figures)]
         for _ in range(rounds):
-            options = [f"--out_dir={out}", "--num_samples=2", "--max_new_tokens=500", *device]
-            theirs.append(
-                500 / _seconds_a_text([sys.executable, "-u", "sample.py", *options], nanogpt)
-            )
-            figures = Path(out, "decode.json")
-            command = [*MINIGPT, "bench", "decode", "experiment=nanogpt_baby", "--prompt", "1"]
-            counts = ["--tokens", "500", "--repeats", "1", "--json", str(figures)]
-            subprocess.run([*command, *counts], check=True, capture_output=True)
-            (row,) = json.loads(figures.read_text(encoding="utf-8"))["rows"]
-            ours.append(row["tokens_per_second"])
-    times = ratio(list(zip(ours, theirs, strict=True)))
+            theirs.append(500 / _seconds_a_text(sample, nanogpt))
+            subprocess.run(command, check=True, capture_output=True)
+            ours.append(read_json(figures)["rows"][0]["tokens_per_second"])
+    times = ratio(ours, theirs)
     good = times.mean >= recipe.decode_target
-    rows: list[list[Cell]] = [
-        ["nanoGPT", interval(theirs)],
-        ["minigpt", interval(ours)],
-        ["ours over theirs", times],
-    ]
+    speeds = {"nanoGPT": interval(theirs), "minigpt": interval(ours), "ours over theirs": times}
+    rows: list[list[Cell]] = [[who, speed] for who, speed in speeds.items()]
     columns = [Column("who", "who"), Column("speed", "tokens/s", digits=2)]
     note = f"{'Met' if good else 'Missed'}: {recipe.decode_target} times as many; {rounds} rounds."
     return Table("decode", "Generating 500 tokens", columns, rows, note), good
@@ -336,7 +316,6 @@ def decode(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
 
 def _seconds_a_text(command: list[str], folder: Path) -> float:
     """Return the mean seconds between the rules that sample.py prints after each text."""
-    moments = []
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         moments = [time.perf_counter() for line in process.stdout if line.startswith("-----")]
@@ -345,11 +324,7 @@ def _seconds_a_text(command: list[str], folder: Path) -> float:
     return (moments[-1] - moments[0]) / (len(moments) - 1)
 
 
-WHAT: dict[str, Callable[[Recipe, Path, int], tuple[Table, bool]]] = {
-    "steps": steps,
-    "speedrun": speedrun,
-    "decode": decode,
-}
+COMPARISONS = {"steps": steps, "speedrun": speedrun, "decode": decode}
 
 
 if __name__ == "__main__":

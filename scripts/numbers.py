@@ -31,28 +31,21 @@ COMMON = [
     *("model.n_layer=2", "model.n_embd=32", "model.n_head=2", "model.block_size=32"),
     *("trainer.max_steps=20", "trainer.batch_size=4", "trainer.log_every=1"),
     *("trainer.eval_every=null", "trainer.checkpoint_every=null", "trainer.sample_every=20"),
-    *(
-        "schedule.warmup_steps=5",
-        "trainer.sample_tokens=40",
-        "trainer.device=cpu",
-        "trainer.precision=fp32",
-    ),
-    *("trainer.threads=1", "logger=none"),
+    *("schedule.warmup_steps=5", "trainer.sample_tokens=40", "trainer.threads=1"),
+    *("trainer.device=cpu", "trainer.precision=fp32", "logger=none"),
 ]
-POSITIONAL = (
-    *("learned", "sinusoidal", "nope", "integrated", "block_input", "relative", "relative_bias"),
-    *("t5", "rope", "alibi", "xpos", "kerple", "fire", "cope"),
-)
+CHOICES = {
+    "positional": "learned sinusoidal nope integrated block_input relative relative_bias t5 rope "
+    "alibi xpos kerple fire cope",
+    "attention": "sliding_window chunked bigbird performer landmark",
+    "norm": "post sandwich peri",
+    "ffn": "gelu relu swiglu geglu conv moe",
+}
 DESIGNS: dict[str, list[str]] = {
-    **{f"positional_{name}": [f"model={name}"] for name in POSITIONAL},
     **{
-        f"attention_{name}": [f"attention={name}"]
-        for name in ("sliding_window", "chunked", "bigbird", "performer", "landmark")
-    },
-    **{f"norm_{name}": [f"norm={name}"] for name in ("post", "sandwich", "peri")},
-    **{
-        f"ffn_{name}": [f"ffn={name}"]
-        for name in ("gelu", "relu", "swiglu", "geglu", "conv", "moe")
+        f"{group}_{name}": [f"{'model' if group == 'positional' else group}={name}"]
+        for group, names in CHOICES.items()
+        for name in names.split()
     },
     "bigram": ["model=bigram", "model.n_layer=0"],
     "gpt2": ["model=gpt2", "model.n_layer=2"],
@@ -97,13 +90,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("designs", nargs="*", help="names of designs; all by default")
     parser.add_argument("--out", type=Path, help="write the digests to a JSON file")
-    parser.add_argument(
-        "--check",
-        nargs="?",
-        const="",
-        metavar="REVISION|FILE",
-        help="compare with a commit or file",
-    )
+    source, text = "REVISION|FILE", "compare with a commit or file"
+    parser.add_argument("--check", nargs="?", const="", metavar=source, help=text)
     arguments = parser.parse_args()
     unknown = set(arguments.designs) - set(DESIGNS)
     if unknown:
@@ -115,10 +103,11 @@ def main() -> int:
     for design in designs:
         actual[design] = train(design)
         same = ""
-        if expected is not None:
-            equal = expected.get(design) == actual[design]
-            same = "  equal" if equal else f"  DIFFERS: {expected.get(design)}"
-            different += [] if equal else [design]
+        if expected is not None and expected.get(design) == actual[design]:
+            same = "  equal"
+        elif expected is not None:
+            same = f"  DIFFERS: {expected.get(design)}"
+            different.append(design)
         print(f"{design:24}", *(f"{k} {v}" for k, v in actual[design].items()), same, flush=True)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(actual, indent=2) + "\n")
@@ -138,13 +127,10 @@ def digests_of(source: str, designs: list[str]) -> dict[str, Any]:
         git("worktree", "add", "--detach", str(tree), source)
         try:
             script = tree / "scripts" / "numbers.py"
-            command = [sys.executable, str(script), "--out", str(out)]
-            known = subprocess.run(
-                [sys.executable, str(script), "--help"], capture_output=True, cwd=tree
-            )
-            assert known.returncode == 0, f"{source} has no scripts/numbers.py"
+            assert script.is_file(), f"{source} has no scripts/numbers.py"
             print(f"training the designs of {source} ...", flush=True)
-            subprocess.run([*command, *designs], check=True, cwd=tree)
+            command = [sys.executable, str(script), "--out", str(out), *designs]
+            subprocess.run(command, check=True, cwd=tree)
             return json.loads(out.read_text())
         finally:
             git("worktree", "remove", "--force", str(tree))

@@ -108,7 +108,10 @@ def test_evaluation_equals_training(run: LoadedRun) -> None:
         (lambda run: load_run("nowhere"), "nowhere: no such run directory"),
         (lambda run: load_run(device="gpu"), "device=gpu: not one of auto, cpu, cuda, mps"),
         (lambda run: load_run(checkpoint="first"), "checkpoint=first: not one of best, last"),
-        (lambda run: load_run(changes=["seed=2"]), "changes seed=2: a trained run can change only the options"),
+        (
+            lambda run: load_run(changes=["seed=2"]),
+            "changes seed=2: a trained run can change only the options",
+        ),
         (lambda run: run.logits(""), "text='': must not be empty"),
         (lambda run: run.logits("§"), r"text='§' \(U\+00A7\) at offset 0: not among"),
         (lambda run: run.generate(""), "prompt='': must not be empty"),

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from minigpt.bench.measure import Times, alternately, kept_bytes
+from minigpt.bench.measure import Design, Result, Times, alternately, kept_bytes
 from minigpt.config.compose import composed_config
 from minigpt.model import GPT
 from minigpt.model.backends import BACKENDS
@@ -15,6 +15,14 @@ from minigpt.model.compatibility import backend_limit
 from minigpt.report.tables import Cell, Column, Table
 
 N_VOCAB = 65
+COLUMNS = [
+    Column("length", "length"),
+    Column("backend", "backend"),
+    Column("time", "ms (quartiles)"),
+    Column("ratio", "ratio to the first", digits=3),
+    Column("tokens_per_second", "tokens/s", digits=0),
+    Column("kept", "saved for backward, MB", digits=0),
+]
 
 
 def one_layer(
@@ -58,35 +66,21 @@ def random_windows(n_tokens: int, length: int, device: str) -> torch.Tensor:
     return torch.randint(N_VOCAB, (max(1, n_tokens // length), length), device=device)
 
 
-def measure_attention(
-    overrides: Sequence[str], lengths: Sequence[int], n_tokens: int, repeats: int, device: str
-) -> Table:
+def measure(design: Design, lengths: Sequence[int], tokens: int, repeats: int) -> Result:
     """Measure one design with every backend that can train it, at each context length."""
     rows: list[list[Cell]] = []
     for length in lengths:
-        tokens = random_windows(n_tokens, length, device)
-        candidates = {name: one_layer(overrides, length, name, device) for name in BACKENDS}
-        models = {name: model for name, model in candidates.items() if model is not None}
-        times = time_layers(models, tokens, repeats, device)
+        windows = random_windows(tokens, length, design.device)
+        models: dict[str, GPT] = {}
+        for name in BACKENDS:
+            model = one_layer(design.overrides, length, name, design.device)
+            if model is not None:
+                models[name] = model
+        times = time_layers(models, windows, repeats, design.device)
         first = next(iter(times.values())).median
-        for name, repeated in times.items():
-            rows.append(
-                [
-                    str(length),
-                    name,
-                    repeated.describe(),
-                    repeated.median / first,
-                    tokens.numel() / repeated.median,
-                    kept_bytes(models[name], tokens) / 1e6,
-                ]
-            )
-    columns = [
-        Column("length", "length"),
-        Column("backend", "backend"),
-        Column("time", "ms (quartiles)"),
-        Column("ratio", "ratio to the first", digits=3),
-        Column("tokens_per_second", "tokens/s", digits=0),
-        Column("kept", "saved for backward, MB", digits=0),
-    ]
-    note = f"One layer and the head, {n_tokens:,} tokens, forward and backward in fp32."
-    return Table("attention", "One layer by backend and length", columns, rows, note)
+        for name, passes in times.items():
+            speed, kept = windows.numel() / passes.median, kept_bytes(models[name], windows) / 1e6
+            ratio = passes.median / first
+            rows.append([str(length), name, passes.describe(), ratio, speed, kept])
+    note = f"One layer and the head, {tokens:,} tokens, forward and backward in fp32."
+    return Result(Table("attention", "One layer by backend and length", COLUMNS, rows, note))

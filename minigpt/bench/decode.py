@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from minigpt.bench.measure import Times, synchronize
+from minigpt.bench.measure import Design, Result, Times, synchronize
 from minigpt.config.schema import Config
 from minigpt.inference.generate import generate
 from minigpt.model import GPT
@@ -25,42 +25,28 @@ COLUMNS = [
 ]
 
 
-def measure_decoding(
-    configs: Sequence[tuple[str, Config]],
-    batches: Sequence[int],
-    n_tokens: int,
-    prompt: int,
-    repeats: int,
-) -> Table:
+def measure(design: Design, batch: Sequence[int], tokens: int, prompt: int, repeats: int) -> Result:
     """Generate texts with untrained models, each config and number of texts in turns.
 
     The context is block_size tokens, as in training. The first turn is not timed.
     """
-    prompts: dict[tuple[str, int], list[float]] = {}
-    tokens: dict[tuple[str, int], list[float]] = {}
+    cases = [(label, config, n) for label, config in design.configs for n in batch]
+    seconds: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for turn in range(repeats + 1):
-        for label, config in configs:
-            for batch in batches:
-                first, rest = _decode(config, batch, n_tokens, prompt)
-                if turn:
-                    prompts.setdefault((label, batch), []).append(first)
-                    tokens.setdefault((label, batch), []).append(rest / (n_tokens - 1))
+        for label, config, n in cases:
+            timed = _decode(config, n, tokens, prompt)
+            if turn:
+                seconds.setdefault((label, n), []).append(timed)
     rows: list[list[Cell]] = []
-    firsts = {batch: Times(tokens[configs[0][0], batch]).median for batch in batches}
-    for (label, batch), seconds in tokens.items():
-        each = Times(seconds)
-        rows.append(
-            [
-                label,
-                str(batch),
-                Times(prompts[label, batch]).describe(),
-                each.describe(digits=3),
-                batch / each.median,
-                each.median / firsts[batch],
-            ]
-        )
-    note = f"Prompts of {prompt} tokens, {n_tokens} tokens each; sampled at temperature 1."
-    return Table("decode", "Decoding", COLUMNS, rows, note)
+    firsts: dict[int, float] = {}
+    for (label, n), turns in seconds.items():
+        starts = Times([start for start, _ in turns])
+        token = Times([rest / (tokens - 1) for _, rest in turns])
+        ratio = token.median / firsts.setdefault(n, token.median)
+        speeds = (token.describe(digits=3), n / token.median, ratio)
+        rows.append([label, str(n), starts.describe(), *speeds])
+    note = f"Prompts of {prompt} tokens, {tokens} tokens each; sampled at temperature 1."
+    return Result(Table("decode", "Decoding", COLUMNS, rows, note))
 
 
 def _decode(config: Config, batch: int, n_tokens: int, prompt: int) -> tuple[float, float]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from minigpt.bench.attention import one_layer, random_windows, time_layers
-from minigpt.bench.measure import kept_bytes
+from minigpt.bench.measure import Design, Result, kept_bytes
 from minigpt.config.groups import config_directory
+from minigpt.errors import require_one_of
 from minigpt.model import GPT
+from minigpt.model.backends import BACKENDS
 from minigpt.report.tables import Cell, Column, Table
 
 GROUPS = ("positional", "attention", "ffn", "norm")
@@ -22,80 +24,74 @@ SPANS = {
 }
 
 
-@dataclass
-class Cost:
-    """Costs of one choice with one backend, in the order of the lengths."""
+class Cost(NamedTuple):
+    """Cost of one choice with one backend at one length."""
 
-    trains: bool
-    ms: list[float] = field(default_factory=list)
-    megabytes: list[float | None] = field(default_factory=list)  # None: the backend cannot train it
-    parameters: list[int] = field(default_factory=list)
+    ms: float
+    megabytes: float | None  # None: the backend cannot train it
+    parameters: int
 
 
-def measure_group(
-    group: str,
-    overrides: Sequence[str],
-    backends: Sequence[str],
-    lengths: Sequence[int],
-    n_tokens: int,
-    repeats: int,
-    device: str,
-) -> Table:
-    """Measure each choice of a config group; choices and spans come before `overrides`.
+def measure(
+    design: Design, group: str, lengths: Sequence[int], tokens: int, backends: str, repeats: int
+) -> Result:
+    """Measure each choice of a config group; choices and spans come before the overrides.
 
     The choices of one backend and length are timed in alternation. Where a backend can only decode
-    a choice, the forward pass alone is timed.
+    a choice, the forward pass alone is timed. Raises UserError for an unknown group or backend.
     """
-    costs: dict[tuple[str, str], Cost] = {}
-    for backend in backends:
+    require_one_of("GROUP", group, GROUPS)
+    names = backends.split(",")
+    for backend in names:
+        require_one_of("--backends", backend, BACKENDS)
+    has_module = group in ("positional", "attention")
+    costs: dict[tuple[str, str], list[Cost]] = {}
+    for backend in names:
         for length in lengths:
-            tokens = random_windows(n_tokens, length, device)
-            models: dict[str, GPT] = {}
-            for choice in sorted(f.stem for f in (config_directory() / group).glob("*.yaml")):
-                spans = SPANS.get(choice, []) if group == "attention" else []
-                chosen = [f"{group}={choice}", *spans, *overrides]
-                for use in ("train", "decode"):
-                    model = one_layer(chosen, length, backend, device, use)
-                    if model is not None:
-                        models[choice] = model
-                        costs.setdefault((backend, choice), Cost(trains=use == "train"))
-                        break
-            for choice, times in time_layers(models, tokens, repeats, device).items():
-                cost, model = costs[backend, choice], models[choice]
-                part = model.get_submodule(group) if group in ("positional", "attention") else model
-                cost.ms.append(1000 * times.median)
-                cost.megabytes.append(kept_bytes(model, tokens) / 1e6 if cost.trains else None)
-                cost.parameters.append(sum(p.numel() for p in part.parameters()))
-    return _table(group, costs, lengths, f"{n_tokens:,} tokens", repeats)
-
-
-def _table(
-    group: str, costs: dict[tuple[str, str], Cost], lengths: Sequence[int], size: str, repeats: int
-) -> Table:
-    """Return one row per backend and choice; parameters per length only where they grow."""
-    grow = any(len({*cost.parameters}) > 1 for cost in costs.values())
+            windows = random_windows(tokens, length, design.device)
+            models = _models(design, group, length, backend)
+            for choice, times in time_layers(models, windows, repeats, design.device).items():
+                model = models[choice]
+                part = model.get_submodule(group) if has_module else model
+                n_parameters = sum(p.numel() for p in part.parameters())
+                trains = any(p.requires_grad for p in model.parameters())
+                megabytes = kept_bytes(model, windows) / 1e6 if trains else None
+                cost = Cost(1000 * times.median, megabytes, n_parameters)
+                costs.setdefault((backend, choice), []).append(cost)
     columns = [Column("backend", "backend"), Column(group, group), Column("passes", "passes")]
+    # Parameters have a column per length only where they grow.
+    grow = any(len({cost.parameters for cost in each}) > 1 for each in costs.values())
     columns += [] if grow else [Column("parameters", "parameters")]
-    for length in lengths:
-        columns += [
-            Column(f"ms_{length}", f"ms {length}", 1),
-            Column(f"mb_{length}", f"MB {length}", 0),
-        ]
-        columns += [Column(f"parameters_{length}", f"parameters {length}")] if grow else []
+    for n in lengths:
+        columns += [Column(f"ms_{n}", f"ms {n}", 1), Column(f"mb_{n}", f"MB {n}", 0)]
+        columns += [Column(f"parameters_{n}", f"parameters {n}")] if grow else []
     rows: list[list[Cell]] = []
-    for (backend, choice), cost in costs.items():
-        row: list[Cell] = [backend, choice, "both" if cost.trains else "forward"]
-        row += [] if grow else [cost.parameters[0]]
-        for ms, megabytes, parameters in zip(cost.ms, cost.megabytes, cost.parameters, strict=True):
-            row += [ms, megabytes, parameters] if grow else [ms, megabytes]
+    for (backend, choice), each in costs.items():
+        row: list[Cell] = [backend, choice, "forward" if each[0].megabytes is None else "both"]
+        row += [] if grow else [each[0].parameters]
+        for cost in each:
+            row += cost if grow else cost[:2]
         rows.append(row)
-    counted = f"the {group} module" if group in ("positional", "attention") else "the model"
     note = (
-        f"One layer and the head in fp32, {size} in windows of each length. Passes: forward and "
-        f"backward, or forward alone where the backend cannot train the choice. ms: median of "
-        f"{repeats} passes. MB: saved for the backward pass, weights excluded. Parameters: of "
-        f"{counted}."
+        f"One layer and the head in fp32, {tokens:,} tokens in windows of each length. Passes: "
+        f"forward and backward, or forward alone where the backend cannot train the choice. ms: "
+        f"median of {repeats} passes. MB: saved for the backward pass, weights excluded. "
+        f"Parameters: of {f'the {group} module' if has_module else 'the model'}."
     )
     if group == "attention":
         note += f" Options: {', '.join(option for spans in SPANS.values() for option in spans)}."
-    return Table("group", f"Cost of each {group}", columns, rows, note)
+    return Result(Table("group", f"Cost of each {group}", columns, rows, note))
+
+
+def _models(design: Design, group: str, length: int, backend: str) -> dict[str, GPT]:
+    """Return a model of each choice that the backend can train, or else decode."""
+    models = {}
+    for choice in sorted(file.stem for file in (config_directory() / group).glob("*.yaml")):
+        spans = SPANS.get(choice, []) if group == "attention" else []
+        chosen = [f"{group}={choice}", *spans, *design.overrides]
+        for use in ("train", "decode"):
+            model = one_layer(chosen, length, backend, design.device, use)
+            if model is not None:
+                models[choice] = model
+                break
+    return models

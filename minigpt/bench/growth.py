@@ -7,20 +7,20 @@ deleted at the end. Each training runs in a new process, the sizes of an axis in
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from minigpt.bench.measure import Times, in_new_process
+from minigpt.bench.measure import Design, Result, Times, in_new_process
 from minigpt.bench.train import train_in_turns
 from minigpt.config.compose import composed_config
 from minigpt.data.shards import TOKENIZER, Index, data_settings, tokenizer_settings
-from minigpt.errors import Failure, UserError
+from minigpt.errors import Failure, UserError, require_one_of
 from minigpt.files import sha256
 from minigpt.report.tables import Cell, Column, Table
 from minigpt.runtime import peak_memory_bytes, reset_peak_memory
@@ -58,80 +58,101 @@ COLUMNS = [
 class Training(NamedTuple):
     """Seconds of each step, FLOPs of one, peak memory, and how much of it the training added.
 
-    Memory is in bytes, None where the system does not report it.
+    Memory is in MB, None where the system does not report it.
     """
 
     seconds: list[float]
     flops: int
-    peak: int | None
-    added: int | None
+    peak: float | None
+    added: float | None
 
 
-@dataclass
-class Size:
-    """The trainings at one size of an axis."""
+class Size(NamedTuple):
+    """The trainings at one size of an axis: growth relative to the first size, most memory."""
 
     size: int
-    trainings: list[Training] = field(default_factory=list)
-
-    @property
-    def step(self) -> Times:
-        """Seconds of a step."""
-        return Times([seconds for training in self.trainings for seconds in training.seconds])
-
-    @property
-    def flops(self) -> int:
-        """FLOPs of a step."""
-        return self.trainings[0].flops
-
-    @property
-    def memory(self) -> tuple[float | None, float | None]:
-        """Peak and added memory in MB, the highest of all trainings."""
-        peaks = [training.peak for training in self.trainings if training.peak is not None]
-        added = [training.added for training in self.trainings if training.added is not None]
-        return max(peaks) / 1e6 if peaks else None, max(added) / 1e6 if added else None
+    step: Times
+    flops: int
+    time_growth: float
+    flops_growth: float
+    memory: float | None
+    added_memory: float | None
 
 
-def measure_growth(
-    axes: Mapping[str, Sequence[int]],
-    overrides: Sequence[str],
-    n_tokens: int,
+def measure(
+    design: Design,
+    axes: str,
+    tokens: int,
     steps: int,
     warmup: int,
-    rounds: int,
+    repeats: int,
     folder: str | None,
     sparse: bool,
-    progress: Callable[[str], None],
-) -> tuple[Table, Figure]:
-    """Train at each size of each axis, `n_tokens` a step.
+    **sizes: list[int],
+) -> Result:
+    """Train at each of the `sizes` of each axis, `tokens` a step. Prints progress to stderr.
 
-    `folder`: where to write the shards, None for the system's temporary folder. `sparse`: write
-    files with holes instead of random tokens. `progress` gets one line per training. Raises
-    UserError for a window longer than a step, and Failure if the disk is too small.
+    `axes`: names of UNITS. `folder`: where to write the shards, None for the system's temporary
+    folder. `sparse`: write files with holes instead of random tokens. Raises UserError for an
+    unknown axis or a window longer than a step, and Failure if the disk is too small.
     """
-    if max(axes.get("context", [0])) > n_tokens:
-        raise UserError(f"--tokens={n_tokens}: fewer than a window of --context; give more")
-    measured = {axis: [Size(size) for size in sizes] for axis, sizes in axes.items()}
+    for axis in axes.split(","):
+        require_one_of("--axes", axis, UNITS)
+    chosen = {axis: sizes[axis] for axis in axes.split(",")}
+    if max(chosen.get("context", [0])) > tokens:
+        raise UserError(f"--tokens={tokens}: fewer than a window of --context; give more")
+    measured: dict[str, list[Size]] = {}
     with tempfile.TemporaryDirectory(prefix="minigpt_growth_", dir=folder) as temporary:
-        corpora = sorted({SMALL_CORPUS, *axes.get("corpus", [])})
+        corpora = sorted({SMALL_CORPUS, *chosen.get("corpus", [])})
         require_space(Path(temporary), 0 if sparse else 2 * sum(corpora))
         for n in corpora:
-            progress(f"writing {n:,} {'sparse' if sparse else 'random'} tokens")
+            _print_progress(f"writing {n:,} {'sparse' if sparse else 'random'} tokens")
             write_corpus(corpus_folder(temporary, n), n, sparse)
-        for axis, sizes in measured.items():
-            for turn in range(rounds):
-                for one in sizes:
-                    chosen = [*design_at(axis, one.size, n_tokens, temporary), *overrides]
-                    one.trainings.append(in_new_process(train, chosen, steps, warmup))
-                    ms = 1e3 * Times(one.trainings[-1].seconds).median
-                    progress(f"{axis} {one.size:,}, round {turn + 1}: {ms:,.1f} ms a step")
-    design = " ".join([*SMALL, *overrides])
-    about = (
-        f"The default design with {design} and one value at a time changed; {n_tokens:,} tokens "
-        f"per step, from a corpus in shards ({'sparse files' if sparse else 'random tokens'}). "
-        f"Time: median of {rounds} x {steps} steps."
+        for axis in chosen:
+            trainings: dict[int, list[Training]] = {size: [] for size in chosen[axis]}
+            for turn in range(repeats):
+                for size, done in trainings.items():
+                    overrides = [*design_at(axis, size, tokens, temporary), *design.overrides]
+                    done.append(in_new_process(train, overrides, steps, warmup))
+                    ms = 1e3 * Times(done[-1].seconds).median
+                    _print_progress(f"{axis} {size:,}, round {turn + 1}: {ms:,.1f} ms a step")
+            measured[axis] = summarize(trainings)
+    rows: list[list[Cell]] = []
+    for axis, each in measured.items():
+        for one in each:
+            ratio = one.time_growth / one.flops_growth
+            costs = (one.time_growth, one.flops_growth, ratio, one.memory, one.added_memory)
+            rows.append([axis, one.size, one.step.describe(), one.flops / 1e9, *costs])
+    note = (
+        f"The default design with {' '.join([*SMALL, *design.overrides])} and one value at a time "
+        f"changed; {tokens:,} tokens per step, from a corpus in shards "
+        f"({'sparse files' if sparse else 'random tokens'}). Time: median of {repeats} x {steps} "
+        f"steps. {' '.join(verdict(axis, each) for axis, each in measured.items())} FLOPs are "
+        f"flops_per_token: 6 per active weight, 12 n_embd per key and layer. MB: peak memory of "
+        f"the process; MB added: beyond the peak of a tiny training (on a GPU: the peak there). "
+        f"Growth is relative to the smallest size."
     )
-    return table(measured, about), plot(measured)
+    table = Table("growth", "Growth of training", COLUMNS, rows, note)
+    return Result(table, figure=plot(measured))
+
+
+def _print_progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def summarize(trainings: Mapping[int, Sequence[Training]]) -> list[Size]:
+    """Return the time, FLOPs and memory at each size."""
+    sizes: list[Size] = []
+    for size, each in trainings.items():
+        step = Times([seconds for training in each for seconds in training.seconds])
+        flops, first = each[0].flops, sizes[0] if sizes else None
+        growth = (step.median / first.step.median, flops / first.flops) if first else (1.0, 1.0)
+        peak, added = (
+            max((value for value in values if value is not None), default=None)
+            for values in ([t.peak for t in each], [t.added for t in each])
+        )
+        sizes.append(Size(size, step, flops, *growth, peak, added))
+    return sizes
 
 
 # ---- measuring ----
@@ -161,7 +182,8 @@ def train(overrides: Sequence[str], steps: int, warmup: int) -> Training:
     if measured.runtime.device == "cuda":
         added = measured.rounds[0].memory
     flops = measured.flops_per_token * measured.tokens_per_step
-    return Training(measured.step.seconds, flops, peak, added)
+    memory = (None if n_bytes is None else n_bytes / 1e6 for n_bytes in (peak, added))
+    return Training(measured.step.seconds, flops, *memory)
 
 
 def corpus_folder(folder: str, n: int) -> Path:
@@ -211,43 +233,13 @@ def write_corpus(folder: Path, n: int, sparse: bool) -> None:
     ).write(folder)
 
 
-# ---- table and figure ----
-
-
-def growth(sizes: Sequence[Size]) -> list[tuple[float, float]]:
-    """Return the time and the FLOPs of a step at each size, relative to the first."""
-    first = sizes[0]
-    return [(one.step.median / first.step.median, one.flops / first.flops) for one in sizes]
-
-
-def table(measured: Mapping[str, Sequence[Size]], about: str) -> Table:
-    """Return a row per axis and size."""
-    rows: list[list[Cell]] = [
-        [
-            axis,
-            one.size,
-            one.step.describe(),
-            one.flops / 1e9,
-            time,
-            flops,
-            time / flops,
-            *one.memory,
-        ]
-        for axis, sizes in measured.items()
-        for one, (time, flops) in zip(sizes, growth(sizes), strict=True)
-    ]
-    verdicts = " ".join(verdict(axis, sizes) for axis, sizes in measured.items())
-    note = (
-        f"{about} {verdicts} FLOPs are flops_per_token: 6 per active weight, 12 n_embd per key and "
-        f"layer. MB: peak memory of the process; MB added: beyond the peak of a tiny training (on "
-        f"a GPU: the peak there). Growth is relative to the smallest size."
-    )
-    return Table("growth", "Growth of training", COLUMNS, rows, note)
+# ---- verdict and figure ----
 
 
 def verdict(axis: str, sizes: Sequence[Size]) -> str:
     """Return one sentence that compares the smallest and the largest size."""
-    (first, last), (time, flops) = (sizes[0], sizes[-1]), growth(sizes)[-1]
+    first, last = sizes[0], sizes[-1]
+    time, flops = last.time_growth, last.flops_growth
     worse = "worse" if time / flops >= WORSE else "no worse"
     return (
         f"From {first.size:,} to {last.size:,} {UNITS[axis]} ({axis}) time grows {time:.2f} times "
@@ -263,11 +255,11 @@ def plot(measured: Mapping[str, Sequence[Size]]) -> Figure:
     panels = figure.subplots(2, len(measured), squeeze=False, sharex="col")
     for (axis, sizes), (top, bottom) in zip(measured.items(), panels.T, strict=True):
         x = [one.size for one in sizes]
-        time, flops = zip(*growth(sizes), strict=True)
+        time, flops = [one.time_growth for one in sizes], [one.flops_growth for one in sizes]
         top.plot(x, time, marker=".", label="time of a step")
         top.plot(x, flops, marker=".", linestyle="--", label="its FLOPs")
         top.set_ylim(min(time + flops) / 1.5, max(time + flops) * 1.5)
-        added = [megabytes for one in sizes if (megabytes := one.memory[1]) is not None]
+        added = [one.added_memory for one in sizes if one.added_memory is not None]
         if len(added) == len(sizes):
             bottom.plot(x, added, marker=".", color="C2")
             bottom.set_ylim(0, 1.2 * max(added))

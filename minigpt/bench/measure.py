@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from multiprocessing import get_context
-from typing import Any, ParamSpec, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from minigpt.config.schema import Config
 from minigpt.errors import Failure
 from minigpt.model import GPT
+from minigpt.report.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,17 +50,33 @@ class Times:
     @property
     def quartiles(self) -> tuple[float, float]:
         """The lower and upper quartile; the median twice for a single repeat."""
-        if len(self.seconds) < 2:
-            return self.median, self.median
-        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return low, high
+        low, high = np.quantile(self.seconds, (0.25, 0.75))
+        return float(low), float(high)
 
     def describe(self, unit: float = 1e-3, digits: int = 2) -> str:
         """Return the median and the quartiles as text, in milliseconds by default."""
-        low, high = self.quartiles
-        return (
-            f"{self.median / unit:,.{digits}f} ({low / unit:,.{digits}f}-{high / unit:,.{digits}f})"
+        median, low, high = (
+            f"{seconds / unit:,.{digits}f}" for seconds in (self.median, *self.quartiles)
         )
+        return f"{median} ({low}-{high})"
+
+
+@dataclass(frozen=True)
+class Design:
+    """What to measure: the overrides, a labelled config for each combination, and the device."""
+
+    overrides: list[str]
+    configs: list[tuple[str, Config]]
+    device: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """A table, more facts to print, and a figure if the benchmark plots one."""
+
+    table: Table
+    facts: dict[str, str] = field(default_factory=dict)
+    figure: Figure | None = None
 
 
 def device_here() -> str:
@@ -61,10 +86,8 @@ def device_here() -> str:
 
 def synchronize(device: str) -> None:
     """Wait until the device has finished all queued work."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    elif device == "mps":
-        torch.mps.synchronize()
+    if device != "cpu":
+        torch.accelerator.synchronize()
 
 
 def alternately(
@@ -98,19 +121,11 @@ def in_new_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
             raise Failure(f"{function.__name__}: its process was killed; out of memory?") from None
 
 
-@dataclass(frozen=True)
-class Ceilings:
+class Ceilings(NamedTuple):
     """Peak speed: FLOP/s of one large matrix product, bytes/s of one large copy."""
 
     flops: float
     bytes: float
-
-    def describe(self, precision: str) -> str:
-        """Return one line."""
-        return (
-            f"ceilings: {self.flops / 1e9:,.0f} GFLOP/s in a {precision} product, "
-            f"{self.bytes / 1e9:,.1f} GB/s copied (read and written)"
-        )
 
 
 def ceilings(device: str, precision: str) -> Ceilings:
@@ -139,14 +154,11 @@ def machine(device: str) -> dict[str, Any]:
 
 def processor() -> str:
     """Return the name of the CPU as Linux reports it, else as Python does."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [
-                line.partition(":")[2].strip() for line in file if line.startswith("model name")
-            ]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        if name := re.search(r"^model name\s*: (.+)", cpus, re.MULTILINE):
+            return name[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def kept_bytes(model: GPT, tokens: Tensor) -> int:

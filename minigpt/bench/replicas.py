@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
-from minigpt.bench.measure import Times, alternately
-from minigpt.config.schema import Config
+from minigpt.bench.measure import Design, Result, Times, alternately
+from minigpt.bench.train import temporary_trainer
 from minigpt.data.prepare import prepare
 from minigpt.errors import UserError
-from minigpt.logger import LOGGERS, RunInfo
-from minigpt.logger.none import NoneConfig
 from minigpt.report.tables import Cell, Column, Table
-from minigpt.run.directory import RunDirectory
 from minigpt.runtime import choose_runtime, set_threads
 from minigpt.train.display import Display
 from minigpt.train.replicas import Program, step, why_not
-from minigpt.train.setup import set_up
-from minigpt.train.trainer import Trainer
 
 COLUMNS = [
     Column("how", "how"),
@@ -30,27 +23,26 @@ COLUMNS = [
 ]
 
 
-def measure_replicas(config: Config, n: int, steps: int, warmup: int) -> Table:
-    """Time steps of `n` runs with different seeds, both ways in turns, after `warmup` turns.
+def measure(design: Design, replicas: int, steps: int, warmup: int, repeats: int) -> Result:
+    """Time steps of runs with different seeds, both ways in turns, after `warmup` turns.
 
     Raises UserError for a design that cannot train as replicas.
     """
+    config = design.configs[0][1]
     why = why_not(config)
     if why is not None:
         raise UserError(why)
     set_threads(config.trainer.threads)
     runtime = choose_runtime(config.trainer.device, config.trainer.precision)
     prepared = prepare(config.data, config.tokenizer)
-    prepared.tokens.require_block(config.model.block_size)
+    seeds = range(config.seed, config.seed + replicas)
     with ExitStack() as stack:
-        trainers: list[Trainer] = []
-        for seed in range(n):
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="minigpt_bench_"))
-            one, run = replace(config, seed=config.seed + seed), RunDirectory(Path(folder))
-            logger = LOGGERS.build(
-                NoneConfig("none"), RunInfo(run.path, "bench", None, [], {}, None)
+        trainers = [
+            stack.enter_context(
+                temporary_trainer(replace(config, seed=seed), prepared, runtime, Display(0))
             )
-            trainers.append(Trainer(set_up(one, prepared, runtime), run, Display(0), logger))
+            for seed in seeds
+        ]
         models = [trainer.model.train() for trainer in trainers]
         program = Program(models, runtime, config.trainer.compile)
 
@@ -58,23 +50,19 @@ def measure_replicas(config: Config, n: int, steps: int, warmup: int) -> Table:
             for trainer in trainers:
                 trainer.update([trainer.backward(batch) for batch in trainer.draw()])
 
-        ways = {
-            "one after the other": one_after_the_other,
-            "together": lambda: step(program, trainers),
-        }
+        def together() -> None:
+            step(program, trainers)
+
+        ways = {"one after the other": one_after_the_other, "together": together}
         firsts = alternately(ways, 1, 0, runtime.device)
-        times = alternately(ways, steps, warmup, runtime.device)
-    tokens = n * config.trainer.batch_size * config.model.block_size
+        times = alternately(ways, repeats * steps, warmup, runtime.device)
+    tokens = replicas * config.trainer.batch_size * config.model.block_size
     base = times["one after the other"].median
-    rows: list[list[Cell]] = [
-        [
-            way,
-            Times([seconds / n for seconds in each.seconds]).describe(),
-            tokens / each.median,
-            base / each.median,
-            firsts[way].median,
-        ]
-        for way, each in times.items()
-    ]
-    note = f"{n} runs of {tokens // n} tokens per step in {runtime.precision}, optimizer included."
-    return Table("replicas", "Runs together", COLUMNS, rows, note)
+    rows: list[list[Cell]] = []
+    for way, each in times.items():
+        per_run = Times([seconds / replicas for seconds in each.seconds]).describe()
+        ratio = base / each.median
+        rows.append([way, per_run, tokens / each.median, ratio, firsts[way].median])
+    size = f"{tokens // replicas} tokens per step in {runtime.precision}, optimizer included"
+    note = f"{replicas} runs of {size}."
+    return Result(Table("replicas", "Runs together", COLUMNS, rows, note))

@@ -6,46 +6,42 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 
-from minigpt.bench.measure import Times
+from minigpt.bench.measure import Design, Result, Times
 from minigpt.errors import Failure
 from minigpt.report.tables import Cell, Column, Table
 
-COLUMNS = [
-    Column("what", "command"),
-    Column("seconds", "s (quartiles)"),
-]
+COLUMNS = [Column("what", "command"), Column("seconds", "s (quartiles)")]
 FIRST_STEP = "step 1/"  # start of the line that reports it
 
 
-def measure_startup(overrides: Sequence[str], repeats: int) -> Table:
+def measure(design: Design, repeats: int) -> Result:
     """Start each command `repeats` times in turns, after a first turn that fills the disk cache."""
     minigpt = [sys.executable, "-m", "minigpt.cli"]
     often = ["trainer.log_every=1", "trainer.sample_every=null", "logger=none"]
     commands = {
-        "python -c pass": ([sys.executable, "-c", "pass"], None),
-        "python -c 'import torch'": ([sys.executable, "-c", "import torch"], None),
-        "minigpt --help": ([*minigpt, "--help"], None),
-        "minigpt train --help": ([*minigpt, "train", "--help"], None),
-        f"minigpt train {' '.join(overrides)}: first step": (
-            [*minigpt, "train", *overrides, *often],
-            FIRST_STEP,
-        ),
+        "python -c pass": [sys.executable, "-c", "pass"],
+        "python -c 'import torch'": [sys.executable, "-c", "import torch"],
+        "minigpt --help": [*minigpt, "--help"],
+        "minigpt train --help": [*minigpt, "train", "--help"],
     }
+    training = [*minigpt, "train", *design.overrides, *often]
+    training_name = f"minigpt train {' '.join(design.overrides)}: first step"
     seconds: dict[str, list[float]] = {}
     for turn in range(repeats + 1):
-        for name, (command, line_start) in commands.items():
-            elapsed = _seconds(command, line_start)
-            if turn:
-                seconds.setdefault(name, []).append(elapsed)
+        elapsed = {name: _seconds(command) for name, command in commands.items()}
+        elapsed[training_name] = _seconds(training, FIRST_STEP)
+        if turn:
+            for name, value in elapsed.items():
+                seconds.setdefault(name, []).append(value)
     rows: list[list[Cell]] = [
-        [name, Times(repeated).describe(unit=1, digits=3)] for name, repeated in seconds.items()
+        [name, Times(turns).describe(unit=1, digits=3)] for name, turns in seconds.items()
     ]
-    return Table("startup", "Start", COLUMNS, rows, "First step: time until it is reported.")
+    note = "First step: time until it is reported."
+    return Result(Table("startup", "Start", COLUMNS, rows, note))
 
 
-def _seconds(command: list[str], line_start: str | None) -> float:
+def _seconds(command: list[str], line_start: str | None = None) -> float:
     """Return the seconds until a command exits, or until it prints `line_start` and is killed."""
     with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
         folder_option = [] if line_start is None else [f"hydra.run.dir={folder}/run"]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from minigpt.bench.measure import Ceilings, Times, ceilings, synchronize
+from minigpt.bench.measure import Design, Result, Times, ceilings, synchronize
 from minigpt.config.schema import Config
-from minigpt.data.prepare import prepare
+from minigpt.data.prepare import Prepared, prepare
 from minigpt.evaluate.loss import evaluate
 from minigpt.logger import LOGGERS, RunInfo
 from minigpt.logger.none import NoneConfig
@@ -44,8 +46,7 @@ NOTE = (
 )
 
 
-@dataclass
-class Round:
+class Round(NamedTuple):
     """One training from scratch: seconds of the first step, later steps and an evaluation."""
 
     first: float
@@ -61,7 +62,7 @@ class Measured:
     label: str
     config: Config
     runtime: Runtime
-    flops_per_token: int
+    flops_per_token: int = 0
     rounds: list[Round] = field(default_factory=list)
 
     @property
@@ -102,13 +103,30 @@ class StepClock(Display):
         return [(t1 - t0) / (s1 - s0) for (s0, t0), (s1, t1) in steps if s0 >= warmup]
 
 
-def measure_training(
-    configs: Sequence[tuple[str, Config]], steps: int, warmup: int, rounds: int
-) -> tuple[list[Measured], dict[str, Ceilings]]:
-    """Return what `train_in_turns` measures, and the ceilings by precision."""
-    measured = train_in_turns(configs, steps, warmup, rounds)
-    kinds = {one.runtime.precision: one.runtime.device for one in measured}
-    return measured, {precision: ceilings(device, precision) for precision, device in kinds.items()}
+def measure(design: Design, steps: int, warmup: int, repeats: int) -> Result:
+    """Measure a training step, and the ceilings of the machine by precision."""
+    measured = train_in_turns(design.configs, steps, warmup, repeats)
+    limits = {one.runtime.precision: one.runtime.device for one in measured}
+    peaks = {precision: ceilings(device, precision) for precision, device in limits.items()}
+    rows: list[list[Cell]] = []
+    for one in measured:
+        step, rounds = one.step, one.rounds
+        speed = one.tokens_per_step / step.median
+        utilisation = one.flops_per_token * speed / peaks[one.runtime.precision].flops
+        first, evaluation = (
+            statistics.median(getattr(each, name) for each in rounds)
+            for name in ("first", "evaluation")
+        )
+        memory = max((each.memory / 1e6 for each in rounds if each.memory), default=None)
+        ratio = step.median / measured[0].step.median
+        costs = (utilisation, first, evaluation, memory)
+        rows.append([one.label, step.describe(), ratio, speed, *costs])
+    facts = "; ".join(
+        f"{peak.flops / 1e9:,.0f} GFLOP/s in a {precision} product, "
+        f"{peak.bytes / 1e9:,.1f} GB/s copied (read and written)"
+        for precision, peak in peaks.items()
+    )
+    return Result(Table("train", "Training", COLUMNS, rows, NOTE), {"ceilings": facts})
 
 
 def train_in_turns(
@@ -122,54 +140,38 @@ def train_in_turns(
     for label, config in configs:
         set_threads(config.trainer.threads)
         runtime = choose_runtime(config.trainer.device, config.trainer.precision)
-        measured.append(Measured(label, config, runtime, 0))
+        measured.append(Measured(label, config, runtime))
     for _ in range(rounds):
         for one in measured:
-            _round(one, steps, warmup)
+            one.rounds.append(_round(one, steps, warmup))
     return measured
 
 
-def _round(measured: Measured, steps: int, warmup: int) -> None:
-    config, runtime = measured.config, measured.runtime
+@contextmanager
+def temporary_trainer(
+    config: Config, prepared: Prepared, runtime: Runtime, display: Display
+) -> Iterator[Trainer]:
+    """Yield a trainer without a tracker whose run directory is deleted at the end."""
+    prepared.tokens.require_block(config.model.block_size)
+    with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
+        run = RunDirectory(Path(folder))
+        logger = LOGGERS.build(NoneConfig("none"), RunInfo(run.path, "bench", None, [], {}, None))
+        yield Trainer(set_up(config, prepared, runtime), run, display, logger)
+
+
+def _round(measured: Measured, steps: int, warmup: int) -> Round:
+    config, device = measured.config, measured.runtime.device
     never = {"eval_every": None, "checkpoint_every": None, "sample_every": None, "patience": None}
     length = {"max_steps": warmup + steps, "log_every": warmup + steps}
     config = replace(config, trainer=replace(config.trainer, **length, **never))
     set_threads(config.trainer.threads)
-    prepared = prepare(config.data, config.tokenizer)
-    prepared.tokens.require_block(config.model.block_size)
-    with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
-        run = RunDirectory(Path(folder))
-        clock = StepClock(runtime.device)
-        logger = LOGGERS.build(NoneConfig("none"), RunInfo(run.path, "bench", None, [], {}, None))
-        trainer = Trainer(set_up(config, prepared, runtime), run, clock, logger)
+    clock, prepared = StepClock(device), prepare(config.data, config.tokenizer)
+    with temporary_trainer(config, prepared, measured.runtime, clock) as trainer:
         clock.read(0)
         trainer.train()
         started = time.perf_counter()  # the loop has evaluated once: no first-time costs
-        evaluate(trainer.model, trainer.data.val, runtime)
+        evaluate(trainer.model, trainer.data.val, measured.runtime)
         evaluation = time.perf_counter() - started
     measured.flops_per_token = trainer.model.flops_per_token()
     (_, start), (_, first) = clock.readings[:2]
-    measured.rounds.append(
-        Round(first - start, clock.seconds(warmup), evaluation, peak_memory_bytes(runtime.device))
-    )
-
-
-def table(measured: Sequence[Measured], limits: dict[str, Ceilings]) -> Table:
-    """Return a row per config."""
-    rows: list[list[Cell]] = []
-    for one in measured:
-        speed = one.tokens_per_step / one.step.median
-        memory = [r.memory for r in one.rounds if r.memory is not None]
-        rows.append(
-            [
-                one.label,
-                one.step.describe(),
-                one.step.median / measured[0].step.median,
-                speed,
-                one.flops_per_token * speed / limits[one.runtime.precision].flops,
-                Times([r.first for r in one.rounds]).median,
-                Times([r.evaluation for r in one.rounds]).median,
-                max(memory) / 1e6 if memory else None,
-            ]
-        )
-    return Table("train", "Training", COLUMNS, rows, NOTE)
+    return Round(first - start, clock.seconds(warmup), evaluation, peak_memory_bytes(device))

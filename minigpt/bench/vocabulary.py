@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from minigpt.bench.measure import Times, in_new_process
+from minigpt.bench.measure import Design, Result, Times, in_new_process
 from minigpt.config.compose import composed_config
 from minigpt.model import GPT
 from minigpt.model.gpt import MAX_LOGITS
@@ -35,28 +35,20 @@ class Steps(NamedTuple):
     loss: float
 
 
-def measure_vocabulary(
-    overrides: Sequence[str], n_vocab: int, n_tokens: int, repeats: int
-) -> Table:
+def measure(design: Design, vocabulary: int, tokens: int, repeats: int) -> Result:
     """Train with each variant in turns, `repeats` times, each time in a new process."""
     measured: dict[str, list[Steps]] = {name: [] for name in VARIANTS}
     for _ in range(repeats):
         for name, max_logits in VARIANTS.items():
-            steps = in_new_process(train_steps, overrides, n_vocab, n_tokens, max_logits)
+            steps = in_new_process(train_steps, design.overrides, vocabulary, tokens, max_logits)
             measured[name].append(steps)
     memory = {name: max(s.n_bytes for s in steps) / 1e6 for name, steps in measured.items()}
-    rows: list[list[Cell]] = [
-        [
-            name,
-            memory[name],
-            memory["one piece"] / memory[name],
-            Times([s.seconds for s in steps]).describe(),
-            steps[0].loss,
-        ]
-        for name, steps in measured.items()
-    ]
-    note = f"experiment=seed_blog, {n_vocab:,} tokens in the vocabulary, {n_tokens:,} per step."
-    return Table("vocabulary", "Logits of a large vocabulary", COLUMNS, rows, note)
+    rows: list[list[Cell]] = []
+    for name, steps in measured.items():
+        times, saving = Times([s.seconds for s in steps]), memory["one piece"] / memory[name]
+        rows.append([name, memory[name], saving, times.describe(), steps[0].loss])
+    note = f"experiment=seed_blog, {vocabulary:,} tokens in the vocabulary, {tokens:,} per step."
+    return Result(Table("vocabulary", "Logits of a large vocabulary", COLUMNS, rows, note))
 
 
 def train_steps(overrides: Sequence[str], n_vocab: int, n_tokens: int, max_logits: int) -> Steps:

@@ -15,28 +15,12 @@ if TYPE_CHECKING:
     from minigpt.data.prepare import Prepared
 
 OFFLINE = ("char", "gpt2", "bpe")  # compared unless a tokenizer is chosen
+SHARDS = "write the tokens of one tokenizer to FOLDER in shards, for data=shards"
 OF_SHARDS = ("tokenizer", "data.train_fraction=", "data.document_separator=")
 
 
 def main(arguments: list[str]) -> None:
     """Prepare the text and its tokens, and print their sizes."""
-    options = _parser().parse_intermixed_args(arguments)
-    if options.shards is not None:
-        _write_shards(options.shards.expanduser(), options.overrides)
-        return
-
-    from minigpt.config.compose import composed_config
-    from minigpt.console import PipeConsole
-
-    overrides = options.overrides
-    chosen = any(override.startswith("tokenizer") for override in overrides)
-    choices = [overrides] if chosen else [[*overrides, f"tokenizer={name}"] for name in OFFLINE]
-    configs = [composed_config(choice) for choice in choices]
-    console = PipeConsole(highlight=False)
-    _print_sizes(configs, _prepare(configs, console), console)
-
-
-def _parser() -> Parser:
     parser = Parser(
         "data",
         "Prepare a corpus, and show its size and its number of tokens by tokenizer.\n"
@@ -50,13 +34,21 @@ def _parser() -> Parser:
         ],
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument(
-        "--shards",
-        type=Path,
-        metavar="FOLDER",
-        help="write the tokens of one tokenizer to FOLDER in shards, for data=shards",
-    )
-    return parser
+    parser.add_options({"--shards FOLDER": SHARDS}, shards=Path)
+    options = parser.parse_intermixed_args(arguments)
+    if options.shards is not None:
+        _write_shards(options.shards.expanduser(), options.overrides)
+        return
+
+    from minigpt.config.compose import composed_config
+    from minigpt.console import PipeConsole
+
+    overrides = options.overrides
+    chosen = any(override.startswith("tokenizer") for override in overrides)
+    choices = [overrides] if chosen else [[*overrides, f"tokenizer={name}"] for name in OFFLINE]
+    configs = [composed_config(choice) for choice in choices]
+    console = PipeConsole(highlight=False)
+    _print_sizes(configs, _prepare(configs, console), console)
 
 
 def _prepare(configs: list[Config], console: Console) -> list[Prepared]:
@@ -116,12 +108,11 @@ def _write_shards(folder: Path, overrides: list[str]) -> None:
     config = composed_config(overrides)
     console = PipeConsole(highlight=False)
     with console.status("reading ...") as status:
-        index = write_shards(
-            config.data,
-            config.tokenizer,
-            folder,
-            lambda phase, n: status.update(f"{phase} ... {n:,} characters"),
-        )
+
+        def progress(phase: str, n: int) -> None:
+            status.update(f"{phase} ... {n:,} characters")
+
+        index = write_shards(config.data, config.tokenizer, folder, progress)
     for name, split in index.splits.items():
         counts = f"{sum(split['shards'].values()):,} tokens in {len(split['shards'])} files"
         console.print(f"{name}: {counts}, of {index.characters[name]:,} characters")

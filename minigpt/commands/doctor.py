@@ -9,8 +9,6 @@ from minigpt.commands.options import Parser
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from minigpt.config.capabilities import Capabilities
-
 
 def main(arguments: list[str]) -> None:
     """Print the state of this machine with remedies, and tables of what can be combined."""
@@ -25,16 +23,19 @@ def main(arguments: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from minigpt.config.capabilities import Footnotes, attention_table, backend_tables
+    from minigpt.config.capabilities import Footnotes, attention_table, backend_table
     from minigpt.console import PipeConsole
     from minigpt.run.environment import findings
 
     console = PipeConsole(highlight=False)
+    backends, combinations = Footnotes(), Footnotes()
     with console.status("checking ..."):
         lines = findings()
-        of_backends, of_attentions = Footnotes(), Footnotes()
-        by_positional, by_attention = map(_table, backend_tables(of_backends))
-        combinations = _table(attention_table(of_attentions))
+        title = "attention backends: t trains, d decodes, a number is the reason why not"
+        by_positional = _table(title, backend_table("positional", backends))
+        by_attention = _table("the same by attention", backend_table("attention", backends))
+        title = "choices that can be combined with each attention"
+        combined = _table(title, attention_table(combinations))
     table = Table("subject", "status", show_edge=False)
     for finding in lines:
         table.add_row(finding.subject, Text(finding.status))
@@ -42,24 +43,23 @@ def main(arguments: list[str]) -> None:
     remedies = [f"- {finding.subject}: {finding.remedy}" for finding in lines if finding.remedy]
     for remedy in remedies or ["nothing is missing"]:
         console.print(remedy, markup=False)
-    for part in ("", by_positional, "", by_attention, *of_backends.lines()):
+    for part in ("", by_positional, "", by_attention, *_lines(backends)):
         console.print(part, markup=False)
-    for part in ("", combinations, *of_attentions.lines()):
+    for part in ("", combined, *_lines(combinations)):
         console.print(part, markup=False)
 
 
-def _table(capabilities: Capabilities) -> Table:
+def _lines(footnotes: dict[str, int]) -> list[str]:
+    return [f"{number} {reason}" for reason, number in footnotes.items()]
+
+
+def _table(title: str, rows: list[list[str]]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Column, Table
 
-    first, *columns = capabilities.head
-    table = Table(
-        *(Column(first, no_wrap=True), *columns),
-        title=capabilities.title,
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 0, 0, 1),
-    )
-    for row in capabilities.rows:
+    (first, *columns), *body = rows
+    head = (Column(first, no_wrap=True), *columns)
+    table = Table(*head, title=title, box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))
+    for row in body:
         table.add_row(*row)
     return table

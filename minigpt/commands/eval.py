@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt.commands.options import Parser, add_quantize_argument, add_run_arguments
+from minigpt.commands.options import QUANTIZE, Parser, add_run_arguments
 from minigpt.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -15,46 +15,26 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from minigpt.data.tokens import Split, TokenData
-    from minigpt.evaluate.context_lengths import Curve
     from minigpt.evaluate.loss import Evaluation
+    from minigpt.evaluate.loss_curves import Curve
     from minigpt.inference.quantize import Quantization
+    from minigpt.model import GPT
     from minigpt.run.load import TrainedRun
+
+
+OPTIONS = {
+    **QUANTIZE,
+    "--lengths N,N,...": "validation loss in windows of N tokens each",
+    "--by-position": "validation loss at each position in a window, or in a document inside it",
+}
+RANDOM_BATCHES = (
+    "also N estimates of the validation loss from random batches, as nanoGPT prints them "
+    "(default: 50)"
+)
 
 
 def main(arguments: list[str]) -> None:
     """Print the losses of both splits and the curves asked for, and add them to eval.json."""
-    options = _parser().parse_args(arguments)
-    lengths = _lengths(options.lengths)
-    n_estimates = options.random_batches
-    if n_estimates is not None:
-        require(n_estimates >= 2, "--random-batches", n_estimates, "must be 2 or more")
-
-    from minigpt.console import PipeConsole
-
-    runs, console = _runs(options.run), PipeConsole(highlight=False)
-    for run in runs:
-        skip = len(runs) > 1 and n_estimates is None
-        evaluate_run(run, options, lengths, console, skip_if_recorded=skip)
-
-
-def _runs(names: list[str]) -> list[str]:
-    """Return the runs with these names; a folder stands for the finished runs below it."""
-    from minigpt.report.runs import find_runs
-
-    runs: list[str] = []
-    for name in names:
-        path = Path(name).expanduser()
-        is_run = (path / "config.yaml").is_file()
-        if path.is_dir() and not is_run and any(path.rglob("config.yaml")):
-            finished = [str(run.path) for run in find_runs([name]).runs if run.finished]
-            require(bool(finished), "RUN", name, "no run in this folder has finished")
-            runs += finished
-        else:
-            runs.append(name)
-    return runs
-
-
-def _parser() -> Parser:
     parser = Parser(
         "eval",
         "Evaluate a trained run: one full pass over each split, in windows that do not overlap.\n"
@@ -70,25 +50,39 @@ def _parser() -> Parser:
         ],
     )
     add_run_arguments(parser, several=True)
-    add_quantize_argument(parser)
+    parser.add_options(OPTIONS)
     parser.add_argument(
-        "--lengths", metavar="N,N,...", help="validation loss in windows of N tokens each"
+        "--random-batches", metavar="N", type=int, nargs="?", const=50, help=RANDOM_BATCHES
     )
-    parser.add_argument(
-        "--by-position",
-        action="store_true",
-        help="validation loss at each position in a window, or in a document inside it",
-    )
-    parser.add_argument(
-        "--random-batches",
-        metavar="N",
-        type=int,
-        nargs="?",
-        const=50,
-        help="also N estimates of the validation loss from random batches, as nanoGPT prints them "
-        "(default: 50)",
-    )
-    return parser
+    options = parser.parse_args(arguments)
+    lengths = _lengths(options.lengths)
+    n_estimates = options.random_batches
+    if n_estimates is not None:
+        require(n_estimates >= 2, "--random-batches", n_estimates, "must be 2 or more")
+
+    from minigpt.console import PipeConsole
+
+    runs, console = _runs(options.run), PipeConsole(highlight=False)
+    for run in runs:
+        skip = len(runs) > 1 and n_estimates is None
+        _evaluate_run(run, options, lengths, console, skip_if_recorded=skip)
+
+
+def _runs(names: list[str]) -> list[str]:
+    """Return the runs with these names, and for a folder of runs the finished ones below it."""
+    from minigpt.report.runs import find_runs
+
+    runs: list[str] = []
+    for name in names:
+        path = Path(name).expanduser()
+        is_run = (path / "config.yaml").is_file()
+        if path.is_dir() and not is_run and any(path.rglob("config.yaml")):
+            finished = [str(run.path) for run in find_runs([name]).runs if run.finished]
+            require(bool(finished), "RUN", name, "no run in this folder has finished")
+            runs += finished
+        else:
+            runs.append(name)
+    return runs
 
 
 def _lengths(text: str | None) -> list[int]:
@@ -103,14 +97,14 @@ def _lengths(text: str | None) -> list[int]:
     return lengths
 
 
-def evaluate_run(
+def _evaluate_run(
     run: str, options: Namespace, lengths: list[int], console: Console, skip_if_recorded: bool
 ) -> None:
     """Evaluate one run, print the results and save them in eval.json.
 
     `skip_if_recorded`: do nothing if eval.json has all of them already.
     """
-    from minigpt.evaluate.context_lengths import require_lengths
+    from minigpt.evaluate.loss_curves import require_lengths
     from minigpt.evaluate.record import is_recorded, save_evaluation
     from minigpt.inference.quantize import quantized
     from minigpt.run.load import TrainedRun
@@ -127,15 +121,15 @@ def evaluate_run(
     save_evaluation(trained, {})  # fails before the work if eval.json cannot be written
     about = f"{trained.run.path} ({trained.label}), {trained.runtime.describe()}"
     console.print(about, soft_wrap=True)
-    val = evaluate_splits(trained, tokens, plain, quantization, console)
+    val = _evaluate_splits(trained, tokens, plain, quantization, console)
     if options.random_batches is not None:
-        print_random_batches(trained, tokens.val, options.random_batches, console)
+        _print_random_batches(trained, tokens.val, options.random_batches, console)
     if lengths or options.by_position:
-        evaluate_curves(trained, tokens.val, val, lengths, options.by_position, console)
+        _evaluate_curves(trained, tokens.val, val, lengths, options.by_position, console)
     console.print(f"written to {trained.run.evaluations}", soft_wrap=True)
 
 
-def evaluate_splits(
+def _evaluate_splits(
     trained: TrainedRun,
     tokens: TokenData,
     plain: TrainedRun,
@@ -148,37 +142,38 @@ def evaluate_splits(
     """
     from rich.table import Table
 
-    from minigpt.evaluate.context_lengths import HEADINGS, cells
     from minigpt.evaluate.loss import evaluate
+    from minigpt.evaluate.loss_curves import HEADINGS, cells
     from minigpt.evaluate.record import save_evaluation
 
     table = Table("split", "tokens", *HEADINGS)
+
+    def loss(model: GPT, split: Split, name: str) -> Evaluation:
+        result = evaluate(model, split, trained.runtime)
+        table.add_row(name, f"{len(split.tokens):,}", *cells(result))
+        return result
+
+    difference = 0.0
     with console.status("evaluating ..."):
-        train, val = (
-            evaluate(trained.model, s, trained.runtime) for s in (tokens.train, tokens.val)
-        )
-        for split, result in ((tokens.train, train), (tokens.val, val)):
-            table.add_row(split.name, f"{len(split.tokens):,}", *cells(result))
+        train = loss(trained.model, tokens.train, "train")
+        val = loss(trained.model, tokens.val, "val")
         values: dict[str, Any] = train.metrics("train") | val.metrics("val")
         if quantization is not None:
-            before = evaluate(plain.model, tokens.val, trained.runtime)
-            table.add_row("val, not quantized", f"{len(tokens.val.tokens):,}", *cells(before))
-            difference = {"val_loss_difference": val.loss - before.loss}
-            values["quantization"] = asdict(quantization) | difference
+            difference = val.loss - loss(plain.model, tokens.val, "val, not quantized").loss
+            values["quantization"] = asdict(quantization) | {"val_loss_difference": difference}
     console.print(table)
     if quantization is not None:
         console.print(quantization.describe(), soft_wrap=True)
-        difference = values["quantization"]["val_loss_difference"]
         console.print(f"validation loss {difference:+.5f} nats/token by {quantization.method}")
     save_evaluation(trained, values)
     return val
 
 
-def print_random_batches(
+def _print_random_batches(
     trained: TrainedRun, split: Split, n_estimates: int, console: Console
 ) -> None:
     """Print the distribution of nanoGPT's estimate of the loss of a split."""
-    import statistics
+    from statistics import fmean, stdev
 
     from minigpt.evaluate.loss import RANDOM_BATCH_SIZE, RANDOM_BATCHES, random_batch_losses
 
@@ -186,13 +181,13 @@ def print_random_batches(
         losses = random_batch_losses(trained.model, split, trained.runtime, n_estimates)
     console.print(
         f"{RANDOM_BATCHES} random batches of {RANDOM_BATCH_SIZE}, {n_estimates} estimates: mean "
-        f"{statistics.fmean(losses):.4f} nats/token, standard deviation "
-        f"{statistics.stdev(losses):.4f}, from {min(losses):.4f} to {max(losses):.4f}",
+        f"{fmean(losses):.4f} nats/token, standard deviation {stdev(losses):.4f}, "
+        f"from {min(losses):.4f} to {max(losses):.4f}",
         soft_wrap=True,
     )
 
 
-def evaluate_curves(
+def _evaluate_curves(
     trained: TrainedRun,
     split: Split,
     at_block_size: Evaluation,
@@ -203,8 +198,7 @@ def evaluate_curves(
     """Print, save and plot the loss of a split by context length and by position."""
     from rich.table import Table
 
-    from minigpt.evaluate.context_lengths import defined, evaluate_at_length, length_table, metrics
-    from minigpt.evaluate.loss_plots import length_section, position_section
+    from minigpt.evaluate import loss_curves
     from minigpt.evaluate.record import save_evaluation
     from minigpt.html import write_page
 
@@ -212,22 +206,24 @@ def evaluate_curves(
     curve: Curve = {} if lengths else {block_size: at_block_size}
     for number, length in enumerate(lengths, 1):
         with console.status(f"context {length} ({number} of {len(lengths)}) ..."):
-            same = length == block_size
-            curve[length] = at_block_size if same else evaluate_at_length(trained, split, length)
-            save_evaluation(trained, {"lengths": {str(length): metrics(curve[length])}})
+            if length == block_size:
+                curve[length] = at_block_size
+            else:
+                curve[length] = loss_curves.evaluate_at_length(trained, split, length)
+            save_evaluation(trained, {"lengths": {str(length): loss_curves.metrics(curve[length])}})
     sections = []
     if lengths:
-        head, *rows = length_table(curve)
+        head, *rows = loss_curves.length_table(curve)
         reasons = {result for result in curve.values() if isinstance(result, str)}
         table = Table(*head, caption="; ".join(sorted(reasons)) or None)
         for row in rows:
             table.add_row(*row)
         console.print(table)
-        sections.append(length_section(curve, block_size))
+        sections.append(loss_curves.length_section(curve, block_size))
     if by_position:
-        values = {str(n): result.by_position for n, result in defined(curve).items()}
+        values = {str(n): result.by_position for n, result in loss_curves.defined(curve).items()}
         save_evaluation(trained, {"by_position": values})
-        sections.append(position_section(curve, block_size))
+        sections.append(loss_curves.position_section(curve, block_size))
     title = f"{trained.run.path.name} ({trained.label}): validation loss and context"
     page = trained.run.path / "eval" / f"{trained.label.replace(' ', '_')}.html"
     for path in write_page(page, title, sections):

@@ -10,22 +10,41 @@ from minigpt.commands.options import Parser, add_run_arguments
 from minigpt.errors import UserError, require
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from minigpt.evaluate.inspection import Inspection, Prompt
+    from minigpt.evaluate.inspection import Prompt
     from minigpt.run.load import TrainedRun
 
 DEFAULT_PROMPT = "\n"
 MAX_TOP = 20
-PRINTED_ROWS, PRINTED_TOP = 10, 5
+PRINTED_ROWS, PRINTED_TOP = 10, 5  # the last rows of the table of next tokens
+
+
+OPTIONS = {
+    "--prompt PROMPT": "default: the first model.block_size tokens of the validation text",
+    "--out DIR": "default: RUN/inspect",
+    "--top K": "most probable next tokens (default: 5)",
+}
 
 
 def main(arguments: list[str]) -> None:
     """Write an HTML page and PNG files, and print the probabilities of the next tokens."""
-    options = _parser().parse_args(arguments)
+    parser = Parser(
+        "inspect",
+        "Plot what a trained run computes for a prompt: the attention of each layer and head, the\n"
+        "biases or rotations of its positional scheme, and the most probable next tokens.",
+        [
+            "minigpt inspect latest",
+            "minigpt inspect runs/NAME --prompt 'To be, or not' --top 3 --out plots",
+        ],
+    )
+    add_run_arguments(parser)
+    parser.add_options(OPTIONS, top=5)
+    options = parser.parse_args(arguments)
     require(options.prompt != "", "--prompt", "", "empty; give at least one character")
     require(options.out != "", "--out", "", "empty; give a folder")
     require(1 <= options.top <= MAX_TOP, "--top", options.top, f"must be from 1 to {MAX_TOP}")
+
+    from rich.table import Table
+    from rich.text import Text
 
     from minigpt.console import PipeConsole
     from minigpt.evaluate.inspection import encode_prompt, inspect_prompt, inspection_runtime
@@ -40,37 +59,20 @@ def main(arguments: list[str]) -> None:
     console.print(f"{trained.run.path} ({trained.label}), {runtime}", soft_wrap=True)
     out = trained.run.path / "inspect" if options.out is None else Path(options.out)
     with console.status("computing and plotting ..."):
-        inspection = inspect_prompt(trained, prompt, options.top)
+        sections = inspect_prompt(trained, prompt, options.top)
         title = f"{trained.run.path.name} ({trained.label}), inspected"
         try:
-            written = write_page(out / "inspect.html", title, inspection.sections)
+            written = write_page(out / "inspect.html", title, sections)
         except OSError as error:
             why = f"cannot be written ({error.strerror or error}); choose another folder"
             raise UserError(f"--out={out}: {why}") from None
-    console.print(_table(inspection))
+    head, *rows = (row[: PRINTED_TOP + 2] for row in sections[-1].table or [[]])
+    table = Table(*head)
+    for row in rows[-PRINTED_ROWS:]:
+        table.add_row(*map(Text, row))
+    console.print(table)
     for path in written:
         console.print(f"plotted in {path}", soft_wrap=True)
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        "inspect",
-        "Plot what a trained run computes for a prompt: the attention of each layer and head, the\n"
-        "biases or rotations of its positional scheme, and the most probable next tokens.",
-        [
-            "minigpt inspect latest",
-            "minigpt inspect runs/NAME --prompt 'To be, or not' --top 3 --out plots",
-        ],
-    )
-    add_run_arguments(parser)
-    parser.add_argument(
-        "--prompt", help="default: the first model.block_size tokens of the validation text"
-    )
-    parser.add_argument("--out", metavar="DIR", help="default: RUN/inspect")
-    parser.add_argument(
-        "--top", type=int, default=5, metavar="K", help="most probable next tokens (default: 5)"
-    )
-    return parser
 
 
 def _default_prompt(trained: TrainedRun) -> Prompt:
@@ -82,19 +84,3 @@ def _default_prompt(trained: TrainedRun) -> Prompt:
     except UserError as error:
         print(f"no validation text, so --prompt={DEFAULT_PROMPT!r}: {error}", file=sys.stderr)
         return encode_prompt(trained, DEFAULT_PROMPT)
-
-
-def _table(inspection: Inspection) -> Table:
-    """Return the last rows and columns of the table of next tokens."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from minigpt.evaluate.inspect_plots import next_token_table
-
-    last = slice(-PRINTED_ROWS, None)
-    shown = [row[: PRINTED_TOP + 1] for row in inspection.rows[last]]
-    head, *cells = next_token_table(shown, inspection.labels[last])
-    table = Table(*head)
-    for row in cells:
-        table.add_row(*map(Text, row))
-    return table

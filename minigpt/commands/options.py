@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from minigpt.errors import UserError
+
+RUN_OPTIONS = {
+    "--checkpoint {best,last}": "weights of the best validation loss (default, if there are any) "
+    "or of the last step",
+    "--device {auto,cpu,cuda,mps}": "default: auto",
+    "--set KEY=VALUE": "change a value of model.positional.* or model.backend.name of the run, "
+    "such as model.positional.scaling=linear; repeatable",
+}
+QUANTIZE = {
+    "--quantize {int8,int4}": "quantize the weights of linear layers to save memory "
+    "(pip install 'minigpt[quantize]')",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,40 +35,33 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
 
+    def add_options(self, texts: dict[str, str], **settings: Any) -> None:
+        """Add options.
 
-def add_run_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+        `texts`: help by `--name METAVAR`, `--name {choice,choice}`, or `--name` of a flag.
+        `settings`: by name, the type of the value, its default, or "append" if repeatable.
+        """
+        for option, text in texts.items():
+            flag, _, value = option.partition(" ")
+            setting = settings.get(flag[2:].replace("-", "_"))
+            kwargs: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
+            if value.startswith("{"):
+                kwargs = {"choices": value[1:-1].split(","), "default": setting}
+            elif setting == "append":
+                kwargs["action"] = "append"
+            elif isinstance(setting, type):
+                kwargs["type"] = setting
+            elif setting is not None:
+                kwargs |= {"type": type(setting), "default": setting}
+            self.add_argument(flag, help=text, **kwargs)
+
+
+def add_run_arguments(parser: Parser, several: bool = False) -> None:
     """Add RUN (a list with `several`), --checkpoint, --device and --set."""
     if several:
-        text = "a run directory, latest, or a folder, which stands for its finished runs"
+        text = "a run directory, latest, or a folder, for all finished runs below it"
         parser.add_argument("run", metavar="RUN", nargs="+", help=text)
     else:
         parser.add_argument("run", metavar="RUN", help="a run directory, or latest")
-    parser.add_argument(
-        "--checkpoint",
-        choices=("best", "last"),
-        help="weights of the best validation loss (default, if there are any) or of the last step",
-    )
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda", "mps"),
-        default="auto",
-        help="default: auto",
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a value of model.positional.* or model.backend.name of the run, such as "
-        "model.positional.scaling=linear; repeatable",
-    )
-
-
-def add_quantize_argument(parser: argparse.ArgumentParser) -> None:
-    """Add --quantize."""
-    parser.add_argument(
-        "--quantize",
-        choices=("int8", "int4"),
-        help="quantize the weights of linear layers to save memory "
-        "(pip install 'minigpt[quantize]')",
-    )
+    parser.add_options(RUN_OPTIONS, device="auto", set="append")
+    parser.set_defaults(set=[])

@@ -4,40 +4,53 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt.commands.options import Parser, add_quantize_argument, add_run_arguments
+from minigpt.commands.options import QUANTIZE, Parser, add_run_arguments
 from minigpt.errors import UserError, one_line_if_out_of_memory, require
 
 if TYPE_CHECKING:
-    from minigpt.inference.beam import BeamSearch
-    from minigpt.inference.generate import Context, Sampling
     from minigpt.inference.text import TextGenerator
     from minigpt.run.load import TrainedRun
 
 TRUNCATION = ("temperature", "top_k", "top_p", "min_p")
 EXCLUDES = {"beams": (*TRUNCATION, "greedy", "num_samples", "seed", "draft"), "greedy": TRUNCATION}
 NEEDS = {"length_penalty": "beams", "draft_tokens": "draft"}
+OPTIONS = {
+    **QUANTIZE,
+    "--prompt PROMPT": "text to continue (default: a newline); several are computed as one batch",
+    "--prompts FILE": "a UTF-8 file with one more prompt per line",
+    "--json": "one line of JSON per text: prompt, sample, seed, text, and its scores if any",
+    "--context N": "most tokens the model attends to (default: model.block_size, as in training), "
+    "or all: more tests how its positions extrapolate",
+    "--max-new-tokens N": "most tokens per text (default: 500)",
+    "--num-samples S": "texts per prompt",
+    "--seed SEED": "of each prompt's first sample; the next is seed + 1",
+    "--stop TEXT": r"end before TEXT, in which \n is a newline; repeatable (default: the document "
+    "separator of the run's data, if any)",
+    "--temperature T": "default 1; 0 is greedy",
+    "--top-k K": "sample from the K most likely tokens",
+    "--top-p P": "sample from the smallest set of tokens with total probability P",
+    "--min-p P": "sample from tokens with at least P times the highest probability",
+    "--repetition-penalty R": "above 1: tokens of the prompt and the text so far become less "
+    "likely",
+    "--greedy": "always the most likely token",
+    "--beams N": "beam search with N beams instead of sampling",
+    "--length-penalty A": "beam search: maximize log-probability / tokens^A of texts that end at a "
+    "--stop (default: 1)",
+    "--draft RUN2": "speculative decoding with a smaller run that has the same tokenizer: the "
+    "distribution stays the same, but a seed gives another text",
+    "--draft-tokens K": "tokens the draft proposes at a time (4)",
+}
+REPEATABLE = dict.fromkeys(("prompt", "stop"), "append")
+INTEGERS = dict.fromkeys(("top_k", "beams", "draft_tokens"), int)
+NUMBERS = dict.fromkeys(("temperature", "top_p", "min_p", "length_penalty"), float)
+DEFAULTS = {"max_new_tokens": 500, "num_samples": 1, "seed": 1, "repetition_penalty": 1.0}
 
 
 def main(arguments: list[str]) -> None:
     """Stream generated text to standard output."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    _require_compatible(options, parser)
-    _require_valid(options)
-    prompts = [("--prompt", prompt) for prompt in options.prompt or []]
-    prompts = [*prompts, *_lines(options.prompts)] or [("--prompt", "\n")]
-    context = _context(options.context)
-    sampling, search = _sampling(options), _beam_search(options)
-    with one_line_if_out_of_memory("use a smaller --context, or fewer prompts or --beams"):
-        generator = _text_generator(options, prompts, context, sampling, search)
-        _print_texts(generator, [prompt for _, prompt in prompts], options)
-
-
-def _parser() -> Parser:
     parser = Parser(
         "sample",
         "Generate text with a trained run. The same seed gives the same text.",
@@ -52,90 +65,15 @@ def _parser() -> Parser:
         ],
     )
     add_run_arguments(parser)
-    add_quantize_argument(parser)
-    _add_text_arguments(parser)
-    _add_sampling_arguments(parser)
-    parser.add_argument(
-        "--beams", type=int, metavar="N", help="beam search with N beams instead of sampling"
-    )
-    parser.add_argument(
-        "--length-penalty",
-        type=float,
-        metavar="A",
-        help="beam search: maximize log-probability / tokens^A of texts that end at a --stop "
-        "(default: 1)",
-    )
-    parser.add_argument(
-        "--draft",
-        metavar="RUN2",
-        help="speculative decoding with a smaller run that has the same tokenizer: the "
-        "distribution stays the same, but a seed gives another text",
-    )
-    parser.add_argument(
-        "--draft-tokens", type=int, metavar="K", help="tokens the draft proposes at a time (4)"
-    )
-    return parser
-
-
-def _add_text_arguments(parser: Parser) -> None:
-    parser.add_argument(
-        "--prompt",
-        action="append",
-        help="text to continue (default: a newline); several are computed as one batch",
-    )
-    parser.add_argument(
-        "--prompts", metavar="FILE", help="a UTF-8 file with one more prompt per line"
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="one line of JSON per text: prompt, sample, seed, text, and its scores if any",
-    )
-    parser.add_argument(
-        "--context",
-        metavar="N",
-        help="most tokens the model attends to (default: model.block_size, as in training), or "
-        "all: more tests how its positions extrapolate",
-    )
-    parser.add_argument("--max-new-tokens", type=int, default=500, metavar="N")
-    parser.add_argument("--num-samples", type=int, default=1, metavar="S", help="texts per prompt")
-    parser.add_argument(
-        "--seed", type=int, default=1, help="of each prompt's first sample; the next is seed + 1"
-    )
-    parser.add_argument(
-        "--stop",
-        action="append",
-        metavar="TEXT",
-        help=r"end before TEXT, in which \n is a newline; repeatable (default: the document "
-        "separator of the run's data, if any)",
-    )
-
-
-def _add_sampling_arguments(parser: Parser) -> None:
-    parser.add_argument("--temperature", type=float, metavar="T", help="default 1; 0 is greedy")
-    parser.add_argument(
-        "--top-k", type=int, metavar="K", help="sample from the K most likely tokens"
-    )
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="sample from the smallest set of tokens with total probability P",
-    )
-    parser.add_argument(
-        "--min-p",
-        type=float,
-        metavar="P",
-        help="sample from tokens with at least P times the highest probability",
-    )
-    parser.add_argument(
-        "--repetition-penalty",
-        type=float,
-        default=1.0,
-        metavar="R",
-        help="above 1: tokens of the prompt and the text so far become less likely",
-    )
-    parser.add_argument("--greedy", action="store_true", help="always the most likely token")
+    parser.add_options(OPTIONS, **REPEATABLE, **INTEGERS, **NUMBERS, **DEFAULTS)
+    options = parser.parse_args(arguments)
+    _require_compatible(options, parser)
+    _require_valid(options)
+    prompts = [("--prompt", prompt) for prompt in options.prompt or []]
+    prompts = [*prompts, *_lines(options.prompts)] or [("--prompt", "\n")]
+    with one_line_if_out_of_memory("use a smaller --context, or fewer prompts or --beams"):
+        generator = _text_generator(options, prompts)
+        _print_texts(generator, [prompt for _, prompt in prompts], options)
 
 
 def _require_compatible(options: Namespace, parser: Parser) -> None:
@@ -192,50 +130,31 @@ def _lines(file: str | None) -> list[tuple[str, str]]:
     return prompts
 
 
-def _context(text: str | None) -> Context:
-    if text is None or text == "all":
-        return text
-    ok = text.isdecimal() and int(text) >= 1
-    require(ok, "--context", text, "must be a whole number of 1 or more, or all")
-    return int(text)
+def _text_generator(options: Namespace, prompts: list[tuple[str, str]]) -> TextGenerator:
+    """Load the run and its draft, and encode the prompts, each given with its option.
 
-
-def _sampling(options: Namespace) -> Sampling:
-    from minigpt.inference.generate import Sampling
-
-    temperature = 1.0 if options.temperature is None else options.temperature
-    return Sampling(
-        0.0 if options.greedy else temperature,
-        options.top_k,
-        options.top_p,
-        options.min_p,
-        options.repetition_penalty,
-    )
-
-
-def _beam_search(options: Namespace) -> BeamSearch | None:
-    from minigpt.inference.beam import BeamSearch
-
-    if options.beams is None:
-        return None
-    penalty = 1.0 if options.length_penalty is None else options.length_penalty
-    return BeamSearch(options.beams, penalty, options.repetition_penalty)
-
-
-def _text_generator(
-    options: Namespace,
-    prompts: list[tuple[str, str]],
-    context: Context,
-    sampling: Sampling,
-    search: BeamSearch | None,
-) -> TextGenerator:
-    """Load the run and its draft, and encode the prompts, each given with the option it is from."""
+    Raises UserError for a value out of range before it loads the run.
+    """
     from minigpt.data.corpus import unescape
+    from minigpt.inference.beam import BeamSearch
+    from minigpt.inference.generate import Sampling
     from minigpt.inference.quantize import quantized
     from minigpt.inference.speculative import DRAFT_TOKENS
     from minigpt.inference.text import TextGenerator, default_stops, load_draft
     from minigpt.run.load import TrainedRun
 
+    context, search, draft = options.context, None, None
+    if context not in (None, "all"):
+        ok = context.isdecimal() and int(context) >= 1
+        require(ok, "--context", context, "must be a whole number of 1 or more, or all")
+        context = int(context)
+    temperature = 1.0 if options.temperature is None else options.temperature
+    truncation = (options.top_k, options.top_p, options.min_p)
+    penalty = options.repetition_penalty
+    sampling = Sampling(0.0 if options.greedy else temperature, *truncation, penalty)
+    if options.beams is not None:
+        length_penalty = 1.0 if options.length_penalty is None else options.length_penalty
+        search = BeamSearch(options.beams, length_penalty, penalty)
     trained = TrainedRun.load(options.run, options.checkpoint, options.device, options.set)
     stops = default_stops(trained) if options.stop is None else list(map(unescape, options.stop))
     if options.length_penalty is not None and not stops:
@@ -244,13 +163,10 @@ def _text_generator(
         trained, quantization = quantized(trained, options.quantize)
         print(quantization.describe(), file=sys.stderr)
     tokens = [_encode(key, text, trained) for key, text in prompts]
-    draft = None
     if options.draft is not None:
-        n_draft = DRAFT_TOKENS if options.draft_tokens is None else options.draft_tokens
-        draft = load_draft(options.draft, trained, n_draft, context)
-    return TextGenerator(
-        trained, tokens, options.max_new_tokens, sampling, context, stops, search, draft
-    )
+        draft = load_draft(options.draft, trained, options.draft_tokens or DRAFT_TOKENS, context)
+    new_tokens = options.max_new_tokens
+    return TextGenerator(trained, tokens, new_tokens, sampling, context, stops, search, draft)
 
 
 def _encode(key: str, text: str, trained: TrainedRun) -> list[int]:
@@ -275,17 +191,12 @@ def _print_texts(generator: TextGenerator, prompts: list[str], options: Namespac
             if len(prompts) * options.num_samples > 1:
                 of_prompt = f" of {prompt!r}" if len(prompts) > 1 else ""
                 print(f"--- sample {number + 1} of {options.num_samples}{of_prompt} ---")
-            _stream(prompt, text.pieces)
+            print(prompt, end="")
+            for piece in text.pieces:
+                print(piece, end="", flush=True)
+            print()
     if generator.statistics:
         _print_draft_statistics(generator, measure_speedup=not options.json)
-
-
-def _stream(prompt: str, pieces: Iterable[str]) -> None:
-    sys.stdout.write(prompt)
-    for piece in pieces:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    print()
 
 
 def _print_draft_statistics(generator: TextGenerator, measure_speedup: bool) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from minigpt.data.lazy import LazyTensor
 from minigpt.data.tokens import encode_documents
 from minigpt.errors import UserError, require
 from minigpt.evaluate.inspect import next_tokens, record, scheme_values, token_label
@@ -33,22 +34,17 @@ class Prompt:
     tokens: list[int]
     document_ids: list[int] | None
 
-    @property
-    def n_documents(self) -> int:
-        """The number of documents."""
-        return 1 if self.document_ids is None else len({*self.document_ids})
-
 
 def encode_prompt(trained: TrainedRun, text: str) -> Prompt:
     """Encode a prompt. Raises UserError if it has more tokens than positions or than readable."""
-    config, limit = trained.config.model, _max_tokens(trained)
+    config, limit = trained.config, _max_tokens(trained)
     try:
-        prompt = _encode(trained, text)
+        prompt = _prompt(*encode_documents(text, config.data.separator, trained.tokenizer))
     except UserError as error:
         raise UserError(f"--prompt: {error}") from None
     reason = "more are unreadable in a figure"
     if limit < MAX_TOKENS:
-        reason = f"positional={config.positional.name} has no more positions"
+        reason = f"positional={config.model.positional.name} has no more positions"
     n = len(prompt.tokens)
     why = f"{n} tokens, at most {limit} can be plotted: {reason}; shorten it"
     require(n <= limit, "--prompt", repr(text if len(text) <= 20 else f"{text[:20]}..."), why)
@@ -57,12 +53,17 @@ def encode_prompt(trained: TrainedRun, text: str) -> Prompt:
 
 def validation_prompt(trained: TrainedRun) -> Prompt:
     """Return the first block of the validation text. Raises UserError if it is not available."""
-    val = trained.prepare().tokens.val.head(
-        min(_max_tokens(trained), trained.config.model.block_size)
-    )
-    return Prompt(
-        val.tokens.tolist(), None if val.document_ids is None else val.document_ids.tolist()
-    )
+    n = min(_max_tokens(trained), trained.config.model.block_size)
+    val = trained.prepare().tokens.val.head(n)
+    return _prompt(val.tokens, val.document_ids)
+
+
+def _prompt(tokens: Tensor | LazyTensor, document_ids: Tensor | None) -> Prompt:
+    return Prompt(tokens.tolist(), None if document_ids is None else document_ids.tolist())
+
+
+def _max_tokens(trained: TrainedRun) -> int:
+    return min(MAX_TOKENS, trained.model.positional.max_length or MAX_TOKENS)
 
 
 def inspection_runtime(trained: TrainedRun) -> Runtime:
@@ -73,53 +74,30 @@ def inspection_runtime(trained: TrainedRun) -> Runtime:
     return runtime
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """The sections of the page, and its table of next tokens by token of the prompt."""
-
-    sections: list[Section]
-    labels: list[str]
-    rows: list[list[tuple[str, float]]]
-
-
-def inspect_prompt(trained: TrainedRun, prompt: Prompt, top: int) -> Inspection:
+def inspect_prompt(trained: TrainedRun, prompt: Prompt, top: int) -> list[Section]:
     """Record the forward pass of a prompt, and plot it and the positional scheme.
 
-    `top`: the number of most probable next tokens.
+    `top`: the number of most probable next tokens, which are the last section.
     """
     labels = [token_label(trained.tokenizer.token_bytes(token)) for token in prompt.tokens]
     with inspection_runtime(trained).autocast():
         recording = record(trained.model, prompt.tokens, prompt.document_ids)
     rows = next_tokens(recording, prompt.tokens, trained.tokenizer, top)
     values = scheme_values(trained.model, recording)
-    n, n_documents = len(prompt.tokens), prompt.n_documents
-    size = f"{n} tokens{f' in {n_documents} documents' if n_documents > 1 else ''}"
+    n_documents = len({*(prompt.document_ids or [0])})
+    documents = f" in {n_documents} documents" if n_documents > 1 else ""
     about = type(trained.model.positional).__doc__ or ""
     scheme = f"Positions: {trained.config.model.positional.name}"
     no_layers = Section("Attention", "None: the model has no layers.")
-    sections = [
-        Section(f"Prompt: {size}", " ".join(labels)),
+    figure, table = plot_next_tokens(rows, labels), next_token_table(rows, labels)
+    return [
+        Section(f"Prompt: {len(prompt.tokens)} tokens{documents}", " ".join(labels)),
         *(_sections("attention", recording.weights, labels) or [no_layers]),
         *_sections("experts", recording.usage, labels),
         Section(scheme, f"{about}\n\n{ALL_LAYERS if values else NO_FIGURES}"),
         *(s for kind in STYLES if kind in values for s in _sections(kind, values[kind], labels)),
-        Section(
-            *("Next tokens", NEXT_TOKENS, "next"),
-            figure=plot_next_tokens(rows, labels),
-            table=next_token_table(rows, labels),
-        ),
+        Section("Next tokens", NEXT_TOKENS, "next", figure, table),
     ]
-    return Inspection(sections, labels, rows)
-
-
-def _max_tokens(trained: TrainedRun) -> int:
-    return min(MAX_TOKENS, trained.model.positional.max_length or MAX_TOKENS)
-
-
-def _encode(trained: TrainedRun, text: str) -> Prompt:
-    separator = trained.config.data.separator
-    tokens, documents = encode_documents(text, separator, trained.tokenizer)
-    return Prompt(tokens.tolist(), None if documents is None else documents.tolist())
 
 
 def _sections(kind: str, values: list[Tensor], labels: list[str]) -> list[Section]:

@@ -17,7 +17,7 @@ from minigpt.inference.generate import (
     stop_at,
     stream_text,
 )
-from minigpt.inference.speculative import DRAFT_TOKENS, Draft, DraftStatistics, speculate
+from minigpt.inference.speculative import Draft, DraftStatistics, speculate
 from minigpt.run.load import TrainedRun
 
 
@@ -35,9 +35,7 @@ def default_stops(trained: TrainedRun) -> list[str]:
     return [] if separator is None else [separator]
 
 
-def load_draft(
-    name: str, trained: TrainedRun, n_tokens: int = DRAFT_TOKENS, context: Context = None
-) -> Draft:
+def load_draft(name: str, trained: TrainedRun, n_tokens: int, context: Context) -> Draft:
     """Load a run as the draft model of another. Raises UserError if their tokenizers differ."""
     try:
         draft = TrainedRun.load(name, device=trained.runtime.device)
@@ -77,18 +75,14 @@ class TextGenerator:
             return self._drafted(self.draft, seed)
         return self._sampled(seed)
 
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"runtime": self.trained.runtime, "context": self.context}
+
     def seconds_without_draft(self, n_tokens: int) -> float:
         """Return the seconds that sampling `n_tokens` after the first prompt takes, without it."""
-        trained, prompt = self.trained, self.prompts[:1]
-        tokens = generate(
-            trained.model,
-            prompt,
-            n_tokens,
-            self.sampling,
-            seed=0,
-            runtime=trained.runtime,
-            context=self.context,
-        )
+        model, prompts = self.trained.model, self.prompts[:1]
+        tokens = generate(model, prompts, n_tokens, self.sampling, **self._options)
         start = time.perf_counter()
         for _ in tokens:
             pass
@@ -99,15 +93,8 @@ class TextGenerator:
 
     def _sampled(self, seed: int) -> Iterator[Continuation]:
         """Sample all prompts together; only a single prompt is streamed."""
-        rows = generate(
-            self.trained.model,
-            self.prompts,
-            self.n_tokens,
-            self.sampling,
-            seed=seed,
-            runtime=self.trained.runtime,
-            context=self.context,
-        )
+        model, options = self.trained.model, self._options
+        rows = generate(model, self.prompts, self.n_tokens, self.sampling, seed=seed, **options)
         if len(self.prompts) == 1:
             yield Continuation(self._decode(row[0] for row in rows))
         else:
@@ -123,32 +110,17 @@ class TextGenerator:
             return any(stop in end for stop in stops)
 
         for prompt in self.prompts:
-            result = beam_search(
-                self.trained.model,
-                prompt,
-                self.n_tokens,
-                search,
-                is_finished,
-                runtime=self.trained.runtime,
-                context=self.context,
-            )
+            model, options = self.trained.model, self._options
+            result = beam_search(model, prompt, self.n_tokens, search, is_finished, **options)
             numbers = {"log_probability": result.log_probability, "score": result.score}
             yield Continuation(self._decode(result.tokens), lambda numbers=numbers: numbers)
 
     def _drafted(self, draft: Draft, seed: int) -> Iterator[Continuation]:
         for prompt in self.prompts:
             self.statistics.append(statistics := DraftStatistics())
-            tokens = speculate(
-                self.trained.model,
-                draft,
-                prompt,
-                self.n_tokens,
-                self.sampling,
-                seed=seed,
-                runtime=self.trained.runtime,
-                context=self.context,
-                statistics=statistics,
-            )
+            options = {**self._options, "seed": seed, "statistics": statistics}
+            model = self.trained.model
+            tokens = speculate(model, draft, prompt, self.n_tokens, self.sampling, **options)
             yield Continuation(
                 self._decode(tokens),
                 lambda statistics=statistics: {"acceptance_rate": statistics.acceptance_rate},

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import torch
 
@@ -21,8 +21,7 @@ from minigpt.runtime import choose_runtime
 from minigpt.tokenizer import TOKENIZERS
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One line of the report. `remedy`: what to do if something is missing."""
 
     subject: str
@@ -32,8 +31,17 @@ class Finding:
 
 def findings() -> list[Finding]:
     """Return the state of everything that `minigpt doctor` reports."""
-    required = [*_versions(), *_device(), *_data(), *_tokenizers()]
-    return [*required, _wandb(), _tensorboard(), _torchao(), _ray()]
+    return [
+        *_versions(),
+        *_device(),
+        *(_available(f"data={name}", _corpus, name) for name in ("tinyshakespeare", "shakespeare")),
+        *(_available(f"tokenizer={name}", _tokenizer, name) for name in ("char", "gpt2", "bpe")),
+        Finding("tokenizer=tiktoken", "downloads an encoding on first use"),
+        _wandb(),
+        _installed("logger=tensorboard", "tensorboard", "tensorboard"),
+        _installed("--quantize", "quantize", "torchao"),
+        _installed("minigpt tune", "ray", "ray", "optuna"),
+    ]
 
 
 def _versions() -> list[Finding]:
@@ -63,36 +71,25 @@ def _device() -> list[Finding]:
     ]
 
 
-def _data() -> list[Finding]:
-    results = []
-    for name in ("tinyshakespeare", "shakespeare"):
-        config = composed_config([f"data={name}"]).data
-        try:
-            corpus = CORPORA.build(config).corpus()
-            size = sum(corpus.characters.values())
-            results.append(Finding(f"data={name}", f"{size:,} characters, {corpus.sha256[:12]}"))
-        except UserError as error:
-            results.append(Finding(f"data={name}", "not available", str(error)))
-    return results
+def _available(subject: str, status: Callable[[str], str], name: str) -> Finding:
+    try:
+        return Finding(subject, status(name))
+    except UserError as error:
+        return Finding(subject, "not available", str(error))
 
 
-def _tokenizers() -> list[Finding]:
-    results = []
-    sample = "To be, or not to be"
-    for name in ("char", "gpt2", "bpe"):
-        config = composed_config([f"tokenizer={name}"])
-        create, subject = TOKENIZERS.variant(name).create, f"tokenizer={name}"
-        try:
-            with TemporaryDirectory() as scratch:  # a trained tokenizer; gpt2 may be in data.dir
-                directory = Path(config.data.dir if name == "gpt2" else scratch)
-                tokenizer = create(config.tokenizer, sample, len(sample), directory)
-            results.append(
-                Finding(subject, f"ready, {len(tokenizer.encode(sample))} tokens in a line")
-            )
-        except UserError as error:
-            results.append(Finding(subject, "not available", str(error)))
-    results.append(Finding("tokenizer=tiktoken", "downloads an encoding on first use"))
-    return results
+def _corpus(name: str) -> str:
+    corpus = CORPORA.build(composed_config([f"data={name}"]).data).corpus()
+    return f"{sum(corpus.characters.values()):,} characters, {corpus.sha256[:12]}"
+
+
+def _tokenizer(name: str) -> str:
+    config, line = composed_config([f"tokenizer={name}"]), "To be, or not to be"
+    with TemporaryDirectory() as scratch:  # of a trained tokenizer; gpt2 may be in data.dir
+        directory = Path(config.data.dir if name == "gpt2" else scratch)
+        create = TOKENIZERS.variant(name).create
+        tokenizer = create(config.tokenizer, line, len(line), directory)
+    return f"ready, {len(tokenizer.encode(line))} tokens in a line"
 
 
 def _wandb() -> Finding:
@@ -105,22 +102,9 @@ def _wandb() -> Finding:
     return Finding("logger=wandb", f"offline: {reason}", remedy)
 
 
-def _tensorboard() -> Finding:
-    if find_spec("tensorboard"):
-        return Finding("logger=tensorboard", "ready")
-    return Finding("logger=tensorboard", "not installed (pip install 'minigpt[tensorboard]')")
-
-
-def _torchao() -> Finding:
+def _installed(subject: str, extra: str, *packages: str) -> Finding:
     try:
-        return Finding("--quantize", f"ready, torchao {version('torchao')}")
+        versions = " and ".join(f"{package} {version(package)}" for package in packages)
     except PackageNotFoundError:
-        return Finding("--quantize", "not installed (pip install 'minigpt[quantize]')")
-
-
-def _ray() -> Finding:
-    try:
-        status = f"ready, ray {version('ray')} and optuna {version('optuna')}"
-    except PackageNotFoundError:
-        status = "not installed (pip install 'minigpt[ray]')"
-    return Finding("minigpt tune", status)
+        return Finding(subject, f"not installed (pip install 'minigpt[{extra}]')")
+    return Finding(subject, f"ready, {versions}")

@@ -10,7 +10,6 @@ that is reported.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 
 from minigpt.bench.measure import device_here, machine
 from minigpt.config.compose import composed_config
+from minigpt.files import read_json
 from minigpt.report.statistics import interval
 from minigpt.report.tables import Cell, Column, Table, to_markdown, to_plain
 
@@ -61,43 +61,37 @@ def main() -> None:
     for seed in target.seeds:
         runs.append(train(options.experiment, seed, options.overrides))
         print(f"seed {seed}: {runs[-1][0]['val_loss']:.4f}", file=sys.stderr, flush=True)
-    loss = interval([result["val_loss"] for result, _ in runs])
-    training = interval([result["step_seconds"] for result, _ in runs])
-    command = interval([seconds for _, seconds in runs])
+    measured = [[result["val_loss"], result["step_seconds"], s] for result, s in runs]
+    means = [interval(values) for values in zip(*measured, strict=True)]
+    limits = (target.loss, target.training, target.command)
+    met = all(
+        limit is None or mean.mean <= limit for limit, mean in zip(limits, means, strict=True)
+    )
     rows: list[list[Cell]] = [
-        [str(result["seed"]), result["val_loss"], result["step_seconds"], seconds]
-        for result, seconds in runs
+        [str(seed), *values] for seed, values in zip(target.seeds, measured, strict=True)
     ]
-    rows.append(["mean", loss, training, command])
-    limits = [(target.loss, loss), (target.training, training), (target.command, command)]
-    met = all(limit is None or measured.mean <= limit for limit, measured in limits)
-    rows.append(["at most", target.loss, target.training, target.command])
+    rows += [["mean", *means], ["at most", *limits]]
     note = f"{'Met' if met else 'Missed'}: experiment={options.experiment}, last step, full pass."
     table = Table(options.experiment, options.experiment, COLUMNS, rows, note)
     facts = ", ".join(f"{key} {value}" for key, value in machine(device_here()).items())
-    print("\n".join([*to_plain(table), note, facts]))
+    print(*to_plain(table), note, facts, sep="\n")
     if options.markdown is not None:
-        page = f"{to_markdown(table)}\n\n{facts}\n"
-        options.markdown.write_text(page, encoding="utf-8")
+        options.markdown.write_text(f"{to_markdown(table)}\n\n{facts}\n", encoding="utf-8")
     sys.exit(0 if met else 1)
 
 
 def train(experiment: str, seed: int, overrides: list[str]) -> tuple[dict[str, Any], float]:
     """Return the result of a run, with the seconds of its steps, and those of the command."""
     with tempfile.TemporaryDirectory() as folder:
-        chosen = [
-            f"experiment={experiment}",
-            *overrides,
-            f"seed={seed}",
-            f"hydra.run.dir={folder}/run",
-        ]
-        started = time.perf_counter()
+        chosen = [f"experiment={experiment}", *overrides, f"seed={seed}"]
         command = [sys.executable, "-m", "minigpt.cli", "train", *chosen]
+        command += [f"hydra.run.dir={folder}/run"]
+        started = time.perf_counter()
         process = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - started
         if process.returncode:
             raise SystemExit(process.stderr.strip() or process.stdout)
-        result = json.loads(Path(folder, "run", "result.json").read_text(encoding="utf-8"))
+        result = read_json(Path(folder, "run", "result.json"))
     config = composed_config([f"experiment={experiment}", *overrides])
     tokens = result["steps"] * config.trainer.batch_size * config.model.block_size
     return result | {"step_seconds": tokens / result["tokens_per_second"]}, seconds

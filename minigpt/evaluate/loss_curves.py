@@ -1,14 +1,19 @@
-"""Validation loss by length of the context, and by position in it."""
+"""Validation loss by length of the context and by position in it, with their figures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigpt.data.tokens import Split
 from minigpt.errors import one_line_if_out_of_memory, require
 from minigpt.evaluate.loss import Evaluation, evaluate
+from minigpt.html import PARTS_OF_OCTAVE, Section, by_octave
 from minigpt.run.load import TrainedRun
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 METRICS = ("loss", "perplexity", "bits_per_byte")
 HEADINGS = ("loss (nats/token)", "perplexity", "bits/byte")
@@ -59,3 +64,44 @@ def length_table(curve: Curve) -> list[list[str]]:
     """Return a table of metrics by context length, headings first."""
     rows = [[str(length), *cells(result)] for length, result in curve.items()]
     return [["context", *HEADINGS], *rows]
+
+
+def length_section(curve: Curve, block_size: int) -> Section:
+    """Plot and tabulate the loss by context length; a line marks the training length."""
+    figure, axes = _loss_axes("tokens in the context", block_size)
+    results = defined(curve)
+    axes.plot([*results], [result.loss for result in results.values()], marker="o")
+    axes.legend()
+    text = (
+        "One full pass over the validation text for each length, in windows that do not overlap: "
+        "each token attends to those before it in its window, and in its document if the run has "
+        "documents."
+    )
+    return Section("By length of the context", text, "lengths", figure, length_table(curve))
+
+
+def position_section(curve: Curve, block_size: int) -> Section:
+    """Plot the loss by position in the context, one line per context length."""
+    figure, axes = _loss_axes("position in the context", block_size)
+    for length, result in defined(curve).items():
+        axes.plot(*by_octave(result.by_position), label=f"windows of {length}", linewidth=1)
+    axes.legend()
+    text = (
+        "The mean over all tokens at a position of a window, or of a document in it if the run has "
+        f"documents. Each point is the mean of 1/{PARTS_OF_OCTAVE} octave of positions, since few "
+        "tokens are far from the start. eval.json has every position."
+    )
+    return Section("By position in the context", text, "by_position", figure)
+
+
+def _loss_axes(xlabel: str, block_size: int) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel=xlabel, ylabel="validation loss (nats/token)")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.grid(alpha=0.3)
+    axes.axvline(block_size, color="0.5", linestyle=":", label=f"trained at {block_size}")
+    return figure, axes
