@@ -75,15 +75,7 @@ def time_left(seconds: float) -> str:
 
 def described(options: Any) -> str:
     """Return the name of a variant with its options in brackets."""
-    values = settings(options)
-    return f"{options.name} ({values})" if values else options.name
-
-
-def settings(options: Any) -> str:
-    """Return the options of a variant and their values, but its name."""
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    return "; ".join(
-        f"{key} {', '.join(value) if isinstance(value, list) else value}"
-        for key, value in values.items()
-        if key != "name"
-    )
+    name = values.pop("name")
+    texts = [f"{k} {', '.join(v) if isinstance(v, list) else v}" for k, v in values.items()]
+    return f"{name} ({'; '.join(texts)})" if texts else name

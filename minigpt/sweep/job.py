@@ -13,18 +13,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
+import torch
 from filelock import FileLock, Timeout
 
+from minigpt.config.compose import load_config
 from minigpt.config.hydra_main import job_number
 from minigpt.errors import UserError, first_line
 from minigpt.files import try_read_json, write_json
 from minigpt.run.directory import Busy, RunDirectory
 from minigpt.sweep.plan import PlannedJob
-
-if TYPE_CHECKING:
-    from minigpt.train.control import Stop
+from minigpt.train.control import Stop
 
 LOG = "output.log"
 POLL_SECONDS = 0.5
@@ -48,7 +48,6 @@ class SweepJob:
 
     def __call__(self, composed: Any) -> None:
         """Train the job with Hydra's job number; its config was composed by `plan`."""
-        from minigpt.train.control import Stop
         from minigpt.train.session import train_run
 
         job, stop = self.jobs[job_number()], Stop()
@@ -77,8 +76,6 @@ class SweepJob:
 
         Raises UserError for a job without a config, and Busy if another process trains the run.
         """
-        from minigpt.config.compose import load_config
-
         run, config = job.run, job.config
         if isinstance(config, UserError):
             raise config
@@ -158,8 +155,6 @@ def _record_failure(run: RunDirectory, error: Exception, start_time: float) -> N
 @contextmanager
 def leased_gpu() -> Iterator[None]:
     """On a machine with several GPUs, compute on one that no other job uses."""
-    import torch
-
     count = torch.cuda.device_count()
     if count < 2:
         yield

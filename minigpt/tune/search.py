@@ -12,6 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ray import tune
+from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.tune.stopper import Stopper
+
 from minigpt.config.overrides import quoted
 from minigpt.config.paths import absolute_path
 from minigpt.config.schema import Config
@@ -99,8 +103,6 @@ class Search:
 
     def _train(self, remaining: int, share: Share) -> None:
         """Run the remaining trials with Ray Tune, until all have ended or a signal arrives."""
-        from ray import tune
-
         options, settings = self.options, self._settings(share)
         searcher, config = self._searcher()
         stop_file = self.folder / STOP_FILE  # trials poll it
@@ -121,7 +123,7 @@ class Search:
                 search_alg=searcher,
                 scheduler=scheduler,
                 trial_name_creator=lambda trial: trial.config["run"],
-                stop=_stopper(self.stop),
+                stop=_StopRequested(self.stop),
                 verbose=0,
                 callbacks=[self.display],
                 max_failures=MAX_RESTARTS,
@@ -150,9 +152,6 @@ class Search:
 
     def _searcher(self) -> tuple[Any, dict[str, Any]]:
         """Return what proposes values, and the part of Ray Tune's config that it samples from."""
-        from ray import tune
-        from ray.tune.search.basic_variant import BasicVariantGenerator
-
         study = Study(self.space, self.options, self.ended)
         numbers = itertools.count(max((record.number for record in self.earlier), default=-1) + 1)
         planned = self._planned(study, numbers)
@@ -217,15 +216,14 @@ class Search:
         return " ".join(["minigpt tune", *map(shlex.quote, self.overrides), *given])
 
 
-def _stopper(stop: Stop) -> Any:
-    """Return Ray Tune's condition for ending the search."""
-    from ray.tune.stopper import Stopper
+@dataclass(eq=False)
+class _StopRequested(Stopper):
+    """Ray Tune's condition for ending the search."""
 
-    class Requested(Stopper):
-        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-            return False
+    stop: Stop
 
-        def stop_all(self) -> bool:
-            return stop.number is not None
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
 
-    return Requested()
+    def stop_all(self) -> bool:
+        return self.stop.number is not None

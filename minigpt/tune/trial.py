@@ -21,11 +21,13 @@ from typing import Any
 
 from ray import tune
 
+from minigpt.config.compose import composed_config, load_config
 from minigpt.errors import Failure, UserError, first_line
 from minigpt.files import atomic_directory, readable_directory, write_bytes, write_json
 from minigpt.run.directory import RunDirectory
+from minigpt.train.control import Stop, Stopped
 from minigpt.tune.records import TRIAL
-from minigpt.tune.space import Values
+from minigpt.tune.space import Space, Values
 
 STOP_FILE = ".stop"  # in the search's folder: while it exists, trials save a checkpoint and exit
 POLL_SECONDS = 0.3
@@ -131,8 +133,6 @@ class Training(threading.Thread):
     """Trains a run in a second thread; Ray calls the actor's methods in the first."""
 
     def __init__(self, settings: TrialSettings, directory: RunDirectory, values: Values) -> None:
-        from minigpt.train.control import Stop
-
         super().__init__(daemon=True)
         self.settings, self.directory, self.values = settings, directory, values
         self.orders: SimpleQueue[Order] = SimpleQueue()
@@ -174,9 +174,7 @@ class Training(threading.Thread):
             self.reports.put(error)
 
     def _train(self) -> None:
-        from minigpt.config.compose import composed_config, load_config
         from minigpt.train.session import train_run
-        from minigpt.tune.space import Space
 
         config = composed_config(Space(self.settings.fixed, {}).overrides(self.values))
         resumed = self.directory.config.exists()
@@ -200,8 +198,6 @@ class Training(threading.Thread):
 
     def _evaluated(self, trainer: Any) -> None:
         """Report an evaluation and wait for an order. The last one is reported with the result."""
-        from minigpt.train.control import Stopped
-
         progress = trainer.progress
         if progress.step == trainer.options.max_steps:
             return
