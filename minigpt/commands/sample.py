@@ -201,24 +201,18 @@ def _print_texts(generator: TextGenerator, prompts: list[str], options: Namespac
 
 def _print_draft_statistics(generator: TextGenerator, measure_speedup: bool) -> None:
     """Print acceptance to standard error, and of a single text the speed-up."""
-    proposed, accepted, tokens, passes = (
-        sum(getattr(statistics, name) for statistics in generator.statistics)
-        for name in ("proposed", "accepted", "tokens", "passes")
-    )
+    each = generator.statistics
+    proposed, accepted = sum(one.proposed for one in each), sum(one.accepted for one in each)
+    per_pass = sum(one.tokens for one in each) / sum(one.passes for one in each)
     rate = f" ({accepted / proposed:.0%})" if proposed else ""
-    measure_speedup = measure_speedup and len(generator.statistics) == 1
-    n_timed, drafted = generator.statistics[0].timed
+    measure_speedup = measure_speedup and len(each) == 1
+    n_timed, drafted = each[0].timed
     timing = f"; timing {n_timed} tokens without it ..." if measure_speedup else ""
-    print(
-        f"draft: {accepted} of {proposed} proposed tokens accepted{rate}, "
-        f"{tokens / passes:.2f} tokens per forward pass of the model{timing}",
-        file=sys.stderr,
-        flush=True,
-    )
+    acceptance = f"{accepted} of {proposed} proposed tokens accepted{rate}"
+    speed = f"{per_pass:.2f} tokens per forward pass of the model{timing}"
+    print(f"draft: {acceptance}, {speed}", file=sys.stderr, flush=True)
     if measure_speedup:
         plain = generator.seconds_without_draft(n_timed)
-        print(
-            f"draft: {plain / drafted:.2f} times as fast as without it "
-            f"({drafted:.2f} s, and {plain:.2f} s without)",
-            file=sys.stderr,
-        )
+        seconds = f"({drafted:.2f} s, and {plain:.2f} s without)"
+        times = f"{plain / drafted:.2f} times as fast as without it"
+        print(f"draft: {times} {seconds}", file=sys.stderr)
