@@ -94,11 +94,10 @@ def load_run(
     device: str = "auto",
     changes: Sequence[str] = (),
 ) -> LoadedRun:
-    """Load a trained run: a run directory, or `latest` for the newest one below runs/.
+    """Load a run by path, or `latest` for the newest one below runs/. See `TrainedRun.load`.
 
-    `checkpoint`: "best", "last", or None for the best if there is one, else the last. `changes`:
-    KEY=VALUE of `model.positional.*` or `model.backend.name`, such as
-    "model.positional.base=20000". Raises UserError if the run cannot be loaded.
+    `changes`: of `model.positional.*` or `model.backend.name`, as "model.positional.base=20000".
+    Raises UserError if the run cannot be loaded.
     """
     with _python_arguments():
         return LoadedRun.load(str(name), checkpoint, device, changes)

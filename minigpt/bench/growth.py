@@ -147,10 +147,8 @@ def summarize(trainings: Mapping[int, Sequence[Training]]) -> list[Size]:
         step = Times([seconds for training in each for seconds in training.seconds])
         flops, first = each[0].flops, sizes[0] if sizes else None
         growth = (step.median / first.step.median, flops / first.flops) if first else (1.0, 1.0)
-        peak, added = (
-            max((value for value in values if value is not None), default=None)
-            for values in ([t.peak for t in each], [t.added for t in each])
-        )
+        peak = max((t.peak for t in each if t.peak is not None), default=None)
+        added = max((t.added for t in each if t.added is not None), default=None)
         sizes.append(Size(size, step, flops, *growth, peak, added))
     return sizes
 

@@ -85,9 +85,8 @@ def _require_compatible(options: Namespace, parser: Parser) -> None:
     for name, excluded in EXCLUDES.items():
         others = [_flag(other) for other in excluded if given(other)]
         if given(name) and others:
-            raise UserError(
-                f"{_flag(name)}: cannot be combined with {', '.join(others)}; leave one of them out"
-            )
+            why = f"cannot be combined with {', '.join(others)}; leave one of them out"
+            raise UserError(f"{_flag(name)}: {why}")
     if options.beams == 1 and given("length_penalty"):
         raise UserError("--length-penalty: compares beams, and --beams=1 has only one; use more")
     for name, needed in NEEDS.items():
@@ -96,7 +95,6 @@ def _require_compatible(options: Namespace, parser: Parser) -> None:
 
 
 def _require_valid(options: Namespace) -> None:
-    """Raise UserError for a value out of range."""
     from minigpt.data.corpus import require_valid_escapes
 
     for name in ("max_new_tokens", "num_samples", "draft_tokens"):

@@ -285,10 +285,10 @@ def stop_at(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
             yield pending[: min(ends)[1]]
             return
         # The longest suffix with which a stop string begins.
-        suffixes = (
-            n for n in range(len(pending), 0, -1) if any(s.startswith(pending[-n:]) for s in stops)
+        starts = range(len(pending))
+        end = next(
+            (n for n in starts if any(s.startswith(pending[n:]) for s in stops)), len(pending)
         )
-        end = len(pending) - next(suffixes, 0)
         yield pending[:end]
         pending = pending[end:]
     yield pending
