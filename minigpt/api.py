@@ -18,13 +18,11 @@ from minigpt.errors import UserError, require, require_one_of
 from minigpt.evaluate.loss import Evaluation, evaluate
 from minigpt.inference.generate import Context, Sampling, decoding_runtime
 from minigpt.inference.text import TextGenerator, default_stops
-from minigpt.report.runs import Run, find_runs, flat
+from minigpt.report.runs import find_runs, flat
 from minigpt.run.load import TrainedRun
 
 if TYPE_CHECKING:
     import pandas
-
-ARGUMENTS = {"set": "changes"}  # arguments that the command line names otherwise
 
 
 @dataclass(frozen=True)
@@ -96,11 +94,10 @@ def load_run(
     device: str = "auto",
     changes: Sequence[str] = (),
 ) -> LoadedRun:
-    """Load a trained run: a run directory, or `latest` for the newest one below runs/.
+    """Load a run by path, or `latest` for the newest one below runs/. See `TrainedRun.load`.
 
-    `checkpoint`: "best", "last", or None for the best if there is one, else the last. `changes`:
-    KEY=VALUE of `model.positional.*` or `model.backend.name`, such as
-    "model.positional.base=20000". Raises UserError if the run cannot be loaded.
+    `changes`: of `model.positional.*` or `model.backend.name`, as "model.positional.base=20000".
+    Raises UserError if the run cannot be loaded.
     """
     with _python_arguments():
         return LoadedRun.load(str(name), checkpoint, device, changes)
@@ -119,16 +116,14 @@ def runs(names: str | Path | Sequence[str | Path] = "runs") -> pandas.DataFrame:
     except ImportError:
         raise UserError("runs: needs pandas; pip install 'minigpt[pandas]'") from None
     collection = find_runs(_folders([names] if isinstance(names, str | Path) else names))
-    rows = [_row(run) for run in collection.runs]
+    rows: list[dict[str, Any]] = []
+    for run in collection.runs:
+        about = {"run": str(run.path), "status": run.status, "problems": "; ".join(run.problems)}
+        rows.append({**about, **run.config, **flat(run.result), **about})
     started = {run.path.resolve() for run in collection.runs}
     missing = [job.path for job in collection.jobs if job.path.resolve() not in started]
     rows += [{"run": str(path), "status": "not started", "problems": ""} for path in missing]
     return pandas.DataFrame(rows)
-
-
-def _row(run: Run) -> dict[str, Any]:
-    about = {"run": str(run.path), "status": run.status, "problems": "; ".join(run.problems)}
-    return {**about, **run.config, **flat(run.result), **about}
 
 
 def _folders(names: Sequence[str | Path]) -> list[str]:
@@ -149,8 +144,7 @@ def _python_arguments() -> Iterator[None]:
     """Name arguments in errors as in Python: `--top-k=0: ...` becomes `top_k=0: ...`."""
 
     def argument(match: re.Match[str]) -> str:
-        name = match[1].replace("-", "_")
-        return ARGUMENTS.get(name, name)
+        return "changes" if match[1] == "set" else match[1].replace("-", "_")
 
     try:
         yield

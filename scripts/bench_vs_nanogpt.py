@@ -146,9 +146,9 @@ def steps(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
     rows: list[list[Cell]] = [["nanoGPT", *_medians(theirs), None, None, ""]]
     met = True
     for precision, trainings in ours.items():
-        step = ratio([one.step for one in trainings], [one.step for one in theirs])
-        evaluation = ratio(
-            [one.evaluation for one in trainings], [one.evaluation for one in theirs]
+        step, evaluation = (
+            ratio([getattr(one, name) for one in trainings], [getattr(one, name) for one in theirs])
+            for name in ("step", "evaluation")
         )
         target = recipe.step_targets[precision]
         good = step.mean <= target and evaluation.mean <= recipe.evaluation_target
@@ -261,9 +261,8 @@ def speedrun(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
         Column("loss", "validation loss", digits=4),
         Column("target", "target"),
     ]
-    note = (
-        f"{rounds} rounds. Losses: ours of the full pass, nanoGPT's as printed, of random batches."
-    )
+    losses = "ours of the full pass, nanoGPT's as printed, of random batches"
+    note = f"{rounds} rounds. Losses: {losses}."
     return Table("speedrun", "Time to a loss", columns, rows, note), met
 
 

@@ -19,17 +19,9 @@ CHECKS = (
 )
 
 
-def main() -> int:
-    """Return 0, or the exit code of the first check that fails."""
-    for check in CHECKS:
-        print("$", *check, flush=True)
-        program = shutil.which(check[0], path=str(Path(sys.executable).parent))
-        assert program is not None, f"{check[0]} is missing: pip install -e '.[dev]'"
-        code = subprocess.run([program, *check[1:]], cwd=REPOSITORY).returncode
-        if code:
-            return code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+for check in CHECKS:
+    print("$", *check, flush=True)
+    program = shutil.which(check[0], path=str(Path(sys.executable).parent))
+    assert program is not None, f"{check[0]} is missing: pip install -e '.[dev]'"
+    if code := subprocess.run([program, *check[1:]], cwd=REPOSITORY).returncode:
+        sys.exit(code)

@@ -107,7 +107,7 @@ def measure(
         require_space(Path(temporary), 0 if sparse else 2 * sum(corpora))
         for n in corpora:
             _print_progress(f"writing {n:,} {'sparse' if sparse else 'random'} tokens")
-            write_corpus(corpus_folder(temporary, n), n, sparse)
+            write_corpus(Path(temporary, f"{n}_tokens"), n, sparse)
         for axis in chosen:
             trainings: dict[int, list[Training]] = {size: [] for size in chosen[axis]}
             for turn in range(repeats):
@@ -147,28 +147,20 @@ def summarize(trainings: Mapping[int, Sequence[Training]]) -> list[Size]:
         step = Times([seconds for training in each for seconds in training.seconds])
         flops, first = each[0].flops, sizes[0] if sizes else None
         growth = (step.median / first.step.median, flops / first.flops) if first else (1.0, 1.0)
-        peak, added = (
-            max((value for value in values if value is not None), default=None)
-            for values in ([t.peak for t in each], [t.added for t in each])
-        )
+        peak = max((t.peak for t in each if t.peak is not None), default=None)
+        added = max((t.added for t in each if t.added is not None), default=None)
         sizes.append(Size(size, step, flops, *growth, peak, added))
     return sizes
-
-
-# ---- measuring ----
 
 
 def design_at(axis: str, size: int, n_tokens: int, folder: str) -> list[str]:
     """Return the overrides of the design and the data at one size of an axis."""
     context = size if axis == "context" else 256
-    corpus = corpus_folder(folder, size if axis == "corpus" else SMALL_CORPUS)
+    corpus = Path(folder, f"{size if axis == 'corpus' else SMALL_CORPUS}_tokens")
     changed = {"width": [f"model.n_embd={size}"], "depth": [f"model.n_layer={size}"]}
-    batch_size = max(1, n_tokens // context)
-    return [
-        *("data=shards", f"data.path='{corpus}'", "tokenizer=char", *SMALL),
-        *(f"model.block_size={context}", f"trainer.batch_size={batch_size}"),
-        *changed.get(axis, []),
-    ]
+    shape = [f"model.block_size={context}", f"trainer.batch_size={max(1, n_tokens // context)}"]
+    data = ["data=shards", f"data.path='{corpus}'", "tokenizer=char"]
+    return [*data, *SMALL, *shape, *changed.get(axis, [])]
 
 
 def train(overrides: Sequence[str], steps: int, warmup: int) -> Training:
@@ -186,19 +178,12 @@ def train(overrides: Sequence[str], steps: int, warmup: int) -> Training:
     return Training(measured.step.seconds, flops, *memory)
 
 
-def corpus_folder(folder: str, n: int) -> Path:
-    """Return the folder for the shards of n tokens."""
-    return Path(folder) / f"{n}_tokens"
-
-
 def require_space(folder: Path, n_bytes: int) -> None:
     """Raise Failure unless the disk has room for 1.1 times `n_bytes`."""
-    free = shutil.disk_usage(folder).free
+    free, remedy = shutil.disk_usage(folder).free, "give a smaller --corpus, or another --folder"
     if free < 1.1 * n_bytes:
-        raise Failure(
-            f"{folder}: {n_bytes / 1e9:.1f} GB of tokens, but only {free / 1e9:.1f} GB are free; "
-            f"give a smaller --corpus, or another --folder"
-        )
+        why = f"{n_bytes / 1e9:.1f} GB of tokens, but only {free / 1e9:.1f} GB are free"
+        raise Failure(f"{folder}: {why}; {remedy}")
 
 
 def write_corpus(folder: Path, n: int, sparse: bool) -> None:
@@ -231,9 +216,6 @@ def write_corpus(folder: Path, n: int, sparse: bool) -> None:
         tokenizer_sha256=tokenizer.fingerprint,
         splits=splits,
     ).write(folder)
-
-
-# ---- verdict and figure ----
 
 
 def verdict(axis: str, sizes: Sequence[Size]) -> str:
@@ -270,8 +252,8 @@ def plot(measured: Mapping[str, Sequence[Size]]) -> Figure:
         bottom.set_xlabel(UNITS[axis])
         if axis != "corpus":
             bottom.xaxis.set_major_formatter("{x:g}")
-        for panel in (top, bottom):
-            panel.grid(alpha=0.3)
+        top.grid(alpha=0.3)
+        bottom.grid(alpha=0.3)
     panels[0, 0].set_ylabel("relative to the smallest size")
     panels[0, 0].legend()
     panels[1, 0].set_ylabel("MB added")

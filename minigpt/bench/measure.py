@@ -55,9 +55,8 @@ class Times:
 
     def describe(self, unit: float = 1e-3, digits: int = 2) -> str:
         """Return the median and the quartiles as text, in milliseconds by default."""
-        median, low, high = (
-            f"{seconds / unit:,.{digits}f}" for seconds in (self.median, *self.quartiles)
-        )
+        times = (self.median, *self.quartiles)
+        median, low, high = (f"{seconds / unit:,.{digits}f}" for seconds in times)
         return f"{median} ({low}-{high})"
 
 

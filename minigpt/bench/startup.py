@@ -46,9 +46,8 @@ def _seconds(command: list[str], line_start: str | None = None) -> float:
     with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
         folder_option = [] if line_start is None else [f"hydra.run.dir={folder}/run"]
         started = time.perf_counter()
-        with subprocess.Popen(
-            [*command, *folder_option], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
+        arguments, pipe = [*command, *folder_option], subprocess.PIPE
+        with subprocess.Popen(arguments, stdout=pipe, stderr=pipe, text=True) as process:
             assert process.stdout is not None and process.stderr is not None
             for line in process.stdout:
                 if line_start is not None and line.startswith(line_start):

@@ -113,10 +113,8 @@ def measure(design: Design, steps: int, warmup: int, repeats: int) -> Result:
         step, rounds = one.step, one.rounds
         speed = one.tokens_per_step / step.median
         utilisation = one.flops_per_token * speed / peaks[one.runtime.precision].flops
-        first, evaluation = (
-            statistics.median(getattr(each, name) for each in rounds)
-            for name in ("first", "evaluation")
-        )
+        first = statistics.median(each.first for each in rounds)
+        evaluation = statistics.median(each.evaluation for each in rounds)
         memory = max((each.memory / 1e6 for each in rounds if each.memory), default=None)
         ratio = step.median / measured[0].step.median
         costs = (utilisation, first, evaluation, memory)

@@ -53,19 +53,17 @@ def main(arguments: list[str]) -> None:
 
 def _prepare(configs: list[Config], console: Console) -> list[Prepared]:
     """Prepare the tokens of each config, with a progress bar."""
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress
 
     from minigpt.data.prepare import prepare
 
-    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     prepared = []
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(console=console, transient=True) as progress:
         task = progress.add_task("", total=len(configs))
-        for config in configs:
+        for done, config in enumerate(configs):
             description = f"{config.data.name} as {config.tokenizer.name} tokens"
-            progress.update(task, description=description)
+            progress.update(task, completed=done, description=description)
             prepared.append(prepare(config.data, config.tokenizer))
-            progress.advance(task)
     return prepared
 
 

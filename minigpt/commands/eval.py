@@ -179,12 +179,10 @@ def _print_random_batches(
 
     with console.status("random batches ..."):
         losses = random_batch_losses(trained.model, split, trained.runtime, n_estimates)
-    console.print(
-        f"{RANDOM_BATCHES} random batches of {RANDOM_BATCH_SIZE}, {n_estimates} estimates: mean "
-        f"{fmean(losses):.4f} nats/token, standard deviation {stdev(losses):.4f}, "
-        f"from {min(losses):.4f} to {max(losses):.4f}",
-        soft_wrap=True,
-    )
+    about = f"{RANDOM_BATCHES} random batches of {RANDOM_BATCH_SIZE}, {n_estimates} estimates"
+    mean = f"mean {fmean(losses):.4f} nats/token, standard deviation {stdev(losses):.4f}"
+    extremes = f"from {min(losses):.4f} to {max(losses):.4f}"
+    console.print(f"{about}: {mean}, {extremes}", soft_wrap=True)
 
 
 def _evaluate_curves(

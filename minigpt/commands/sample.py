@@ -85,9 +85,8 @@ def _require_compatible(options: Namespace, parser: Parser) -> None:
     for name, excluded in EXCLUDES.items():
         others = [_flag(other) for other in excluded if given(other)]
         if given(name) and others:
-            raise UserError(
-                f"{_flag(name)}: cannot be combined with {', '.join(others)}; leave one of them out"
-            )
+            why = f"cannot be combined with {', '.join(others)}; leave one of them out"
+            raise UserError(f"{_flag(name)}: {why}")
     if options.beams == 1 and given("length_penalty"):
         raise UserError("--length-penalty: compares beams, and --beams=1 has only one; use more")
     for name, needed in NEEDS.items():
@@ -96,7 +95,6 @@ def _require_compatible(options: Namespace, parser: Parser) -> None:
 
 
 def _require_valid(options: Namespace) -> None:
-    """Raise UserError for a value out of range."""
     from minigpt.data.corpus import require_valid_escapes
 
     for name in ("max_new_tokens", "num_samples", "draft_tokens"):
@@ -201,24 +199,18 @@ def _print_texts(generator: TextGenerator, prompts: list[str], options: Namespac
 
 def _print_draft_statistics(generator: TextGenerator, measure_speedup: bool) -> None:
     """Print acceptance to standard error, and of a single text the speed-up."""
-    proposed, accepted, tokens, passes = (
-        sum(getattr(statistics, name) for statistics in generator.statistics)
-        for name in ("proposed", "accepted", "tokens", "passes")
-    )
+    each = generator.statistics
+    proposed, accepted = sum(one.proposed for one in each), sum(one.accepted for one in each)
+    per_pass = sum(one.tokens for one in each) / sum(one.passes for one in each)
     rate = f" ({accepted / proposed:.0%})" if proposed else ""
-    measure_speedup = measure_speedup and len(generator.statistics) == 1
-    n_timed, drafted = generator.statistics[0].timed
+    measure_speedup = measure_speedup and len(each) == 1
+    n_timed, drafted = each[0].timed
     timing = f"; timing {n_timed} tokens without it ..." if measure_speedup else ""
-    print(
-        f"draft: {accepted} of {proposed} proposed tokens accepted{rate}, "
-        f"{tokens / passes:.2f} tokens per forward pass of the model{timing}",
-        file=sys.stderr,
-        flush=True,
-    )
+    acceptance = f"{accepted} of {proposed} proposed tokens accepted{rate}"
+    speed = f"{per_pass:.2f} tokens per forward pass of the model{timing}"
+    print(f"draft: {acceptance}, {speed}", file=sys.stderr, flush=True)
     if measure_speedup:
         plain = generator.seconds_without_draft(n_timed)
-        print(
-            f"draft: {plain / drafted:.2f} times as fast as without it "
-            f"({drafted:.2f} s, and {plain:.2f} s without)",
-            file=sys.stderr,
-        )
+        seconds = f"({drafted:.2f} s, and {plain:.2f} s without)"
+        times = f"{plain / drafted:.2f} times as fast as without it"
+        print(f"draft: {times} {seconds}", file=sys.stderr)

@@ -63,8 +63,7 @@ def record(
     finally:
         model.attention_by_layer = original
     has_bias = model.positional.overrides("score_mod")
-    metrics = auxiliary.metrics.items()
-    usage = [value for name, value in metrics if name.startswith("expert_usage/")]
+    usage = [v for name, v in auxiliary.metrics.items() if name.startswith("expert_usage/")]
     return Recording(
         logits.float().cpu(),
         [recorder.weights for recorder in recorders],
@@ -87,9 +86,8 @@ class Recorder(Attention):
     ) -> Tensor:
         n, positions = ctx.n_tokens, ctx.positions
         # With one-hot values the mixed values are the weights.
-        one_hot = torch.eye(q.shape[2], n, device=q.device, dtype=v.dtype).expand(
-            *v.shape[:2], -1, -1
-        )
+        one_hot = torch.eye(q.shape[2], n, device=q.device, dtype=v.dtype)
+        one_hot = one_hot.expand(*v.shape[:2], -1, -1)
         weights = self.attention(q, k, one_hot, ctx.without_side_effects(), layer, 0.0)
         rotated_q, rotated_k = ctx.positional.rotate(q, k, positions, layer)
         bias = self.attention.bias_of(ctx, positions, positions, ctx.in_order)

@@ -34,6 +34,7 @@ class FigureStyle:
         return self.x == "key"
 
 
+FROM_ZEROS = ("Computed from zeros.", "value", "channel", "position")
 STYLES = {
     "attention": FigureStyle(
         "Attention", "The weights of a query (a row) sum to 1.", "weight", "key", "query", "viridis"
@@ -43,12 +44,8 @@ STYLES = {
         "The fraction of a layer's assignments to each expert, over the prompt.",
         *("fraction", "expert", "layer", "viridis"),
     ),
-    "embed": FigureStyle(
-        "Added to the embeddings", "Computed from zeros.", "value", "channel", "position"
-    ),
-    "block_input": FigureStyle(
-        "Added to the blocks' inputs", "Computed from zeros.", "value", "channel", "position"
-    ),
+    "embed": FigureStyle("Added to the embeddings", *FROM_ZEROS),
+    "block_input": FigureStyle("Added to the blocks' inputs", *FROM_ZEROS),
     "angles": FigureStyle(
         "Rotary angles",
         "The measured rotation of each pair of channels of queries and keys.",

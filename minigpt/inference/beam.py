@@ -78,9 +78,8 @@ def beam_search(
         decoder = Decoder(model, [prompt], max_context(model, context))
         totals = torch.zeros(1, device=decoder.device)  # log-probability of each beam
         for length in range(1, n_tokens + 1):
-            logits = apply_repetition_penalty(
-                decoder.next_logits, decoder.sequences, search.repetition_penalty
-            )
+            penalty, sequences = search.repetition_penalty, decoder.sequences
+            logits = apply_repetition_penalty(decoder.next_logits, sequences, penalty)
             dtype = torch.promote_types(logits.dtype, torch.float32)
             candidates = totals[:, None] + logits.to(dtype).log_softmax(dim=-1)
             totals, indices = candidates.flatten().topk(min(search.beams, candidates.numel()))

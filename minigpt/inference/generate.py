@@ -45,10 +45,8 @@ class Sampling:
         require(self.temperature >= 0, "--temperature", self.temperature, "must be 0 or more")
         top_k_ok = self.top_k is None or self.top_k >= 1
         require(top_k_ok, "--top-k", self.top_k, "must be 1 or more")
-        top_p_ok = self.top_p is None or 0 < self.top_p <= 1
-        require(top_p_ok, "--top-p", self.top_p, "must be above 0 and at most 1")
-        min_p_ok = self.min_p is None or 0 < self.min_p <= 1
-        require(min_p_ok, "--min-p", self.min_p, "must be above 0 and at most 1")
+        for name, p in (("--top-p", self.top_p), ("--min-p", self.min_p)):
+            require(p is None or 0 < p <= 1, name, p, "must be above 0 and at most 1")
         require_repetition_penalty(self.repetition_penalty)
 
     def sample(
@@ -287,10 +285,10 @@ def stop_at(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
             yield pending[: min(ends)[1]]
             return
         # The longest suffix with which a stop string begins.
-        suffixes = (
-            n for n in range(len(pending), 0, -1) if any(s.startswith(pending[-n:]) for s in stops)
+        starts = range(len(pending))
+        end = next(
+            (n for n in starts if any(s.startswith(pending[n:]) for s in stops)), len(pending)
         )
-        end = len(pending) - next(suffixes, 0)
         yield pending[:end]
         pending = pending[end:]
     yield pending

@@ -67,7 +67,7 @@ def quantize(model: GPT, method: str) -> Quantization:
     torchao is missing.
     """
     _require_torchao(method)
-    before, layers = _bytes_of(model), 0
+    before, layers = sum(map(stored_bytes, model.parameters())), 0  # a shared tensor counts once
     left: Counter[str] = Counter()
     for name, linear in [*model.named_modules()]:
         if not isinstance(linear, nn.Linear):
@@ -82,11 +82,11 @@ def quantize(model: GPT, method: str) -> Quantization:
     if layers == 0:
         reasons = "; ".join(left) or "the model has no linear layers"
         raise UserError(f"--quantize={method}: no layer can be quantized ({reasons}); leave it out")
-    return Quantization(method, layers, dict(left), before, _bytes_of(model))
+    after = sum(map(stored_bytes, model.parameters()))
+    return Quantization(method, layers, dict(left), before, after)
 
 
 def _int8(linear: nn.Linear) -> nn.Linear | str:
-    """Return a quantized copy of a layer."""
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     layer = copy.deepcopy(linear)
@@ -104,9 +104,8 @@ def _int4(linear: nn.Linear) -> nn.Linear | str:
     if device not in ("cpu", "cuda"):
         raise UserError(f"--quantize=int4: no kernel on {device}; use int8, or --device cpu")
     if device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
-        raise UserError(
-            "--quantize=int4: its kernel needs compute capability 8.0 or newer; use int8"
-        )
+        why = "its kernel needs compute capability 8.0 or newer; use int8"
+        raise UserError(f"--quantize=int4: {why}")
     size = next((size for size in GROUP_SIZES if width % size == 0), None)
     if size is None:
         return f"in_features={width} is not a multiple of {min(GROUP_SIZES)}"
@@ -147,10 +146,6 @@ def stored_bytes(tensor: Tensor) -> int:
     if flatten is None:
         return tensor.untyped_storage().nbytes()
     return sum(stored_bytes(getattr(tensor, name)) for name in flatten()[0])
-
-
-def _bytes_of(model: GPT) -> int:
-    return sum(map(stored_bytes, model.parameters()))  # yields a shared tensor once
 
 
 def _require_torchao(method: str) -> None:

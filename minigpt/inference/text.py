@@ -42,10 +42,9 @@ def load_draft(name: str, trained: TrainedRun, n_tokens: int, context: Context) 
     except UserError as error:
         raise UserError(f"--draft: {error}") from None
     if draft.tokenizer.fingerprint != trained.tokenizer.fingerprint:
-        raise UserError(
-            f"--draft={draft.run.path}: its tokenizer differs from that of {trained.run.path}; "
-            "use a draft trained with the same tokenizer on the same text"
-        )
+        why = f"its tokenizer differs from that of {trained.run.path}"
+        remedy = "use a draft trained with the same tokenizer on the same text"
+        raise UserError(f"--draft={draft.run.path}: {why}; {remedy}")
     return Draft(draft.model, n_tokens, context)
 
 

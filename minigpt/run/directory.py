@@ -37,7 +37,7 @@ class RunDirectory:
 
     def checkpoint(self, name: str) -> Path:
         """Return the folder of the checkpoint "best" or "last"."""
-        return {"best": self.best, "last": self.last}[name]
+        return self.path / "checkpoints" / name
 
     @property
     def status(self) -> str | None:
@@ -66,9 +66,8 @@ class RunDirectory:
         try:
             lock.acquire(timeout=seconds)
         except Timeout:
-            raise Busy(
-                f"{self.path}: another process is training this run; wait for it or stop it first"
-            ) from None
+            why = "another process is training this run; wait for it or stop it first"
+            raise Busy(f"{self.path}: {why}") from None
         try:
             yield
         finally:
@@ -146,11 +145,8 @@ def find_folder(name: str) -> Path:
         raise UserError(f"DIR={name}: is a file; give the folder that contains it, {path.parent}")
     if not name or not path.is_dir():
         siblings = [str(entry) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = did_you_mean(str(path), siblings)
-        raise UserError(
-            f"DIR={name}: no such folder.{hint} Give a run, a sweep or a folder of them, as "
-            f"{RUNS}/, or `latest`"
-        )
+        remedy = f"Give a run, a sweep or a folder of them, as {RUNS}/, or `latest`"
+        raise UserError(f"DIR={name}: no such folder.{did_you_mean(str(path), siblings)} {remedy}")
     return path
 
 

@@ -108,6 +108,5 @@ def _require_same_parameters(run: RunDirectory, model: GPT, changes: Sequence[st
         trained = GPT(load_config(run.config).model, model.n_vocab)
     shapes, others = ({n: p.shape for n, p in m.named_parameters()} for m in (trained, model))
     if shapes != others:
-        raise UserError(
-            f"--set {' '.join(changes)}: needs other parameters than this run has; train again"
-        )
+        why = "needs other parameters than this run has; train again"
+        raise UserError(f"--set {' '.join(changes)}: {why}")

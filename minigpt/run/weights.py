@@ -34,20 +34,15 @@ def load_weights(path: Path, model: nn.Module) -> None:
         except FileNotFoundError:  # a training process was replacing it
             load_model(model, str(readable_directory(path) / WEIGHTS))
     except FileNotFoundError:
-        raise UserError(
-            f"{file}: no such checkpoint yet; resume training with "
-            f"`minigpt train resume={path.parent.parent}`"
-        ) from None
+        remedy = f"resume training with `minigpt train resume={path.parent.parent}`"
+        raise UserError(f"{file}: no such checkpoint yet; {remedy}") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file}: damaged or not a safetensors file ({first_line(error)}); "
-            f"use another checkpoint or train again"
-        ) from None
+        why = f"damaged or not a safetensors file ({first_line(error)})"
+        raise UserError(f"{file}: {why}; use another checkpoint or train again") from None
     except RuntimeError as error:
-        raise UserError(
-            f"{file}: does not fit the model of config.yaml ({first_line(error)}); "
-            f"restore the original files of the run directory"
-        ) from None
+        why = f"does not fit the model of config.yaml ({first_line(error)})"
+        remedy = "restore the original files of the run directory"
+        raise UserError(f"{file}: {why}; {remedy}") from None
     finally:
         renaming.remove()
 

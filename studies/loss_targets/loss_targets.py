@@ -64,9 +64,8 @@ def main() -> None:
     measured = [[result["val_loss"], result["step_seconds"], s] for result, s in runs]
     means = [interval(values) for values in zip(*measured, strict=True)]
     limits = (target.loss, target.training, target.command)
-    met = all(
-        limit is None or mean.mean <= limit for limit, mean in zip(limits, means, strict=True)
-    )
+    pairs = zip(limits, means, strict=True)
+    met = all(limit is None or mean.mean <= limit for limit, mean in pairs)
     rows: list[list[Cell]] = [
         [str(seed), *values] for seed, values in zip(target.seeds, measured, strict=True)
     ]

@@ -82,7 +82,8 @@ def ask_all(folder: Path, lengths: list[int], n_questions: int) -> Table:
         answers = [ask(run.path, lengths, n_questions) for run in design.runs]
         shares = [interval([shares[length] for shares in answers]) for length in lengths]
         rows.append([str(design.config["model.attention.name"]), *shares])
-    columns = [Column(f"at_{length}", f"{length}", digits=2) for length in lengths]
+    columns = [Column("attention", "attention")]
+    columns += [Column(f"at_{length}", f"{length}", digits=2) for length in lengths]
     config = designs[0].config
     note = (
         f"{config['model.n_layer']} layers, {config['model.positional.name']}, "
@@ -90,9 +91,7 @@ def ask_all(folder: Path, lengths: list[int], n_questions: int) -> Table:
         f"right answers by letters in the question: mean over seeds ± half of the 95 % t-interval; "
         f"chance is {1 / len(string.ascii_lowercase):.2f}."
     )
-    return Table(
-        "planted_key", "A planted key", [Column("attention", "attention"), *columns], rows, note
-    )
+    return Table("planted_key", "A planted key", columns, rows, note)
 
 
 def ask(run: Path, lengths: list[int], n_questions: int) -> dict[int, float]:
