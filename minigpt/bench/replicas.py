@@ -11,8 +11,7 @@ from minigpt.bench.measure import Times, alternately
 from minigpt.config.schema import Config
 from minigpt.data.prepare import prepare
 from minigpt.errors import UserError
-from minigpt.logger import LOGGERS, RunInfo
-from minigpt.logger.none import NoneConfig
+from minigpt.logger import LOGGERS, LoggerConfig, RunInfo
 from minigpt.report.tables import Cell, Column, Table
 from minigpt.run.directory import RunDirectory
 from minigpt.runtime import choose_runtime, set_threads
@@ -48,7 +47,7 @@ def measure_replicas(config: Config, n: int, steps: int, warmup: int) -> Table:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="minigpt_bench_"))
             one, run = replace(config, seed=config.seed + seed), RunDirectory(Path(folder))
             logger = LOGGERS.build(
-                NoneConfig("none"), RunInfo(run.path, "bench", None, [], {}, None)
+                LoggerConfig("none"), RunInfo(run.path, "bench", None, [], {}, None)
             )
             trainers.append(Trainer(set_up(one, prepared, runtime), run, Display(0), logger))
         models = [trainer.model.train() for trainer in trainers]

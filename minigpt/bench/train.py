@@ -14,8 +14,7 @@ from minigpt.bench.measure import Ceilings, Times, ceilings, synchronize
 from minigpt.config.schema import Config
 from minigpt.data.prepare import prepare
 from minigpt.evaluate.loss import evaluate
-from minigpt.logger import LOGGERS, RunInfo
-from minigpt.logger.none import NoneConfig
+from minigpt.logger import LOGGERS, LoggerConfig, RunInfo
 from minigpt.report.tables import Cell, Column, Table
 from minigpt.run.directory import RunDirectory
 from minigpt.runtime import Runtime, choose_runtime, peak_memory_bytes, set_threads
@@ -140,7 +139,7 @@ def _round(measured: Measured, steps: int, warmup: int) -> None:
     with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
         run = RunDirectory(Path(folder))
         clock = StepClock(runtime.device)
-        logger = LOGGERS.build(NoneConfig("none"), RunInfo(run.path, "bench", None, [], {}, None))
+        logger = LOGGERS.build(LoggerConfig("none"), RunInfo(run.path, "bench", None, [], {}, None))
         trainer = Trainer(set_up(config, prepared, runtime), run, clock, logger)
         clock.read(0)
         trainer.train()

@@ -289,7 +289,7 @@ def test_a_run_refuses_other_shards(cli: Cli) -> None:
     started = cli("train", *RUN, "data=shards", "data.path=shards", *BPE, "hydra.run.dir=run")
     assert started.code == 0, started.err
     for changed, options, message in (
-        (text + "more", BPE, "the text has changed since this run began"),
+        (text + "more", BPE, "the text has changed since this run was trained"),
         (text, ["tokenizer=bpe", "tokenizer.vocab_size=280"], "tokens are of another tokenizer"),
         (text, [*BPE, "data.train_fraction=0.8"], "data.train_fraction=0.9: the shards in"),
     ):
