@@ -12,11 +12,12 @@ from minigpt.config.schema import Config
 from minigpt.data.prepare import prepare
 from minigpt.errors import UserError
 from minigpt.logger import LOGGERS, LoggerConfig, RunInfo
+from minigpt.model.compatibility import replica_problems
 from minigpt.report.tables import Cell, Column, Table
 from minigpt.run.directory import RunDirectory
 from minigpt.runtime import choose_runtime, set_threads
 from minigpt.train.display import Display
-from minigpt.train.replicas import Program, step, why_not
+from minigpt.train.replicas import Program, step
 from minigpt.train.setup import set_up
 from minigpt.train.trainer import Trainer
 
@@ -34,9 +35,8 @@ def measure_replicas(config: Config, n: int, steps: int, warmup: int) -> Table:
 
     Raises UserError for a design that cannot train as replicas.
     """
-    why = why_not(config)
-    if why is not None:
-        raise UserError(why)
+    for problem in replica_problems(config.model):
+        raise UserError(str(problem))
     set_threads(config.trainer.threads)
     runtime = choose_runtime(config.trainer.device, config.trainer.precision)
     prepared = prepare(config.data, config.tokenizer)
