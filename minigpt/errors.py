@@ -44,6 +44,16 @@ def require(ok: bool, key: str, value: object, why: str) -> None:
         raise UserError(f"{key}={value}: {why}")
 
 
+def require_at_least(
+    minimum: int, section: str, options: object, *names: str, or_null: bool = False
+) -> None:
+    """Raise UserError if one of the named options is below `minimum`; None passes if `or_null`."""
+    why = f"must be {minimum} or more{', or null' if or_null else ''}"
+    for name in names:
+        value = getattr(options, name)
+        require((or_null and value is None) or value >= minimum, f"{section}.{name}", value, why)
+
+
 def require_one_of(key: str, value: str, known: Iterable[str]) -> None:
     """Raise UserError with a suggestion unless `value` is one of the known names."""
     known = list(known)

@@ -16,6 +16,11 @@ from typing import Any
 from minigpt.errors import first_line
 
 
+def absolute_path(path: str) -> str:
+    """Return a path with ~ expanded, absolute; symbolic links stay."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path that is renamed to `path` when the block ends without an error.
@@ -122,7 +127,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     `readable_directory`; after a crash the writer calls `recover_directory`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+    temporary, old = path.with_name(f".{path.name}.new"), _old(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -142,19 +147,21 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 def readable_directory(path: Path) -> Path:
     """Return the path of the content of an `atomic_directory`, also during a swap."""
-    old = path.with_name(f".{path.name}.old")
+    old = _old(path)
     return old if old.exists() and not path.exists() else path
 
 
 def recover_directory(path: Path) -> None:
     """Finish a swap of `atomic_directory` that was interrupted. Only its writer may call this."""
-    old = path.with_name(f".{path.name}.old")
-    if not old.exists():
-        return
+    old = _old(path)
     if path.exists():
         shutil.rmtree(old, ignore_errors=True)
-    else:
+    elif old.exists():
         os.rename(old, path)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 def sha256(content: bytes | str) -> str:

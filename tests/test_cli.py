@@ -20,7 +20,7 @@ MISTAKES = {
     "model=alibi model.positional.slope=learned": "Did you mean model.positional.slopes",
     "model=rope model.positional.base=inf": "model.positional.base=inf: must be a finite number",
     "optimizer.lr=inf": "optimizer.lr=inf: must be a finite number",
-    "positional=cope model.positional.max_position=1000": "no text of model.block_size=128 counts",
+    "positional=cope model.positional.max_position=1000": "exceeds model.block_size=128; use that",
     "attention=null": "attention=null: needs a choice; use one of bigbird, chunked, full",
     "norm=pre,null -m": "norm=pre,null: needs a choice; use one of",
     "model.norm=post": "model.norm=post: is a choice of a config group; use norm=post",
@@ -377,7 +377,7 @@ def test_doctor(cli: Cli) -> None:
     for group in ("attention", "ffn", "norm"):
         for choice in (CONFIGS / group).glob("*.yaml"):
             assert f" {choice.stem} " in outcome.out or f" {group}={choice.stem} " in outcome.out
-    assert "attention=performer: it never computes scores" in outcome.out
+    assert "attention=performer: it computes no scores" in outcome.out
 
 
 def test_an_unavailable_tracker_leaves_no_files(cli: Cli, workdir: Path) -> None:

@@ -9,10 +9,11 @@ from minigpt.bench.measure import Design, Result, Times, alternately
 from minigpt.bench.train import temporary_trainer
 from minigpt.data.prepare import prepare
 from minigpt.errors import UserError
+from minigpt.model.compatibility import replica_problems
 from minigpt.report.tables import Cell, Column, Table
 from minigpt.runtime import choose_runtime, set_threads
 from minigpt.train.display import Display
-from minigpt.train.replicas import Program, step, why_not
+from minigpt.train.replicas import Program, step
 
 COLUMNS = [
     Column("how", "how"),
@@ -29,9 +30,8 @@ def measure(design: Design, replicas: int, steps: int, warmup: int, repeats: int
     Raises UserError for a design that cannot train as replicas.
     """
     config = design.configs[0][1]
-    why = why_not(config)
-    if why is not None:
-        raise UserError(why)
+    for problem in replica_problems(config.model):
+        raise UserError(str(problem))
     set_threads(config.trainer.threads)
     runtime = choose_runtime(config.trainer.device, config.trainer.precision)
     prepared = prepare(config.data, config.tokenizer)

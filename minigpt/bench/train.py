@@ -16,8 +16,7 @@ from minigpt.bench.measure import Design, Result, Times, ceilings, synchronize
 from minigpt.config.schema import Config
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.evaluate.loss import evaluate
-from minigpt.logger import LOGGERS, RunInfo
-from minigpt.logger.none import NoneConfig
+from minigpt.logger import LOGGERS, LoggerConfig, RunInfo
 from minigpt.report.tables import Cell, Column, Table
 from minigpt.run.directory import RunDirectory
 from minigpt.runtime import Runtime, choose_runtime, peak_memory_bytes, set_threads
@@ -153,7 +152,7 @@ def temporary_trainer(
     prepared.tokens.require_block(config.model.block_size)
     with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
         run = RunDirectory(Path(folder))
-        logger = LOGGERS.build(NoneConfig("none"), RunInfo(run.path, "bench", None, [], {}, None))
+        logger = LOGGERS.build(LoggerConfig("none"), RunInfo(run.path, "bench", None, [], {}, None))
         yield Trainer(set_up(config, prepared, runtime), run, display, logger)
 
 

@@ -7,10 +7,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt.config.paths import absolute_path
 from minigpt.data.corpus import CORPORA, DataConfig
-from minigpt.errors import require
-from minigpt.files import sha256
+from minigpt.errors import require, require_at_least
+from minigpt.files import absolute_path, sha256
 from minigpt.logger import LOGGERS, LoggerConfig
 from minigpt.model.attention import ATTENTION
 from minigpt.model.compatibility import require_compatible
@@ -57,21 +56,14 @@ class TrainerConfig:
     threads: int | None
 
     def __post_init__(self) -> None:
-        require(self.max_steps >= 0, "trainer.max_steps", self.max_steps, "must be 0 or more")
+        require_at_least(0, "trainer", self, "max_steps")
         require(self.sample_prompt != "", "trainer.sample_prompt", "", "must not be empty")
-        for key in ("batch_size", "grad_accum_steps", "log_every", "sample_tokens"):
-            value = getattr(self, key)
-            require(value >= 1, f"trainer.{key}", value, "must be 1 or more")
-        for key in ("eval_every", "checkpoint_every", "sample_every", "patience", "threads"):
-            value = getattr(self, key)
-            why = "must be 1 or more, or null"
-            require(value is None or value >= 1, f"trainer.{key}", value, why)
-        require(
-            self.batch_size % self.grad_accum_steps == 0,
-            "trainer.grad_accum_steps",
-            self.grad_accum_steps,
-            f"must divide trainer.batch_size={self.batch_size}",
-        )
+        counts = ("batch_size", "grad_accum_steps", "log_every", "sample_tokens")
+        require_at_least(1, "trainer", self, *counts)
+        optional = ("eval_every", "checkpoint_every", "sample_every", "patience", "threads")
+        require_at_least(1, "trainer", self, *optional, or_null=True)
+        n, why = self.grad_accum_steps, f"must divide trainer.batch_size={self.batch_size}"
+        require(self.batch_size % n == 0, "trainer.grad_accum_steps", n, why)
         for key, known in (("device", DEVICES), ("precision", PRECISIONS)):
             value = getattr(self, key)
             require(value in known, f"trainer.{key}", value, f"use one of {', '.join(known)}")

@@ -9,15 +9,14 @@ import re
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from minigpt.data import shakespeare
 from minigpt.data.tokens import CACHE_FORMAT, TokenData, read_tokens, write_tokens
 from minigpt.errors import UserError, require
-from minigpt.files import sha256, write_bytes
+from minigpt.files import absolute_path, sha256, write_bytes
 from minigpt.registry import Registry
 from minigpt.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig
 
@@ -46,14 +45,18 @@ class DataConfig:
         escaped = self.document_separator
         return None if escaped is None else unescape(escaped)
 
+    def absolute(self) -> Self:
+        """Return the options with absolute paths, so that any process reads the same files."""
+        paths = {key: path for key, path in vars(self).items() if key in ("dir", "path")}
+        return replace(self, **{key: absolute_path(path) for key, path in paths.items()})
+
     def __post_init__(self) -> None:
         require(self.dir != "", "data.dir", "", "needs a folder, as data.dir=data")
-        require(
-            0 < self.train_fraction < 1,
-            "data.train_fraction",
+        fraction, why = (
             self.train_fraction,
             "must be between 0 and 1, so that neither split is empty",
         )
+        require(0 < fraction < 1, "data.train_fraction", fraction, why)
         escaped = self.document_separator
         if escaped is not None:
             key = "data.document_separator"
@@ -74,22 +77,14 @@ def unescape(escaped: str) -> str:
 
 
 class Corpus(ABC):
-    """A text with a training and a validation split, its tokenizer and its tokens."""
+    """A text with a training and a validation split, its tokenizer and its tokens.
 
-    @property
-    @abstractmethod
-    def sha256(self) -> str:
-        """SHA-256 of the UTF-8 text."""
+    `sha256`, `n_bytes`: of the UTF-8 text. `characters`: the number in `train` and in `val`.
+    """
 
-    @property
-    @abstractmethod
-    def n_bytes(self) -> int:
-        """Length of the UTF-8 text in bytes."""
-
-    @property
-    @abstractmethod
-    def characters(self) -> dict[str, int]:
-        """The number of characters of `train` and `val`."""
+    sha256: str
+    n_bytes: int
+    characters: dict[str, int]
 
     @abstractmethod
     def tokenizer(self, config: TokenizerConfig, directory: Path) -> Tokenizer:
@@ -103,37 +98,18 @@ class Corpus(ABC):
         """
 
 
-@dataclass(frozen=True)
 class TextCorpus(Corpus):
     """A text in memory. Its first `n_train` characters are the training split.
 
     Each document ends with `separator`; with None each split is one document.
     """
 
-    text: str
-    n_train: int
-    separator: str | None = None
-
-    @property
-    def splits(self) -> dict[str, str]:
-        """The text of `train` and `val`."""
-        return {"train": self.text[: self.n_train], "val": self.text[self.n_train :]}
-
-    @property
-    def characters(self) -> dict[str, int]:
-        return {"train": self.n_train, "val": len(self.text) - self.n_train}
-
-    @property
-    def n_bytes(self) -> int:
-        return len(self.text.encode("utf-8"))
-
-    @property
-    def sha256(self) -> str:
-        return self._sha256
-
-    @cached_property
-    def _sha256(self) -> str:
-        return sha256(self.text)
+    def __init__(self, text: str, n_train: int, separator: str | None = None) -> None:
+        self.text, self.n_train, self.separator = text, n_train, separator
+        self.splits = {"train": text[:n_train], "val": text[n_train:]}
+        self.characters = {name: len(part) for name, part in self.splits.items()}
+        content = text.encode("utf-8")
+        self.n_bytes, self.sha256 = len(content), sha256(content)
 
     def tokenizer(self, config: TokenizerConfig, directory: Path) -> Tokenizer:
         create = TOKENIZERS.variant(config.name).create
@@ -142,10 +118,7 @@ class TextCorpus(Corpus):
     def tokens(self, tokenizer: Tokenizer, directory: Path) -> TokenData:
         key = (CACHE_FORMAT, self.sha256, self.n_train, self.separator, tokenizer.fingerprint)
         path = directory / "tokens" / f"{sha256(json.dumps(key))}.safetensors"
-        cached = read_tokens(path)
-        if cached is not None:
-            return cached
-        return write_tokens(path, self.splits, self.separator, tokenizer)
+        return read_tokens(path) or write_tokens(path, self.splits, self.separator, tokenizer)
 
 
 class Source(ABC):
@@ -256,9 +229,8 @@ class TextConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.path not in ("", "???"), "data.path", "", "missing; give a file, folder or glob"
-        )
+        missing = self.path in ("", "???")
+        require(not missing, "data.path", "", "missing; give a file, folder or glob")
 
 
 @CORPORA.register("text", TextConfig)
@@ -277,18 +249,14 @@ class Text(TextSource):
         if path.is_file():
             return [path]
         if path.is_dir():
-            paths = [file for file in path.rglob("*") if not _hidden(file.relative_to(path))]
+            inside = (file.relative_to(path) for file in path.rglob("*"))
+            paths = [path / file for file in inside if "/." not in f"/{file.as_posix()}"]
         else:
             paths = [Path(name) for name in glob.glob(str(path), recursive=True)]
         files = sorted(path for path in paths if path.is_file())
-        require(
-            bool(files), "data.path", self.config.path, "no such file, folder or matching files"
-        )
+        why = "no such file, folder or matching files"
+        require(bool(files), "data.path", self.config.path, why)
         return files
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _read_utf8(path: Path) -> Iterator[str]:
@@ -297,14 +265,13 @@ def _read_utf8(path: Path) -> Iterator[str]:
     n_read = n_characters = 0
     try:
         with path.open("rb") as file:
-            while True:
+            content = None
+            while content != b"":
                 content = file.read(BLOCK_BYTES)
                 n_read += len(content)
                 text = decoder.decode(content, final=not content)
                 n_characters += len(text)
                 yield text
-                if not content:
-                    break
     except OSError as error:
         raise UserError(f"data.path: {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:

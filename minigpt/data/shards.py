@@ -112,20 +112,10 @@ class ShardCorpus(Corpus):
     def __init__(self, config: ShardsConfig) -> None:
         self._folder = Path(config.path).expanduser()
         self._index = Index.read(self._folder)
+        self.sha256, self.n_bytes = self._index.sha256, self._index.n_bytes
+        self.characters = self._index.characters
         self._has_documents = config.separator is not None
         self._require_made_with(data_settings(config))
-
-    @property
-    def sha256(self) -> str:
-        return self._index.sha256
-
-    @property
-    def n_bytes(self) -> int:
-        return self._index.n_bytes
-
-    @property
-    def characters(self) -> dict[str, int]:
-        return self._index.characters
 
     def tokenizer(self, config: TokenizerConfig, directory: Path) -> Tokenizer:
         self._require_made_with(tokenizer_settings(config))

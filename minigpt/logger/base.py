@@ -35,9 +35,7 @@ class Logger:
     not end a training run.
     """
 
-    tracker_id: str | None = (
-        None  # id of the run in the tracker; saved, so that a resumed run continues it
-    )
+    tracker_id: str | None = None  # of the run in the tracker, which a resumed run continues
     notice: str | None = None  # one line for the user after construction, e.g. how to upload
 
     @classmethod

@@ -1,17 +1,8 @@
 """No tracker."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-
 from minigpt.logger.base import LOGGERS, Logger, LoggerConfig
 
 
-@dataclass
-class NoneConfig(LoggerConfig):
-    """No options."""
-
-
-@LOGGERS.register("none", NoneConfig)
+@LOGGERS.register("none", LoggerConfig)
 class NoneLogger(Logger):
     """Reports to no tracker; the run directory has metrics.jsonl and result.json."""

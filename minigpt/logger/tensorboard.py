@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import json
 import textwrap
-from dataclasses import dataclass
 from typing import Any
 
 from minigpt.errors import UserError
 from minigpt.logger.base import LOGGERS, Logger, LoggerConfig, RunInfo
 
 
-@dataclass
-class TensorboardConfig(LoggerConfig):
-    """No options."""
-
-
-@LOGGERS.register("tensorboard", TensorboardConfig)
+@LOGGERS.register("tensorboard", LoggerConfig)
 class TensorboardLogger(Logger):
     """Writes scalars, samples, config and summary to <run>/tensorboard.
 
@@ -24,7 +18,7 @@ class TensorboardLogger(Logger):
     """
 
     @classmethod
-    def check(cls, options: TensorboardConfig) -> None:
+    def check(cls, options: LoggerConfig) -> None:
         try:
             import torch.utils.tensorboard.writer  # noqa: F401
         except ImportError as error:
@@ -33,7 +27,7 @@ class TensorboardLogger(Logger):
                 "pip install 'minigpt[tensorboard]', or choose logger=none"
             ) from error
 
-    def __init__(self, options: TensorboardConfig, info: RunInfo) -> None:
+    def __init__(self, options: LoggerConfig, info: RunInfo) -> None:
         self.check(options)
         from torch.utils.tensorboard.writer import SummaryWriter
 

@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from minigpt.model.positional import (
-    DenseScoreMod,
-    DistanceScoreMod,
-    PositionalScheme,
-    ScoreMod,
-)
+from minigpt.model.positional import DenseScoreMod, DistanceScoreMod, PositionalScheme, ScoreMod
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """mask_mod(b, h, q_idx, kv_idx): True where the query attends to the key, from index tensors that

@@ -21,16 +21,12 @@ class Block(nn.Module):
         super().__init__()
         placement = PLACEMENTS[norm.placement]
         self.residual = placement.residual
-
-        def build_norm(present: bool = True) -> nn.Module:
-            return norm.build(shape.n_embd, shape.bias) if present else nn.Identity()
-
-        self.attention_norm = build_norm()
+        self.attention_norm = norm.build(shape)
         self.self_attention = SelfAttention(shape, layer)
-        self.attention_output_norm = build_norm(placement.on_output)
-        self.ffn_norm = build_norm()
+        self.attention_output_norm = norm.build(shape, placement.on_output)
+        self.ffn_norm = norm.build(shape)
         self.ffn = FFN.build(ffn, shape)
-        self.ffn_output_norm = build_norm(placement.on_output)
+        self.ffn_output_norm = norm.build(shape, placement.on_output)
         self.dropout = nn.Dropout(shape.dropout)
 
     def forward(self, x: Tensor, attention: Attention, ctx: ForwardContext) -> Tensor:

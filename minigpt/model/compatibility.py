@@ -1,13 +1,12 @@
-"""Every reason why choices of a design cannot be combined, as data.
+"""All reasons why choices of a design cannot be combined.
 
-A value that is wrong by itself is refused by the options class that holds it. A rule here compares
-several values; a new variant that has one adds it here.
+An options class checks each of its values by itself. The rules here compare several values.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,10 +16,8 @@ from minigpt.model.attention.landmark import LandmarkConfig
 from minigpt.model.backends import BACKENDS
 from minigpt.model.config import ModelConfig
 from minigpt.model.ffn import FeedForwardConfig
-from minigpt.model.ffn.conv import ConvConfig
 from minigpt.model.positional import POSITIONAL
 from minigpt.model.positional.block_input import BlockInputConfig
-from minigpt.model.positional.cope import CopeConfig
 from minigpt.model.positional.relative import RelativeConfig
 from minigpt.model.positional.rope import RopeConfig
 from minigpt.model.positional.sinusoidal import SinusoidalConfig
@@ -31,21 +28,18 @@ USES: tuple[Use, ...] = ("train", "decode")
 FLEX_MIN_HEAD_SIZE = 16  # of its GPU kernels
 SHORT_BLOCK = 64  # tokens; see docs/performance.md
 NO_BLOCKS = "works inside blocks, and model.n_layer=0 has none"
-# The option of an attention that is a number of positions.
-SPANS = {"sliding_window": "window", "chunked": "chunk", "bigbird": "block"}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A choice `key`=`value` that cannot be combined with the others, why, and what to do."""
+    """A choice `key`=`value` that cannot be combined with others. `why` ends with what to do."""
 
     key: str
     value: object
-    reason: str
-    remedy: str
+    why: str
 
     def __str__(self) -> str:
-        return f"{self.key}={self.value}: {self.reason}; {self.remedy}"
+        return f"{self.key}={self.value}: {self.why}"
 
 
 def problems(
@@ -55,20 +49,24 @@ def problems(
     documents: bool = False,
     optimizer: str | None = None,
 ) -> list[Problem]:
-    """Return every reason why a design cannot be built, or used on a device; [] if it can.
+    """Return all reasons why a design cannot be built, or used on a device; [] if it can.
 
     Without `device` and `use`, only reasons that hold for every device are returned. `documents`:
     whether the rows of the data hold several documents. `optimizer`: its name.
     """
-    rules = (_without_layers, _heads, _positional, _attention, _ffn)
-    every = [problem for rule in rules for problem in rule(config)]
-    if documents:
-        every += _documents(config)
+    rules = (_without_layers, _heads, _positional, _attention)
+    result = [problem for rule in rules for problem in rule(config)]
+    result += _exceeding_block_size(config, "ffn.kernel")
+    able = [name for name in ATTENTION.names() if ATTENTION.variant(name).supports_documents]
+    if documents and config.attention.name not in able:
+        why = f"cannot mask other documents of a row; use {', '.join(able)}"
+        why += ", or data.document_separator=null"
+        result.append(Problem("attention", config.attention.name, why))
     if optimizer == "muon" and config.n_layer == 0:
-        every.append(Problem("optimizer", optimizer, "has no matrix to step", "use adamw"))
+        result.append(Problem("optimizer", optimizer, "has no matrix to update; use adamw"))
     if device is not None and use is not None:
-        every += _backend(config, device, use)
-    return every
+        result += _backend(config, device, use)
+    return result
 
 
 def require_compatible(
@@ -113,7 +111,7 @@ def choose_backend(config: ModelConfig, device: str, bf16: bool, use: Use) -> tu
     """
     name = config.backend.name
     if name != "auto":
-        _raise_first([*_backend(config, device, use)])
+        _raise_first(_backend(config, device, use))
         return name, "as configured"
     limit = backend_limit(config, "sdpa", device, use)
     if limit is not None:
@@ -126,50 +124,48 @@ def choose_backend(config: ModelConfig, device: str, bf16: bool, use: Use) -> tu
 
 
 def replica_problems(config: ModelConfig) -> list[Problem]:
-    """Return every reason why runs of a design cannot be computed together as replicas."""
-    every = []
+    """Return all reasons why runs of a design cannot be computed together as replicas."""
+    dropout, ffn, backend = config.dropout, config.ffn.name, config.backend.name
     elsewhere = "or another hydra/launcher"
-    if config.dropout > 0:
-        reason = "replicas would drop other channels than single runs"
-        every.append(Problem("model.dropout", config.dropout, reason, f"use 0, {elsewhere}"))
-    if config.ffn.name == "moe":
-        reason = "each replica would send its tokens to experts of its own"
-        every.append(Problem("ffn", "moe", reason, f"use another ffn, {elsewhere}"))
-    name = config.backend.name
-    if name not in ("eager", "auto"):
-        reason = "torch batches no fused attention over replicas"
-        every.append(Problem("model.backend.name", name, reason, "use eager or auto"))
-    return every
+    masks = f"replicas would draw other dropout masks than separate runs; use 0, {elsewhere}"
+    routing = f"expert routing has no batching rule in torch.vmap; use another ffn, {elsewhere}"
+    fused = "fused attention has no batching rule in torch.vmap; use eager or auto"
+    rules = (
+        (dropout > 0, Problem("model.dropout", dropout, masks)),
+        (ffn == "moe", Problem("ffn", ffn, routing)),
+        (backend not in ("eager", "auto"), Problem("model.backend.name", backend, fused)),
+    )
+    return [problem for applies, problem in rules if applies]
 
 
-def _raise_first(every: list[Problem]) -> None:
-    if every:
-        raise UserError(str(every[0]))
+def _raise_first(found: Iterable[Problem]) -> None:
+    for problem in found:
+        raise UserError(str(problem))
 
 
 def _without_layers(config: ModelConfig) -> Iterator[Problem]:
-    """Choices that need layers. Defaults are not reported: the user did not choose them."""
+    """Yield choices that need layers. Defaults are not reported: the user did not choose them."""
     n = config.n_layer
     if config.name == "bigram" and n > 0:
-        reason = f"a bigram has no layers, and model.n_layer={n}"
-        yield Problem("model", "bigram", reason, "set model.n_layer=0")
+        why = f"a bigram has no layers, and model.n_layer={n}; set model.n_layer=0"
+        yield Problem("model", "bigram", why)
     for key in ("value_residual", "unet_skips"):
         if getattr(config, key) and n < 2:
-            reason = f"connects layers, and model.n_layer={n}"
-            yield Problem(f"model.{key}", "true", reason, "use 2 layers or more")
+            why = f"connects layers, and model.n_layer={n}; use 2 layers or more"
+            yield Problem(f"model.{key}", "true", why)
     if n > 0:
         return
     if type(config.ffn) is not FeedForwardConfig:
-        yield Problem("ffn", config.ffn.name, NO_BLOCKS, "use relu2")
+        yield Problem("ffn", config.ffn.name, f"{NO_BLOCKS}; use relu2")
     for key in ("n_kv_head", "logit_softcap"):
         if getattr(config, key) is not None:
-            yield Problem(f"model.{key}", getattr(config, key), NO_BLOCKS, "use null")
+            yield Problem(f"model.{key}", getattr(config, key), f"{NO_BLOCKS}; use null")
     if config.attention.name != "full":
-        yield Problem("attention", config.attention.name, NO_BLOCKS, "use full")
-    positional = POSITIONAL.variant(config.positional.name)
-    if any(positional.overrides(hook) for hook in ("block_input", "rotate", "score_mod")):
-        remedy = "use nope, learned or sinusoidal"
-        yield Problem("model.positional.name", config.positional.name, NO_BLOCKS, remedy)
+        yield Problem("attention", config.attention.name, f"{NO_BLOCKS}; use full")
+    name = config.positional.name
+    if any(map(POSITIONAL.variant(name).overrides, ("block_input", "rotate", "score_mod"))):
+        why = f"{NO_BLOCKS}; use nope, learned or sinusoidal"
+        yield Problem("model.positional.name", name, why)
 
 
 def _heads(config: ModelConfig) -> Iterator[Problem]:
@@ -181,100 +177,79 @@ def _heads(config: ModelConfig) -> Iterator[Problem]:
             divisors = [n for n in range(1, of + 1) if of % n == 0]
             nearest = sorted(sorted(divisors, key=lambda n: abs(n - heads))[:3])
             remedy = f"use {', '.join(map(str, nearest))} heads, or another {of_key}"
-            yield Problem(f"model.{key}", heads, f"must divide model.{of_key}={of}", remedy)
+            yield Problem(f"model.{key}", heads, f"must divide model.{of_key}={of}; {remedy}")
 
 
 def _positional(config: ModelConfig) -> Iterator[Problem]:
-    options, block = config.positional, f"model.block_size={config.block_size}"
-    if isinstance(options, RopeConfig):
-        yield from _rotary_channels(config, options.fraction)
-        if options.scaling == "ntk" and round(options.fraction * config.shape.head_size) <= 2:
-            reason = "ntk needs two or more rotated channel pairs"
-            yield Problem("model.positional.scaling", "ntk", reason, "choose larger heads")
-    if isinstance(options, XposConfig):
-        yield from _rotary_channels(config, 1.0)
+    options = config.positional
+    if isinstance(options, RopeConfig | XposConfig):
+        fraction = options.fraction if isinstance(options, RopeConfig) else 1.0
+        size = config.shape.head_size
+        n = round(fraction * size)
+        if not math.isclose(n, fraction * size) or n < 2 or n % 2 != 0:
+            part = "" if fraction == 1 else f"model.positional.fraction={fraction:g} of "
+            yield Problem(
+                *("model.n_head", config.n_head),
+                f"{options.name} pairs the channels of a head, and {part}the head size {size} "
+                f"(n_embd={config.n_embd} over n_head) is not an even number; choose another "
+                f"number of heads{', or another fraction' if part else ''}",
+            )
+        if isinstance(options, RopeConfig) and options.scaling == "ntk" and n <= 2:
+            why = "ntk needs two or more rotated channel pairs; choose larger heads"
+            yield Problem("model.positional.scaling", "ntk", why)
     waves = isinstance(options, BlockInputConfig) and options.table == "sinusoidal"
     if (waves or isinstance(options, SinusoidalConfig)) and config.n_embd % 2 != 0:
-        reason = "sinusoidal positions pair the channels"
-        yield Problem("model.n_embd", config.n_embd, reason, "use an even width")
-    if isinstance(options, RelativeConfig):
-        longest = options.max_distance
-        if longest is not None and longest >= config.block_size:
-            reason = f"no text of {block} is so long"
-            yield Problem("model.positional.max_distance", longest, reason, "use less, or null")
-    if isinstance(options, CopeConfig):
-        last = options.max_position
-        if last is not None and last > config.block_size:
-            reason = f"no text of {block} counts so far"
-            yield Problem("model.positional.max_position", last, reason, "use that or less")
+        why = "sinusoidal positions pair the channels; use an even width"
+        yield Problem("model.n_embd", config.n_embd, why)
+    longest = options.max_distance if isinstance(options, RelativeConfig) else None
+    if longest is not None and longest >= config.block_size:
+        why = f"must be below model.block_size={config.block_size}; use less, or null"
+        yield Problem("model.positional.max_distance", longest, why)
+    yield from _exceeding_block_size(config, "positional.max_position")
 
 
-def _rotary_channels(config: ModelConfig, fraction: float) -> Iterator[Problem]:
-    name, size = config.positional.name, config.shape.head_size
-    n = round(fraction * size)
-    if math.isclose(n, fraction * size) and n >= 2 and n % 2 == 0:
-        return
-    part = "" if fraction == 1 else f"model.positional.fraction={fraction:g} of "
-    reason = (
-        f"{name} pairs the channels of a head, and {part}the head size {size} (n_embd="
-        f"{config.n_embd} over n_head) is not an even number"
-    )
-    remedy = f"choose another number of heads{', or another fraction' if part else ''}"
-    yield Problem("model.n_head", config.n_head, reason, remedy)
+def _exceeding_block_size(config: ModelConfig, key: str) -> Iterator[Problem]:
+    """Yield a problem if an option of a section of the model has more positions than a window."""
+    section, option = key.split(".")
+    value = getattr(getattr(config, section), option, None)
+    if value is not None and value > config.block_size:
+        why = f"exceeds model.block_size={config.block_size}; use that or less"
+        yield Problem(f"model.{key}", value, why)
 
 
 def _attention(config: ModelConfig) -> Iterator[Problem]:
-    options, name = config.attention, config.attention.name
-    positional, block_size = config.positional.name, config.block_size
-    span = getattr(options, SPANS.get(name, ""), None)
-    if span is not None and span > block_size:
-        reason = f"reaches over model.block_size={block_size} in training"
-        yield Problem(f"model.attention.{SPANS[name]}", span, reason, "use that or less")
+    options, name, block_size = config.attention, config.attention.name, config.block_size
+    positional = config.positional.name
     if isinstance(options, LandmarkConfig):
         block = options.block_length(block_size)
         if block_size % block != 0 or block_size // block < 2:
-            reason = f"model.block_size={block_size} must hold two or more whole blocks of it"
-            remedy = "use a divisor of it, or a longer block_size"
-            yield Problem("model.attention.block", block, reason, remedy)
-        if positional == "cope":
-            reason = (
-                "it compares keys a block at a time, and positional=cope counts through all of them"
-            )
-            yield Problem("attention", name, reason, "use another scheme")
-        if config.ffn.name == "conv":
-            reason = "its landmarks stand in no text, and ffn=conv looks at neighbours"
-            yield Problem("attention", name, reason, "use another")
-    if name == "performer":
-        never = "it never computes scores"
-        if POSITIONAL.variant(positional).overrides("score_mod"):
-            remedy = "use one that does not, as positional=rope"
-            reason = f"{never}, and the positional scheme adds to them"
-            yield Problem("attention", name, reason, remedy)
-        if config.logit_softcap is not None:
-            reason = f"{never}, and model.logit_softcap bounds them"
-            yield Problem("attention", name, reason, "set it to null")
-        if config.dropout > 0:
-            reason = "it has no weights for model.dropout to drop"
-            yield Problem("attention", name, reason, "set it to 0")
+            why = f"model.block_size={block_size} must hold two or more whole blocks; use a divisor"
+            yield Problem("model.attention.block", block, f"{why} of it, or a longer block_size")
+    else:
+        for option in ("window", "chunk", "block"):
+            yield from _exceeding_block_size(config, f"attention.{option}")
+    landmark = {
+        "it scores keys in blocks, and positional=cope counts all of them; use another scheme": (
+            positional == "cope"
+        ),
+        "its landmarks are not tokens, and ffn=conv mixes neighbouring tokens; use another": (
+            config.ffn.name == "conv"
+        ),
+    }
+    performer = {
+        "it computes no scores, and the positional scheme adds to them; use another, as rope": (
+            POSITIONAL.variant(positional).overrides("score_mod")
+        ),
+        "it computes no scores, and model.logit_softcap bounds them; set it to null": (
+            config.logit_softcap is not None
+        ),
+        "it has no weights to which model.dropout applies; set it to 0": config.dropout > 0,
+    }
+    reasons = {"landmark": landmark, "performer": performer}.get(name, {})
+    yield from (Problem("attention", name, why) for why, applies in reasons.items() if applies)
     if config.n_layer > 0 and not any(options.by_layer(config.n_layer)):
-        reason = f"no layer of model.n_layer={config.n_layer} has it"
-        layers = getattr(options, "layers", None)
-        yield Problem("model.attention.layers", layers, reason, f"name {name} first")
-
-
-def _ffn(config: ModelConfig) -> Iterator[Problem]:
-    options = config.ffn
-    if isinstance(options, ConvConfig) and options.kernel > config.block_size:
-        reason = f"reaches over model.block_size={config.block_size}"
-        yield Problem("model.ffn.kernel", options.kernel, reason, "use that or less")
-
-
-def _documents(config: ModelConfig) -> Iterator[Problem]:
-    able = [name for name in ATTENTION.names() if ATTENTION.variant(name).supports_documents]
-    if config.attention.name not in able:
-        remedy = f"use {', '.join(able)}, or data.document_separator=null"
-        reason = "cannot mask other documents of a row"
-        yield Problem("attention", config.attention.name, reason, remedy)
+        why = f"no layer of model.n_layer={config.n_layer} has it; name {name} first"
+        yield Problem("model.attention.layers", getattr(options, "layers", None), why)
 
 
 def _backend(config: ModelConfig, device: str, use: Use) -> Iterator[Problem]:
@@ -282,5 +257,5 @@ def _backend(config: ModelConfig, device: str, use: Use) -> Iterator[Problem]:
     limit = None if name == "auto" else backend_limit(config, name, device, use)
     if limit is not None:
         able = [n for n in BACKENDS if backend_limit(config, n, device, use) is None]
-        reason = f"cannot {use} this design on {device}: {limit}"
-        yield Problem("model.backend.name", name, reason, f"use {', '.join(able)} or auto")
+        why = f"cannot {use} this design on {device}: {limit}; use {', '.join(able)} or auto"
+        yield Problem("model.backend.name", name, why)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minigpt.errors import require, require_one_of
+from minigpt.errors import require, require_at_least, require_one_of
 from minigpt.model.attention import AttentionConfig
 from minigpt.model.backends import BackendConfig
 from minigpt.model.ffn import FeedForwardConfig
@@ -62,16 +62,13 @@ class ModelConfig:
     unet_skips: bool = False
 
     def __post_init__(self) -> None:
-        require(self.n_layer >= 0, "model.n_layer", self.n_layer, "must be 0 or more")
-        for key in ("n_head", "n_embd", "block_size", "vocab_multiple"):
-            value = getattr(self, key)
-            require(value >= 1, f"model.{key}", value, "must be 1 or more")
+        require_at_least(0, "model", self, "n_layer")
+        require_at_least(1, "model", self, "n_head", "n_embd", "block_size", "vocab_multiple")
+        require_at_least(1, "model", self, "n_kv_head", or_null=True)
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1)")
         require_one_of("model.residual_init", self.residual_init, RESIDUAL_INITS)
-        cap, heads = self.logit_softcap, self.n_kv_head
-        why = "must be above 0, or null for no soft-cap"
+        cap, why = self.logit_softcap, "must be above 0, or null for no soft-cap"
         require(cap is None or cap > 0, "model.logit_softcap", cap, why)
-        require(heads is None or heads >= 1, "model.n_kv_head", heads, "must be 1 or more")
 
     @property
     def kv_heads(self) -> int:

@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 from minigpt.errors import UserError
 from minigpt.model.attention import ATTENTION, Attention, AttentionConfig
-from minigpt.model.attention.full import FullAttention
 from minigpt.model.backends import BACKENDS, Backend, flex
 from minigpt.model.block import Block
 from minigpt.model.compatibility import Use, choose_backend, problems
@@ -44,7 +43,10 @@ class GPT(nn.Module):
         with torch.random.fork_rng(devices=[]):  # the other parts start alike in all designs
             self.positional = POSITIONAL.build(config.positional, shape)
             self.attention = ATTENTION.build(config.attention, shape)
-        self.attention_by_layer = self._attention_by_layer()
+        full = Attention(AttentionConfig("full"), shape)
+        by_layer = config.attention.by_layer(config.n_layer)
+        # A list, so that no module is registered twice.
+        self.attention_by_layer = [self.attention if own else full for own in by_layer]
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             Block(shape, config.norm, config.ffn, layer) for layer in range(config.n_layer)
@@ -52,8 +54,8 @@ class GPT(nn.Module):
         if config.unet_skips:
             self.skip_weights = nn.Parameter(torch.ones(config.n_layer // 2))
         placement = PLACEMENTS[config.norm.placement]
-        self.embedding_norm = self._norm(placement.on_embeddings)
-        self.final_norm = self._norm(placement.final)
+        self.embedding_norm = config.norm.build(shape, placement.on_embeddings)
+        self.final_norm = config.norm.build(shape, placement.final)
         self.head = nn.Linear(config.n_embd, n_padded, bias=False)
         if config.embedding.name == "tied":
             self.head.weight = self.token_embedding.weight
@@ -63,17 +65,6 @@ class GPT(nn.Module):
         self.backend = BACKENDS[self.backend_name]
         self.backend_without_gradients: Backend | None = None  # None: the same
         self.max_logits = MAX_LOGITS
-
-    def _norm(self, present: bool) -> nn.Module:
-        config = self.config
-        return config.norm.build(config.n_embd, config.bias) if present else nn.Identity()
-
-    def _attention_by_layer(self) -> list[Attention]:
-        """Return the attention of each layer, as a list, which registers no module twice."""
-        config = self.config
-        full = FullAttention(AttentionConfig("full"), config.shape)
-        has_it = config.attention.by_layer(config.n_layer)
-        return [self.attention if own else full for own in has_it]
 
     def _initialise(self) -> None:
         """Initialise as GPT-2: normal with std 0.02, zero biases, residual branches scaled.

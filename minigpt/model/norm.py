@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from minigpt.errors import require, require_one_of
+from minigpt.model.shape import ModelShape
+
+KINDS = ("layernorm", "rmsnorm")
 
 
 @dataclass
@@ -28,9 +31,13 @@ class NormConfig:
         has_gain = self.affine or not PLACEMENTS[self.placement].on_output
         require(has_gain, "model.norm.affine", "false", why)
 
-    def build(self, width: int, bias: bool) -> nn.Module:
-        """Return a norm over `width` channels; `bias` applies to a LayerNorm with a gain."""
-        return KINDS[self.kind](width, bias, self.affine)
+    def build(self, shape: ModelShape, present: bool = True) -> nn.Module:
+        """Return a norm over n_embd channels, or the identity where a placement has none."""
+        if not present:
+            return nn.Identity()
+        if self.kind == "rmsnorm":
+            return RMSNorm(shape.n_embd, eps=1e-5, elementwise_affine=self.affine)
+        return nn.LayerNorm(shape.n_embd, elementwise_affine=self.affine, bias=shape.bias)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -38,9 +45,6 @@ class RMSNorm(nn.RMSNorm):
 
     Autocast does the same to LayerNorm, and torch has one fused kernel for this case.
     """
-
-    def __init__(self, width: int, affine: bool) -> None:
-        super().__init__(width, eps=1e-5, elementwise_affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x if self.weight is None else x.to(self.weight.dtype))
@@ -79,10 +83,4 @@ PLACEMENTS = {
     "sandwich": Placement(pre_norm, on_output=True),  # CogView (Ding et al. 2021)
     # Peri-LN (Kim et al. 2025)
     "peri": Placement(pre_norm, on_output=True, on_embeddings=True),
-}
-KINDS = {
-    "layernorm": lambda width, bias, affine: nn.LayerNorm(
-        width, elementwise_affine=affine, bias=bias
-    ),
-    "rmsnorm": lambda width, bias, affine: RMSNorm(width, affine),
 }

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from minigpt.errors import require
+from minigpt.errors import require, require_at_least
 from minigpt.model import GPT
 from minigpt.registry import Registry
 
@@ -28,39 +28,13 @@ class OptimizerConfig:
     grad_clip: float | None
 
     def __post_init__(self) -> None:
-        require(self.lr >= 0, "optimizer.lr", self.lr, "must be 0 or more")
-        require(
-            self.weight_decay >= 0,
-            "optimizer.weight_decay",
-            self.weight_decay,
-            "must be 0 or more",
-        )
-        require(
-            self.grad_clip is None or self.grad_clip > 0,
-            "optimizer.grad_clip",
-            self.grad_clip,
-            "must be above 0, or null for no clipping",
-        )
+        require_at_least(0, "optimizer", self, "lr", "weight_decay")
+        clip, why = self.grad_clip, "must be above 0, or null for no clipping"
+        require(clip is None or clip > 0, "optimizer.grad_clip", clip, why)
 
 
-OPTIMIZERS: Registry[torch.optim.Optimizer] = Registry(
-    "optimizer", "optimizer", "minigpt.optim.optimizer"
-)
-
-
-def decay_groups(
-    model: GPT, weight_decay: float, parameters: Iterable[nn.Parameter] | None = None
-) -> list[dict[str, Any]]:
-    """Return two parameter groups: parameters with weight decay, and those without.
-
-    `parameters`: those to group; all of the model by default.
-    """
-    decayed = set(model.decayed_parameters())
-    parameters = [*(model.parameters() if parameters is None else parameters)]
-    return [
-        {"params": [p for p in parameters if p in decayed], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p not in decayed], "weight_decay": 0.0},
-    ]
+OPTIMIZERS: Registry[torch.optim.Optimizer]
+OPTIMIZERS = Registry("optimizer", "optimizer", "minigpt.optim.optimizer")
 
 
 @dataclass
@@ -81,16 +55,28 @@ class AdamWConfig(OptimizerConfig):
 
 @OPTIMIZERS.register("adamw", AdamWConfig)
 class AdamW(torch.optim.AdamW):
-    """AdamW (Loshchilov & Hutter 2019), fused, with weight decay on matrices only."""
+    """AdamW (Loshchilov & Hutter 2019), fused, with weight decay on matrices only.
 
-    def __init__(self, config: AdamWConfig, model: GPT) -> None:
-        super().__init__(
-            decay_groups(model, config.weight_decay),
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            fused=True,
-        )
+    `parameters`: those of the model to optimize; None for all. `lr_factor`: of their learning rate.
+    """
+
+    def __init__(
+        self,
+        config: AdamWConfig,
+        model: GPT,
+        parameters: list[nn.Parameter] | None = None,
+        lr_factor: float = 1.0,
+    ) -> None:
+        decayed = set(model.decayed_parameters())
+        parameters = list(model.parameters()) if parameters is None else parameters
+        matrices = [p for p in parameters if p in decayed]
+        others = [p for p in parameters if p not in decayed]
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay, "lr_factor": lr_factor},
+            {"params": others, "weight_decay": 0.0, "lr_factor": lr_factor},
+        ]
+        betas = (config.beta1, config.beta2)
+        super().__init__(groups, config.lr, betas, config.eps, fused=True)
 
 
 @dataclass
@@ -103,8 +89,7 @@ class MuonConfig(AdamWConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "must be in [0, 1)")
-        ratio = self.adamw_lr_ratio
-        require(ratio >= 0, "optimizer.adamw_lr_ratio", ratio, "must be 0 or more")
+        require_at_least(0, "optimizer", self, "adamw_lr_ratio")
 
 
 class StackedMuon(torch.optim.Muon):
@@ -180,21 +165,12 @@ class Muon(torch.optim.Optimizer):
         )
         hidden = set(matrices)
         others = [p for p in model.parameters() if p not in hidden]
-        groups = decay_groups(model, config.weight_decay, others)
-        self.adamw = torch.optim.AdamW(
-            [group | {"lr_factor": config.adamw_lr_ratio} for group in groups],
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            fused=True,
-        )
+        self.adamw = AdamW(config, model, others, config.adamw_lr_ratio)
         super().__init__(self._groups(), {})
 
     def _groups(self) -> list[dict[str, Any]]:
-        return [
-            *self.muon.param_groups,
-            *self.adamw.param_groups,
-        ]  # shared, so that setting lr reaches both
+        # The same dictionaries, so that setting a learning rate reaches both optimizers.
+        return [*self.muon.param_groups, *self.adamw.param_groups]
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Take one step of each."""

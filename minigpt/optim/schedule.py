@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from minigpt.errors import require
+from minigpt.errors import require, require_at_least
 from minigpt.registry import Registry
 
 
@@ -18,9 +18,7 @@ class ScheduleConfig:
     warmup_steps: int
 
     def __post_init__(self) -> None:
-        require(
-            self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "must be 0 or more"
-        )
+        require_at_least(0, "schedule", self, "warmup_steps")
 
 
 @dataclass
@@ -31,12 +29,8 @@ class DecayConfig(ScheduleConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            0 <= self.final_fraction <= 1,
-            "schedule.final_fraction",
-            self.final_fraction,
-            "must be from 0 to 1",
-        )
+        final = self.final_fraction
+        require(0 <= final <= 1, "schedule.final_fraction", final, "must be from 0 to 1")
 
 
 class Schedule(ABC):
@@ -97,12 +91,8 @@ class WSDConfig(DecayConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            0 <= self.decay_fraction <= 1,
-            "schedule.decay_fraction",
-            self.decay_fraction,
-            "must be from 0 to 1",
-        )
+        decay = self.decay_fraction
+        require(0 <= decay <= 1, "schedule.decay_fraction", decay, "must be from 0 to 1")
 
 
 @SCHEDULES.register("wsd", WSDConfig)
@@ -112,9 +102,6 @@ class WarmupStableDecay(Schedule):
     config: WSDConfig
 
     def after_warmup(self, progress: float) -> float:
-        start = 1 - self.config.decay_fraction
-        if progress <= start:
-            return 1.0
-        return 1 + (progress - start) / self.config.decay_fraction * (
-            self.config.final_fraction - 1
-        )
+        final, duration = self.config.final_fraction, self.config.decay_fraction
+        start = 1 - duration
+        return 1.0 if progress <= start else 1 + (progress - start) / duration * (final - 1)

@@ -12,7 +12,6 @@ from minigpt.config.compose import to_config
 from minigpt.config.groups import file_name
 from minigpt.config.overrides import Composed
 from minigpt.config.pairs import parse_override
-from minigpt.config.paths import with_absolute_paths
 from minigpt.config.schema import Config, request_sha256
 from minigpt.data.corpus import CORPORA
 from minigpt.errors import UserError
@@ -111,7 +110,7 @@ def _typed(composed: Composed, overrides: list[str], group: str, options: SweepC
     if options.name is not None and options.name not in config.tags:
         config.tags.append(options.name)
     # A worker may have another working directory.
-    return replace(config, data=with_absolute_paths(config.data))
+    return replace(config, data=config.data.absolute())
 
 
 def _numbered(path: Path) -> Iterator[Path]:

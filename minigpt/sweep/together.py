@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from minigpt.config.compose import load_config
 from minigpt.config.schema import Config
 from minigpt.errors import UserError, require
+from minigpt.model.compatibility import replica_problems
 from minigpt.sweep.job import Output, SweepJob, leased_gpu
 from minigpt.sweep.plan import PlannedJob
 from minigpt.train.control import Interrupted, Stop, Stopwatch
-from minigpt.train.replicas import BACKEND, Program, program_of, step, why_not
+from minigpt.train.replicas import BACKEND, Program, program_of, step
 from minigpt.train.session import training_session
 from minigpt.train.trainer import Trainer
 
@@ -51,9 +52,8 @@ def require_replicas(jobs: Iterable[PlannedJob], at_once: int) -> None:
     valid = isinstance(at_once, int) and at_once >= 1
     require(valid, "hydra.launcher.at_once", at_once, "must be a whole number of 1 or more")
     for job in jobs:
-        why = why_not(job.config) if isinstance(job.config, Config) else None
-        if why is not None:
-            raise UserError(f"hydra/launcher=replicas: {why}")
+        for problem in replica_problems(job.config.model) if isinstance(job.config, Config) else []:
+            raise UserError(f"hydra/launcher=replicas: {problem}")
 
 
 def train_together(sweep: SweepJob, at_once: int) -> None:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minigpt.tokenizer.base import TOKENIZERS, Tokenizer, TokenizerConfig, character_error
 
 
-@dataclass
-class CharConfig(TokenizerConfig):
-    """No options: the vocabulary is the set of characters of the corpus."""
-
-
-@TOKENIZERS.register("char", CharConfig)
+@TOKENIZERS.register("char", TokenizerConfig)
 class CharTokenizer(Tokenizer):
     """Token ids are the indices of the characters of the corpus, sorted by code point."""
 
@@ -27,7 +21,7 @@ class CharTokenizer(Tokenizer):
         self._ids = {character: token for token, character in enumerate(characters)}
 
     @classmethod
-    def create(cls, config: CharConfig, text: str, n_train: int, directory: Path) -> CharTokenizer:
+    def create(cls, config: Any, text: str, n_train: int, directory: Path) -> CharTokenizer:
         # The validation split may contain a character that the training split lacks. The alphabet
         # of the whole text is used; it leaks no statistics.
         return cls("".join(sorted(set(text))))

@@ -15,7 +15,6 @@ from minigpt.data import Batch
 from minigpt.errors import one_line_if_out_of_memory
 from minigpt.model import GPT
 from minigpt.model.backends import eager
-from minigpt.model.compatibility import replica_problems
 from minigpt.runtime import Runtime
 from minigpt.train.trainer import Trainer
 
@@ -32,12 +31,6 @@ def program_of(config: Config) -> Hashable:
     batch = (trainer.batch_size, trainer.grad_accum_steps)
     machine = (trainer.device, trainer.precision, trainer.compile, trainer.threads)
     return repr((config.data, config.tokenizer, config.model, batch, machine))
-
-
-def why_not(config: Config) -> str | None:
-    """Return why a run cannot be computed together with others; None if it can."""
-    every = replica_problems(config.model)
-    return str(every[0]) if every else None
 
 
 class Program:

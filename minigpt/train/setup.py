@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from dataclasses import dataclass, replace
 
 import torch
@@ -59,21 +57,8 @@ def resolve(config: Config, runtime: Runtime, model: GPT) -> Config:
 
     model.backend.name=auto stays: the backend is chosen anew for each use.
     """
-    trainer = replace(
-        config.trainer,
-        device=runtime.device,
-        precision=runtime.precision,
-        threads=torch.get_num_threads(),
-    )
-    paths = {
-        field.name: os.path.abspath(os.path.expanduser(getattr(config.data, field.name)))
-        for field in dataclasses.fields(config.data)
-        if field.name in ("dir", "path")
-    }
+    device, precision, threads = runtime.device, runtime.precision, torch.get_num_threads()
+    trainer = replace(config.trainer, device=device, precision=precision, threads=threads)
     attention = model.attention.resolved(config.model.attention)
-    return replace(
-        config,
-        trainer=trainer,
-        data=replace(config.data, **paths),
-        model=replace(config.model, attention=attention),
-    )
+    design = replace(config.model, attention=attention)
+    return replace(config, trainer=trainer, data=config.data.absolute(), model=design)

@@ -17,10 +17,9 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.stopper import Stopper
 
 from minigpt.config.overrides import quoted
-from minigpt.config.paths import absolute_path
 from minigpt.config.schema import Config
 from minigpt.errors import TRACEBACK, Failure
-from minigpt.files import write_json
+from minigpt.files import absolute_path, write_json
 from minigpt.run.directory import SEARCH, RunDirectory
 from minigpt.run.provenance import provenance
 from minigpt.train.control import Interrupted, Stop, stop_signals

@@ -23,8 +23,8 @@ def test_a_problem_has_key_value_reason_and_remedy() -> None:
     every = problems(tiny_config(n_head=5, attention="performer", dropout=0.1))
     assert [problem.key for problem in every] == ["model.n_head", "attention"]
     assert every[0] == Problem(
-        *("model.n_head", 5, "must divide model.n_embd=12"),
-        "use 3, 4, 6 heads, or another n_embd",
+        *("model.n_head", 5),
+        "must divide model.n_embd=12; use 3, 4, 6 heads, or another n_embd",
     )
     assert str(every[0]) == (
         "model.n_head=5: must divide model.n_embd=12; use 3, 4, 6 heads, or another n_embd"
@@ -49,7 +49,7 @@ def test_what_depends_on_data_optimizer_device_and_use() -> None:
     bigram = tiny_config("nope", n_layer=0)
     assert problems(bigram, optimizer="adamw") == []
     (problem,) = problems(bigram, optimizer="muon")
-    assert str(problem) == "optimizer=muon: has no matrix to step; use adamw"
+    assert str(problem) == "optimizer=muon: has no matrix to update; use adamw"
     flex = replace(tiny_config(), backend=BackendConfig("flex"))
     assert problems(flex) == problems(flex, "cpu", "decode") == []
     (problem,) = problems(flex, "cpu", "train")

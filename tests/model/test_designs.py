@@ -21,8 +21,8 @@ from tests.model.tiny import N_VOCAB, composed, random_tokens, refused, tiny_con
 DESIGNS = [*itertools.product(SCHEMES, ATTENTION.names(), FFN.names(), PLACEMENTS)]
 # Choices that cannot be combined, and part of the reason.
 REFUSED = {
-    ("cope", "landmark"): "positional=cope counts through all of them",
-    ("landmark", "conv"): "ffn=conv looks at neighbours",
+    ("cope", "landmark"): "positional=cope counts all of them",
+    ("landmark", "conv"): "ffn=conv mixes neighbouring tokens",
     **{
         (scheme, "performer"): "the positional scheme adds to them"
         for scheme in SCHEMES
@@ -105,7 +105,7 @@ def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
         ),
         (
             ["attention=sliding_window", "model.attention.window=129"],
-            "model.attention.window=129: reaches over model.block_size=128 in training",
+            "model.attention.window=129: exceeds model.block_size=128; use that or less",
         ),
         (
             ["attention=bigbird", "model.attention.seed=10000000000000000000"],
@@ -133,7 +133,7 @@ def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
         (["model=bigram", "model.logit_softcap=5"], "model.logit_softcap=5.0: works .*; use null"),
         (["attention=windowed"], "attention=windowed: no such attention"),
         (["ffn=conv", "model.ffn.kernel=0"], "model.ffn.kernel=0: must be 1 or more"),
-        (["ffn=conv", "model.ffn.kernel=129"], "model.ffn.kernel=129: reaches over model.block_si"),
+        (["ffn=conv", "model.ffn.kernel=129"], "model.ffn.kernel=129: exceeds model.block_size"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -43,28 +43,16 @@ class LayersConfig(AttentionConfig):
     layers: list[str]
 
     def __post_init__(self) -> None:
-        require(
-            bool(self.layers), "model.attention.layers", "[]", f"give names, as [{self.name},full]"
-        )
+        key = "model.attention.layers"
+        require(bool(self.layers), key, "[]", f"give names, as [{self.name},full]")
         for name in self.layers:
-            require_one_of("model.attention.layers", name, (self.name, "full"))
+            require_one_of(key, name, (self.name, "full"))
         why = f"no layer has it; add {self.name}, or use attention=full"
-        require(self.name in self.layers, "model.attention.layers", self.layers, why)
+        require(self.name in self.layers, key, self.layers, why)
 
     def by_layer(self, n_layer: int) -> list[bool]:
         names = self.layers
         return [names[layer % len(names)] == self.name for layer in range(n_layer)]
-
-
-def require_at_least(key: str, value: int, least: int = 1) -> None:
-    """Raise UserError for a value below `least`."""
-    require(value >= least, f"model.attention.{key}", value, f"must be {least} or more")
-
-
-def require_positive_or_null(key: str, value: int | None) -> None:
-    """Raise UserError for a value below 1 that is not None."""
-    why = "must be 1 or more, or null"
-    require(value is None or value >= 1, f"model.attention.{key}", value, why)
 
 
 def fraction_of_block(value: int | None, shape: ModelShape, divisor: int) -> int:
@@ -108,8 +96,14 @@ class QueryBlocks:
         return y[:, :, : self.length]
 
 
+ATTENTION: Registry[Attention] = Registry("attention", "model.attention", "minigpt.model.attention")
+
+
+@ATTENTION.register("full", AttentionConfig)
 class Attention(nn.Module):
-    """Causal softmax attention to the keys that `mask_mod` allows. One module serves all layers.
+    """Causal softmax attention (Vaswani et al. 2017), and the base class of its variants.
+
+    A query attends to the keys that `mask_mod` allows. One module is used in all layers.
 
     Parameters and buffers that differ between layers have the layer as their first axis. An option
     that is None has its default as an attribute of the same name.
@@ -131,7 +125,7 @@ class Attention(nn.Module):
         """Return True where head h of the query at q_idx attends to the key at kv_idx.
 
         FlexAttention's mask_mod, with absolute positions for indices, from tensors that broadcast
-        against each other. It is combined with the causal mask. Not overridden: all earlier keys.
+        against each other. It is combined with the causal mask. By default: all earlier keys.
         """
         return q_idx >= kv_idx
 
@@ -205,6 +199,3 @@ def repeat_kv(x: Tensor, q: Tensor) -> Tensor:
     """Repeat keys or values (b, n_kv_head, t, e) for the query heads that share them."""
     n_shared = q.shape[1] // x.shape[1]
     return x if n_shared == 1 else x.repeat_interleave(n_shared, dim=1)
-
-
-ATTENTION: Registry[Attention] = Registry("attention", "model.attention", "minigpt.model.attention")

@@ -6,15 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from minigpt.errors import require
-from minigpt.model.attention.base import (
-    ATTENTION,
-    Attention,
-    LayersConfig,
-    fraction_of_block,
-    require_at_least,
-    require_positive_or_null,
-)
+from minigpt.errors import require, require_at_least
+from minigpt.model.attention.base import ATTENTION, Attention, LayersConfig, fraction_of_block
 from minigpt.model.shape import ModelShape
 
 PRIME = 2**31 - 1
@@ -34,10 +27,9 @@ class BigBirdConfig(LayersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive_or_null("block", self.block)
-        require_at_least("n_window", self.n_window)
-        for key in ("n_global", "n_random"):
-            require_at_least(key, getattr(self, key), least=0)
+        require_at_least(1, "model.attention", self, "block", or_null=True)
+        require_at_least(1, "model.attention", self, "n_window")
+        require_at_least(0, "model.attention", self, "n_global", "n_random")
         why = "must be from 0 to 2^32 - 1"
         require(0 <= self.seed < 2**32, "model.attention.seed", self.seed, why)
 

@@ -6,13 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from minigpt.model.attention.base import (
-    ATTENTION,
-    Attention,
-    LayersConfig,
-    fraction_of_block,
-    require_positive_or_null,
-)
+from minigpt.errors import require_at_least
+from minigpt.model.attention.base import ATTENTION, Attention, LayersConfig, fraction_of_block
 from minigpt.model.shape import ModelShape
 
 
@@ -24,7 +19,7 @@ class ChunkedConfig(LayersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive_or_null("chunk", self.chunk)
+        require_at_least(1, "model.attention", self, "chunk", or_null=True)
 
 
 @ATTENTION.register("chunked", ChunkedConfig)

@@ -10,13 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minigpt.model.attention.base import (
-    ATTENTION,
-    Attention,
-    AttentionConfig,
-    repeat_kv,
-    require_positive_or_null,
-)
+from minigpt.errors import require_at_least
+from minigpt.model.attention.base import ATTENTION, Attention, AttentionConfig, repeat_kv
 from minigpt.model.context import ForwardContext
 from minigpt.model.kv_cache import KVCache
 from minigpt.model.shape import ModelShape
@@ -40,17 +35,12 @@ class LandmarkConfig(AttentionConfig):
     retrieved: int | None
 
     def __post_init__(self) -> None:
-        require_positive_or_null("block", self.block)
-        require_positive_or_null("retrieved", self.retrieved)
+        require_at_least(1, "model.attention", self, "block", "retrieved", or_null=True)
 
     def block_length(self, block_size: int) -> int:
         """Return the tokens of a block."""
-        return self.block or largest_divisor(block_size)
-
-
-def largest_divisor(block_size: int) -> int:
-    """Return the largest divisor of block_size up to an eighth of it."""
-    return max(n for n in range(1, max(1, block_size // 8) + 1) if block_size % n == 0)
+        lengths = range(1, max(1, block_size // 8) + 1)
+        return self.block or max(n for n in lengths if block_size % n == 0)
 
 
 @dataclass(frozen=True)

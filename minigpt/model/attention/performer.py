@@ -8,14 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minigpt.errors import require
-from minigpt.model.attention.base import (
-    ATTENTION,
-    Attention,
-    LayersConfig,
-    repeat_kv,
-    require_at_least,
-)
+from minigpt.errors import require, require_at_least
+from minigpt.model.attention.base import ATTENTION, Attention, LayersConfig, repeat_kv
 from minigpt.model.context import ForwardContext
 from minigpt.model.shape import ModelShape
 
@@ -32,7 +26,7 @@ class PerformerConfig(LayersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least("features", self.features)
+        require_at_least(1, "model.attention", self, "features")
         why = f"more than {MAX_FEATURES} serve no text that fits in memory; use fewer"
         require(self.features <= MAX_FEATURES, "model.attention.features", self.features, why)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.errors import require
+from minigpt.errors import require_at_least
 from minigpt.model.context import ForwardContext
 from minigpt.model.ffn.base import FFN, FeedForward, FeedForwardConfig, relu_squared
 from minigpt.model.shape import ModelShape
@@ -22,7 +22,7 @@ class ConvConfig(FeedForwardConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.kernel >= 1, "model.ffn.kernel", self.kernel, "must be 1 or more")
+        require_at_least(1, "model.ffn", self, "kernel")
 
 
 @FFN.register("conv", ConvConfig)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from minigpt.errors import require, require_one_of
+from minigpt.errors import require, require_at_least, require_one_of
 from minigpt.model.context import Auxiliary, ForwardContext
 from minigpt.model.ffn.base import FFN, MLP, FeedForward, FeedForwardConfig, GatedMLP
 from minigpt.model.shape import ModelShape
@@ -35,10 +35,10 @@ class MixtureConfig(FeedForwardConfig):
         # MLPs take any set of tokens.
         kinds = [name for name in FFN.names() if issubclass(FFN.variant(name), MLP | GatedMLP)]
         require_one_of("model.ffn.expert", self.expert, kinds)
-        require(self.n_expert >= 1, "model.ffn.n_expert", self.n_expert, "must be 1 or more")
+        require_at_least(1, "model.ffn", self, "n_expert")
         why = f"must be from 1 to model.ffn.n_expert={self.n_expert}"
         require(1 <= self.n_active <= self.n_expert, "model.ffn.n_active", self.n_active, why)
-        require(self.balance >= 0, "model.ffn.balance", self.balance, "must be 0 or more")
+        require_at_least(0, "model.ffn", self, "balance")
 
 
 def balance_loss(usage: Tensor, probability: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minigpt.errors import require
+from minigpt.errors import require_at_least
 from minigpt.model.positional.base import (
     POSITIONAL,
     DenseScoreMod,
@@ -26,9 +26,7 @@ class CopeConfig(PositionalConfig):
     max_position: int | None
 
     def __post_init__(self) -> None:
-        ok = self.max_position is None or self.max_position >= 1
-        why = "must be 1 or more, or null for shape.block_size"
-        require(ok, "model.positional.max_position", self.max_position, why)
+        require_at_least(1, "model.positional", self, "max_position", or_null=True)
 
 
 @POSITIONAL.register("cope", CopeConfig)

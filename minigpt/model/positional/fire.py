@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minigpt.errors import require
+from minigpt.errors import require, require_at_least
 from minigpt.model.positional.base import (
     POSITIONAL,
     BiasScheme,
@@ -30,9 +30,9 @@ class FireConfig(LayersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.width >= 1, "model.positional.width", self.width, "must be 1 or more")
-        why = "must be above 0"
-        require(self.threshold > 0, "model.positional.threshold", self.threshold, why)
+        require_at_least(1, "model.positional", self, "width")
+        threshold = self.threshold
+        require(threshold > 0, "model.positional.threshold", threshold, "must be above 0")
 
 
 @POSITIONAL.register("fire", FireConfig)
@@ -68,6 +68,5 @@ class Fire(BiasScheme):
         relative = torch.log1p(c * distance) / (torch.log1p(c * limit) + 1e-6)  # (b, i, j)
         up, up_bias = self.of_layer(layer, self.up), self.of_layer(layer, self.up_bias)
         hidden = torch.relu(relative[..., None] * up + up_bias)
-        return DenseScoreMod(
-            (hidden @ self.of_layer(layer, self.down).T).movedim(-1, 1)
-        )  # (b, h, i, j)
+        bias = hidden @ self.of_layer(layer, self.down).T  # (b, i, j, h)
+        return DenseScoreMod(bias.movedim(-1, 1))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minigpt.errors import require
+from minigpt.errors import require_at_least
 from minigpt.model.positional.base import (
     POSITIONAL,
     DistanceScoreMod,
@@ -26,9 +26,7 @@ class RelativeConfig(PositionalConfig):
     max_distance: int | None
 
     def __post_init__(self) -> None:
-        ok = self.max_distance is None or self.max_distance >= 1
-        why = "must be 1 or more, or null"
-        require(ok, "model.positional.max_distance", self.max_distance, why)
+        require_at_least(1, "model.positional", self, "max_distance", or_null=True)
 
 
 @POSITIONAL.register("relative", RelativeConfig)

@@ -28,15 +28,11 @@ class T5Config(LayersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        n, longest = self.buckets, self.max_distance
         why = "must be an even number of 2 or more"
-        ok = self.buckets >= 2 and self.buckets % 2 == 0
-        require(ok, "model.positional.buckets", self.buckets, why)
-        require(
-            self.max_distance > self.buckets // 2,
-            "model.positional.max_distance",
-            self.max_distance,
-            f"must be above half of model.positional.buckets={self.buckets}",
-        )
+        require(n >= 2 and n % 2 == 0, "model.positional.buckets", n, why)
+        why = f"must be above half of model.positional.buckets={n}"
+        require(longest > n // 2, "model.positional.max_distance", longest, why)
 
 
 def t5_bucket(distance: Tensor, buckets: int, max_distance: int) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minigpt.errors import require
+from minigpt.errors import require, require_at_least
 from minigpt.model.positional.base import POSITIONAL, PositionalConfig, PositionalScheme
 from minigpt.model.positional.rope import apply_rotary, inverse_frequencies, rotary_channels
 from minigpt.model.shape import ModelShape
@@ -24,8 +24,7 @@ class XposConfig(PositionalConfig):
 
     def __post_init__(self) -> None:
         require(self.base > 1, "model.positional.base", self.base, "use a number above 1")
-        why = "must be 1 or more"
-        require(self.scale_base >= 1, "model.positional.scale_base", self.scale_base, why)
+        require_at_least(1, "model.positional", self, "scale_base")
         require(self.gamma > 0, "model.positional.gamma", self.gamma, "must be above 0")
 
 
