@@ -76,20 +76,20 @@ BENCHMARKS = {
 HELP = {
     "axes": "axes to measure",
     "backends": "backends to measure",
-    "batch": "texts at once, as 1,64",
+    "batch": "batch sizes, such as 1,64",
     "context": "tokens per window",
     "corpus": "tokens in the corpus",
     "depth": "layers",
     "folder": "where to write the shards (default: the system's temporary folder)",
-    "lengths": "tokens per window, as 64,256",
+    "lengths": "tokens per window, such as 64,256",
     "prompt": "tokens in the prompt",
-    "repeats": "repeats, in turns",
+    "repeats": "repeats, interleaved between configs",
     "replicas": "runs at once",
-    "sparse": "write holes instead of random tokens",
+    "sparse": "write sparse files instead of random tokens",
     "steps": "timed steps per repeat",
-    "tokens": "tokens per text or step",
+    "tokens": "tokens per sequence or step",
     "vocabulary": "tokens in the vocabulary",
-    "warmup": "steps before them",
+    "warmup": "untimed steps before each repeat",
     "width": "model.n_embd",
 }
 LISTS = ("batch", "context", "corpus", "depth", "lengths", "width")
@@ -144,7 +144,9 @@ def _options(what: str, arguments: list[str]) -> Namespace:
     parser = Parser(f"bench {what}", description, [benchmark.example])
     if what == "group":
         parser.add_argument("group", metavar="GROUP", help="a config group, as positional")
-    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="as of minigpt train")
+    parser.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", help="config overrides, as for minigpt train"
+    )
     defaults = {"repeats": benchmark.repeats, **benchmark.options}
     for name, default in defaults.items():
         metavar = METAVARS.get(name, "N,N,..." if name in LISTS else "N")

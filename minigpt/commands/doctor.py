@@ -31,9 +31,9 @@ def main(arguments: list[str]) -> None:
     backends, combinations = Footnotes(), Footnotes()
     with console.status("checking ..."):
         lines = findings()
-        title = "attention backends: t trains, d decodes, a number is the reason why not"
+        title = "backends by positional scheme (t: trains, d: decodes, a number: see below)"
         by_positional = _table(title, backend_table("positional", backends))
-        by_attention = _table("the same by attention", backend_table("attention", backends))
+        by_attention = _table("backends by attention", backend_table("attention", backends))
         title = "choices that can be combined with each attention"
         combined = _table(title, attention_table(combinations))
     table = Table("subject", "status", show_edge=False)

@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 from minigpt.errors import UserError
 
 RUN_OPTIONS = {
-    "--checkpoint {best,last}": "weights of the best validation loss (default, if there are any) "
-    "or of the last step",
+    "--checkpoint {best,last}": "best: of the lowest validation loss (default, if it exists); "
+    "last: of the last step",
     "--device {auto,cpu,cuda,mps}": "default: auto",
     "--set KEY=VALUE": "change a value of model.positional.* or model.backend.name of the run, "
     "such as model.positional.scaling=linear; repeatable",

@@ -64,7 +64,7 @@ def _parser() -> Parser:
         ],
     )
     add = parser.add_argument
-    add("overrides", metavar="KEY=VALUE", nargs="*", help="as of minigpt train")
+    add("overrides", metavar="KEY=VALUE", nargs="*", help="config overrides, as for minigpt train")
     add("--trials", type=int, metavar="N", help=HELP["--trials"])
     add("--scheduler", choices=SCHEDULERS, default="asha", help=HELP["--scheduler"])
     add("--search", choices=SAMPLERS, dest="sampler", help=HELP["--search"])

@@ -1,7 +1,7 @@
 """The YAML files of configs/: one folder per config group, one file per choice.
 
-Imports no torch, like all of this package but compose.py and schema.py, so that --help, --cfg and
-shell completion respond at once.
+Imports no torch, like overrides.py and hydra_main.py, so that --help, --cfg and shell completion
+respond at once.
 """
 
 from __future__ import annotations

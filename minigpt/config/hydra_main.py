@@ -43,7 +43,7 @@ FLAGS_WITH_VALUE = (
 
 
 def needs_hydra_main(arguments: list[str]) -> bool:
-    """Return whether arguments hold a flag, or set an option of Hydra but the run directory."""
+    """Return whether arguments contain a flag or a Hydra option other than hydra.run.dir."""
     return any(
         argument.startswith("-")
         or (argument.lstrip("+~").startswith("hydra") and not argument.startswith("hydra.run.dir="))

@@ -18,7 +18,7 @@ from minigpt.errors import require_one_of
 from minigpt.model.bias import AttentionBias
 
 Backend = Callable[[Tensor, Tensor, Tensor, AttentionBias, int, float], Tensor]
-"""backend(q, k, v, bias, layer, dropout): attention of q, k, v (b, h, t or s, e), (b, h, t, e)."""
+"""backend(q, k, v, bias, layer, dropout) -> (b, h, t, e); q (b, h, t, e), k and v (b, h, s, e)."""
 
 
 def attention_weights(q: Tensor, k: Tensor, bias: AttentionBias, layer: int) -> Tensor:

@@ -19,7 +19,7 @@ DOCUMENT_STRIDE = 2**31  # more than any position, so that documents do not over
 
 
 class AttentionBias:
-    """The score modification and the mask of one forward pass, used by every layer.
+    """The score modification and the mask of an attention, made once per forward pass.
 
     q_positions (b or 1, t) and k_positions (b or 1, s) are absolute. `in_order`: queries and keys
     are the same tokens at positions 0, 1, ..., so that a backend may use its own causal path.

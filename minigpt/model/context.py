@@ -39,10 +39,10 @@ class ForwardContext:
     """The inputs, settings and intermediate results that the layers of one forward pass share.
 
     `positions` (b, t), or (1, t) for all rows: absolute positions of the rows of x, of which the
-    first `n_tokens` are tokens. `last_position`: no token stands after it. `in_order`: the tokens
-    stand at 0, 1, ..., and none came before. `query_blocks`: whether an attention with a horizon is
-    computed in blocks of queries. `document_ids`: see `GPT.hidden`. `auxiliary`: None outside of
-    training. `first_values` (b, h, t, e): values of layer 0, for value residuals.
+    first `n_tokens` are tokens. `last_position`: upper bound of their positions. `in_order`: the
+    positions are 0, 1, ..., and the cache is empty. `query_blocks`: whether an attention with a
+    horizon is computed in blocks of queries. `document_ids`: see `GPT.hidden`. `auxiliary`:
+    collects auxiliary losses and metrics, if given. `first_values` (b, h, t, e): values of layer 0.
     """
 
     positional: PositionalScheme

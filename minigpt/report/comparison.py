@@ -257,7 +257,7 @@ def _several_choices(comparison: Comparison) -> list[str]:
         for one, other, keys in pairs[:LISTED]
     )
     more = f"; and {len(pairs) - LISTED} more pairs" if len(pairs) > LISTED else ""
-    return [f"several choices differ, so a difference has no single cause, between {some}{more}"]
+    return [f"several choices differ, so no single one explains a difference: {some}{more}"]
 
 
 def _steps(comparison: Comparison) -> list[str]:

@@ -102,8 +102,8 @@ def _typed(composed: Composed, overrides: list[str], group: str, options: SweepC
     ignored = {*composed.swept} - {parse_override(override).key for override in overrides}
     if ignored:  # a preset among several: Hydra expands those of the whole command alone
         raise UserError(
-            f"{' '.join(overrides)}: would not sweep over {', '.join(sorted(ignored))}; name one "
-            f"preset or experiment a command"
+            f"{' '.join(overrides)}: would ignore the swept keys {', '.join(sorted(ignored))}; run "
+            f"each sweep preset or experiment in its own command"
         )
     config = to_config(composed)
     config = replace(config, group=group if config.group is None else config.group)

@@ -57,7 +57,7 @@ def require_replicas(jobs: Iterable[PlannedJob], at_once: int) -> None:
 
 
 def train_together(sweep: SweepJob, at_once: int) -> None:
-    """Train a sweep's jobs, up to `at_once` of one program together. Raise nothing."""
+    """Train all jobs, up to `at_once` of one program at a time. Errors are logged, not raised."""
     programs: dict[Hashable, list[PlannedJob]] = {}
     for job in sweep.jobs:
         programs.setdefault(_program_of(job), []).append(job)

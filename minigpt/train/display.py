@@ -71,7 +71,7 @@ class Display:
             self.line(f"{config.logger.name:<10} {notice}")
         warmup = config.schedule.warmup_steps
         if warmup >= self.max_steps:
-            self.line(f"schedule   all {self.max_steps} steps are warm-up (of {warmup} steps)")
+            self.line(f"schedule   warm-up ({warmup} steps) covers all {self.max_steps} steps")
         step = self.first_step = state.progress.step
         if step:
             self.line(f"resumed at step {step}")

@@ -85,7 +85,7 @@ def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
         ),
         (
             ["attention=performer", "model.attention.features=100000000"],
-            "model.attention.features=100000000: more than 65536 serve no text",
+            "model.attention.features=100000000: must be at most 65536",
         ),
         (
             ["attention=chunked", "model.attention.layers=[]"],

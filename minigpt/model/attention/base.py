@@ -38,7 +38,7 @@ class AttentionConfig:
 
 @dataclass
 class LayersConfig(AttentionConfig):
-    """`layers`: the attention of each layer, as names that repeat over them: its own or full."""
+    """`layers`: attention by layer, this one or `full`; the list repeats over the layers."""
 
     layers: list[str]
 

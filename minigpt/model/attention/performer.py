@@ -27,7 +27,7 @@ class PerformerConfig(LayersConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(1, "model.attention", self, "features")
-        why = f"more than {MAX_FEATURES} serve no text that fits in memory; use fewer"
+        why = f"must be at most {MAX_FEATURES}"
         require(self.features <= MAX_FEATURES, "model.attention.features", self.features, why)
 
 

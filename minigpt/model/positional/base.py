@@ -53,8 +53,8 @@ class PositionalScheme(nn.Module):
     often than needed: "nothing" (there is no score_mod), "positions" (the same in all layers),
     "layer" (positions and layer), "content" (queries or keys as well).
     `weight_decay`: whether its tables are decayed; not where they are biases of scores.
-    `reads_order_only`: whether `score_mod` depends on the order of positions alone. It then gets
-    the documents of a row one after the other, instead of each from 0, where they would interleave.
+    `reads_order_only`: whether `score_mod` uses only the order of positions. For packed documents
+    it then receives positions that increase across documents instead of restarting at 0.
     """
 
     max_length: int | None = None
@@ -90,9 +90,10 @@ class PositionalScheme(nn.Module):
     def score_mod(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor, layer: int
     ) -> ScoreMod | None:
-        """Return the function that adds to scores of queries (b, h, i, e) and keys (b, h, j, e).
+        """Return a FlexAttention `score_mod` that adds the layer's bias, or None without a bias.
 
-        Empty slots of a cache stand at positions after every query.
+        q (b, h, i, e) and k (b, h, j, e) are at absolute positions `q_positions` and `k_positions`.
+        Unused slots of a cache have a position greater than that of every query.
         """
         return None
 
