@@ -57,7 +57,7 @@ def test_earlier_names_load(embedding: str, tmp_path: Path) -> None:
     load_weights(tmp_path, other)
     for name, parameter in other.named_parameters():
         assert torch.equal(parameter, tensors[name]), name
-    with pytest.raises(UserError, match="weights of another design"):
+    with pytest.raises(UserError, match="does not fit the model of config"):
         load_weights(tmp_path, GPT(tiny_config(), N_VOCAB))
 
 
