@@ -138,7 +138,6 @@ def main(arguments: list[str]) -> None:
 
 
 def _options(what: str, arguments: list[str]) -> Namespace:
-    """Parse the options of one benchmark. Raises UserError."""
     benchmark = BENCHMARKS[what]
     description = f"{benchmark.help[0].upper()}{benchmark.help[1:]}."
     parser = Parser(f"bench {what}", description, [benchmark.example])

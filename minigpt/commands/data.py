@@ -52,7 +52,6 @@ def main(arguments: list[str]) -> None:
 
 
 def _prepare(configs: list[Config], console: Console) -> list[Prepared]:
-    """Prepare the tokens of each config, with a progress bar."""
     from rich.progress import Progress
 
     from minigpt.data.prepare import prepare
@@ -68,7 +67,6 @@ def _prepare(configs: list[Config], console: Console) -> list[Prepared]:
 
 
 def _print_sizes(configs: list[Config], prepared: list[Prepared], console: Console) -> None:
-    """Print the sizes of the corpus, of its tokens and of its documents."""
     import torch
     from rich.table import Table
 

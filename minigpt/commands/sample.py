@@ -77,8 +77,6 @@ def main(arguments: list[str]) -> None:
 
 
 def _require_compatible(options: Namespace, parser: Parser) -> None:
-    """Raise UserError for options that exclude or need each other."""
-
     def given(name: str) -> bool:
         return getattr(options, name) != parser.get_default(name)
 
