@@ -7,7 +7,7 @@ from pathlib import Path
 
 from minigpt.data.corpus import CORPORA, Corpus, DataConfig
 from minigpt.data.tokens import TokenData
-from minigpt.errors import require
+from minigpt.errors import UserError
 from minigpt.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
 
 
@@ -33,13 +33,10 @@ def prepare(
     """
     directory = Path(data.dir).expanduser()
     corpus = CORPORA.build(data).corpus()
-    if expected_sha256 is not None:
-        require(
-            corpus.sha256 == expected_sha256,
-            "data",
-            data.name,
-            f"the text has changed since this run was trained (sha256 {corpus.sha256[:12]}, was "
-            f"{expected_sha256[:12]}); restore it, or start a new run",
+    if expected_sha256 is not None and corpus.sha256 != expected_sha256:
+        raise UserError(
+            f"data={data.name}: the text has changed since this run was trained (sha256 "
+            f"{corpus.sha256[:12]}, was {expected_sha256[:12]}); restore it, or start a new run"
         )
     if tokenizer_file is None:
         encoder = corpus.tokenizer(tokenizer, directory)

@@ -64,7 +64,7 @@ class AttentionBias:
     def mask_mod(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         """Return the mask: causal, within the document, and as the pattern allows."""
         q, k, ids = self.q_positions, self.k_positions, self.document_ids
-        # One row of positions may stand for the whole batch.
+        # The batch may share one row of positions.
         q_position, k_position = q[b % q.shape[0], q_idx], k[b % k.shape[0], kv_idx]
         mask = k_position <= q_position
         if self.pattern is not None:
@@ -109,11 +109,9 @@ class AttentionBias:
             n_queries, n_keys = self.q_positions.shape[1], self.k_positions.shape[1]
             rows = None if self._n_rows() == 1 else batch
             heads = self.n_head if self.by_head else None
-
-            def mask_mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-                return self.mask_mod(b, h, q_idx, kv_idx)
-
             device = self.q_positions.device.type
+            # A function, since torch counts the arguments of a method with `self`.
+            mask_mod = lambda b, h, i, j: self.mask_mod(b, h, i, j)  # noqa: E731
             self._block_mask = create_block_mask(mask_mod, rows, heads, n_queries, n_keys, device)
         return self._block_mask
 

@@ -6,11 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
-import torch
 from torch import Tensor
 
 from minigpt.model.backends import Backend
-from minigpt.model.bias import AttentionBias, MaskMod
 from minigpt.model.kv_cache import KVCache
 from minigpt.model.positional import PositionalScheme
 
@@ -28,10 +26,6 @@ class Auxiliary:
     losses: dict[str, list[Tensor]] = field(default_factory=dict)
     coefficients: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, Tensor] = field(default_factory=dict)
-
-    def mean_losses(self) -> dict[str, Tensor]:
-        """Return each loss as the mean over the layers that reported it."""
-        return {name: torch.stack(values).mean() for name, values in self.losses.items()}
 
 
 @dataclass
@@ -69,17 +63,3 @@ class ForwardContext:
     def without_side_effects(self) -> ForwardContext:
         """Return a context of the same inputs, without cache, auxiliary or stored results."""
         return replace(self, cache=None, auxiliary=None, first_values=None, _results={})
-
-    def attention_bias(
-        self,
-        q_positions: Tensor,
-        k_positions: Tensor,
-        in_order: bool,
-        mask_mod: MaskMod | None,
-        mask_by_head: bool = False,
-    ) -> AttentionBias:
-        """Return the bias and mask of queries and keys at these positions (b or 1, t or s)."""
-        return AttentionBias(
-            *(self.positional, self.n_head, q_positions, k_positions, in_order),
-            *(self.logit_softcap, mask_mod, mask_by_head, self.document_ids),
-        )

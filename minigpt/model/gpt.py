@@ -117,65 +117,38 @@ class GPT(nn.Module):
         restart at 0 in each. Layers report losses and metrics to `auxiliary`, if given. Raises
         UserError past the positional scheme's `max_length`.
         """
-        ctx = self._context(tokens, positions, cache, document_ids, auxiliary)
-        if cache is not None:
-            cache.begin(ctx.positions, ctx.last_position)
-        x, ctx.positions = self.attention.extend_sequence(
-            self.token_embedding(tokens), ctx.positions, ctx.in_order
-        )
-        x = self.positional.embed(x, ctx.positions)
-        x = self._apply_blocks(self.dropout(self.embedding_norm(x)), ctx)
-        return self.final_norm(x[:, : ctx.n_tokens])
-
-    def _context(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None,
-        cache: KVCache | None,
-        document_ids: Tensor | None,
-        auxiliary: Auxiliary | None,
-    ) -> ForwardContext:
-        """Return the context of a forward of `tokens`; see `hidden` for the arguments."""
-        assert document_ids is None or cache is None, "a cache holds one document per row"
-        assert document_ids is None or self.attention.supports_documents, (
-            "refused by `compatibility`"
-        )
-        n_tokens = tokens.shape[1]
+        if document_ids is not None:
+            assert cache is None, "a cache holds one document per row"
+            assert self.attention.supports_documents, "refused by `compatibility`"
         no_cache = cache is None or cache.empty
         in_order = positions is None and document_ids is None and no_cache
+        n_tokens = tokens.shape[1]
         if positions is not None:
             last = int(positions.max())
         else:
-            last = (
-                n_tokens - 1
-            )  # an upper bound with documents: the exact one would sync the device
+            last = n_tokens - 1  # with documents an upper bound: the exact one syncs the device
             positions = torch.arange(n_tokens, device=tokens.device)[None]
             if document_ids is not None:
                 positions = positions_in_documents(document_ids)
-        self._require_position(last)
-        return ForwardContext(
-            positional=self.positional,
-            backend=self.backend,
-            n_head=self.config.n_head,
-            logit_softcap=self.config.logit_softcap,
-            positions=positions,
-            n_tokens=n_tokens,
-            last_position=last,
-            in_order=in_order,
-            cache=cache,
+        limit = self.positional.max_length
+        if limit is not None and last >= limit:
+            raise UserError(
+                f"model.positional.name={self.config.positional.name}: has {limit} positions, "
+                f"and position {last} was asked for; shorten the text or raise model.block_size"
+            )
+        if cache is not None:
+            cache.begin(positions, last)
+        x = self.token_embedding(tokens)
+        x, positions = self.attention.extend_sequence(x, positions, in_order)
+        ctx = ForwardContext(
+            *(self.positional, self.backend, self.config.n_head, self.config.logit_softcap),
+            *(positions, n_tokens, last, in_order, cache),
             query_blocks=self.backend is not flex,  # which skips masked blocks itself
             document_ids=document_ids,
             auxiliary=auxiliary,
         )
-
-    def _require_position(self, position: int) -> None:
-        """Raise UserError for a position past the positional scheme's `max_length`."""
-        limit = self.positional.max_length
-        if limit is not None and position >= limit:
-            raise UserError(
-                f"model.positional.name={self.config.positional.name}: has {limit} positions, "
-                f"and position {position} was asked for; shorten the text or raise model.block_size"
-            )
+        x = self.embedding_norm(self.positional.embed(x, positions))
+        return self.final_norm(self._apply_blocks(self.dropout(x), ctx)[:, :n_tokens])
 
     def _apply_blocks(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """Apply all blocks, with U-net skip connections if configured."""
@@ -199,9 +172,8 @@ class GPT(nn.Module):
         reduction: str = "mean",
     ) -> Tensor:
         """Return the cross-entropy in nats of `targets` (b, t), the tokens that follow `tokens`."""
-        return self._cross_entropy(
-            self.hidden(tokens, document_ids=document_ids), targets, reduction
-        )
+        x = self.hidden(tokens, document_ids=document_ids)
+        return self._cross_entropy(x, targets, reduction)
 
     def training_loss(
         self, tokens: Tensor, targets: Tensor, document_ids: Tensor | None = None
@@ -215,7 +187,8 @@ class GPT(nn.Module):
         x = self.hidden(tokens, document_ids=document_ids, auxiliary=auxiliary)
         loss = self._cross_entropy(x, targets, "mean")
         logged = {"train_loss": loss.detach()}
-        for name, value in auxiliary.mean_losses().items():
+        for name, by_layer in auxiliary.losses.items():
+            value = torch.stack(by_layer).mean()
             loss = loss + auxiliary.coefficients[name] * value
             logged[name] = value.detach()
         return loss, logged | auxiliary.metrics

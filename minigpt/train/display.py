@@ -102,12 +102,13 @@ class Display:
 
     def train(self, step: int, metrics: dict[str, float]) -> None:
         """Print training metrics, or show them in the bar."""
-        self.status = (
-            f"train {metrics['train_loss']:.4f}  {metrics['tokens_per_second']:,.0f} tokens/s"
-        )
+        loss, speed = metrics["train_loss"], metrics["tokens_per_second"]
+        self.status = f"train {loss:.4f}  {speed:,.0f} tokens/s"
         self._show(step)
         if not self.live:
-            self.line(f"step {step}/{self.max_steps}  {self.status}  {self._time_left(step)}")
+            done, seconds = step - self.first_step, time.perf_counter() - self.started
+            left = time_left(seconds / done * (self.max_steps - step)) if done > 0 else ""
+            self.line(f"step {step}/{self.max_steps}  {self.status}  {left}")
 
     def evaluation(self, step: int, val: Evaluation, best: bool) -> None:
         """Print a validation loss. `best`: the lowest so far."""
@@ -138,10 +139,3 @@ class Display:
             f"{result['seconds']:.1f} s"
         )
         self.line(f"run in {run.path}; next: minigpt sample {shlex.quote(str(run.path))}")
-
-    def _time_left(self, step: int) -> str:
-        done = step - self.first_step
-        if done <= 0:
-            return ""
-        seconds = (time.perf_counter() - self.started) / done * (self.max_steps - step)
-        return time_left(seconds)

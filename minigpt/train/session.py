@@ -34,17 +34,13 @@ def train_run(
     run: RunDirectory,
     resumed: bool,
     command: list[str],
-    facts: dict[str, Any] | None = None,
-    on_evaluation: Callable[[Trainer], None] | None = None,
-    stop: Stop | None = None,
+    **options: Any,
 ) -> None:
-    """Train a new run, or continue a `resumed` one. For the arguments see `training_session`.
+    """Train a new run, or continue a `resumed` one. `options`: those of `training_session`.
 
     Raises Interrupted if a signal stopped it.
     """
-    with training_session(
-        config, run, resumed, command, facts, on_evaluation=on_evaluation, stop=stop
-    ) as trainer:
+    with training_session(config, run, resumed, command, **options) as trainer:
         trainer.train()
     if trainer.stopped_by is not None:
         raise Interrupted(trainer.stopped_by)
@@ -98,22 +94,16 @@ def check(config: Config, resumed: RunDirectory | None) -> tuple[Runtime, Prepar
     LOGGERS.variant(config.logger.name).check(config.logger)
     packed = config.data.separator is not None
     require_compatible(config.model, runtime.device, "train", packed, config.optimizer.name)
-    if resumed is None:
-        prepared = prepare(config.data, config.tokenizer)
-    else:
-        tokenizer, text = resumed.tokenizer, resumed.data_sha256
-        prepared = prepare(config.data, config.tokenizer, tokenizer, text)
+    tokenizer = None if resumed is None else resumed.tokenizer
+    text = None if resumed is None else resumed.data_sha256
+    prepared = prepare(config.data, config.tokenizer, tokenizer, text)
     prepared.tokens.require_block(config.model.block_size)
     prepared.tokenizer.encode(options.sample_prompt)
     return runtime, prepared
 
 
 def create(
-    run: RunDirectory,
-    setup: Setup,
-    prepared: Prepared,
-    command: list[str],
-    facts: dict[str, Any],
+    run: RunDirectory, setup: Setup, prepared: Prepared, command: list[str], facts: dict[str, Any]
 ) -> dict[str, Any]:
     """Save the tokenizer of a new run and return its manifest. Raises UserError if one exists."""
     if run.config.exists():
@@ -145,7 +135,12 @@ def resume(run: RunDirectory, setup: Setup, command: list[str]) -> dict[str, Any
     for checkpoint in (run.last, run.best):
         recover_directory(checkpoint)
     max_steps = setup.config.trainer.max_steps
-    _require_unfinished(run, max_steps)
+    result = run.read_json(run.result) if run.result.exists() else {}
+    if result.get("status") == "finished" and result["steps"] >= max_steps:
+        raise UserError(
+            f"resume={run.path}: this run has finished its {result['steps']} steps; give it a "
+            f"larger trainer.max_steps, or start a new run"
+        )
     setup.state.load(run.last)
     progress = setup.state.progress
     run.rewind_logs(progress.log_sizes)
@@ -160,14 +155,9 @@ def resume(run: RunDirectory, setup: Setup, command: list[str]) -> dict[str, Any
 def open_tracker(run: RunDirectory, setup: Setup, manifest: dict[str, Any]) -> Logger:
     """Open the tracker's run, or continue the one that the manifest names."""
     config = setup.config
-    info = RunInfo(
-        directory=run.path,
-        name=run.path.name,
-        group=config.group,
-        tags=config.tags,
-        config=config.to_dict() | {"parameters": setup.state.model.parameter_counts()},
-        tracker_id=manifest.get("tracker_id"),
-    )
+    values = config.to_dict() | {"parameters": setup.state.model.parameter_counts()}
+    tracker_id = manifest.get("tracker_id")
+    info = RunInfo(run.path, run.path.name, config.group, config.tags, values, tracker_id)
     try:
         return LOGGERS.build(config.logger, info)
     except BaseException as error:
@@ -190,10 +180,8 @@ def recorded(trainer: Trainer) -> Iterator[None]:
         result = trainer.result("interrupted")
         raise
     except BaseException as error:
-        result = trainer.result("failed") | {
-            "error": first_line(error),
-            "diverged": isinstance(error, Diverged),
-        }
+        diverged = isinstance(error, Diverged)
+        result = trainer.result("failed") | {"error": first_line(error), "diverged": diverged}
         raise
     finally:
         display.stop()
@@ -202,12 +190,3 @@ def recorded(trainer: Trainer) -> Iterator[None]:
         finally:
             trainer.logger.finish(result, failed=result["status"] == "failed")
     display.end(run, result)
-
-
-def _require_unfinished(run: RunDirectory, max_steps: int) -> None:
-    result = run.read_json(run.result) if run.result.exists() else {}
-    if result.get("status") == "finished" and result["steps"] >= max_steps:
-        raise UserError(
-            f"resume={run.path}: this run has finished its {result['steps']} steps; give it a "
-            f"larger trainer.max_steps, or start a new run"
-        )

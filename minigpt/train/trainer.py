@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minigpt.data import Batch
-from minigpt.evaluate.loss import Evaluation, evaluate, perplexity
+from minigpt.evaluate.loss import evaluate, perplexity
 from minigpt.inference.generate import generate, stop_at, stream_text
 from minigpt.logger import Logger
 from minigpt.optim.schedule import SCHEDULES
@@ -129,7 +129,8 @@ class Trainer:
             self._evaluate()
         if self._due(options.sample_every) or (end and options.sample_every is not None):
             self._sample()
-        end = end or self._out_of_patience()
+        stale, patience = self.progress.stale_evaluations, options.patience
+        end = end or (patience is not None and stale >= patience)
         if end or self._due(options.checkpoint_every):
             self.save()
         if end:
@@ -188,10 +189,6 @@ class Trainer:
     def _due(self, every: int | None) -> bool:
         step = self.progress.step
         return every is not None and step > 0 and step % every == 0
-
-    def _out_of_patience(self) -> bool:
-        patience = self.options.patience
-        return patience is not None and self.progress.stale_evaluations >= patience
 
     @contextmanager
     def _paused(self) -> Iterator[None]:
@@ -259,24 +256,18 @@ class Trainer:
             val = evaluate(self.model, self.data.val, self.runtime)
             if not math.isfinite(val.loss):
                 self._diverged(max(0, progress.step - 1), f"validation loss {val.loss}")
-            best = self._record(val)
+            best = val.loss < progress.best_val_loss
+            if best:
+                progress.best_val_loss, progress.best_step = val.loss, progress.step
+                self.state.save_best(self.run.best)
+            progress.stale_evaluations = 0 if best else progress.stale_evaluations + 1
+            progress.evaluated_at = progress.step
+            progress.val_loss, progress.val_bits_per_byte = val.loss, val.bits_per_byte
             self._settle()
             self._report({**val.metrics("val"), "seconds": progress.seconds})
             self.display.evaluation(progress.step, val, best)
             if self.on_evaluation is not None:
                 self.on_evaluation(self)
-
-    def _record(self, val: Evaluation) -> bool:
-        """Store a validation result; save the weights and return True if it is the best."""
-        progress = self.progress
-        best = val.loss < progress.best_val_loss
-        if best:
-            progress.best_val_loss, progress.best_step = val.loss, progress.step
-            self.state.save_best(self.run.best)
-        progress.stale_evaluations = 0 if best else progress.stale_evaluations + 1
-        progress.evaluated_at = progress.step
-        progress.val_loss, progress.val_bits_per_byte = val.loss, val.bits_per_byte
-        return best
 
     def _report(self, metrics: dict[str, float]) -> None:
         self.run.append_metrics({"step": self.progress.step, **metrics})
@@ -288,22 +279,16 @@ class Trainer:
             if self.progress.sampled_at == step:
                 return
             self.progress.sampled_at = step
-            text = self._sampled_text()
+            prompt, n = self.options.sample_prompt, self.options.sample_tokens
+            ids, seed = self.tokenizer.encode(prompt), self.config.seed + step
+            tokens = generate(self.model, [ids], n, seed=seed, runtime=self.runtime)
+            pieces = stream_text(self.tokenizer, (row[0] for row in tokens))
+            # The model is trained on single documents, so a sample ends with its document.
+            separator = self.config.data.separator
+            text = prompt + "".join(stop_at(pieces, [] if separator is None else [separator]))
             self.run.append_sample(step, text)
             self.logger.log_text(text, step)
             self.display.sample(step, text)
-
-    def _sampled_text(self) -> str:
-        prompt = self.tokenizer.encode(self.options.sample_prompt)
-        seed = self.config.seed + self.progress.step
-        tokens = generate(
-            self.model, [prompt], self.options.sample_tokens, seed=seed, runtime=self.runtime
-        )
-        pieces = stream_text(self.tokenizer, (row[0] for row in tokens))
-        separator = self.config.data.separator
-        # The model is trained on single documents, so a sample ends with its document.
-        stops = [] if separator is None else [separator]
-        return self.options.sample_prompt + "".join(stop_at(pieces, stops))
 
 
 def step_means(logged: list[list[dict[str, Tensor]]]) -> dict[str, list[float]]:

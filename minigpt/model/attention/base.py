@@ -129,11 +129,6 @@ class Attention(nn.Module):
         """
         return q_idx >= kv_idx
 
-    @property
-    def is_full(self) -> bool:
-        """Whether a query attends to every earlier key."""
-        return type(self).mask_mod is Attention.mask_mod
-
     def resolved(self, options: AttentionConfig) -> AttentionConfig:
         """Return its options with the default in place of each None."""
         unset = [f.name for f in fields(options) if getattr(options, f.name) is None]
@@ -156,8 +151,10 @@ class Attention(nn.Module):
 
     def bias_of(self, ctx: ForwardContext, q: Tensor, k: Tensor, in_order: bool) -> AttentionBias:
         """Return the bias and this attention's mask for queries and keys at positions q and k."""
-        return ctx.attention_bias(
-            *(q, k, in_order), None if self.is_full else self.mask_mod, self.mask_by_head
+        is_full = type(self).mask_mod is Attention.mask_mod
+        return AttentionBias(
+            *(ctx.positional, ctx.n_head, q, k, in_order, ctx.logit_softcap),
+            *(None if is_full else self.mask_mod, self.mask_by_head, ctx.document_ids),
         )
 
     def bias_and_blocks(
