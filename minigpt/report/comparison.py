@@ -88,13 +88,19 @@ def compare(
     collection = find_runs(names)
     matches = {_match_of(run).get("what") for run in collection.runs if run.config}
     match = matches.pop() if len(matches) == 1 else None
-    matched = _matched_keys(collection.runs) if match else []
+    changes = [_dict(_match_of(run), "changed") for run in collection.runs]
+    matched = sorted({key for changed in changes for key in changed}) if match else []
     designs = group(collection.runs, by, matched)
     finished = [run for design in designs for run in design.runs]
     one_tokenizer = len(_values(finished, _tokenizer)) < 2
     comparable = len(_values(finished, _text)) < 2
     measure = LOSS if one_tokenizer else BITS
-    base = _baseline(baseline, designs)
+    if baseline is None:
+        base = next((design for design in designs if design.runs), None)
+    elif not designs:
+        raise UserError(f"--baseline={baseline}: no run has started; wait for one, or leave it out")
+    else:
+        base = find_design(baseline, designs)
     best = not_significantly_worse([design.seeds(measure.key) for design in designs])
     comparison = Comparison(
         collection=collection,
@@ -111,14 +117,6 @@ def compare(
     comparison.warnings.extend(warnings(comparison, by))
     comparison.notes.extend(notes(comparison))
     return comparison
-
-
-def _baseline(name: str | None, designs: Sequence[Design]) -> Design | None:
-    if name is None:
-        return next((design for design in designs if design.runs), None)
-    if not designs:
-        raise UserError(f"--baseline={name}: no run has started; wait for one, or leave it out")
-    return find_design(name, designs)
 
 
 def _differences(
@@ -288,12 +286,6 @@ def _environments(finished: list[Run]) -> list[str]:
     if n_dirty:
         lines.append(f"{count(n_dirty, 'run')} used code with uncommitted changes")
     return lines
-
-
-def _matched_keys(runs: Iterable[Run]) -> list[str]:
-    """Return the keys that `sweep.match` set."""
-    changes = (_match_of(run).get("changed") for run in runs)
-    return sorted({key for changed in changes if isinstance(changed, dict) for key in changed})
 
 
 def _match_of(run: Run) -> dict[str, Any]:

@@ -17,10 +17,8 @@ LENGTHS, BY_POSITION = "lengths", "by_position"  # curves of an entry, by number
 def choose_checkpoint(comparison: Comparison) -> str | None:
     """Return the checkpoint for which most runs have curves, None if no run has any."""
     runs = [run for design in comparison.designs for run in design.runs]
-    counts = {
-        name: sum(bool(_entry(run, name).keys() & {LENGTHS, BY_POSITION}) for run in runs)
-        for name in CHECKPOINTS
-    }
+    curves = {LENGTHS, BY_POSITION}
+    counts = {n: sum(bool(_entry(run, n).keys() & curves) for run in runs) for n in CHECKPOINTS}
     name = max(CHECKPOINTS, key=lambda name: counts[name])
     return name if counts[name] else None
 
@@ -62,10 +60,9 @@ def by_position(design: Design, checkpoint: str, length: int) -> list[list[float
 def _losses(run: Run, checkpoint: str, length: int) -> list[float]:
     """Return a run's losses by position, [] unless all are finite numbers."""
     losses = _curve(run, checkpoint, BY_POSITION).get(str(length))
-    if not isinstance(losses, list):
-        return []
-    numbers = [number for loss in losses if (number := finite(loss)) is not None]
-    return numbers if len(numbers) == len(losses) else []
+    numbers = [*map(finite, losses)] if isinstance(losses, list) else []
+    known = [number for number in numbers if number is not None]
+    return known if len(known) == len(numbers) else []
 
 
 def _curve(run: Run, checkpoint: str, name: str) -> dict[str, Any]:

@@ -80,10 +80,7 @@ def _plot_data(plots: list[Plot]) -> Markup:
     from plotly.utils import PlotlyJSONEncoder
 
     data = {
-        plot.name: {
-            "figure": plot.figure.to_plotly_json(),
-            "choices": [{"x": c.x, "y": c.y, "title": c.title} for c in plot.choices],
-        }
+        plot.name: {"figure": plot.figure.to_plotly_json(), "choices": [*map(vars, plot.choices)]}
         for plot in plots
     }
     text = json.dumps(data, cls=PlotlyJSONEncoder, separators=(",", ":"))

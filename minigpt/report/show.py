@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,11 @@ def follow(
     comparison: Comparison | None = None
 
     def draw() -> RenderableType:
-        return "" if comparison is None else Group(*_progress(comparison, view.console.width))
+        if comparison is None:
+            return ""
+        shown = [table(comparison) for table in (running, leaderboard, differences)]
+        parts = [to_rich(table, view.console.width) for table in shown if table.rows]
+        return Group(Text(summary(comparison)), *itertools.chain(*parts))
 
     view = LiveView(draw)
     states = None
@@ -74,12 +79,3 @@ def follow(
             if comparison is None:
                 raise
     return comparison
-
-
-def _progress(comparison: Comparison, width: int) -> list[RenderableType]:
-    """Return the summary and the tables that change while runs are training."""
-    shown = [table(comparison) for table in (running, leaderboard, differences)]
-    return [
-        Text(summary(comparison)),
-        *(rich for table in shown if table.rows for rich in to_rich(table, width)),
-    ]

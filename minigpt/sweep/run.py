@@ -116,8 +116,6 @@ def _require_all_finished(watch: Watch) -> None:
     total, failed = len(watch.jobs), watch.count("failed")
     if failed:
         raise Failure(f"{failed} of {total} jobs failed; the same command runs them again")
-    unfinished = total - watch.count("finished") - watch.count(SKIPPED)
-    if unfinished:
-        raise Failure(
-            f"{unfinished} of {total} jobs have not finished; the same command runs the rest"
-        )
+    rest = total - watch.count("finished") - watch.count(SKIPPED)
+    if rest:
+        raise Failure(f"{rest} of {total} jobs have not finished; the same command runs the rest")

@@ -49,9 +49,8 @@ def locked(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(
-            f"--dir={folder}: another minigpt tune is running there; stop it first"
-        ) from None
+        why = "another minigpt tune is running there; stop it first"
+        raise UserError(f"--dir={folder}: {why}") from None
     shutil.rmtree(folder / RAY, ignore_errors=True)  # of a killed search
     try:
         yield

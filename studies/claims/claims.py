@@ -6,7 +6,6 @@ of differences: paired by seed, 95 % t-intervals, p-values Holm-corrected within
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 from minigpt.bench.attention import one_layer, random_windows, time_layers
 from minigpt.bench.measure import device_here, kept_bytes
 from minigpt.errors import UserError
+from minigpt.files import read_json
 from minigpt.report.comparison import LOSS
 from minigpt.report.designs import Design, differences, group
 from minigpt.report.evaluations import at_length
@@ -400,8 +400,8 @@ def early_stopping(folder: Path) -> Finding:
     searches: dict[str, dict[int, dict[str, Any]]] = {"asha": {}, "none": {}}
     for file in sorted((folder / "early_stopping").glob("*_*/tune.json")):
         scheduler, _, seed = file.parent.name.rpartition("_")
-        searches[scheduler][int(seed)] = json.loads(file.read_text(encoding="utf-8"))
-        if searches[scheduler][int(seed)]["status"] != "finished":
+        search = searches[scheduler][int(seed)] = read_json(file)
+        if search["status"] != "finished":
             raise UserError(f"{file}: not finished; run studies/claims/run.py again")
     if not searches["asha"]:
         raise UserError(f"{folder}: no search with early stopping; run studies/claims/run.py")
