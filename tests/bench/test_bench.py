@@ -121,7 +121,7 @@ def test_runs_together(cli: Cli) -> None:
     assert together["tokens_per_second"] > 0  # type: ignore[operator]
     assert "3 runs of 64 tokens per step" in done.out
     done = cli("bench", "replicas", *SMALL, "model.dropout=0.1", *options)
-    assert done.code == 2 and "model.dropout=0.1: replicas would drop" in done.err
+    assert done.code == 2 and "model.dropout=0.1: replicas would draw" in done.err
 
 
 @pytest.mark.slow

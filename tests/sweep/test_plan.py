@@ -99,7 +99,7 @@ def test_a_wrong_config_stops_a_sweep_before_it_starts(cli: Cli, workdir: Path) 
 @pytest.mark.parametrize("choices", ["sweep=norm,ffn", "experiment=claims/common,claims/norm"])
 def test_presets_among_others_are_refused(cli: Cli, choices: str) -> None:
     refused = cli("train", "-m", choices, *TINY, "seed=1", "sweep.fail_fast=true")
-    assert refused.code == 2 and "name one preset or experiment a command" in refused.err
+    assert refused.code == 2 and "each sweep preset or experiment in its own command" in refused.err
     assert not Path("runs").exists()
 
 
