@@ -30,20 +30,16 @@ SHELL_REQUESTS = [
 
 def usage() -> str:
     """Return the text of `minigpt --help`."""
-    lines = [f"  {name:<8} {text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: minigpt COMMAND [...]",
-            "",
-            "Train small GPTs on small text, and compare their designs.",
-            "",
-            *lines,
-            "",
-            "minigpt COMMAND --help lists a command's options. Exit codes: 0 success, 1 failure,",
-            f"2 invalid input, 130 or 143 stopped by a signal. {TRACEBACK}=1 prints tracebacks.",
-            f"version {__version__}",
-        ]
-    )
+    lines = "\n".join(f"  {name:<8} {text}" for name, text in COMMANDS.items())
+    return f"""usage: minigpt COMMAND [...]
+
+Train small GPTs on small text, and compare their designs.
+
+{lines}
+
+minigpt COMMAND --help lists a command's options. Exit codes: 0 success, 1 failure,
+2 invalid input, 130 or 143 stopped by a signal. {TRACEBACK}=1 prints tracebacks.
+version {__version__}"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,10 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     if command in ("-sc", "--shell-completion"):  # called by the shell
         return complete(arguments)
     if command not in COMMANDS:
-        known = ", ".join(COMMANDS)
-        return _fail(
-            f"{command}: no such command.{did_you_mean(command, COMMANDS)} Known: {known}."
-        )
+        guess, known = did_you_mean(command, COMMANDS), ", ".join(COMMANDS)
+        return _fail(f"{command}: no such command.{guess} Known: {known}.")
     return run_command(command, rest)
 
 

@@ -56,11 +56,8 @@ class Registry(Generic[T]):
     def _find(self, name: str) -> tuple[type, type[T]]:
         self._discover()
         if name not in self._variants:
-            known = ", ".join(self.names())
-            raise UserError(
-                f"{self.key}.name={name}: no such {self.group}."
-                f"{did_you_mean(str(name), self._variants)} Known: {known}."
-            )
+            guess, known = did_you_mean(str(name), self._variants), ", ".join(self.names())
+            raise UserError(f"{self.key}.name={name}: no such {self.group}.{guess} Known: {known}.")
         return self._variants[name]
 
     def _discover(self) -> None:

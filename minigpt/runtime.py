@@ -48,11 +48,8 @@ def choose_runtime(device: str, precision: str, key: str = "trainer.device") -> 
 
 
 def _choose_device(device: str, key: str) -> tuple[str, str]:
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    mps = torch.backends.mps.is_available()
+    available = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
     if device == "auto":
         first = next(name for name in available if available[name])
         return first, "no GPU available to torch" if first == "cpu" else "available"
@@ -68,7 +65,8 @@ def _choose_precision(precision: str, device: str) -> tuple[str, str]:
     if device == "cuda":
         fast, why = torch.cuda.is_bf16_supported(including_emulation=False), "tensor cores"
     elif device == "cpu":
-        fast, why = cpu_has_bf16(), "bf16 instructions"
+        features, why = torch.cpu.get_capabilities(), "bf16 instructions"
+        fast = features.get("avx512_bf16") or features.get("amx_bf16")  # else fp32 is faster
     else:
         fast, why = False, ""
     if precision == "auto":
@@ -85,9 +83,8 @@ def set_threads(threads: int | None) -> None:
     """
     cores = os.cpu_count() or 1
     why = f"this machine has {cores} cores, and more threads are slower; use at most {cores}"
-    require(
-        threads is None or threads <= max(cores, DEFAULT_THREADS), "trainer.threads", threads, why
-    )
+    ok = threads is None or threads <= max(cores, DEFAULT_THREADS)
+    require(ok, "trainer.threads", threads, why)
     torch.set_num_threads(threads or DEFAULT_THREADS)
 
 
@@ -109,9 +106,3 @@ def peak_memory_bytes(device: str) -> int | None:
         peak = re.search(r"VmHWM:\s*(\d+) kB", status)
         return int(peak[1]) * 1024 if peak else None
     return None
-
-
-def cpu_has_bf16() -> bool:
-    """Return whether the CPU has bf16 instructions, without which bf16 is slower than fp32."""
-    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))

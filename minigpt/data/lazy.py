@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any, Self, overload
+from typing import Any, ClassVar, Self, overload
 
 import numpy as np
 import torch
@@ -26,10 +26,7 @@ class LazyTensor(ABC):
 
     target: str = field(default="cpu", kw_only=True)
 
-    @property
-    def device(self) -> torch.device:
-        """The device that indices must be on."""
-        return torch.device("cpu")
+    device: ClassVar = torch.device("cpu")  # of the indices
 
     def to(self, device: str) -> Self:
         """Return the same tensor with `device` as the target of what is read."""

@@ -100,7 +100,11 @@ def _plays(*errata: str) -> dict[str, str]:
     }
     lists = _errata()
     for erratum in chain.from_iterable(lists[name] for name in errata):
-        _apply(erratum, plays)
+        play, old, expected = erratum["play"], erratum["old"], erratum.get("count", 1)
+        count = plays.get(play, "").count(old)
+        if count != expected:
+            raise ValueError(f"{_differs()}: {play} has {old!r} {count} times, not {expected}")
+        plays[play] = plays[play].replace(old, erratum["new"])
     return plays
 
 
@@ -108,15 +112,6 @@ def _errata() -> dict[str, list[Erratum]]:
     """Return the mistakes of the Markdown (`slips`) and the errors of the tiny file (`quirks`)."""
     file = resources.files("minigpt.data").joinpath("tinyshakespeare_errata.json")
     return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _apply(erratum: Erratum, plays: dict[str, str]) -> None:
-    """Apply one correction. Raises ValueError if `old` does not occur `count` times."""
-    play, old, expected = erratum["play"], erratum["old"], erratum.get("count", 1)
-    count = plays.get(play, "").count(old)
-    if count != expected:
-        raise ValueError(f"{_differs()}: {play} has {old!r} {count} times, not {expected}")
-    plays[play] = plays[play].replace(old, erratum["new"])
 
 
 def _differs() -> str:

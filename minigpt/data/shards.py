@@ -8,6 +8,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -151,14 +152,13 @@ class ShardCorpus(Corpus):
 
     def _array(self, file: str, shape: tuple[int], dtype: np.dtype[Any]) -> Array:
         """Return a memory-mapped file. Raises UserError if it does not match the index."""
-        actual = "missing"
         try:
             mapped = np.load(self._folder / file, mmap_mode="r")
             if (mapped.shape, mapped.dtype) == (shape, dtype):
                 return mapped
             actual = f"{mapped.shape} of {mapped.dtype}"
         except FileNotFoundError:
-            pass
+            actual = "missing"
         except (OSError, ValueError, EOFError) as error:
             actual = f"damaged ({error})"
         raise UserError(
@@ -192,10 +192,9 @@ def write_shards(
     """
     require(not folder.exists(), "--shards", folder, "already exists; name a new folder")
     source = CORPORA.build(data)
-    why = "cannot be read as text; use another corpus"
-    require(isinstance(source, TextSource), "data", data.name, why)
-    assert isinstance(source, TextSource)
-    first = _CountedBlocks(source.blocks(), lambda n: progress("reading", n))
+    if not isinstance(source, TextSource):
+        raise UserError(f"data={data.name}: cannot be read as text; use another corpus")
+    first = _CountedBlocks(source.blocks(), partial(progress, "reading"))
     leading, alphabet = "", set[str]()
     for block in first:
         leading += block[: MAX_LEARNED_CHARACTERS - len(leading)]
@@ -206,7 +205,7 @@ def write_shards(
     # Tokenizers use the text after the training split only for its alphabet.
     text = leading + "".join(sorted(alphabet))
     learned = create(tokenizer, text, len(leading), Path(data.dir).expanduser())
-    second = _CountedBlocks(source.blocks(), lambda n: progress("encoding", n))
+    second = _CountedBlocks(source.blocks(), partial(progress, "encoding"))
     splits = {}
     with atomic_directory(folder) as temporary:
         for name, parts in groupby(_label_splits(n, second), key=itemgetter(0)):
@@ -217,14 +216,10 @@ def write_shards(
         if second.sha256 != first.sha256:
             raise UserError(f"data={data.name}: the text changed while it was read; try again")
         learned.save(temporary / TOKENIZER)
-        index = Index(
-            first.sha256,
-            first.n_bytes,
-            {"train": n, "val": first.n_characters - n},
-            data_settings(data) | tokenizer_settings(tokenizer),
-            learned.fingerprint,
-            splits,
-        )
+        characters = {"train": n, "val": first.n_characters - n}
+        settings = data_settings(data) | tokenizer_settings(tokenizer)
+        facts = (first.sha256, first.n_bytes, characters, settings)
+        index = Index(*facts, learned.fingerprint, splits)
         index.write(temporary)
     return index
 
@@ -271,21 +266,18 @@ class _CountedBlocks:
 
     def __init__(self, blocks: Iterable[str], progress: Callable[[int], object]) -> None:
         self._blocks, self._progress = blocks, progress
-        self._digest = hashlib.sha256()
         self.n_characters = self.n_bytes = 0
 
     def __iter__(self) -> Iterator[str]:
+        digest = hashlib.sha256()
         for block in self._blocks:
             content = block.encode("utf-8")
-            self._digest.update(content)
+            digest.update(content)
             self.n_characters += len(block)
             self.n_bytes += len(content)
             yield block
             self._progress(self.n_characters)
-
-    @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
+        self.sha256 = digest.hexdigest()
 
 
 def _label_splits(n: int, blocks: Iterable[str]) -> Iterator[tuple[str, str]]:

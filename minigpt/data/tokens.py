@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minigpt.data.lazy import DocumentIds
-from minigpt.errors import UserError
+from minigpt.errors import require
 from minigpt.files import atomic_path
 from minigpt.tokenizer import Tokenizer
 
@@ -117,12 +117,10 @@ class TokenData:
     def require_block(self, block_size: int) -> None:
         """Raise UserError unless each split has at least one window of block_size + 1 tokens."""
         for split in (self.train, self.val):
-            if len(split.tokens) <= block_size:
-                raise UserError(
-                    f"model.block_size={block_size}: the {split.name} split has only "
-                    f"{len(split.tokens)} tokens, one window needs {block_size + 1}; "
-                    f"use more text or a smaller block"
-                )
+            n, needed = len(split.tokens), block_size + 1
+            why = f"the {split.name} split has only {n} tokens, one window needs {needed}"
+            remedy = "use more text or a smaller block"
+            require(n >= needed, "model.block_size", block_size, f"{why}; {remedy}")
 
 
 def split_documents(text: str, separator: str | None) -> list[str]:
@@ -179,9 +177,8 @@ def read_tokens(path: Path) -> TokenData | None:
 
 
 def _token_data(tensors: dict[str, Tensor], n_bytes: dict[str, str]) -> TokenData:
-    return TokenData(
-        *(
-            Split(name, tensors[name], int(n_bytes[name]), tensors.get(f"{name}_documents"))
-            for name in ("train", "val")
-        )
-    )
+    def split(name: str) -> Split:
+        ids = tensors.get(f"{name}_documents")
+        return Split(name, tensors[name], int(n_bytes[name]), ids)
+
+    return TokenData(split("train"), split("val"))

@@ -71,10 +71,8 @@ class WandbLogger(Logger):
             raise UserError(f"logger.mode=online: {why}; fix that, or use logger.mode=auto")
 
     def __init__(self, options: WandbConfig, info: RunInfo) -> None:
-        mode = options.mode
-        self._options, self._info = options, info
+        self._options, self._info, self._warned = options, info, False
         self._run: wandb.Run | None = None
-        self._warned = False
         self.tracker_id = info.tracker_id
 
         # The trainer prints to the terminal, not W&B. W&B sends telemetry even from offline runs;
@@ -88,7 +86,7 @@ class WandbLogger(Logger):
             return
         self.tracker_id = self._run.id
         if self._run.offline:
-            why = "; ".join(reasons) or f"logger.mode={mode}"
+            why = "; ".join(reasons) or f"logger.mode={options.mode}"
             # The pattern includes the files of a resumed run from before its interruption.
             runs = shlex.quote(f"{info.directory / 'wandb'}/offline-run-")
             self.notice = f"W&B is offline: {why}. Upload: wandb sync {runs}*-{self._run.id}*"
@@ -96,10 +94,9 @@ class WandbLogger(Logger):
             self.notice = f"W&B: {self._run.url}"
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        if (run := self._run) is None:
-            return
-        with self._one_warning(run):
-            run.log({**metrics, "step": step})
+        if (run := self._run) is not None:
+            with self._one_warning(run):
+                run.log({**metrics, "step": step})
 
     def log_text(self, text: str, step: int) -> None:
         if (run := self._run) is None:
@@ -134,14 +131,11 @@ class WandbLogger(Logger):
                 with _exit_hooks_restored():
                     self._run = self._start(mode)
                 break
-            except (
-                Exception
-            ) as error:  # W&B raises many types; with mode=auto none may end training
+            except Exception as error:  # W&B raises many types; mode=auto must not end training
                 why = " ".join(str(error).split()) or type(error).__name__
                 if self._options.mode != "auto":
-                    raise UserError(
-                        f"logger.mode={mode}: {why}; fix that, or use logger.mode=auto"
-                    ) from error
+                    remedy = "fix that, or use logger.mode=auto"
+                    raise UserError(f"logger.mode={mode}: {why}; {remedy}") from error
                 if why not in reasons:
                     reasons.append(why)
         return reasons

@@ -34,9 +34,7 @@ class RingBuffer:
         `is_token` (b, t): False for padding. Returns the positions (b, s) of the keys that `write`
         returns.
         """
-        assert self.wraps or last < self.capacity, (
-            f"position {last} in a cache of {self.capacity} slots"
-        )
+        assert self.wraps or last < self.capacity, (last, self.capacity)
         newest = F.pad(torch.where(is_token, positions, -1), (1, 0), value=-1).amax(1, keepdim=True)
         stored = is_token & (positions > newest - self.capacity)
         before = self.positions[:, : self.end]
@@ -82,14 +80,11 @@ class RingBuffer:
 
     def grow(self, capacity: int) -> None:
         """Raise the capacity."""
-        more = capacity - self.capacity
-
-        def grown(x: Tensor) -> Tensor:
-            return F.pad(x[:, :, :-1], (0, 0, 0, more + 1))
-
-        self.positions = F.pad(self.positions[:, :-1], (0, more + 1), value=EMPTY)
-        self.keys = {layer: grown(keys) for layer, keys in self.keys.items()}
-        self.values = {layer: grown(values) for layer, values in self.values.items()}
+        more = capacity - self.capacity + 1
+        self.positions = F.pad(self.positions[:, :-1], (0, more), value=EMPTY)
+        for tensors in (self.keys, self.values):
+            for layer, x in tensors.items():
+                tensors[layer] = F.pad(x[:, :, :-1], (0, 0, 0, more))
         self.capacity = capacity
 
 

@@ -157,10 +157,7 @@ class Muon(torch.optim.Optimizer):
         matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
         assert matrices, "refused by `compatibility`"
         self.muon = StackedMuon(
-            matrices,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
+            *(matrices, config.lr, config.weight_decay, config.momentum),
             adjust_lr_fn="match_rms_adamw",
         )
         hidden = set(matrices)

@@ -69,14 +69,12 @@ class Tokenizer(ABC):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the saved form: equal fingerprints mean equal tokens."""
-        return _fingerprint(self._saved())
+        return _fingerprint({"kind": self.kind, **self.to_json()})
 
     def save(self, path: Path) -> None:
         """Write tokenizer.json."""
-        write_json(path, {"fingerprint": self.fingerprint, **self._saved()})
-
-    def _saved(self) -> dict[str, Any]:
-        return {"kind": self.kind, **self.to_json()}
+        saved = {"kind": self.kind, **self.to_json()}
+        write_json(path, {"fingerprint": _fingerprint(saved), **saved})
 
 
 TOKENIZERS: Registry[Tokenizer] = Registry("tokenizer", "tokenizer", "minigpt.tokenizer")

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import tiktoken
 
-from minigpt.errors import UserError, did_you_mean, require
+from minigpt.errors import UserError, require_one_of
 from minigpt.files import sha256
 from minigpt.tokenizer.base import TOKENIZERS, Tokenizer, TokenizerConfig, require_utf8
 from minigpt.tokenizer.bpe import BOUNDARY, symbol_bytes
@@ -51,12 +51,7 @@ class TiktokenConfig(TokenizerConfig):
     encoding: str
 
     def __post_init__(self) -> None:
-        known = _encoding_names()
-        why = (
-            f"tiktoken has no such encoding.{did_you_mean(str(self.encoding), known)} "
-            f"Known: {', '.join(known)}."
-        )
-        require(self.encoding in known, "tokenizer.encoding", self.encoding, why)
+        require_one_of("tokenizer.encoding", self.encoding, _encoding_names())
 
 
 @TOKENIZERS.register("gpt2", GPT2Config)
@@ -119,12 +114,8 @@ class TiktokenTokenizer(Tokenizer):
 
     def to_json(self) -> dict[str, Any]:
         ranks = {base64.b64encode(token).decode(): rank for token, rank in self._ranks.items()}
-        return {
-            "name": self._name,
-            "pattern": self._pattern,
-            "special_tokens": self._special_tokens,
-            "ranks": ranks,
-        }
+        names = {"name": self._name, "pattern": self._pattern}
+        return {**names, "special_tokens": self._special_tokens, "ranks": ranks}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> TiktokenTokenizer:

@@ -28,11 +28,8 @@ class Display:
         self.live = sys.stdout.isatty()
         self.console = PipeConsole(highlight=False, soft_wrap=True)
         self.progress = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(compact=True),
+            *(TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=None)),
+            *(TextColumn("{task.fields[status]}"), TimeRemainingColumn(compact=True)),
             console=self.console,
             disable=not self.live,
             refresh_per_second=1 / REFRESH_SECONDS,

@@ -63,9 +63,10 @@ class Program:
         """
         weights = stacked([dict(model.named_parameters()) for model in self.models])
         buffers = stacked([dict(model.named_buffers()) for model in self.models])
-        batch = stacked([_tensors(micro_batch) for micro_batch in micro_batches])
+        given = [name for name, x in vars(micro_batches[0]).items() if x is not None]
+        batch = [torch.stack([getattr(b, name) for b in micro_batches]) for name in given]
         with self.runtime.autocast():
-            losses, metrics = self.losses(weights | buffers, *batch.values())
+            losses, metrics = self.losses(weights | buffers, *batch)
         (losses.sum() / grad_accum_steps).backward()
         n_models = len(self.models)
         return [{name: values[i] for name, values in metrics.items()} for i in range(n_models)]
@@ -84,10 +85,6 @@ def step(program: Program, trainers: Sequence[Trainer]) -> None:
 def stacked(each: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Stack the tensors of each name along a new first dimension."""
     return {name: torch.stack([tensors[name] for tensors in each]) for name in each[0]}
-
-
-def _tensors(batch: Batch) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in vars(batch).items() if tensor is not None}
 
 
 class _Loss(nn.Module):

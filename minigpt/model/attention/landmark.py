@@ -237,7 +237,8 @@ class Scorer:
         near, far = (self.near_q @ keys.near.mT), None
         if self.attention.has_far_blocks(self.ctx):
             far = self.far_q @ keys.far.mT
-        blocks_back = self.positions[:, None, :, None] // self.block - k_positions // self.block
+        block = self.attention.block
+        blocks_back = self.positions[:, None, :, None] // block - k_positions // block
         return self._scores(near, far, blocks_back, keys, k_positions[None], bias)
 
     def keys_of_blocks(self, keys: StoredKeys, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,12 +246,13 @@ class Scorer:
 
         Scores (b, h, i, m, l), values (b, h, i, m, l, e).
         """
+        block = self.attention.block
         b, h, i, _ = torch.meshgrid(*map(self._arange, blocks.shape), indexing="ij")
-        slots = blocks[..., None] * self.block + self._arange(self.block)
+        slots = blocks[..., None] * block + self._arange(block)
         b, h, i = (x[..., None] for x in (b, h, i))
 
         def gather(x: Tensor) -> Tensor:
-            by_block = rearrange(x, "b h (n l) e -> (b h) n l e", l=self.block)
+            by_block = rearrange(x, "b h (n l) e -> (b h) n l e", l=block)
             rows = self._arange(len(by_block))[:, None, None]
             return by_block[rows, blocks.flatten(0, 1)].unflatten(0, blocks.shape[:2])
 
@@ -263,7 +265,7 @@ class Scorer:
             return torch.einsum("bhie,bhimle->bhiml", q, gather(k))
 
         near, far = products(self.near_q, keys.near), products(self.far_q, keys.far)
-        blocks_back = (self.positions[:, None, :, None] // self.block - blocks)[..., None]
+        blocks_back = (self.positions[:, None, :, None] // block - blocks)[..., None]
         all_slots = self._arange(keys.near.shape[2])[None]
         scores = self._scores(near, far, blocks_back, keys, all_slots, bias)
         return scores, gather(keys.values), keys.occupied[b, slots]
@@ -288,13 +290,8 @@ class Scorer:
         if far is None:
             return scores
         i = self.attention.far_query_position(self.positions)
-        far_scores = scored(far, self.far_q, keys.far, i, k_positions % self.block)
+        far_scores = scored(far, self.far_q, keys.far, i, k_positions % self.attention.block)
         return torch.where(blocks_back > self.attention.farthest, far_scores, scores)
-
-    @property
-    def block(self) -> int:
-        """Tokens of a block."""
-        return self.attention.block
 
     def _arange(self, n: int) -> Tensor:
         return torch.arange(n, device=self.positions.device)
