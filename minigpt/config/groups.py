@@ -61,15 +61,9 @@ def register() -> None:
     )
     OmegaConf.register_new_resolver("run_label", _run_label, replace=True)
     for file in (config_directory() / "positional").glob("*.yaml"):
-        ConfigStore.instance().store(
-            group="model",
-            name=file.stem,
-            package="_global_",
-            node={
-                "defaults": ["/model_base", {"override /positional": file.stem}, "_self_"],
-                "model": {"name": file.stem},
-            },
-        )
+        defaults = ["/model_base", {"override /positional": file.stem}, "_self_"]
+        node = {"defaults": defaults, "model": {"name": file.stem}}
+        ConfigStore.instance().store(file.stem, node, group="model", package="_global_")
 
 
 def _run_label(name: str | None, design: str, overrides: list[str]) -> str:

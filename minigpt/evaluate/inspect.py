@@ -155,7 +155,7 @@ def rotary_angles(model: GPT, positions: Tensor, layer: int) -> Tensor:
     config, angles = model.config, []
     for channel, vector in enumerate(torch.eye(config.shape.head_size, device=positions.device)):
         q = vector.expand(1, config.n_head, positions.shape[1], -1)
-        rotated = model.positional.rotate(q, q[:, : config.kv_heads], positions, layer)[0][0]
+        rotated = model.positional.rotate(q, q[:, : config.shape.n_kv_head], positions, layer)[0][0]
         component = rotated.abs().sum((0, 1))
         component[channel] = 0
         partner = int(component.argmax())
@@ -169,8 +169,8 @@ def _rotary_decay(model: GPT, positions: Tensor, layer: int) -> Tensor:
     config = model.config
     shape = (1, config.n_head, positions.shape[1], config.shape.head_size)
     ones = torch.ones(shape, device=positions.device)
-    q, k = model.positional.rotate(ones, ones[:, : config.kv_heads], positions, layer)
-    k = k.repeat_interleave(config.n_head // config.kv_heads, dim=1)
+    q, k = model.positional.rotate(ones, ones[:, : config.shape.n_kv_head], positions, layer)
+    k = k.repeat_interleave(config.n_head // config.shape.n_kv_head, dim=1)
     return _one_if_same((q * k[:, :, :1]).mean(-1)[0])
 
 

@@ -71,14 +71,10 @@ class ModelConfig:
         require(cap is None or cap > 0, "model.logit_softcap", cap, why)
 
     @property
-    def kv_heads(self) -> int:
-        """Heads of keys and values."""
-        return self.n_head if self.n_kv_head is None else self.n_kv_head
-
-    @property
     def shape(self) -> ModelShape:
         """The sizes that the parts of the model share."""
+        n_kv_head = self.n_head if self.n_kv_head is None else self.n_kv_head
         return ModelShape(
-            *(self.n_layer, self.n_head, self.kv_heads, self.n_embd, self.block_size),
+            *(self.n_layer, self.n_head, n_kv_head, self.n_embd, self.block_size),
             *(self.dropout, self.bias, self.qk_norm, self.value_residual),
         )

@@ -32,18 +32,12 @@ BOUNDARY = re.compile(r"(?<=\S)(?=[ \n])")
 CHUNK_CHARACTERS = 1 << 20  # the library needs about 200 bytes per character encoded at once
 
 
-def _byte_symbols() -> dict[str, int]:
-    """Return the byte of each character of GPT-2's byte alphabet.
-
-    Visible Latin-1 characters are their own bytes; the other bytes are U+0100 and following.
-    """
-    visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    numbered = {chr(256 + n): byte for n, byte in enumerate(hidden)}
-    return {chr(byte): byte for byte in visible} | numbered
-
-
-BYTE_SYMBOLS = _byte_symbols()
+# The byte of each character of GPT-2's byte alphabet: visible Latin-1 characters are their own
+# bytes; the characters of the other bytes are U+0100 and following.
+_VISIBLE = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+_HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
+BYTE_SYMBOLS = {chr(byte): byte for byte in _VISIBLE}
+BYTE_SYMBOLS |= {chr(256 + n): byte for n, byte in enumerate(_HIDDEN)}
 
 
 def symbol_bytes(symbol: str) -> bytes:

@@ -48,17 +48,11 @@ def set_up(config: Config, prepared: Prepared, runtime: Runtime) -> Setup:
     model = GPT(config.model, prepared.tokenizer.n_vocab).to(runtime.device)
     backend = model.use_backend(runtime.device, runtime.precision == "bf16", "train")
     state = TrainState(model, OPTIMIZERS.build(config.optimizer, model), generator)
-    resolved = resolve(config, runtime, model)
-    return Setup(resolved, runtime, prepared.tokenizer, data, state, backend)
-
-
-def resolve(config: Config, runtime: Runtime, model: GPT) -> Config:
-    """Return the config with explicit values for `auto`, relative paths and attention's nulls.
-
-    model.backend.name=auto stays: the backend is chosen anew for each use.
-    """
+    # Values for `auto`, relative paths and attention's nulls. model.backend.name=auto stays: the
+    # backend is chosen anew for each use.
     device, precision, threads = runtime.device, runtime.precision, torch.get_num_threads()
     trainer = replace(config.trainer, device=device, precision=precision, threads=threads)
     attention = model.attention.resolved(config.model.attention)
     design = replace(config.model, attention=attention)
-    return replace(config, trainer=trainer, data=config.data.absolute(), model=design)
+    resolved = replace(config, trainer=trainer, data=config.data.absolute(), model=design)
+    return Setup(resolved, runtime, prepared.tokenizer, data, state, backend)

@@ -47,6 +47,7 @@ class Trainer:
         self.state, self.progress = setup.state, setup.state.progress
         self.model, self.optimizer = setup.state.model, setup.state.optimizer
         self.schedule = SCHEDULES.build(self.config.schedule, self.options.max_steps)
+        self.tokens_per_step = self.options.batch_size * self.config.model.block_size
         self.run, self.display, self.logger = run, display, logger
         self.stop = stop or Stop()
         self.stopwatch = stopwatch or Stopwatch()
@@ -171,11 +172,6 @@ class Trainer:
             "precision": runtime.precision,
             "backend": self.backend,
         }
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens in a batch."""
-        return self.options.batch_size * self.config.model.block_size
 
     def save(self) -> None:
         """Write the last checkpoint. Raises Diverged if a weight is not finite."""

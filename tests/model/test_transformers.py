@@ -242,7 +242,7 @@ def llama(
         intermediate_size=config.ffn.hidden_width(config.n_embd),
         num_hidden_layers=config.n_layer,
         num_attention_heads=config.n_head,
-        num_key_value_heads=config.kv_heads,
+        num_key_value_heads=config.shape.n_kv_head,
         max_position_embeddings=config.block_size,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_theta": 10000.0, **rope},

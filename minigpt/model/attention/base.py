@@ -109,11 +109,13 @@ class Attention(nn.Module):
     that is None has its default as an attribute of the same name.
 
     `horizon`: positions that a query attends to at most, its own included, and so all that a cache
-    stores; None for all. `mask_by_head`: whether the mask differs between heads. `uses_backend`:
-    whether a backend computes it. `supports_documents`: whether it can mask other documents.
+    stores; None for all. `rows_per_token`: rows of x, for FLOPs. `mask_by_head`: whether the mask
+    differs between heads. `uses_backend`: whether a backend computes it. `supports_documents`:
+    whether it can mask other documents.
     """
 
     horizon: int | None = None
+    rows_per_token: float = 1.0
     mask_by_head: ClassVar[bool] = False
     uses_backend: ClassVar[bool] = True
     supports_documents: ClassVar[bool] = True
@@ -133,11 +135,6 @@ class Attention(nn.Module):
         """Return its options with the default in place of each None."""
         unset = [f.name for f in fields(options) if getattr(options, f.name) is None]
         return replace(options, **{name: getattr(self, name) for name in unset})
-
-    @property
-    def rows_per_token(self) -> float:
-        """Rows of x per token, for FLOPs."""
-        return 1.0
 
     def keys_per_query(self, length: int) -> float:
         """Return the keys that a query attends to in a text of `length` tokens, for FLOPs."""

@@ -76,16 +76,13 @@ class Landmark(Attention):
     def __init__(self, config: LandmarkConfig, shape: ModelShape) -> None:
         super().__init__(config, shape)
         self.block = config.block_length(shape.block_size)
+        self.rows_per_token = 1 + 1 / self.block
         self.farthest = shape.block_size // self.block - 1  # greatest distance in training, blocks
         self.retrieved = self.farthest if config.retrieved is None else config.retrieved
         self.mark = nn.Parameter(torch.empty(shape.n_embd).normal_(std=0.02))
 
     def keys_per_query(self, length: int) -> float:
         return (length + length / self.block) * self.rows_per_token
-
-    @property
-    def rows_per_token(self) -> float:
-        return 1 + 1 / self.block
 
     def extend_sequence(
         self, x: Tensor, positions: Tensor, in_order: bool

@@ -47,7 +47,10 @@ class ConvFeedForward(FeedForward):
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         up = self.up(x)
         length = up.shape[1]
-        padded = torch.cat((self._previous(up, ctx), up), 1)
+        previous: Tensor = up.new_zeros(len(up), self.kernel - 1, up.shape[2])
+        if ctx.cache is not None:
+            previous = ctx.cache.states.get(self, previous)
+        padded = torch.cat((previous, up), 1)
         document_ids = ctx.document_ids
         if document_ids is not None:
             document_ids = F.pad(document_ids, (self.kernel - 1, 0), value=-1)
@@ -63,9 +66,3 @@ class ConvFeedForward(FeedForward):
             last = n_tokens + torch.arange(self.kernel - 1, device=x.device)
             ctx.cache.states[self] = padded.gather(1, last[..., None].expand(-1, -1, up.shape[2]))
         return self.out(relu_squared(mixed))
-
-    def _previous(self, up: Tensor, ctx: ForwardContext) -> Tensor:
-        """Return hidden vectors of the tokens before this forward: (b, kernel - 1, hidden)."""
-        if ctx.cache is not None and self in ctx.cache.states:
-            return ctx.cache.states[self]
-        return up.new_zeros(len(up), self.kernel - 1, up.shape[2])

@@ -29,9 +29,8 @@ class RopeConfig(PositionalConfig):
 
     def __post_init__(self) -> None:
         require(self.base > 1, "model.positional.base", self.base, "use a number above 1")
-        ok = 0 < self.fraction <= 1
-        why = "must be above 0 and at most 1"
-        require(ok, "model.positional.fraction", self.fraction, why)
+        fraction, why = self.fraction, "must be above 0 and at most 1"
+        require(0 < fraction <= 1, "model.positional.fraction", fraction, why)
         require_one_of("model.positional.scaling", self.scaling, ("none", "linear", "ntk", "yarn"))
         if self.scaling == "none":
             why = "nothing is scaled; set model.positional.scaling=linear, ntk or yarn as well"
