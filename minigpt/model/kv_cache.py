@@ -34,7 +34,8 @@ class RingBuffer:
         `is_token` (b, t): False for padding. Returns the positions (b, s) of the keys that `write`
         returns.
         """
-        assert self.wraps or last < self.capacity, (last, self.capacity)
+        full = f"position {last} in a cache of {self.capacity} slots"
+        assert self.wraps or last < self.capacity, full
         newest = F.pad(torch.where(is_token, positions, -1), (1, 0), value=-1).amax(1, keepdim=True)
         stored = is_token & (positions > newest - self.capacity)
         before = self.positions[:, : self.end]
