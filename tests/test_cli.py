@@ -68,7 +68,7 @@ MISTAKES = {
     "seed=-1": "seed=-1: must be from 0",
     "seed=1,2": "seed=1,2: several values; add -m",
     "backend=flax": "backend=flax: no such backend. Did you mean flex?",
-    "trainer.device=cpu backend=flex": "cannot train this design on cpu: FlexAtt",
+    "trainer.device=cpu backend=flex": "does not support training of this design on cpu: FlexAtt",
     "experiment=nano": "experiment=nano: no such experiment.",
     "model=[": "model=[: no such model.",
     "name='${nope}'": "nope",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
@@ -11,7 +10,7 @@ from minigpt.bench.measure import Design, Result, Times, alternately, kept_bytes
 from minigpt.config.compose import composed_config
 from minigpt.model import GPT
 from minigpt.model.backends import BACKENDS
-from minigpt.model.compatibility import backend_limit
+from minigpt.model.compatibility import Use, backend_limit
 from minigpt.report.tables import Cell, Column, Table
 
 N_VOCAB = 65
@@ -30,15 +29,15 @@ def one_layer(
     length: int,
     backend: str,
     device: str,
-    use: Literal["train", "decode"] = "train",
+    use: Use = "training",
 ) -> GPT | None:
     """Build a design with one layer and a block size; None if the backend does not support it.
 
-    `use`: train or decode. A model to decode with has no gradients.
+    For inference its parameters have no gradients.
     """
     config = composed_config([*overrides, f"model.block_size={length}", "model.n_layer=1"]).model
     model = GPT(config, N_VOCAB).to(device)
-    if use == "decode":
+    if use == "inference":
         model.requires_grad_(False)
     if backend_limit(model.config, backend, device, use) is not None:
         return None

@@ -11,6 +11,7 @@ from minigpt.config.groups import config_directory
 from minigpt.errors import require_one_of
 from minigpt.model import GPT
 from minigpt.model.backends import BACKENDS
+from minigpt.model.compatibility import USES
 from minigpt.report.tables import Cell, Column, Table
 
 GROUPS = ("positional", "attention", "ffn", "norm")
@@ -84,12 +85,12 @@ def measure(
 
 
 def _models(design: Design, group: str, length: int, backend: str) -> dict[str, GPT]:
-    """Return a model of each choice that the backend can train, or else decode."""
+    """Return a model of each choice that the backend can train, or else evaluate."""
     models = {}
     for choice in sorted(file.stem for file in (config_directory() / group).glob("*.yaml")):
         spans = SPANS.get(choice, []) if group == "attention" else []
         chosen = [f"{group}={choice}", *spans, *design.overrides]
-        for use in ("train", "decode"):
+        for use in USES:
             model = one_layer(chosen, length, backend, design.device, use)
             if model is not None:
                 models[choice] = model

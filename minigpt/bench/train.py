@@ -21,7 +21,7 @@ from minigpt.report.tables import Cell, Column, Table
 from minigpt.run.directory import RunDirectory
 from minigpt.runtime import Runtime, choose_runtime, peak_memory_bytes, set_threads
 from minigpt.train.display import Display
-from minigpt.train.setup import set_up
+from minigpt.train.setup import build_setup
 from minigpt.train.trainer import Trainer
 
 # Steps between two clock readings. A reading waits for the GPU, which would else be idle often.
@@ -153,7 +153,7 @@ def temporary_trainer(
     with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
         run = RunDirectory(Path(folder))
         logger = LOGGERS.build(LoggerConfig("none"), RunInfo(run.path, "bench", None, [], {}, None))
-        yield Trainer(set_up(config, prepared, runtime), run, display, logger)
+        yield Trainer(build_setup(config, prepared, runtime), run, display, logger)
 
 
 def _round(measured: Measured, steps: int, warmup: int) -> Round:

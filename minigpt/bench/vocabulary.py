@@ -59,7 +59,7 @@ def train_steps(overrides: Sequence[str], n_vocab: int, n_tokens: int, max_logit
     torch.manual_seed(1)
     model = GPT(config.model, n_vocab).to(runtime.device)
     model.max_logits = max_logits
-    model.use_backend(runtime.device, runtime.precision == "bf16", "train")
+    model.use_backend(runtime.device, runtime.precision == "bf16", "training")
     optimizer = OPTIMIZERS.build(config.optimizer, model)
     tokens = torch.randint(n_vocab, (max(1, n_tokens // length), length + 1)).to(runtime.device)
 

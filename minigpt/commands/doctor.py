@@ -15,8 +15,7 @@ def main(arguments: list[str]) -> None:
     Parser(
         "doctor",
         "Show versions, device, precision, W&B's mode, the data and tokenizers that are available\n"
-        "offline, and which attention backend trains and decodes which positional scheme on which\n"
-        "device.",
+        "offline, and which attention backend supports which positional scheme on each device.",
         ["minigpt doctor"],
     ).parse_args(arguments)
 
@@ -31,7 +30,7 @@ def main(arguments: list[str]) -> None:
     backends, combinations = Footnotes(), Footnotes()
     with console.status("checking ..."):
         lines = findings()
-        title = "backends by positional scheme (t: trains, d: decodes, a number: see below)"
+        title = "backends by positional scheme (t: training, i: inference, a number: see below)"
         by_positional = _table(title, backend_table("positional", backends))
         by_attention = _table("backends by attention", backend_table("attention", backends))
         title = "choices that can be combined with each attention"

@@ -25,10 +25,10 @@ Footnotes = dict[str, int]  # reasons, numbered from 1 in the order of their fir
 
 
 def backend_table(group: str, footnotes: Footnotes) -> list[list[str]]:
-    """Return which backend trains and decodes each choice of a group, by device; headings first.
+    """Return which backends support each choice of a group, by device; headings first.
 
-    For the default design: a soft-cap, dropout or small heads can exclude more. Cells are "t d",
-    or the numbers of the reasons why not.
+    For the default design: a soft-cap, dropout or small heads can exclude more. Cells are "t i"
+    (training, inference), or the numbers of the reasons why not.
     """
     rows = [[group, *(f"{backend} {device}" for backend, device in BY_DEVICE)]]
     for name, design in _designs(group).items():

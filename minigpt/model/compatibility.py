@@ -23,8 +23,8 @@ from minigpt.model.positional.rope import RopeConfig
 from minigpt.model.positional.sinusoidal import SinusoidalConfig
 from minigpt.model.positional.xpos import XposConfig
 
-Use = Literal["train", "decode"]
-USES: tuple[Use, ...] = ("train", "decode")
+Use = Literal["training", "inference"]
+USES: tuple[Use, ...] = ("training", "inference")
 FLEX_MIN_HEAD_SIZE = 16  # of its GPU kernels
 SHORT_BLOCK = 64  # tokens; see docs/performance.md
 NO_BLOCKS = "works inside blocks, and model.n_layer=0 has none"
@@ -93,7 +93,7 @@ def backend_limit(config: ModelConfig, backend: str, device: str, use: Use) -> s
         return "FlexAttention has no kernels for mps"
     if device == "cuda" and config.shape.head_size < FLEX_MIN_HEAD_SIZE:
         return f"its GPU kernels need heads of {FLEX_MIN_HEAD_SIZE} channels or more"
-    if use == "decode":
+    if use == "inference":
         return None
     if device == "cpu":
         return "FlexAttention has no backward on CPUs"
@@ -116,9 +116,9 @@ def choose_backend(config: ModelConfig, device: str, bf16: bool, use: Use) -> tu
     limit = backend_limit(config, "sdpa", device, use)
     if limit is not None:
         return "eager", f"sdpa: {limit}"
-    if device == "cpu" and bf16 and use == "train":
+    if device == "cpu" and bf16 and use == "training":
         return "eager", "the backward pass of torch's bf16 flash attention is slow on CPUs"
-    if device == "cpu" and use == "train" and config.block_size <= SHORT_BLOCK:
+    if device == "cpu" and use == "training" and config.block_size <= SHORT_BLOCK:
         return "eager", "torch's flash attention is slower than plain products of this length"
     return "sdpa", "torch's fused kernels"
 
@@ -257,5 +257,6 @@ def _backend(config: ModelConfig, device: str, use: Use) -> Iterator[Problem]:
     limit = None if name == "auto" else backend_limit(config, name, device, use)
     if limit is not None:
         able = [n for n in BACKENDS if backend_limit(config, n, device, use) is None]
-        why = f"cannot {use} this design on {device}: {limit}; use {', '.join(able)} or auto"
+        why = f"does not support {use} of this design on {device}: {limit}"
+        why += f"; use {', '.join(able)} or auto"
         yield Problem("model.backend.name", name, why)

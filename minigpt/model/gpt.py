@@ -227,7 +227,7 @@ class GPT(nn.Module):
                 self.train()
             self.backend = backend
 
-    def use_backend(self, device: str, bf16: bool, use: Use = "decode") -> str:
+    def use_backend(self, device: str, bf16: bool, use: Use = "inference") -> str:
         """Choose the attention backend for a device type, precision and use.
 
         With backend=auto, `evaluating` takes the best one for forwards without gradients. Returns
@@ -236,7 +236,7 @@ class GPT(nn.Module):
         self.backend_name, reason = choose_backend(self.config, device, bf16, use)
         self.backend = BACKENDS[self.backend_name]
         if self.config.backend.name == "auto":
-            name, _ = choose_backend(self.config, device, bf16, "decode")
+            name, _ = choose_backend(self.config, device, bf16, "inference")
             self.backend_without_gradients = BACKENDS[name]
         return f"{self.backend_name} ({reason})"
 

@@ -58,7 +58,7 @@ def _device() -> list[Finding]:
     runtime = choose_runtime("auto", "auto")
     with torch.device("meta"):
         model = GPT(composed_config([]).model, n_vocab=1)
-    backend = model.use_backend(runtime.device, runtime.precision == "bf16", "train")
+    backend = model.use_backend(runtime.device, runtime.precision == "bf16", "training")
     build = "with CUDA " + torch.version.cuda if torch.version.cuda else "without CUDA"
     remedy = ""
     if runtime.device == "cpu":

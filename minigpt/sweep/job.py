@@ -24,7 +24,7 @@ from minigpt.errors import UserError, first_line
 from minigpt.files import try_read_json, write_json
 from minigpt.run.directory import Busy, RunDirectory
 from minigpt.sweep.plan import PlannedJob
-from minigpt.train.control import Stop
+from minigpt.train.control import StopRequest
 
 LOG = "output.log"
 POLL_SECONDS = 0.5
@@ -50,7 +50,7 @@ class SweepJob:
         """Train the job with Hydra's job number; its config was composed by `plan`."""
         from minigpt.train.session import train_run
 
-        job, stop = self.jobs[job_number()], Stop()
+        job, stop = self.jobs[job_number()], StopRequest()
         if self.stop_file.exists():
             return
         with self.output(job) as output, output.caught():
@@ -97,7 +97,7 @@ class SweepJob:
         }
 
     @contextmanager
-    def watching(self, stop: Stop) -> Iterator[None]:
+    def watching(self, stop: StopRequest) -> Iterator[None]:
         """Stop the run when the stop file appears, or when the process that started it exits."""
         finished = threading.Event()
         parent = os.getppid()

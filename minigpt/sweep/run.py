@@ -18,7 +18,7 @@ from minigpt.sweep.match import SweepConfig
 from minigpt.sweep.plan import PlannedJob, plan
 from minigpt.sweep.together import require_replicas
 from minigpt.sweep.watch import SKIPPED, Watch
-from minigpt.train.control import Interrupted, Stop, stop_signals
+from minigpt.train.control import Interrupted, StopRequest, stop_signals
 
 # Options of ray.init: without a dashboard, and with nothing printed.
 QUIET: dict[str, Any] = {
@@ -64,7 +64,7 @@ def run_sweep(multirun: Multirun) -> None:
     watch = Watch(planned, str(shown))
     try:
         # Jobs in other processes see the file.
-        with stop_signals(Stop(), lambda number: stop_file.write_text(str(number))), watch:
+        with stop_signals(StopRequest(), lambda number: stop_file.write_text(str(number))), watch:
             if missing:
                 _launch(multirun, task, missing)
         stopped_by = stop_file.read_text() if stop_file.exists() else ""

@@ -12,7 +12,7 @@ from minigpt.errors import UserError, require
 from minigpt.model.compatibility import replica_problems
 from minigpt.sweep.job import Output, SweepJob, leased_gpu
 from minigpt.sweep.plan import PlannedJob
-from minigpt.train.control import Interrupted, Stop, Stopwatch
+from minigpt.train.control import Interrupted, StopRequest, Stopwatch
 from minigpt.train.replicas import BACKEND, Program, program_of, step
 from minigpt.train.session import training_session
 from minigpt.train.trainer import Trainer
@@ -78,7 +78,7 @@ def _program_of(job: PlannedJob) -> Hashable:
 
 def _train(sweep: SweepJob, jobs: Sequence[PlannedJob]) -> None:
     """Train jobs of one program, whichever of them start, until each has ended."""
-    stop = Stop()
+    stop = StopRequest()
     replicas: list[Replica] = []
     with ExitStack() as stack:
         try:
@@ -102,7 +102,7 @@ def _train(sweep: SweepJob, jobs: Sequence[PlannedJob]) -> None:
 
 
 def _start(
-    sweep: SweepJob, jobs: Sequence[PlannedJob], stop: Stop, stack: ExitStack
+    sweep: SweepJob, jobs: Sequence[PlannedJob], stop: StopRequest, stack: ExitStack
 ) -> Iterator[Replica]:
     """Yield the runs that are ready for their next step. `stack` closes their logs."""
     stopwatch = Stopwatch()

@@ -25,7 +25,7 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-class Stopped(Exception):
+class EarlyStop(Exception):
     """Raised by a callback to end training early. `status` is written to result.json."""
 
     def __init__(self, status: str) -> None:
@@ -61,7 +61,7 @@ class Stopwatch:
 
 
 @dataclass
-class Stop:
+class StopRequest:
     """A request to stop. `number`: of the signal, or None as long as nothing was requested."""
 
     number: int | None = None
@@ -69,8 +69,8 @@ class Stop:
 
 @contextmanager
 def stop_signals(
-    stop: Stop, on_request: Callable[[int], object] = lambda number: None
-) -> Iterator[Stop]:
+    stop: StopRequest, on_request: Callable[[int], object] = lambda number: None
+) -> Iterator[StopRequest]:
     """Set `stop.number` at the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt.
 
     `on_request` is called with the number of the first signal. Outside of the main thread, where

@@ -17,9 +17,9 @@ from minigpt.model.compatibility import require_compatible
 from minigpt.run.directory import RunDirectory
 from minigpt.run.provenance import provenance
 from minigpt.runtime import Runtime, choose_runtime, set_threads
-from minigpt.train.control import Diverged, Interrupted, Stop, Stopped, Stopwatch
+from minigpt.train.control import Diverged, EarlyStop, Interrupted, StopRequest, Stopwatch
 from minigpt.train.display import Display
-from minigpt.train.setup import Setup, set_up
+from minigpt.train.setup import Setup, build_setup
 from minigpt.train.trainer import Trainer
 
 LESS_MEMORY = (
@@ -55,7 +55,7 @@ def training_session(
     facts: dict[str, Any] | None = None,
     *,
     on_evaluation: Callable[[Trainer], None] | None = None,
-    stop: Stop | None = None,
+    stop: StopRequest | None = None,
     stopwatch: Stopwatch | None = None,
     backend: str | None = None,
 ) -> Iterator[Trainer]:
@@ -65,35 +65,35 @@ def training_session(
     `facts` are added to a new run's manifest. `backend` replaces the name of the attention backend
     where the caller computes the steps. Raises UserError for what is not supported.
     """
-    runtime, prepared = check(config, run if resumed else None)
-    setup = set_up(config, prepared, runtime)
+    runtime, prepared = prepare_inputs(config, run if resumed else None)
+    setup = build_setup(config, prepared, runtime)
     setup = replace(setup, backend=backend or setup.backend)
     with run.locked():
         if resumed:
-            manifest = resume(run, setup, command)
+            manifest = restore_run(run, setup, command)
         else:
             facts = {"request_sha256": request_sha256(config), **(facts or {})}
-            manifest = create(run, setup, prepared, command, facts)
+            manifest = create_run(run, setup, prepared, command, facts)
         write_json(run.manifest, manifest)
         save_config(setup.config, run.config)  # last: from now on the run can be resumed
 
         display = Display(config.trainer.max_steps)
         logger = open_tracker(run, setup, manifest)
         trainer = Trainer(setup, run, display, logger, stop, stopwatch, on_evaluation)
-        with recorded(trainer):
+        with result_recorded(trainer):
             write_json(run.manifest, manifest | {"tracker_id": logger.tracker_id})
             display.start(setup, run, manifest, logger.notice)
             yield trainer
 
 
-def check(config: Config, resumed: RunDirectory | None) -> tuple[Runtime, Prepared]:
+def prepare_inputs(config: Config, resumed: RunDirectory | None) -> tuple[Runtime, Prepared]:
     """Choose the runtime and prepare the data. Raises UserError for what is not supported."""
     options = config.trainer
     set_threads(options.threads)
     runtime = choose_runtime(options.device, options.precision)
     LOGGERS.variant(config.logger.name).check(config.logger)
     packed = config.data.separator is not None
-    require_compatible(config.model, runtime.device, "train", packed, config.optimizer.name)
+    require_compatible(config.model, runtime.device, "training", packed, config.optimizer.name)
     tokenizer = None if resumed is None else resumed.tokenizer
     text = None if resumed is None else resumed.data_sha256
     prepared = prepare(config.data, config.tokenizer, tokenizer, text)
@@ -102,7 +102,7 @@ def check(config: Config, resumed: RunDirectory | None) -> tuple[Runtime, Prepar
     return runtime, prepared
 
 
-def create(
+def create_run(
     run: RunDirectory, setup: Setup, prepared: Prepared, command: list[str], facts: dict[str, Any]
 ) -> dict[str, Any]:
     """Save the tokenizer of a new run and return its manifest. Raises UserError if one exists."""
@@ -127,7 +127,7 @@ def create(
     }
 
 
-def resume(run: RunDirectory, setup: Setup, command: list[str]) -> dict[str, Any]:
+def restore_run(run: RunDirectory, setup: Setup, command: list[str]) -> dict[str, Any]:
     """Restore the last checkpoint and the logs at its step; return the extended manifest.
 
     Without a checkpoint the run starts from its first step. Raises UserError if it is finished.
@@ -167,14 +167,14 @@ def open_tracker(run: RunDirectory, setup: Setup, manifest: dict[str, Any]) -> L
 
 
 @contextmanager
-def recorded(trainer: Trainer) -> Iterator[None]:
+def result_recorded(trainer: Trainer) -> Iterator[None]:
     """Write result.json, close the display and the tracker, however the block ends."""
     run, display = trainer.run, trainer.display
     result = trainer.result("failed")
     try:
         yield
         result = trainer.result("finished")
-    except Stopped as stopped:
+    except EarlyStop as stopped:
         result = trainer.result(stopped.status)
     except KeyboardInterrupt:
         result = trainer.result("interrupted")

@@ -35,7 +35,7 @@ class Setup:
     backend: str
 
 
-def set_up(config: Config, prepared: Prepared, runtime: Runtime) -> Setup:
+def build_setup(config: Config, prepared: Prepared, runtime: Runtime) -> Setup:
     """Seed torch, build model and optimizer, and resolve the config.
 
     Raises UserError for a combination of choices that is not supported.
@@ -46,7 +46,7 @@ def set_up(config: Config, prepared: Prepared, runtime: Runtime) -> Setup:
     generator = torch.Generator(data.train.tokens.device)
     generator.manual_seed(config.seed + BATCH_SEED)
     model = GPT(config.model, prepared.tokenizer.n_vocab).to(runtime.device)
-    backend = model.use_backend(runtime.device, runtime.precision == "bf16", "train")
+    backend = model.use_backend(runtime.device, runtime.precision == "bf16", "training")
     state = TrainState(model, OPTIMIZERS.build(config.optimizer, model), generator)
     # Values for `auto`, relative paths and attention's nulls. model.backend.name=auto stays: the
     # backend is chosen anew for each use.

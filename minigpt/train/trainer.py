@@ -18,7 +18,7 @@ from minigpt.logger import Logger
 from minigpt.optim.schedule import SCHEDULES
 from minigpt.run.directory import RunDirectory
 from minigpt.runtime import peak_memory_bytes
-from minigpt.train.control import Diverged, Interrupted, Stop, Stopwatch, stop_signals
+from minigpt.train.control import Diverged, Interrupted, StopRequest, Stopwatch, stop_signals
 from minigpt.train.display import Display
 from minigpt.train.setup import Setup
 
@@ -28,7 +28,7 @@ class Trainer:
 
     `stop`: set from a signal handler or another thread, ends training after the current step.
     `stopwatch`: measures training steps; runs that step together share one.
-    `on_evaluation`: called after each validation; may raise Stopped to end the run.
+    `on_evaluation`: called after each validation; may raise EarlyStop to end the run.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Trainer:
         run: RunDirectory,
         display: Display,
         logger: Logger,
-        stop: Stop | None = None,
+        stop: StopRequest | None = None,
         stopwatch: Stopwatch | None = None,
         on_evaluation: Callable[[Trainer], None] | None = None,
     ) -> None:
@@ -49,7 +49,7 @@ class Trainer:
         self.schedule = SCHEDULES.build(self.config.schedule, self.options.max_steps)
         self.tokens_per_step = self.options.batch_size * self.config.model.block_size
         self.run, self.display, self.logger = run, display, logger
-        self.stop = stop or Stop()
+        self.stop = stop or StopRequest()
         self.stopwatch = stopwatch or Stopwatch()
         self.on_evaluation = on_evaluation
         self.stopped_by: int | None = None  # a signal that arrived during the last step

@@ -22,7 +22,7 @@ from minigpt.errors import TRACEBACK, Failure
 from minigpt.files import absolute_path, write_json
 from minigpt.run.directory import SEARCH, RunDirectory
 from minigpt.run.provenance import provenance
-from minigpt.train.control import Interrupted, Stop, stop_signals
+from minigpt.train.control import Interrupted, StopRequest, stop_signals
 from minigpt.tune.folder import RAY, locked, new_folder, save_best
 from minigpt.tune.options import TuneOptions
 from minigpt.tune.proposals import Proposals, Study
@@ -71,7 +71,7 @@ class Search:
         self.grid = self.space.grid() if self.space.is_exhaustive(options) else None
         self.total = options.count if self.grid is None else len(self.grid)
         self.display = SearchDisplay(options, self.total, self.max_steps, self.ended)
-        self.stop = Stop()
+        self.stop = StopRequest()
         self.start_time = time.perf_counter()
 
     def run(self) -> None:
@@ -219,7 +219,7 @@ class Search:
 class _StopRequested(Stopper):
     """Ray Tune's condition for ending the search."""
 
-    stop: Stop
+    stop: StopRequest
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False

@@ -25,7 +25,7 @@ from minigpt.config.compose import composed_config, load_config
 from minigpt.errors import Failure, UserError, first_line
 from minigpt.files import atomic_directory, readable_directory, write_bytes, write_json
 from minigpt.run.directory import RunDirectory
-from minigpt.train.control import Stop, Stopped
+from minigpt.train.control import EarlyStop, StopRequest
 from minigpt.tune.records import TRIAL
 from minigpt.tune.space import Space, Values
 
@@ -140,7 +140,7 @@ class Training(threading.Thread):
         self.saved: SimpleQueue[None] = SimpleQueue()
         self.latest: dict[str, Any] = {}
         self.stop_file = Path(settings.folder) / STOP_FILE
-        self.stop = Stop()
+        self.stop = StopRequest()
 
     def next_report(self) -> dict[str, Any]:
         """Wait for an evaluation or the end of the run. Raises unexpected errors of the thread."""
@@ -206,7 +206,7 @@ class Training(threading.Thread):
         while (order := self.orders.get()) is not Order.CONTINUE:
             trainer.save()
             if order is Order.END:
-                raise Stopped("interrupted" if self.stop_file.exists() else status)
+                raise EarlyStop("interrupted" if self.stop_file.exists() else status)
             status = "paused"
             self.saved.put(None)
 

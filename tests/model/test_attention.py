@@ -186,7 +186,7 @@ def test_flex_on_a_gpu(scheme: str, options: Options, softcap: float | None) -> 
     with torch.no_grad():
         logits = model(tokens)
     torch.testing.assert_close(logits, expected.detach(), rtol=1e-4, atol=1e-4)
-    why = backend_limit(config, "flex", "cuda", "train")
+    why = backend_limit(config, "flex", "cuda", "training")
     assert (why is None) == (not model.positional.has_learned_bias(config.positional)), why
     if why is None:
         found = gradients(loss_of(model(tokens)), model)
@@ -407,9 +407,8 @@ def test_choice_of_backend(use: Use) -> None:
     assert choose_backend(long, "cpu", False, use)[0] == "sdpa"
     assert choose_backend(short, "cuda", False, use)[0] == "sdpa"
     for config, bf16 in ((short, False), (short, True), (long, True)):
-        assert (
-            choose_backend(config, "cpu", bf16, use)[0] == {"train": "eager", "decode": "sdpa"}[use]
-        )
+        expected = "eager" if use == "training" else "sdpa"
+        assert choose_backend(config, "cpu", bf16, use)[0] == expected
     capped = tiny_config(backend="auto", logit_softcap=1.0)
     assert choose_backend(capped, "cuda", True, use) == ("eager", "sdpa: it has no logit soft-cap")
     for name in TRAINABLE:
@@ -419,13 +418,13 @@ def test_choice_of_backend(use: Use) -> None:
 
 def test_choice_reaches_the_model() -> None:
     model = GPT(tiny_config(backend="auto"), N_VOCAB)
-    assert model.use_backend("cpu", bf16=True, use="train").startswith("eager (")
+    assert model.use_backend("cpu", bf16=True, use="training").startswith("eager (")
     assert model.backend is BACKENDS["eager"]
     with model.evaluating():
         assert model.backend is BACKENDS["sdpa"]  # without gradients it is the faster
     assert model.backend is BACKENDS["eager"]
     explicit = GPT(tiny_config(backend="eager"), N_VOCAB)
-    explicit.use_backend("cpu", bf16=True, use="train")
+    explicit.use_backend("cpu", bf16=True, use="training")
     with explicit.evaluating():
         assert explicit.backend is BACKENDS["eager"]
     with pytest.raises(UserError, match=r"^model\.backend\.name=spda: .*Did you mean sdpa\?"):
@@ -440,20 +439,22 @@ WIDE: dict[str, Any] = {"n_head": 2, "n_embd": 32}  # heads of 16 channels
 @pytest.mark.parametrize(
     ("backend", "use", "device", "changes", "why"),
     [
-        ("sdpa", "train", "cpu", {"logit_softcap": 9.0}, "it has no logit soft-cap"),
-        ("sdpa", "decode", "cuda", {"logit_softcap": 9.0}, "it has no logit soft-cap"),
-        ("flex", "train", "mps", WIDE, "FlexAttention has no kernels for mps"),
-        ("flex", "decode", "mps", WIDE, "FlexAttention has no kernels for mps"),
-        ("flex", "train", "cpu", WIDE, "FlexAttention has no backward on CPUs"),
-        ("flex", "train", "cuda", {}, "its GPU kernels need heads of 16 channels or more"),
-        ("flex", "decode", "cuda", {}, "its GPU kernels need heads of 16 channels or more"),
-        ("flex", "train", "cuda", {**WIDE, "dropout": 0.1}, "FlexAttention has no dropout"),
+        ("sdpa", "training", "cpu", {"logit_softcap": 9.0}, "it has no logit soft-cap"),
+        ("sdpa", "inference", "cuda", {"logit_softcap": 9.0}, "it has no logit soft-cap"),
+        ("flex", "training", "mps", WIDE, "FlexAttention has no kernels for mps"),
+        ("flex", "inference", "mps", WIDE, "FlexAttention has no kernels for mps"),
+        ("flex", "training", "cpu", WIDE, "FlexAttention has no backward on CPUs"),
+        ("flex", "training", "cuda", {}, "its GPU kernels need heads of 16 channels or more"),
+        ("flex", "inference", "cuda", {}, "its GPU kernels need heads of 16 channels or more"),
+        ("flex", "training", "cuda", {**WIDE, "dropout": 0.1}, "FlexAttention has no dropout"),
     ],
 )
 def test_refusals(backend: str, use: Use, device: str, changes: dict[str, Any], why: str) -> None:
     config = tiny_config("rope", backend=backend, **changes)
     assert backend_limit(config, backend, device, use) == why
-    asked = f"model.backend.name={backend}: cannot {use} this design on {device}: {why}; "
+    asked = (
+        f"model.backend.name={backend}: does not support {use} of this design on {device}: {why}; "
+    )
     with pytest.raises(UserError, match="^" + re.escape(asked) + "use eager.* or auto$"):
         choose_backend(config, device, False, use)
     assert (
@@ -471,11 +472,13 @@ def test_flex_refuses_to_train_learned_terms(scheme: str, options: Options) -> N
     bias = AttentionBias(model.positional, 2, positions, positions, True)
     learns = any(bias.dense(q, k, layer).requires_grad for layer in layers)
     assert model.positional.has_learned_bias(config.positional) == learns
-    why = backend_limit(config, "flex", "cuda", "train")
+    why = backend_limit(config, "flex", "cuda", "training")
     assert (why is not None) == learns
     if learns:
         assert why == "FlexAttention sums the gradients of a learned bias in no fixed order"
-        asked = f"^model.backend.name=flex: cannot train this design on cuda: {why}; "
+        asked = (
+            f"^model.backend.name=flex: does not support training of this design on cuda: {why}; "
+        )
         with pytest.raises(UserError, match=asked + "use eager, sdpa or auto$"):
-            choose_backend(config, "cuda", True, "train")
-    assert choose_backend(config, "cuda", True, "decode") == ("flex", "as configured")
+            choose_backend(config, "cuda", True, "training")
+    assert choose_backend(config, "cuda", True, "inference") == ("flex", "as configured")

@@ -51,10 +51,10 @@ def test_what_depends_on_data_optimizer_device_and_use() -> None:
     (problem,) = problems(bigram, optimizer="muon")
     assert str(problem) == "optimizer=muon: has no matrix to update; use adamw"
     flex = replace(tiny_config(), backend=BackendConfig("flex"))
-    assert problems(flex) == problems(flex, "cpu", "decode") == []
-    (problem,) = problems(flex, "cpu", "train")
+    assert problems(flex) == problems(flex, "cpu", "inference") == []
+    (problem,) = problems(flex, "cpu", "training")
     with pytest.raises(UserError) as error:
-        choose_backend(flex, "cpu", False, "train")
+        choose_backend(flex, "cpu", False, "training")
     assert str(error.value) == str(problem)
 
 

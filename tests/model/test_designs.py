@@ -149,9 +149,9 @@ def test_mechanisms_have_no_backends(attention: str) -> None:
         with pytest.raises(
             UserError, match=rf"^model\.backend\.name={name}: .*its own implementation"
         ):
-            model.use_backend("cpu", bf16=False, use="train")
+            model.use_backend("cpu", bf16=False, use="training")
     model = GPT(composed(f"attention={attention}"), N_VOCAB)
-    assert "its own implementation" in model.use_backend("cpu", bf16=False, use="train")
+    assert "its own implementation" in model.use_backend("cpu", bf16=False, use="training")
 
 
 def test_flops_count_the_keys_that_are_not_masked() -> None:

@@ -11,7 +11,7 @@ from minigpt.config.compose import composed_config, load_config
 from minigpt.logger import Logger, LoggerConfig, RunInfo
 from minigpt.logger.none import NoneLogger
 from minigpt.run.directory import RunDirectory
-from minigpt.train.control import Stop, Stopped
+from minigpt.train.control import EarlyStop, StopRequest
 from minigpt.train.session import train_run, training_session
 from minigpt.train.trainer import Trainer
 from tests.conftest import TINY, Cli
@@ -52,7 +52,7 @@ def test_a_callback_may_end_the_run(workdir: Path, status: str) -> None:
     def stop_at_the_second(trainer: Trainer) -> None:
         steps.append(trainer.progress.step)
         if len(steps) == 2:
-            raise Stopped(status)
+            raise EarlyStop(status)
 
     config, run = composed_config(TINY), RunDirectory(Path("run"))
     train_run(config, run, False, [], on_evaluation=stop_at_the_second)
@@ -61,7 +61,7 @@ def test_a_callback_may_end_the_run(workdir: Path, status: str) -> None:
 
 
 def test_a_stop_from_elsewhere_saves_and_interrupts(workdir: Path) -> None:
-    stop = Stop()
+    stop = StopRequest()
 
     def request(trainer: Trainer) -> None:
         stop.number = 15

@@ -2,10 +2,10 @@
 
 from minigpt.model.attention.base import (
     ATTENTION,
+    AlternatingAttentionConfig,
     Attention,
     AttentionConfig,
-    LayersConfig,
     QueryBlocks,
 )
 
-__all__ = ["ATTENTION", "Attention", "AttentionConfig", "LayersConfig", "QueryBlocks"]
+__all__ = ["ATTENTION", "AlternatingAttentionConfig", "Attention", "AttentionConfig", "QueryBlocks"]

@@ -37,7 +37,7 @@ class AttentionConfig:
 
 
 @dataclass
-class LayersConfig(AttentionConfig):
+class AlternatingAttentionConfig(AttentionConfig):
     """`layers`: attention by layer, this one or `full`; the list repeats over the layers."""
 
     layers: list[str]

@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from minigpt.errors import require, require_at_least
-from minigpt.model.attention.base import ATTENTION, Attention, LayersConfig, fraction_of_block
+from minigpt.model.attention.base import (
+    ATTENTION,
+    AlternatingAttentionConfig,
+    Attention,
+    fraction_of_block,
+)
 from minigpt.model.shape import ModelShape
 
 PRIME = 2**31 - 1
 
 
 @dataclass
-class BigBirdConfig(LayersConfig):
+class BigBirdConfig(AlternatingAttentionConfig):
     """`block`: positions of a block, None for a sixteenth of block_size. A query attends to the
     last `n_window` blocks, its own included, the first `n_global` of the text, and `n_random` drawn
     with replacement by `seed`."""

@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from minigpt.errors import require_at_least
-from minigpt.model.attention.base import ATTENTION, Attention, LayersConfig, fraction_of_block
+from minigpt.model.attention.base import (
+    ATTENTION,
+    AlternatingAttentionConfig,
+    Attention,
+    fraction_of_block,
+)
 from minigpt.model.shape import ModelShape
 
 
 @dataclass
-class ChunkedConfig(LayersConfig):
+class ChunkedConfig(AlternatingAttentionConfig):
     """`chunk`: positions of a chunk; None for a quarter of block_size."""
 
     chunk: int | None

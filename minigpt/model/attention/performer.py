@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import require, require_at_least
-from minigpt.model.attention.base import ATTENTION, Attention, LayersConfig, repeat_kv
+from minigpt.model.attention.base import ATTENTION, AlternatingAttentionConfig, Attention, repeat_kv
 from minigpt.model.context import ForwardContext
 from minigpt.model.shape import ModelShape
 
@@ -19,7 +19,7 @@ MIN_LOG = -1e30  # finite, so that differences of logarithms are
 
 
 @dataclass
-class PerformerConfig(LayersConfig):
+class PerformerConfig(AlternatingAttentionConfig):
     """`features`: random features of each query and key."""
 
     features: int

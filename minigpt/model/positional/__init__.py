@@ -2,9 +2,9 @@
 
 from minigpt.model.positional.base import (
     POSITIONAL,
-    BiasScheme,
     DenseScoreMod,
     DistanceScoreMod,
+    LearnedBiasScheme,
     PositionalConfig,
     PositionalScheme,
     ScoreMod,
@@ -12,9 +12,9 @@ from minigpt.model.positional.base import (
 
 __all__ = [
     "POSITIONAL",
-    "BiasScheme",
     "DenseScoreMod",
     "DistanceScoreMod",
+    "LearnedBiasScheme",
     "PositionalConfig",
     "PositionalScheme",
     "ScoreMod",

@@ -33,7 +33,7 @@ class PositionalConfig:
 
 
 @dataclass
-class LayersConfig(PositionalConfig):
+class LayerSharingConfig(PositionalConfig):
     """`layers`: one set of parameters shared by all layers, or one set per layer (own)."""
 
     layers: str
@@ -98,15 +98,15 @@ class PositionalScheme(nn.Module):
         return None
 
 
-class BiasScheme(PositionalScheme):
-    """A scheme of score biases that depend on positions: one set for all layers, or one per layer.
+class LearnedBiasScheme(PositionalScheme):
+    """A scheme of learned score biases: one set for all layers, or one set per layer.
 
     Its parameters have the set as their first axis, of size `n_sets`.
     """
 
     weight_decay = False
 
-    def __init__(self, config: LayersConfig, shape: ModelShape) -> None:
+    def __init__(self, config: LayerSharingConfig, shape: ModelShape) -> None:
         super().__init__(config, shape)
         self.bias_depends_on = "positions" if config.layers == "shared" else "layer"
         self.n_sets = 1 if config.layers == "shared" else shape.n_layer

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from minigpt.errors import require, require_at_least
 from minigpt.model.positional.base import (
     POSITIONAL,
-    BiasScheme,
     DenseScoreMod,
-    LayersConfig,
+    LayerSharingConfig,
+    LearnedBiasScheme,
     ScoreMod,
 )
 from minigpt.model.shape import ModelShape
@@ -22,7 +22,7 @@ INITIAL_C = 0.1  # the paper's
 
 
 @dataclass
-class FireConfig(LayersConfig):
+class FireConfig(LayerSharingConfig):
     """`width`: of the network; `threshold`: initial L as a fraction of block_size."""
 
     width: int
@@ -36,7 +36,7 @@ class FireConfig(LayersConfig):
 
 
 @POSITIONAL.register("fire", FireConfig)
-class Fire(BiasScheme):
+class Fire(LearnedBiasScheme):
     """score += f_h(psi(i - j) / psi(max(L, i))), psi(x) = log(1 + |c| x) (Li et al. 2023).
 
     f has one hidden ReLU layer; c and L are learned. Distances are normalised by the query's

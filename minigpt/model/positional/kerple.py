@@ -7,16 +7,16 @@ from torch import Tensor, nn
 
 from minigpt.model.positional.base import (
     POSITIONAL,
-    BiasScheme,
-    LayersConfig,
+    LayerSharingConfig,
+    LearnedBiasScheme,
     ScoreMod,
     distance_between,
 )
 from minigpt.model.shape import ModelShape
 
 
-@POSITIONAL.register("kerple", LayersConfig)
-class KerpleLog(BiasScheme):
+@POSITIONAL.register("kerple", LayerSharingConfig)
+class KerpleLog(LearnedBiasScheme):
     """score -= p_h log(1 + a_h (i - j)), p_h, a_h > 0 learned (Chi et al. 2022, equation 3).
 
     Parametrised by their logarithms; p starts uniform in (0, 2), a in (0, 1), as in the authors'
@@ -24,7 +24,7 @@ class KerpleLog(BiasScheme):
     numbers, once or per layer; defined at every length.
     """
 
-    def __init__(self, config: LayersConfig, shape: ModelShape) -> None:
+    def __init__(self, config: LayerSharingConfig, shape: ModelShape) -> None:
         super().__init__(config, shape)
         size = (self.n_sets, shape.n_head)
         self.log_p = nn.Parameter((2 * (1 - torch.rand(size))).log())  # 1 - [0, 1): never 0

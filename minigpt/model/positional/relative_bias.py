@@ -7,23 +7,23 @@ from torch import Tensor, nn
 
 from minigpt.model.positional.base import (
     POSITIONAL,
-    BiasScheme,
     DistanceScoreMod,
-    LayersConfig,
+    LayerSharingConfig,
+    LearnedBiasScheme,
     ScoreMod,
 )
 from minigpt.model.shape import ModelShape
 
 
-@POSITIONAL.register("relative_bias", LayersConfig)
-class RelativeBias(BiasScheme):
+@POSITIONAL.register("relative_bias", LayerSharingConfig)
+class RelativeBias(LearnedBiasScheme):
     """score += b_h[i - j], starting at 0: T5's bias (Raffel et al. 2020) without its buckets.
 
     n_head * block_size parameters, times n_layer with own layers; memory: h t^2 numbers, once or
     per layer; defined up to block_size.
     """
 
-    def __init__(self, config: LayersConfig, shape: ModelShape) -> None:
+    def __init__(self, config: LayerSharingConfig, shape: ModelShape) -> None:
         super().__init__(config, shape)
         self.max_length = shape.block_size
         self.bias = nn.Parameter(torch.zeros(self.n_sets, shape.n_head, shape.block_size))

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from minigpt.errors import require
 from minigpt.model.positional.base import (
     POSITIONAL,
-    BiasScheme,
     DistanceScoreMod,
-    LayersConfig,
+    LayerSharingConfig,
+    LearnedBiasScheme,
     ScoreMod,
 )
 from minigpt.model.shape import ModelShape
 
 
 @dataclass
-class T5Config(LayersConfig):
+class T5Config(LayerSharingConfig):
     """`buckets`: half of them hold one distance each, the last `max_distance` and more."""
 
     buckets: int
@@ -48,7 +48,7 @@ def t5_bucket(distance: Tensor, buckets: int, max_distance: int) -> Tensor:
 
 
 @POSITIONAL.register("t5", T5Config)
-class T5Bias(BiasScheme):
+class T5Bias(LearnedBiasScheme):
     """score += b_h[bucket(i - j)], starting at 0 (Raffel et al. 2020, section 2.1).
 
     n_head * buckets parameters, times n_layer with own layers; memory: h t^2 numbers, once or per
