@@ -74,7 +74,7 @@ def complete(arguments: list[str]) -> int:
             return 0
         if command in ("sample", "eval", "inspect", "report"):
             runs = {path.parent for path in Path("runs").glob("**/manifest.json")}
-            if command == "report":  # takes sweeps too, which are folders of runs
+            if command in ("eval", "report"):  # also take a folder of runs, such as a sweep
                 runs |= {path.parent for path in runs}
             names = ("latest", *sorted(map(str, runs)))
             print(" ".join(name for name in names if name.startswith(overrides)))

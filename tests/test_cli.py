@@ -181,6 +181,19 @@ def test_shell_completion(
     assert "complete" in cli("-sc", "install=bash").out
 
 
+@pytest.mark.parametrize(
+    ("command", "offered"),
+    [("sample", ""), ("inspect", ""), ("eval", "runs/sweep "), ("report", "runs/sweep ")],
+)
+def test_shell_completion_of_runs(
+    cli: Cli, workdir: Path, monkeypatch: pytest.MonkeyPatch, command: str, offered: str
+) -> None:
+    (workdir / "runs/sweep/rope").mkdir(parents=True)
+    (workdir / "runs/sweep/rope/manifest.json").write_text("{}")
+    monkeypatch.setenv("COMP_LINE", f"minigpt {command} runs/")
+    assert cli("-sc", "query=bash").out == f"{offered}runs/sweep/rope\n"
+
+
 @pytest.mark.parametrize("order", ["flag first", "flag last"])
 def test_sweep(cli: Cli, workdir: Path, order: str) -> None:
     options = [*TINY, "model=rope,alibi", "seed=1,2", "trainer.max_steps=2"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from minigpt.config.groups import choices_with
 from minigpt.errors import UserError
 
 RENAMED_KEYS = {
@@ -20,7 +19,7 @@ def require_current_overrides(overrides: Iterable[str]) -> None:
     """Raise UserError for an override, with or without + or ~, that uses an old name."""
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
-        if key in RENAMED_KEYS and not choices_with(key):
+        if key in RENAMED_KEYS:
             raise UserError(f"{override}: renamed to {RENAMED_KEYS[key]}")
 
 
@@ -44,5 +43,5 @@ def _renamed(values: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any],
         section: Any = values
         for part in path:
             section = section.get(part) if isinstance(section, dict) else None
-        if isinstance(section, dict) and name in section and not choices_with(old):
+        if isinstance(section, dict) and name in section:
             yield old, new, section, name

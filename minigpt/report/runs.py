@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from minigpt.config.renamed import rename_keys
 from minigpt.errors import UserError, first_line
 from minigpt.files import read_json_lines, try_read_json
 from minigpt.run.directory import SEARCH, SWEEP, RunDirectory, find_folder
@@ -196,6 +197,7 @@ def _read_config(file: Path, problems: list[str]) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, OSError) as error:
         problems.append(f"{file}: not readable YAML ({first_line(error)}); ignored")
         return {}
+    rename_keys(content)
     return content
 
 
