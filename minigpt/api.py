@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from minigpt.config.pairs import flat
 from minigpt.data.tokens import encode_documents
 from minigpt.errors import UserError, require, require_one_of
 from minigpt.evaluate.loss import Evaluation, evaluate
 from minigpt.inference.generate import Context, Sampling, decoding_runtime
 from minigpt.inference.text import TextGenerator, default_stops
-from minigpt.report.runs import find_runs, flat
+from minigpt.report.runs import find_runs
 from minigpt.run.load import TrainedRun
 
 if TYPE_CHECKING:

@@ -56,7 +56,7 @@ def _choose_device(device: str, key: str) -> tuple[str, str]:
     if not available[device]:
         raise UserError(
             f"{key}={device}: not available to torch {torch.__version__} on this machine; "
-            f"use auto, or install a build of torch that supports it"
+            f"use cpu, or install a build of torch that supports it"
         )
     return device, "as configured"
 

@@ -209,9 +209,9 @@ def test_sweep(cli: Cli, workdir: Path, order: str) -> None:
 
 def test_command_line_choice_wins_over_a_preset(cli: Cli) -> None:
     assert cli("train", *TINY, "model=llama", "positional=alibi", "norm=post").code == 0
-    from minigpt.config.compose import load_config
+    from minigpt.config.saved import read_config
 
-    model = load_config(the_run(Path("runs")) / "config.yaml").model
+    model = read_config(the_run(Path("runs")) / "config.yaml").model
     assert (model.positional.name, model.norm.placement) == ("alibi", "post")
     assert (model.norm.kind, model.ffn.name, model.embedding.name) == (
         "rmsnorm",

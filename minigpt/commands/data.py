@@ -92,7 +92,7 @@ def _print_sizes(configs: list[Config], prepared: list[Prepared], console: Conso
     console.print(sizes)
     if data_config.separator is not None:
         console.print(documents)
-    console.print(f"cached in {data_config.dir}/")
+    console.print(f"cached in {data_config.directory}/")
 
 
 def _write_shards(folder: Path, overrides: list[str]) -> None:

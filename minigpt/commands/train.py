@@ -6,6 +6,7 @@ from functools import partial
 
 from minigpt.config.hydra_main import hydra_main, needs_hydra_main
 from minigpt.config.overrides import Composed, compose_overrides, require_choices
+from minigpt.config.pairs import parse_override
 from minigpt.errors import UserError
 
 
@@ -18,13 +19,25 @@ def main(arguments: list[str]) -> None:
         hydra_main(arguments, partial(train, command=command), sweep_directory)
     else:
         require_choices(arguments)
-        train(compose_overrides(arguments), command)
+        train(compose_overrides([*_choices_of_resumed_run(arguments), *arguments]), command)
+
+
+def _choices_of_resumed_run(arguments: list[str]) -> list[str]:
+    """Return the choice of `data` that a resumed run has, so that `data.path` can be changed."""
+    resumed = [value for key, value in map(parse_override, arguments) if key == "resume"]
+    if not resumed or resumed[-1] == "null":
+        return []
+    from minigpt.config.saved import read_config
+    from minigpt.run.directory import find_run
+
+    return [f"data={read_config(find_run(resumed[-1]).config).data.name}"]
 
 
 def train(composed: Composed, command: list[str]) -> None:
     """Train a new run, or resume the one that `resume=` names."""
     # Imported here, so that --help, --cfg and shell completion do not wait for torch.
-    from minigpt.config.compose import resumed_config, to_config
+    from minigpt.config.compose import to_config
+    from minigpt.config.saved import resumed_config
     from minigpt.run.directory import RunDirectory, find_run
     from minigpt.train.session import train_run
 

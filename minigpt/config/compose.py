@@ -1,39 +1,24 @@
-"""From composed overrides or a saved config.yaml to one typed Config."""
+"""From composed overrides to one typed Config."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from minigpt.config.overrides import Composed, compose_overrides
-from minigpt.config.pairs import parse_override
-from minigpt.config.renamed import rename_keys, require_current_keys
+from minigpt.config.renamed import require_current_keys
 from minigpt.config.schema import REGISTRIES, Config
 from minigpt.errors import UserError, did_you_mean, first_line, require
-from minigpt.files import write_text
 
 T = TypeVar("T")
 
-
-# What a resumed run may change: its length, which schedules scale to, and what it writes.
-RESUME_MAY_CHANGE = (
-    *("trainer.max_steps", "trainer.patience", "trainer.threads"),
-    *("trainer.log_every", "trainer.checkpoint_every", "trainer.sample_every"),
-)
-
 # Keys of the command line that are not part of a run's config.
 NOT_SAVED = ("resume", "sweep")
-
-# What may be changed in the config of a trained run when it is loaded.
-TRAINED_MAY_CHANGE = ("model.positional.", "model.backend.name")
-TRAINED_KEEPS = ("model.positional.name", "model.positional.")
 
 
 def composed_config(overrides: list[str]) -> Config:
@@ -48,7 +33,7 @@ def to_config(composed: Composed) -> Config:
     range or an unsupported combination.
     """
     keys = [str(key) for key in composed.values if key not in NOT_SAVED]
-    return _typed(OmegaConf.masked_copy(composed.values, keys))
+    return typed_config(OmegaConf.masked_copy(composed.values, keys))
 
 
 def to_options(cls: type[T], values: DictConfig, key: str) -> T:
@@ -63,9 +48,12 @@ def to_options(cls: type[T], values: DictConfig, key: str) -> T:
     return options[key]
 
 
-def _typed(values: DictConfig) -> Config:
-    """Convert to Config. Each variant's section has the options that its `name` registers."""
-    require_current_keys(_plain(values))
+def typed_config(values: DictConfig) -> Config:
+    """Return nested values as a Config. Variants' sections have the options their `name` registers.
+
+    Raises UserError.
+    """
+    require_current_keys(plain_values(values))
     try:
         schema = _schema(Config, values, prefix="")
         config = OmegaConf.to_object(OmegaConf.merge(schema, values))
@@ -85,83 +73,7 @@ def _require_finite(values: dict[str, Any], prefix: str) -> None:
             require(math.isfinite(value), f"{prefix}{name}", value, why)
 
 
-def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
-    """Return the config.yaml of a run directory with `changes` of the form KEY=VALUE.
-
-    Raises UserError if the file is missing or damaged, and for a change that the weights do not
-    allow.
-    """
-    saved = _read_yaml(path)
-    keys = [change.partition("=")[0] for change in changes]
-    for key, change in zip(keys, changes, strict=True):
-        if "=" not in change or not key.startswith(TRAINED_MAY_CHANGE) or key in TRAINED_KEEPS:
-            raise UserError(
-                f"--set {change}: a trained run can change only the options of its positional "
-                f"scheme, as model.positional.scaling=linear, and model.backend.name; train a new "
-                f"run for anything else"
-            )
-        if keys.count(key) > 1:
-            raise UserError(f"--set {change}: {key} is given twice; leave one of them out")
-        saved = OmegaConf.merge(saved, OmegaConf.from_dotlist([change]))
-    assert isinstance(saved, DictConfig)
-    try:
-        return _typed(saved)
-    except UserError as error:
-        source = "--set" if changes else f"{path}:"
-        raise UserError(f"{source} {error}") from None
-
-
-def resumed_config(path: Path, composed: Composed) -> Config:
-    """Return a saved config with the changes among RESUME_MAY_CHANGE that `composed` makes.
-
-    Raises UserError for an override of any other key.
-    """
-    saved = _read_yaml(path)
-    for override in composed.overrides:
-        key = parse_override(override).key
-        if key == "resume":
-            continue
-        if key not in RESUME_MAY_CHANGE:
-            raise UserError(
-                f"{override}: a resumed run keeps its config and may change only "
-                f"{', '.join(RESUME_MAY_CHANGE)}; for anything else start a new run"
-            )
-        OmegaConf.update(saved, key, OmegaConf.select(composed.values, key))
-    return _typed(saved)
-
-
-def _read_yaml(path: Path) -> DictConfig:
-    """Read config.yaml as the current version would have written it, without Hydra's lines."""
-    try:
-        saved = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: does not exist; is this a run directory?") from None
-    except Exception as error:
-        raise UserError(f"{path}: not readable YAML ({first_line(error)})") from None
-    if not isinstance(saved, DictConfig):
-        raise UserError(f"{path}: not a config that minigpt wrote")
-    values = _plain(saved)
-    for key in ("defaults", "resume"):
-        values.pop(key, None)
-    rename_keys(values)
-    model = values.get("model")
-    if isinstance(model, dict):  # the first versions had only full attention
-        model.setdefault("attention", {"name": "full"})
-    return OmegaConf.create(values)
-
-
-def save_config(config: Config, path: Path) -> None:
-    """Write config.yaml with all values; --config-dir and --config-name train it again."""
-    directory = path.parent.resolve()
-    header = (
-        "# All values of this run, resolved. To train it again, also with other values:\n"
-        f"#   minigpt train --config-dir '{directory}' --config-name {path.stem} seed=2\n"
-    )
-    content = {"defaults": ["runtime", "_self_"], "resume": None, **config.to_dict()}
-    write_text(path, header + OmegaConf.to_yaml(OmegaConf.create(content)))
-
-
-def _plain(values: DictConfig) -> dict[str, Any]:
+def plain_values(values: DictConfig) -> dict[str, Any]:
     """Return nested plain values, interpolations unresolved."""
     plain = OmegaConf.to_container(values)
     assert isinstance(plain, dict)

@@ -1,12 +1,11 @@
-"""Overrides as text, `key=value`: what needs no grammar and therefore no Hydra."""
+"""Full keys and overrides as text, `key=value`: what needs no grammar and therefore no Hydra."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class Override:
+class Override(NamedTuple):
     """One override. `key` has no prefix (+, ++, ~); `value` is as typed, '' where there is none."""
 
     key: str
@@ -16,6 +15,15 @@ class Override:
     def short_key(self) -> str:
         """The last part of the key: lr of optimizer.lr."""
         return self.key.rpartition(".")[2]
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by full key, such as {"model.n_embd": 64}."""
+    by_key: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        by_key |= flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return by_key
 
 
 def parse_override(text: str) -> Override:

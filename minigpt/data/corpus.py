@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import glob
 import json
+import os
 import re
 import urllib.request
 from abc import ABC, abstractmethod
@@ -29,13 +30,14 @@ ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 class DataConfig:
     """Options of every corpus.
 
-    `dir`: the folder of cached files. `train_fraction`: the first int(train_fraction * n)
+    `dir`: the folder of cached files; None: the environment variable MINIGPT_DATA, or data.
+    `train_fraction`: the first int(train_fraction * n)
     characters are the training split. `document_separator`: the string that ends each document,
     in which \\n, \\t, \\r and \\\\ are escapes. None: each split is one document.
     """
 
     name: str
-    dir: str
+    dir: str | None
     train_fraction: float
     document_separator: str | None = field(default=None, kw_only=True)
 
@@ -47,11 +49,17 @@ class DataConfig:
 
     def absolute(self) -> Self:
         """Return the options with absolute paths, so that any process reads the same files."""
-        paths = {key: path for key, path in vars(self).items() if key in ("dir", "path")}
-        return replace(self, **{key: absolute_path(path) for key, path in paths.items()})
+        paths = vars(self) | {"dir": str(self.directory)}
+        named = [key for key in ("dir", "path") if key in paths]
+        return replace(self, **{key: absolute_path(paths[key]) for key in named})
+
+    @property
+    def directory(self) -> Path:
+        """The folder of cached files."""
+        return Path(self.dir or os.environ.get("MINIGPT_DATA") or "data").expanduser()
 
     def __post_init__(self) -> None:
-        require(self.dir != "", "data.dir", "", "needs a folder, as data.dir=data")
+        require(self.dir != "", "data.dir", "", "needs a folder, or null for the default")
         fraction, why = (
             self.train_fraction,
             "must be between 0 and 1, so that neither split is empty",
@@ -182,7 +190,7 @@ class TinyShakespeare(TextSource):
     """
 
     def read(self) -> str:
-        prepared = Path(self.config.dir) / "tinyshakespeare.txt"
+        prepared = self.config.directory / "tinyshakespeare.txt"
         if prepared.exists():
             content = prepared.read_bytes()
             if sha256(content) == shakespeare.TINY_SHAKESPEARE_SHA256:

@@ -31,7 +31,7 @@ def prepare(
     To continue or evaluate a trained run, pass the tokenizer it saved and the sha256 of its text.
     Raises UserError if the text is missing, too short or not UTF-8, or has another sha256.
     """
-    directory = Path(data.dir).expanduser()
+    directory = data.directory
     corpus = CORPORA.build(data).corpus()
     if expected_sha256 is not None and corpus.sha256 != expected_sha256:
         raise UserError(

@@ -50,7 +50,12 @@ class ShardsConfig(DataConfig):
         require(self.path != "", "data.path", "", why)
         super().__post_init__()
         why = "data=shards caches nothing outside data.path; leave it out"
-        require(self.dir == self.path, "data.dir", self.dir, why)
+        require(self.dir in (None, self.path), "data.dir", self.dir, why)
+
+    @property
+    def directory(self) -> Path:
+        """The folder of the shards."""
+        return Path(self.path).expanduser()
 
 
 @dataclass(frozen=True)
@@ -204,7 +209,7 @@ def write_shards(
     create = TOKENIZERS.variant(tokenizer.name).create
     # Tokenizers use the text after the training split only for its alphabet.
     text = leading + "".join(sorted(alphabet))
-    learned = create(tokenizer, text, len(leading), Path(data.dir).expanduser())
+    learned = create(tokenizer, text, len(leading), data.directory)
     second = _CountedBlocks(source.blocks(), partial(progress, "encoding"))
     splits = {}
     with atomic_directory(folder) as temporary:

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from minigpt.config.pairs import flat
 from minigpt.config.renamed import rename_keys
 from minigpt.errors import UserError, first_line
 from minigpt.files import read_json_lines, try_read_json
@@ -168,23 +169,16 @@ def file_states(folders: Sequence[Path]) -> dict[Path, tuple[int, int]]:
 def read_run(path: Path) -> Run:
     """Read one run directory; broken files are listed in its `problems`."""
     directory, problems = RunDirectory(path), []
+    manifest = try_read_json(directory.manifest, problems)
+    resolved = manifest.get("resolved", {})
     return Run(
         path=path,
-        config=flat(_read_config(directory.config, problems)),
-        manifest=try_read_json(directory.manifest, problems),
+        config=flat(_read_config(directory.config, problems)) | resolved,
+        manifest=manifest,
         result=try_read_json(directory.result, problems),
         evaluations=try_read_json(path / "eval.json", problems),
         problems=problems,
     )
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by dotted keys."""
-    by_key: dict[str, Any] = {}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        by_key |= flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
-    return by_key
 
 
 def _read_config(file: Path, problems: list[str]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _corpus(name: str) -> str:
 def _tokenizer(name: str) -> str:
     config, line = composed_config([f"tokenizer={name}"]), "To be, or not to be"
     with TemporaryDirectory() as scratch:  # of a trained tokenizer; gpt2 may be in data.dir
-        directory = Path(config.data.dir if name == "gpt2" else scratch)
+        directory = config.data.directory if name == "gpt2" else Path(scratch)
         create = TOKENIZERS.variant(name).create
         tokenizer = create(config.tokenizer, line, len(line), directory)
     return f"ready, {len(tokenizer.encode(line))} tokens in a line"

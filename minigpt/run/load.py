@@ -9,7 +9,7 @@ from typing import Self
 
 import torch
 
-from minigpt.config.compose import load_config
+from minigpt.config.saved import read_config, with_resolved
 from minigpt.config.schema import Config
 from minigpt.data.lazy import LazyTensor
 from minigpt.data.prepare import Prepared, prepare
@@ -58,7 +58,7 @@ class TrainedRun:
         if checkpoint is not None:
             require_one_of("--checkpoint", checkpoint, ("best", "last"))
         run = find_run(name)
-        config = load_config(run.config, changes)
+        config = as_trained(run, read_config(run.config, changes))
         tokenizer = load_tokenizer(run.tokenizer)
         runtime = choose_runtime(device, "auto", key="--device")
         if runtime.device == config.trainer.device:
@@ -100,12 +100,18 @@ class TrainedRun:
         return TokenData(train, tokens.val)
 
 
+def as_trained(run: RunDirectory, config: Config) -> Config:
+    """Return a run's config, possibly changed, with the values that its manifest resolved."""
+    resolved = run.read_optional_json(run.manifest).get("resolved", {})
+    return with_resolved(config, read_config(run.config), resolved)
+
+
 def _require_same_parameters(run: RunDirectory, model: GPT, changes: Sequence[str]) -> None:
     """Raise UserError if the changed config has other parameters than the trained model."""
     if not changes:
         return
     with torch.device("meta"):
-        trained = GPT(load_config(run.config).model, model.n_vocab)
+        trained = GPT(as_trained(run, read_config(run.config)).model, model.n_vocab)
     shapes, others = ({n: p.shape for n, p in m.named_parameters()} for m in (trained, model))
     if shapes != others:
         why = "needs other parameters than this run has; train again"

@@ -11,15 +11,15 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from filelock import FileLock, Timeout
 
-from minigpt.config.compose import load_config
 from minigpt.config.hydra_main import job_number
+from minigpt.config.saved import read_config
 from minigpt.errors import UserError, first_line
 from minigpt.files import try_read_json, write_json
 from minigpt.run.directory import Busy, RunDirectory
@@ -44,12 +44,13 @@ class SweepJob:
     ) -> None:
         self.jobs, self.stop_file = jobs, stop_file
         self.fail_fast, self.threads = fail_fast, threads
-        self.sweeper_pid = os.getpid()
+        self.sweeper_pid, self.working_directory = os.getpid(), Path.cwd()
 
     def __call__(self, composed: Any) -> None:
         """Train the job with Hydra's job number; its config was composed by `plan`."""
         from minigpt.train.session import train_run
 
+        os.chdir(self.working_directory)  # for relative paths; a worker starts in another one
         job, stop = self.jobs[job_number()], StopRequest()
         if self.stop_file.exists():
             return
@@ -85,14 +86,13 @@ class SweepJob:
             return None
         resumed = run.config.exists()
         if resumed:
-            config = load_config(run.config)
-        elif config.trainer.threads is None:
-            config = replace(config, trainer=replace(config.trainer, threads=self.threads))
+            config = read_config(run.config)
         return {
             "config": config,
             "run": run,
             "resumed": resumed,
             "command": ["minigpt", "train", *job.overrides],
+            "threads": self.threads,
             "facts": {} if job.matched is None else {"match": job.matched},
         }
 

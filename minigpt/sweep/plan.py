@@ -109,8 +109,7 @@ def _typed(composed: Composed, overrides: list[str], group: str, options: SweepC
     config = replace(config, group=group if config.group is None else config.group)
     if options.name is not None and options.name not in config.tags:
         config.tags.append(options.name)
-    # A worker may have another working directory.
-    return replace(config, data=config.data.absolute())
+    return config
 
 
 def _numbered(path: Path) -> Iterator[Path]:

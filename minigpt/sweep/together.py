@@ -6,10 +6,11 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
-from minigpt.config.compose import load_config
+from minigpt.config.saved import read_config
 from minigpt.config.schema import Config
 from minigpt.errors import UserError, require
 from minigpt.model.compatibility import replica_problems
+from minigpt.run.load import as_trained
 from minigpt.sweep.job import Output, SweepJob, leased_gpu
 from minigpt.sweep.plan import PlannedJob
 from minigpt.train.control import Interrupted, StopRequest, Stopwatch
@@ -71,7 +72,9 @@ def _program_of(job: PlannedJob) -> Hashable:
     if isinstance(job.config, UserError):
         return job.label
     try:
-        return program_of(load_config(job.run.config) if job.run.config.exists() else job.config)
+        if job.run.config.exists():
+            return program_of(as_trained(job.run, read_config(job.run.config)))
+        return program_of(job.config)
     except UserError:  # a damaged config.yaml, reported when the job starts
         return job.label
 

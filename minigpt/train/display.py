@@ -39,9 +39,9 @@ class Display:
         self.status = ""
 
     def start(
-        self, setup: Setup, run: RunDirectory, manifest: dict[str, Any], notice: str | None
+        self, setup: Setup, run: RunDirectory, manifest: dict[str, Any], notices: dict[str, str]
     ) -> None:
-        """Print the run's settings and start the bar. `notice`: a line of the tracker."""
+        """Print the run's settings and `notices`, and start the bar."""
         config, state = setup.config, setup.state
         model, counts = config.model, state.model.parameter_counts()
         packed = config.data.separator is not None
@@ -55,17 +55,15 @@ class Display:
             f"{manifest['vocabulary']:,}): {manifest['tokens']['train']:,} training tokens, "
             f"{manifest['tokens']['val']:,} validation; batch "
             f"{config.trainer.batch_size} x {model.block_size}",
-            "device": manifest["device"],
+            "device": setup.runtime.describe(),
             "design": f"{model.positional.name} positions, {model.norm.placement}-norm "
             f"({model.norm.kind}), {model.embedding.name} head",
             "ffn": described(model.ffn),
             "attention": f"{described(model.attention)}; {setup.backend}",
             "run": str(run.path),
         }
-        for name, fact in facts.items():
+        for name, fact in (facts | notices).items():
             self.line(f"{name:<10} {fact}")
-        if notice is not None:
-            self.line(f"{config.logger.name:<10} {notice}")
         warmup = config.schedule.warmup_steps
         if warmup >= self.max_steps:
             self.line(f"schedule   warm-up ({warmup} steps) covers all {self.max_steps} steps")

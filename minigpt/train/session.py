@@ -7,14 +7,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from minigpt.config.compose import save_config
-from minigpt.config.schema import Config, request_sha256
+from minigpt.config.saved import read_config, resolved_values, save_config
+from minigpt.config.schema import Config, TrainerConfig, request_sha256
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.errors import UserError, first_line, one_line_if_out_of_memory, require
 from minigpt.files import recover_directory, write_json
 from minigpt.logger import LOGGERS, Logger, RunInfo
 from minigpt.model.compatibility import require_compatible
 from minigpt.run.directory import RunDirectory
+from minigpt.run.load import as_trained
 from minigpt.run.provenance import provenance
 from minigpt.runtime import Runtime, choose_runtime, set_threads
 from minigpt.train.control import Diverged, EarlyStop, Interrupted, StopRequest, Stopwatch
@@ -58,38 +59,48 @@ def training_session(
     stop: StopRequest | None = None,
     stopwatch: Stopwatch | None = None,
     backend: str | None = None,
+    threads: int | None = None,
 ) -> Iterator[Trainer]:
     """Prepare a run, yield its trainer, and write result.json however the block ends.
 
     Everything is checked before the run directory is created, so that a mistake leaves no files.
     `facts` are added to a new run's manifest. `backend` replaces the name of the attention backend
-    where the caller computes the steps. Raises UserError for what is not supported.
+    where the caller computes the steps. `threads`: CPU threads if the config has null. Raises
+    UserError for what is not supported.
     """
-    runtime, prepared = prepare_inputs(config, run if resumed else None)
+    requested = config
+    if resumed:
+        config = as_trained(run, config)
+    runtime, prepared = prepare_inputs(config, run if resumed else None, threads)
     setup = build_setup(config, prepared, runtime)
     setup = replace(setup, backend=backend or setup.backend)
     with run.locked():
         if resumed:
-            manifest = restore_run(run, setup, command)
+            manifest, notices = restore_run(run, setup, command)
         else:
             facts = {"request_sha256": request_sha256(config), **(facts or {})}
-            manifest = create_run(run, setup, prepared, command, facts)
+            manifest, notices = create_run(run, setup, prepared, command, facts), {}
+        manifest["resolved"] = resolved_values(requested, setup.config)
         write_json(run.manifest, manifest)
-        save_config(setup.config, run.config)  # last: from now on the run can be resumed
+        save_config(requested, run.config)  # last: from now on the run can be resumed
 
         display = Display(config.trainer.max_steps)
         logger = open_tracker(run, setup, manifest)
         trainer = Trainer(setup, run, display, logger, stop, stopwatch, on_evaluation)
         with result_recorded(trainer):
             write_json(run.manifest, manifest | {"tracker_id": logger.tracker_id})
-            display.start(setup, run, manifest, logger.notice)
+            if logger.notice is not None:
+                notices[config.logger.name] = logger.notice
+            display.start(setup, run, manifest, notices)
             yield trainer
 
 
-def prepare_inputs(config: Config, resumed: RunDirectory | None) -> tuple[Runtime, Prepared]:
+def prepare_inputs(
+    config: Config, resumed: RunDirectory | None, threads: int | None
+) -> tuple[Runtime, Prepared]:
     """Choose the runtime and prepare the data. Raises UserError for what is not supported."""
     options = config.trainer
-    set_threads(options.threads)
+    set_threads(options.threads or threads)
     runtime = choose_runtime(options.device, options.precision)
     LOGGERS.variant(config.logger.name).check(config.logger)
     packed = config.data.separator is not None
@@ -127,11 +138,15 @@ def create_run(
     }
 
 
-def restore_run(run: RunDirectory, setup: Setup, command: list[str]) -> dict[str, Any]:
-    """Restore the last checkpoint and the logs at its step; return the extended manifest.
+def restore_run(
+    run: RunDirectory, setup: Setup, command: list[str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Restore the last checkpoint and the logs at its step.
 
-    Without a checkpoint the run starts from its first step. Raises UserError if it is finished.
+    Returns the extended manifest, and lines for the user by subject. Without a checkpoint the run
+    starts from its first step. Raises UserError if it is finished.
     """
+    before, now = as_trained(run, read_config(run.config)), setup.config
     for checkpoint in (run.last, run.best):
         recover_directory(checkpoint)
     max_steps = setup.config.trainer.max_steps
@@ -147,9 +162,23 @@ def restore_run(run: RunDirectory, setup: Setup, command: list[str]) -> dict[str
     why = f"this run has done {progress.step} steps already; use a larger number"
     require(progress.step <= max_steps, "trainer.max_steps", max_steps, why)
     manifest = run.read_json(run.manifest)
-    manifest["resumed"] = [*manifest.get("resumed", []), provenance(command)]
+    device = {"device": setup.runtime.describe()}
+    manifest["resumed"] = [*manifest.get("resumed", []), provenance(command) | device]
+    if before.logger.name != now.logger.name:
+        manifest.pop("tracker_id", None)
     run.result.unlink(missing_ok=True)  # of an earlier ending
-    return manifest
+    return manifest, _changes_of_machine(before.trainer, now.trainer)
+
+
+def _changes_of_machine(before: TrainerConfig, now: TrainerConfig) -> dict[str, str]:
+    """Return a line for the user if a resumed run computes with other rounding than before."""
+    changed = [
+        f"trainer.{key}={new} (was {old})"
+        for key in ("device", "precision", "threads")
+        if (old := getattr(before, key)) != (new := getattr(now, key))
+    ]
+    why = "results equal those of an uninterrupted run up to rounding, not bit for bit"
+    return {"resumed": f"with {', '.join(changed)}: {why}"} if changed else {}
 
 
 def open_tracker(run: RunDirectory, setup: Setup, manifest: dict[str, Any]) -> Logger:

@@ -67,6 +67,7 @@ class TrainState:
                 "cuda": torch.cuda.get_rng_state() if device == "cuda" else None,
                 "mps": torch.mps.get_rng_state() if device == "mps" else None,
                 "batches": self.generator.get_state(),
+                "batches_on": self.generator.device.type,
             },
         }
         with atomic_directory(path) as directory:
@@ -85,19 +86,26 @@ class TrainState:
         training = _read_training(path / TRAINING)
         try:
             self._load_optimizer(training["optimizer"])
-            random = training["random"]
-            torch.set_rng_state(random["cpu"])
-            if random["cuda"] is not None:
-                torch.cuda.set_rng_state(random["cuda"])
-            if random["mps"] is not None:
-                torch.mps.set_rng_state(random["mps"])
-            self.generator.set_state(random["batches"])
             self.progress = Progress(**training["state"])
+            self._load_random(training["random"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"{path / TRAINING}: does not fit this run ({first_line(error)}); "
                 f"restore the run directory as it was written"
             ) from None
+
+    def _load_random(self, random: dict[str, Any]) -> None:
+        """Restore the generators. On another type of device their draws differ from here on."""
+        device, batches = next(self.model.parameters()).device.type, self.generator.device.type
+        torch.set_rng_state(random["cpu"])
+        if device == "cuda" and random["cuda"] is not None:
+            torch.cuda.set_rng_state(random["cuda"])
+        if device == "mps" and random["mps"] is not None:
+            torch.mps.set_rng_state(random["mps"])
+        if random.get("batches_on", batches) == batches:
+            self.generator.set_state(random["batches"])
+        else:  # other batches than before the stop
+            self.generator.manual_seed(self.generator.initial_seed() + self.progress.step)
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         groups = self.optimizer.param_groups

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from minigpt.config.compose import load_config, save_config
+from minigpt.config.saved import read_config, save_config
 from minigpt.errors import UserError
 from minigpt.files import write_json
 from minigpt.run.directory import RUNS, SEARCH, RunDirectory
@@ -80,6 +80,6 @@ def _require_same_search(saved: dict[str, Any], wanted: dict[str, Any], folder: 
 
 def save_best(folder: Path, best: TrialRecord) -> None:
     """Write best.yaml: the best trial's config without the search's group."""
-    config = load_config(RunDirectory(folder / best.name).config)
+    config = read_config(RunDirectory(folder / best.name).config)
     group = None if config.group == folder.name else config.group
     save_config(replace(config, group=group), folder / BEST)

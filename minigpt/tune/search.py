@@ -19,7 +19,7 @@ from ray.tune.stopper import Stopper
 from minigpt.config.overrides import quoted
 from minigpt.config.schema import Config
 from minigpt.errors import TRACEBACK, Failure
-from minigpt.files import absolute_path, write_json
+from minigpt.files import write_json
 from minigpt.run.directory import SEARCH, RunDirectory
 from minigpt.run.provenance import provenance
 from minigpt.train.control import Interrupted, StopRequest, stop_signals
@@ -133,8 +133,6 @@ class Search:
     def _settings(self, share: Share) -> TrialSettings:
         space, config = self.space, self.config
         added = []
-        if not space.fixes("data.dir"):  # the default may differ on another machine
-            added.append(quoted(f"data.dir={absolute_path(config.data.dir)}"))
         if not space.fixes("trainer.threads") and "trainer.threads" not in space.domains:
             added.append(f"trainer.threads={share.threads}")
         if config.group is None:

@@ -21,7 +21,8 @@ from typing import Any
 
 from ray import tune
 
-from minigpt.config.compose import composed_config, load_config
+from minigpt.config.compose import composed_config
+from minigpt.config.saved import read_config
 from minigpt.errors import Failure, UserError, first_line
 from minigpt.files import atomic_directory, readable_directory, write_bytes, write_json
 from minigpt.run.directory import RunDirectory
@@ -183,7 +184,7 @@ class Training(threading.Thread):
                 pass
             if self.directory.finished:  # killed before it was reported
                 return
-            saved = load_config(self.directory.config)
+            saved = read_config(self.directory.config)
             # A population changes numbers of the optimizer only.
             population = self.settings.population
             config = replace(saved, optimizer=config.optimizer) if population else saved

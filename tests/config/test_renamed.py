@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from minigpt.config.compose import load_config
 from minigpt.config.groups import choices_with
 from minigpt.config.renamed import RENAMED_KEYS
+from minigpt.config.saved import read_config
 from minigpt.report.runs import find_runs
 from tests.conftest import TINY, Cli
 
@@ -78,11 +78,11 @@ def test_earlier_runs_load(cli: Cli) -> None:
     options += ["optimizer.adamw_lr_ratio=2", "positional=relative", "schedule=constant"]
     assert cli("train", *TINY, *options, "hydra.run.dir=run").code == 0
     file = Path("run/config.yaml")
-    before = load_config(file)
+    before = read_config(file)
     with_old_keys(file)
     text = file.read_text()
     assert "accumulate: 2" in text and "clip: 0.5" in text and "other_lr: 2" in text
-    assert load_config(file) == before
+    assert read_config(file) == before
     assert find_runs(["run"]).runs[0].config["optimizer.grad_clip"] == 0.5
     for command in (["eval", "run"], ["sample", "run", "--max-new-tokens", "5"]):
         outcome = cli(*command)

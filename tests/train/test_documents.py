@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from minigpt.api import load_run
-from minigpt.config.compose import load_config
+from minigpt.config.saved import read_config
 from minigpt.data.prepare import prepare
 from minigpt.model import GPT
 from minigpt.train.setup import BATCH_SEED
@@ -43,7 +43,7 @@ def test_stopped_and_resumed(
 def test_the_run_keeps_the_separator(cli: Cli) -> None:
     made = cli("train", *TINY, SEPARATOR, "hydra.run.dir=run")
     assert made.code == 0 and "data       text in 91 documents, char tokenizer (" in made.out
-    assert load_config(Path("run/config.yaml")).data.separator == "\n\n"
+    assert read_config(Path("run/config.yaml")).data.separator == "\n\n"
     manifest = json.loads(Path("run/manifest.json").read_text())
     text = Path("text.txt").read_text()
     texts = {"train": text[: int(0.9 * len(text))], "val": text[int(0.9 * len(text)) :]}
@@ -85,7 +85,7 @@ def test_a_training_loss_is_the_mean_over_documents(cli: Cli) -> None:
     options = ["model.block_size=30", "trainer.max_steps=1", "trainer.log_every=1"]
     options += ["trainer.precision=fp32", "hydra.run.dir=run"]
     assert cli("train", *TINY, SEPARATOR, *options).code == 0
-    config = load_config(Path("run/config.yaml"))
+    config = read_config(Path("run/config.yaml"))
     prepared = prepare(config.data, config.tokenizer)
     torch.manual_seed(config.seed)
     model = GPT(config.model, prepared.tokenizer.n_vocab)

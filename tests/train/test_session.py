@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.config.compose import composed_config, load_config
+from minigpt.config.compose import composed_config
+from minigpt.config.saved import read_config
 from minigpt.logger import Logger, LoggerConfig, RunInfo
 from minigpt.logger.none import NoneLogger
 from minigpt.run.directory import RunDirectory
+from minigpt.run.load import as_trained
 from minigpt.train.control import EarlyStop, StopRequest
 from minigpt.train.session import train_run, training_session
 from minigpt.train.trainer import Trainer
@@ -80,7 +82,8 @@ def test_the_trainer_has_the_resolved_config(workdir: Path) -> None:
         assert trainer.options is trainer.config.trainer
         assert trainer.options.device == trainer.runtime.device != "auto"
         assert trainer.options.precision == trainer.runtime.precision
-        assert load_config(run.config) == trainer.config != config
+        assert read_config(run.config) == config
+        assert as_trained(run, config) == trainer.config != config
         trainer.train()
     assert result()["backend"] == "own"
     manifest = json.loads(run.manifest.read_text())

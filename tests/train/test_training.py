@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from minigpt.config.compose import composed_config
@@ -373,5 +372,5 @@ def test_null_options_are_resolved_and_printed(
     outcome = cli("train", *TINY, *choices, "trainer.max_steps=1", "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
     assert printed in outcome.out
-    config = yaml.safe_load(Path("run/config.yaml").read_text())
-    assert config["model"]["attention"].items() >= resolved.items()
+    values = json.loads(Path("run/manifest.json").read_text())["resolved"]
+    assert values.items() >= {f"model.attention.{k}": v for k, v in resolved.items()}.items()

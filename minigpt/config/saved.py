@@ -1,0 +1,149 @@
+"""The config.yaml of a run: written, read, and changed where a trained run may differ from it.
+
+It contains the values as requested, some of them `auto` or null. The manifest of the run contains
+the values that replaced them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from minigpt.config.compose import plain_values, typed_config
+from minigpt.config.overrides import Composed
+from minigpt.config.pairs import flat, parse_override
+from minigpt.config.renamed import rename_keys
+from minigpt.config.schema import Config
+from minigpt.errors import UserError, first_line, require
+from minigpt.files import write_text
+
+# What a resumed run may change: its length, which schedules scale to; what it writes; the machine.
+RESUME_MAY_CHANGE = (
+    *("trainer.max_steps", "trainer.patience"),
+    *("trainer.log_every", "trainer.checkpoint_every", "trainer.sample_every"),
+    *("trainer.device", "trainer.precision", "trainer.threads", "data.dir", "data.path", "logger"),
+)
+
+# What may be changed in the config of a trained run when it is loaded.
+TRAINED_MAY_CHANGE = ("model.positional.", "model.backend.name", "data.path")
+TRAINED_KEEPS = ("model.positional.name", "model.positional.")
+
+INTERPOLATION = re.compile(r"(\\*)\$\{")  # OmegaConf's; an odd number of backslashes escapes it
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write config.yaml with all values; --config-dir and --config-name train it again."""
+    directory = path.parent.resolve()
+    header = (
+        "# All values of this run, as requested. To train it again, also with other values:\n"
+        f"#   minigpt train --config-dir '{directory}' --config-name {path.stem} seed=2\n"
+    )
+    content = {"defaults": ["runtime", "_self_"], "resume": None, **_escaped(config.to_dict())}
+    write_text(path, header + OmegaConf.to_yaml(OmegaConf.create(content)))
+
+
+def read_config(path: Path, changes: Sequence[str] = ()) -> Config:
+    """Return a config.yaml, with `changes` of the form KEY=VALUE.
+
+    Raises UserError if the file is missing or damaged, and for a change that the weights of a
+    trained run do not allow.
+    """
+    saved = _read_yaml(path)
+    keys = [change.partition("=")[0] for change in changes]
+    for key, change in zip(keys, changes, strict=True):
+        if "=" not in change or not key.startswith(TRAINED_MAY_CHANGE) or key in TRAINED_KEEPS:
+            raise UserError(
+                f"--set {change}: a trained run can change only the options of its positional "
+                f"scheme, such as model.positional.scaling=linear, model.backend.name, and "
+                f"data.path of a text that was moved; train a new run for anything else"
+            )
+        if keys.count(key) > 1:
+            raise UserError(f"--set {change}: {key} is given twice; leave one of them out")
+        saved = OmegaConf.merge(saved, OmegaConf.from_dotlist([change]))
+    assert isinstance(saved, DictConfig)
+    try:
+        return typed_config(saved)
+    except UserError as error:
+        source = "--set" if changes else f"{path}:"
+        raise UserError(f"{source} {error}") from None
+
+
+def resumed_config(path: Path, composed: Composed) -> Config:
+    """Return a saved config with the changes among RESUME_MAY_CHANGE that `composed` makes.
+
+    Raises UserError for an override of any other key.
+    """
+    saved = _read_yaml(path)
+    for override in composed.overrides:
+        key, value = parse_override(override)
+        if key == "resume" or (key, value) == ("data", saved.data.name):
+            continue
+        if key not in RESUME_MAY_CHANGE and not key.startswith("logger."):
+            raise UserError(
+                f"{override}: a resumed run keeps its config and may change only "
+                f"{', '.join(RESUME_MAY_CHANGE)}; for anything else start a new run"
+            )
+        changed = OmegaConf.to_container(composed.values, resolve=True)
+        option = OmegaConf.select(OmegaConf.create(_escaped(changed)), key)
+        OmegaConf.update(saved, key, option, merge=False)
+    return typed_config(saved)
+
+
+def resolved_values(requested: Config, resolved: Config) -> dict[str, Any]:
+    """Return by full key the values of `resolved` that differ from the requested ones."""
+    before, after = flat(requested.to_dict()), flat(resolved.to_dict())
+    return {key: value for key, value in after.items() if value != before[key]}
+
+
+def with_resolved(config: Config, saved: Config, resolved: dict[str, Any]) -> Config:
+    """Return `config` with `resolved` values in place of requested ones.
+
+    Where `config` differs from the `saved` config, its value was changed since and is kept.
+    """
+    now, before = flat(config.to_dict()), flat(saved.to_dict())
+    values = OmegaConf.create(_escaped(config.to_dict()))
+    for key, value in _escaped(resolved).items():
+        if now.get(key) == before.get(key):
+            OmegaConf.update(values, key, value)
+    assert isinstance(values, DictConfig)
+    return typed_config(values)
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    """Read config.yaml as the current version would have written it, without Hydra's lines."""
+    try:
+        saved = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: does not exist; is this a run directory?") from None
+    except Exception as error:
+        raise UserError(f"{path}: not readable YAML ({first_line(error)})") from None
+    if not isinstance(saved, DictConfig):
+        raise UserError(f"{path}: not a config that minigpt wrote")
+    values = plain_values(saved)
+    for key in ("defaults", "resume"):
+        values.pop(key, None)
+    rename_keys(values)
+    for key, value in flat(values).items():
+        for text in map(str, value if isinstance(value, list) else [value]):
+            plain = all(len(backslashes) % 2 for backslashes in INTERPOLATION.findall(text))
+            why = "a saved config contains values, not interpolations; write the value instead"
+            require(plain, f"{path}: {key}", text, why)
+    model = values.get("model")
+    if isinstance(model, dict):  # the first versions had only full attention
+        model.setdefault("attention", {"name": "full"})
+    return OmegaConf.create(values)
+
+
+def _escaped(value: Any) -> Any:
+    """Return nested values as OmegaConf reads them back: `${` as text, not as an interpolation."""
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    if isinstance(value, str):
+        return INTERPOLATION.sub(lambda match: match[1] * 2 + r"\${", value)
+    return value
