@@ -11,9 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Transformer
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    Glob,
+    IntervalSweep,
+    Override,
+    Sweep,
+    Transformer,
+)
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -33,6 +41,12 @@ from minigpt.errors import UserError, did_you_mean, first_line
 # The extras of this package that install Hydra's launchers.
 LAUNCHERS = {"joblib": "joblib", "ray": "ray"} | dict.fromkeys(
     ("submitit_local", "submitit_slurm"), "slurm"
+)
+# Options whose values are texts, taken as typed.
+TEXT_OPTIONS = (
+    *("name", "group", "tags", "resume", "hydra.run.dir", "hydra.sweep.dir"),
+    *("data.path", "data.dir", "data.document_separator", "trainer.sample_prompt"),
+    *("tokenizer.encoding", "logger.project", "logger.entity"),
 )
 FUNCTIONS = ("choice", "range", "interval", "tag", "int", "float", "glob", "sort", "shuffle")
 EXAMPLE = "optimizer.lr='tag(log, interval(1e-4, 1e-2))' or model=rope,alibi"
@@ -101,15 +115,43 @@ def require_choices(overrides: list[str]) -> None:
 
 
 def quoted(override: str) -> str:
-    """Return the override with its value in quotes if Hydra cannot parse it as it is."""
-    key, separator, value = override.partition("=")
+    """Return the override with its value in quotes where Hydra would not read it as typed.
+
+    It cannot parse some values, and would convert those of TEXT_OPTIONS: 1e3 to a number, for one.
+    """
+    key, _, text = override.partition("=")
+    if not text:
+        return override
     try:
-        OverridesParser.create().parse_override(override)
+        parsed = OverridesParser.create().parse_override(override)
     except HydraException:
-        if separator and value:
-            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-            return f"{key}='{escaped}'"
-    return override
+        return f"{key}={_in_quotes(text)}"
+    is_text = key.lstrip("+~") in TEXT_OPTIONS
+    return f"{key}={_as_typed(text, parsed.value())}" if is_text else override
+
+
+def _as_typed(text: str, value: Any) -> str:
+    """Return the text of a value so that Hydra reads it, or its elements, as text."""
+    if isinstance(value, list | ChoiceSweep):
+        is_list = isinstance(value, list)
+        elements: list[Any] = value if is_list else value.list
+        texts = (text.strip()[1:-1] if is_list else text).split(",")
+        if len(texts) != len(elements):  # commas in quotes or brackets
+            return text
+        pairs = zip(texts, elements, strict=True)
+        joined = ",".join(_as_typed(part.strip(), element) for part, element in pairs)
+        return f"[{joined}]" if is_list else joined
+    is_quoted = text.strip().startswith(("'", '"'))
+    is_plain = isinstance(value, str) and text == text.strip()
+    if value is None or isinstance(value, Sweep) or is_quoted or is_plain:
+        return text
+    return _in_quotes(text)
+
+
+def _in_quotes(text: str) -> str:
+    """Return a text as Hydra's grammar quotes it: backslashes are special only before a quote."""
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
+    return f"'{escaped}'"
 
 
 @dataclass(frozen=True)
@@ -196,6 +238,13 @@ def one_line_errors(overrides: list[str]) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error, overrides)) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else "YAML"
+        raise UserError(f"{place}: not valid YAML ({error.problem}); correct it") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        why = f"a file is not UTF-8 or not YAML ({first_line(error)}); correct it"
+        raise UserError(f"--config-dir: {why}") from None
 
 
 def _explain(error: Exception, overrides: list[str]) -> str:

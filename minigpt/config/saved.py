@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from minigpt.config.compose import plain_values, typed_config
-from minigpt.config.overrides import Composed
+from minigpt.config.overrides import TEXT_OPTIONS, Composed
 from minigpt.config.pairs import flat, parse_override
 from minigpt.config.renamed import rename_keys
 from minigpt.config.schema import Config
@@ -63,7 +63,10 @@ def read_config(path: Path, changes: Sequence[str] = ()) -> Config:
             )
         if keys.count(key) > 1:
             raise UserError(f"--set {change}: {key} is given twice; leave one of them out")
-        saved = OmegaConf.merge(saved, OmegaConf.from_dotlist([change]))
+        if key in TEXT_OPTIONS:
+            OmegaConf.update(saved, key, _escaped(change.partition("=")[2]))
+        else:
+            saved = OmegaConf.merge(saved, OmegaConf.from_dotlist([change]))
     assert isinstance(saved, DictConfig)
     try:
         return typed_config(saved)

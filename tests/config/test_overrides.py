@@ -1,0 +1,100 @@
+"""Overrides mean what was typed."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from minigpt.config.compose import composed_config
+from minigpt.config.overrides import TEXT_OPTIONS, combinations, quoted
+from minigpt.config.saved import read_config
+from minigpt.config.schema import REGISTRIES, Config, TrainerConfig
+from tests.conftest import TINY, Cli
+
+# Options of type str that take one of a few names, which are no numbers.
+CHOICES = {
+    *("trainer.device", "trainer.precision", "logger.mode", "model.positional.layers"),
+    *("model.positional.scaling", "model.positional.table"),
+    *("model.positional.slopes", "model.positional.heads", "model.ffn.expert"),
+}
+
+
+def test_text_options_are_all_options_of_type_str() -> None:
+    classes: list[tuple[str, Any]] = [("", Config), ("trainer.", TrainerConfig)]
+    for key, registry in REGISTRIES.items():
+        classes += [(f"{key}.", registry.options(name)) for name in registry.names()]
+    keys = {
+        f"{prefix}{name}"
+        for prefix, cls in classes
+        for name, kind in get_type_hints(cls).items()
+        if kind in (str, str | None, list[str])
+    }
+    variants = {f"{key}.name" for key in REGISTRIES} | {"model.attention.layers"}
+    expected = {key for key in TEXT_OPTIONS if key != "resume" and not key.startswith("hydra.")}
+    assert keys - variants - CHOICES == expected
+
+
+@pytest.mark.parametrize("key", TEXT_OPTIONS)
+def test_texts_are_quoted_so_that_hydra_reads_them_as_typed(key: str) -> None:
+    parser = OverridesParser.create()
+    for text in ("7", "1e3", "2024_11_28", "true", "  To be ", "0x1F", "1_0", "inf", "it's", "(a"):
+        assert parser.parse_override(quoted(f"{key}={text}")).value() == text
+    assert parser.parse_override(quoted(f"{key}=null")).value() is None
+    assert parser.parse_override(quoted(f"{key}='7'")).value() == "7"
+    assert parser.parse_override(quoted(f"{key}=[7, a,1e3]")).value() == ["7", "a", "1e3"]
+
+
+def test_numbers_stay_numbers() -> None:
+    for override in ("seed=7", "optimizer.lr=1e-3", "trainer.compile=true", "model.n_head=null"):
+        assert quoted(override) == override
+
+
+def test_every_text_can_be_quoted() -> None:
+    parser = OverridesParser.create()
+    for parts in itertools.product(("\\", "'", '"', "a", "(", ",", " "), repeat=4):
+        text = "(" + "".join(parts)  # Hydra cannot parse it without quotes
+        assert parser.parse_override(quoted(f"data.path={text}")).value() == text
+
+
+def test_texts_in_a_config() -> None:
+    config = composed_config(["name=7", "group=1e3", "tags=[2024_11_28,a]", "logger=none"])
+    assert (config.name, config.group, config.tags) == ("7", "1e3", ["2024_11_28", "a"])
+
+
+def test_texts_in_a_sweep() -> None:
+    jobs = combinations(["name=1e3,2024_11_28", "seed=1"])
+    names = [composed_config([*job, "logger=none"]).name for job in jobs]
+    assert names == ["1e3", "2024_11_28"]
+
+
+@pytest.mark.parametrize("name", ["7", "2024_11_28", "true"])
+def test_a_run_is_named_as_typed(cli: Cli, workdir: Path, name: str) -> None:
+    outcome = cli("train", *TINY, f"name={name}", "trainer.max_steps=1")
+    assert outcome.code == 0, outcome.err
+    (run,) = (workdir / "runs").iterdir()
+    assert f"_{name}_" in run.name and read_config(run / "config.yaml").name == name
+    outcome = cli("train", "-m", *TINY, f"name={name},1e3", "trainer.max_steps=1")
+    assert outcome.code == 0, outcome.err
+    assert {read_config(file).name for file in Path("runs").glob("*/*/config.yaml")} == {
+        name,
+        "1e3",
+    }
+
+
+@pytest.mark.parametrize("flags", [[], ["-m"]], ids=["run", "sweep"])
+def test_a_syntax_error_in_an_experiment_names_file_line_and_column(
+    cli: Cli, workdir: Path, flags: list[str]
+) -> None:
+    file = workdir / "own/experiment/mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\ntrainer:\n  max_steps: 5\n batch_size: [1\n")
+    outcome = cli("train", *flags, "--config-dir", "own", "experiment=mine", "logger=none")
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert f"{file}, line 4, column 2: not valid YAML" in outcome.err
+    file.write_bytes(b"# @package _global_\nname: caf\xe9\n")
+    outcome = cli("train", *flags, "--config-dir", "own", "experiment=mine", "logger=none")
+    assert outcome.code == 2 and outcome.err.count("\n") == 1 and "UTF-8" in outcome.err
