@@ -38,7 +38,7 @@ Train small GPTs on small text, and compare their designs.
 {lines}
 
 minigpt COMMAND --help lists a command's options. Exit codes: 0 success, 1 failure,
-2 invalid input, 130 or 143 stopped by a signal. {TRACEBACK}=1 prints tracebacks.
+2 invalid input, 128 + N stopped by signal N. {TRACEBACK}=1 prints tracebacks.
 version {__version__}"""
 
 

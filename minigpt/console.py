@@ -20,6 +20,15 @@ class PipeConsole(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def discard_output_to_closed_terminal() -> None:
+    """Redirect stdout and stderr to nowhere if their terminal was closed: writing would fail."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+
 class LiveView:
     """Lines on stdout and, in a terminal, a view below them that is drawn again in place.
 

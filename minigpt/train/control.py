@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from minigpt.console import discard_output_to_closed_terminal
 from minigpt.errors import Failure
 
 
@@ -67,26 +68,41 @@ class StopRequest:
     number: int | None = None
 
 
+# Signals that ask to save and exit. SIGHUP: the terminal was closed. SIGUSR1: SLURM's warning that
+# the time limit is near (`sbatch --signal`).
+STOP_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)  # Windows lacks the last two
+]
+URGENT_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
 @contextmanager
 def stop_signals(
     stop: StopRequest, on_request: Callable[[int], object] = lambda number: None
 ) -> Iterator[StopRequest]:
-    """Set `stop.number` at the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt.
+    """Set `stop.number` at the first of STOP_SIGNALS.
 
-    `on_request` is called with the number of the first signal. Outside of the main thread, where
-    Python delivers no signals, this does nothing.
+    After SIGINT or SIGTERM, a second one of these raises KeyboardInterrupt. `on_request` is called
+    with the number of the first signal. Signals that are ignored, as by nohup, stay so. Outside of
+    the main thread, where Python delivers no signals, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def request(number: int, frame: FrameType | None) -> None:
-        if stop.number is not None:
+        if number not in URGENT_SIGNALS:
+            discard_output_to_closed_terminal()
+        if stop.number is None:
+            stop.number = number
+            on_request(number)
+        elif number in URGENT_SIGNALS and stop.number in URGENT_SIGNALS:
             raise KeyboardInterrupt
-        stop.number = number
-        on_request(number)
 
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = [n for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, request) for number in handled}
     try:
         yield stop
     finally:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import random
 import signal
 import subprocess
@@ -17,6 +19,7 @@ from minigpt.model.attention import ATTENTION
 from minigpt.optim.optimizer import OPTIMIZERS
 from minigpt.optim.schedule import SCHEDULES
 from minigpt.tokenizer import TOKENIZERS
+from minigpt.train.control import STOP_SIGNALS, StopRequest, stop_signals
 from minigpt.train.display import Display
 from tests.conftest import TINY, Cli, read_metrics
 
@@ -103,7 +106,7 @@ def stopped_and_resumed(cli: Cli, monkeypatch: pytest.MonkeyPatch, options: list
     same_end(Path("whole"), Path("parts"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_signals_save_a_checkpoint(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
@@ -114,6 +117,44 @@ def test_signals_save_a_checkpoint(
     assert json.loads(Path("run/result.json").read_text())["steps"] == 3
     assert Path("run/checkpoints/last/training.pt").exists()
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_only_a_second_urgent_signal_interrupts_the_saving() -> None:
+    def send(*numbers: int) -> int | None:
+        with stop_signals(StopRequest()) as stop:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        return stop.number
+
+    assert send(signal.SIGHUP, signal.SIGHUP) == signal.SIGHUP  # from the kernel and the shell
+    assert send(signal.SIGUSR1, signal.SIGTERM) == signal.SIGUSR1
+    assert send(signal.SIGINT, signal.SIGHUP) == signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGTERM, signal.SIGINT)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as by nohup
+    try:
+        assert send(signal.SIGHUP) is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_saves_the_run(workdir: Path) -> None:
+    program, name = pty.fork()
+    if program == 0:  # the child, whose terminal `name` is
+        arguments = [*TINY, "trainer.max_steps=100000", "hydra.run.dir=run"]
+        os.execv(sys.executable, [sys.executable, "-m", "minigpt.cli", "train", *arguments])
+    metrics, deadline = Path("run/metrics.jsonl"), time.monotonic() + 120
+    os.set_blocking(name, False)
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 5:
+        assert time.monotonic() < deadline
+        with contextlib.suppress(BlockingIOError):
+            os.read(name, 1 << 16)
+        time.sleep(0.01)
+    os.close(name)
+    assert os.waitstatus_to_exitcode(os.waitpid(program, 0)[1]) == 128 + signal.SIGHUP
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["status"] == "interrupted" and result["steps"] > 0
+    assert Path("run/checkpoints/last/training.pt").exists()
 
 
 @pytest.mark.slow
