@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def optional_cache(path: Path) -> Iterator[None]:
+    """Print a line to stderr if the block cannot write a cached file; the work goes on without."""
+    try:
+        yield
+    except OSError as error:
+        print(f"minigpt: {path}: not cached ({error.strerror or error})", file=sys.stderr)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -142,7 +152,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     if path.exists():
         os.rename(path, old)
     os.rename(temporary, path)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
 
 
 def readable_directory(path: Path) -> Path:
@@ -155,9 +165,17 @@ def recover_directory(path: Path) -> None:
     """Finish a swap of `atomic_directory` that was interrupted. Only its writer may call this."""
     old = _old(path)
     if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     elif old.exists():
         os.rename(old, path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory, or a link to one, if it exists."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _old(path: Path) -> Path:
@@ -168,6 +186,12 @@ def sha256(content: bytes | str) -> str:
     """Return the hex digest of bytes, or of the UTF-8 bytes of a string."""
     data = content.encode("utf-8") if isinstance(content, str) else content
     return hashlib.sha256(data).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Self
 from minigpt.data import shakespeare
 from minigpt.data.tokens import CACHE_FORMAT, TokenData, read_tokens, write_tokens
 from minigpt.errors import UserError, require
-from minigpt.files import absolute_path, sha256, write_bytes
+from minigpt.files import absolute_path, optional_cache, sha256, write_bytes
 from minigpt.registry import Registry
 from minigpt.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig
 
@@ -199,7 +199,8 @@ class TinyShakespeare(TextSource):
             text = shakespeare.tiny_shakespeare()
         except (FileNotFoundError, ValueError) as no_package:
             text = _download_tiny_shakespeare(prepared, no_package)
-        write_bytes(prepared, text.encode("utf-8"))
+        with optional_cache(prepared):
+            write_bytes(prepared, text.encode("utf-8"))
         return text
 
 

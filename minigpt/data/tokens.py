@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from minigpt.data.lazy import DocumentIds
 from minigpt.errors import require
-from minigpt.files import atomic_path
+from minigpt.files import optional_cache, write_bytes
 from minigpt.tokenizer import Tokenizer
 
 CACHE_FORMAT = 1  # increase it when the meaning of a cached file changes
@@ -161,8 +161,8 @@ def write_tokens(
             tensors[f"{name}_documents"] = document_ids
         first = tokenizer.token_bytes(int(tensors[name][0]))
         n_bytes[name] = str(len(text.encode("utf-8")) - len(first))
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=n_bytes)
+    with optional_cache(path):
+        write_bytes(path, save(tensors, metadata=n_bytes))
     return _token_data(tensors, n_bytes)
 
 

@@ -73,6 +73,16 @@ class RunDirectory:
         finally:
             lock.release()
 
+    def require_own_files(self) -> None:
+        """Raise UserError for a file or checkpoint that is a link to outside of the directory."""
+        top, checkpoints = self.path.resolve(), self.last.parent
+        for path in (*self.path.glob("*.*"), checkpoints, *checkpoints.glob("*")):
+            if not path.resolve().is_relative_to(top):
+                raise UserError(
+                    f"{path}: is a link to {path.resolve()}, which a resumed run would change; "
+                    f"replace it by a copy"
+                )
+
     def append_metrics(self, values: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         self._append(self.metrics, to_json(values) + "\n")

@@ -1,4 +1,4 @@
-"""Loading the weights of a checkpoint."""
+"""Loading the weights of a checkpoint, and the checksums of its files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from safetensors.torch import load_model
 from torch import nn
 
 from minigpt.errors import UserError, first_line
-from minigpt.files import readable_directory
+from minigpt.files import read_json, readable_directory, sha256_of_file, write_json
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, CHECKSUMS = "model.safetensors", "checksums.json"
 # Modules and parameters that earlier versions saved under another name, as patterns of the whole
 # name. Their order has not changed, and optimizer states are by order.
 RENAMED = {
@@ -24,9 +24,38 @@ RENAMED = {
 }
 
 
+def write_checksums(checkpoint: Path) -> None:
+    """Write the sha256 of each file of a checkpoint into it."""
+    write_json(checkpoint / CHECKSUMS, {f.name: sha256_of_file(f) for f in checkpoint.iterdir()})
+
+
+def require_intact(checkpoint: Path, name: str) -> None:
+    """Raise UserError if a file of a checkpoint has another content than was written.
+
+    Checkpoints of earlier versions have no checksums.
+    """
+    for _ in range(2):  # once more if a training process was replacing the checkpoint
+        directory = readable_directory(checkpoint)
+        try:
+            expected = read_json(directory / CHECKSUMS).get(name)
+            if sha256_of_file(directory / name) == expected:
+                return
+        except FileNotFoundError:
+            return
+        except ValueError:  # the checksums are damaged
+            continue
+    why = f"damaged: its checksum is not that of {CHECKSUMS}"
+    remedy = "restore it, use another checkpoint or train again"
+    raise UserError(f"{checkpoint / name}: {why}; {remedy}")
+
+
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Load weights into a model in place. Raises UserError if they are missing or do not fit."""
+    """Load weights into a model in place.
+
+    Raises UserError if they are missing, damaged or do not fit.
+    """
     file = path / WEIGHTS
+    require_intact(path, WEIGHTS)
     renaming = model.register_load_state_dict_pre_hook(_rename)
     try:
         try:

@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from minigpt.errors import UserError, require
-from minigpt.files import sha256
+from minigpt.files import optional_cache, sha256
 from minigpt.tokenizer.base import (
     TOKENIZERS,
     Tokenizer,
@@ -83,7 +83,8 @@ class BPETokenizer(Tokenizer):
             return load_tokenizer(path)
         except UserError:
             tokenizer = cls.train(train_text, config.vocab_size)
-            tokenizer.save(path)
+            with optional_cache(path):
+                tokenizer.save(path)
             return tokenizer
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -147,6 +147,7 @@ def restore_run(
     starts from its first step. Raises UserError if it is finished.
     """
     before, now = as_trained(run, read_config(run.config)), setup.config
+    run.require_own_files()
     for checkpoint in (run.last, run.best):
         recover_directory(checkpoint)
     max_steps = setup.config.trainer.max_steps
@@ -199,23 +200,25 @@ def open_tracker(run: RunDirectory, setup: Setup, manifest: dict[str, Any]) -> L
 def result_recorded(trainer: Trainer) -> Iterator[None]:
     """Write result.json, close the display and the tracker, however the block ends."""
     run, display = trainer.run, trainer.display
-    result = trainer.result("failed")
-    try:
-        yield
-        result = trainer.result("finished")
-    except EarlyStop as stopped:
-        result = trainer.result(stopped.status)
-    except KeyboardInterrupt:
-        result = trainer.result("interrupted")
-        raise
-    except BaseException as error:
-        diverged = isinstance(error, Diverged)
-        result = trainer.result("failed") | {"error": first_line(error), "diverged": diverged}
-        raise
-    finally:
+
+    def close(result: dict[str, Any]) -> None:
         display.stop()
         try:
             write_json(run.result, result)
         finally:
             trainer.logger.finish(result, failed=result["status"] == "failed")
+
+    try:
+        yield
+        result = trainer.result("finished")
+    except EarlyStop as stopped:
+        result = trainer.result(stopped.status)
+    except BaseException as error:
+        result = trainer.result("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        if result["status"] == "failed":
+            result |= {"error": first_line(error), "diverged": isinstance(error, Diverged)}
+        with suppress(OSError):  # on a full disk the first error is the one to report
+            close(result)
+        raise
+    close(result)
     display.end(run, result)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pickle
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_model
 
-from minigpt.errors import UserError, first_line
+from minigpt.errors import Failure, UserError, first_line
 from minigpt.files import atomic_directory
 from minigpt.model import GPT
-from minigpt.run.weights import WEIGHTS, load_weights
+from minigpt.run.weights import WEIGHTS, load_weights, require_intact, write_checksums
 
 TRAINING, INFO = "training.pt", "info.json"
 
@@ -51,7 +56,7 @@ class TrainState:
 
     def save_best(self, path: Path) -> None:
         """Write the weights, atomically, with the step and its validation loss."""
-        with atomic_directory(path) as directory:
+        with _checkpoint(path) as directory:
             save_model(self.model, str(directory / WEIGHTS))
             info = {"step": self.progress.step, "val_loss": self.progress.best_val_loss}
             (directory / INFO).write_text(json.dumps(info) + "\n", encoding="utf-8")
@@ -70,7 +75,7 @@ class TrainState:
                 "batches_on": self.generator.device.type,
             },
         }
-        with atomic_directory(path) as directory:
+        with _checkpoint(path) as directory:
             save_model(self.model, str(directory / WEIGHTS))
             torch.save(training, directory / TRAINING)
 
@@ -115,11 +120,33 @@ class TrainState:
             group.update(hyperparameters)
 
 
+@contextmanager
+def _checkpoint(path: Path) -> Iterator[Path]:
+    """Yield a directory that replaces the checkpoint `path`. Raises Failure if it is not written.
+
+    safetensors and torch raise errors of their own types when a disk is full.
+    """
+    try:
+        with atomic_directory(path) as directory:
+            yield directory
+            write_checksums(directory)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        free = shutil.disk_usage(path.parent).free / 1e6
+        why = f"{path}: checkpoint not written ({first_line(error)}; {free:,.0f} MB free)"
+        why += "; the one written before is intact" if path.exists() else ""
+        remedy = f"make space, then minigpt train resume={path.parent.parent}"
+        raise Failure(f"{why}; {remedy}") from error
+
+
 def _read_training(file: Path) -> dict[str, Any]:
+    require_intact(file.parent, file.name)
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{file}: missing, so this checkpoint cannot be resumed") from None
+    except pickle.UnpicklingError:
+        why = "not a training state: it contains other objects than tensors and numbers"
+        raise UserError(f"{file}: {why}; restore the file that training wrote") from None
     except Exception as error:  # torch raises many types for files it did not write
         raise UserError(
             f"{file}: damaged or not a training state ({first_line(error)}); "

@@ -1,0 +1,141 @@
+"""Damaged checkpoints, full disks, folders that cannot be written, and links."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, Cli
+from tests.train.test_resume import same_end
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) * 3 // 4] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.pt"])
+def test_a_flipped_bit_is_noticed_by_resume(cli: Cli, tiny_run: Path, name: str) -> None:
+    file = tiny_run / "checkpoints/last" / name
+    flip_a_bit(file)
+    outcome = cli("train", "resume=run", "trainer.max_steps=20")
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert outcome.err.startswith(f"minigpt: {file}: damaged: its checksum is not that of")
+
+
+def test_a_flipped_bit_is_noticed_by_eval_and_sample(cli: Cli, tiny_run: Path) -> None:
+    flip_a_bit(tiny_run / "checkpoints/best/model.safetensors")
+    for command in ("eval", "sample", "inspect"):
+        outcome = cli(command, "run")
+        assert outcome.code == 2 and "checkpoints/best/model.safetensors: damaged" in outcome.err
+    outcome = cli("eval", "run", "--checkpoint", "last")
+    assert outcome.code == 0, outcome.err
+
+
+def test_checkpoints_without_checksums_load(cli: Cli, tiny_run: Path) -> None:
+    for file in tiny_run.glob("checkpoints/*/checksums.json"):
+        file.unlink()
+    assert cli("eval", "run").code == 0
+    assert cli("train", "resume=run", "trainer.max_steps=14").code == 0
+
+
+def test_damaged_checksums_are_one_line(cli: Cli, tiny_run: Path) -> None:
+    (tiny_run / "checkpoints/best/checksums.json").write_text("[")
+    outcome = cli("eval", "run")
+    assert outcome.code == 2 and "checksum" in outcome.err and outcome.err.count("\n") == 1
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+def test_a_pickle_as_checkpoint_is_refused_in_one_line(cli: Cli, tiny_run: Path) -> None:
+    checkpoint = tiny_run / "checkpoints/last"
+    (checkpoint / "training.pt").write_bytes(pickle.dumps(Hostile()))
+    (checkpoint / "checksums.json").unlink()
+    outcome = cli("train", "resume=run", "trainer.max_steps=20")
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert "not a training state" in outcome.err and "weights_only" not in outcome.err
+    assert not Path("executed").exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_the_last_checkpoint_and_resumes(cli: Cli, workdir: Path) -> None:
+    """A limit on the size of files stands in for a full disk: writing fails in the middle."""
+    options = [*TINY, "trainer.max_steps=400", "trainer.checkpoint_every=10"]
+    options += ["trainer.eval_every=100", "trainer.sample_every=200"]
+    assert cli("train", *options, "hydra.run.dir=whole").code == 0
+    command = [sys.executable, "-m", "minigpt.cli", "train", *options, "hydra.run.dir=run"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    checkpoint = Path("run/checkpoints/last/training.pt")
+    while not checkpoint.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    size = Path("whole/checkpoints/last/training.pt").stat().st_size
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size // 2, size // 2))
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.count("\n") == 1 and "Traceback" not in err
+    assert "run/checkpoints/last: checkpoint not written (" in err
+    assert "the one written before is intact" in err
+    assert "minigpt train resume=run" in err
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["status"] == "failed" and "not written" in result["error"]
+    assert result["steps"] < 400 and not [*Path("run/checkpoints").glob(".*")]
+    assert cli("train", "resume=run").code == 0
+    same_end(Path("whole"), Path("run"))
+
+
+def test_a_cache_that_cannot_be_written_is_left_out(
+    cli: Cli, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINIGPT_DATA", "text.txt/folder")  # below a file
+    for command in (
+        ["train", *TINY, "tokenizer=bpe", "tokenizer.vocab_size=300", "hydra.run.dir=run"],
+        ["eval", "run"],
+        ["train", "resume=run", "trainer.max_steps=14"],
+        ["bench", "train", *TINY, "--repeats", "1"],
+        ["doctor"],
+    ):
+        outcome = cli(*command)
+        assert outcome.code == 0, outcome.err
+
+
+def test_links_out_of_a_run_directory_are_not_written_through(cli: Cli, tiny_run: Path) -> None:
+    for name in ("metrics.jsonl", "checkpoints/last"):
+        path, outside = tiny_run / name, Path("outside") / name
+        outside.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, outside)
+        path.symlink_to(outside.absolute())
+        size = outside.stat().st_size
+        outcome = cli("train", "resume=run", "trainer.max_steps=20")
+        assert outcome.code == 2 and outcome.err.count("\n") == 1
+        assert f"{path}: is a link to {outside.absolute()}" in outcome.err
+        assert outside.stat().st_size == size
+        assert not [*tiny_run.glob("checkpoints/.*")]
+        assert cli("eval", "run").code == 0  # reading is harmless
+        path.unlink()
+        shutil.move(outside, path)
+
+
+def test_a_checkpoint_that_links_to_another_one_is_replaced(cli: Cli, tiny_run: Path) -> None:
+    last = tiny_run / "checkpoints/last"
+    last.rename(tiny_run / "checkpoints/kept")
+    last.symlink_to("kept")
+    assert cli("train", "resume=run", "trainer.max_steps=20").code == 0
+    assert not last.is_symlink() and (tiny_run / "checkpoints/kept/training.pt").exists()
+    names = sorted(path.name for path in (tiny_run / "checkpoints").iterdir())
+    assert names == ["best", "kept", "last"]
