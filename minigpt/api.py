@@ -46,7 +46,7 @@ class LoadedRun(TrainedRun):
 
     def generate(
         self,
-        prompt: str = "\n",
+        prompt: str | None = None,
         max_tokens: int = 200,
         temperature: float = 1.0,
         *,
@@ -61,9 +61,12 @@ class LoadedRun(TrainedRun):
         """Return sampled text that continues a prompt, without the prompt.
 
         The arguments are the options of `minigpt sample`, and the same seed gives the same text.
-        `stop`: the text ends before the first of these strings; by default the document separator
-        of the run's data, if it has one. Raises UserError for a value out of range.
+        `prompt`: by default a newline, or the prompt of the run's own samples if the vocabulary has
+        no newline. `stop`: the text ends before the first of these strings; by default the
+        document separator of the run's data, if it has one. Raises UserError for a value out of
+        range.
         """
+        prompt = self.default_prompt if prompt is None else prompt
         require(prompt != "", "prompt", repr(prompt), "must not be empty")
         require(max_tokens >= 1, "max_tokens", max_tokens, "must be 1 or more")
         require(0 <= seed < 2**32, "seed", seed, "must be from 0 to 2^32 - 1")

@@ -339,8 +339,8 @@ def test_damaged_files_are_named(
 
 def test_foreign_weights(cli: Cli, tiny_run: Path) -> None:
     assert cli("train", *TINY, "model.n_embd=8", "hydra.run.dir=other").code == 0
-    name = "checkpoints/best/model.safetensors"
-    (Path("run") / name).write_bytes((Path("other") / name).read_bytes())
+    for name in ("checkpoints/best/model.safetensors", "checkpoints/best/checksums.json"):
+        (Path("run") / name).write_bytes((Path("other") / name).read_bytes())
     outcome = cli("sample", "run")
     assert outcome.code == 2
     assert "does not fit the model of config.yaml" in outcome.err and outcome.err.count("\n") == 1

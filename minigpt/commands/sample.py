@@ -19,7 +19,8 @@ EXCLUDES = {"beams": (*TRUNCATION, "greedy", "num_samples", "seed", "draft"), "g
 NEEDS = {"length_penalty": "beams", "draft_tokens": "draft"}
 OPTIONS = {
     **QUANTIZE,
-    "--prompt PROMPT": "text to continue (default: a newline); several are computed as one batch",
+    "--prompt PROMPT": r"text to continue, in which \n is a newline (default: a newline, or the "
+    "prompt of the run's own samples if its vocabulary has none); several form one batch",
     "--prompts FILE": "a UTF-8 file with one more prompt per line",
     "--json": "one line of JSON per text: prompt, sample, seed, text, and its scores if any",
     "--context N": "most tokens the model attends to (default: model.block_size, as in training), "
@@ -69,11 +70,13 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     _require_compatible(options, parser)
     _require_valid(options)
-    prompts = [("--prompt", prompt) for prompt in options.prompt or []]
-    prompts = [*prompts, *_lines(options.prompts)] or [("--prompt", "\n")]
+    from minigpt.data.corpus import unescape
+
+    prompts = [("--prompt", unescape(prompt)) for prompt in options.prompt or []]
+    prompts += _lines(options.prompts)
     with one_line_if_out_of_memory("use a smaller --context, or fewer prompts or --beams"):
-        generator = _text_generator(options, prompts)
-        _print_texts(generator, [prompt for _, prompt in prompts], options)
+        generator, texts = _text_generator(options, prompts)
+        _print_texts(generator, texts, options)
 
 
 def _require_compatible(options: Namespace, parser: Parser) -> None:
@@ -102,7 +105,9 @@ def _require_valid(options: Namespace) -> None:
     require("" not in (options.prompt or []), "--prompt", "", "empty; give at least one character")
     for stop in options.stop or []:
         require(stop != "", "--stop", "", "empty; give the text to end before")
-        require_valid_escapes("--stop", stop)
+    for flag, texts in (("--stop", options.stop), ("--prompt", options.prompt)):
+        for text in texts or []:
+            require_valid_escapes(flag, text)
 
 
 def _flag(name: str) -> str:
@@ -126,10 +131,13 @@ def _lines(file: str | None) -> list[tuple[str, str]]:
     return prompts
 
 
-def _text_generator(options: Namespace, prompts: list[tuple[str, str]]) -> TextGenerator:
+def _text_generator(
+    options: Namespace, prompts: list[tuple[str, str]]
+) -> tuple[TextGenerator, list[str]]:
     """Load the run and its draft, and encode the prompts, each given with its option.
 
-    Raises UserError for a value out of range before it loads the run.
+    Returns the generator and the prompts, by default that of the run. Raises UserError for a value
+    out of range before it loads the run.
     """
     from minigpt.data.corpus import unescape
     from minigpt.inference.beam import BeamSearch
@@ -158,11 +166,13 @@ def _text_generator(options: Namespace, prompts: list[tuple[str, str]]) -> TextG
     if options.quantize is not None:
         trained, quantization = quantized(trained, options.quantize)
         print(quantization.describe(), file=sys.stderr)
+    prompts = prompts or [("--prompt", trained.default_prompt)]
     tokens = [_encode(key, text, trained) for key, text in prompts]
     if options.draft is not None:
         draft = load_draft(options.draft, trained, options.draft_tokens or DRAFT_TOKENS, context)
     new_tokens = options.max_new_tokens
-    return TextGenerator(trained, tokens, new_tokens, sampling, context, stops, search, draft)
+    generator = TextGenerator(trained, tokens, new_tokens, sampling, context, stops, search, draft)
+    return generator, [text for _, text in prompts]
 
 
 def _encode(key: str, text: str, trained: TrainedRun) -> list[int]:

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt.data.corpus import CORPORA, DataConfig
+from minigpt.data.corpus import CORPORA, DataConfig, require_valid_escapes
 from minigpt.errors import require, require_at_least
 from minigpt.files import absolute_path, sha256
 from minigpt.logger import LOGGERS, LoggerConfig
@@ -37,6 +37,8 @@ class TrainerConfig:
 
     `grad_accum_steps`: micro-batches per batch, to save memory. The results are equal, except that
     a mixture of experts is balanced over each micro-batch.
+    `sample_prompt`: with \\n, \\t, \\r and \\\\ as escapes. None: a newline if the vocabulary has
+    it, else the first character of the text.
     `patience`: evaluations without a lower validation loss before stopping early.
     """
 
@@ -48,7 +50,7 @@ class TrainerConfig:
     checkpoint_every: int | None
     sample_every: int | None
     sample_tokens: int
-    sample_prompt: str
+    sample_prompt: str | None
     patience: int | None
     device: str
     precision: str
@@ -57,7 +59,10 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         require_at_least(0, "trainer", self, "max_steps")
-        require(self.sample_prompt != "", "trainer.sample_prompt", "", "must not be empty")
+        key, prompt = "trainer.sample_prompt", self.sample_prompt
+        require(prompt != "", key, "", "empty; give at least one character, or null")
+        if prompt is not None:
+            require_valid_escapes(key, prompt)
         counts = ("batch_size", "grad_accum_steps", "log_every", "sample_tokens")
         require_at_least(1, "trainer", self, *counts)
         optional = ("eval_every", "checkpoint_every", "sample_every", "patience", "threads")

@@ -84,6 +84,11 @@ def unescape(escaped: str) -> str:
     return re.sub(r"\\(.)", lambda m: ESCAPES[m[1]], escaped)
 
 
+def escape(text: str) -> str:
+    """Return a text whose `unescape` it is."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n")
+
+
 class Corpus(ABC):
     """A text with a training and a validation split, its tokenizer and its tokens.
 

@@ -11,6 +11,7 @@ import torch
 
 from minigpt.config.saved import read_config, with_resolved
 from minigpt.config.schema import Config
+from minigpt.data.corpus import unescape
 from minigpt.data.lazy import LazyTensor
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.data.tokens import TokenData
@@ -76,6 +77,12 @@ class TrainedRun:
     def label(self) -> str:
         """The checkpoint and the changes, separated by spaces."""
         return " ".join((self.checkpoint, *self.changes))
+
+    @property
+    def default_prompt(self) -> str:
+        """A newline, or the prompt of the run's own samples if the vocabulary has no newline."""
+        prompt = self.config.trainer.sample_prompt
+        return "\n" if prompt is None or self.tokenizer.can_encode("\n") else unescape(prompt)
 
     @property
     def weights(self) -> Path:

@@ -49,6 +49,14 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text. Raises UserError at a character that has no token."""
 
+    def can_encode(self, text: str) -> bool:
+        """Return whether every character of a text has tokens."""
+        try:
+            self.encode(text)
+        except UserError:
+            return False
+        return True
+
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
         """Return the UTF-8 bytes of one token, which may be part of a character."""

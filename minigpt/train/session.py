@@ -9,6 +9,7 @@ from typing import Any
 
 from minigpt.config.saved import read_config, resolved_values, save_config
 from minigpt.config.schema import Config, TrainerConfig, request_sha256
+from minigpt.data.corpus import unescape
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.errors import UserError, first_line, one_line_if_out_of_memory, require
 from minigpt.files import recover_directory, write_json
@@ -109,7 +110,12 @@ def prepare_inputs(
     text = None if resumed is None else resumed.data_sha256
     prepared = prepare(config.data, config.tokenizer, tokenizer, text)
     prepared.tokens.require_block(config.model.block_size)
-    prepared.tokenizer.encode(options.sample_prompt)
+    prompt = options.sample_prompt
+    if options.sample_every is not None and prompt is not None:
+        try:
+            prepared.tokenizer.encode(unescape(prompt))
+        except UserError as error:
+            raise UserError(f"trainer.sample_prompt={prompt}: {error}") from None
     return runtime, prepared
 
 

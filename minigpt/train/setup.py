@@ -8,6 +8,7 @@ import torch
 
 from minigpt.config.schema import Config
 from minigpt.data import TokenData
+from minigpt.data.corpus import escape
 from minigpt.data.prepare import Prepared
 from minigpt.model import GPT
 from minigpt.optim.optimizer import OPTIMIZERS
@@ -48,11 +49,19 @@ def build_setup(config: Config, prepared: Prepared, runtime: Runtime) -> Setup:
     model = GPT(config.model, prepared.tokenizer.n_vocab).to(runtime.device)
     backend = model.use_backend(runtime.device, runtime.precision == "bf16", "training")
     state = TrainState(model, OPTIMIZERS.build(config.optimizer, model), generator)
-    # Values for `auto`, relative paths and attention's nulls. model.backend.name=auto stays: the
+    # Values for `auto`, null and relative paths. model.backend.name=auto stays: the
     # backend is chosen anew for each use.
     device, precision, threads = runtime.device, runtime.precision, torch.get_num_threads()
     trainer = replace(config.trainer, device=device, precision=precision, threads=threads)
+    if trainer.sample_prompt is None:
+        trainer = replace(trainer, sample_prompt=escape(_default_prompt(prepared)))
     attention = model.attention.resolved(config.model.attention)
     design = replace(config.model, attention=attention)
     resolved = replace(config, trainer=trainer, data=config.data.absolute(), model=design)
     return Setup(resolved, runtime, prepared.tokenizer, data, state, backend)
+
+
+def _default_prompt(prepared: Prepared) -> str:
+    """Return a newline if the tokenizer has it, else the first character of the text."""
+    tokenizer, first = prepared.tokenizer, prepared.tokens.train.tokens[:1].tolist()
+    return "\n" if tokenizer.can_encode("\n") else tokenizer.decode(first)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minigpt.data import Batch
+from minigpt.data.corpus import unescape
 from minigpt.evaluate.loss import evaluate, perplexity
 from minigpt.inference.generate import generate, stop_at, stream_text
 from minigpt.logger import Logger
@@ -275,7 +276,8 @@ class Trainer:
             if self.progress.sampled_at == step:
                 return
             self.progress.sampled_at = step
-            prompt, n = self.options.sample_prompt, self.options.sample_tokens
+            assert self.options.sample_prompt is not None, "resolved by build_setup"
+            prompt, n = unescape(self.options.sample_prompt), self.options.sample_tokens
             ids, seed = self.tokenizer.encode(prompt), self.config.seed + step
             tokens = generate(self.model, [ids], n, seed=seed, runtime=self.runtime)
             pieces = stream_text(self.tokenizer, (row[0] for row in tokens))

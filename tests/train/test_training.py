@@ -374,3 +374,40 @@ def test_null_options_are_resolved_and_printed(
     assert printed in outcome.out
     values = json.loads(Path("run/manifest.json").read_text())["resolved"]
     assert values.items() >= {f"model.attention.{k}": v for k, v in resolved.items()}.items()
+
+
+def test_default_prompt_of_a_text_without_newlines(cli: Cli, workdir: Path) -> None:
+    Path("text.txt").write_text("\\one line of text " * 60)
+    outcome = cli("train", *TINY, "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert "--- step 6 ---\n\\" in Path("run/samples.txt").read_text()
+    for options in ([], ["--prompt", r"one\\"], ["--beams", "2"]):
+        sampled = cli("sample", "run", "--max-new-tokens", "5", *options)
+        assert sampled.code == 0, sampled.err
+        assert sampled.out.startswith("one\\" if "--prompt" in options else "\\")
+    refused = cli("sample", "run", "--prompt", r"\n")
+    assert refused.code == 2 and refused.err.startswith("minigpt: --prompt: text='\\n' (U+000A)")
+
+
+def test_prompts_are_checked_only_where_they_are_used(cli: Cli, workdir: Path) -> None:
+    options = [*TINY, "trainer.sample_prompt=§", "hydra.run.dir=run"]
+    refused = cli("train", *options)
+    assert refused.code == 2 and "trainer.sample_prompt=§: text='§' (U+00A7)" in refused.err
+    assert not Path("run").exists()
+    assert cli("train", *options, "trainer.sample_every=null").code == 0
+    assert cli("sample", "run", "--max-new-tokens", "5").code == 0
+
+
+@pytest.mark.parametrize("prompt", [r"a\nb", "a\nb"])
+def test_prompts_understand_escapes(cli: Cli, workdir: Path, prompt: str) -> None:
+    Path("text.txt").write_text("a\nb\\" * 300)
+    assert cli("train", *TINY, f"trainer.sample_prompt={prompt}", "hydra.run.dir=run").code == 0
+    assert "--- step 6 ---\na\nb" in Path("run/samples.txt").read_text()
+    sampled = cli("sample", "run", "--prompt", prompt, "--max-new-tokens", "5")
+    assert sampled.out.startswith("a\nb")
+    for command in (
+        ["train", *TINY, r"trainer.sample_prompt=\q"],
+        ["sample", "run", "--prompt", "\\"],
+    ):
+        refused = cli(*command)
+        assert refused.code == 2 and "invalid escape" in refused.err
