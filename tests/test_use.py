@@ -182,48 +182,45 @@ def test_eval_mistakes_print_one_line(cli: Cli, arguments: list[str], message: s
 
 def test_sample_reads_prompts_from_a_file_and_prints_json(cli: Cli, tiny_run: Path) -> None:
     Path("prompts.txt").write_text("the quick\n\nfox\n")
-    arguments = ["sample", "run", "--max-new-tokens", "9", "--seed", "5"]
-    outcome = cli(*arguments, "--prompts", "prompts.txt", "--num-samples", "2", "--json")
+    sample = ["sample", "run", "--max-new-tokens", "9", "--seed", "5"]
+    outcome = cli(*sample, "--prompts", "prompts.txt", "--num-samples", "2", "--json")
     assert outcome.code == 0, outcome.err
     rows = [json.loads(line) for line in outcome.out.splitlines()]
     samples = [(row["prompt"], row["sample"], row["seed"]) for row in rows]
     assert samples == [("the quick", 1, 5), ("fox", 1, 5), ("the quick", 2, 6), ("fox", 2, 6)]
-    alone = cli(*arguments, "--prompt", "fox")
-    assert alone.out == "fox" + rows[1]["text"] + "\n"
+    single = cli(*sample, "--prompt", "fox")
+    assert single.out == "fox" + rows[1]["text"] + "\n"
     Path("foreign.txt").write_text("fox\n\nf§\n", encoding="utf-8")
     foreign = "--prompts=foreign.txt: line 3: text='§' (U+00A7) at offset 1: not among"
-    assert foreign in cli(*arguments, "--prompts", "foreign.txt").err
+    assert foreign in cli(*sample, "--prompts", "foreign.txt").err
     Path("empty.txt").write_text("\n\n")
-    assert "all lines are empty" in cli(*arguments, "--prompts", "empty.txt").err
+    assert "all lines are empty" in cli(*sample, "--prompts", "empty.txt").err
     Path("latin.txt").write_bytes(b"caf\xe9")
-    assert (
-        "--prompts=latin.txt: not UTF-8 at byte 3" in cli(*arguments, "--prompts", "latin.txt").err
-    )
+    assert "--prompts=latin.txt: not UTF-8 at byte 3" in cli(*sample, "--prompts", "latin.txt").err
 
 
 def test_sample_with_beam_search(cli: Cli, tiny_run: Path) -> None:
-    arguments = ["sample", "run", "--max-new-tokens", "12", "--prompt", "Line"]
-    assert cli(*arguments, "--beams", "1").out == cli(*arguments, "--greedy").out
-    five = cli(*arguments, "--beams", "5")
+    sample = ["sample", "run", "--max-new-tokens", "12", "--prompt", "Line"]
+    assert cli(*sample, "--beams", "1").out == cli(*sample, "--greedy").out
+    five = cli(*sample, "--beams", "5")
     assert five.code == 0 and five.err == "" and len(five.out) == len("Line") + 12 + 1
     assert (
-        "--beams: cannot be combined with --seed"
-        in cli(*arguments, "--beams", "5", "--seed", "9").err
+        "--beams: cannot be combined with --seed" in cli(*sample, "--beams", "5", "--seed", "9").err
     )
-    both = cli(*arguments, "--prompt", "the quick", "--beams", "5").out  # exceeds the block
+    both = cli(*sample, "--prompt", "the quick", "--beams", "5").out  # exceeds the block
     assert both.startswith(f"--- sample 1 of 1 of 'Line' ---\n{five.out}---")
-    row = json.loads(cli(*arguments, "--beams", "5", "--json").out)
+    row = json.loads(cli(*sample, "--beams", "5", "--json").out)
     assert "Line" + row["text"] + "\n" == five.out
     assert row["score"] == pytest.approx(row["log_probability"] / 12)
     assert "seed" not in row  # beam search is deterministic
-    penalized = cli(*arguments, "--beams", "5", "--repetition-penalty", "9").out
+    penalized = cli(*sample, "--beams", "5", "--repetition-penalty", "9").out
     assert penalized != five.out
 
     # Beams end at the stop text, which is not printed; a length penalty favours longer texts.
     stop = row["text"][2:4]
     rows = [
         json.loads(
-            cli(*arguments, "--beams", "5", "--json", "--length-penalty", a, "--stop", stop).out
+            cli(*sample, "--beams", "5", "--json", "--length-penalty", a, "--stop", stop).out
         )
         for a in ("0", "9")
     ]
@@ -236,9 +233,9 @@ def test_sample_with_beam_search(cli: Cli, tiny_run: Path) -> None:
 def test_sample_with_speculative_decoding(cli: Cli, tiny_run: Path) -> None:
     small = ["model.n_embd=8", "model.block_size=5", "positional=learned"]
     assert cli("train", *TINY, *small, "hydra.run.dir=small").code == 0
-    arguments = ["sample", "run", "--max-new-tokens", "14", "--prompt", "Line"]
-    plain = cli(*arguments, "--greedy")
-    drafted = cli(*arguments, "--greedy", "--draft", "small", "--draft-tokens", "3")
+    sample = ["sample", "run", "--max-new-tokens", "14", "--prompt", "Line"]
+    plain = cli(*sample, "--greedy")
+    drafted = cli(*sample, "--greedy", "--draft", "small", "--draft-tokens", "3")
     assert drafted.code == 0 and drafted.out == plain.out
     assert re.fullmatch(
         r"draft: \d+ of \d+ proposed tokens accepted \(\d+%\), [1-4]\.\d\d tokens per "
@@ -247,16 +244,16 @@ def test_sample_with_speculative_decoding(cli: Cli, tiny_run: Path) -> None:
         drafted.err,
     )
     identical_draft = ["--draft", "run", "--draft-tokens", "6"]
-    all_accepted = cli(*arguments, *identical_draft)
+    all_accepted = cli(*sample, *identical_draft)
     assert all_accepted.err.startswith(
         "draft: 11 of 11 proposed tokens accepted (100%), 4.67 tokens per"
     )
-    assert cli(*arguments, *identical_draft).out == all_accepted.out
-    assert cli(*arguments, *identical_draft, "--seed", "2").out != all_accepted.out
-    stopped = cli(*arguments, *identical_draft, "--stop", all_accepted.out[5:7]).out
+    assert cli(*sample, *identical_draft).out == all_accepted.out
+    assert cli(*sample, *identical_draft, "--seed", "2").out != all_accepted.out
+    stopped = cli(*sample, *identical_draft, "--stop", all_accepted.out[5:7]).out
     assert stopped == all_accepted.out.partition(all_accepted.out[5:7])[0] + "\n"
 
-    several = [*arguments, "--draft", "small", "--prompt", "the quick", "--num-samples", "2"]
+    several = [*sample, "--draft", "small", "--prompt", "the quick", "--num-samples", "2"]
     outcome = cli(*several)
     assert outcome.out.count("--- sample ") == 4 and "timing" not in outcome.err
     rows = cli(*several, "--json")
@@ -266,15 +263,12 @@ def test_sample_with_speculative_decoding(cli: Cli, tiny_run: Path) -> None:
     assert rows.err == outcome.err and rows.err.count("\n") == 1
     first = json.loads(rows.out.splitlines()[0])["text"]
     assert f"Line{first}\n---" in outcome.out
-    one = json.loads(
-        cli(*arguments[:-4], "--max-new-tokens", "1", "--draft", "small", "--json").out
-    )
+    one = json.loads(cli(*sample[:-4], "--max-new-tokens", "1", "--draft", "small", "--json").out)
     assert one["acceptance_rate"] is None
-    assert (
-        cli(*arguments, "--draft", "small", "--context", "all").code == 0
-    )  # the context of the draft is shorter
+    # The context of the draft is shorter.
+    assert cli(*sample, "--draft", "small", "--context", "all").code == 0
     assert cli("train", *TINY, "tokenizer=bpe", "hydra.run.dir=bpe").code == 0
-    refused = cli(*arguments, "--draft", "bpe")
+    refused = cli(*sample, "--draft", "bpe")
     assert refused.code == 2 and refused.out == ""
     assert refused.err == (
         "minigpt: --draft=bpe: its tokenizer differs from that of run; use a draft trained with "
@@ -342,15 +336,15 @@ def test_eval_with_another_rope_scaling(cli: Cli, tiny_run: Path) -> None:
 
 def test_sample_several_prompts_longer_than_the_block(cli: Cli) -> None:
     assert cli("train", *TINY, "positional=alibi", "hydra.run.dir=run").code == 0
-    arguments = ["sample", "run", "--greedy", "--max-new-tokens", "30"]
-    alone = cli(*arguments, "--prompt", "the quick brown").out
-    both = cli(*arguments, "--prompt", "L", "--prompt", "the quick brown").out
-    assert alone in both and both.count("--- sample 1 of 1 of ") == 2
-    full_context = cli(*arguments, "--prompt", "the quick brown", "--context", "all")
-    assert full_context.code == 0 and full_context.out[:15] == alone[:15]
+    sample = ["sample", "run", "--greedy", "--max-new-tokens", "30"]
+    single = cli(*sample, "--prompt", "the quick brown").out
+    both = cli(*sample, "--prompt", "L", "--prompt", "the quick brown").out
+    assert single in both and both.count("--- sample 1 of 1 of ") == 2
+    full_context = cli(*sample, "--prompt", "the quick brown", "--context", "all")
+    assert full_context.code == 0 and full_context.out[:15] == single[:15]
     assert cli("train", *TINY, "positional=learned", "hydra.run.dir=learned").code == 0
-    arguments[1] = "learned"
-    assert len(cli(*arguments, "--context", "all").out) >= 30
-    refused = cli(*arguments, "--context", "9")
+    sample[1] = "learned"
+    assert len(cli(*sample, "--context", "all").out) >= 30
+    refused = cli(*sample, "--context", "9")
     assert refused.code == 2
     assert refused.err == "minigpt: --context=9: learned has 8 positions; use that or fewer\n"

@@ -117,9 +117,9 @@ def test_bench_replicas(cli: Cli) -> None:
     options = ["--replicas", "3", "--steps", "2", "--warmup", "1", "--repeats", "1"]
     done = cli("bench", "replicas", *SMALL, *options, "--json", "out.json")
     assert done.code == 0, done.err
-    alone, together = rows("out.json")
-    assert alone["ratio"] == 1.0
-    assert together["tokens_per_second"] > 0  # type: ignore[operator]
+    separate, replicas = rows("out.json")
+    assert separate["ratio"] == 1.0
+    assert replicas["tokens_per_second"] > 0  # type: ignore[operator]
     assert "3 runs of 64 tokens per step" in done.out
     done = cli("bench", "replicas", *SMALL, "model.dropout=0.1", *options)
     assert done.code == 2 and "model.dropout=0.1: replicas would draw" in done.err

@@ -252,9 +252,9 @@ def test_perplexity_overflows_to_infinity() -> None:
 def truncated(probabilities: list[float], **options: float) -> list[float]:
     """Return the sampling distribution, rounded."""
     logits = torch.tensor([probabilities]).log()
-    kept = Sampling(**options).probabilities(logits)[0]  # type: ignore[arg-type]
-    assert kept.sum().item() == pytest.approx(1)
-    return [round(p, 4) for p in kept.tolist()]
+    distribution = Sampling(**options).probabilities(logits)[0]  # type: ignore[arg-type]
+    assert distribution.sum().item() == pytest.approx(1)
+    return [round(p, 4) for p in distribution.tolist()]
 
 
 def test_temperature_sharpens_and_flattens() -> None:
@@ -342,8 +342,8 @@ def test_text_before_a_possible_stop_is_streamed() -> None:
 
 def test_rows_are_truncated_independently() -> None:
     logits = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
-    kept = Sampling(top_p=0.8).probabilities(logits)
-    torch.testing.assert_close(kept, torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
+    distributions = Sampling(top_p=0.8).probabilities(logits)
+    torch.testing.assert_close(distributions, torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
     assert Sampling().sample(logits, seeded()).shape == (2, 1)
     assert Sampling(temperature=0).sample(logits, seeded()).shape == (2, 1)
 

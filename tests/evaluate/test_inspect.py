@@ -204,8 +204,8 @@ def test_shown_tables_are_the_parameters() -> None:
     table = dict(learned.positional.named_parameters())["table.weight"]
     assert torch.equal(inspect_scheme(learned)[1]["embed"][0][0], table)
     tables = dict(block_input.positional.named_parameters())["table"]
-    shown = torch.cat(inspect_scheme(block_input)[1]["block_input"])
-    assert torch.equal(shown, tables)
+    plotted = torch.cat(inspect_scheme(block_input)[1]["block_input"])
+    assert torch.equal(plotted, tables)
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5])

@@ -146,16 +146,14 @@ def test_one_beam_equals_greedy_decoding(scheme: str, ended: IsEnd) -> None:
         expected = [step[0] for step in steps]
         ends = (n for n in range(1, 12) if ended(expected[:n]))
         expected = expected[: next(ends, 12)]
-        assert (
-            search_with_cache(Reference(model, prompt, BLOCK), 12, 1, 0.0, ended).tokens == expected
-        )
+        result = search_with_cache(Reference(model, prompt, BLOCK), 12, 1, 0.0, ended)
+        assert result.tokens == expected
 
 
 def test_more_beams_find_texts_of_higher_probability() -> None:
     model = random_model(tiny_config("rope"))
-    results = [
-        search_with_cache(Reference(model, [0], None), 6, n, 0.0, never) for n in (1, 3, 200)
-    ]
+    reference = Reference(model, [0], None)
+    results = [search_with_cache(reference, 6, n, 0.0, never) for n in (1, 3, 200)]
     one, few, many = (result.log_probability for result in results)
     assert one < few < many
 

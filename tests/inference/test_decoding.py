@@ -187,15 +187,15 @@ def test_a_full_cache_raises() -> None:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_select_and_rewind_a_cache(scheme: str, design: str) -> None:
     model = build_model(scheme, "eager", design)
-    tokens, kept = random_tokens(3, 8), torch.tensor([2, 0, 2])
+    tokens, rows = random_tokens(3, 8), torch.tensor([2, 0, 2])
     cache = KVCache(3, 8, tokens.device)
     model(tokens[:, :6], cache=cache)
     other = random_tokens(3, 1, seed=1)
     model(other, torch.tensor([[6], [3], [7]]), cache)  # at different lengths
-    cache.select(kept)
+    cache.select(rows)
     assert cache.rewind(3)
-    rest = model(tokens[kept][:, 3:], torch.arange(3, 8)[None], cache)
-    assert_equal(rest, model(tokens[kept])[:, 3:])
+    rest = model(tokens[rows][:, 3:], torch.arange(3, 8)[None], cache)
+    assert_equal(rest, model(tokens[rows])[:, 3:])
 
 
 @pytest.mark.usefixtures("float64_inference")

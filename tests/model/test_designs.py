@@ -32,7 +32,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("scheme", "attention"), [*itertools.product(SCHEMES, ATTENTION.names())])
 def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
-    optimizer = composed_config([]).optimizer
+    optimizer_config = composed_config([]).optimizer
     tokens = random_tokens(2, 17)
     for ffn, placement in itertools.product(FFN.names(), PLACEMENTS):
         # With scaled initialization every parameter gets a gradient at the first step.
@@ -55,11 +55,11 @@ def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
         torch.manual_seed(0)
         model = GPT(config, N_VOCAB).train()
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        stepper = OPTIMIZERS.build(optimizer, model)
+        optimizer = OPTIMIZERS.build(optimizer_config, model)
         for _ in range(2):
-            stepper.zero_grad()
+            optimizer.zero_grad()
             model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
-            stepper.step()
+            optimizer.step()
         for name, p in model.named_parameters():
             may_be_unused = ".experts." in name  # an expert may receive no token
             assert p.isfinite().all(), (names, name)
@@ -164,17 +164,13 @@ def test_flops_count_unmasked_keys() -> None:
     flops_per_key = 12 * 32  # of one layer
     for attention, keys in (("sliding_window", 16), ("chunked", 16), ("bigbird", 16)):
         assert full - flops(f"attention={attention}") == 2 * flops_per_key * (64 - keys)
-    one_of_two_layers = flops(
-        "attention=sliding_window", "model.attention.layers=[full,sliding_window]"
-    )
-    assert full - one_of_two_layers == flops_per_key * (64 - 16)
+    mixed_layers = flops("attention=sliding_window", "model.attention.layers=[full,sliding_window]")
+    assert full - mixed_layers == flops_per_key * (64 - 16)
     # Each block of 8 tokens adds a landmark: 9/8 of the rows and keys, and 32 parameters.
     matrices, head, rows = full - 2 * flops_per_key * 64, 6 * 32 * N_VOCAB, 9 / 8
     blocks = matrices - head + 6 * 32
-    assert (
-        flops("attention=landmark") == blocks * rows + head + 2 * flops_per_key * 64 * rows * rows
-    )
+    scores = 2 * flops_per_key * 64 * rows**2
+    assert flops("attention=landmark") == blocks * rows + head + scores
     # The features of q and k, the state's update and use, and the lower half of each chunk.
-    assert flops("attention=performer") - matrices == 2 * flops_per_key * (
-        2 * 64 + 64 * (1 + 64 / 16) / 2
-    )
+    scores = 2 * flops_per_key * (2 * 64 + 64 * (1 + 64 / 16) / 2)
+    assert flops("attention=performer") == matrices + scores

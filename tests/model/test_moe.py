@@ -155,7 +155,7 @@ def test_balance_loss_equals_the_reference(n_active: int, coefficient: float) ->
         assert bool(grads["blocks.1.ffn.router.weight"].any()) == (coefficient > 0)
 
 
-def test_layer_balance_loss_uniform_and_collapsed_routers() -> None:
+def test_balance_loss_of_uniform_and_collapsed_routers() -> None:
     uniform, collapsed = torch.full((8,), 1 / 8), F.one_hot(torch.tensor(5), 8).float()
     assert layer_balance_loss(uniform, uniform) == 1
     assert layer_balance_loss(collapsed, collapsed) == 8

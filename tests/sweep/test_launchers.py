@@ -27,9 +27,9 @@ def test_launchers_run_all_jobs(workdir: Path, launcher: str) -> None:
 
 
 def test_a_job_equals_a_single_run(cli: Cli) -> None:
-    assert cli("train", *TINY, "seed=2", "hydra.run.dir=alone").code == 0
+    assert cli("train", *TINY, "seed=2", "hydra.run.dir=single").code == 0
     assert cli("train", "-m", *TINY, "seed=1,2", HERE).code == 0
-    assert read_metrics(Path("alone")) == read_metrics(Path("sweep/seed=2"))
+    assert read_metrics(Path("single")) == read_metrics(Path("sweep/seed=2"))
 
 
 def test_a_missing_launcher_names_the_extra(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,10 +56,8 @@ def assert_same_run(one: Path, other: Path) -> None:
 def test_replicas_equal_separate_runs(cli: Cli) -> None:
     options = ["seed=1,2", "optimizer.lr=1e-2,3e-3", "optimizer.weight_decay=0.2,0"]
     options += ["trainer.precision=fp32", "trainer.grad_accum_steps=2"]
-    separate, replicas = (
-        sweep(cli, "separate", *options),
-        sweep(cli, "replicas", *options, REPLICAS),
-    )
+    separate = sweep(cli, "separate", *options)
+    replicas = sweep(cli, "replicas", *options, REPLICAS)
     assert replicas.keys() == separate.keys() and len(separate) == 8
     for name, run in separate.items():
         assert_same_run(run, replicas[name])
@@ -72,10 +70,8 @@ def test_replicas_equal_separate_runs(cli: Cli) -> None:
 def test_designs_lengths_and_documents_are_grouped(cli: Cli) -> None:
     options = ["model=rope,t5", "seed=1,2", "trainer.max_steps=4,7", "trainer.precision=fp32"]
     options.append(r"data.document_separator='\n'")
-    separate, replicas = (
-        sweep(cli, "separate", *options),
-        sweep(cli, "replicas", *options, REPLICAS),
-    )
+    separate = sweep(cli, "separate", *options)
+    replicas = sweep(cli, "replicas", *options, REPLICAS)
     for name, run in separate.items():
         assert_same_run(run, replicas[name])
     assert {result(run)["steps"] for run in replicas.values()} == {4, 7}
