@@ -1,4 +1,4 @@
-"""Tiers of tests, a working directory, a trained run, and the command line in this process."""
+"""Tiers of tests, and fixtures for the command line and a trained run."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hypothesis import settings
 
 from minigpt.cli import main
 
-# One test process per core: more threads would only wait for each other. Set before torch is
-# imported, and inherited by the programs that tests start.
+# Tests run in one process per core. The variable must be set before torch is imported; programs
+# that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("minigpt", deadline=None)  # the machine may be busy
@@ -79,19 +79,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Exclude the thousands of collected tests from garbage collection, which is slow with them."""
+    """Exclude collected tests from garbage collection, which they would slow down."""
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def prepared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the data directory of a test process, where each corpus is prepared once."""
+    """Return the data directory of a test process; each corpus is prepared once."""
     return tmp_path_factory.mktemp("data")
 
 
 @pytest.fixture
 def workdir(tmp_path: Path, prepared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Change to a new working directory that has a small text, with W&B offline. Return it."""
+    """Change to a new working directory with a small text; W&B is offline. Return it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINIGPT_DATA", str(prepared_data))
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -115,7 +115,7 @@ def cli(workdir: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory: pytest.TempPathFactory, prepared_data: Path) -> Path:
-    """Return a run directory of TINY that no test may change."""
+    """Return a run directory trained with TINY. Tests must not change it."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
@@ -129,7 +129,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory, prepared_data: Path) 
 
 @pytest.fixture
 def tiny_run(workdir: Path, trained_once: Path) -> Path:
-    """Return `run`, a trained run of TINY in the working directory; much faster than training."""
+    """Copy the run of `trained_once` to `run` in the working directory. Return it."""
     return shutil.copytree(trained_once, Path("run"))
 
 

@@ -19,17 +19,16 @@ from minigpt import load_run, runs
 from minigpt.api import LoadedRun
 from minigpt.cli import main
 from minigpt.errors import UserError
-from tests.conftest import TINY
+from tests.conftest import TEXT, TINY
 
 DOCS = Path(__file__).parent.parent / "docs"
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with the text and one finished run below runs/."""
+    """Return a working directory with a text and one finished run below runs/."""
     folder = tmp_path_factory.mktemp("api")
-    lines = [f"Line {i}: the quick brown fox jumps over {i * i} lazy dogs.\n" for i in range(60)]
-    (folder / "text.txt").write_text("".join(lines), encoding="utf-8")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MINIGPT_DATA", str(folder / "data"))
@@ -41,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of the trained run."""
+    """Change to the working directory of the trained run. Return it."""
     monkeypatch.chdir(trained)
     monkeypatch.setenv("MINIGPT_DATA", str(trained / "data"))
     return trained
@@ -49,41 +48,41 @@ def folder(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(folder: Path) -> LoadedRun:
-    """The trained run."""
+    """Load the trained run."""
     return load_run("runs/rope", device="cpu")
 
 
 @pytest.mark.usefixtures("folder")
-def test_examples_of_the_documentation() -> None:
+def test_examples_of_api_md_run() -> None:
     code = re.findall(r"```python\n(.*?)```", (DOCS / "api.md").read_text(), re.DOTALL)
     assert len(code) == 6
     exec(compile("\n".join(code), "api.md", "exec"), {})
 
 
-def test_import_is_free_of_torch() -> None:
+def test_import_does_not_import_torch() -> None:
     check = "import minigpt, sys; assert 'torch' not in sys.modules and minigpt.__version__"
     subprocess.run([sys.executable, "-c", check], check=True)
     with pytest.raises(AttributeError, match="no attribute 'load_rum'"):
         _ = sys.modules["minigpt"].load_rum
 
 
-# --- one run
+# --- load_run
 
 
-def test_every_argument_is_optional(run: LoadedRun) -> None:
+def test_load_run_defaults_to_the_newest_run(run: LoadedRun) -> None:
     newest = load_run()
     assert newest.run.path == run.run.path and newest.checkpoint == "best"
     assert not newest.model.training and newest.config == run.config
 
 
-def test_logits_are_those_of_the_model(run: LoadedRun) -> None:
+def test_logits_equal_the_forward_pass(run: LoadedRun) -> None:
     logits = run.logits("Line 1")
     tokens = torch.tensor([run.tokenizer.encode("Line 1")])
     assert logits.shape == (6, run.tokenizer.n_vocab) and not logits.requires_grad
     torch.testing.assert_close(logits, run.model(tokens)[0].detach())
 
 
-def test_generation_equals_the_command(run: LoadedRun, capfd: pytest.CaptureFixture[str]) -> None:
+def test_generate_equals_minigpt_sample(run: LoadedRun, capfd: pytest.CaptureFixture[str]) -> None:
     text = run.generate("Line", max_tokens=20, temperature=0.8, top_k=9, seed=3)
     arguments = ["--prompt", "Line", "--max-new-tokens", "20", "--temperature", "0.8"]
     capfd.readouterr()
@@ -94,7 +93,7 @@ def test_generation_equals_the_command(run: LoadedRun, capfd: pytest.CaptureFixt
     assert stopped == text.partition(text[5:7])[0]
 
 
-def test_evaluation_equals_training(run: LoadedRun) -> None:
+def test_evaluate_equals_the_result_of_training(run: LoadedRun) -> None:
     result = json.loads(Path("runs/rope/result.json").read_text())
     last = load_run("runs/rope", "last", "cpu")
     assert last.evaluate().loss == result["val_loss"]
@@ -127,7 +126,7 @@ def test_evaluation_equals_training(run: LoadedRun) -> None:
         (lambda run: runs("nowhere/**"), r"runs=nowhere/\*\*: no folder matches this pattern"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_mistakes_raise_one_line(
     run: LoadedRun, call: Callable[[LoadedRun], Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=f"^{message}") as error:
@@ -135,10 +134,10 @@ def test_mistakes_are_one_line(
     assert "\n" not in str(error.value)
 
 
-# --- many runs
+# --- runs
 
 
-def test_a_table_of_results_and_configs(folder: Path) -> None:
+def test_runs_lists_results_and_configs(folder: Path) -> None:
     result = json.loads(Path("runs/rope/result.json").read_text())
     for names in ("runs", "runs/**", Path("runs/rope"), ["runs/rope", "runs"], "latest"):
         (row,) = runs(names).to_dict("records")
@@ -147,7 +146,7 @@ def test_a_table_of_results_and_configs(folder: Path) -> None:
         assert row["model.positional.name"] == "rope" and row["problems"] == ""
 
 
-def test_unfinished_and_broken_runs_have_rows(folder: Path, tmp_path: Path) -> None:
+def test_runs_lists_unfinished_and_broken_runs(folder: Path, tmp_path: Path) -> None:
     for name in ("finished", "running", "broken"):
         shutil.copytree("runs/rope", tmp_path / name)
     (tmp_path / "running" / "result.json").unlink()
@@ -161,7 +160,7 @@ def test_unfinished_and_broken_runs_have_rows(folder: Path, tmp_path: Path) -> N
     assert len(rows) == 4 and "broken JSON" in rows["broken"]["problems"]
 
 
-def test_without_pandas_one_line(folder: Path) -> None:
+def test_runs_without_pandas_raises_one_line(folder: Path) -> None:
     message = r"^runs: needs pandas; pip install 'minigpt\[pandas\]'$"
     with mock.patch.dict(sys.modules, {"pandas": None}), pytest.raises(UserError, match=message):
         runs()

@@ -1,4 +1,4 @@
-"""The command line: results, and mistakes that are one line and leave no files."""
+"""The command line: results, and mistakes, which print one line and create no files."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_leaves_nothing(cli: Cli, workdir: Path, mistake: str) -> None:
+def test_mistakes_print_one_line_and_create_no_files(cli: Cli, workdir: Path, mistake: str) -> None:
     before = sorted(workdir.rglob("*"))
     outcome = cli("train", "logger=none", *mistake.split(" "))
     assert outcome.code == 2
@@ -109,7 +109,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(cli: Cli, workdir: Path, mista
         (b"a", "data=text: 1 characters are too few to split"),
     ],
 )
-def test_bad_text(cli: Cli, workdir: Path, content: bytes | None, message: str) -> None:
+def test_invalid_text_files_are_reported(
+    cli: Cli, workdir: Path, content: bytes | None, message: str
+) -> None:
     if content is not None:
         (workdir / "own.txt").write_bytes(content)
     outcome = cli("train", "logger=none", "data=text", "data.path=own.txt")
@@ -118,18 +120,18 @@ def test_bad_text(cli: Cli, workdir: Path, content: bytes | None, message: str) 
     assert not (workdir / "runs").exists()
 
 
-def test_text_without_path(cli: Cli) -> None:
+def test_data_text_needs_a_path(cli: Cli) -> None:
     assert "data.path: missing; give it a value" in cli("train", "data=text").err
 
 
-def test_unknown_command(cli: Cli) -> None:
+def test_unknown_command_suggests_a_known_one(cli: Cli) -> None:
     outcome = cli("trian")
     assert outcome.code == 2
     assert outcome.err.startswith("minigpt: trian: no such command. Did you mean train?")
 
 
 @pytest.mark.parametrize("command", ["sample", "eval", "inspect"])
-def test_commands_on_no_run(cli: Cli, command: str) -> None:
+def test_a_missing_run_directory_is_reported(cli: Cli, command: str) -> None:
     outcome = cli(command, "nowhere")
     assert outcome.code == 2
     assert outcome.err == (
@@ -139,14 +141,14 @@ def test_commands_on_no_run(cli: Cli, command: str) -> None:
 
 @pytest.mark.parametrize("command", ["sample", "eval", "inspect", "tune", "data", "doctor"])
 def test_help_has_an_example(cli: Cli, capfd: pytest.CaptureFixture[str], command: str) -> None:
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit) as exit_:
         cli(command, "--help")
-    assert stop.value.code == 0
+    assert exit_.value.code == 0
     assert f"examples:\n  minigpt {command}" in capfd.readouterr().out
 
 
-def test_help_needs_no_torch() -> None:
-    """Imports are checked, which is more reliable than timing."""
+def test_help_does_not_import_torch() -> None:
+    """Check imports, which is more reliable than timing."""
     for arguments in (["--help"], ["train", "--help"], ["train", "--cfg", "job", "--resolve"]):
         code = f"import minigpt.cli, sys\ntry: minigpt.cli.main({arguments})\nexcept SystemExit: 0"
         check = f"{code}\nassert 'torch' not in sys.modules and 'wandb' not in sys.modules"
@@ -156,13 +158,13 @@ def test_help_needs_no_torch() -> None:
 def test_train_help_lists_groups_and_values(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli("train", "--help")
-    shown = capfd.readouterr().out
+    printed = capfd.readouterr().out
     for line in ("tokenizer: bpe, char, gpt2, tiktoken", "minigpt train model=rope", "  lr: 0.004"):
-        assert line in shown
+        assert line in printed
 
 
 @pytest.mark.parametrize(
-    ("line", "offered"),
+    ("line", "completion"),
     [
         ("minigpt tr", "train"),
         ("minigpt train model=ro", "model=rope"),
@@ -174,10 +176,10 @@ def test_train_help_lists_groups_and_values(cli: Cli, capfd: pytest.CaptureFixtu
     ],
 )
 def test_shell_completion(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, line: str, offered: str
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, line: str, completion: str
 ) -> None:
     monkeypatch.setenv("COMP_LINE", line)
-    assert cli("-sc", "query=bash").out.strip() == offered
+    assert cli("-sc", "query=bash").out.strip() == completion
     assert "complete" in cli("-sc", "install=bash").out
 
 
@@ -195,7 +197,7 @@ def test_shell_completion_of_runs(
 
 
 @pytest.mark.parametrize("order", ["flag first", "flag last"])
-def test_sweep(cli: Cli, workdir: Path, order: str) -> None:
+def test_sweep_trains_every_combination(cli: Cli, workdir: Path, order: str) -> None:
     options = [*TINY, "model=rope,alibi", "seed=1,2", "trainer.max_steps=2"]
     outcome = cli("train", *(["-m", *options] if order == "flag first" else [*options, "-m"]))
     assert outcome.code == 0, outcome.err
@@ -207,7 +209,7 @@ def test_sweep(cli: Cli, workdir: Path, order: str) -> None:
     assert all(f"group: {group}" in config for config in configs)
 
 
-def test_command_line_choice_wins_over_a_preset(cli: Cli) -> None:
+def test_command_line_choices_override_a_preset(cli: Cli) -> None:
     assert cli("train", *TINY, "model=llama", "positional=alibi", "norm=post").code == 0
     from minigpt.config.saved import read_config
 
@@ -221,7 +223,7 @@ def test_command_line_choice_wins_over_a_preset(cli: Cli) -> None:
 
 
 @pytest.mark.fast
-def test_run_directory(cli: Cli, workdir: Path) -> None:
+def test_contents_of_a_run_directory(cli: Cli, workdir: Path) -> None:
     outcome = cli("train", *TINY)
     assert outcome.code == 0, outcome.err
     run = the_run(workdir / "runs")
@@ -234,13 +236,13 @@ def test_run_directory(cli: Cli, workdir: Path) -> None:
         *("samples.txt", "checkpoints"),
     }
     result = json.loads((run / "result.json").read_text())
-    numbers = {
+    keys = {
         *("status", "seed", "steps", "best_step", "train_loss", "val_loss", "best_val_loss"),
         *("val_perplexity", "val_bits_per_byte", "parameters", "flops_per_token"),
         *("tokens_per_second", "seconds", "peak_memory_bytes", "device"),
     }
-    assert numbers <= result.keys()
-    assert all(result[key] is not None for key in numbers)
+    assert keys <= result.keys()
+    assert all(result[key] is not None for key in keys)
     assert set(result["parameters"]) == {"total", "active", "non_embedding", "positional"}
     assert result["status"] == "finished" and result["steps"] == 12
     manifest = json.loads((run / "manifest.json").read_text())
@@ -249,7 +251,7 @@ def test_run_directory(cli: Cli, workdir: Path) -> None:
     )
 
 
-def test_a_saved_config_runs_again(cli: Cli, workdir: Path) -> None:
+def test_a_saved_config_trains_the_same_run(cli: Cli, workdir: Path) -> None:
     assert cli("train", *TINY, "hydra.run.dir=first").code == 0
     again = cli("train", "--config-dir", "first", "--config-name", "config", "seed=2")
     assert again.code == 0, again.err
@@ -260,7 +262,7 @@ def test_a_saved_config_runs_again(cli: Cli, workdir: Path) -> None:
     assert set(configs[0]) ^ set(configs[1]) == {"seed: 1", "seed: 2"}
 
 
-def test_runs_are_named_after_what_was_chosen(cli: Cli) -> None:
+def test_run_names_contain_the_overrides(cli: Cli) -> None:
     tiny = [*TINY, "trainer.max_steps=1"]
     assert cli("train", *tiny, "model=llama", "positional=alibi").code == 0
     assert "_llama_text_alibi_" in the_run(Path("runs")).name
@@ -269,20 +271,20 @@ def test_runs_are_named_after_what_was_chosen(cli: Cli) -> None:
     assert names == {f"model={m}_seed={s}" for m in ("rope", "alibi") for s in (1, 2)}
 
 
-def test_values_that_hydra_needs_in_quotes(cli: Cli, workdir: Path) -> None:
+def test_values_with_special_characters_need_no_quotes(cli: Cli, workdir: Path) -> None:
     (workdir / "文 [1].txt").write_text("\ufeff" + "some text, 日本\n" * 99, encoding="utf-8")
     outcome = cli("train", *TINY, "data.path=文 [1].txt", "name=it's", "trainer.sample_prompt=日")
     assert outcome.code == 0, outcome.err
     assert "\ufeff" not in (the_run(workdir / "runs") / "tokenizer.json").read_text()
 
 
-def test_a_closed_pipe_does_not_end_a_run(workdir: Path) -> None:
+def test_a_closed_pipe_does_not_stop_a_run(workdir: Path) -> None:
     command = f"{sys.executable} -m minigpt.cli train {' '.join(TINY)} hydra.run.dir=run | head -1"
     subprocess.run(["bash", "-c", command], check=True, capture_output=True, timeout=120)
     assert json.loads(Path("run/result.json").read_text())["status"] == "finished"
 
 
-def test_running_out_of_memory_is_one_line(cli: Cli) -> None:
+def test_out_of_memory_prints_one_line(cli: Cli) -> None:
     outcome = cli("train", *TINY, "model.n_embd=2000000", "model.n_head=1")
     assert outcome.code == 1
     assert outcome.err.startswith("minigpt: out of memory; lower model.n_embd")
@@ -298,7 +300,7 @@ def test_a_run_is_not_overwritten(cli: Cli, tiny_run: Path) -> None:
 
 
 def damage(path: Path, how: str) -> None:
-    """Damage a file."""
+    """Damage or delete a file."""
     content = path.read_bytes()
     if how == "truncated":
         path.write_bytes(content[: len(content) // 2])
@@ -326,7 +328,7 @@ def damage(path: Path, how: str) -> None:
         ("manifest.json", ["eval", "run"]),
     ],
 )
-def test_damaged_files_are_named(
+def test_damaged_files_are_reported(
     cli: Cli, tiny_run: Path, file: str, command: list[str], how: str
 ) -> None:
     Path("run/result.json").unlink()
@@ -337,7 +339,7 @@ def test_damaged_files_are_named(
     assert file in outcome.err or "run: has no config.yaml" in outcome.err
 
 
-def test_foreign_weights(cli: Cli, tiny_run: Path) -> None:
+def test_weights_of_another_model_are_rejected(cli: Cli, tiny_run: Path) -> None:
     assert cli("train", *TINY, "model.n_embd=8", "hydra.run.dir=other").code == 0
     for name in ("checkpoints/best/model.safetensors", "checkpoints/best/checksums.json"):
         (Path("run") / name).write_bytes((Path("other") / name).read_bytes())
@@ -346,7 +348,7 @@ def test_foreign_weights(cli: Cli, tiny_run: Path) -> None:
     assert "does not fit the model of config.yaml" in outcome.err and outcome.err.count("\n") == 1
 
 
-def test_a_checkpoint_cannot_run_code(cli: Cli, tiny_run: Path) -> None:
+def test_loading_a_checkpoint_does_not_execute_code(cli: Cli, tiny_run: Path) -> None:
     Path("run/result.json").unlink()
 
     class Attack:
@@ -358,7 +360,7 @@ def test_a_checkpoint_cannot_run_code(cli: Cli, tiny_run: Path) -> None:
     assert not Path("attacked").exists()
 
 
-def test_data(cli: Cli) -> None:
+def test_data_compares_tokenizers(cli: Cli) -> None:
     outcome = cli("data", "data=text", "data.path=text.txt")
     assert outcome.code == 0, outcome.err
     for word in ("bytes/token", "50,257", "char", "gpt2", "bpe", "sha256"):
@@ -367,18 +369,19 @@ def test_data(cli: Cli) -> None:
     assert cli("data", "dta=text").code == 2
 
 
-def test_data_in_documents(cli: Cli, workdir: Path) -> None:
+def test_data_reports_documents(cli: Cli, workdir: Path) -> None:
     (workdir / "text.txt").write_text("ab\n\nabcdef\n\na\n\nabc\n\nabcdefg")
     outcome = cli(
         *("data", "data=text", "data.path=text.txt", "data.train_fraction=0.7"),
         *("tokenizer=char", r"data.document_separator=\n\n"),
     )
     assert outcome.code == 0, outcome.err
-    row = outcome.out.splitlines()[-3]  # 4, 8, 3 and a cut 3 characters; 2 and 7 to validate
+    # Lengths in train: 4, 8, 3 and 3, the last one split; in validation: 2 and 7.
+    row = outcome.out.splitlines()[-3]
     assert row.replace("│", " ").split() == ["char", "4", "2", "3", "8"]
 
 
-def test_doctor(cli: Cli) -> None:
+def test_doctor_lists_versions_and_choices(cli: Cli) -> None:
     outcome = cli("doctor")
     assert outcome.code == 0, outcome.err
     for word in ("torch", "device", "precision", "threads", "tokenizer=gpt2", "logger=wandb"):
@@ -393,7 +396,7 @@ def test_doctor(cli: Cli) -> None:
     assert "attention=performer: it computes no scores" in outcome.out
 
 
-def test_an_unavailable_tracker_leaves_no_files(cli: Cli, workdir: Path) -> None:
+def test_an_unavailable_tracker_creates_no_files(cli: Cli, workdir: Path) -> None:
     tiny = [option for option in TINY if option != "logger=none"]
     outcome = cli("train", *tiny, "logger.mode=online")
     assert outcome.code == 2
@@ -401,7 +404,7 @@ def test_an_unavailable_tracker_leaves_no_files(cli: Cli, workdir: Path) -> None
     assert not (workdir / "runs").exists()
 
 
-def test_a_mistake_does_not_remove_the_working_directory(
+def test_a_mistake_does_not_delete_the_working_directory(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty = tmp_path / "empty"
@@ -411,14 +414,14 @@ def test_a_mistake_does_not_remove_the_working_directory(
     assert empty.is_dir()
 
 
-def test_a_folder_that_cannot_be_written(cli: Cli) -> None:
+def test_an_unwritable_run_directory_prints_one_line(cli: Cli) -> None:
     outcome = cli("train", *TINY, "hydra.run.dir=/proc/nowhere")
     assert outcome.code == 1
     assert outcome.err.count("\n") == 1 and "/proc/nowhere" in outcome.err
 
 
-def experiment(file: Path):
-    """Return a test parameter; slow if the experiment compiles the model."""
+def experiment_parameter(file: Path):
+    """Return a test parameter, marked slow if the experiment compiles the model."""
     compiles = OmegaConf.select(OmegaConf.load(file), "trainer.compile", default=False)
     return pytest.param(file, id=file.stem, marks=[pytest.mark.slow] * compiles)
 
@@ -426,8 +429,8 @@ def experiment(file: Path):
 EXPERIMENTS = sorted((CONFIGS / "experiment").rglob("*.yaml"))
 
 
-@pytest.mark.parametrize("file", map(experiment, EXPERIMENTS))
-def test_every_experiment_runs_a_step(cli: Cli, file: Path) -> None:
+@pytest.mark.parametrize("file", [experiment_parameter(file) for file in EXPERIMENTS])
+def test_every_experiment_trains_one_step(cli: Cli, file: Path) -> None:
     name = file.relative_to(CONFIGS / "experiment").with_suffix("").as_posix()
     params = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params", default={})
     if params:
@@ -435,19 +438,18 @@ def test_every_experiment_runs_a_step(cli: Cli, file: Path) -> None:
     outcome = cli(
         *("train", f"experiment={name}", "logger=none", "trainer.max_steps=1"),
         *(["-m"] if params else []),
-        *(f"{key}={str(values).split(',')[-1]}" for key, values in params.items()),  # one job of it
+        *(f"{key}={str(values).split(',')[-1]}" for key, values in params.items()),  # a single job
         *("data=text", "data.path=text.txt", "data.train_fraction=0.8", "trainer.device=cpu"),
         *("trainer.sample_tokens=2", "trainer.batch_size=2"),
     )
     assert outcome.code == 0, outcome.err
 
 
-# And one of a positional scheme; tests/sweep/ trains every choice of every group.
 MODELS = [*sorted(file.stem for file in (CONFIGS / "model").glob("*.yaml")), "alibi"]
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_every_model_runs(cli: Cli, workdir: Path, model: str) -> None:
+def test_every_model_preset_trains(cli: Cli, workdir: Path, model: str) -> None:
     layers = "model.n_layer=0" if model == "bigram" else "model.n_layer=1"
     outcome = cli("train", f"model={model}", *TINY, "trainer.max_steps=2", layers)
     assert outcome.code == 0, outcome.err
@@ -455,7 +457,7 @@ def test_every_model_runs(cli: Cli, workdir: Path, model: str) -> None:
     assert result["parameters"]["positional"] >= 0 and result["val_loss"] > 0
 
 
-def test_wandb_runs_of_a_sweep(cli: Cli, workdir: Path) -> None:
+def test_a_sweep_records_one_wandb_run_per_job(cli: Cli, workdir: Path) -> None:
     tiny = [option for option in TINY if option != "logger=none"]
     outcome = cli("train", "-m", *tiny, "logger.mode=offline", "tokenizer=char,bpe")
     assert outcome.code == 0, outcome.err

@@ -1,4 +1,4 @@
-"""A trained run in use: `minigpt sample` and `minigpt eval`."""
+"""`minigpt sample` and `minigpt eval` of a trained run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.conftest import TINY, Cli
 
 
 @pytest.mark.fast
-def test_sample(cli: Cli) -> None:
+def test_sample_depends_only_on_the_seed(cli: Cli) -> None:
     assert cli("train", *TINY).code == 0
     arguments = ["sample", "latest", "--prompt", "Line", "--max-new-tokens", "20", "--seed", "3"]
     first = cli(*arguments)
@@ -89,14 +89,16 @@ def test_sample(cli: Cli) -> None:
         (["--set", "model.positional.base=x"], "--set model.positional.base=x: not a valid float"),
     ],
 )
-def test_sample_mistakes(cli: Cli, tiny_run: Path, arguments: list[str], message: str) -> None:
+def test_sample_mistakes_print_one_line(
+    cli: Cli, tiny_run: Path, arguments: list[str], message: str
+) -> None:
     outcome = cli("sample", "run", *arguments)
     assert outcome.code == 2
     assert message in outcome.err and outcome.err.count("\n") == 1
 
 
 @pytest.mark.fast
-def test_eval_agrees_with_training(cli: Cli, tiny_run: Path) -> None:
+def test_eval_equals_the_result_of_training(cli: Cli, tiny_run: Path) -> None:
     outcome = cli("eval", "run", "--checkpoint", "last")
     assert outcome.code == 0, outcome.err
     result = json.loads(Path("run/result.json").read_text())
@@ -106,32 +108,32 @@ def test_eval_agrees_with_training(cli: Cli, tiny_run: Path) -> None:
     assert {"train_loss", "train_perplexity", "train_bits_per_byte"} <= evaluated.keys()
 
 
-def test_eval_at_other_lengths(cli: Cli) -> None:
+def test_eval_at_several_lengths(cli: Cli) -> None:
     assert cli("train", *TINY, "positional=learned", "hydra.run.dir=run").code == 0
     outcome = cli("eval", "run", "--lengths", "16,4,8", "--by-position")
     assert outcome.code == 0, outcome.err
     assert "undefined: learned has 8 positions" in " ".join(outcome.out.split())
-    found = json.loads(Path("run/eval.json").read_text())["best"]
-    assert [*found["lengths"]] == ["4", "8", "16"]
-    four, eight, sixteen = found["lengths"].values()
-    assert eight["loss"] == found["val_loss"] and four["loss"] != eight["loss"]
+    entry = json.loads(Path("run/eval.json").read_text())["best"]
+    assert [*entry["lengths"]] == ["4", "8", "16"]
+    four, eight, sixteen = entry["lengths"].values()
+    assert eight["loss"] == entry["val_loss"] and four["loss"] != eight["loss"]
     assert sixteen["loss"] is None and sixteen["perplexity"] is None
-    assert {name: len(losses) for name, losses in found["by_position"].items()} == {"4": 4, "8": 8}
+    assert {name: len(losses) for name, losses in entry["by_position"].items()} == {"4": 4, "8": 8}
     page = Path("run/eval/best.html").read_text(encoding="utf-8")
     assert page.count("data:image/svg+xml") == 2 and "undefined" in page
     for name in ("lengths", "by_position"):
         assert Path(f"run/eval/best_{name}.png").read_bytes().startswith(b"\x89PNG")
 
-    # A later call adds to what is known of the same weights, and drops what is of others.
+    # A later call extends the results of the same weights and discards those of other weights.
     assert cli("eval", "run", "--checkpoint", "last").code == 0
     entries = json.loads(Path("run/eval.json").read_text())
-    assert entries["best"] == found and "lengths" not in entries["last"]
+    assert entries["best"] == entry and "lengths" not in entries["last"]
     assert cli("eval", "run").code == 0
-    assert json.loads(Path("run/eval.json").read_text())["best"] == found
+    assert json.loads(Path("run/eval.json").read_text())["best"] == entry
     assert cli("eval", "run", "--lengths", "2").code == 0
     more = json.loads(Path("run/eval.json").read_text())["best"]
     assert {*more["lengths"]} == {"2", "4", "8", "16"}
-    assert not Path("run/eval/best_by_position.png").exists()  # it was of the earlier page
+    assert not Path("run/eval/best_by_position.png").exists()  # the new page has no such figure
     assert cli("eval", "run", "--checkpoint", "last", "--lengths", "4").code == 0
     before = json.loads(Path("run/eval.json").read_text())["last"]
     assert cli("train", "resume=run", "trainer.max_steps=20").code == 0
@@ -141,24 +143,24 @@ def test_eval_at_other_lengths(cli: Cli) -> None:
     assert "lengths" in before and "lengths" not in after
 
 
-def test_a_run_from_before_an_option_keeps_its_meaning(cli: Cli) -> None:
-    """Options added later stand in no older config.yaml, and mean there what was before."""
-    later = {
+def test_configs_without_later_options_load_with_equal_results(cli: Cli) -> None:
+    """Options missing in a config.yaml of an earlier version take the earlier behaviour."""
+    added_options = {
         "rope": ("fraction", "scaling", "factor", "n_kv_head", "logit_softcap"),
         "alibi": ("slopes", "n_kv_head", "logit_softcap", "document_separator", "attention"),
     }
-    for scheme, options in later.items():
+    for scheme, options in added_options.items():
         assert cli("train", *TINY, f"model={scheme}", f"hydra.run.dir={scheme}").code == 0
         config = Path(scheme) / "config.yaml"
         saved = yaml.safe_load(config.read_text())
         sections = (saved["data"], saved["model"], saved["model"]["positional"])
-        dropped = [section.pop(name) for section in sections for name in options if name in section]
-        assert len(dropped) == len(options)
+        removed = [section.pop(name) for section in sections for name in options if name in section]
+        assert len(removed) == len(options)
         assert cli("eval", scheme).code == 0
-        found = Path(scheme, "eval.json").read_text()
+        evaluated = Path(scheme, "eval.json").read_text()
         config.write_text(yaml.safe_dump(saved))
         assert cli("eval", scheme).code == 0
-        assert Path(scheme, "eval.json").read_text() == found
+        assert Path(scheme, "eval.json").read_text() == evaluated
 
 
 @pytest.mark.parametrize(
@@ -171,51 +173,55 @@ def test_a_run_from_before_an_option_keeps_its_meaning(cli: Cli) -> None:
         (["--set", "model.positional.slopes=learned"], "needs other parameters than this run has"),
     ],
 )
-def test_eval_mistakes(cli: Cli, arguments: list[str], message: str) -> None:
+def test_eval_mistakes_print_one_line(cli: Cli, arguments: list[str], message: str) -> None:
     assert cli("train", *TINY, "positional=alibi", "trainer.max_steps=1").code == 0
     outcome = cli("eval", "latest", *arguments)
     assert outcome.code == 2
     assert message in outcome.err and outcome.err.count("\n") == 1
 
 
-def test_sample_prompts_of_a_file_as_json(cli: Cli, tiny_run: Path) -> None:
+def test_sample_reads_prompts_from_a_file_and_prints_json(cli: Cli, tiny_run: Path) -> None:
     Path("prompts.txt").write_text("the quick\n\nfox\n")
-    ask = ["sample", "run", "--max-new-tokens", "9", "--seed", "5"]
-    outcome = cli(*ask, "--prompts", "prompts.txt", "--num-samples", "2", "--json")
+    sample = ["sample", "run", "--max-new-tokens", "9", "--seed", "5"]
+    outcome = cli(*sample, "--prompts", "prompts.txt", "--num-samples", "2", "--json")
     assert outcome.code == 0, outcome.err
     rows = [json.loads(line) for line in outcome.out.splitlines()]
-    told = [(row["prompt"], row["sample"], row["seed"]) for row in rows]
-    assert told == [("the quick", 1, 5), ("fox", 1, 5), ("the quick", 2, 6), ("fox", 2, 6)]
-    alone = cli(*ask, "--prompt", "fox")
-    assert alone.out == "fox" + rows[1]["text"] + "\n"
+    samples = [(row["prompt"], row["sample"], row["seed"]) for row in rows]
+    assert samples == [("the quick", 1, 5), ("fox", 1, 5), ("the quick", 2, 6), ("fox", 2, 6)]
+    single = cli(*sample, "--prompt", "fox")
+    assert single.out == "fox" + rows[1]["text"] + "\n"
     Path("foreign.txt").write_text("fox\n\nf§\n", encoding="utf-8")
     foreign = "--prompts=foreign.txt: line 3: text='§' (U+00A7) at offset 1: not among"
-    assert foreign in cli(*ask, "--prompts", "foreign.txt").err
+    assert foreign in cli(*sample, "--prompts", "foreign.txt").err
     Path("empty.txt").write_text("\n\n")
-    assert "all lines are empty" in cli(*ask, "--prompts", "empty.txt").err
+    assert "all lines are empty" in cli(*sample, "--prompts", "empty.txt").err
     Path("latin.txt").write_bytes(b"caf\xe9")
-    assert "--prompts=latin.txt: not UTF-8 at byte 3" in cli(*ask, "--prompts", "latin.txt").err
+    assert "--prompts=latin.txt: not UTF-8 at byte 3" in cli(*sample, "--prompts", "latin.txt").err
 
 
-def test_sample_with_beams(cli: Cli, tiny_run: Path) -> None:
-    ask = ["sample", "run", "--max-new-tokens", "12", "--prompt", "Line"]
-    assert cli(*ask, "--beams", "1").out == cli(*ask, "--greedy").out
-    five = cli(*ask, "--beams", "5")
+def test_sample_with_beam_search(cli: Cli, tiny_run: Path) -> None:
+    sample = ["sample", "run", "--max-new-tokens", "12", "--prompt", "Line"]
+    assert cli(*sample, "--beams", "1").out == cli(*sample, "--greedy").out
+    five = cli(*sample, "--beams", "5")
     assert five.code == 0 and five.err == "" and len(five.out) == len("Line") + 12 + 1
-    assert "--beams: cannot be combined with --seed" in cli(*ask, "--beams", "5", "--seed", "9").err
-    both = cli(*ask, "--prompt", "the quick", "--beams", "5").out  # past the block, too
+    assert (
+        "--beams: cannot be combined with --seed" in cli(*sample, "--beams", "5", "--seed", "9").err
+    )
+    both = cli(*sample, "--prompt", "the quick", "--beams", "5").out  # exceeds the block
     assert both.startswith(f"--- sample 1 of 1 of 'Line' ---\n{five.out}---")
-    row = json.loads(cli(*ask, "--beams", "5", "--json").out)
+    row = json.loads(cli(*sample, "--beams", "5", "--json").out)
     assert "Line" + row["text"] + "\n" == five.out
     assert row["score"] == pytest.approx(row["log_probability"] / 12)
-    assert "seed" not in row  # nothing is drawn
-    penalized = cli(*ask, "--beams", "5", "--repetition-penalty", "9").out
+    assert "seed" not in row  # beam search is deterministic
+    penalized = cli(*sample, "--beams", "5", "--repetition-penalty", "9").out
     assert penalized != five.out
 
-    # A beam ends at a stop, which is not shown, and a penalty can make it wait.
+    # Beams end at the stop text, which is not printed; a length penalty favours longer texts.
     stop = row["text"][2:4]
     rows = [
-        json.loads(cli(*ask, "--beams", "5", "--json", "--length-penalty", a, "--stop", stop).out)
+        json.loads(
+            cli(*sample, "--beams", "5", "--json", "--length-penalty", a, "--stop", stop).out
+        )
         for a in ("0", "9")
     ]
     assert all(stop not in row["text"] for row in rows)
@@ -224,12 +230,12 @@ def test_sample_with_beams(cli: Cli, tiny_run: Path) -> None:
     assert rows[0]["score"] == rows[0]["log_probability"]
 
 
-def test_sample_with_a_draft(cli: Cli, tiny_run: Path) -> None:
+def test_sample_with_speculative_decoding(cli: Cli, tiny_run: Path) -> None:
     small = ["model.n_embd=8", "model.block_size=5", "positional=learned"]
     assert cli("train", *TINY, *small, "hydra.run.dir=small").code == 0
-    ask = ["sample", "run", "--max-new-tokens", "14", "--prompt", "Line"]
-    plain = cli(*ask, "--greedy")
-    drafted = cli(*ask, "--greedy", "--draft", "small", "--draft-tokens", "3")
+    sample = ["sample", "run", "--max-new-tokens", "14", "--prompt", "Line"]
+    plain = cli(*sample, "--greedy")
+    drafted = cli(*sample, "--greedy", "--draft", "small", "--draft-tokens", "3")
     assert drafted.code == 0 and drafted.out == plain.out
     assert re.fullmatch(
         r"draft: \d+ of \d+ proposed tokens accepted \(\d+%\), [1-4]\.\d\d tokens per "
@@ -237,17 +243,17 @@ def test_sample_with_a_draft(cli: Cli, tiny_run: Path) -> None:
         r"draft: \d+\.\d\d times as fast as without it \(\d+\.\d\d s, and \d+\.\d\d s without\)\n",
         drafted.err,
     )
-    itself = ["--draft", "run", "--draft-tokens", "6"]
-    certain = cli(*ask, *itself)
-    assert certain.err.startswith(
+    identical_draft = ["--draft", "run", "--draft-tokens", "6"]
+    all_accepted = cli(*sample, *identical_draft)
+    assert all_accepted.err.startswith(
         "draft: 11 of 11 proposed tokens accepted (100%), 4.67 tokens per"
     )
-    assert cli(*ask, *itself).out == certain.out
-    assert cli(*ask, *itself, "--seed", "2").out != certain.out
-    stopped = cli(*ask, *itself, "--stop", certain.out[5:7]).out
-    assert stopped == certain.out.partition(certain.out[5:7])[0] + "\n"
+    assert cli(*sample, *identical_draft).out == all_accepted.out
+    assert cli(*sample, *identical_draft, "--seed", "2").out != all_accepted.out
+    stopped = cli(*sample, *identical_draft, "--stop", all_accepted.out[5:7]).out
+    assert stopped == all_accepted.out.partition(all_accepted.out[5:7])[0] + "\n"
 
-    several = [*ask, "--draft", "small", "--prompt", "the quick", "--num-samples", "2"]
+    several = [*sample, "--draft", "small", "--prompt", "the quick", "--num-samples", "2"]
     outcome = cli(*several)
     assert outcome.out.count("--- sample ") == 4 and "timing" not in outcome.err
     rows = cli(*several, "--json")
@@ -257,11 +263,12 @@ def test_sample_with_a_draft(cli: Cli, tiny_run: Path) -> None:
     assert rows.err == outcome.err and rows.err.count("\n") == 1
     first = json.loads(rows.out.splitlines()[0])["text"]
     assert f"Line{first}\n---" in outcome.out
-    one = json.loads(cli(*ask[:-4], "--max-new-tokens", "1", "--draft", "small", "--json").out)
+    one = json.loads(cli(*sample[:-4], "--max-new-tokens", "1", "--draft", "small", "--json").out)
     assert one["acceptance_rate"] is None
-    assert cli(*ask, "--draft", "small", "--context", "all").code == 0  # the draft sees less
+    # The context of the draft is shorter.
+    assert cli(*sample, "--draft", "small", "--context", "all").code == 0
     assert cli("train", *TINY, "tokenizer=bpe", "hydra.run.dir=bpe").code == 0
-    refused = cli(*ask, "--draft", "bpe")
+    refused = cli(*sample, "--draft", "bpe")
     assert refused.code == 2 and refused.out == ""
     assert refused.err == (
         "minigpt: --draft=bpe: its tokenizer differs from that of run; use a draft trained with "
@@ -270,7 +277,7 @@ def test_sample_with_a_draft(cli: Cli, tiny_run: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "3", "{", '{"best": 3}', '{"val_loss": 2.2}'])
-def test_eval_refuses_a_file_it_did_not_write(cli: Cli, tiny_run: Path, content: str) -> None:
+def test_eval_rejects_a_foreign_eval_json(cli: Cli, tiny_run: Path, content: str) -> None:
     Path("run/eval.json").write_text(content)
     outcome = cli("eval", "run")
     assert outcome.code == 2 and outcome.out == ""
@@ -280,28 +287,32 @@ def test_eval_refuses_a_file_it_did_not_write(cli: Cli, tiny_run: Path, content:
     assert Path("run/eval.json").read_text() == content
 
 
-def test_too_long_for_the_memory_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The allocator's own error, of a tensor that no machine has room for."""
+def test_eval_out_of_memory_prints_one_line_and_keeps_results(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raise torch's own error by allocating a huge tensor."""
     assert cli("train", *TINY, "positional=alibi", "hydra.run.dir=run").code == 0
     loss = GPT.loss
 
-    def huge(self: GPT, tokens: torch.Tensor, *rest: object, **options: object) -> torch.Tensor:
+    def allocate_and_compute(
+        self: GPT, tokens: torch.Tensor, *rest: object, **options: object
+    ) -> torch.Tensor:
         if tokens.shape[1] > 8:
             torch.zeros(2**45)
         return loss(self, tokens, *rest, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(GPT, "loss", huge)
+    monkeypatch.setattr(GPT, "loss", allocate_and_compute)
     outcome = cli("eval", "run", "--lengths", "4,16")
     assert outcome.code == 1 and outcome.err.count("\n") == 1
     assert "out of memory; windows of 16 tokens are too long" in outcome.err
-    found = json.loads(Path("run/eval.json").read_text())["best"]
-    assert [*found["lengths"]] == ["4"]  # what was found before is kept
+    entry = json.loads(Path("run/eval.json").read_text())["best"]
+    assert [*entry["lengths"]] == ["4"]  # results of shorter lengths are kept
 
 
-def test_two_evaluations_at_once_keep_both(cli: Cli) -> None:
+def test_concurrent_evaluations_are_both_recorded(cli: Cli) -> None:
     assert cli("train", *TINY, "positional=alibi", "hydra.run.dir=run").code == 0
     code = "import sys; from minigpt.cli import main; sys.exit(main())"
-    both = [
+    processes = [
         subprocess.Popen(
             [sys.executable, "-c", code, "eval", "run", "--lengths", length],
             stdout=subprocess.DEVNULL,
@@ -309,11 +320,11 @@ def test_two_evaluations_at_once_keep_both(cli: Cli) -> None:
         )
         for length in ("4", "16")
     ]
-    assert [process.wait() for process in both] == [0, 0]
+    assert [process.wait() for process in processes] == [0, 0]
     assert {*json.loads(Path("run/eval.json").read_text())["best"]["lengths"]} == {"4", "16"}
 
 
-def test_a_trained_run_with_another_scaling(cli: Cli, tiny_run: Path) -> None:
+def test_eval_with_another_rope_scaling(cli: Cli, tiny_run: Path) -> None:
     scaled = ["--set", "model.positional.scaling=linear", "--set", "model.positional.factor=2"]
     assert cli("eval", "run").code == cli("eval", "run", *scaled).code == 0
     entries = json.loads(Path("run/eval.json").read_text())
@@ -323,17 +334,17 @@ def test_a_trained_run_with_another_scaling(cli: Cli, tiny_run: Path) -> None:
     assert "model.positional.factor=2" in [*entries][1]
 
 
-def test_sample_several_prompts_and_past_the_block(cli: Cli) -> None:
+def test_sample_several_prompts_longer_than_the_block(cli: Cli) -> None:
     assert cli("train", *TINY, "positional=alibi", "hydra.run.dir=run").code == 0
-    ask = ["sample", "run", "--greedy", "--max-new-tokens", "30"]
-    alone = cli(*ask, "--prompt", "the quick brown").out
-    both = cli(*ask, "--prompt", "L", "--prompt", "the quick brown").out
-    assert alone in both and both.count("--- sample 1 of 1 of ") == 2
-    carried_on = cli(*ask, "--prompt", "the quick brown", "--context", "all")
-    assert carried_on.code == 0 and carried_on.out[:15] == alone[:15]
-    assert cli("train", *TINY, "positional=learned", "hydra.run.dir=ends").code == 0
-    ask[1] = "ends"
-    assert len(cli(*ask, "--context", "all").out) >= 30  # the most it has
-    refused = cli(*ask, "--context", "9")
+    sample = ["sample", "run", "--greedy", "--max-new-tokens", "30"]
+    single = cli(*sample, "--prompt", "the quick brown").out
+    both = cli(*sample, "--prompt", "L", "--prompt", "the quick brown").out
+    assert single in both and both.count("--- sample 1 of 1 of ") == 2
+    full_context = cli(*sample, "--prompt", "the quick brown", "--context", "all")
+    assert full_context.code == 0 and full_context.out[:15] == single[:15]
+    assert cli("train", *TINY, "positional=learned", "hydra.run.dir=learned").code == 0
+    sample[1] = "learned"
+    assert len(cli(*sample, "--context", "all").out) >= 30
+    refused = cli(*sample, "--context", "9")
     assert refused.code == 2
     assert refused.err == "minigpt: --context=9: learned has 8 positions; use that or fewer\n"

@@ -1,4 +1,4 @@
-"""`minigpt bench`: its measurements, and the errors it reports."""
+"""`minigpt bench`: measurements and error messages."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ SMALL = [
 
 
 def rows(file: str) -> list[dict[str, object]]:
+    """Return the rows of a JSON report."""
     return json.loads(Path(file).read_text())["rows"]
 
 
-def test_training_of_several_configs(cli: Cli) -> None:
+def test_bench_train_compares_configs(cli: Cli) -> None:
     options = ["--steps", "4", "--warmup", "2", "--repeats", "2", "--json", "out.json"]
     done = cli("bench", "train", *SMALL, "model=rope,alibi", *options)
     assert done.code == 0, done.err
@@ -39,7 +40,7 @@ def test_training_of_several_configs(cli: Cli) -> None:
     assert not Path("runs").exists()
 
 
-def test_attention_by_backend_and_length(cli: Cli) -> None:
+def test_bench_attention_covers_backends_and_lengths(cli: Cli) -> None:
     options = ["--lengths", "8,16", "--tokens", "64", "--repeats", "2", "--json", "out.json"]
     done = cli("bench", "attention", *SMALL, *options)
     assert done.code == 0, done.err
@@ -49,7 +50,7 @@ def test_attention_by_backend_and_length(cli: Cli) -> None:
     ]  # flex trains on GPUs
 
 
-def test_every_choice_of_a_group(cli: Cli) -> None:
+def test_bench_group_covers_every_choice(cli: Cli) -> None:
     options = ["--lengths", "16", "--tokens", "64", "--repeats", "1", "--json", "out.json"]
     done = cli("bench", "group", "positional", *options, "--out", "docs/cost.md")
     assert done.code == 0, done.err
@@ -59,14 +60,14 @@ def test_every_choice_of_a_group(cli: Cli) -> None:
     )
     schemes = sorted(file.stem for file in (config_directory() / "positional").glob("*.yaml"))
     for backend, passes in (("eager", "both"), ("sdpa", "both"), ("flex", "forward")):  # on a CPU
-        of_backend = [row for row in rows("out.json") if row["backend"] == backend]
-        assert [row["positional"] for row in of_backend] == schemes
-        for row in of_backend:
+        backend_rows = [row for row in rows("out.json") if row["backend"] == backend]
+        assert [row["positional"] for row in backend_rows] == schemes
+        for row in backend_rows:
             assert row["passes"] == passes and row["ms_16"] > 0  # type: ignore[operator]
             assert (row["mb_16"] is None) == (passes == "forward")
 
 
-def test_attentions_have_equal_spans(cli: Cli) -> None:
+def test_bench_group_attention_uses_comparable_options(cli: Cli) -> None:
     options = ["--lengths", "64,128", "--tokens", "128", "--repeats", "1", "--json", "out.json"]
     done = cli("bench", "group", "attention", *options, "--backends", "eager", "model.n_embd=16")
     assert done.code == 0, done.err
@@ -75,16 +76,16 @@ def test_attentions_have_equal_spans(cli: Cli) -> None:
     assert "model.attention.features=64" in done.out
 
 
-def test_logits_of_a_large_vocabulary(cli: Cli) -> None:
+def test_bench_vocabulary_compares_chunked_logits(cli: Cli) -> None:
     small = ["--vocabulary", "40000", "--tokens", "256", "--repeats", "1", "--json", "out.json"]
     done = cli("bench", "vocabulary", *small)
     assert done.code == 0, done.err
-    one, chunks = rows("out.json")
-    assert one["loss"] == pytest.approx(chunks["loss"], abs=0.01)
-    assert one["ratio"] == 1 and chunks["ratio"] > 1  # type: ignore[operator]
+    at_once, chunks = rows("out.json")
+    assert at_once["loss"] == pytest.approx(chunks["loss"], abs=0.01)
+    assert at_once["ratio"] == 1 and chunks["ratio"] > 1  # type: ignore[operator]
 
 
-def test_growth_of_training(cli: Cli) -> None:
+def test_bench_growth_writes_a_page(cli: Cli) -> None:
     small = ["--axes", "depth,corpus", "--depth", "1,2", "--corpus", "1e5,1e7", "--sparse"]
     brief = ["--tokens", "64", "--steps", "2", "--warmup", "1", "--repeats", "1", "--folder", "."]
     files = ["--out", "docs/page.md", "--json", "out.json"]
@@ -99,33 +100,33 @@ def test_growth_of_training(cli: Cli) -> None:
     assert all(row["time_growth"] > 0 for row in rows("out.json"))  # type: ignore[operator]
     assert [*Path().glob("minigpt_growth_*")] == []
 
-    full = cli("bench", "growth", "--axes", "corpus", "--corpus", "1e15", *brief)
-    assert full.code == 1 and "GB are free" in full.err
-    bad = cli("bench", "growth", "--axes", "depth", *brief, "model.n_head=7")
-    assert bad.code == 2 and "model.n_embd" in bad.err.splitlines()[-1]
+    too_large = cli("bench", "growth", "--axes", "corpus", "--corpus", "1e15", *brief)
+    assert too_large.code == 1 and "GB are free" in too_large.err
+    invalid = cli("bench", "growth", "--axes", "depth", *brief, "model.n_head=7")
+    assert invalid.code == 2 and "model.n_embd" in invalid.err.splitlines()[-1]
 
 
-def test_decoding_of_several_texts(cli: Cli) -> None:
+def test_bench_decode_covers_batch_sizes(cli: Cli) -> None:
     options = ["--tokens", "5", "--batch", "1,3", "--prompt", "4", "--repeats", "1"]
     done = cli("bench", "decode", *SMALL, *options, "--json", "out.json")
     assert done.code == 0, done.err
     assert [row["batch"] for row in rows("out.json")] == ["1", "3"]
 
 
-def test_runs_together(cli: Cli) -> None:
+def test_bench_replicas(cli: Cli) -> None:
     options = ["--replicas", "3", "--steps", "2", "--warmup", "1", "--repeats", "1"]
     done = cli("bench", "replicas", *SMALL, *options, "--json", "out.json")
     assert done.code == 0, done.err
-    alone, together = rows("out.json")
-    assert alone["ratio"] == 1.0
-    assert together["tokens_per_second"] > 0  # type: ignore[operator]
+    separate, replicas = rows("out.json")
+    assert separate["ratio"] == 1.0
+    assert replicas["tokens_per_second"] > 0  # type: ignore[operator]
     assert "3 runs of 64 tokens per step" in done.out
     done = cli("bench", "replicas", *SMALL, "model.dropout=0.1", *options)
     assert done.code == 2 and "model.dropout=0.1: replicas would draw" in done.err
 
 
 @pytest.mark.slow
-def test_start_to_the_first_step(cli: Cli) -> None:
+def test_bench_startup(cli: Cli) -> None:
     done = cli("bench", "startup", *SMALL, "--repeats", "1", "--json", "out.json")
     assert done.code == 0, done.err
     names = [str(row["what"]) for row in rows("out.json")]
@@ -136,7 +137,7 @@ def test_start_to_the_first_step(cli: Cli) -> None:
 
 
 @pytest.mark.slow
-def test_a_start_that_fails_is_one_line(cli: Cli) -> None:
+def test_a_failed_startup_prints_one_line(cli: Cli) -> None:
     failed = cli("bench", "startup", "data=text", "data.path=nowhere.txt", "--repeats", "1")
     assert failed.code == 1 and "nowhere.txt: no such file" in failed.err
     assert failed.err.count("\n") == 1
@@ -166,20 +167,20 @@ def test_a_start_that_fails_is_one_line(cli: Cli) -> None:
         ("growth --axes depth model.n_layers=1", "model.n_layers: no such option"),
     ],
 )
-def test_mistakes_are_one_line(cli: Cli, arguments: str, message: str) -> None:
+def test_mistakes_print_one_line(cli: Cli, arguments: str, message: str) -> None:
     done = cli("bench", *arguments.split())
     assert done.code == 2 and message in done.err, done.err
     assert done.err.startswith("minigpt: ") and done.err.count("\n") == 1
 
 
-def test_times() -> None:
+def test_times_report_median_and_quartiles() -> None:
     times = Times([0.003, 0.001, 0.002, 0.005, 0.004])
     assert times.median == 0.003 and times.quartiles == (0.002, 0.004)
     assert times.describe() == "3.00 (2.00-4.00)"
     assert Times([0.001]).describe() == "1.00 (1.00-1.00)"
 
 
-def test_functions_are_timed_in_turns() -> None:
+def test_functions_are_timed_alternately() -> None:
     calls: list[str] = []
     functions = {name: lambda name=name: calls.append(name) for name in "ab"}
     times = alternately(functions, repeats=3, warmup=1, device="cpu")
@@ -187,26 +188,26 @@ def test_functions_are_timed_in_turns() -> None:
     assert all(len(repeated.seconds) == 3 for repeated in times.values())
 
 
-def test_a_new_process_raises_the_error_of_its_function() -> None:
+def test_in_new_process_raises_the_error_of_the_function() -> None:
     with pytest.raises(ValueError, match="no such option"):
         in_new_process(composed_config, ["model.n_layers=1"])
     with pytest.raises(Failure, match="abort: its process was killed"):
         in_new_process(os.abort)
 
 
-def test_steps_of_the_warm_up_do_not_count() -> None:
+def test_step_clock_excludes_warmup_steps() -> None:
     clock = StepClock("cpu")
     clock.readings = [(0, 0.0), (1, 9.0), (2, 10.0), (3, 10.5), (5, 12.5)]
     assert clock.seconds(warmup=2) == [0.5, 1.0]
 
 
-def test_ceilings_are_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ceilings_measure_flops_and_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minigpt.bench.measure.CEILING_SIZE", {"cpu": 256})
     monkeypatch.setattr("minigpt.bench.measure.COPIED_BYTES", {"cpu": 2**20})
     peak = ceilings("cpu", "fp32")
     assert peak.flops > 1e8 and peak.bytes > 1e7
 
 
-def test_combinations() -> None:
+def test_combinations_are_the_product_of_lists() -> None:
     assert combinations(["a=1,2", "b=x"]) == [["a=1", "b=x"], ["a=2", "b=x"]]
     assert combinations([]) == [[]]

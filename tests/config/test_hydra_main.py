@@ -1,4 +1,4 @@
-"""The behaviour of Hydra that minigpt relies on, so that an upgrade of Hydra cannot change it."""
+"""Behaviour of Hydra that minigpt relies on; an upgrade of Hydra must not change it."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ PACKAGE = config_directory().parent
 
 
 def composed_by_hydra_main(*arguments: str) -> Composed:
-    """Return the config that Hydra's main passes on."""
+    """Return the config that hydra_main composes."""
     received: list[Composed] = []
     hydra_main(["--config-name=train", *arguments], received.append, sweep_directory)
     (composed,) = received
     return composed
 
 
-def multirun_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Multirun:
-    """Return what the sweeper asks minigpt.sweep to run."""
+def capture_multirun(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Multirun:
+    """Return the Multirun that the sweeper passes to minigpt.sweep."""
     received: list[Multirun] = []
     monkeypatch.setattr(sweep_run, "run_sweep", received.append)
     monkeypatch.setattr("sys.argv", ["minigpt"])
@@ -41,7 +41,7 @@ def multirun_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Multirun:
     return multirun
 
 
-def test_flags_may_follow_overrides() -> None:
+def test_flags_are_moved_before_overrides() -> None:
     expected = ["-m", "--config-dir", "x", "model=rope", "seed=1,2"]
     assert flags_first(["model=rope", "-m", "--config-dir", "x", "seed=1,2"]) == expected
     assert flags_first(["-m", "model=rope", "seed=1,2", "--config-dir", "x"]) == expected
@@ -60,7 +60,7 @@ def test_flags_may_follow_overrides() -> None:
         (["hydra/launcher=joblib"], True),
     ],
 )
-def test_hydra_main_runs_for_flags_and_its_own_options(
+def test_hydra_main_is_needed_for_flags_and_hydra_options(
     arguments: list[str], expected: bool
 ) -> None:
     assert needs_hydra_main(arguments) is expected
@@ -97,7 +97,7 @@ def test_compose_equals_hydra_main(
     "mistake",
     ["modle=rope", "model=ropee", "model.n_head=7", "seed=1,2", "name='${nope}'", "sweep.match=x"],
 )
-def test_mistakes_are_explained_alike(cli: Cli, workdir: Path, mistake: str) -> None:
+def test_error_messages_equal_those_of_hydra_main(cli: Cli, workdir: Path, mistake: str) -> None:
     before = sorted(workdir.rglob("*"))
     plain = cli("train", "logger=none", mistake)
     by_main = cli("train", "--config-name=train", "logger=none", mistake)
@@ -106,7 +106,7 @@ def test_mistakes_are_explained_alike(cli: Cli, workdir: Path, mistake: str) -> 
     assert sorted(workdir.rglob("*")) == before
 
 
-def test_a_single_run_is_few_calls_away(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_call_stack_of_a_single_run(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     train = Trainer.train
 
@@ -138,11 +138,11 @@ def test_sweeps_expand_to_the_product_of_lists() -> None:
 def test_sweeps_expand_globs_and_experiments(
     workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = multirun_of(monkeypatch, "norm=glob(p*)", "seed=1,2").jobs
+    jobs = capture_multirun(monkeypatch, "norm=glob(p*)", "seed=1,2").jobs
     assert {job[0] for job in jobs} == {"norm=peri", "norm=post", "norm=pre"}
     assert len(jobs) == 6
-    of_preset = multirun_of(monkeypatch, "sweep=norm", "seed=7").jobs
-    assert {tuple(job) for job in of_preset} == {
+    preset_jobs = capture_multirun(monkeypatch, "sweep=norm", "seed=7").jobs
+    assert {tuple(job) for job in preset_jobs} == {
         (f"norm={name}", "seed=7", "sweep=norm") for name in ("peri", "post", "pre", "sandwich")
     }
 
@@ -155,14 +155,14 @@ def test_sweeps_expand_globs_and_experiments(
         (["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"], "JoblibLauncher", {"n_jobs": 3}),
     ],
 )
-def test_launchers_are_named_with_their_settings(
+def test_multirun_contains_the_launcher_and_its_settings(
     workdir: Path,
     monkeypatch: pytest.MonkeyPatch,
     options: list[str],
     launcher: str,
     settings: dict[str, Any],
 ) -> None:
-    multirun = multirun_of(monkeypatch, "seed=1,2", "hydra.sweep.dir=sweep", *options)
+    multirun = capture_multirun(monkeypatch, "seed=1,2", "hydra.sweep.dir=sweep", *options)
     assert multirun.launcher == launcher
     assert settings.items() <= multirun.settings.items()
     assert multirun.directory == "sweep"
@@ -170,12 +170,12 @@ def test_launchers_are_named_with_their_settings(
     assert to_config(second).seed == 2 and second.overrides[0] == "seed=2"
 
 
-def test_the_sweep_directory_is_an_override(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = multirun_of(monkeypatch, "seed=1,2").directory
+def test_default_sweep_directory(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = capture_multirun(monkeypatch, "seed=1,2").directory
     assert re.fullmatch(r"runs/\S+_sweep_seed_[0-9a-f]{6}", directory)
 
 
-def test_private_parts_of_hydra_are_imported_in_one_file() -> None:
+def test_private_modules_of_hydra_are_imported_in_one_file() -> None:
     files = [*PACKAGE.glob("minigpt/**/*.py"), *PACKAGE.glob("hydra_plugins/*.py")]
     private = [file.name for file in files if "hydra._internal" in file.read_text()]
     assert private == ["hydra_main.py"]

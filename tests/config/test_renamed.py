@@ -1,4 +1,4 @@
-"""Old names of config keys: refused in new configs, read from saved ones."""
+"""Renamed config keys: rejected in overrides, accepted in saved configs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from tests.conftest import TINY, Cli
 @pytest.mark.parametrize("old", RENAMED_KEYS)
 @pytest.mark.parametrize("form", ["{}=2", "+{}=2", "++{}=2", "~{}"])
 @pytest.mark.parametrize("flags", [[], ["-m", "seed=1,2"]], ids=["run", "sweep"])
-def test_overrides(cli: Cli, workdir: Path, old: str, form: str, flags: list[str]) -> None:
+def test_renamed_keys_in_overrides_are_rejected(
+    cli: Cli, workdir: Path, old: str, form: str, flags: list[str]
+) -> None:
     override = form.format(old)
     outcome = cli("train", "logger=none", override, *flags)
     assert outcome.code == 2
@@ -32,7 +34,7 @@ def test_new_names_exist_and_old_ones_do_not() -> None:
 
 
 @pytest.mark.parametrize("command", ["tune", "bench train"])
-def test_other_commands(cli: Cli, command: str) -> None:
+def test_renamed_keys_in_other_commands_are_rejected(cli: Cli, command: str) -> None:
     outcome = cli(*command.split(), "trainer.accumulate=1,2", "logger=none")
     assert outcome.code == 2
     assert outcome.err == "minigpt: trainer.accumulate=1: renamed to trainer.grad_accum_steps\n"
@@ -51,7 +53,9 @@ def test_other_commands(cli: Cli, command: str) -> None:
         ),
     ],
 )
-def test_experiments(cli: Cli, workdir: Path, content: str, flags: list[str], message: str) -> None:
+def test_renamed_keys_in_experiments_are_rejected(
+    cli: Cli, workdir: Path, content: str, flags: list[str], message: str
+) -> None:
     (workdir / "own/experiment").mkdir(parents=True)
     (workdir / "own/experiment/old.yaml").write_text(f"# @package _global_\n{content}\n")
     outcome = cli("train", "--config-dir", "own", "experiment=old", "logger=none", *flags)
@@ -60,7 +64,7 @@ def test_experiments(cli: Cli, workdir: Path, content: str, flags: list[str], me
     assert not (workdir / "runs").exists()
 
 
-def with_old_keys(file: Path) -> None:
+def rename_to_old_keys(file: Path) -> None:
     """Rewrite a saved config as an earlier version wrote it."""
     config = yaml.safe_load(file.read_text())
     for old, new in RENAMED_KEYS.items():
@@ -73,13 +77,13 @@ def with_old_keys(file: Path) -> None:
     file.write_text(yaml.safe_dump(config))
 
 
-def test_earlier_runs_load(cli: Cli) -> None:
+def test_runs_with_old_keys_load_and_resume(cli: Cli) -> None:
     options = ["trainer.grad_accum_steps=2", "optimizer=muon", "optimizer.grad_clip=0.5"]
     options += ["optimizer.adamw_lr_ratio=2", "positional=relative", "schedule=constant"]
     assert cli("train", *TINY, *options, "hydra.run.dir=run").code == 0
     file = Path("run/config.yaml")
     before = read_config(file)
-    with_old_keys(file)
+    rename_to_old_keys(file)
     text = file.read_text()
     assert "accumulate: 2" in text and "clip: 0.5" in text and "other_lr: 2" in text
     assert read_config(file) == before

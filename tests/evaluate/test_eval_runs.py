@@ -29,7 +29,7 @@ def test_random_batches_estimate_the_full_pass() -> None:
     model = GPT(composed_config(small).model, 9).train()
     torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
     losses = random_batch_losses(model, split, CPU, 10)
-    assert model.training  # the mode stays as it was
+    assert model.training  # the mode is restored
     assert random_batch_losses(model, split, CPU, 10) == losses
     assert random_batch_losses(model, split, CPU, 10, seed=1) != losses
     error = statistics.stdev(losses) / 10**0.5
@@ -55,23 +55,25 @@ def test_random_batches_of_a_run(cli: Cli) -> None:
     )
 
 
-def test_a_folder_stands_for_its_finished_runs(cli: Cli) -> None:
+def test_eval_of_a_folder_evaluates_its_finished_runs(cli: Cli) -> None:
     swept = cli("train", "-m", *TINY, "positional=rope,learned", "hydra.sweep.dir=sweep")
     assert swept.code == 0, swept.err
-    ask = ["eval", "sweep", "--checkpoint", "last", "--lengths", "8,16", "--by-position"]
-    first = cli(*ask)
+    arguments = ["eval", "sweep", "--checkpoint", "last", "--lengths", "8,16", "--by-position"]
+    first = cli(*arguments)
     assert first.code == 0 and first.out.count("written to sweep/positional=") == 2, first.err
     files = {path: path.read_text() for path in Path("sweep").rglob("eval.json")}
     assert len(files) == 2
-    again = cli(*ask)
+    again = cli(*arguments)
     assert again.out.count("(last): already evaluated") == again.out.count("\n") == 2
-    both = ["sweep", "sweep/positional=rope"]  # of which the second is in the first
-    longer = cli("eval", *both, "--checkpoint", "last", "--lengths", "4")
+    nested = ["sweep", "sweep/positional=rope"]  # the second is inside the first
+    longer = cli("eval", *nested, "--checkpoint", "last", "--lengths", "4")
     assert longer.code == 0 and longer.out.count("written to") == 2
     assert longer.out.count("already evaluated") == 1
     for path, before in files.items():
-        known, added = (json.loads(text)["last"]["lengths"] for text in (before, path.read_text()))
-        assert {*known} == {"8", "16"} and {*added} == {"4", "8", "16"}
+        previous, extended = (
+            json.loads(text)["last"]["lengths"] for text in (before, path.read_text())
+        )
+        assert {*previous} == {"8", "16"} and {*extended} == {"4", "8", "16"}
     assert cli("report", "sweep", "--baseline", "rope").code == 0
     rows = csv.DictReader(Path("sweep/report_lengths.csv").read_text().splitlines())
     defined = {row["design"]: [n for n in (4, 8, 16) if row[f"at_{n}"]] for row in rows}

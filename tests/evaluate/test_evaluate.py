@@ -1,4 +1,4 @@
-"""Splits, evaluation and generation."""
+"""Windows and batches of a split, evaluation, sampling and generation."""
 
 from __future__ import annotations
 
@@ -32,17 +32,19 @@ from minigpt.tokenizer import TOKENIZERS, Tokenizer
 
 CPU = Runtime("cpu", "", "fp32", "")
 N_VOCAB = 13
-TEXT = "naïve €5 👩‍👩‍👧 ok"  # characters of one to four bytes, some together one emoji
+TEXT = "naïve €5 👩‍👩‍👧 ok"  # one to four bytes per character, several characters per emoji
 
 
 @cache
 def tiny_config(name: str) -> ModelConfig:
+    """Return a small config of a model preset."""
     model = composed_config([f"model={name}"]).model
     small = {"n_layer": min(2, model.n_layer), "n_head": 2, "n_embd": 8, "block_size": 8}
     return replace(model, **small)
 
 
 def tiny_model(name: str = "rope", n_vocab: int = N_VOCAB, dropout: float = 0.0) -> GPT:
+    """Return a small model with random parameters."""
     model = GPT(replace(tiny_config(name), dropout=dropout), n_vocab)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -51,21 +53,23 @@ def tiny_model(name: str = "rope", n_vocab: int = N_VOCAB, dropout: float = 0.0)
 
 
 def tiny_split(n_tokens: int, n_vocab: int = N_VOCAB) -> Split:
+    """Return a validation split of random tokens."""
     generator = torch.Generator().manual_seed(n_tokens)
     tokens = torch.randint(n_vocab, (n_tokens,), dtype=torch.int32, generator=generator)
     return Split("val", tokens, target_bytes=2 * (n_tokens - 1))
 
 
 def seeded(seed: int = 0) -> torch.Generator:
+    """Return a seeded generator."""
     return torch.Generator().manual_seed(seed)
 
 
 def counting_split(n_tokens: int) -> Split:
-    """Token i is i, so that a window shows where it lies."""
+    """Return a split whose token i is i, so that a window shows its offset."""
     return Split("train", torch.arange(n_tokens, dtype=torch.int32), n_tokens - 1)
 
 
-# --- windows and draws
+# --- windows and random batches
 
 
 @given(
@@ -74,7 +78,7 @@ def counting_split(n_tokens: int) -> Split:
     block_size=st.integers(1, 9),
     batch_size=st.integers(1, 4),
 )
-def test_windows_hold_each_target_once_in_order(
+def test_windows_contain_each_target_once_in_order(
     n_blocks: int, beyond: int, block_size: int, batch_size: int
 ) -> None:
     n_tokens = max(2, n_blocks * block_size + beyond)
@@ -92,7 +96,7 @@ def test_windows_hold_each_target_once_in_order(
 
 
 @given(block_size=st.integers(1, 9), extra=st.integers(1, 6), seed=st.integers(0, 2**32))
-def test_draws_reach_every_window(block_size: int, extra: int, seed: int) -> None:
+def test_random_batches_reach_every_window(block_size: int, extra: int, seed: int) -> None:
     split = counting_split(block_size + extra)
     batch = split.draw(500, block_size, seeded(seed))
     assert batch.inputs.shape == (500, block_size) and batch.inputs.dtype == torch.int64
@@ -102,10 +106,10 @@ def test_draws_reach_every_window(block_size: int, extra: int, seed: int) -> Non
     assert batch.targets.max() == len(split.tokens) - 1
 
 
-def test_draws_follow_the_generator() -> None:
+def test_random_batches_depend_only_on_the_generator() -> None:
     split = tiny_split(100)
     first = split.draw(4, 8, seeded(1)).inputs
-    torch.randn(3)  # the global generator plays no part
+    torch.randn(3)  # the global generator has no effect
     assert torch.equal(split.draw(4, 8, seeded(1)).inputs, first)
     assert not torch.equal(split.draw(4, 8, seeded(2)).inputs, first)
 
@@ -128,8 +132,8 @@ def test_require_block() -> None:
 # --- evaluation
 
 
-def plain_nats(model: GPT, tokens: Tensor, block_size: int) -> float:
-    """Summed cross-entropy, one window and one token at a time."""
+def summed_nats(model: GPT, tokens: Tensor, block_size: int) -> float:
+    """Return the summed cross-entropy, computed one window and one token at a time."""
     nats = 0.0
     for first in range(0, len(tokens) - 1, block_size):
         window = tokens[first : first + block_size + 1].long()
@@ -141,18 +145,18 @@ def plain_nats(model: GPT, tokens: Tensor, block_size: int) -> float:
 
 @pytest.mark.parametrize("n_tokens", [2, 8, 9, 10, 100])
 @pytest.mark.parametrize("name", ["rope", "learned"])
-def test_evaluation_equals_a_plain_loop(name: str, n_tokens: int) -> None:
+def test_evaluation_equals_a_loop(name: str, n_tokens: int) -> None:
     model, split = tiny_model(name).eval(), tiny_split(n_tokens)
     with torch.no_grad():
-        nats = plain_nats(model, split.tokens, block_size=8)
-    found = evaluate(model, split, CPU)
-    assert found.loss == pytest.approx(nats / (n_tokens - 1), rel=1e-5)
-    assert found.bits_per_byte == pytest.approx(nats / math.log(2) / split.target_bytes, rel=1e-5)
-    assert found.perplexity == pytest.approx(math.exp(nats / (n_tokens - 1)), rel=1e-4)
+        nats = summed_nats(model, split.tokens, block_size=8)
+    result = evaluate(model, split, CPU)
+    assert result.loss == pytest.approx(nats / (n_tokens - 1), rel=1e-5)
+    assert result.bits_per_byte == pytest.approx(nats / math.log(2) / split.target_bytes, rel=1e-5)
+    assert result.perplexity == pytest.approx(math.exp(nats / (n_tokens - 1)), rel=1e-4)
 
 
 @pytest.mark.parametrize("length", [1, 3, 8, 20, 99, 100])
-def test_loss_by_position_equals_a_plain_loop(length: int) -> None:
+def test_loss_by_position_equals_a_loop(length: int) -> None:
     model, split = tiny_model("alibi").eval(), tiny_split(100)
     losses: list[list[float]] = [[] for _ in range(min(length, 99))]
     with torch.no_grad():
@@ -161,15 +165,15 @@ def test_loss_by_position_equals_a_plain_loop(length: int) -> None:
             rows = model(window[None, :-1])[0].log_softmax(-1)
             for place, (row, target) in enumerate(zip(rows, window[1:], strict=True)):
                 losses[place].append(-row[target].item())
-    found = evaluate(model, split, CPU, length)
-    assert found.by_position == pytest.approx([sum(at) / len(at) for at in losses], rel=1e-5)
-    assert found.loss == pytest.approx(sum(map(sum, losses)) / 99, rel=1e-5)
+    result = evaluate(model, split, CPU, length)
+    assert result.by_position == pytest.approx([sum(at) / len(at) for at in losses], rel=1e-5)
+    assert result.loss == pytest.approx(sum(map(sum, losses)) / 99, rel=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 5, 8, 99])
 @pytest.mark.parametrize("name", ["fire", "cope"])
-def test_documents_are_evaluated_apart(name: str, length: int) -> None:
-    """Each document of each window by itself; positions are those in the document."""
+def test_documents_are_evaluated_separately(name: str, length: int) -> None:
+    """Each document of each window is one forward pass; positions restart in each document."""
     model = tiny_model(name).eval()
     documents = tiny_split(100, n_vocab=2).tokens.cumsum(0, dtype=torch.int32)  # of 1 to 7 tokens
     split = replace(tiny_split(100), document_ids=documents)
@@ -184,23 +188,23 @@ def test_documents_are_evaluated_apart(name: str, length: int) -> None:
                 rows = model(window[None, begin:end])[0].log_softmax(-1)
                 for place, row in enumerate(rows):
                     losses[place].append(-row[window[begin + place + 1]].item())
-    seen = [at for at in losses if at]
-    found = evaluate(model, split, CPU, length)
-    assert found.by_position == pytest.approx([sum(at) / len(at) for at in seen], rel=1e-5)
-    assert found.loss == pytest.approx(sum(map(sum, seen)) / 99, rel=1e-5)
-    assert evaluate(model, split, CPU, length) == found
+    nonempty = [at for at in losses if at]
+    result = evaluate(model, split, CPU, length)
+    assert result.by_position == pytest.approx([sum(at) / len(at) for at in nonempty], rel=1e-5)
+    assert result.loss == pytest.approx(sum(map(sum, nonempty)) / 99, rel=1e-5)
+    assert evaluate(model, split, CPU, length) == result
     if length > 1:
-        assert found.loss != evaluate(model, tiny_split(100), CPU, length).loss
+        assert result.loss != evaluate(model, tiny_split(100), CPU, length).loss
 
 
-def test_evaluation_past_the_last_position_is_refused() -> None:
+def test_evaluation_beyond_the_last_position_raises() -> None:
     model = tiny_model("learned").train()
     with pytest.raises(UserError, match=r"^model\.positional\.name=learned: has 8 positions"):
         evaluate(model, tiny_split(100), CPU, 9)
     assert model.training
 
 
-def test_evaluation_does_not_depend_on_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_does_not_depend_on_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     model, split = tiny_model(), tiny_split(1000)
     at_once = evaluate(model, split, CPU)
     for n_logits in (1, 3 * 8 * N_VOCAB):
@@ -208,26 +212,26 @@ def test_evaluation_does_not_depend_on_its_batches(monkeypatch: pytest.MonkeyPat
         assert evaluate(model, split, CPU).loss == pytest.approx(at_once.loss, rel=1e-6)
 
 
-def test_evaluation_is_deterministic_and_leaves_the_mode() -> None:
+def test_evaluation_is_deterministic_and_restores_the_mode() -> None:
     model, split = tiny_model(dropout=0.5), tiny_split(50)
-    found = evaluate(model.train(), split, CPU)
+    result = evaluate(model.train(), split, CPU)
     assert model.training and model.blocks.training
-    assert evaluate(model.eval(), split, CPU) == found
+    assert evaluate(model.eval(), split, CPU) == result
     assert not model.training and not model.blocks.training
-    assert evaluate(tiny_model(), split, CPU) == found  # without dropout
+    assert evaluate(tiny_model(), split, CPU) == result  # without dropout
 
 
-def test_bits_per_byte_of_a_text_by_hand(tmp_path: Path) -> None:
+def test_bits_per_byte_of_a_uniform_model(tmp_path: Path) -> None:
     corpus = TextCorpus(text="ab€é😀bé", n_train=2)  # validation: 3 + 2 + 4 + 1 + 2 bytes
     config = TOKENIZERS.options("char")(name="char")
     tokenizer = TOKENIZERS.variant("char").create(config, corpus.text, corpus.n_train, tmp_path)
     split = corpus.tokens(tokenizer, tmp_path).val
     assert split.target_bytes == 2 + 4 + 1 + 2
     model = tiny_model("bigram", tokenizer.n_vocab)
-    nn.init.zeros_(model.head.weight)  # every character is equally likely: log2(5) bits each
-    found = evaluate(model, split, CPU)
-    assert found.loss == pytest.approx(math.log(5))
-    assert found.bits_per_byte == pytest.approx(4 * math.log2(5) / 9)
+    nn.init.zeros_(model.head.weight)  # a uniform distribution: log2(5) bits per character
+    result = evaluate(model, split, CPU)
+    assert result.loss == pytest.approx(math.log(5))
+    assert result.bits_per_byte == pytest.approx(4 * math.log2(5) / 9)
 
 
 def test_perplexity_overflows_to_infinity() -> None:
@@ -245,36 +249,36 @@ def test_perplexity_overflows_to_infinity() -> None:
 # --- sampling
 
 
-def cut(probabilities: list[float], **options: float) -> list[float]:
-    """The distribution that is sampled from, rounded."""
+def truncated(probabilities: list[float], **options: float) -> list[float]:
+    """Return the sampling distribution, rounded."""
     logits = torch.tensor([probabilities]).log()
-    kept = Sampling(**options).probabilities(logits)[0]  # type: ignore[arg-type]
-    assert kept.sum().item() == pytest.approx(1)
-    return [round(p, 4) for p in kept.tolist()]
+    distribution = Sampling(**options).probabilities(logits)[0]  # type: ignore[arg-type]
+    assert distribution.sum().item() == pytest.approx(1)
+    return [round(p, 4) for p in distribution.tolist()]
 
 
 def test_temperature_sharpens_and_flattens() -> None:
-    assert cut([0.8, 0.2], temperature=1.0) == [0.8, 0.2]
-    assert cut([0.8, 0.2], temperature=0.5) == [round(16 / 17, 4), round(1 / 17, 4)]
-    assert cut([0.8, 0.2], temperature=2.0) == [round(2 / 3, 4), round(1 / 3, 4)]
+    assert truncated([0.8, 0.2], temperature=1.0) == [0.8, 0.2]
+    assert truncated([0.8, 0.2], temperature=0.5) == [round(16 / 17, 4), round(1 / 17, 4)]
+    assert truncated([0.8, 0.2], temperature=2.0) == [round(2 / 3, 4), round(1 / 3, 4)]
 
 
-def test_top_k_keeps_the_likeliest() -> None:
-    assert cut([0.1, 0.4, 0.2, 0.3], top_k=2) == [0, round(4 / 7, 4), 0, round(3 / 7, 4)]
-    assert cut([0.1, 0.4, 0.2, 0.3], top_k=99) == [0.1, 0.4, 0.2, 0.3]
+def test_top_k_keeps_the_most_probable_tokens() -> None:
+    assert truncated([0.1, 0.4, 0.2, 0.3], top_k=2) == [0, round(4 / 7, 4), 0, round(3 / 7, 4)]
+    assert truncated([0.1, 0.4, 0.2, 0.3], top_k=99) == [0.1, 0.4, 0.2, 0.3]
 
 
 def test_top_p_keeps_the_minimal_set() -> None:
-    assert cut([0.1, 0.4, 0.2, 0.3], top_p=0.69) == [0, round(4 / 7, 4), 0, round(3 / 7, 4)]
-    assert cut([0.1, 0.4, 0.2, 0.3], top_p=0.71) == [0, round(4 / 9, 4), *(0.2222, 0.3333)]
-    assert cut([0.1, 0.4, 0.2, 0.3], top_p=0.01) == [0, 1, 0, 0]
-    assert cut([0.1, 0.4, 0.2, 0.3], top_p=1.0) == [0.1, 0.4, 0.2, 0.3]
+    assert truncated([0.1, 0.4, 0.2, 0.3], top_p=0.69) == [0, round(4 / 7, 4), 0, round(3 / 7, 4)]
+    assert truncated([0.1, 0.4, 0.2, 0.3], top_p=0.71) == [0, round(4 / 9, 4), *(0.2222, 0.3333)]
+    assert truncated([0.1, 0.4, 0.2, 0.3], top_p=0.01) == [0, 1, 0, 0]
+    assert truncated([0.1, 0.4, 0.2, 0.3], top_p=1.0) == [0.1, 0.4, 0.2, 0.3]
 
 
-def test_top_p_counts_what_top_k_left() -> None:
-    # The two that top_k leaves weigh 4/7 and 3/7: 0.5 is reached by the first, 0.6 by both.
-    assert cut([0.1, 0.4, 0.2, 0.3], top_k=2, top_p=0.5) == [0, 1, 0, 0]
-    assert cut([0.1, 0.4, 0.2, 0.3], top_k=2, top_p=0.6) == [0, 0.5714, 0, 0.4286]
+def test_top_p_applies_after_top_k() -> None:
+    # After top_k the probabilities are 4/7 and 3/7: 0.5 needs one token, 0.6 both.
+    assert truncated([0.1, 0.4, 0.2, 0.3], top_k=2, top_p=0.5) == [0, 1, 0, 0]
+    assert truncated([0.1, 0.4, 0.2, 0.3], top_k=2, top_p=0.6) == [0, 0.5714, 0, 0.4286]
 
 
 @given(
@@ -284,32 +288,32 @@ def test_top_p_counts_what_top_k_left() -> None:
 def test_top_p_set_is_minimal(weights: list[int], top_p: float) -> None:
     logits = torch.tensor([weights]).float().log()
     kept = Sampling(top_p=top_p).probabilities(logits)[0] > 0
-    plain = sorted((weight / sum(weights) for weight in weights), reverse=True)
+    sorted_probabilities = sorted((weight / sum(weights) for weight in weights), reverse=True)
     n_kept = int(kept.sum())
     assert kept[logits[0].topk(n_kept).indices].all()
-    assert sum(plain[:n_kept]) >= top_p - 1e-5
-    assert sum(plain[: n_kept - 1]) <= top_p + 1e-5
+    assert sum(sorted_probabilities[:n_kept]) >= top_p - 1e-5
+    assert sum(sorted_probabilities[: n_kept - 1]) <= top_p + 1e-5
 
 
-def test_min_p_is_a_part_of_the_likeliest() -> None:
-    assert cut([0.1, 0.4, 0.2, 0.3], min_p=0.6) == [0, round(4 / 7, 4), 0, round(3 / 7, 4)]
-    assert cut([0.1, 0.4, 0.2, 0.3], min_p=1.0) == [0, 1, 0, 0]
-    assert cut([0.1, 0.4, 0.2, 0.3], min_p=0.01) == [0.1, 0.4, 0.2, 0.3]
-    # Of tempered probabilities: 1 : 16 : 4 : 9.
-    assert cut([0.1, 0.4, 0.2, 0.3], min_p=0.5, temperature=0.5) == [0, 0.64, 0, 0.36]
+def test_min_p_is_relative_to_the_largest_probability() -> None:
+    assert truncated([0.1, 0.4, 0.2, 0.3], min_p=0.6) == [0, round(4 / 7, 4), 0, round(3 / 7, 4)]
+    assert truncated([0.1, 0.4, 0.2, 0.3], min_p=1.0) == [0, 1, 0, 0]
+    assert truncated([0.1, 0.4, 0.2, 0.3], min_p=0.01) == [0.1, 0.4, 0.2, 0.3]
+    # With this temperature the ratios are 1 : 16 : 4 : 9.
+    assert truncated([0.1, 0.4, 0.2, 0.3], min_p=0.5, temperature=0.5) == [0, 0.64, 0, 0.36]
 
 
-def test_repetition_penalty_lowers_what_was_said() -> None:
+def test_repetition_penalty_lowers_repeated_tokens() -> None:
     logits = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
-    lowered = apply_repetition_penalty(logits, [[0, 1, 0]], 4.0)
-    assert lowered.tolist() == [[0.5, -8.0, 1.0, 0.5]]
+    penalized = apply_repetition_penalty(logits, [[0, 1, 0]], 4.0)
+    assert penalized.tolist() == [[0.5, -8.0, 1.0, 0.5]]
     assert logits.tolist() == [[2.0, -2.0, 1.0, 0.5]]
     greedy = Sampling(temperature=0, repetition_penalty=4.0)
     assert greedy.sample(logits, seeded(), [0]).item() == 2
     assert greedy.sample(logits, seeded(), []).item() == 0
 
 
-def test_greedy_with_a_penalty_equals_a_plain_loop() -> None:
+def test_greedy_with_a_penalty_equals_a_loop() -> None:
     model = tiny_model("alibi").eval()
     text, penalty = [3, 1], 5.0
     with torch.no_grad():
@@ -324,30 +328,30 @@ def test_greedy_with_a_penalty_equals_a_plain_loop() -> None:
 @example(["ab", "c"], ["abc", "b"])
 @example(["abc"], ["abc", "b"])
 @given(st.lists(st.text("abc", max_size=4)), st.lists(st.text("abc", min_size=1), max_size=3))
-def test_stops_end_the_text_wherever_pieces_break(pieces: list[str], stops: list[str]) -> None:
+def test_stop_texts_match_across_pieces(pieces: list[str], stops: list[str]) -> None:
     text = "".join(pieces)
     ends = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
     end = min(ends)[1] if ends else len(text)
     assert "".join(stop_at(pieces, stops)) == text[:end]
 
 
-def test_text_before_a_stop_is_not_held_back_for_long() -> None:
-    shown = stop_at(iter(["one\n", "two\n", "\n", "three"]), ["\n\n"])
-    assert [*shown] == ["one", "\ntwo", ""]
+def test_text_before_a_possible_stop_is_streamed() -> None:
+    streamed = stop_at(iter(["one\n", "two\n", "\n", "three"]), ["\n\n"])
+    assert [*streamed] == ["one", "\ntwo", ""]
 
 
-def test_rows_are_cut_on_their_own() -> None:
+def test_rows_are_truncated_independently() -> None:
     logits = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
-    kept = Sampling(top_p=0.8).probabilities(logits)
-    torch.testing.assert_close(kept, torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
+    distributions = Sampling(top_p=0.8).probabilities(logits)
+    torch.testing.assert_close(distributions, torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
     assert Sampling().sample(logits, seeded()).shape == (2, 1)
     assert Sampling(temperature=0).sample(logits, seeded()).shape == (2, 1)
 
 
 def test_samples_follow_the_distribution() -> None:
     logits = torch.tensor([0.1, 0.6, 0.3]).log().expand(20000, -1)
-    drawn = Sampling().sample(logits, seeded()).flatten().bincount() / 20000
-    torch.testing.assert_close(drawn, torch.tensor([0.1, 0.6, 0.3]), rtol=0, atol=0.02)
+    frequencies = Sampling().sample(logits, seeded()).flatten().bincount() / 20000
+    torch.testing.assert_close(frequencies, torch.tensor([0.1, 0.6, 0.3]), rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +365,7 @@ def test_samples_follow_the_distribution() -> None:
         ({"repetition_penalty": 0.0}, "--repetition-penalty=0.0: "),
     ],
 )
-def test_sampling_refuses(options: dict[str, float], message: str) -> None:
+def test_sampling_rejects_invalid_options(options: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=f"^{message}"):
         Sampling(**options)  # type: ignore[arg-type]
 
@@ -377,6 +381,7 @@ def continued(
     seed: int = 0,
     context: int | None = None,
 ) -> list[int]:
+    """Return the new tokens after a prompt."""
     steps = generate(
         model, [prompt], n, sampling, seed=seed, context="all" if context is None else context
     )
@@ -385,13 +390,13 @@ def continued(
 
 @pytest.mark.parametrize("context", [None, 8, 5])
 @pytest.mark.parametrize("name", ["rope", "learned", "sinusoidal", "nope", "alibi", "bigram"])
-def test_greedy_is_repeated_argmax(name: str, context: int | None) -> None:
+def test_greedy_equals_repeated_argmax(name: str, context: int | None) -> None:
     model = tiny_model(name).eval()
     tokens = [3, 1, 4]
-    seen = context or model.positional.max_length or 99
+    visible = context or model.positional.max_length or 99
     with torch.no_grad():
-        for _ in range(12):  # past block_size
-            logits = model(torch.tensor([tokens[-seen:]]))
+        for _ in range(12):  # exceeds block_size
+            logits = model(torch.tensor([tokens[-visible:]]))
             tokens.append(int(logits[0, -1].argmax()))
     greedy = Sampling(temperature=0)
     assert continued(model, [3, 1, 4], 12, greedy, context=context) == tokens[3:]
@@ -400,27 +405,27 @@ def test_greedy_is_repeated_argmax(name: str, context: int | None) -> None:
     assert continued(model, [3, 1, 4], 12, Sampling(top_p=1e-6), context=context) == tokens[3:]
 
 
-def test_seed_decides_the_text() -> None:
+def test_generation_depends_only_on_the_seed() -> None:
     model = tiny_model()
     text = continued(model, [0], 30, Sampling(), seed=1)
-    torch.randn(3)  # the global generator plays no part
+    torch.randn(3)  # the global generator has no effect
     assert continued(model, [0], 30, Sampling(), seed=1) == text
     assert continued(model, [0], 30, Sampling(), seed=2) != text
     assert len(text) == 30 and all(0 <= token < N_VOCAB for token in text)
 
 
 @pytest.mark.parametrize("name", ["rope", "learned"])
-def test_long_prompts_count_by_their_end(name: str) -> None:
+def test_long_prompts_are_truncated_to_the_context(name: str) -> None:
     model = tiny_model(name)
     prompt = [i % N_VOCAB for i in range(20)]
     text = continued(model, prompt, 12, Sampling(), context=8)
     assert text == continued(model, prompt[-8:], 12, Sampling(), context=8)
     assert text != continued(model, prompt[:8], 12, Sampling(), context=8)
-    unbound = continued(model, prompt, 12, Sampling())
-    assert (unbound == text) == (model.positional.max_length == 8)
+    unlimited = continued(model, prompt, 12, Sampling())
+    assert (unlimited == text) == (model.positional.max_length == 8)
 
 
-def test_several_prompts_at_once() -> None:
+def test_batched_prompts_equal_separate_prompts() -> None:
     model, greedy = tiny_model(), Sampling(temperature=0)
     prompts = [[3, 1, 4], [1], [5, 9, 2, 6]]
     steps = [*generate(model, prompts, 12, greedy, context="all")]
@@ -429,19 +434,19 @@ def test_several_prompts_at_once() -> None:
         assert [step[row] for step in steps] == continued(model, prompt, 12, greedy)
 
 
-def test_generation_uses_no_dropout_and_leaves_the_mode() -> None:
+def test_generation_disables_dropout_and_restores_the_mode() -> None:
     expected = continued(tiny_model(), [0], 9, Sampling(temperature=0))
     model = tiny_model(dropout=0.5).train()
     tokens = generate(model, [[0]], 9, Sampling(temperature=0), context="all")
     assert next(tokens) == [expected[0]]
-    assert model.training and model.blocks.training  # between tokens as well
+    assert model.training and model.blocks.training  # also between tokens
     assert [*tokens] == [[token] for token in expected[1:]]
     assert model.training
     assert continued(model.eval(), [0], 9, Sampling(temperature=0)) == expected
     assert not model.training
 
 
-def test_generation_on_a_cpu_is_in_fp32() -> None:
+def test_generation_on_a_cpu_uses_fp32() -> None:
     model, dtypes = tiny_model(), set[torch.dtype]()
     model.head.register_forward_hook(lambda _module, _inputs, logits: dtypes.add(logits.dtype))
     bf16 = replace(CPU, precision="bf16")
@@ -451,21 +456,22 @@ def test_generation_on_a_cpu_is_in_fp32() -> None:
 
 @cache
 def gpt2_tokenizer() -> Tokenizer:
+    """Return the GPT-2 tokenizer."""
     config = TOKENIZERS.options("gpt2")(name="gpt2")
     return TOKENIZERS.variant("gpt2").create(config, "", 0, Path("unused"))
 
 
-def test_stream_joins_characters_of_several_tokens() -> None:
+def test_stream_joins_the_bytes_of_a_character() -> None:
     tokenizer = gpt2_tokenizer()
     tokens = tokenizer.encode(TEXT)
     pieces = [*stream_text(tokenizer, tokens)]
     assert "".join(pieces) == TEXT
     assert "�" not in "".join(pieces)
-    assert "" in pieces[:-1]  # an emoji is spread over tokens and waits for its last byte
+    assert "" in pieces[:-1]  # nothing is printed before the last byte of an emoji
     assert [*stream_text(tokenizer, [])] == [""]
 
 
-def test_stream_shows_a_cut_character_at_the_end() -> None:
+def test_stream_prints_an_incomplete_last_character() -> None:
     tokenizer = gpt2_tokenizer()
     tokens = tokenizer.encode("ok 😀")[:-1]
     pieces = [*stream_text(tokenizer, tokens)]
@@ -474,6 +480,6 @@ def test_stream_shows_a_cut_character_at_the_end() -> None:
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
-def test_stream_equals_the_text(text: str) -> None:
+def test_stream_equals_the_decoded_text(text: str) -> None:
     tokenizer = gpt2_tokenizer()
     assert "".join(stream_text(tokenizer, tokenizer.encode(text))) == text

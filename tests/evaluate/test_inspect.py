@@ -1,4 +1,4 @@
-"""What `minigpt inspect` computes, draws and refuses."""
+"""`minigpt inspect`: recorded values, plots, the page and error messages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SCHEMES = POSITIONAL.names()
 
 
 def tiny_model(scheme: str, *overrides: str, **changes: object) -> GPT:
-    """Two layers whose every parameter is far from its start, so that they differ."""
+    """Return a two-layer model whose parameters are random with a large variance."""
     config = composed_config([f"positional={scheme}", *overrides]).model
     small: dict[str, object] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8}
     model = GPT(replace(config, **{**small, **changes}), N_VOCAB)  # type: ignore[arg-type]
@@ -48,22 +48,24 @@ def tiny_model(scheme: str, *overrides: str, **changes: object) -> GPT:
     return model.eval()
 
 
-def numbers_tokenizer() -> Tokenizer:
+def char_tokenizer() -> Tokenizer:
+    """Return a character tokenizer with N_VOCAB characters."""
     config = TOKENIZERS.options("char")(name="char")
     return TOKENIZERS.variant("char").create(config, "\n []abcdefghi", 4, Path("unused"))
 
 
-def found_in(model: GPT) -> tuple[Recording, dict[str, list[Tensor]]]:
+def inspect_scheme(model: GPT) -> tuple[Recording, dict[str, list[Tensor]]]:
+    """Return a recorded forward pass and the matrices of the scheme."""
     recording = record(model, TOKENS)
     return recording, scheme_values(model, recording)
 
 
-# --- the recorded forward
+# --- the recorded forward pass
 
 
 @pytest.mark.parametrize("kv_heads", [None, 1])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_recording_is_the_models_own_forward(scheme: str, kv_heads: int | None) -> None:
+def test_recording_equals_the_forward_pass(scheme: str, kv_heads: int | None) -> None:
     model = tiny_model(scheme, n_kv_head=kv_heads)
     backend = model.backend
     recording = record(model, TOKENS)
@@ -87,13 +89,13 @@ def test_backend_is_restored_after_an_error() -> None:
     assert model.backend is backend
 
 
-def test_weights_by_hand() -> None:
+def test_recorded_weights_equal_the_formula() -> None:
     model = tiny_model("alibi", n_layer=1)
     attention = model.blocks[0].self_attention  # type: ignore[union-attr]
     x = model.blocks[0].attention_norm(model.token_embedding(torch.tensor(TOKENS)))  # type: ignore
     q, k, _ = rearrange(attention.qkv(x), "t (three h e) -> three h t e", three=3, h=2)  # type: ignore
     q, k = F.rms_norm(q, (8,)), F.rms_norm(k, (8,))
-    recording, found = found_in(model)
+    recording, matrices = inspect_scheme(model)
     for h, slope in enumerate(alibi_slopes(2)):
         for i in range(len(TOKENS)):
             terms = [-slope * (i - j) for j in range(i + 1)]
@@ -103,26 +105,26 @@ def test_weights_by_hand() -> None:
             torch.testing.assert_close(recording.biases[0][h, i, : i + 1], torch.tensor(terms))
     distances = torch.arange(8)
     expected = -torch.tensor(alibi_slopes(2))[:, None] * distances
-    torch.testing.assert_close(found["bias"], [expected])
+    torch.testing.assert_close(matrices["bias"], [expected])
 
 
-def test_next_tokens() -> None:
-    model, tokenizer = tiny_model("rope"), numbers_tokenizer()
+def test_next_token_probabilities() -> None:
+    model, tokenizer = tiny_model("rope"), char_tokenizer()
     recording = record(model, TOKENS)
     rows = next_tokens(recording, TOKENS, tokenizer, 3)
     p = model(torch.tensor([TOKENS]))[0].softmax(-1)
-    for place, (came, *top) in enumerate(rows):
+    for place, (actual, *top) in enumerate(rows):
         if place + 1 < len(TOKENS):
             label = token_label(tokenizer.token_bytes(TOKENS[place + 1]))
-            assert came == (label, pytest.approx(p[place, TOKENS[place + 1]].item()))
+            assert actual == (label, pytest.approx(p[place, TOKENS[place + 1]].item()))
         order = p[place].argsort(descending=True)[:3].tolist()
         assert [label for label, _ in top] == [
             token_label(tokenizer.token_bytes(token)) for token in order
         ]
-        assert [share for _, share in top] == pytest.approx(p[place, order].tolist())
+        assert [p_token for _, p_token in top] == pytest.approx(p[place, order].tolist())
     assert rows[-1][0][0] == "" and math.isnan(rows[-1][0][1])
-    everything = next_tokens(recording, TOKENS, tokenizer, 99)
-    assert sum(share for _, share in everything[0][1:]) == pytest.approx(1)
+    all_tokens = next_tokens(recording, TOKENS, tokenizer, 99)
+    assert sum(p_token for _, p_token in all_tokens[0][1:]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_token_labels(content: bytes, label: str) -> None:
     assert token_label(content) == label
 
 
-def test_expert_usage_is_drawn_where_there_are_experts(cli: Cli, workdir: Path) -> None:
+def test_expert_usage_is_plotted(cli: Cli, workdir: Path) -> None:
     model = tiny_model("rope", "ffn=moe")
     (usage,) = record(model, TOKENS).usage
     assert usage.shape == (1, 2, 8)
@@ -156,7 +158,7 @@ def test_expert_usage_is_drawn_where_there_are_experts(cli: Cli, workdir: Path) 
     assert "<h2>Expert usage</h2>" in page
 
 
-# --- the scheme's matrices
+# --- matrices of the scheme
 
 KINDS = {
     "embed": {"learned", "sinusoidal"},
@@ -169,70 +171,71 @@ KINDS = {
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_scheme_is_drawn(scheme: str, tmp_path: Path) -> None:
-    """Also one that is registered later: its hooks say what there is."""
-    recording, found = found_in(tiny_model(scheme))
-    known = set().union(*KINDS.values(), {"nope"})
-    if scheme in known:
-        assert set(found) == {kind for kind, schemes in KINDS.items() if scheme in schemes}
+def test_every_scheme_is_plotted(scheme: str, tmp_path: Path) -> None:
+    """A scheme that is not in KINDS is plotted by the hooks it overrides."""
+    recording, matrices_by_kind = inspect_scheme(tiny_model(scheme))
+    if scheme in {"nope"}.union(*KINDS.values()):
+        assert set(matrices_by_kind) == {
+            kind for kind, schemes in KINDS.items() if scheme in schemes
+        }
     shapes = {"embed": (1, 8, 16), "block_input": (1, 8, 16), "angles": (1, 8, 4)}
     shapes |= {"decay": (1, 8), "bias": (2, 8), "score": (2, 6, 6)}
     sections = []
-    for kind, values in {"attention": recording.weights, **found}.items():
-        for layer, shown in enumerate(values):
-            assert shown.shape == shapes.get(kind, (2, 6, 6))
-            assert shown.isfinite().sum() > 0
-            figure = plot(STYLES[kind], shown, LABELS)
+    for kind, values in {"attention": recording.weights, **matrices_by_kind}.items():
+        for layer, matrices in enumerate(values):
+            assert matrices.shape == shapes.get(kind, (2, 6, 6))
+            assert matrices.isfinite().sum() > 0
+            figure = plot(STYLES[kind], matrices, LABELS)
             sections.append(Section(kind, "", f"{kind}{layer}", figure))
-    figure = plot_next_tokens(next_tokens(recording, TOKENS, numbers_tokenizer(), 2), LABELS)
+    figure = plot_next_tokens(next_tokens(recording, TOKENS, char_tokenizer(), 2), LABELS)
     sections.append(Section("next", "", "next", figure))
     assert len(write_page(tmp_path / "page.html", scheme, sections[-2:])) == 1 + len(sections[-2:])
 
 
 @pytest.mark.parametrize(("layers", "n"), [("shared", 1), ("own", 2)])
-def test_layers_that_do_not_differ_are_shown_once(layers: str, n: int) -> None:
+def test_shared_layers_are_shown_once(layers: str, n: int) -> None:
     model = tiny_model("t5", f"model.positional.layers={layers}")
-    _, found = found_in(model)
-    assert [len(values) for values in found.values()] == [n, n]
+    _, matrices = inspect_scheme(model)
+    assert [len(values) for values in matrices.values()] == [n, n]
 
 
-def test_tables_are_the_models_own() -> None:
+def test_shown_tables_are_the_parameters() -> None:
     learned, block_input = tiny_model("learned"), tiny_model("block_input")
     table = dict(learned.positional.named_parameters())["table.weight"]
-    assert torch.equal(found_in(learned)[1]["embed"][0][0], table)
+    assert torch.equal(inspect_scheme(learned)[1]["embed"][0][0], table)
     tables = dict(block_input.positional.named_parameters())["table"]
-    shown = torch.cat(found_in(block_input)[1]["block_input"])
-    assert torch.equal(shown, tables)
+    plotted = torch.cat(inspect_scheme(block_input)[1]["block_input"])
+    assert torch.equal(plotted, tables)
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
-def test_rotary_angles_are_the_formula(fraction: float) -> None:
+def test_rotary_angles_equal_the_formula(fraction: float) -> None:
     model = tiny_model("rope", f"model.positional.fraction={fraction}", n_embd=32)
     positions = torch.arange(50)[None]
-    turned = int(16 * fraction)
-    pair = torch.arange(turned // 2)
-    expected = torch.arange(50)[:, None] * 10000.0 ** (-2 * pair / turned)
-    found = rotary_angles(model, positions, 0)
-    assert found.shape == (1, 50, turned // 2)
-    off = torch.remainder(found[0] - expected + math.pi, 2 * math.pi) - math.pi
-    torch.testing.assert_close(off, torch.zeros_like(off), rtol=0, atol=1e-5)
-    frequencies = 10000.0 ** (-2 * pair / turned)
+    rotated = int(16 * fraction)
+    pair = torch.arange(rotated // 2)
+    expected = torch.arange(50)[:, None] * 10000.0 ** (-2 * pair / rotated)
+    angles = rotary_angles(model, positions, 0)
+    assert angles.shape == (1, 50, rotated // 2)
+    difference = torch.remainder(angles[0] - expected + math.pi, 2 * math.pi) - math.pi
+    torch.testing.assert_close(difference, torch.zeros_like(difference), rtol=0, atol=1e-5)
+    frequencies = 10000.0 ** (-2 * pair / rotated)
     decay = (torch.arange(8)[:, None] * frequencies).cos().mean(-1) * fraction + 1 - fraction
-    torch.testing.assert_close(found_in(model)[1]["decay"][0][0], decay)
+    torch.testing.assert_close(inspect_scheme(model)[1]["decay"][0][0], decay)
 
 
-def test_bias_by_distance_is_the_scores_last_row() -> None:
+def test_bias_by_distance_equals_the_last_row_of_scores() -> None:
     for scheme in KINDS["bias"]:
         model = tiny_model(scheme)
         recording = record(model, [1, 2, 3, 4, 5, 6, 7, 8])
-        found = scheme_values(model, recording)
-        torch.testing.assert_close(found["bias"][0], found["score"][0][:, -1].flip(-1))
+        matrices = scheme_values(model, recording)
+        torch.testing.assert_close(matrices["bias"][0], matrices["score"][0][:, -1].flip(-1))
 
 
 # --- the command
 
 
-def test_a_page_that_stands_alone(cli: Cli, workdir: Path) -> None:
+def test_page_is_self_contained(cli: Cli, workdir: Path) -> None:
     assert cli("train", "model=rope", *TINY).code == 0
     run = the_run(workdir)
     outcome = cli("inspect", "latest", "--prompt", "Line 1:\n", "--top", "3")
@@ -262,7 +265,7 @@ def test_a_page_that_stands_alone(cli: Cli, workdir: Path) -> None:
     assert (folder / "inspect.html").read_bytes() == before
 
 
-def test_the_validation_text_is_looked_at_by_default(cli: Cli, workdir: Path) -> None:
+def test_default_prompt_is_the_validation_text(cli: Cli, workdir: Path) -> None:
     assert cli("train", *TINY, "data.document_separator=3").code == 0
     text = Path("text.txt").read_text(encoding="utf-8")
     start = text[int(0.9 * len(text)) :][:8]
@@ -278,7 +281,7 @@ def test_the_validation_text_is_looked_at_by_default(cli: Cli, workdir: Path) ->
     assert outcome.err.startswith(r"no validation text, so --prompt='\n': ")
 
 
-def test_a_model_without_layers(cli: Cli, workdir: Path) -> None:
+def test_inspect_of_a_model_without_layers(cli: Cli, workdir: Path) -> None:
     tiny = [option for option in TINY if not option.startswith("model.n_layer")]
     assert cli("train", "model=bigram", *tiny).code == 0
     outcome = cli("inspect", "latest", "--out", "drawn", "--top", "20")
@@ -288,7 +291,7 @@ def test_a_model_without_layers(cli: Cli, workdir: Path) -> None:
     assert [path.name for path in Path("drawn").glob("*.png")] == ["inspect_next.png"]
 
 
-def test_mistakes_are_one_line_and_leave_nothing(cli: Cli, workdir: Path) -> None:
+def test_mistakes_print_one_line_and_create_no_files(cli: Cli, workdir: Path) -> None:
     assert cli("train", "model=learned", *TINY).code == 0
     before = sorted(workdir.rglob("*"))
     mistakes = {

@@ -1,4 +1,4 @@
-"""Rounded weights: what they are, what they cost, and that all else goes on as before."""
+"""Quantized weights: their values, their size and their effect on evaluation and decoding."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ pytestmark = pytest.mark.skipif(
 FP32, BF16 = Runtime("cpu", "", "fp32", ""), Runtime("cpu", "", "bf16", "")
 METHODS = ("int8", "int4")
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16}
-MOST = {"int8": 0.005, "int4": 0.1}  # nats of a loss of about three
-# Of logits up to 2.5: a kernel may sum one row in another order than many, in bf16 for int4.
+MAX_LOSS_CHANGE = {"int8": 0.005, "int4": 0.1}  # nats; the loss is about three
+# For logits up to 2.5. Kernels may sum one row and several rows in different orders.
 ATOL = {"int8": 1e-5, "int4": 0.05}
 
 
-def model_of(*overrides: str, n_vocab: int = 16, **changes: Any) -> GPT:
-    """A small model whose every parameter is far from its start."""
+def build_model(*overrides: str, n_vocab: int = 16, **changes: Any) -> GPT:
+    """Return a small model whose parameters are random with a large variance."""
     model = GPT(replace(composed_config([*overrides]).model, **{**SMALL, **changes}), n_vocab)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -51,27 +51,29 @@ def model_of(*overrides: str, n_vocab: int = 16, **changes: Any) -> GPT:
 
 
 def linears(model: GPT) -> dict[str, nn.Linear]:
+    """Return the linear layers by name."""
     return {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
 
 
-def split_of(n_tokens: int = 321, n_vocab: int = 16) -> Split:
+def random_split(n_tokens: int = 321, n_vocab: int = 16) -> Split:
+    """Return a validation split of random tokens."""
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(n_vocab, (n_tokens,), dtype=torch.int32, generator=generator)
     return Split("val", tokens, target_bytes=n_tokens - 1)
 
 
-def as_used(linear: nn.Linear) -> Tensor:
-    """The weight (out, in) that a layer multiplies by, whatever holds it."""
+def effective_weight(linear: nn.Linear) -> Tensor:
+    """Return the weight (out, in) that a layer multiplies by, for any storage format."""
     with torch.inference_mode():
         products = linear(torch.eye(linear.in_features))
         return (products if linear.bias is None else products - linear.bias).T
 
 
-# --- the numbers
+# --- values and sizes
 
 
-def test_int8_is_a_plain_rounding() -> None:
-    model = model_of("model=gpt2")
+def test_int8_rounds_each_row_to_256_steps() -> None:
+    model = build_model("model=gpt2")
     before = deepcopy(model)
     assert quantize(model, "int8").left == {"tied to the token embedding": 1}
     for name, linear in linears(model).items():
@@ -79,100 +81,107 @@ def test_int8_is_a_plain_rounding() -> None:
             continue
         rows = []
         for row in linears(before)[name].weight:
-            scale = row.abs().max() / 127.5  # half a step beyond the greatest number of a byte
+            scale = row.abs().max() / 127.5
             rows.append((row * (1 / scale)).round().clamp(-128, 127) * scale)
-        torch.testing.assert_close(as_used(linear), torch.stack(rows), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            effective_weight(linear), torch.stack(rows), rtol=1e-6, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize(("n_embd", "size"), [(32, 32), (64, 64), (96, 32), (256, 128)])
-def test_int4_takes_the_nearest_of_16_steps(n_embd: int, size: int) -> None:
-    """Also where the largest group size that divides is not the width itself."""
-    model = model_of("model=gpt2", n_embd=n_embd, n_layer=1)
+def test_int4_rounds_each_group_to_16_steps(n_embd: int, size: int) -> None:
+    """`size` is the largest valid group size, which may be smaller than the width."""
+    model = build_model("model=gpt2", n_embd=n_embd, n_layer=1)
     weight = linears(model)["blocks.0.self_attention.qkv"].weight.detach().clone()
     quantize(model, "int4")
-    found = as_used(linears(model)["blocks.0.self_attention.qkv"])
-    for before, after in zip(weight.split(size, dim=1), found.split(size, dim=1), strict=True):
+    quantized = effective_weight(linears(model)["blocks.0.self_attention.qkv"])
+    for before, after in zip(weight.split(size, dim=1), quantized.split(size, dim=1), strict=True):
         low, high = before.amin(1, keepdim=True), before.amax(1, keepdim=True)
         step = (high - low) / 15
-        bf16 = 2**-8 * before.abs().amax(1, keepdim=True)  # its rounding, of scales and sums
+        bf16 = 2**-8 * before.abs().amax(1, keepdim=True)  # rounding error of scales and sums
         assert ((after - before).abs() <= step / 2 + 6 * bf16).all()
-        for end, kept in ((low, after.amin(1, keepdim=True)), (high, after.amax(1, keepdim=True))):
-            assert ((end - kept).abs() <= 6 * bf16).all()  # of each group its own
+        for bound, quantized_bound in (
+            (low, after.amin(1, keepdim=True)),
+            (high, after.amax(1, keepdim=True)),
+        ):
+            assert ((bound - quantized_bound).abs() <= 6 * bf16).all()
         assert max(len(row.unique()) for row in after) == 16
 
 
 @pytest.mark.parametrize("embedding", ["tied", "untied"])
 @pytest.mark.parametrize("ffn", FFN.names())
 @pytest.mark.parametrize("method", METHODS)
-def test_every_design_loses_little(method: str, ffn: str, embedding: str) -> None:
-    model = model_of(f"ffn={ffn}", f"embedding={embedding}")
-    before, found = deepcopy(model), quantize(model, method)
-    plain = evaluate(before, split_of(), FP32).loss
-    loss = evaluate(model, split_of(), FP32).loss
-    assert loss != plain and abs(loss - plain) < MOST[method]
+def test_quantization_changes_the_loss_little(method: str, ffn: str, embedding: str) -> None:
+    model = build_model(f"ffn={ffn}", f"embedding={embedding}")
+    before, summary = deepcopy(model), quantize(model, method)
+    plain = evaluate(before, random_split(), FP32).loss
+    loss = evaluate(model, random_split(), FP32).loss
+    assert loss != plain and abs(loss - plain) < MAX_LOSS_CHANGE[method]
     hidden = model.config.ffn.hidden_width(32)
     left = ["tied to the token embedding"] * (embedding == "tied")
     for layer in linears(before).values():
         if method == "int4" and layer.in_features == hidden and hidden % 32:
             left.append(f"in_features={hidden} is not a multiple of 32")
-        elif method == "int4" and layer.out_features % 16:  # a router's
+        elif method == "int4" and layer.out_features % 16:  # a router
             left.append(f"out_features={layer.out_features} is not a multiple of 16")
-    assert found.left == {why: left.count(why) for why in left}
-    assert found.layers + len(left) == len(linears(before)) >= 9
-    # Nothing but those layers' weights has changed.
-    changed = {f"{name}.weight" for name in linears(before)}
+    assert summary.left == {why: left.count(why) for why in left}
+    assert summary.layers + len(left) == len(linears(before)) >= 9
+    # All other parameters are unchanged.
+    linear_weights = {f"{name}.weight" for name in linears(before)}
     for name, parameter in before.named_parameters():
-        if name not in changed:
+        if name not in linear_weights:
             assert torch.equal(parameter, dict(model.named_parameters())[name])
-    tokens = split_of().tokens[None].long()
+    tokens = random_split().tokens[None].long()
     assert torch.equal(model.token_embedding(tokens), before.token_embedding(tokens))
     assert (model.head.weight is model.token_embedding.weight) == (embedding == "tied")
 
 
-def test_bytes_are_those_held() -> None:
-    for method, most in (("int8", 0.28), ("int4", 0.16)):
-        model = model_of("model=gpt2", "embedding=untied", n_embd=128, n_head=4)
+def test_reported_bytes() -> None:
+    for method, max_ratio in (("int8", 0.28), ("int4", 0.16)):
+        model = build_model("model=gpt2", "embedding=untied", n_embd=128, n_head=4)
         table = 4 * (model.token_embedding.weight.numel() + 16 * 128)  # and positions
         vectors = sum(4 * p.numel() for p in model.parameters() if p.ndim == 1)
         shapes = [linear.weight.shape for linear in linears(model).values()]
-        found = quantize(model, method)
-        assert found.layers == len(shapes) == 9
-        assert found.bytes_before == table + vectors + sum(4 * n * k for n, k in shapes)
-        if method == "int8":  # a scale of four bytes and a zero of one for each row
-            small = sum(n * k + 5 * n for n, k in shapes)
-        else:  # two a byte; a scale and a zero of two bytes for each group
-            small = sum(n * k // 2 + 4 * n * k // 128 for n, k in shapes)
-        assert found.bytes_after == table + vectors + small
-        assert small < most * sum(4 * n * k for n, k in shapes)
-        assert f"9 of 9 linear layers; parameters {found.bytes_before:,} -> " in found.describe()
+        summary = quantize(model, method)
+        assert summary.layers == len(shapes) == 9
+        assert summary.bytes_before == table + vectors + sum(4 * n * k for n, k in shapes)
+        if method == "int8":  # each row has a scale of four bytes and a zero point of one
+            quantized = sum(n * k + 5 * n for n, k in shapes)
+        else:  # two weights per byte; each group has a scale and a zero point of two bytes
+            quantized = sum(n * k // 2 + 4 * n * k // 128 for n, k in shapes)
+        assert summary.bytes_after == table + vectors + quantized
+        assert quantized < max_ratio * sum(4 * n * k for n, k in shapes)
+        assert (
+            f"9 of 9 linear layers; parameters {summary.bytes_before:,} -> " in summary.describe()
+        )
     assert stored_bytes(torch.zeros(3, 5, dtype=torch.bfloat16)) == 30
 
 
-# --- in use
+# --- evaluation and decoding
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("method", METHODS)
 def test_decoding_equals_a_full_pass(method: str, backend: str) -> None:
-    model = model_of(f"backend={backend}", n_layer=1)
+    model = build_model(f"backend={backend}", n_layer=1)
     quantize(model, method)
-    text = split_of(12).tokens.tolist()
+    text = random_split(12).tokens.tolist()
     with torch.inference_mode():
         expected = model(torch.tensor([text]))[0]
         decoder = Decoder(model, [text[:4]], context=16)
-        for seen in range(4, len(text)):
-            apart = (decoder.next_logits[0] - expected[seen - 1]).abs().max()
-            assert apart <= ATOL[method]
-            decoder.append([text[seen]])
+        for length in range(4, len(text)):
+            error = (decoder.next_logits[0] - expected[length - 1]).abs().max()
+            assert error <= ATOL[method]
+            decoder.append([text[length]])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("ffn", ["relu2", "gelu", "swiglu"])
 @pytest.mark.parametrize("method", METHODS)
-def test_works_under_autocast(method: str, ffn: str, backend: str) -> None:
-    model = model_of(f"ffn={ffn}", f"backend={backend}", "model=gpt2")
+def test_autocast_changes_the_loss_little(method: str, ffn: str, backend: str) -> None:
+    model = build_model(f"ffn={ffn}", f"backend={backend}", "model=gpt2")
     quantize(model, method)
-    exact, rounded = (evaluate(model, split_of(65), runtime).loss for runtime in (FP32, BF16))
+    exact, rounded = (evaluate(model, random_split(65), runtime).loss for runtime in (FP32, BF16))
     assert exact != rounded and abs(exact - rounded) < 0.01
 
 
@@ -180,9 +189,9 @@ def test_a_model_without_quantizable_layers_is_an_error() -> None:
     with pytest.raises(
         UserError, match=r"^--quantize=int4: no layer can be quantized .* not a multiple"
     ):
-        quantize(model_of(n_embd=8), "int4")
+        quantize(build_model(n_embd=8), "int4")
     with pytest.raises(UserError, match=r"^--quantize=int8: no layer .* \(tied to the token emb"):
-        quantize(model_of("model=bigram", "embedding=tied", n_layer=0), "int8")
+        quantize(build_model("model=bigram", "embedding=tied", n_layer=0), "int8")
     with (
         torch.device("meta"),
         pytest.raises(UserError, match=r"^--quantize=int4: no kernel on met"),
@@ -190,10 +199,10 @@ def test_a_model_without_quantizable_layers_is_an_error() -> None:
         quantize(GPT(replace(composed_config([]).model, **SMALL), 16), "int4")
 
 
-# --- the commands
+# --- commands
 
 
-def test_eval_keeps_both(cli: Cli) -> None:
+def test_eval_records_quantized_and_plain_results(cli: Cli) -> None:
     assert cli("train", *TINY, "hydra.run.dir=run").code == 0
     assert cli("eval", "run").code == 0
     plain = json.loads(Path("run/eval.json").read_text())
@@ -203,37 +212,37 @@ def test_eval_keeps_both(cli: Cli) -> None:
     assert "int8: 5 of 5 linear layers; parameters " in outcome.out
     entries = json.loads(Path("run/eval.json").read_text())
     assert [*entries] == ["best", "best quantize=int8"] and entries["best"] == plain["best"]
-    found = entries["best quantize=int8"]
-    difference = found["quantization"]["val_loss_difference"]
-    assert difference == found["val_loss"] - plain["best"]["val_loss"] != 0
+    entry = entries["best quantize=int8"]
+    difference = entry["quantization"]["val_loss_difference"]
+    assert difference == entry["val_loss"] - plain["best"]["val_loss"] != 0
     assert f"validation loss {difference:+.5f} nats/token by int8" in outcome.out
     weights = Path("run/checkpoints/best/model.safetensors").read_bytes()
-    assert found["weights_sha256"] == sha256(weights).hexdigest()
-    assert found["quantization"]["bytes_before"] > 2 * found["quantization"]["bytes_after"]
+    assert entry["weights_sha256"] == sha256(weights).hexdigest()
+    assert entry["quantization"]["bytes_before"] > 2 * entry["quantization"]["bytes_after"]
     assert Path("run/eval/best_quantize=int8.html").exists()
     assert cli("eval", "run", "--quantize", "int8", "--lengths", "16").code == 0
     more = json.loads(Path("run/eval.json").read_text())
     assert {*more["best quantize=int8"]["lengths"]} == {"4", "16"} and more["best"] == plain["best"]
-    # Other weights: what was found of the earlier ones goes.
+    # New weights replace the results of earlier weights.
     assert cli("train", "resume=run", "trainer.max_steps=30").code == 0
     assert cli("eval", "run", "--quantize", "int8").code == 0
     after = json.loads(Path("run/eval.json").read_text())["best quantize=int8"]
-    assert after["weights_sha256"] != found["weights_sha256"] and "lengths" not in after
+    assert after["weights_sha256"] != entry["weights_sha256"] and "lengths" not in after
 
 
-def test_sample(cli: Cli) -> None:
+def test_sample_quantized(cli: Cli) -> None:
     assert cli("train", *TINY, "hydra.run.dir=run", "model.n_embd=32").code == 0
-    ask = ["sample", "run", "--prompt", "fox", "--max-new-tokens", "30", "--json"]
-    plain = cli(*ask)
+    arguments = ["sample", "run", "--prompt", "fox", "--max-new-tokens", "30", "--json"]
+    plain = cli(*arguments)
     for method in METHODS:
-        outcome = cli(*ask, "--quantize", method)
+        outcome = cli(*arguments, "--quantize", method)
         assert outcome.code == 0 and outcome.err.startswith(f"{method}: ")
         assert outcome.err.count("\n") == 1 and outcome.out.count("\n") == 1
         assert len(json.loads(outcome.out)["text"]) == len(json.loads(plain.out)["text"]) == 30
 
 
 @pytest.mark.parametrize("command", ["sample", "eval"])
-def test_mistakes_are_one_line(cli: Cli, command: str) -> None:
+def test_mistakes_print_one_line(cli: Cli, command: str) -> None:
     small = ["model.n_embd=8", "model.ffn.expansion=1"]
     assert cli("train", *TINY, *small, "trainer.max_steps=1", "hydra.run.dir=run").code == 0
     before = sorted(Path("run").rglob("*"))
@@ -257,21 +266,21 @@ def test_mistakes_are_one_line(cli: Cli, command: str) -> None:
     assert refused.code == 2 and "unrecognized arguments: --quantize" in refused.err
 
 
-def test_torchao_says_nothing_of_kernels_for_other_machines(cli: Cli) -> None:
+def test_torchao_prints_no_warnings(cli: Cli) -> None:
     assert cli("train", *TINY, "trainer.max_steps=1", "hydra.run.dir=run").code == 0
     code = "import sys; from minigpt.cli import main; sys.exit(main())"
-    ask = [sys.executable, "-c", code, "sample", "run", "--quantize", "int8"]
-    done = subprocess.run(ask, capture_output=True, text=True, check=True)
+    arguments = [sys.executable, "-c", code, "sample", "run", "--quantize", "int8"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert done.stderr.startswith("int8: ") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("method", METHODS)
-def test_on_a_gpu(method: str) -> None:
+def test_quantize_on_a_gpu(method: str) -> None:
     runtime = Runtime("cuda", "", "bf16", "")
-    model = model_of(n_embd=512).cuda()
-    split = replace(split_of(), tokens=split_of().tokens.cuda())
+    model = build_model(n_embd=512).cuda()
+    split = replace(random_split(), tokens=random_split().tokens.cuda())
     before = evaluate(model, split, runtime).loss
-    found = quantize(model, method)
-    assert found.bytes_after < found.bytes_before / 2
+    summary = quantize(model, method)
+    assert summary.bytes_after < summary.bytes_before / 2
     assert abs(evaluate(model, split, runtime).loss - before) < 0.5

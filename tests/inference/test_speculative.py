@@ -1,11 +1,11 @@
-"""Speculative decoding, against the model alone."""
+"""Speculative decoding, compared with decoding without a draft."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,30 +19,23 @@ from minigpt.inference.speculative import Draft, DraftStatistics, speculate, ver
 from minigpt.model import GPT
 from minigpt.model.attention import ATTENTION
 from minigpt.model.positional import POSITIONAL
-from minigpt.runtime import Runtime
 from tests.model.reference import ATTENTION_OPTIONS
-from tests.model.tiny import default_dtype, random_model, random_tokens, tiny_config
+from tests.model.tiny import random_model, random_tokens, tiny_config
 
-CPU = Runtime("cpu", "", "fp32", "")
+pytestmark = pytest.mark.usefixtures("float64_inference")
+
 BLOCK = 8
 GREEDY = Sampling(temperature=0)
 Verify = Callable[[Tensor, Tensor, list[int], torch.Generator], list[int]]
 
 
-@pytest.fixture(autouse=True)
-def exact() -> Iterator[None]:
-    """In float64, without gradients."""
-    with default_dtype(torch.float64), torch.inference_mode():
-        yield
-
-
 def seeded(seed: int = 0) -> torch.Generator:
-    """Draws that are the same each time."""
+    """Return a seeded generator."""
     return torch.Generator().manual_seed(seed)
 
 
-def near(model: GPT, noise: float) -> GPT:
-    """A draft that often agrees: the model, with noise on its weights."""
+def perturbed(model: GPT, noise: float) -> GPT:
+    """Return a copy of the model with noise on its weights, whose proposals are often accepted."""
     draft = GPT(model.config, model.n_vocab).eval()
     draft.load_state_dict(model.state_dict())
     for parameter in draft.parameters():
@@ -59,19 +52,19 @@ def with_draft(
     context: int | None = None,
     seed: int = 0,
 ) -> tuple[list[int], DraftStatistics]:
-    """The new tokens, and what the draft was good for."""
+    """Return the new tokens and the statistics of speculative decoding."""
     statistics = DraftStatistics()
-    most = "all" if context is None else context
+    max_context = "all" if context is None else context
     tokens = speculate(
-        model, draft, prompt, n, sampling, seed=seed, context=most, statistics=statistics
+        model, draft, prompt, n, sampling, seed=seed, context=max_context, statistics=statistics
     )
     return [*tokens], statistics
 
 
 def distribution(model: GPT, text: list[int], sampling: Sampling, context: int | None) -> Tensor:
-    """What is drawn from after a text, by a full pass."""
-    seen = text if context is None else text[-context:]
-    logits = model(torch.tensor([seen]))[:, -1]
+    """Return the distribution of the token after a text, by a full pass."""
+    visible = text if context is None else text[-context:]
+    logits = model(torch.tensor([visible]))[:, -1]
     return sampling.probabilities(
         apply_repetition_penalty(logits, [text], sampling.repetition_penalty)
     )[0]
@@ -85,7 +78,10 @@ def distribution(model: GPT, text: list[int], sampling: Sampling, context: int |
 def test_greedy_equals_greedy_without_a_draft(scheme: str, n_draft: int) -> None:
     model = random_model(tiny_config(scheme, block_size=BLOCK))
     other = random_model(tiny_config("rope", n_layer=1, block_size=BLOCK - 3))
-    drafts = [Draft(near(model, 0.05), n_draft, BLOCK), Draft(other, n_draft, BLOCK - 3)]
+    drafts = [
+        Draft(perturbed(model, 0.05), n_draft, BLOCK),
+        Draft(other, n_draft, BLOCK - 3),
+    ]
     limit = model.positional.max_length
     for context, length in itertools.product({5, limit}, (1, BLOCK + 2)):
         prompt = random_tokens(1, length, seed=length)[0].tolist()
@@ -99,10 +95,10 @@ def test_greedy_equals_greedy_without_a_draft(scheme: str, n_draft: int) -> None
 
 @pytest.mark.parametrize("ffn", ["relu2", "conv"])
 @pytest.mark.parametrize("attention", ATTENTION.names())
-def test_caches_of_every_kind(attention: str, ffn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also such as cannot go back, or not so far."""
+def test_all_kinds_of_caches(attention: str, ffn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also caches that cannot be rewound, or by few tokens only."""
     monkeypatch.setattr("minigpt.model.kv_cache.SPARE", 2)
-    if (attention, ffn) == ("landmark", "conv"):  # which is refused
+    if (attention, ffn) == ("landmark", "conv"):  # an invalid design
         return
     small: dict[str, Any] = {"n_head": 2, "n_embd": 8, "block_size": 6}
     options = ATTENTION_OPTIONS[attention][0]
@@ -113,37 +109,37 @@ def test_caches_of_every_kind(attention: str, ffn: str, monkeypatch: pytest.Monk
     expected = [step[0] for step in steps]
     tallies: list[DraftStatistics] = []
     for noise in (0.05, 0.4):
-        tokens, tally = with_draft(model, Draft(near(model, noise), 4, "all"), [1, 2], 20)
+        tokens, tally = with_draft(model, Draft(perturbed(model, noise), 4, "all"), [1, 2], 20)
         assert tokens == expected
         tallies.append(tally)
     assert 0 < sum(t.accepted for t in tallies) < sum(t.proposed for t in tallies)
 
 
-def test_some_proposals_are_kept_and_some_are_not() -> None:
+def test_some_proposals_are_accepted_and_some_rejected() -> None:
     model = random_model(tiny_config("rope", block_size=BLOCK))
-    _, tally = with_draft(model, Draft(near(model, 0.05), 3, "all"), [1, 2], 60)
+    _, tally = with_draft(model, Draft(perturbed(model, 0.05), 3, "all"), [1, 2], 60)
     assert 0.2 < (tally.acceptance_rate or 0) < 0.9
 
 
 @pytest.mark.parametrize("n", [1, 2, 9, 10, 11])
-def test_the_model_as_its_own_draft_is_always_right(n: int) -> None:
+def test_proposals_of_an_identical_draft_are_all_accepted(n: int) -> None:
     model = random_model(tiny_config("rope", block_size=BLOCK))
     widths: list[int] = []
     hook = model.token_embedding.register_forward_hook(
         lambda _module, inputs, _output: widths.append(inputs[0].shape[1])
     )
-    tokens, tally = with_draft(model, Draft(near(model, 0.0), 3, "all"), [1, 2], n)
+    tokens, tally = with_draft(model, Draft(perturbed(model, 0.0), 3, "all"), [1, 2], n)
     hook.remove()
-    # The prompt's pass gives one token and every other four, but the last what is left.
+    # The prompt's pass yields one token, each further pass four, the last pass the remainder.
     rounds = math.ceil((n - 1) / 4)
-    left = n - 1 - 4 * (rounds - 1)
-    assert widths == [2, *[4] * (rounds - 1), *[left] * (rounds > 0)]
+    remainder = n - 1 - 4 * (rounds - 1)
+    assert widths == [2, *[4] * (rounds - 1), *[remainder] * (rounds > 0)]
     assert (tally.passes, tally.tokens, len(tokens)) == (1 + rounds, n, n)
     assert tally.accepted == tally.proposed == n - 1 - rounds
     assert tally.acceptance_rate == (1.0 if tally.proposed else None)
 
 
-# --- what is drawn from
+# --- distributions of the model and the draft
 
 
 @pytest.mark.parametrize(
@@ -154,16 +150,18 @@ def test_the_model_as_its_own_draft_is_always_right(n: int) -> None:
     ],
 )
 @pytest.mark.parametrize("scheme", POSITIONAL.names())
-def test_tokens_are_verified_against_full_passes(
+def test_verified_distributions_equal_full_passes(
     scheme: str, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = random_model(tiny_config(scheme, block_size=BLOCK))
-    draft = Draft(near(model, 0.5), 3, 6)
+    draft = Draft(perturbed(model, 0.5), 3, 6)
 
     def check(prompt: list[int], context: int) -> DraftStatistics:
         text = list(prompt)
 
-        def seen(p: Tensor, q: Tensor, tokens: list[int], generator: torch.Generator) -> list[int]:
+        def compare_and_verify(
+            p: Tensor, q: Tensor, tokens: list[int], generator: torch.Generator
+        ) -> list[int]:
             texts = [text + tokens[:n] for n in range(len(tokens) + 1)]
             ps = [distribution(model, t, sampling, context) for t in texts]
             qs = [distribution(draft.model, t, sampling, draft.max_context) for t in texts[:-1]]
@@ -173,27 +171,27 @@ def test_tokens_are_verified_against_full_passes(
             text.extend(new)
             return new
 
-        monkeypatch.setattr(speculative, "verify", seen)
+        monkeypatch.setattr(speculative, "verify", compare_and_verify)
         tally = DraftStatistics()
         tokens = speculate(
             model, draft, prompt, 12, sampling, seed=3, context=context, statistics=tally
         )
-        text.append(next(tokens))  # the first is not verified: the model has drawn it
-        found = [*text, *tokens]
-        assert found == text and tally.tokens == 12
+        text.append(next(tokens))  # the model samples the first token, so it is not verified
+        generated = [*text, *tokens]
+        assert generated == text and tally.tokens == 12
         return tally
 
     tallies = [check([1], 7), check([1, 2, 3, 4, 5], 8), check([5] * 9, 4)]
     assert 0 < sum(t.accepted for t in tallies) < sum(t.proposed for t in tallies)
 
 
-# --- the distribution
+# --- distribution of the generated texts
 
 
-def surprise(counts: Counter[Any], expected: dict[Any, float]) -> float:
-    """By how many standard deviations Pearson's chi-square of counts is above its mean.
+def chi_square_z(counts: Counter[Any], expected: dict[Any, float]) -> float:
+    """Return how many standard deviations Pearson's chi-square statistic is above its mean.
 
-    Outcomes of which fewer than five are expected count as one.
+    Outcomes with an expected count below five are merged.
     """
     n = counts.total()
     if any(expected[outcome] == 0 for outcome in counts):
@@ -207,30 +205,30 @@ def surprise(counts: Counter[Any], expected: dict[Any, float]) -> float:
     return (chi_square - freedom) / math.sqrt(2 * freedom)
 
 
-def keep_all(p: Tensor, q: Tensor, tokens: list[int], generator: torch.Generator) -> list[int]:
-    """A wrong rule: every proposal is kept."""
+def accept_all(p: Tensor, q: Tensor, tokens: list[int], generator: torch.Generator) -> list[int]:
+    """Accept every proposal, which is wrong."""
     return [*tokens, int(torch.multinomial(p[-1], 1, generator=generator))]
 
 
-def replace_from_p(
+def resample_from_p(
     p: Tensor, q: Tensor, tokens: list[int], generator: torch.Generator
 ) -> list[int]:
-    """A wrong rule: what is not kept is drawn from all of p, not from what it has beyond q."""
+    """Resample rejected tokens from p, which is wrong: it has to be max(p - q, 0)."""
     new = verify(p, q, tokens, generator)
-    n_kept = len(new) - 1
-    return [*new[:-1], int(torch.multinomial(p[n_kept], 1, generator=generator))]
+    n_accepted = len(new) - 1
+    return [*new[:-1], int(torch.multinomial(p[n_accepted], 1, generator=generator))]
 
 
-def keep_likely(p: Tensor, q: Tensor, tokens: list[int], generator: torch.Generator) -> list[int]:
-    """A wrong rule: a token is kept with probability p, not p / q."""
+def accept_with_p(p: Tensor, q: Tensor, tokens: list[int], generator: torch.Generator) -> list[int]:
+    """Accept tokens with probability p, which is wrong: it has to be p / q."""
     return verify(p, torch.ones_like(q), tokens, generator)
 
 
-WRONG: list[Verify] = [keep_all, replace_from_p, keep_likely]
+WRONG_RULES: list[Verify] = [accept_all, resample_from_p, accept_with_p]
 
 
-def surprise_of(rule: Verify) -> float:
-    """Of the first two tokens where two were proposed, 4000 times."""
+def pair_z(rule: Verify) -> float:
+    """Return chi_square_z of the first two tokens after two proposals, from 4000 trials."""
     rows = torch.tensor([[1.0, 4.0, 2.0, 0.0], [3.0, 3.0, 0.0, 1.0], [1.0, 1.0, 1.0, 5.0]])
     p = (rows / rows.sum(-1, keepdim=True)).float()
     q = torch.tensor([[0.4, 0.2, 0.1, 0.3], [0.0, 0.3, 0.3, 0.4]]).float()
@@ -239,40 +237,42 @@ def surprise_of(rule: Verify) -> float:
     for _ in range(4000):
         proposed = torch.multinomial(q, 1, generator=generator)[:, 0].tolist()
         new = rule(p, q, proposed, generator)
-        if len(new) == 1:  # what comes next is another round's
+        if len(new) == 1:  # sample the second token, as the next round would
             new.append(int(torch.multinomial(p[1], 1, generator=generator)))
         counts[new[0], new[1]] += 1
-    return surprise(counts, {(i, j): float(p[0, i] * p[1, j]) for i in range(4) for j in range(4)})
+    return chi_square_z(
+        counts, {(i, j): float(p[0, i] * p[1, j]) for i in range(4) for j in range(4)}
+    )
 
 
-def test_verified_tokens_are_as_from_the_model() -> None:
-    assert surprise_of(verify) < 3
+def test_verified_tokens_follow_the_model_distribution() -> None:
+    assert pair_z(verify) < 3
 
 
-@pytest.mark.parametrize("rule", WRONG)
-def test_a_wrong_rule_is_noticed(rule: Verify) -> None:
-    assert surprise_of(rule) > 10
+@pytest.mark.parametrize("rule", WRONG_RULES)
+def test_wrong_rules_change_the_token_distribution(rule: Verify) -> None:
+    assert pair_z(rule) > 10
 
 
 def test_equal_distributions_keep_every_token() -> None:
     p = torch.tensor([0.3, 0.0, 0.7]).float().expand(4, -1)
     for seed in range(50):
         assert verify(p, p[:-1], [0, 2, 2], seeded(seed))[:3] == [0, 2, 2]
-    lower = torch.tensor([0.3, 0.0, 0.69]).float().expand(4, -1)  # nowhere above q
-    drawn = {tuple(verify(lower, p[:-1], [2, 2, 2], seeded(seed))) for seed in range(300)}
-    assert min(map(len, drawn)) < 4 and all(1 not in tokens for tokens in drawn)
+    lower = torch.tensor([0.3, 0.0, 0.69]).float().expand(4, -1)  # max(p - q, 0) is zero
+    samples = {tuple(verify(lower, p[:-1], [2, 2, 2], seeded(seed))) for seed in range(300)}
+    assert min(map(len, samples)) < 4 and all(1 not in tokens for tokens in samples)
 
 
-def whole_surprise(sampling: Sampling, context: int | None, n: int) -> float:
-    """Of texts of four tokens by two different models, which may outgrow their contexts.
+def text_z(sampling: Sampling, context: int | None, n: int) -> float:
+    """Return chi_square_z of n texts of four tokens from two different models.
 
-    Of the tokens after the first, that is, which the model alone has drawn.
+    The first token is left out: the model samples it without the draft.
     """
     model = random_model(tiny_config("alibi", n_layer=1, block_size=BLOCK), n_vocab=3)
-    other = random_model(tiny_config("rope", n_layer=1, n_embd=6), n_vocab=3)
-    model.head.weight.mul_(2.5)  # the two shall disagree
-    other.head.weight.mul_(2.5)
-    draft = Draft(other, 2, "all" if context is None else context)
+    draft_model = random_model(tiny_config("rope", n_layer=1, n_embd=6), n_vocab=3)
+    model.head.weight.mul_(2.5)
+    draft_model.head.weight.mul_(2.5)
+    draft = Draft(draft_model, 2, "all" if context is None else context)
     prompt = [1, 0]
     expected: defaultdict[tuple[int, ...], float] = defaultdict(float)
     for tokens in itertools.product(range(3), repeat=4):
@@ -285,26 +285,26 @@ def whole_surprise(sampling: Sampling, context: int | None, n: int) -> float:
         tuple(with_draft(model, draft, prompt, 4, sampling, context, seed)[0][1:])
         for seed in range(n)
     )
-    return surprise(counts, expected)
+    return chi_square_z(counts, expected)
 
 
-CUT = Sampling(temperature=1.3, top_p=0.9, repetition_penalty=1.4)
+TRUNCATED = Sampling(temperature=1.3, top_p=0.9, repetition_penalty=1.4)
 
 
-@pytest.mark.parametrize(("sampling", "context"), [(Sampling(), None), (CUT, 3)])
-def test_texts_are_as_from_the_model_alone(sampling: Sampling, context: int | None) -> None:
-    assert whole_surprise(sampling, context, n=400) < 3
+@pytest.mark.parametrize(("sampling", "context"), [(Sampling(), None), (TRUNCATED, 3)])
+def test_texts_follow_the_model_distribution(sampling: Sampling, context: int | None) -> None:
+    assert text_z(sampling, context, n=400) < 3
 
 
-@pytest.mark.parametrize(("rule", "n"), [(keep_all, 150), (replace_from_p, 600)])
-def test_texts_by_a_wrong_rule_are_noticed(
+@pytest.mark.parametrize(("rule", "n"), [(accept_all, 150), (resample_from_p, 600)])
+def test_wrong_rules_change_the_text_distribution(
     rule: Verify, n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speculative, "verify", rule)
-    assert whole_surprise(Sampling(), None, n) > 6
+    assert text_z(Sampling(), None, n) > 6
 
 
-def test_a_refusal_leaves_the_mode() -> None:
+def test_an_error_restores_the_training_mode() -> None:
     model = random_model(tiny_config("learned", block_size=BLOCK)).train()
     with pytest.raises(UserError, match=f"^--context={BLOCK + 1}: "):
         with_draft(model, Draft(model, 2, "all"), [1], 3, context=BLOCK + 1)

@@ -1,4 +1,4 @@
-"""Every tracker runs; what W&B and TensorBoard wrote is read back with their own readers."""
+"""Trackers; files of W&B and TensorBoard are read back with their own readers."""
 
 from __future__ import annotations
 
@@ -32,12 +32,14 @@ Open = Callable[..., Logger]
 
 
 @pytest.fixture(autouse=True)
-def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A user without a W&B account, a network, or a terminal to be asked at."""
+def isolated_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Provide an empty home directory, no network, and a terminal that must not be read."""
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.chdir(home)  # W&B also reads ./wandb/settings
-    monkeypatch.setattr(sys, "stdin", mock.Mock(isatty=lambda: True, readline=_asked, read=_asked))
+    monkeypatch.setattr(
+        sys, "stdin", mock.Mock(isatty=lambda: True, readline=_fail_on_prompt, read=_fail_on_prompt)
+    )
     with mock.patch.dict(os.environ):
         for name in list(os.environ):
             if name.startswith(("WANDB_", "XDG_")) or name.lower().endswith("_proxy"):
@@ -48,11 +50,12 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if "wandb" in sys.modules:
             import wandb
 
-            wandb.teardown()  # W&B reads its settings once in a process
+            wandb.teardown()  # W&B reads its settings once per process
 
 
 @pytest.fixture
 def info(tmp_path: Path) -> RunInfo:
+    """Return the description of a run."""
     directory = tmp_path / "a run"
     directory.mkdir()
     config = {"seed": 1, "model": {"d": 64, "rope": None, "layers": ["a", "b"]}}
@@ -61,6 +64,8 @@ def info(tmp_path: Path) -> RunInfo:
 
 @pytest.fixture
 def open_wandb(info: RunInfo) -> Open:
+    """Return a function that opens a W&B logger."""
+
     def open_(mode: str = "auto", info: RunInfo = info, timeout_seconds: float = SECONDS) -> Logger:
         options = LOGGERS.options("wandb")("wandb", "a project", None, mode, timeout_seconds)
         return LOGGERS.build(options, info)
@@ -69,6 +74,7 @@ def open_wandb(info: RunInfo) -> Open:
 
 
 def build(name: str, info: RunInfo) -> Logger:
+    """Return a logger by name."""
     values: dict[str, dict[str, Any]] = {
         "wandb": {"project": "p", "entity": None, "mode": "auto", "timeout_seconds": SECONDS}
     }
@@ -77,7 +83,7 @@ def build(name: str, info: RunInfo) -> Logger:
 
 @pytest.mark.parametrize("name", LOGGERS.names())
 @pytest.mark.parametrize("failed", [False, True])
-def test_every_logger_runs_in_silence(
+def test_loggers_print_nothing(
     name: str, failed: bool, info: RunInfo, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if name == "tensorboard":
@@ -95,7 +101,7 @@ def test_every_logger_runs_in_silence(
 # W&B
 
 
-def test_wandb_keeps_everything(open_wandb: Open, info: RunInfo) -> None:
+def test_wandb_records_config_metrics_samples_and_summary(open_wandb: Open, info: RunInfo) -> None:
     logger = open_wandb("offline")
     logger.log({"train/loss": 2.0, "lr": 0.1}, 10)
     logger.log({"train/loss": 1.0}, 20)
@@ -103,16 +109,20 @@ def test_wandb_keeps_everything(open_wandb: Open, info: RunInfo) -> None:
     logger.finish(SUMMARY, failed=False)
 
     (run,) = offline_runs(info)
-    shown = inspect(run)
-    assert shown["run_id"] == logger.tracker_id
-    assert (shown["project"], shown["name"], shown["tags"]) == ("a project", "a run", info.tags)
-    assert shown["config"] == info.config
-    assert public(shown["summary"]) == SUMMARY
-    assert (shown["state"], shown["exit_code"]) == ("finished", 0)
+    summary = inspect(run)
+    assert summary["run_id"] == logger.tracker_id
+    assert (summary["project"], summary["name"], summary["tags"]) == (
+        "a project",
+        "a run",
+        info.tags,
+    )
+    assert summary["config"] == info.config
+    assert public(summary["summary"]) == SUMMARY
+    assert (summary["state"], summary["exit_code"]) == ("finished", 0)
 
     records = all_records(run)
     assert next(r["run"] for r in records if r["type"] == "run")["run_group"] == "a group"
-    # Every metric is drawn over our step.
+    # Every metric is plotted over the logged step.
     assert any(r["metric"].get("step_metric") == "step" for r in records if r["type"] == "metric")
     first, second, sample = history(run)
     assert first == {"train/loss": 2.0, "lr": 0.1, "step": 10}
@@ -124,15 +134,18 @@ def test_wandb_keeps_everything(open_wandb: Open, info: RunInfo) -> None:
 
 def test_wandb_marks_a_failed_run(open_wandb: Open, info: RunInfo) -> None:
     open_wandb("offline").finish({"error": "UserError"}, failed=True)
-    shown = inspect(offline_runs(info)[0])
-    assert (shown["state"], shown["exit_code"]) == ("failed", 1)
-    assert public(shown["summary"]) == {"error": "UserError"}
+    summary = inspect(offline_runs(info)[0])
+    assert (summary["state"], summary["exit_code"]) == ("failed", 1)
+    assert public(summary["summary"]) == {"error": "UserError"}
 
 
-def test_wandb_runs_of_one_process_are_apart(open_wandb: Open, info: RunInfo) -> None:
+def test_wandb_separates_two_runs_of_one_process(open_wandb: Open, info: RunInfo) -> None:
     other = replace(info, directory=info.directory.with_name("other"))
     other.directory.mkdir()
-    first, second = open_wandb("offline"), open_wandb("offline", other)  # the first one unfinished
+    first, second = (
+        open_wandb("offline"),
+        open_wandb("offline", other),
+    )  # before the first one is finished
     first.log({"a": 1.0}, 1)
     second.log({"b": 2.0}, 1)
     first.finish({}, failed=False)
@@ -160,7 +173,7 @@ def test_wandb_resumed_run_keeps_its_id_and_may_repeat_a_step(
     assert steps == [[1, 2, 3], [2, 3, 4]]
 
 
-def test_wandb_without_a_key_is_offline_and_says_how_to_sync(
+def test_wandb_without_a_key_is_offline_and_prints_the_sync_command(
     open_wandb: Open, info: RunInfo
 ) -> None:
     logger = open_wandb()
@@ -168,14 +181,14 @@ def test_wandb_without_a_key_is_offline_and_says_how_to_sync(
     assert logger.notice is not None and "no API key" in logger.notice
     command = logger.notice.partition("Upload: ")[2]
     assert command.startswith(f"wandb sync '{info.directory}/wandb/offline-run-'")
-    found = subprocess.check_output(f"printf '%s\\n' {command}", shell=True, text=True)
-    assert found.split("\n")[2:-1] == [str(run) for run in offline_runs(info)]
+    expanded = subprocess.check_output(f"printf '%s\\n' {command}", shell=True, text=True)
+    assert expanded.split("\n")[2:-1] == [str(run) for run in offline_runs(info)]
     with pytest.raises(UserError, match=r"logger\.mode=online: no API key"):
         open_wandb("online")
 
 
 @pytest.mark.parametrize("where", ["environment", "netrc", "settings"])
-def test_wandb_with_a_key_and_no_server_is_offline_soon(
+def test_wandb_without_a_server_is_offline_within_the_timeout(
     where: str, open_wandb: Open, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if where == "environment":
@@ -196,7 +209,7 @@ def test_wandb_with_a_key_and_no_server_is_offline_soon(
     assert capfd.readouterr() == ("", "")
 
 
-def test_wandb_malformed_key(open_wandb: Open) -> None:
+def test_wandb_reports_a_malformed_key(open_wandb: Open) -> None:
     os.environ["WANDB_API_KEY"] = "too short"
     logger = open_wandb()
     logger.finish({}, failed=False)
@@ -205,7 +218,7 @@ def test_wandb_malformed_key(open_wandb: Open) -> None:
         open_wandb("online")
 
 
-def test_wandb_does_not_wait_for_a_silent_server(open_wandb: Open) -> None:
+def test_wandb_times_out_if_the_server_does_not_answer(open_wandb: Open) -> None:
     os.environ["WANDB_API_KEY"] = KEY
     start = time.monotonic()
     with server(lambda path: None) as url:
@@ -215,8 +228,8 @@ def test_wandb_does_not_wait_for_a_silent_server(open_wandb: Open) -> None:
     assert time.monotonic() - start < 3
 
 
-def test_wandb_is_silent_and_quick_in_a_terminal(info: RunInfo) -> None:
-    """A whole process, exit hooks included, whose telemetry would find a server that hangs."""
+def test_wandb_prints_nothing_and_exits_quickly_in_a_terminal(info: RunInfo) -> None:
+    """Run a whole process with its exit hooks; its telemetry would wait for the server."""
     pty = pytest.importorskip("pty")
     _write_settings("project = of another program")
     program = f"""
@@ -236,17 +249,17 @@ logger.finish({{}}, failed=False)
         subprocess.run(
             command, stdin=terminal, stdout=terminal, stderr=terminal, check=True, timeout=30
         )
-    assert time.monotonic() - start < 15  # telemetry would hold it for 20; a busy machine takes 6
+    assert time.monotonic() - start < 15  # telemetry would wait for 20 s; a busy machine takes 6 s
     assert len(offline_runs(info)) == 1
     os.close(terminal)
     printed = b""
-    with suppress(OSError):  # the end of a terminal is an error on Linux
+    with suppress(OSError):  # Linux raises at the end of a pseudo-terminal
         printed = os.read(main, 10_000)
     os.close(main)
     assert printed == b""
 
 
-def test_wandb_falls_back_when_the_start_fails(open_wandb: Open, info: RunInfo) -> None:
+def test_wandb_falls_back_to_offline_if_the_start_fails(open_wandb: Open, info: RunInfo) -> None:
     os.environ["WANDB_API_KEY"] = KEY
     info = replace(info, tracker_id="kept")
     sent: list[str] = []
@@ -262,7 +275,7 @@ def test_wandb_falls_back_when_the_start_fails(open_wandb: Open, info: RunInfo) 
     assert history(offline_runs(info)[0]) == [{"loss": 1.0, "step": 1}]
 
 
-def test_wandb_online(open_wandb: Open) -> None:
+def test_wandb_sends_metrics_online(open_wandb: Open) -> None:
     os.environ["WANDB_API_KEY"] = KEY
     sent: list[str] = []
     with server(lambda path: 200, sent) as url:
@@ -274,15 +287,15 @@ def test_wandb_online(open_wandb: Open) -> None:
     assert any("train/loss" in request and "step" in request for request in sent)
 
 
-def test_wandb_does_not_wait_for_a_server_that_went_away(
+def test_wandb_does_not_wait_if_the_server_stops_answering(
     open_wandb: Open, info: RunInfo, capfd: pytest.CaptureFixture[str]
 ) -> None:
     os.environ["WANDB_API_KEY"] = KEY
-    there = True
-    with server(lambda path: 200 if there else None) as url:
+    answering = True
+    with server(lambda path: 200 if answering else None) as url:
         os.environ["WANDB_BASE_URL"] = url
         logger = open_wandb("online", timeout_seconds=0.2)
-        there = False
+        answering = False
         start = time.monotonic()
         for step in range(100):
             logger.log({"loss": 1.0}, step)
@@ -326,7 +339,7 @@ def test_wandb_obeys_wandb_offline(open_wandb: Open) -> None:
     assert "offline: W&B's settings file: mode=offline" in (logger.notice or "")
 
 
-def test_wandb_nonsense_in_its_environment(open_wandb: Open) -> None:
+def test_wandb_reports_an_invalid_environment_variable(open_wandb: Open) -> None:
     os.environ["WANDB_MODE"] = "sideways"
     logger = open_wandb()
     logger.log({"loss": 1.0}, 1)
@@ -335,7 +348,7 @@ def test_wandb_nonsense_in_its_environment(open_wandb: Open) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds W&B's process in /proc")
-def test_wandb_death_warns_once_and_spares_the_next_run(
+def test_a_killed_wandb_process_warns_once_and_the_next_run_works(
     open_wandb: Open, info: RunInfo, capfd: pytest.CaptureFixture[str]
 ) -> None:
     logger = open_wandb("offline")
@@ -345,20 +358,20 @@ def test_wandb_death_warns_once_and_spares_the_next_run(
         warnings.simplefilter("always")
         for step in range(20):
             logger.log({"loss": 1.0}, step)
-            time.sleep(0.01)  # W&B may take a moment to notice
+            time.sleep(0.01)  # W&B may detect it late
         logger.log_text("text", 20)
         logger.finish(SUMMARY, failed=False)
     assert ["metrics.jsonl is complete" in str(w.message) for w in caught] == [True]
     other = replace(info, directory=info.directory.with_name("other"))
     other.directory.mkdir()
-    following = open_wandb("offline", other)
-    following.log({"loss": 3.0}, 1)
-    following.finish({}, failed=False)
+    next_logger = open_wandb("offline", other)
+    next_logger.log({"loss": 3.0}, 1)
+    next_logger.finish({}, failed=False)
     assert history(offline_runs(other)[0]) == [{"loss": 3.0, "step": 1}]
     assert capfd.readouterr() == ("", "")
 
 
-def test_wandb_leaves_the_process_as_it_was(open_wandb: Open) -> None:
+def test_wandb_restores_signal_handlers_and_streams(open_wandb: Open) -> None:
     def state() -> list[Any]:
         handlers = [signal.getsignal(number) for number in signal.valid_signals()]
         return [sys.exit, sys.excepthook, sys.stdout.write, sys.stderr.write, *handlers]
@@ -373,7 +386,7 @@ def test_wandb_leaves_the_process_as_it_was(open_wandb: Open) -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("mode", "ofline"), ("mode", "disabled"), ("timeout_seconds", 0)]
 )
-def test_wandb_refuses_wrong_options(key: str, value: Any, open_wandb: Open) -> None:
+def test_wandb_rejects_invalid_options(key: str, value: Any, open_wandb: Open) -> None:
     with pytest.raises(UserError, match=f"^logger.{key}={value}: "):
         open_wandb(**{key: value})
 
@@ -381,7 +394,7 @@ def test_wandb_refuses_wrong_options(key: str, value: Any, open_wandb: Open) -> 
 # TensorBoard
 
 
-def test_tensorboard_is_read_back(info: RunInfo) -> None:
+def test_tensorboard_records_metrics_samples_and_config(info: RunInfo) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -404,7 +417,7 @@ def test_tensorboard_is_read_back(info: RunInfo) -> None:
     assert text("state")[1] == "failed"
 
 
-def test_tensorboard_missing_says_what_to_install(info: RunInfo) -> None:
+def test_missing_tensorboard_names_the_extra(info: RunInfo) -> None:
     missing = {"tensorboard": None, "torch.utils.tensorboard.writer": None}
     with (
         mock.patch.dict(sys.modules, missing),
@@ -417,49 +430,56 @@ def test_tensorboard_missing_says_what_to_install(info: RunInfo) -> None:
 
 
 def offline_runs(info: RunInfo) -> list[Path]:
+    """Return the directories of a run's offline W&B runs."""
     return sorted((info.directory / "wandb").glob("offline-run-*"))
 
 
 def _leet(run: Path, *options: str) -> str:
+    """Return the output of `wandb leet inspect`."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(run)]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
 
 
 def inspect(run: Path) -> dict[str, Any]:
+    """Return the summary of a W&B run."""
     return json.loads(_leet(run, "--summary"))
 
 
 def all_records(run: Path) -> list[dict[str, Any]]:
+    """Return the records of a W&B run."""
     return [json.loads(line) for line in _leet(run).splitlines()]
 
 
 def history(run: Path) -> list[dict[str, Any]]:
+    """Return the logged metrics of a W&B run."""
     return [public(r["history"]["item"]) for r in all_records(run) if r["type"] == "history"]
 
 
 def public(row: dict[str, Any]) -> dict[str, Any]:
-    """Without the fields that W&B adds."""
+    """Return a row without the fields that W&B adds."""
     return {key: value for key, value in row.items() if not key.startswith("_")}
 
 
 def _write_settings(line: str) -> None:
+    """Write a line to W&B's settings file."""
     settings = Path.home() / ".config/wandb/settings"
     settings.parent.mkdir(parents=True)
     settings.write_text(f"[default]\n{line}\n")
 
 
-def _asked(*args: Any) -> str:
+def _fail_on_prompt(*args: Any) -> str:
     raise AssertionError("a logger must not prompt")
 
 
 def _closed_port() -> int:
+    """Return a port on which no server listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
 def _kill_service() -> None:
-    """Kill W&B's process, which is the only child we have."""
+    """Kill the W&B process, the only child process."""
     lists = [file.read_text() for file in Path("/proc/self/task").glob("*/children")]
     (child,) = " ".join(lists).split()
     os.kill(int(child), signal.SIGKILL)
@@ -467,7 +487,7 @@ def _kill_service() -> None:
 
 @contextmanager
 def server(status: Callable[[str], int | None], requests: list[str] | None = None) -> Iterator[str]:
-    """A W&B server that agrees to everything, with a status for each path; None: no answer."""
+    """Run a fake W&B server that answers with status(path), or not at all if it is None."""
     closing = threading.Event()
     project = {"name": "a project", "entity": {"name": "me"}}
     data = {

@@ -1,6 +1,6 @@
-"""What must hold of every positional scheme on every backend, as checks of a design.
+"""Assertions that every positional scheme has to pass on every backend.
 
-A check raises AssertionError. The tests call them on the designs as they are, and on broken ones.
+test_mutations.py also runs them on broken schemes, where they have to fail.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from tests.model.tiny import (
 
 SCHEMES = POSITIONAL.names()
 RELATIVE = [name for name in SCHEMES if POSITIONS.get(name, Positions).relative]
-# Every scheme as configured, and with the other options.
+# Every scheme with its default options and with those of OPTIONS.
 VARIANTS = [(name, options) for name in SCHEMES for options in ({}, *OPTIONS.get(name, []))]
 VARIANT_IDS = ["-".join(map(str, (name, *options.values()))) for name, options in VARIANTS]
-# Every attention, with the options of the tests.
+# Every attention with each of its options in ATTENTION_OPTIONS.
 ATTENTIONS = [
     (name, options) for name in ATTENTION.names() for options in ATTENTION_OPTIONS.get(name, [{}])
 ]
 ATTENTION_IDS = ["-".join(map(str, (name, *options.values()))) for name, options in ATTENTIONS]
-TRAINABLE = ["eager", "sdpa"]  # on a CPU
+TRAINABLE = ["eager", "sdpa"]  # backends with a backward pass on CPUs
 
 Results = tuple[Tensor, dict[str, Tensor]]
 """Logits, and the gradient of every parameter."""
@@ -54,32 +54,32 @@ _expected: dict[str, Results] = {}
 
 
 def assert_equal(actual: Any, expected: Any) -> None:
-    """Equal but for the order of float64 sums. Tensors, or tensors by name."""
+    """Assert that tensors, or dicts of tensors, are equal up to the order of float64 sums."""
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
-# Lengths of the documents of some rows.
-PACKED = ((3, 1, 6, 1, 2), (1, 12), (13,), (12, 1), (1,) * 13)
+# Lengths of the documents packed into each row of a batch.
+DOCUMENT_LENGTHS = ((3, 1, 6, 1, 2), (1, 12), (13,), (12, 1), (1,) * 13)
 
 
-def loss_of(logits: Tensor) -> Tensor:
-    """A loss in the logits' own precision; GPT.loss has that of fp32."""
+def random_target_loss(logits: Tensor) -> Tensor:
+    """Return the loss of random targets in the logits' dtype; GPT.loss computes in fp32."""
     targets = random_tokens(*logits.shape[:2], seed=1).to(logits.device)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def model_on(config: ModelConfig, backend: str) -> GPT:
-    """A random model that computes attention with a backend."""
+def model_with_backend(config: ModelConfig, backend: str) -> GPT:
+    """Return a random model that uses an attention backend."""
     return random_model(replace(config, backend=BackendConfig(backend)))
 
 
 def variant_config(scheme: str, options: Mapping[str, Any], **changes: Any) -> ModelConfig:
-    """A design whose heads of eight channels fit every variant."""
+    """Return a config with a head size of 8, which is valid for every variant."""
     return tiny_config(scheme, options=options, **{"n_embd": 24, **changes})
 
 
 def expected_results(config: ModelConfig, model: GPT, tokens: Tensor, positions: Tensor) -> Results:
-    """Those of the reference, computed once a design and length."""
+    """Return the reference's results, cached by config and inputs."""
     config = replace(config, backend=BackendConfig("auto"))
     key = repr((config, tokens.tolist(), positions.tolist()))
     if key not in _expected:
@@ -90,94 +90,97 @@ def expected_results(config: ModelConfig, model: GPT, tokens: Tensor, positions:
     return _expected[key]
 
 
-def equals_reference(config: ModelConfig, backend: str, length: int, per_row: bool) -> None:
-    """Logits and, where the backend has any, gradients are those of the loops in reference.py."""
+def assert_equals_reference(config: ModelConfig, backend: str, length: int, per_row: bool) -> None:
+    """Assert that logits and, if the backend has them, gradients equal those of reference.py."""
     with default_dtype(torch.float64):
-        model, tokens = model_on(config, backend), random_tokens(2, length)
+        model, tokens = model_with_backend(config, backend), random_tokens(2, length)
         arange = torch.arange(length)
         positions = torch.stack((2 * arange, arange + 5)) if per_row else arange.expand(2, -1)
-        expected, wanted = expected_results(config, model, tokens, positions)
+        expected, expected_grads = expected_results(config, model, tokens, positions)
         with torch.set_grad_enabled(backend in TRAINABLE):
             logits = model(tokens, positions if per_row else None)
         assert_equal(logits.detach(), expected)
         if logits.requires_grad:
-            assert_equal(gradients(loss_of(logits), model), wanted)
+            assert_equal(gradients(random_target_loss(logits), model), expected_grads)
 
 
-def later_tokens_change_nothing(config: ModelConfig, backend: str) -> None:
-    """Tokens from the sixth on change what the model says after them alone."""
-    model, tokens = model_on(config, backend), random_tokens(1, 9)
-    changed = tokens.clone()
-    changed[:, 5:] = (changed[:, 5:] + 3) % N_VOCAB
+def assert_causal(config: ModelConfig, backend: str) -> None:
+    """Assert that changing the tokens from index 5 on changes only the logits from index 5 on."""
+    model, tokens = model_with_backend(config, backend), random_tokens(1, 9)
+    changed_tokens = tokens.clone()
+    changed_tokens[:, 5:] = (changed_tokens[:, 5:] + 3) % N_VOCAB
     with torch.no_grad():
-        before, after = model(tokens), model(changed)
+        before, after = model(tokens), model(changed_tokens)
     torch.testing.assert_close(after[:, :5], before[:, :5])
     assert not torch.allclose(after[:, 5:], before[:, 5:])
 
 
 @torch.no_grad()
-def shift_changes_nothing(config: ModelConfig, backend: str) -> None:
-    """The model sees no absolute position."""
+def assert_shift_invariant(config: ModelConfig, backend: str) -> None:
+    """Assert that the logits do not depend on absolute positions."""
     with default_dtype(torch.float64):
-        model, tokens = model_on(replace(config, block_size=1024), backend), random_tokens(2, 9)
+        model, tokens = (
+            model_with_backend(replace(config, block_size=1024), backend),
+            random_tokens(2, 9),
+        )
         for shift in (1, 1000):
             assert_equal(model(tokens, torch.arange(9)[None] + shift), model(tokens))
 
 
 @torch.no_grad()
-def shift_changes_something(config: ModelConfig, backend: str) -> None:
-    """The model sees absolute positions."""
-    model, tokens = model_on(config, backend), random_tokens(2, 9)
+def assert_shift_dependent(config: ModelConfig, backend: str) -> None:
+    """Assert that the logits depend on absolute positions."""
+    model, tokens = model_with_backend(config, backend), random_tokens(2, 9)
     shifted = model(tokens, torch.arange(9)[None] + 3)
     assert not torch.allclose(shifted, model(tokens), atol=1e-3)
 
 
 @torch.no_grad()
-def sees_gaps(config: ModelConfig, backend: str) -> bool:
-    """Whether the last token's distance from the others shows, their order being the same."""
+def depends_on_gaps(config: ModelConfig, backend: str) -> bool:
+    """Return whether the logits change if the last position grows and the order stays the same."""
     with default_dtype(torch.float64):
-        model, tokens = model_on(config, backend), random_tokens(1, 9)
-        apart = model(tokens, torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 12]]))
-        difference = (apart - model(tokens))[:, -1].abs().max()
-        assert not 1e-10 < difference < 1e-3, "neither rounding nor a change"
+        model, tokens = model_with_backend(config, backend), random_tokens(1, 9)
+        with_gap = model(tokens, torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 12]]))
+        difference = (with_gap - model(tokens))[:, -1].abs().max()
+        assert not 1e-10 < difference < 1e-3, "too large for rounding, too small for a dependence"
         return difference.item() > 1e-3
 
 
 @torch.no_grad()
-def no_positions_mean_arange(config: ModelConfig, backend: str) -> None:
-    """A backend's causal path and its path for given positions agree."""
+def assert_positions_default_to_arange(config: ModelConfig, backend: str) -> None:
+    """Assert that the causal path equals the path for explicit positions."""
     with default_dtype(torch.float64):
-        model, tokens = model_on(config, backend), random_tokens(2, 9)
+        model, tokens = model_with_backend(config, backend), random_tokens(2, 9)
         for positions in (torch.arange(9)[None], torch.arange(9).expand(2, -1)):
             assert_equal(model(tokens, positions), model(tokens))
 
 
 @torch.no_grad()
-def each_row_has_its_positions(config: ModelConfig, backend: str) -> None:
-    """Rows do not see each other's positions."""
+def assert_positions_are_per_row(config: ModelConfig, backend: str) -> None:
+    """Assert that each row of a batch uses only its own positions."""
     with default_dtype(torch.float64):
-        model, tokens = model_on(config, backend), random_tokens(3, 5)
+        model, tokens = model_with_backend(config, backend), random_tokens(3, 5)
         positions = torch.tensor([[0, 1, 2, 3, 4], [11, 12, 13, 14, 15], [1, 2, 4, 8, 15]])
-        together = model(tokens, positions)
+        batched = model(tokens, positions)
         for row in range(3):
-            alone = model(tokens[row : row + 1], positions[row : row + 1])
-            assert_equal(together[row], alone[0])
+            single = model(tokens[row : row + 1], positions[row : row + 1])
+            assert_equal(batched[row], single[0])
 
 
 @torch.no_grad()
-def order_is_that_of_positions(config: ModelConfig, backend: str) -> None:
-    """Shuffled tokens with their positions are the same text."""
+def assert_order_follows_positions(config: ModelConfig, backend: str) -> None:
+    """Assert that permuting tokens together with their positions permutes the logits."""
     with default_dtype(torch.float64):
-        model, tokens = model_on(config, backend), random_tokens(2, 6)
-        shuffled = torch.tensor([3, 0, 5, 1, 4, 2])
-        assert_equal(model(tokens[:, shuffled], shuffled[None]), model(tokens)[:, shuffled])
+        model, tokens = model_with_backend(config, backend), random_tokens(2, 6)
+        order = torch.tensor([3, 0, 5, 1, 4, 2])
+        assert_equal(model(tokens[:, order], order[None]), model(tokens)[:, order])
 
 
 @torch.no_grad()
-def cached_equals_full(config: ModelConfig, backend: str) -> None:
-    """Four tokens at once and five one by one, from a cache, are the text in one pass."""
+def assert_cached_equals_full(config: ModelConfig, backend: str) -> None:
+    """Assert that a prefill of four tokens and five decoding steps equal one full pass."""
     with default_dtype(torch.float64):
-        model, tokens = model_on(config, backend), random_tokens(2, 9)
+        model, tokens = model_with_backend(config, backend), random_tokens(2, 9)
         cache = KVCache(2, 12, torch.device("cpu"))
         parts = [model(tokens[:, :4], cache=cache)]
         for p in range(4, 9):
@@ -185,36 +188,39 @@ def cached_equals_full(config: ModelConfig, backend: str) -> None:
         assert_equal(torch.cat(parts, dim=1), model(tokens))
 
 
-def packed_equals_alone(config: ModelConfig, backend: str, first_position: int = 0) -> None:
-    """Logits and gradients of rows of documents are those of each document run by itself."""
+def assert_packed_equals_separate(
+    config: ModelConfig, backend: str, first_position: int = 0
+) -> None:
+    """Assert that packed documents give the logits and gradients of separate forward passes."""
     with default_dtype(torch.float64):
-        model, plain = model_on(config, backend), model_on(config, "eager")
-        tokens = random_tokens(len(PACKED), sum(PACKED[0]))
-        documents = torch.stack([ids(lengths) for lengths in PACKED])
-        begins = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in PACKED])
-        positions = begins + first_position
+        model, eager = model_with_backend(config, backend), model_with_backend(config, "eager")
+        tokens = random_tokens(len(DOCUMENT_LENGTHS), sum(DOCUMENT_LENGTHS[0]))
+        row_ids = torch.stack([document_ids(lengths) for lengths in DOCUMENT_LENGTHS])
+        offsets = [torch.cat([torch.arange(n) for n in lengths]) for lengths in DOCUMENT_LENGTHS]
+        positions = torch.stack(offsets) + first_position
         rows = []
-        for row, places, lengths in zip(tokens, positions, PACKED, strict=True):
-            parts = zip(row.split(lengths), places.split(lengths), strict=True)
-            rows.append(torch.cat([plain(part[None], at[None])[0] for part, at in parts]))
-        alone = torch.stack(rows)
+        for row, row_positions, lengths in zip(tokens, positions, DOCUMENT_LENGTHS, strict=True):
+            documents = zip(row.split(lengths), row_positions.split(lengths), strict=True)
+            rows.append(torch.cat([eager(part[None], at[None])[0] for part, at in documents]))
+        separate = torch.stack(rows)
         with torch.set_grad_enabled(backend in TRAINABLE):
-            packed = model(tokens, positions if first_position else None, document_ids=documents)
-        assert_equal(packed.detach(), alone.detach())
+            packed = model(tokens, positions if first_position else None, document_ids=row_ids)
+        assert_equal(packed.detach(), separate.detach())
         if packed.requires_grad:
-            assert_equal(gradients(loss_of(packed), model), gradients(loss_of(alone), plain))
+            expected_grads = gradients(random_target_loss(separate), eager)
+            assert_equal(gradients(random_target_loss(packed), model), expected_grads)
 
 
-def ids(lengths: tuple[int, ...]) -> Tensor:
-    """The document of each token, by ids that leave some out."""
+def document_ids(lengths: tuple[int, ...]) -> Tensor:
+    """Return the document id of each token; the ids are not consecutive."""
     return torch.tensor([5 + 3 * k for k, n in enumerate(lengths) for _ in range(n)])
 
 
 @torch.no_grad()
-def dense_is_the_formula(config: ModelConfig) -> None:
-    """The dense bias is score_mod at each pair that is not masked, and score_mod only adds.
+def assert_dense_equals_score_mod(config: ModelConfig) -> None:
+    """Assert that the dense bias equals score_mod at every unmasked pair, and that it is additive.
 
-    At lengths below and above a table's, in order and not.
+    Lengths are shorter than and equal to the block size, positions ascending and not.
     """
     with default_dtype(torch.float64):
         model = random_model(config)
@@ -222,24 +228,24 @@ def dense_is_the_formula(config: ModelConfig) -> None:
             arange, shape = torch.arange(length)[None], (2, config.n_head, length, length)
             generator = torch.Generator().manual_seed(length)
             q, k = torch.randn(2, *shape[:3], config.shape.head_size, generator=generator)
-            both_ways = torch.cat((arange, arange.flip(-1)))
-            for positions, in_order in ((arange, True), (arange, False), (both_ways, False)):
+            both_orders = torch.cat((arange, arange.flip(-1)))
+            for positions, in_order in ((arange, True), (arange, False), (both_orders, False)):
                 bias = AttentionBias(
                     model.positional, config.n_head, positions, positions, in_order
                 )
-                hidden = positions[:, None, :, None] < positions[:, None, None]
+                masked = positions[:, None, :, None] < positions[:, None, None]
                 for layer in range(config.n_layer):
                     score_mod = bias.score_mod(q, k, layer)
                     scores = torch.randn(shape, generator=generator)
                     index = torch.meshgrid(*map(torch.arange, shape), indexing="ij")
-                    changed = scores if score_mod is None else score_mod(scores, *index)
+                    modified = scores if score_mod is None else score_mod(scores, *index)
                     dense = bias.dense(q, k, layer).expand(shape)
-                    assert_equal(dense, (changed - scores).masked_fill(hidden, -torch.inf))
+                    assert_equal(dense, (modified - scores).masked_fill(masked, -torch.inf))
 
 
 @torch.no_grad()
-def score_is_truthful(config: ModelConfig) -> None:
-    """A scheme's `bias_depends_on` is what its score_mod depends on, no more and no less."""
+def assert_bias_depends_on_is_correct(config: ModelConfig) -> None:
+    """Assert that `bias_depends_on` states exactly what score_mod depends on."""
     model, positions = random_model(config), torch.arange(6)[None]
     scheme = model.positional
 
@@ -261,14 +267,14 @@ def score_is_truthful(config: ModelConfig) -> None:
     assert scheme.overrides("score_mod") == (actual != "nothing")
 
 
-def bare_scores_do_not_decay(config: ModelConfig) -> None:
-    """Weight decay pulls at matrices and tables of vectors alone."""
+def assert_only_vectors_decay(config: ModelConfig) -> None:
+    """Assert that weight decay applies to matrices and tables of vectors, not to scalar biases."""
     model = GPT(config, N_VOCAB)
     names = {id(p): name for name, p in model.named_parameters()}
     vectors = {config.n_embd, config.shape.head_size}
-    wanted = {
+    expected = {
         name
         for name, p in model.named_parameters()
         if p.ndim >= 2 and (not name.startswith("positional.") or p.shape[-1] in vectors)
     }
-    assert {names[id(p)] for p in model.decayed_parameters()} == wanted
+    assert {names[id(p)] for p in model.decayed_parameters()} == expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,26 +27,26 @@ from tests.model.contract import (
     TRAINABLE,
     VARIANT_IDS,
     VARIANTS,
+    assert_bias_depends_on_is_correct,
+    assert_cached_equals_full,
+    assert_causal,
+    assert_dense_equals_score_mod,
     assert_equal,
-    bare_scores_do_not_decay,
-    cached_equals_full,
-    dense_is_the_formula,
-    each_row_has_its_positions,
-    equals_reference,
-    later_tokens_change_nothing,
-    loss_of,
-    no_positions_mean_arange,
-    order_is_that_of_positions,
-    score_is_truthful,
-    sees_gaps,
-    shift_changes_nothing,
-    shift_changes_something,
+    assert_equals_reference,
+    assert_only_vectors_decay,
+    assert_order_follows_positions,
+    assert_positions_are_per_row,
+    assert_positions_default_to_arange,
+    assert_shift_dependent,
+    assert_shift_invariant,
+    depends_on_gaps,
+    random_target_loss,
     variant_config,
 )
 from tests.model.reference import OPTIONS, POSITIONS, Positions, row_of
 from tests.model.tiny import (
     N_VOCAB,
-    composed,
+    composed_model,
     default_dtype,
     gradients,
     random_model,
@@ -60,18 +60,12 @@ each_backend = pytest.mark.parametrize("backend", BACKENDS)
 per_row_or_not = pytest.mark.parametrize("per_row", [False, True], ids=["arange", "positions"])
 
 
-@pytest.fixture
-def float64() -> Iterator[None]:
-    with default_dtype(torch.float64):
-        yield
-
-
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_registered_scheme_has_a_reference(scheme: str) -> None:
+def test_every_scheme_has_a_reference(scheme: str) -> None:
     row_of(scheme)
 
 
-def test_other_options_are_those_of_registered_schemes() -> None:
+def test_reference_tables_name_registered_schemes() -> None:
     assert {*OPTIONS} <= {*POSITIONS} <= {*SCHEMES}
 
 
@@ -80,14 +74,14 @@ def test_other_options_are_those_of_registered_schemes() -> None:
 @pytest.mark.parametrize("backend", TRAINABLE)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_equals_the_reference(scheme: str, backend: str, length: int, per_row: bool) -> None:
-    equals_reference(tiny_config(scheme), backend, length, per_row)
+    assert_equals_reference(tiny_config(scheme), backend, length, per_row)
 
 
 @pytest.mark.parametrize("backend", TRAINABLE)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_odd_head_sizes_equal_the_reference(scheme: str, backend: str) -> None:
+def test_odd_sizes_equal_the_reference(scheme: str, backend: str) -> None:
     odd = POSITIONS.get(scheme, Positions).odd_widths
-    equals_reference(tiny_config(scheme, n_embd=15 if odd else 6), backend, 7, per_row=True)
+    assert_equals_reference(tiny_config(scheme, n_embd=15 if odd else 6), backend, 7, per_row=True)
 
 
 @pytest.mark.medium
@@ -97,7 +91,7 @@ def test_odd_head_sizes_equal_the_reference(scheme: str, backend: str) -> None:
 def test_options_equal_the_reference(
     scheme: str, options: Options, backend: str, per_row: bool
 ) -> None:
-    equals_reference(variant_config(scheme, options), backend, 7, per_row)
+    assert_equals_reference(variant_config(scheme, options), backend, 7, per_row)
 
 
 @pytest.mark.parametrize("n_kv_head", [1, 2])
@@ -105,7 +99,7 @@ def test_options_equal_the_reference(
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_grouped_queries_equal_the_reference(scheme: str, backend: str, n_kv_head: int) -> None:
     config = tiny_config(scheme, n_head=4, n_embd=16, n_kv_head=n_kv_head)
-    equals_reference(config, backend, 7, per_row=True)
+    assert_equals_reference(config, backend, 7, per_row=True)
 
 
 @pytest.mark.medium
@@ -113,28 +107,28 @@ def test_grouped_queries_equal_the_reference(scheme: str, backend: str, n_kv_hea
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_soft_caps_equal_the_reference(scheme: str, backend: str) -> None:
     config = tiny_config(scheme, n_head=4, n_embd=16, n_kv_head=2, logit_softcap=0.5)
-    equals_reference(config, backend, 7, per_row=True)
+    assert_equals_reference(config, backend, 7, per_row=True)
 
 
 @pytest.mark.medium
 @per_row_or_not
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_flex_equals_the_reference(scheme: str, per_row: bool) -> None:
-    equals_reference(tiny_config(scheme), "flex", 7, per_row)
+    assert_equals_reference(tiny_config(scheme), "flex", 7, per_row)
 
 
-def test_yarn_ramps_within_long_blocks() -> None:
+def test_yarn_equals_the_reference_at_all_block_sizes() -> None:
     options = {"scaling": "yarn", "factor": 8.0}
-    for block_size in (4, 64, 4096):  # all, some and no slow pairs
+    for block_size in (4, 64, 4096):  # all, some and none of the pairs are interpolated
         config = variant_config("rope", options, n_head=2, n_embd=32, block_size=block_size)
-        equals_reference(config, "eager", 3, per_row=True)
+        assert_equals_reference(config, "eager", 3, per_row=True)
 
 
 @pytest.mark.parametrize("n_layer", [2, 3, 4])
 def test_unet_skips_equal_the_reference(n_layer: int) -> None:
     config = tiny_config("alibi", n_layer=n_layer, unet_skips=True)
-    equals_reference(config, "eager", 5, per_row=False)
-    cached_equals_full(config, "eager")
+    assert_equals_reference(config, "eager", 5, per_row=False)
+    assert_cached_equals_full(config, "eager")
 
 
 @pytest.mark.parametrize("backend", TRAINABLE)
@@ -143,8 +137,8 @@ def test_value_residuals_equal_the_reference(backend: str, n_kv_head: int | None
     config = tiny_config(
         *("rope", "relu2"), n_layer=3, n_kv_head=n_kv_head, n_embd=24, value_residual=True
     )
-    equals_reference(config, backend, 7, per_row=False)
-    cached_equals_full(config, backend)
+    assert_equals_reference(config, backend, 7, per_row=False)
+    assert_cached_equals_full(config, backend)
 
 
 @pytest.mark.medium
@@ -157,14 +151,14 @@ def test_backends_agree(scheme: str, dtype: torch.dtype, tolerance: float) -> No
         model = random_model(tiny_config(scheme, block_size=64))
         tokens = random_tokens(2, 33)
         logits: dict[str, Tensor] = {}
-        found: dict[str, dict[str, Tensor]] = {}
+        grads: dict[str, dict[str, Tensor]] = {}
         for name, backend in BACKENDS.items():
             model.backend = backend
             with torch.set_grad_enabled(name in TRAINABLE):
                 logits[name] = model(tokens)
             if name in TRAINABLE:
-                found[name] = gradients(loss_of(logits[name]), model)
-    for results in (logits, found):
+                grads[name] = gradients(random_target_loss(logits[name]), model)
+    for results in (logits, grads):
         for result in results.values():
             expected = results["eager"]
             torch.testing.assert_close(result, expected, rtol=tolerance, atol=tolerance)
@@ -177,25 +171,25 @@ def test_flex_on_a_gpu(scheme: str, options: Options, softcap: float | None) -> 
     config = variant_config(
         *(scheme, options), n_head=4, n_kv_head=2, n_embd=64, block_size=64, logit_softcap=softcap
     )
-    torch.compiler.reset()  # it compiles a function so many times and no more
+    torch.compiler.reset()  # the number of recompilations is limited
     model = random_model(config).to("cuda")
     tokens = random_tokens(2, 33).to("cuda")
     expected = model(tokens)
-    wanted = gradients(loss_of(expected), model)
+    expected_grads = gradients(random_target_loss(expected), model)
     model.backend = BACKENDS["flex"]
     with torch.no_grad():
         logits = model(tokens)
     torch.testing.assert_close(logits, expected.detach(), rtol=1e-4, atol=1e-4)
-    why = backend_limit(config, "flex", "cuda", "training")
-    assert (why is None) == (not model.positional.has_learned_bias(config.positional)), why
-    if why is None:
-        found = gradients(loss_of(model(tokens)), model)
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    reason = backend_limit(config, "flex", "cuda", "training")
+    assert (reason is None) == (not model.positional.has_learned_bias(config.positional)), reason
+    if reason is None:
+        grads = gradients(random_target_loss(model(tokens)), model)
+        torch.testing.assert_close(grads, expected_grads, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("backend", TRAINABLE)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_dropout_works_in_training_only(scheme: str, backend: str) -> None:
+def test_dropout_applies_only_in_training(scheme: str, backend: str) -> None:
     tokens = random_tokens(2, 9)
     torch.manual_seed(0)
     model = random_model(tiny_config(scheme, backend=backend, dropout=0.5))
@@ -207,7 +201,7 @@ def test_dropout_works_in_training_only(scheme: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", TRAINABLE)
-def test_attention_weights_drop_out_without_bias(backend: str) -> None:
+def test_attention_dropout_keeps_the_mean(backend: str) -> None:
     torch.manual_seed(0)
     config = tiny_config("nope", n_head=1)
     positions = torch.arange(4)[None]
@@ -217,7 +211,7 @@ def test_attention_weights_drop_out_without_bias(backend: str) -> None:
     q = k = torch.zeros(4000, 1, 4, 2)
     v = torch.eye(4)[None, None].expand(4000, -1, -1, -1)
     mixed = BACKENDS[backend](q, k, v, scores, 0, 0.5)
-    # Equal weights over i + 1 keys, each kept half of the time and then doubled.
+    # Uniform weights over i + 1 keys, each kept with probability 1/2 and doubled.
     for i in range(4):
         kept = mixed[:, 0, i, : i + 1] * (i + 1)
         assert set(kept.unique().round().tolist()) == {0.0, 2.0}
@@ -228,66 +222,66 @@ def test_attention_weights_drop_out_without_bias(backend: str) -> None:
 Check = Callable[[ModelConfig, str], None]
 
 
-def of_few_layers(scheme: str, backend: str) -> ModelConfig:
-    """A tiny design; of one layer where layers are slow. With two flex equals the reference."""
+def config_for_backend(scheme: str, backend: str) -> ModelConfig:
+    """Return a tiny config, with one layer for flex, which is slow on CPUs."""
     return tiny_config(scheme, n_layer=1 if backend == "flex" else 2)
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("check", [each_row_has_its_positions, order_is_that_of_positions])
+@pytest.mark.parametrize("check", [assert_positions_are_per_row, assert_order_follows_positions])
 @each_backend
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_positions_are_data(scheme: str, backend: str, check: Check) -> None:
-    check(of_few_layers(scheme, backend), backend)
+def test_explicit_positions(scheme: str, backend: str, check: Check) -> None:
+    check(config_for_backend(scheme, backend), backend)
 
 
-@pytest.mark.parametrize("check", [no_positions_mean_arange, later_tokens_change_nothing])
+@pytest.mark.parametrize("check", [assert_positions_default_to_arange, assert_causal])
 @pytest.mark.parametrize("backend", TRAINABLE)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_the_causal_path(scheme: str, backend: str, check: Check) -> None:
+def test_causal_path(scheme: str, backend: str, check: Check) -> None:
     check(tiny_config(scheme), backend)
 
 
 @pytest.mark.parametrize("backend", TRAINABLE)
 @each_variant
 def test_cached_equals_full(scheme: str, options: Options, backend: str) -> None:
-    cached_equals_full(variant_config(scheme, options), backend)
+    assert_cached_equals_full(variant_config(scheme, options), backend)
 
 
 @pytest.mark.parametrize("backend", TRAINABLE)
 @pytest.mark.parametrize(
     ("scheme", "options"), [variant for variant in VARIANTS if variant[0] in RELATIVE], ids=str
 )
-def test_relative_schemes_see_no_absolute_position(
+def test_relative_schemes_ignore_absolute_positions(
     scheme: str, options: Options, backend: str
 ) -> None:
-    shift_changes_nothing(variant_config(scheme, options), backend)
+    assert_shift_invariant(variant_config(scheme, options), backend)
 
 
 @pytest.mark.parametrize("backend", TRAINABLE)
 @pytest.mark.parametrize("scheme", sorted({*SCHEMES} - {*RELATIVE}))
-def test_the_others_see_absolute_positions(scheme: str, backend: str) -> None:
-    shift_changes_something(tiny_config(scheme), backend)
+def test_absolute_schemes_use_absolute_positions(scheme: str, backend: str) -> None:
+    assert_shift_dependent(tiny_config(scheme), backend)
 
 
 @pytest.mark.parametrize("backend", TRAINABLE)
 @each_variant
-def test_who_sees_gaps_between_positions(scheme: str, options: Options, backend: str) -> None:
-    seen = sees_gaps(variant_config(scheme, options), backend)
-    assert seen == POSITIONS.get(scheme, Positions).counts_gaps
+def test_dependence_on_gaps_between_positions(scheme: str, options: Options, backend: str) -> None:
+    depends = depends_on_gaps(variant_config(scheme, options), backend)
+    assert depends == POSITIONS.get(scheme, Positions).counts_gaps
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ffn", FFN.names())
 @pytest.mark.parametrize("backend", TRAINABLE)
-def test_no_layer_shows_later_tokens(backend: str, ffn: str, kind: str, placement: str) -> None:
+def test_every_block_is_causal(backend: str, ffn: str, kind: str, placement: str) -> None:
     config = tiny_config("learned", ffn, placement=placement, kind=kind)
-    later_tokens_change_nothing(config, backend)
+    assert_causal(config, backend)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_lengths_beyond_the_block(scheme: str) -> None:
+def test_lengths_beyond_block_size(scheme: str) -> None:
     model = random_model(tiny_config(scheme, block_size=8))
     limit = model.positional.max_length
     if limit is None:
@@ -302,32 +296,33 @@ def test_lengths_beyond_the_block(scheme: str) -> None:
         model(random_tokens(1, 2), torch.tensor([[0, limit + 3]]))
 
 
-def limit(scheme: str, **options: Any) -> int | None:
+def max_length(scheme: str, **options: Any) -> int | None:
+    """Return the largest length of a scheme with block size 8."""
     return random_model(variant_config(scheme, options, block_size=8)).positional.max_length
 
 
-def test_tables_of_positions_end_at_block_size() -> None:
+def test_schemes_with_tables_are_limited_to_block_size() -> None:
     for scheme in ("block_input", "integrated", "learned", "relative", "relative_bias"):
-        assert limit(scheme) == 8, scheme
-    assert limit("block_input", table="sinusoidal", base=10000.0) is None
-    assert limit("relative", max_distance=3) is None
+        assert max_length(scheme) == 8, scheme
+    assert max_length("block_input", table="sinusoidal", base=10000.0) is None
+    assert max_length("relative", max_distance=3) is None
     for scheme in ("alibi", "cope", "fire", "kerple", "nope", "rope", "sinusoidal", "t5", "xpos"):
-        assert limit(scheme) is None, scheme
+        assert max_length(scheme) is None, scheme
 
 
 @each_variant
-def test_dense_is_the_formula(scheme: str, options: Options) -> None:
-    dense_is_the_formula(variant_config(scheme, options))
+def test_dense_bias_equals_score_mod(scheme: str, options: Options) -> None:
+    assert_dense_equals_score_mod(variant_config(scheme, options))
 
 
 @each_variant
-def test_score_is_truthful(scheme: str, options: Options) -> None:
-    score_is_truthful(variant_config(scheme, options))
+def test_bias_depends_on_is_correct(scheme: str, options: Options) -> None:
+    assert_bias_depends_on_is_correct(variant_config(scheme, options))
 
 
 @each_variant
-def test_bare_scores_do_not_decay(scheme: str, options: Options) -> None:
-    bare_scores_do_not_decay(variant_config(scheme, options))
+def test_only_vectors_decay(scheme: str, options: Options) -> None:
+    assert_only_vectors_decay(variant_config(scheme, options))
 
 
 @pytest.mark.parametrize(
@@ -338,42 +333,45 @@ def test_bare_scores_do_not_decay(scheme: str, options: Options) -> None:
         (12, [1, 2, 3, 4, 5, 6, 7, 8, 0.5, 1.5, 2.5, 3.5]),
     ],
 )
-def test_alibi_slopes_are_the_papers(n_head: int, exponents: list[float]) -> None:
+def test_alibi_slopes_equal_the_paper(n_head: int, exponents: list[float]) -> None:
     assert alibi_slopes(n_head) == pytest.approx([2.0**-exponent for exponent in exponents])
 
 
 def rotated(config: ModelConfig, x: Tensor, positions: list[int]) -> Tensor:
+    """Return queries x rotated by positions."""
     scheme = POSITIONAL.build(config.positional, config.shape)
     return scheme.rotate(x, x, torch.tensor([positions]), 0)[0]
 
 
 @pytest.mark.usefixtures("float64")
-def test_rope_keeps_lengths_and_sees_distances_only() -> None:
+def test_rope_preserves_norms_and_depends_only_on_distances() -> None:
     config = tiny_config("rope", n_head=1, n_embd=8)
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
-    both = torch.cat((q, k), dim=2)
+    vectors = torch.cat((q, k), dim=2)
     dots = []
     for shift in (0, 1, 500):
-        turned = rotated(config, both, [7 + shift, 4 + shift])
-        assert_equal(turned.norm(dim=-1), both.norm(dim=-1))
-        dots.append((turned[..., 0, :] * turned[..., 1, :]).sum())
+        rotated_both = rotated(config, vectors, [7 + shift, 4 + shift])
+        assert_equal(rotated_both.norm(dim=-1), vectors.norm(dim=-1))
+        dots.append((rotated_both[..., 0, :] * rotated_both[..., 1, :]).sum())
     assert_equal(dots[1], dots[0])
     assert_equal(dots[2], dots[0])
-    closer = rotated(config, both, [7, 5])
-    assert not torch.allclose((closer[..., 0, :] * closer[..., 1, :]).sum(), dots[0])
+    rotated_closer = rotated(config, vectors, [7, 5])
+    assert not torch.allclose(
+        (rotated_closer[..., 0, :] * rotated_closer[..., 1, :]).sum(), dots[0]
+    )
 
 
-def test_rope_leaves_position_zero_and_keeps_the_dtype() -> None:
+def test_rope_does_not_rotate_position_zero_and_keeps_the_dtype() -> None:
     config = tiny_config("rope", n_head=1, n_embd=8)
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         x = torch.randn(1, 1, 2, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
-        turned = rotated(config, x, [0, 3])
-        assert turned.dtype == dtype
-        assert torch.equal(turned[..., 0, :], x[..., 0, :])
+        rotated_x = rotated(config, x, [0, 3])
+        assert rotated_x.dtype == dtype
+        assert torch.equal(rotated_x[..., 0, :], x[..., 0, :])
 
 
 @pytest.mark.usefixtures("float64")
-def test_sinusoidal_values_are_the_papers() -> None:
+def test_sinusoidal_values_equal_the_paper() -> None:
     config = tiny_config("sinusoidal", n_head=1, n_embd=4)
     scheme = POSITIONAL.build(config.positional, config.shape)
     table = scheme.embed(torch.zeros(1, 2, 4), torch.tensor([[0, 50]]))
@@ -387,8 +385,10 @@ def test_sinusoidal_values_are_the_papers() -> None:
 @pytest.mark.medium
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_bf16_stays_close_to_fp32(scheme: str, backend: str) -> None:
-    model = random_model(replace(of_few_layers(scheme, backend), backend=BackendConfig(backend)))
+def test_bf16_logits_are_close_to_fp32(scheme: str, backend: str) -> None:
+    model = random_model(
+        replace(config_for_backend(scheme, backend), backend=BackendConfig(backend))
+    )
     tokens = random_tokens(2, 16)
     with torch.inference_mode():
         exact = model(tokens)
@@ -399,7 +399,7 @@ def test_bf16_stays_close_to_fp32(scheme: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("use", USES)
-def test_choice_of_backend(use: Use) -> None:
+def test_auto_chooses_the_backend(use: Use) -> None:
     auto = tiny_config(backend="auto")
     assert choose_backend(auto, "cuda", True, use)[0] == "sdpa"
     assert choose_backend(auto, "mps", False, use)[0] == "sdpa"
@@ -416,12 +416,12 @@ def test_choice_of_backend(use: Use) -> None:
         assert choose_backend(config, "cpu", True, use) == (name, "as configured")
 
 
-def test_choice_reaches_the_model() -> None:
+def test_model_uses_the_chosen_backend() -> None:
     model = GPT(tiny_config(backend="auto"), N_VOCAB)
     assert model.use_backend("cpu", bf16=True, use="training").startswith("eager (")
     assert model.backend is BACKENDS["eager"]
     with model.evaluating():
-        assert model.backend is BACKENDS["sdpa"]  # without gradients it is the faster
+        assert model.backend is BACKENDS["sdpa"]  # the faster one without gradients
     assert model.backend is BACKENDS["eager"]
     explicit = GPT(tiny_config(backend="eager"), N_VOCAB)
     explicit.use_backend("cpu", bf16=True, use="training")
@@ -430,14 +430,14 @@ def test_choice_reaches_the_model() -> None:
     with pytest.raises(UserError, match=r"^model\.backend\.name=spda: .*Did you mean sdpa\?"):
         BackendConfig("spda")
     for name, backend in BACKENDS.items():
-        assert GPT(composed(f"backend={name}"), N_VOCAB).backend is backend
+        assert GPT(composed_model(f"backend={name}"), N_VOCAB).backend is backend
 
 
 WIDE: dict[str, Any] = {"n_head": 2, "n_embd": 32}  # heads of 16 channels
 
 
 @pytest.mark.parametrize(
-    ("backend", "use", "device", "changes", "why"),
+    ("backend", "use", "device", "changes", "reason"),
     [
         ("sdpa", "training", "cpu", {"logit_softcap": 9.0}, "it has no logit soft-cap"),
         ("sdpa", "inference", "cuda", {"logit_softcap": 9.0}, "it has no logit soft-cap"),
@@ -449,13 +449,14 @@ WIDE: dict[str, Any] = {"n_head": 2, "n_embd": 32}  # heads of 16 channels
         ("flex", "training", "cuda", {**WIDE, "dropout": 0.1}, "FlexAttention has no dropout"),
     ],
 )
-def test_refusals(backend: str, use: Use, device: str, changes: dict[str, Any], why: str) -> None:
+def test_backends_reject_unsupported_designs(
+    backend: str, use: Use, device: str, changes: dict[str, Any], reason: str
+) -> None:
     config = tiny_config("rope", backend=backend, **changes)
-    assert backend_limit(config, backend, device, use) == why
-    asked = (
-        f"model.backend.name={backend}: does not support {use} of this design on {device}: {why}; "
-    )
-    with pytest.raises(UserError, match="^" + re.escape(asked) + "use eager.* or auto$"):
+    assert backend_limit(config, backend, device, use) == reason
+    message = f"model.backend.name={backend}: does not support {use} of this design on {device}: "
+    message += f"{reason}; "
+    with pytest.raises(UserError, match="^" + re.escape(message) + "use eager.* or auto$"):
         choose_backend(config, device, False, use)
     assert (
         choose_backend(replace(config, backend=BackendConfig("auto")), device, False, use)[0]
@@ -464,21 +465,20 @@ def test_refusals(backend: str, use: Use, device: str, changes: dict[str, Any], 
 
 
 @each_variant
-def test_flex_refuses_to_train_learned_terms(scheme: str, options: Options) -> None:
+def test_flex_rejects_training_of_learned_biases(scheme: str, options: Options) -> None:
     config = variant_config(scheme, options, backend="flex", **WIDE)
     model = random_model(config)
     positions, layers = torch.arange(9)[None], range(config.n_layer)
     q, k = torch.randn(2, 2, 2, 9, 16, requires_grad=True)
     bias = AttentionBias(model.positional, 2, positions, positions, True)
-    learns = any(bias.dense(q, k, layer).requires_grad for layer in layers)
-    assert model.positional.has_learned_bias(config.positional) == learns
-    why = backend_limit(config, "flex", "cuda", "training")
-    assert (why is not None) == learns
-    if learns:
-        assert why == "FlexAttention sums the gradients of a learned bias in no fixed order"
-        asked = (
-            f"^model.backend.name=flex: does not support training of this design on cuda: {why}; "
-        )
-        with pytest.raises(UserError, match=asked + "use eager, sdpa or auto$"):
+    is_learned = any(bias.dense(q, k, layer).requires_grad for layer in layers)
+    assert model.positional.has_learned_bias(config.positional) == is_learned
+    reason = backend_limit(config, "flex", "cuda", "training")
+    assert (reason is not None) == is_learned
+    if is_learned:
+        assert reason == "FlexAttention sums the gradients of a learned bias in no fixed order"
+        message = "^model.backend.name=flex: does not support training of this design on cuda: "
+        message += f"{reason}; use eager, sdpa or auto$"
+        with pytest.raises(UserError, match=message):
             choose_backend(config, "cuda", True, "training")
     assert choose_backend(config, "cuda", True, "inference") == ("flex", "as configured")

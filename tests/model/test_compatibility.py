@@ -1,4 +1,4 @@
-"""Choices that cannot be combined: reported as data, before anything is built."""
+"""Checks of configs before a model is built."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from tests.model.tiny import N_VOCAB, tiny_config
 
 
 def test_a_problem_has_key_value_reason_and_remedy() -> None:
-    every = problems(tiny_config(n_head=5, attention="performer", dropout=0.1))
-    assert [problem.key for problem in every] == ["model.n_head", "attention"]
-    assert every[0] == Problem(
+    reported = problems(tiny_config(n_head=5, attention="performer", dropout=0.1))
+    assert [problem.key for problem in reported] == ["model.n_head", "attention"]
+    assert reported[0] == Problem(
         *("model.n_head", 5),
         "must divide model.n_embd=12; use 3, 4, 6 heads, or another n_embd",
     )
-    assert str(every[0]) == (
+    assert str(reported[0]) == (
         "model.n_head=5: must divide model.n_embd=12; use 3, 4, 6 heads, or another n_embd"
     )
 
 
-def test_the_first_problem_is_raised_and_a_constructor_asserts_only() -> None:
+def test_require_compatible_raises_the_first_problem() -> None:
     config = tiny_config(attention="performer", dropout=0.1)
     with pytest.raises(UserError, match=r"^attention=performer: it has no weights .*; set it to 0"):
         require_compatible(config)
@@ -40,7 +40,7 @@ def test_the_first_problem_is_raised_and_a_constructor_asserts_only() -> None:
     require_compatible(tiny_config())
 
 
-def test_what_depends_on_data_optimizer_device_and_use() -> None:
+def test_problems_of_documents_optimizer_and_backend() -> None:
     assert problems(tiny_config(attention="landmark", attention_options={"block": 2})) == []
     (problem,) = problems(
         tiny_config(attention="landmark", attention_options={"block": 2}), documents=True
@@ -58,7 +58,7 @@ def test_what_depends_on_data_optimizer_device_and_use() -> None:
     assert str(error.value) == str(problem)
 
 
-def test_replicas() -> None:
+def test_replicas_reject_dropout_experts_and_fused_attention() -> None:
     assert replica_problems(tiny_config()) == []
     keys = [p.key for p in replica_problems(tiny_config("rope", "moe", "sdpa", dropout=0.1))]
     assert keys == ["model.dropout", "ffn", "model.backend.name"]

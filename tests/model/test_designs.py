@@ -1,4 +1,4 @@
-"""Every design and every option either trains or is refused with a reason."""
+"""Every combination of choices either trains or is rejected with a reason."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from minigpt.model.norm import PLACEMENTS
 from minigpt.model.positional import POSITIONAL
 from minigpt.optim.optimizer import OPTIMIZERS
 from tests.model.contract import SCHEMES
-from tests.model.tiny import N_VOCAB, composed, random_tokens, refused, tiny_config
+from tests.model.tiny import N_VOCAB, composed_model, first_problem, random_tokens, tiny_config
 
-DESIGNS = [*itertools.product(SCHEMES, ATTENTION.names(), FFN.names(), PLACEMENTS)]
-# Choices that cannot be combined, and part of the reason.
+# Pairs of choices that cannot be combined, and part of the error message.
 REFUSED = {
     ("cope", "landmark"): "positional=cope counts all of them",
     ("landmark", "conv"): "ffn=conv mixes neighbouring tokens",
@@ -33,10 +32,10 @@ REFUSED = {
 
 @pytest.mark.parametrize(("scheme", "attention"), [*itertools.product(SCHEMES, ATTENTION.names())])
 def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
-    optimizer = composed_config([]).optimizer
+    optimizer_config = composed_config([]).optimizer
     tokens = random_tokens(2, 17)
     for ffn, placement in itertools.product(FFN.names(), PLACEMENTS):
-        # One layer: others test what layers are to each other. Scaled: every part learns at once.
+        # With scaled initialization every parameter gets a gradient at the first step.
         config = tiny_config(
             *(scheme, ffn),
             placement=placement,
@@ -46,24 +45,25 @@ def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
             residual_init="scaled",
         )
         names = (scheme, attention, ffn, placement)
-        whys = [why for pair, why in REFUSED.items() if {*pair} <= {*names}]
-        said = refused(config)
-        assert (said is None) == (not whys), f"{names}: {said or 'not refused'}"
-        if said is not None:
-            assert said.startswith(f"attention={attention}: ") and any(w in said for w in whys)
+        reasons = [reason for pair, reason in REFUSED.items() if {*pair} <= {*names}]
+        problem = first_problem(config)
+        assert (problem is None) == (not reasons), f"{names}: {problem or 'not refused'}"
+        if problem is not None:
+            assert problem.startswith(f"attention={attention}: ")
+            assert any(reason in problem for reason in reasons)
             continue
         torch.manual_seed(0)
         model = GPT(config, N_VOCAB).train()
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        optimize = OPTIMIZERS.build(optimizer, model)
+        optimizer = OPTIMIZERS.build(optimizer_config, model)
         for _ in range(2):
-            optimize.zero_grad()
+            optimizer.zero_grad()
             model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
-            optimize.step()
+            optimizer.step()
         for name, p in model.named_parameters():
-            idle = ".experts." in name  # no token may have gone there
+            may_be_unused = ".experts." in name  # an expert may receive no token
             assert p.isfinite().all(), (names, name)
-            assert idle or not torch.equal(p, before[name]), (names, name)
+            assert may_be_unused or not torch.equal(p, before[name]), (names, name)
 
 
 @pytest.mark.parametrize(
@@ -137,38 +137,40 @@ def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_options_that_cannot_be_honoured(overrides: list[str], message: str) -> None:
+def test_invalid_options_are_rejected(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=f"^{message}"):
         composed_config(overrides)
 
 
 @pytest.mark.parametrize("attention", ["performer", "landmark"])
-def test_mechanisms_have_no_backends(attention: str) -> None:
+def test_performer_and_landmark_reject_backends(attention: str) -> None:
     for name in ("sdpa", "flex"):
-        model = GPT(composed(f"attention={attention}", f"backend={name}"), N_VOCAB)
+        model = GPT(composed_model(f"attention={attention}", f"backend={name}"), N_VOCAB)
         with pytest.raises(
             UserError, match=rf"^model\.backend\.name={name}: .*its own implementation"
         ):
             model.use_backend("cpu", bf16=False, use="training")
-    model = GPT(composed(f"attention={attention}"), N_VOCAB)
+    model = GPT(composed_model(f"attention={attention}"), N_VOCAB)
     assert "its own implementation" in model.use_backend("cpu", bf16=False, use="training")
 
 
-def test_flops_count_the_keys_that_are_not_masked() -> None:
+def test_flops_count_unmasked_keys() -> None:
     sizes = ["model.n_layer=2", "model.n_embd=32", "model.n_head=2", "model.block_size=64"]
 
     def flops(*overrides: str) -> int:
-        return GPT(composed(*sizes, *overrides), N_VOCAB).flops_per_token()
+        return GPT(composed_model(*sizes, *overrides), N_VOCAB).flops_per_token()
 
     full = flops("attention=full")
-    a_key = 12 * 32  # of one layer
+    flops_per_key = 12 * 32  # of one layer
     for attention, keys in (("sliding_window", 16), ("chunked", 16), ("bigbird", 16)):
-        assert full - flops(f"attention={attention}") == 2 * a_key * (64 - keys)
-    half = flops("attention=sliding_window", "model.attention.layers=[full,sliding_window]")
-    assert full - half == a_key * (64 - 16)
-    # Every ninth row is a landmark, in the blocks and as a key; its embedding is 32 numbers.
-    matrices, head, rows = full - 2 * a_key * 64, 6 * 32 * N_VOCAB, 9 / 8
+        assert full - flops(f"attention={attention}") == 2 * flops_per_key * (64 - keys)
+    mixed_layers = flops("attention=sliding_window", "model.attention.layers=[full,sliding_window]")
+    assert full - mixed_layers == flops_per_key * (64 - 16)
+    # Each block of 8 tokens adds a landmark: 9/8 of the rows and keys, and 32 parameters.
+    matrices, head, rows = full - 2 * flops_per_key * 64, 6 * 32 * N_VOCAB, 9 / 8
     blocks = matrices - head + 6 * 32
-    assert flops("attention=landmark") == blocks * rows + head + 2 * a_key * 64 * rows * rows
-    # 64 features of q and k, the state's update and its use, and half of the pairs of the chunk.
-    assert flops("attention=performer") - matrices == 2 * a_key * (2 * 64 + 64 * (1 + 64 / 16) / 2)
+    scores = 2 * flops_per_key * 64 * rows**2
+    assert flops("attention=landmark") == blocks * rows + head + scores
+    # The features of q and k, the state's update and use, and the lower half of each chunk.
+    scores = 2 * flops_per_key * (2 * 64 + 64 * (1 + 64 / 16) / 2)
+    assert flops("attention=performer") == matrices + scores

@@ -1,4 +1,4 @@
-"""The whole model: every feed-forward layer and norm, its start, its vocabulary, its counts."""
+"""The whole model: feed-forward layers, norms, initialization, vocabulary padding, counts."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ from minigpt.model.context import Auxiliary
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import KINDS, PLACEMENTS, NormConfig
 from minigpt.model.positional import POSITIONAL
-from minigpt.runtime import Runtime
 from tests.model.contract import VARIANTS, variant_config
 from tests.model.reference import FEED_FORWARDS, NORMS, reference_logits, reference_loss
 from tests.model.tiny import (
     N_VOCAB,
-    composed,
+    composed_model,
     default_dtype,
     gradients,
     random_model,
@@ -35,10 +34,10 @@ from tests.model.tiny import (
 )
 
 SCHEMES = POSITIONAL.names()
-CPU = Runtime("cpu", "", "fp32", "")
 
 
-def loss_of(model: GPT, tokens: Tensor) -> Tensor:
+def next_token_loss(model: GPT, tokens: Tensor) -> Tensor:
+    """Return the mean next-token loss."""
     return model.loss(tokens[:, :-1], tokens[:, 1:])
 
 
@@ -71,20 +70,20 @@ def test_equals_the_reference(
         weights = dict(model.named_parameters())
         positions = torch.arange(3).expand(2, -1)
         expected = reference_logits(config, weights, N_VOCAB, tokens, positions)
-        found = gradients(F.cross_entropy(logits.flatten(0, 1), targets.flatten()), model)
-        wanted = gradients(reference_loss(expected, targets), model)
+        grads = gradients(F.cross_entropy(logits.flatten(0, 1), targets.flatten()), model)
+        expected_grads = gradients(reference_loss(expected, targets), model)
     torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_norms_in_bf16_use_one_kernel(kind: str, placement: str) -> None:
-    """torch warns where a norm's input and gain differ in precision, and then takes a slow way."""
+def test_norms_use_the_fused_kernel_in_bf16(kind: str, placement: str) -> None:
+    """torch warns and is slow if the dtypes of a norm's input and gain differ."""
     model = random_model(tiny_config(placement=placement, kind=kind))
     with warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16):
         warnings.simplefilter("error")
-        loss_of(model, random_tokens(2, 7)).backward()
+        next_token_loss(model, random_tokens(2, 7)).backward()
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
@@ -104,7 +103,9 @@ def test_norms_without_parameters_equal_the_reference(kind: str, placement: str)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ffn", FFN.names())
-def test_every_parameter_learns(ffn: str, kind: str, placement: str, residual_init: str) -> None:
+def test_all_parameters_get_gradients(
+    ffn: str, kind: str, placement: str, residual_init: str
+) -> None:
     torch.manual_seed(0)
     config = tiny_config(
         *("learned", ffn, "sdpa", "untied", placement, kind), bias=True, residual_init=residual_init
@@ -112,28 +113,28 @@ def test_every_parameter_learns(ffn: str, kind: str, placement: str, residual_in
     model = GPT(config, N_VOCAB)
     tokens = random_tokens(4, 17)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loss = loss_of(model, tokens)
+    loss = next_token_loss(model, tokens)
     loss.backward()
-    optimizer.step()  # branches that start at zero pass a gradient only after it
+    optimizer.step()  # zero-initialized branches pass gradients only after the first step
     optimizer.zero_grad()
-    after = loss_of(model, tokens)
+    after = next_token_loss(model, tokens)
     after.backward()
     assert loss.isfinite() and after < loss
     auxiliary = Auxiliary()
     model(tokens[:, :-1], auxiliary=auxiliary)
-    idle = tuple(
+    unused = tuple(
         f"blocks.{layer}.ffn.experts.{expert}."
         for layer, shares in enumerate(auxiliary.metrics.values())
         for expert, usage in enumerate(shares)
-        if usage == 0  # no token came, so there is nothing to learn from
+        if usage == 0  # no token was routed to it
     )
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, f"{name} got no gradient"
         assert parameter.grad.isfinite().all(), name
-        assert bool(parameter.grad.any()) != name.startswith(idle), name
+        assert bool(parameter.grad.any()) != name.startswith(unused), name
 
 
-def test_loss_is_the_mean_in_nats() -> None:
+def test_loss_is_the_mean_in_nats_per_token() -> None:
     model = random_model(tiny_config())
     tokens, targets = random_tokens(2, 7), random_tokens(2, 7, seed=1)
     expected = reference_loss(model(tokens), targets)
@@ -141,27 +142,27 @@ def test_loss_is_the_mean_in_nats() -> None:
     torch.testing.assert_close(model.loss(tokens, targets, reduction="sum"), 14 * expected)
 
 
-def test_fresh_model_knows_nothing() -> None:
+def test_initial_loss_is_that_of_a_uniform_distribution() -> None:
     torch.manual_seed(0)
     for name in SCHEMES:
-        loss = loss_of(GPT(tiny_config(name), N_VOCAB), random_tokens(4, 17))
+        loss = next_token_loss(GPT(tiny_config(name), N_VOCAB), random_tokens(4, 17))
         assert loss.item() == pytest.approx(torch.tensor(N_VOCAB).log().item(), abs=0.05)
 
 
-def test_tied_head_is_the_token_table() -> None:
+def test_tied_head_shares_the_token_embedding() -> None:
     tied = GPT(tiny_config(embedding="tied"), N_VOCAB)
     untied = GPT(tiny_config(embedding="untied"), N_VOCAB)
     assert tied.head.weight is tied.token_embedding.weight
     assert untied.head.weight.data_ptr() != untied.token_embedding.weight.data_ptr()
-    counts, more = tied.parameter_counts(), untied.parameter_counts()
-    assert more["total"] - counts["total"] == N_VOCAB * 12
-    assert more["non_embedding"] == counts["non_embedding"]
+    tied_counts, untied_counts = tied.parameter_counts(), untied.parameter_counts()
+    assert untied_counts["total"] - tied_counts["total"] == N_VOCAB * 12
+    assert untied_counts["non_embedding"] == tied_counts["non_embedding"]
 
 
 def test_gpt2_parameter_counts() -> None:
     n_layer, n_head, d, block, n_vocab = 3, 4, 32, 20, 65
     overrides = [f"model.n_layer={n_layer}", f"model.n_head={n_head}", f"model.n_embd={d}"]
-    model = GPT(composed("model=gpt2", *overrides, f"model.block_size={block}"), n_vocab)
+    model = GPT(composed_model("model=gpt2", *overrides, f"model.block_size={block}"), n_vocab)
     attention = (d * 3 * d + 3 * d) + (d * d + d)
     ffn = (d * 4 * d + 4 * d) + (4 * d * d + d)
     norms = 2 * 2 * d
@@ -177,7 +178,7 @@ def test_gpt2_parameter_counts() -> None:
 def test_llama_parameter_counts() -> None:
     n_layer, n_head, d, n_vocab = 3, 4, 32, 65
     overrides = [f"model.n_layer={n_layer}", f"model.n_head={n_head}", f"model.n_embd={d}"]
-    model = GPT(composed("model=llama", *overrides), n_vocab)
+    model = GPT(composed_model("model=llama", *overrides), n_vocab)
     hidden = 88  # 8/3 * 32 = 85.3, rounded up to a multiple of 8
     non_embedding = n_layer * (4 * d * d + 3 * d * hidden + 2 * d) + d
     assert model.parameter_counts() == {
@@ -188,7 +189,7 @@ def test_llama_parameter_counts() -> None:
     }
 
 
-def test_schemes_differ_in_positional_parameters_alone() -> None:
+def test_schemes_differ_only_in_positional_parameters() -> None:
     counts = {
         (name, *options.values()): GPT(variant_config(name, options), N_VOCAB).parameter_counts()
         for name, options in VARIANTS
@@ -196,7 +197,7 @@ def test_schemes_differ_in_positional_parameters_alone() -> None:
     assert len({count["non_embedding"] for count in counts.values()}) == 1
     assert len({count["total"] - count["positional"] for count in counts.values()}) == 1
     layers, heads, block, d, e = 2, 3, 16, 24, 8
-    documented = {
+    expected = {
         ("alibi",): 0,
         ("alibi", "learned"): heads,
         ("block_input",): layers * block * d,
@@ -221,23 +222,23 @@ def test_schemes_differ_in_positional_parameters_alone() -> None:
         ("t5", "own"): layers * heads * 32,
         ("xpos",): 0,
     }
-    assert {name: counts[name]["positional"] for name in documented} == documented
+    assert {name: counts[name]["positional"] for name in expected} == expected
 
 
 @pytest.mark.parametrize("residual_init", RESIDUAL_INITS)
-def test_schemes_start_from_the_same_weights(residual_init: str) -> None:
-    starts: list[dict[str, Tensor]] = []
+def test_schemes_have_the_same_initial_weights(residual_init: str) -> None:
+    initial: list[dict[str, Tensor]] = []
     for name, options in VARIANTS:
         torch.manual_seed(1)
         model = GPT(variant_config(name, options, residual_init=residual_init), N_VOCAB)
         state = model.state_dict()
-        starts.append({k: v for k, v in state.items() if not k.startswith("positional.")})
-        assert starts[-1].keys() == starts[0].keys()
-        for key, weight in starts[-1].items():
-            assert torch.equal(weight, starts[0][key]), f"{name} {options}: {key}"
+        initial.append({k: v for k, v in state.items() if not k.startswith("positional.")})
+        assert initial[-1].keys() == initial[0].keys()
+        for key, weight in initial[-1].items():
+            assert torch.equal(weight, initial[0][key]), f"{name} {options}: {key}"
 
 
-def test_fewer_heads_for_keys_have_fewer_weights() -> None:
+def test_grouped_queries_shrink_the_qkv_projection() -> None:
     for n_kv_head in (1, 2, 4, None):
         config = tiny_config(n_head=4, n_embd=16, n_kv_head=n_kv_head, bias=True)
         qkv = 16 + 2 * 4 * (n_kv_head or 4)
@@ -249,14 +250,14 @@ def test_fewer_heads_for_keys_have_fewer_weights() -> None:
 @pytest.mark.parametrize("embedding", EMBEDDINGS)
 def test_flops_per_token(embedding: str) -> None:
     config = tiny_config("learned", "gelu", embedding=embedding, bias=False)
-    # Two layers of 12 d^2 and two gains, one more gain, the head; 12 L d T for the scores.
+    # Two layers of 12 d^2 and two gains each, the final gain, the head; 12 L d T for attention.
     matrices = 2 * (12 * 12**2 + 2 * 12) + 12 + N_VOCAB * 12
-    # An embedding is looked up, not multiplied: tied or not, positions or not, it costs nothing.
+    # Embeddings are lookups and cost no FLOPs.
     assert GPT(config, N_VOCAB).flops_per_token() == 6 * matrices + 12 * 2 * 12 * 16
 
 
 @pytest.mark.parametrize("embedding", EMBEDDINGS)
-def test_padding_never_leaves_the_model(embedding: str) -> None:
+def test_vocabulary_padding_does_not_affect_logits_or_gradients(embedding: str) -> None:
     n_vocab = 65
     config = tiny_config(embedding=embedding)
     plain = random_model(config, n_vocab)
@@ -270,15 +271,15 @@ def test_padding_never_leaves_the_model(embedding: str) -> None:
 
     assert padded(tokens).shape == (2, 9, n_vocab)
     assert torch.equal(padded(tokens), plain(tokens))
-    loss, expected = loss_of(padded, tokens), loss_of(plain, tokens)
+    loss, expected = next_token_loss(padded, tokens), next_token_loss(plain, tokens)
     assert torch.equal(loss, expected)
-    found, wanted = gradients(loss, padded), gradients(expected, plain)
-    for name in wanted:
-        torch.testing.assert_close(found[name][: len(wanted[name])], wanted[name])
-        assert not found[name][len(wanted[name]) :].any(), f"{name}: padding has a gradient"
+    grads, expected_grads = gradients(loss, padded), gradients(expected, plain)
+    for name in expected_grads:
+        torch.testing.assert_close(grads[name][: len(expected_grads[name])], expected_grads[name])
+        assert not grads[name][len(expected_grads[name]) :].any(), f"{name}: padding has a gradient"
 
 
-def test_sampling_never_yields_padding() -> None:
+def test_generation_never_samples_padding() -> None:
     model = random_model(tiny_config(vocab_multiple=64), n_vocab=3)
     with torch.no_grad():
         model.head.weight[3:] = 100.0
@@ -286,7 +287,7 @@ def test_sampling_never_yields_padding() -> None:
     assert {token for tokens in sampled for token in tokens} == {0, 1, 2}
 
 
-def test_vocabulary_is_padded_up_to_a_multiple() -> None:
+def test_vocabulary_is_padded_to_a_multiple() -> None:
     for multiple, n_vocab, padded in ((1, 65, 65), (64, 64, 64), (64, 65, 128), (8, 3, 8)):
         model = GPT(tiny_config(vocab_multiple=multiple), n_vocab)
         assert model.head.weight.shape[0] == padded
@@ -306,15 +307,15 @@ def test_zero_residual_init_starts_as_identity(scheme: str, ffn: str) -> None:
 
 
 @pytest.mark.parametrize("placement", ["sandwich", "peri"])
-def test_results_that_are_normalised_start_small_by_their_norm(placement: str) -> None:
+def test_output_norms_take_the_residual_init(placement: str) -> None:
     torch.manual_seed(0)
-    for residual_init, start in (("zero", 0.0), ("scaled", 1 / 4)):
+    for residual_init, gain in (("zero", 0.0), ("scaled", 1 / 4)):
         config = tiny_config(
             placement=placement, n_layer=8, n_embd=96, residual_init=residual_init, n_head=4
         )
         for name, parameter in GPT(config, N_VOCAB).named_parameters():
             if name.endswith("output_norm.weight"):
-                assert (parameter == start).all(), name
+                assert (parameter == gain).all(), name
             elif name.endswith("out.weight"):
                 assert parameter.std().item() == pytest.approx(0.02, rel=0.1), name
 
@@ -338,16 +339,16 @@ def test_scaled_residual_init(ffn: str) -> None:
             std = 0.005 if is_residual else 0.02
             rel = 5 / math.sqrt(2 * parameter.numel())  # five standard errors
             assert parameter.std().item() == pytest.approx(std, rel=rel), name
-    assert len(branches) == 2 * 8  # over sqrt(2 * 8) = 4
+    assert len(branches) == 2 * 8  # so 0.005 is 0.02 / sqrt(2 * 8)
 
 
-def test_bigram_sees_the_current_token_only() -> None:
-    model = random_model(composed("model=bigram"))
+def test_bigram_depends_only_on_the_current_token() -> None:
+    model = random_model(composed_model("model=bigram"))
     rows = model(random_tokens(4, 9))
     for row, tokens in zip(rows, random_tokens(4, 9), strict=True):
         for logits, token in zip(row, tokens, strict=True):
             torch.testing.assert_close(logits, model(token[None, None])[0, 0])
-    assert model.parameter_counts()["non_embedding"] == composed("model=bigram").n_embd
+    assert model.parameter_counts()["non_embedding"] == composed_model("model=bigram").n_embd
     model(random_tokens(1, 9)).sum().backward()
 
 
@@ -394,7 +395,7 @@ def test_bigram_sees_the_current_token_only() -> None:
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_values_that_cannot_be_honoured(overrides: list[str], message: str) -> None:
+def test_invalid_values_are_rejected(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=rf"^{message}"):
         composed_config(overrides)
 
@@ -433,12 +434,12 @@ def test_values_that_cannot_be_honoured(overrides: list[str], message: str) -> N
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )
-def test_options_that_cannot_be_honoured(scheme: str, options: list[str], message: str) -> None:
+def test_invalid_scheme_options_are_rejected(scheme: str, options: list[str], message: str) -> None:
     with pytest.raises(UserError, match=rf"^model\.positional\.{message}"):
         composed_config([f"positional={scheme}", *(f"model.positional.{o}" for o in options)])
 
 
-def test_schemes_refuse_sizes_they_cannot_pair() -> None:
+def test_schemes_reject_odd_sizes() -> None:
     why = r"^model\.n_head=4: .*head size 3 .*; choose another number of heads$"
     for scheme in ("rope", "xpos"):
         with pytest.raises(UserError, match=why):
@@ -455,28 +456,28 @@ def test_schemes_refuse_sizes_they_cannot_pair() -> None:
         require_compatible(tiny_config("block_input", options=waves, n_embd=15))
 
 
-def test_unknown_norm_is_named() -> None:
+def test_unknown_norm_suggests_a_known_one() -> None:
     with pytest.raises(UserError, match=r"^model\.norm\.kind=layer_norm: .*Did you mean layernorm"):
         NormConfig("pre", "layer_norm")
 
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_many_logits_are_never_held_at_once(reduction: str, bf16: bool) -> None:
-    """Loss and every gradient as with all of them; 3 windows of 7 in chunks of 5 tokens."""
-    model = random_model(composed("model.vocab_multiple=8"))
+def test_loss_in_chunks_equals_loss_at_once(reduction: str, bf16: bool) -> None:
+    """3 windows of 7 tokens in chunks of 5 give the same loss and gradients."""
+    model = random_model(composed_model("model.vocab_multiple=8"))
     tokens = torch.randint(N_VOCAB, (3, 8))
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    found = []
-    for most in (2**30, 5 * model.n_vocab):
-        model.max_logits = most
+    results = []
+    for max_logits in (2**30, 5 * model.n_vocab):
+        model.max_logits = max_logits
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             losses = model.loss(inputs, targets, reduction=reduction)
         (losses * torch.linspace(1, 2, losses.numel())).sum().backward()
         gradients = [p.grad for p in model.parameters()]
         assert None not in gradients
-        found.append([losses.detach(), *gradients])
-    assert found[0][0].shape == found[1][0].shape
-    for one, other in zip(*found, strict=True):
-        assert (one - other).norm() <= (1e-2 if bf16 else 1e-6) * one.norm()
+        results.append([losses.detach(), *gradients])
+    assert results[0][0].shape == results[1][0].shape
+    for at_once, in_chunks in zip(*results, strict=True):
+        assert (at_once - in_chunks).norm() <= (1e-2 if bf16 else 1e-6) * at_once.norm()

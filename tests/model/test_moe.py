@@ -1,4 +1,4 @@
-"""Routed experts: what they compute, how they balance, what they report and count."""
+"""Mixture of experts: outputs, load balancing, metrics, parameter and FLOP counts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from minigpt.model import GPT, ModelConfig
 from minigpt.model.context import Auxiliary
 from minigpt.model.ffn.moe import ROWS, MixtureOfExperts
-from minigpt.model.ffn.moe import balance_loss as balance_loss_of
+from minigpt.model.ffn.moe import balance_loss as layer_balance_loss
 from tests.model.contract import (
+    assert_cached_equals_full,
     assert_equal,
-    cached_equals_full,
-    each_row_has_its_positions,
-    loss_of,
+    assert_positions_are_per_row,
+    random_target_loss,
 )
 from tests.model.reference import (
     Vectors,
@@ -39,24 +39,24 @@ from tests.model.tiny import (
 
 
 def mixture_config(**options: Any) -> ModelConfig:
-    """A design of routed experts, with `options` of them not as configured."""
+    """Return a mixture-of-experts config, its defaults overridden by `options`."""
     config = tiny_config("rope", "moe", bias=True)
     return replace(config, ffn=replace(config.ffn, **options))
 
 
 def router_inputs(model: GPT, tokens: Tensor) -> list[Tensor]:
-    """What each routed layer gets (b, t, d)."""
-    found: list[Tensor] = []
+    """Return the input (b, t, d) of each mixture-of-experts layer."""
+    inputs: list[Tensor] = []
     layers = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
-    hooks = [layer.register_forward_pre_hook(lambda _, x: found.append(x[0])) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(lambda _, x: inputs.append(x[0])) for layer in layers]
     model(tokens)
     for hook in hooks:
         hook.remove()
-    return found
+    return inputs
 
 
 def reference_probabilities(model: GPT, tokens: Tensor) -> list[list[Vectors]]:
-    """Of each layer the router's probabilities of each token, in loops."""
+    """Return the router probabilities of each token, by layer, computed in loops."""
     weights = dict(model.named_parameters())
     return [
         [router_probabilities(x, weights, f"blocks.{layer}.ffn") for x in xs.flatten(0, 1)]
@@ -76,13 +76,13 @@ def test_equals_the_reference(expert: str, n_expert: int, n_active: int) -> None
         logits = model(tokens)
         expected = reference_logits(config, weights, N_VOCAB, tokens, positions)
         assert_equal(logits, expected)
-        found = gradients(loss_of(logits), model)
-        assert_equal(found, gradients(reference_loss(expected, random_tokens(3, 5, seed=1)), model))
-        for layer in range(2 if n_expert > 1 else 0):  # one expert has nothing to learn of a route
-            assert found[f"blocks.{layer}.ffn.router.weight"].abs().max() > 1e-6
+        grads = gradients(random_target_loss(logits), model)
+        assert_equal(grads, gradients(reference_loss(expected, random_tokens(3, 5, seed=1)), model))
+        for layer in range(2 if n_expert > 1 else 0):  # with one expert its weight is always 1
+            assert grads[f"blocks.{layer}.ffn.router.weight"].abs().max() > 1e-6
 
 
-def test_one_expert_is_the_expert() -> None:
+def test_one_expert_equals_a_dense_ffn() -> None:
     model, plain = (
         random_model(config)
         for config in (
@@ -100,8 +100,8 @@ def test_one_expert_is_the_expert() -> None:
     torch.testing.assert_close(model(tokens), plain(tokens))
 
 
-def test_no_token_is_dropped_however_full_an_expert_is() -> None:
-    """Equal tokens take the same experts; each gets what it gets alone."""
+def test_no_token_is_dropped_if_all_choose_the_same_experts() -> None:
+    """Nine equal tokens get the logits of a single one."""
     with default_dtype(torch.float64), torch.no_grad():
         model = random_model(mixture_config())
         tokens = torch.full((9, 1), 3)
@@ -112,8 +112,8 @@ def test_no_token_is_dropped_however_full_an_expert_is() -> None:
         assert_equal(logits, model(tokens[:1]).expand_as(logits))
 
 
-def test_many_tokens_equal_few_at_a_time() -> None:
-    """Where experts get so many that their number is padded, and where none does."""
+def test_logits_do_not_depend_on_the_batch_size() -> None:
+    """The large batch pads the tokens of an expert to a multiple of ROWS, single rows do not."""
     with default_dtype(torch.float64):
         model = random_model(mixture_config(n_expert=3))
         tokens, targets = random_tokens(40, 7), random_tokens(40, 7, seed=1).flatten()
@@ -122,23 +122,24 @@ def test_many_tokens_equal_few_at_a_time() -> None:
         usage = [x.tolist() for x in auxiliary.metrics.values()]
         counts = [share * 40 * 7 * 2 for shares in usage for share in shares]
         assert max(counts) > ROWS and any(round(count) % ROWS for count in counts)
-        few = torch.cat([model(row[None]) for row in tokens])
-        assert_equal(logits, few)
-        found, wanted = (
-            gradients(F.cross_entropy(x.flatten(0, 1), targets), model) for x in (logits, few)
+        row_by_row = torch.cat([model(row[None]) for row in tokens])
+        assert_equal(logits, row_by_row)
+        grads, expected_grads = (
+            gradients(F.cross_entropy(x.flatten(0, 1), targets), model)
+            for x in (logits, row_by_row)
         )
-        assert_equal(found, wanted)
+        assert_equal(grads, expected_grads)
 
 
 @pytest.mark.parametrize("n_active", [1, 2, 8])
 def test_decoding_equals_the_full_pass(n_active: int) -> None:
-    cached_equals_full(mixture_config(n_active=n_active), "eager")
-    each_row_has_its_positions(mixture_config(n_active=n_active), "eager")
+    assert_cached_equals_full(mixture_config(n_active=n_active), "eager")
+    assert_positions_are_per_row(mixture_config(n_active=n_active), "eager")
 
 
 @pytest.mark.parametrize(("n_active", "coefficient"), [(2, 0.01), (1, 0.5), (3, 0.0)])
 def test_balance_loss_equals_the_reference(n_active: int, coefficient: float) -> None:
-    """It is added to what is minimised alone, and its gradient goes through the probabilities."""
+    """It is part of the minimised loss only; gradients flow through the router probabilities."""
     with default_dtype(torch.float64):
         model = random_model(mixture_config(n_active=n_active, balance=coefficient))
         tokens, targets = random_tokens(3, 5), random_tokens(3, 5, seed=1)
@@ -149,15 +150,15 @@ def test_balance_loss_equals_the_reference(n_active: int, coefficient: float) ->
         assert 1 < expected < 8
         assert_equal(logged["balance_loss"], expected)
         assert_equal(loss - cross_entropy, coefficient * expected)
-        found = gradients(loss - cross_entropy, model)
-        assert_equal(found, gradients(coefficient * expected, model))
-        assert bool(found["blocks.1.ffn.router.weight"].any()) == (coefficient > 0)
+        grads = gradients(loss - cross_entropy, model)
+        assert_equal(grads, gradients(coefficient * expected, model))
+        assert bool(grads["blocks.1.ffn.router.weight"].any()) == (coefficient > 0)
 
 
-def test_balance_loss_of_even_and_one_sided_routers() -> None:
-    even, one = torch.full((8,), 1 / 8), F.one_hot(torch.tensor(5), 8).float()
-    assert balance_loss_of(even, even) == 1
-    assert balance_loss_of(one, one) == 8
+def test_balance_loss_of_uniform_and_collapsed_routers() -> None:
+    uniform, collapsed = torch.full((8,), 1 / 8), F.one_hot(torch.tensor(5), 8).float()
+    assert layer_balance_loss(uniform, uniform) == 1
+    assert layer_balance_loss(collapsed, collapsed) == 8
 
 
 def test_usage_counts_assignments() -> None:
@@ -179,14 +180,14 @@ def test_usage_counts_assignments() -> None:
             assert usage.sum().item() == pytest.approx(1, abs=1e-12)
 
 
-def test_other_designs_log_and_minimise_the_cross_entropy_alone() -> None:
+def test_other_designs_minimise_only_the_cross_entropy() -> None:
     model, tokens = random_model(tiny_config()), random_tokens(3, 5)
     loss, logged = model.training_loss(tokens, tokens)
     assert logged.keys() == {"train_loss"}
     assert torch.equal(loss, model.loss(tokens, tokens)) and torch.equal(logged["train_loss"], loss)
 
 
-def test_routes_are_computed_in_fp32_under_autocast() -> None:
+def test_router_computes_in_fp32_under_autocast() -> None:
     model = random_model(mixture_config())
     layer = model.blocks[0].get_submodule("ffn")
     assert isinstance(layer, MixtureOfExperts)
@@ -209,8 +210,8 @@ def test_routes_are_computed_in_fp32_under_autocast() -> None:
     assert results["expert"].dtype == torch.bfloat16
 
 
-def test_gradients_are_the_same_each_time() -> None:
-    """Also with threads that add in any order: no sum of a backward pass depends on it."""
+def test_gradients_are_deterministic() -> None:
+    """Also with several threads, which may add in any order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(2, threads))
     try:
@@ -224,7 +225,7 @@ def test_gradients_are_the_same_each_time() -> None:
         torch.set_num_threads(threads)
 
 
-def test_counts_of_active_parameters_and_flops() -> None:
+def test_active_parameter_and_flop_counts() -> None:
     config = replace(mixture_config(n_expert=5, n_active=2, expansion=4.0), bias=False)
     d, hidden = 12, 48
     expert, router = 3 * d * hidden, 5 * d
@@ -240,7 +241,7 @@ def test_counts_of_active_parameters_and_flops() -> None:
     assert model.flops_per_token() == 6 * matrices + 12 * 2 * d * config.block_size
 
 
-def test_every_matrix_decays() -> None:
+def test_weight_decay_applies_to_all_matrices() -> None:
     model = GPT(mixture_config(), N_VOCAB)
     layer = model.blocks[0].get_submodule("ffn")
     matrices = [m.weight for m in layer.modules() if isinstance(m, nn.Linear)]

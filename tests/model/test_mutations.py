@@ -1,4 +1,4 @@
-"""Every positional scheme is broken on purpose, one hook at a time: the contract must notice."""
+"""Mutation tests: the checks in contract.py must fail for deliberately broken schemes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tests.model.contract import (
     SCHEMES,
     VARIANT_IDS,
     VARIANTS,
-    cached_equals_full,
-    dense_is_the_formula,
-    equals_reference,
-    later_tokens_change_nothing,
+    assert_cached_equals_full,
+    assert_causal,
+    assert_dense_equals_score_mod,
+    assert_equals_reference,
     variant_config,
 )
 from tests.model.reference import row_of
@@ -37,21 +37,21 @@ Options = Mapping[str, Any]
 
 
 def full_pass(config: ModelConfig) -> None:
-    """A text at once, at positions in order and others."""
-    equals_reference(config, "eager", 7, per_row=False)
-    equals_reference(config, "eager", 7, per_row=True)
+    """Check a full pass, with default and with explicit positions."""
+    assert_equals_reference(config, "eager", 7, per_row=False)
+    assert_equals_reference(config, "eager", 7, per_row=True)
 
 
 def decoding(config: ModelConfig) -> None:
-    """A text token by token."""
-    cached_equals_full(config, "eager")
+    """Check decoding with a KV cache."""
+    assert_cached_equals_full(config, "eager")
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """A mistake in a hook, and the check that has to notice it.
+    """A mistake in a hook, and the check that has to fail.
 
-    `everywhere`: also in schemes that do not override the hook.
+    `everywhere`: applies to schemes that do not override the hook, too.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Mutation:
     everywhere: bool = False
 
     def applies(self, scheme: str, config: ModelConfig) -> bool:
-        """Whether the scheme has what is broken."""
+        """Return whether the mutation changes something that the scheme implements."""
         hook = getattr(POSITIONAL.variant(scheme), self.hook)
         own = hook is not getattr(PositionalScheme, self.hook)
         if self.name == "first layer for all":
@@ -71,7 +71,7 @@ class Mutation:
 
 
 def on_x(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Hook], Hook]:
-    """A mistake of `embed` and `block_input`: change(x, hook(x), positions)."""
+    """Return a mutation of `embed` and `block_input` to change(x, hook(x), positions)."""
 
     def broken(hook: Hook) -> Hook:
         def run(self: Any, x: Tensor, positions: Tensor, *layer: int) -> Tensor:
@@ -83,7 +83,7 @@ def on_x(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Hook],
 
 
 def on_positions(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Hook], Hook]:
-    """A mistake of `embed`, `block_input` and `rotate`: positions are change(x, positions)."""
+    """Return a mutation of `embed`, `block_input` and `rotate` that changes their positions."""
 
     def broken(hook: Hook) -> Hook:
         def run(self: Any, *arguments: Any) -> Any:
@@ -96,10 +96,13 @@ def on_positions(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Hook],
     return broken
 
 
-def on_turned(
+def on_rotated(
     change: Callable[[Callable[[Tensor], tuple[Tensor, Tensor]], Tensor, Tensor, Tensor], Any],
 ) -> Callable[[Hook], Hook]:
-    """A mistake of `rotate`: change(turn, q, k, positions), turn(positions) the right result."""
+    """Return a mutation of `rotate` to change(rotate, q, k, positions).
+
+    rotate(positions) is the correct result.
+    """
 
     def broken(hook: Hook) -> Hook:
         def run(self: Any, q: Tensor, k: Tensor, positions: Tensor, layer: int) -> Any:
@@ -111,7 +114,7 @@ def on_turned(
 
 
 def on_score_mod(change: Callable[[ScoreMod, Tensor, Tensor], Any]) -> Callable[[Hook], Hook]:
-    """A mistake of `score_mod`: change(score_mod, q, k)."""
+    """Return a mutation of `score_mod` to change(score_mod, q, k)."""
 
     def broken(hook: Hook) -> Hook:
         def run(self: Any, q: Tensor, k: Tensor, *rest: Any) -> Any:
@@ -122,10 +125,10 @@ def on_score_mod(change: Callable[[ScoreMod, Tensor, Tensor], Any]) -> Callable[
     return broken
 
 
-def on_places(
+def on_score_positions(
     change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
 ) -> Callable[[Hook], Hook]:
-    """A mistake of `score_mod`: positions are change(q_positions, k_positions)."""
+    """Return a mutation of `score_mod` that changes q_positions and k_positions."""
 
     def broken(hook: Hook) -> Hook:
         def run(self: Any, q: Tensor, k: Tensor, i: Tensor, j: Tensor, layer: int) -> Any:
@@ -137,24 +140,24 @@ def on_places(
 
 
 def first_layer(hook: Hook) -> Hook:
-    """The parameters of layer 0 serve every layer."""
+    """Use the parameters of layer 0 in every layer."""
     return lambda self, *arguments: hook(self, *arguments[:-1], 0)
 
 
 def with_table(x: Tensor, y: Tensor, positions: Tensor) -> Tensor:
-    """A table of absolute positions is added as well."""
+    """Add a random table of absolute positions."""
     generator = torch.Generator().manual_seed(3)
     return y + 0.4 * torch.randn(64, x.shape[-1], generator=generator)[positions]
 
 
 def zeros_if_cached(score_mod: ScoreMod, q: Tensor, k: Tensor) -> ScoreMod:
-    """No bias where there are more keys than queries."""
+    """Return no bias if there are more keys than queries."""
     n_queries, n_keys = q.shape[2], k.shape[2]
     return score_mod if n_queries == n_keys else DenseScoreMod(torch.zeros(1, 1, n_queries, n_keys))
 
 
-def alone(x: Tensor) -> bool:
-    """Whether one token (b, 1, d) or (b, h, 1, e) is decoded."""
+def is_single_token(x: Tensor) -> bool:
+    """Return whether x (b, 1, d) or (b, h, 1, e) is a single decoded token."""
     return x.shape[-2] == 1
 
 
@@ -169,12 +172,12 @@ MUTATIONS = [
         Mutation("with a table", hook, on_x(with_table), everywhere=True),
         Mutation(
             *("dropped in decoding", hook),
-            on_x(lambda x, y, places: x if alone(x) else y),
+            on_x(lambda x, y, places: x if is_single_token(x) else y),
             decoding,
         ),
         Mutation(
             *("decoding restarts at 0", hook),
-            on_positions(lambda x, places: places * (not alone(x))),
+            on_positions(lambda x, places: places * (not is_single_token(x))),
             decoding,
         ),
     )
@@ -183,29 +186,30 @@ MUTATIONS += [
     Mutation("first layer for all", "block_input", first_layer),
     Mutation(
         *("queries one further", "rotate"),
-        on_turned(lambda turn, q, k, places: (turn(places + 1)[0], turn(places)[1])),
+        on_rotated(lambda rotate, q, k, places: (rotate(places + 1)[0], rotate(places)[1])),
     ),
     Mutation("first row's positions for all", "rotate", on_positions(lambda q, places: places[:1])),
     Mutation("scaled", "rotate", on_positions(lambda q, places: 1.1 * places)),
-    Mutation("dropped", "rotate", on_turned(lambda turn, q, k, places: (q, k))),
+    Mutation("dropped", "rotate", on_rotated(lambda rotate, q, k, places: (q, k))),
     Mutation(
-        *("keys not turned", "rotate"),
-        on_turned(lambda turn, q, k, places: (turn(places)[0], k)),
+        *("keys not rotated", "rotate"),
+        on_rotated(lambda rotate, q, k, places: (rotate(places)[0], k)),
     ),
     Mutation(
         *("dropped in decoding", "rotate"),
-        on_turned(lambda turn, q, k, places: (q, k) if alone(q) else turn(places)),
+        on_rotated(lambda rotate, q, k, places: (q, k) if is_single_token(q) else rotate(places)),
         decoding,
     ),
     Mutation(
         *("decoding restarts at 0", "rotate"),
-        on_positions(lambda q, places: places * (not alone(q))),
+        on_positions(lambda q, places: places * (not is_single_token(q))),
         decoding,
     ),
-    Mutation("queries one further", "score_mod", on_places(lambda i, j: (i + 1, j))),
-    Mutation("keys one further", "score_mod", on_places(lambda i, j: (i, j + 1))),
+    Mutation("queries one further", "score_mod", on_score_positions(lambda i, j: (i + 1, j))),
+    Mutation("keys one further", "score_mod", on_score_positions(lambda i, j: (i, j + 1))),
     Mutation(
-        *("first row's positions for all", "score_mod"), on_places(lambda i, j: (i[:1], j[:1]))
+        *("first row's positions for all", "score_mod"),
+        on_score_positions(lambda i, j: (i[:1], j[:1])),
     ),
     Mutation(
         *("scaled", "score_mod"),
@@ -220,25 +224,25 @@ MUTATIONS += [
     Mutation("dropped in decoding", "score_mod", on_score_mod(zeros_if_cached), decoding),
     Mutation(
         *("decoding restarts at 0", "score_mod"),
-        on_places(lambda i, j: (i * (i.shape[1] > 1), j)),
+        on_score_positions(lambda i, j: (i * (i.shape[1] > 1), j)),
         decoding,
     ),
 ]
 
 
-def turned_again(hook: Hook) -> Hook:
-    """A decoded key is turned twice."""
+def rotated_twice(hook: Hook) -> Hook:
+    """Rotate a decoded key twice."""
 
     def run(self: Any, q: Tensor, k: Tensor, positions: Tensor, layer: int) -> Any:
-        turned_q, turned_k = hook(self, q, k, positions, layer)
-        if alone(k):
-            turned_k = hook(self, q, turned_k, positions, layer)[1]
-        return turned_q, turned_k
+        rotated_q, rotated_k = hook(self, q, k, positions, layer)
+        if is_single_token(k):
+            rotated_k = hook(self, q, rotated_k, positions, layer)[1]
+        return rotated_q, rotated_k
 
     return run
 
 
-MUTATIONS += [Mutation("keys turned again in decoding", "rotate", turned_again, decoding)]
+MUTATIONS += [Mutation("keys rotated twice in decoding", "rotate", rotated_twice, decoding)]
 CASES = [
     pytest.param(scheme, options, mutation, id=f"{name}-{mutation.hook}-{mutation.name}")
     for (scheme, options), name in zip(VARIANTS, VARIANT_IDS, strict=True)
@@ -258,22 +262,22 @@ def test_unbroken_schemes_pass(scheme: str, options: Options) -> None:
 def test_broken_schemes_fail(
     scheme: str, options: Options, mutation: Mutation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = variant_config(scheme, options)  # which passes as it is, as tested above
+    config = variant_config(scheme, options)
     variant = POSITIONAL.variant(scheme)
     monkeypatch.setattr(variant, mutation.hook, mutation.broken(getattr(variant, mutation.hook)))
     if mutation.name in row_of(scheme).harmless:
         mutation.check(config)
         return
     if mutation.check is decoding:
-        full_pass(config)  # which is why decoding has a check of its own
-    assert notices(mutation.check, config), (
-        f"{mutation.hook} of {scheme}, {mutation.name!r}: nothing changed; if that is right, say "
-        f"why in `harmless` of its row in reference.py"
+        full_pass(config)  # a mutation of decoding does not affect a full pass
+    assert fails(mutation.check, config), (
+        f"{mutation.hook} of {scheme}, {mutation.name!r}: the check passes; if this is right, add "
+        f"the reason to `harmless` of its row in reference.py"
     )
 
 
-def notices(check: Callable[[ModelConfig], None], config: ModelConfig) -> bool:
-    """Whether a check finds other numbers than it should."""
+def fails(check: Callable[[ModelConfig], None], config: ModelConfig) -> bool:
+    """Return whether a check fails because numbers differ."""
     try:
         check(config)
     except AssertionError as error:
@@ -282,8 +286,8 @@ def notices(check: Callable[[ModelConfig], None], config: ModelConfig) -> bool:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_bare_formula_is_enough(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A score_mod needs no dense form: the function alone gives the same."""
+def test_score_mod_without_dense_form_passes(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`DenseScoreMod.dense` is only an optimization of score_mod."""
     variant = POSITIONAL.variant(scheme)
     bare = on_score_mod(lambda mod, q, k: mod and (lambda *arguments: mod(*arguments)))
     monkeypatch.setattr(variant, "score_mod", bare(variant.score_mod))
@@ -291,54 +295,54 @@ def test_a_bare_formula_is_enough(scheme: str, monkeypatch: pytest.MonkeyPatch) 
     decoding(variant_config(scheme, {}))
 
 
-def test_harmless_mutations_exist() -> None:
+def test_harmless_names_existing_mutations() -> None:
     names = {mutation.name for mutation in MUTATIONS}
     assert all({*row_of(scheme).harmless} <= names for scheme in SCHEMES)
 
 
-def attends_one_further(self: AttentionBias, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+def attend_to_next_token(self: AttentionBias, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
     q, k = self.q_positions, self.k_positions
     return k[b % k.shape[0], j] <= q[b % q.shape[0], i] + 1
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_mask_too_wide_fails(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mask_that_is_not_causal_fails(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        AttentionBias, "mask_mod", attends_one_further
-    )  # not flex: torch keeps its trace
+        AttentionBias, "mask_mod", attend_to_next_token
+    )  # not tested on flex, which caches its trace
     with pytest.raises(AssertionError, match="not close"):
-        later_tokens_change_nothing(tiny_config(scheme), "eager")
+        assert_causal(tiny_config(scheme), "eager")
 
 
 @pytest.mark.parametrize("scheme", ["relative", "relative_bias", "t5"])
-def test_rows_shifted_too_far_fail(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shifted_bias_rows_fail(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dense = DistanceScoreMod.dense
 
     def rolled(self: DistanceScoreMod, in_order: bool) -> Tensor:
         return dense(self, in_order).roll(1, -1) if in_order else dense(self, in_order)
 
     monkeypatch.setattr(DistanceScoreMod, "dense", rolled)
-    equals_reference(tiny_config(scheme), "eager", 7, per_row=True)
+    assert_equals_reference(tiny_config(scheme), "eager", 7, per_row=True)
     with pytest.raises(AssertionError, match="not close"):
-        equals_reference(tiny_config(scheme), "eager", 7, per_row=False)
+        assert_equals_reference(tiny_config(scheme), "eager", 7, per_row=False)
     with pytest.raises(AssertionError, match="not close"):
-        dense_is_the_formula(tiny_config(scheme))
+        assert_dense_equals_score_mod(tiny_config(scheme))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_forgotten_soft_cap_fails(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_soft_cap_fails(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AttentionBias, "softcap", lambda self, scores: scores)
     config = tiny_config(scheme, n_head=4, n_embd=16, n_kv_head=2, logit_softcap=0.5)
     with pytest.raises(AssertionError, match="not close"):
-        equals_reference(config, "eager", 7, per_row=True)
+        assert_equals_reference(config, "eager", 7, per_row=True)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_keys_of_the_wrong_group_fail(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrongly_grouped_queries_fail(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def tiled(x: Tensor, repeats: int, dim: int) -> Tensor:
         return torch.cat([x] * repeats, dim)
 
     monkeypatch.setattr(Tensor, "repeat_interleave", tiled)
     config = tiny_config(scheme, n_head=4, n_embd=16, n_kv_head=2)
     with pytest.raises(AssertionError, match="not close"):
-        equals_reference(config, "eager", 7, per_row=True)
+        assert_equals_reference(config, "eager", 7, per_row=True)

@@ -1,9 +1,9 @@
-"""Attention patterns and cores: against loops, in decoding, piece by piece."""
+"""Attention variants: against the reference, in decoding, and in chunks of queries."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,37 +25,36 @@ from tests.model.contract import (
     SCHEMES,
     TRAINABLE,
     VARIANTS,
+    assert_cached_equals_full,
+    assert_causal,
     assert_equal,
-    cached_equals_full,
-    each_row_has_its_positions,
-    equals_reference,
-    later_tokens_change_nothing,
-    loss_of,
-    no_positions_mean_arange,
-    order_is_that_of_positions,
+    assert_equals_reference,
+    assert_order_follows_positions,
+    assert_positions_are_per_row,
+    assert_positions_default_to_arange,
+    random_target_loss,
 )
 from tests.model.reference import ATTENTION_OPTIONS
 from tests.model.reference import ATTENTIONS as ROWS
 from tests.model.tiny import (
     N_VOCAB,
-    composed,
-    default_dtype,
+    composed_model,
+    first_problem,
     gradients,
     random_model,
     random_tokens,
-    refused,
     tiny_config,
 )
 
 Options = Mapping[str, Any]
 each_attention = pytest.mark.parametrize(("attention", "options"), ATTENTIONS, ids=ATTENTION_IDS)
 SOFTMAX = [name for name in ATTENTION.names() if ATTENTION.variant(name).uses_backend]
-# How schemes reach attention: turned vectors, and each kind of score.
-KINDS_OF_SCHEME = ["rope", "alibi", "relative", "integrated", "cope", "sinusoidal"]
+# One scheme per interface: rotated vectors, each kind of score bias, added embeddings.
+SCHEME_KINDS = ["rope", "alibi", "relative", "integrated", "cope", "sinusoidal"]
 
 
 def design(attention: str, options: Options, scheme: str = "rope", **changes: Any) -> ModelConfig:
-    """A tiny design whose texts are longer than its block, where its scheme allows it."""
+    """Return a tiny config whose block size is below the tests' lengths if the scheme permits."""
     small = {
         "n_head": 2,
         "n_embd": 8,
@@ -70,14 +69,8 @@ def backends_of(attention: str) -> list[str]:
     return TRAINABLE if attention in SOFTMAX else ["eager"]
 
 
-@pytest.fixture
-def float64() -> Iterator[None]:
-    with default_dtype(torch.float64):
-        yield
-
-
 @pytest.mark.parametrize("attention", ATTENTION.names())
-def test_every_registered_attention_has_a_reference(attention: str) -> None:
+def test_every_attention_has_a_reference(attention: str) -> None:
     assert attention in ROWS and attention in ATTENTION_OPTIONS, (
         f"attention={attention} is registered: give it a row in ATTENTIONS of reference.py, its "
         f"formula written again from its paper, and options in ATTENTION_OPTIONS"
@@ -86,15 +79,14 @@ def test_every_registered_attention_has_a_reference(attention: str) -> None:
 
 @pytest.mark.medium
 @pytest.mark.parametrize("per_row", [False, True], ids=["arange", "positions"])
-@pytest.mark.parametrize("scheme", KINDS_OF_SCHEME)
+@pytest.mark.parametrize("scheme", SCHEME_KINDS)
 @each_attention
 def test_equals_the_reference(attention: str, options: Options, scheme: str, per_row: bool) -> None:
     config = design(attention, options, scheme)
-    why = refused(config)
-    if why is not None:  # which test_every_design says is so
+    if first_problem(config) is not None:
         return
     for backend in backends_of(attention):
-        equals_reference(config, backend, 11, per_row)
+        assert_equals_reference(config, backend, 11, per_row)
 
 
 @pytest.mark.medium
@@ -105,54 +97,54 @@ def test_every_scheme_equals_the_reference(
 ) -> None:
     config = design(attention, ATTENTION_OPTIONS[attention][0], scheme, block_size=36, n_embd=16)
     config = replace(config, positional=replace(config.positional, **scheme_options))
-    if refused(config) is None:
-        equals_reference(config, "eager", 7, per_row=True)
+    if first_problem(config) is None:
+        assert_equals_reference(config, "eager", 7, per_row=True)
 
 
 @pytest.mark.medium
 @each_attention
 def test_grouped_queries_and_soft_caps(attention: str, options: Options) -> None:
     config = design(attention, options, n_head=4, n_embd=16, n_kv_head=2)
-    equals_reference(config, "eager", 9, per_row=True)
-    cached_equals_full(config, "eager")
+    assert_equals_reference(config, "eager", 9, per_row=True)
+    assert_cached_equals_full(config, "eager")
     capped = replace(config, logit_softcap=0.5)
-    if refused(capped) is None:
-        equals_reference(capped, "eager", 9, per_row=False)
+    if first_problem(capped) is None:
+        assert_equals_reference(capped, "eager", 9, per_row=False)
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("attention", SOFTMAX)
 def test_flex_equals_the_reference(attention: str) -> None:
     for options in ATTENTION_OPTIONS[attention]:
-        equals_reference(design(attention, options), "flex", 9, per_row=False)
+        assert_equals_reference(design(attention, options), "flex", 9, per_row=False)
 
 
-@pytest.mark.parametrize("scheme", KINDS_OF_SCHEME)
+@pytest.mark.parametrize("scheme", SCHEME_KINDS)
 @each_attention
 def test_cached_equals_full(attention: str, options: Options, scheme: str) -> None:
     config = design(attention, options, scheme)
-    if refused(config) is None:
+    if first_problem(config) is None:
         for backend in backends_of(attention):
-            cached_equals_full(config, backend)
+            assert_cached_equals_full(config, backend)
 
 
 @each_attention
-def test_later_tokens_change_nothing(attention: str, options: Options) -> None:
+def test_attention_is_causal(attention: str, options: Options) -> None:
     for backend in backends_of(attention):
         config = design(
             attention, {**options, "layers": [attention]} if "layers" in options else options
         )
-        later_tokens_change_nothing(replace(config, n_layer=3), backend)
+        assert_causal(replace(config, n_layer=3), backend)
 
 
 @each_attention
-def test_positions_are_data(attention: str, options: Options) -> None:
+def test_explicit_positions(attention: str, options: Options) -> None:
     config = design(attention, options, block_size=36)
     for backend in backends_of(attention):
-        each_row_has_its_positions(config, backend)
-        no_positions_mean_arange(config, backend)
-        if attention != "performer":  # which goes by the order of its rows
-            order_is_that_of_positions(config, backend)
+        assert_positions_are_per_row(config, backend)
+        assert_positions_default_to_arange(config, backend)
+        if attention != "performer":  # its sums follow the order of the rows
+            assert_order_follows_positions(config, backend)
 
 
 # --- decoding
@@ -161,11 +153,9 @@ def test_positions_are_data(attention: str, options: Options) -> None:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("ffn", ["relu2", "conv"])
 @each_attention
-def test_texts_of_any_lengths_decode_together(attention: str, options: Options, ffn: str) -> None:
-    config = replace(
-        design(attention, options, n_layer=3), ffn=composed("attention=full", f"ffn={ffn}").ffn
-    )
-    if refused(config) is not None:
+def test_texts_decode_in_one_batch(attention: str, options: Options, ffn: str) -> None:
+    config = design(attention, options, n_layer=3, ffn=ffn)
+    if first_problem(config) is not None:
         return
     model = random_model(config)
     texts = [random_tokens(1, n, seed=n)[0].tolist() for n in (1, 7, 4, 13)]
@@ -174,8 +164,8 @@ def test_texts_of_any_lengths_decode_together(attention: str, options: Options, 
         decoder = Decoder(model, texts, None)
         for step in range(12):
             for row, text in enumerate(texts):
-                alone = model(torch.tensor([text + new[row][:step]]))[0, -1]
-                assert_equal(decoder.next_logits[row], alone)
+                expected = model(torch.tensor([text + new[row][:step]]))[0, -1]
+                assert_equal(decoder.next_logits[row], expected)
             decoder.append([tokens[step] for tokens in new])
 
 
@@ -183,13 +173,13 @@ def test_texts_of_any_lengths_decode_together(attention: str, options: Options, 
 @pytest.mark.parametrize("sizes", [[1] * 12, [5, 7], [7, 1, 4], [2, 3, 7], [12]], ids=str)
 @pytest.mark.parametrize("ffn", ["relu2", "conv"])
 @each_attention
-def test_any_pieces_equal_the_full_pass(
+def test_chunked_prefill_equals_the_full_pass(
     attention: str, options: Options, ffn: str, sizes: list[int]
 ) -> None:
     from tests.inference.test_decoding import through_cache
 
-    config = replace(design(attention, options), ffn=composed("attention=full", f"ffn={ffn}").ffn)
-    if refused(config) is not None:
+    config = design(attention, options, ffn=ffn)
+    if first_problem(config) is not None:
         return
     model, tokens = random_model(config), random_tokens(2, 12)
     with torch.inference_mode():
@@ -200,14 +190,14 @@ def test_any_pieces_equal_the_full_pass(
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("ffn", ["relu2", "conv"])
 @each_attention
-def test_a_text_goes_back_and_forth(
+def test_extend_and_rewind(
     attention: str, options: Options, ffn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minigpt.model.kv_cache.SPARE", 3)  # which is passed, and kept to
-    config = replace(design(attention, options), ffn=composed("attention=full", f"ffn={ffn}").ffn)
-    if refused(config) is not None:
+    monkeypatch.setattr("minigpt.model.kv_cache.SPARE", 3)  # some rewinds below exceed it
+    config = design(attention, options, ffn=ffn)
+    if first_problem(config) is not None:
         return
-    model, text, anew = random_model(config), [1, 2], 0
+    model, text, n_rebuilt = random_model(config), [1, 2], 0
     with torch.inference_mode():
         decoder = Decoder(model, [text], None)
         for n_new, n_kept in ((4, 4), (2, 0), (3, 1), (7, 7), (3, 1), (6, 0), (3, 3), (1, 0)):
@@ -217,18 +207,18 @@ def test_a_text_goes_back_and_forth(
             text = text + new[0][:n_kept]
             before = decoder.cache
             decoder.rewind(len(text))
-            anew += decoder.cache is not before
-    by_state = attention == "performer" or ffn == "conv"
-    by_window = attention in ("sliding_window", "chunked")
-    assert anew == (5 if by_state else 1 if by_window else 0)
+            n_rebuilt += decoder.cache is not before
+    has_state = attention == "performer" or ffn == "conv"
+    has_window = attention in ("sliding_window", "chunked")
+    assert n_rebuilt == (5 if has_state else 1 if has_window else 0)
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("ffn", ["relu2", "conv"])
 @each_attention
-def test_texts_are_selected(attention: str, options: Options, ffn: str) -> None:
-    config = replace(design(attention, options), ffn=composed("attention=full", f"ffn={ffn}").ffn)
-    if refused(config) is not None:
+def test_select(attention: str, options: Options, ffn: str) -> None:
+    config = design(attention, options, ffn=ffn)
+    if first_problem(config) is not None:
         return
     model = random_model(config)
     texts = [random_tokens(1, n, seed=n)[0].tolist() for n in (1, 7, 4)]
@@ -238,39 +228,39 @@ def test_texts_are_selected(attention: str, options: Options, ffn: str) -> None:
             decoder.select(rows)
             texts = [texts[row] for row in rows]
             new = random_tokens(len(rows), 3, seed=len(rows)).tolist()
-            found = decoder.extend(new)
+            logits = decoder.extend(new)
             texts = [text + more for text, more in zip(texts, new, strict=True)]
             for row, text in enumerate(texts):
-                assert_equal(found[row], model(torch.tensor([text]))[0, -3:])
+                assert_equal(logits[row], model(torch.tensor([text]))[0, -3:])
 
 
 @pytest.mark.parametrize("attention", ["sliding_window", "chunked", "performer"])
-def test_caches_hold_no_more_than_is_needed(attention: str) -> None:
+def test_cache_size_is_bounded(attention: str) -> None:
     options = {
         "sliding_window": {"window": 3},
         "chunked": {"chunk": 3},
         "performer": {"features": 5},
     }
     model = random_model(design(attention, options[attention]))
-    held = []
+    sizes = []
     with torch.inference_mode():
         decoder = Decoder(model, [[1, 2, 3]], None)
         for step in range(200):
             if step in (60, 199):
                 cache = decoder.cache
-                kept = [
+                tensors = [
                     x
                     for s in cache.buffers.values()
                     for x in (*s.keys.values(), *s.values.values())
                 ]
-                held.append(sum(x.numel() for x in (*kept, *cache.states.values())))
+                sizes.append(sum(x.numel() for x in (*tensors, *cache.states.values())))
             decoder.append([step % N_VOCAB])
     layers, heads, e = 2, 2, 4
-    one = {"performer": 5 * (e + 1) + 1}.get(attention, 2 * (3 + SPARE + 1) * e)
-    assert held == [layers * heads * one] * 2
+    per_head = {"performer": 5 * (e + 1) + 1}.get(attention, 2 * (3 + SPARE + 1) * e)
+    assert sizes == [layers * heads * per_head] * 2
 
 
-def test_only_layers_with_a_window_hold_a_window() -> None:
+def test_only_windowed_layers_have_a_windowed_cache() -> None:
     layers = ["sliding_window", "full", "sliding_window"]
     model = random_model(design("sliding_window", {"window": 3, "layers": layers}, n_layer=3))
     with torch.inference_mode():
@@ -280,13 +270,13 @@ def test_only_layers_with_a_window_hold_a_window() -> None:
     assert full.capacity == decoder.cache.capacity and windows.capacity == 3 + SPARE
 
 
-# --- piece by piece
+# --- chunks of queries
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("attention", ["sliding_window", "chunked"])
-def test_folded_equals_at_once(
+def test_chunks_of_queries_equal_one_pass(
     attention: str, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     option = {"sliding_window": "window", "chunked": "chunk"}[attention]
@@ -296,27 +286,29 @@ def test_folded_equals_at_once(
         for backend in TRAINABLE:
             model = random_model(replace(config, backend=replace(config.backend, name=backend)))
             logits = model(tokens)
-            found = gradients(loss_of(logits), model)
+            grads = gradients(random_target_loss(logits), model)
             with monkeypatch.context() as patch:
                 patch.setattr(base, "MIN_BLOCK_QUERIES", 4)
-                rows: list[int] = []
-                computed = model.backend
+                batch_sizes: list[int] = []
+                backend_function = model.backend
 
-                def counting(q: Tensor, *rest: Any, computed: Any = computed) -> Tensor:
-                    rows.append(len(q))  # noqa: B023
-                    return computed(q, *rest)
+                def count_and_attend(
+                    q: Tensor, *rest: Any, attend: Any = backend_function
+                ) -> Tensor:
+                    batch_sizes.append(len(q))  # noqa: B023
+                    return attend(q, *rest)
 
-                model.backend = counting
-                folded = model(tokens)
-            assert rows == [2 * -(-23 // max(span, 4))] * 2
-            assert_equal(folded, logits)
-            assert_equal(gradients(loss_of(folded), model), found)
+                model.backend = count_and_attend
+                chunked = model(tokens)
+            assert batch_sizes == [2 * -(-23 // max(span, 4))] * 2
+            assert_equal(chunked, logits)
+            assert_equal(gradients(random_target_loss(chunked), model), grads)
 
 
 # --- patterns
 
 
-def test_bigbird_draws_evenly() -> None:
+def test_bigbird_draws_blocks_uniformly() -> None:
     drawn = []
     for seed in (0, 1):
         config = design("bigbird", {"block": 1, "n_window": 1, "n_global": 0, "seed": seed})
@@ -331,7 +323,7 @@ def test_bigbird_draws_evenly() -> None:
     assert all(not torch.equal(one, other) for one, other in itertools.combinations(drawn, 2))
 
 
-def test_spans_follow_block_size() -> None:
+def test_default_spans_depend_on_block_size() -> None:
     for block_size, window, block in ((32, 8, 2), (128, 32, 8), (2, 1, 1)):
         options = [f"model.block_size={block_size}", "model.n_layer=1"]
         for name, key, expected in (
@@ -339,31 +331,31 @@ def test_spans_follow_block_size() -> None:
             ("chunked", "chunk", window),
             ("bigbird", "block", block),
         ):
-            model = GPT(composed(f"attention={name}", *options), N_VOCAB)
+            model = GPT(composed_model(f"attention={name}", *options), N_VOCAB)
             assert getattr(model.attention, key) == expected
 
 
-def test_landmarks_fit_every_block_size() -> None:
+def test_default_landmark_block_divides_block_size() -> None:
     for block_size, block in ((7, 1), (60, 6), (100, 10), (128, 16)):
-        model = GPT(composed("attention=landmark", f"model.block_size={block_size}"), N_VOCAB)
+        model = GPT(composed_model("attention=landmark", f"model.block_size={block_size}"), N_VOCAB)
         assert model.attention.block == block
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("scheme", ["rope", "alibi", "t5"])
-def test_reading_few_blocks_equals_reading_all(
+def test_gathered_landmark_blocks_equal_all_blocks(
     scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = random_model(design("landmark", {"block": 2, "retrieved": 1}, scheme))
     tokens = random_tokens(2, 41)
-    found = []
-    for many, at_once in ((10**9, 2**24), (0, 2**24), (0, 300), (10**9, 300)):
-        monkeypatch.setattr(landmark, "GATHER_FROM", many)
-        monkeypatch.setattr(landmark, "MAX_NUMBERS", at_once)
+    results = []
+    for gather_from, max_numbers in ((10**9, 2**24), (0, 2**24), (0, 300), (10**9, 300)):
+        monkeypatch.setattr(landmark, "GATHER_FROM", gather_from)
+        monkeypatch.setattr(landmark, "MAX_NUMBERS", max_numbers)
         logits = model(tokens)
-        found.append((logits, gradients(loss_of(logits), model)))
-    for other in found[1:]:
-        assert_equal(other, found[0])
+        results.append((logits, gradients(random_target_loss(logits), model)))
+    for result in results[1:]:
+        assert_equal(result, results[0])
 
 
 # --- performer
@@ -371,13 +363,13 @@ def test_reading_few_blocks_equals_reading_all(
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("size", [1.0, 8.0, 100.0])
-def test_long_keys_hide_no_others(size: float) -> None:
-    """Values of one mix to one, whatever comes later and however long it is."""
-    config = composed("attention=performer", "positional=nope", "model.n_layer=1")
+def test_performer_is_stable_with_long_keys(size: float) -> None:
+    """Values of one average to one, and later tokens have no effect."""
+    config = composed_model("attention=performer", "positional=nope", "model.n_layer=1")
     performer = ATTENTION.build(config.attention, config.shape)
     scheme, generator = GPT(config, N_VOCAB).positional, torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 1, 4, 300, config.shape.head_size, generator=generator)
-    k[:, :, 3:90] *= size  # the longest count least
+    k[:, :, 3:90] *= size
     positions = torch.arange(300)[None]
 
     def mixed(v: Tensor, length: int) -> Tensor:
@@ -392,8 +384,9 @@ def test_long_keys_hide_no_others(size: float) -> None:
 
 
 def estimate_error(n_features: int, seed: int) -> float:
-    """Root mean square difference of a Performer's mixed values and those of a softmax."""
-    config = composed("attention=performer", "positional=nope", "model.n_embd=32", "model.n_head=2")
+    """Return the RMS difference between the outputs of Performer and softmax attention."""
+    small = ("model.n_embd=32", "model.n_head=2")
+    config = composed_model("attention=performer", "positional=nope", *small)
     config = replace(config, attention=replace(config.attention, features=n_features), n_layer=1)
     torch.manual_seed(seed)
     performer, full = (
@@ -402,7 +395,7 @@ def estimate_error(n_features: int, seed: int) -> float:
     )
     scheme = GPT(config, N_VOCAB).positional
     q, k, v = torch.randn(3, 8, 2, 40, config.shape.head_size)
-    q, k = q / 2, k / 2  # of long ones the estimate has few, large errors
+    q, k = q / 2, k / 2  # the estimate of long vectors has a large variance
     positions = torch.arange(40)[None]
 
     def mixed(attention: Attention) -> Tensor:
@@ -412,16 +405,16 @@ def estimate_error(n_features: int, seed: int) -> float:
     return (mixed(performer) - mixed(full)).square().mean().sqrt().item()
 
 
-def test_more_features_are_closer_to_softmax() -> None:
-    numbers = [4, 16, 64, 256, 1024]
-    errors = [sum(estimate_error(n, seed) for seed in range(5)) / 5 for n in numbers]
-    # The error of a mean of n draws falls as the root of n; four times as many halve it.
-    for few, many in itertools.pairwise(errors):
-        assert many < 0.75 * few, errors
+def test_performer_error_decreases_with_features() -> None:
+    counts = [4, 16, 64, 256, 1024]
+    errors = [sum(estimate_error(n, seed) for seed in range(5)) / 5 for n in counts]
+    # The error of a mean of n samples is O(1 / sqrt(n)): four times as many halve it.
+    for error, next_error in itertools.pairwise(errors):
+        assert next_error < 0.75 * error, errors
     assert errors[-1] < 0.12, errors
 
 
-def test_features_are_orthogonal_and_normal() -> None:
+def test_performer_features_are_orthogonal_and_normal() -> None:
     torch.manual_seed(0)
     vectors = orthogonal(7, 3)
     assert vectors.shape == (7, 3)
@@ -435,7 +428,7 @@ def test_features_are_orthogonal_and_normal() -> None:
     assert abs(squares.mean().item() - 8) < 0.1 and abs(squares.var().item() - 16) < 0.8
 
 
-def test_features_are_kept_with_the_weights() -> None:
+def test_performer_features_are_saved_with_the_weights() -> None:
     config = design("performer", {"features": 5})
     torch.manual_seed(1)
     one = GPT(config, N_VOCAB)

@@ -1,4 +1,4 @@
-"""Several models computed as one program, compared with each computed alone."""
+"""Several models in one vmapped program, compared with each model alone."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from minigpt.model.norm import PLACEMENTS
 from minigpt.runtime import Runtime
 from minigpt.train.replicas import Program
 from tests.model.contract import ATTENTION_IDS, ATTENTIONS, VARIANT_IDS, VARIANTS
-from tests.model.tiny import N_VOCAB, default_dtype, random_tokens, refused, tiny_config
+from tests.model.tiny import N_VOCAB, first_problem, random_tokens, tiny_config
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 N = 3
-# Losses are fp32 numbers, whatever the weights.
+# The loss is computed in fp32 even if the weights are float64.
 CLOSE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6}
 
 
 def models_of(config: ModelConfig) -> list[GPT]:
-    """Return models of one design with different seeds, and every parameter drawn at random."""
+    """Return N models with random parameters from different seeds."""
     models = []
     for seed in range(N):
         with torch.random.fork_rng(devices=[]):
@@ -48,68 +50,64 @@ def batches(length: int = 9, documents: bool = False) -> list[Batch]:
     ]
 
 
-def assert_as_alone(config: ModelConfig, batches: list[Batch], compiled: bool = False) -> None:
-    """Assert equal losses, metrics and gradients, accumulated over two passes."""
+def assert_equals_separate(
+    config: ModelConfig, batches: list[Batch], compiled: bool = False
+) -> None:
+    """Assert that losses, metrics and accumulated grads equal those of separate models."""
     models = models_of(config)
     program = Program(models, Runtime("cpu", "", "fp32", ""), compiled)
     metrics, _ = (program.backward(batches, grad_accum_steps=2) for _ in range(2))
-    together = [[p.grad for p in model.parameters()] for model in models]
-    for model, batch, logged, gradients in zip(models, batches, metrics, together, strict=True):
+    batched_grads = [[p.grad for p in model.parameters()] for model in models]
+    for model, batch, logged, grads in zip(models, batches, metrics, batched_grads, strict=True):
         model.zero_grad()
-        loss, alone = model.training_loss(batch.inputs, batch.targets, batch.document_ids)
+        loss, expected = model.training_loss(batch.inputs, batch.targets, batch.document_ids)
         loss.backward()
-        torch.testing.assert_close(logged, alone, **CLOSE)
-        torch.testing.assert_close(gradients, [p.grad for p in model.parameters()], **CLOSE)
-
-
-@pytest.fixture(autouse=True)
-def _float64() -> Any:
-    with default_dtype(torch.float64):
-        yield
+        torch.testing.assert_close(logged, expected, **CLOSE)
+        torch.testing.assert_close(grads, [p.grad for p in model.parameters()], **CLOSE)
 
 
 @pytest.mark.parametrize(("scheme", "options"), VARIANTS, ids=VARIANT_IDS)
-def test_every_scheme(scheme: str, options: Mapping[str, Any]) -> None:
+def test_positional_schemes(scheme: str, options: Mapping[str, Any]) -> None:
     config = tiny_config(scheme, options=options, n_embd=24, n_head=3)
-    assert_as_alone(config, batches())
+    assert_equals_separate(config, batches())
 
 
 @pytest.mark.parametrize(("attention", "options"), ATTENTIONS, ids=ATTENTION_IDS)
-def test_every_attention(attention: str, options: Mapping[str, Any]) -> None:
+def test_attentions(attention: str, options: Mapping[str, Any]) -> None:
     chosen: dict[str, Any] = {"attention": attention, "attention_options": options}
     for scheme in ("rope", "relative"):
         config = tiny_config(scheme, **chosen)
-        if refused(config) is None:
-            assert_as_alone(config, batches())
-            assert_as_alone(config, batches(length=16))
+        if first_problem(config) is None:
+            assert_equals_separate(config, batches())
+            assert_equals_separate(config, batches(length=16))
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("ffn", sorted({*FFN.names()} - {"moe"}))
 @pytest.mark.parametrize("embedding", ["tied", "untied"])
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_every_block(placement: str, embedding: str, ffn: str) -> None:
+def test_block_options(placement: str, embedding: str, ffn: str) -> None:
     parts: dict[str, Any] = {"qk_norm": True, "value_residual": True, "unet_skips": True}
     config = tiny_config(placement=placement, embedding=embedding, ffn=ffn, **parts)
-    assert_as_alone(config, batches())
-    assert_as_alone(tiny_config(kind="layernorm", n_kv_head=1, logit_softcap=0.5), batches())
+    assert_equals_separate(config, batches())
+    assert_equals_separate(tiny_config(kind="layernorm", n_kv_head=1, logit_softcap=0.5), batches())
 
 
-def test_documents() -> None:
+def test_packed_documents() -> None:
     for scheme in ("rope", "t5"):
-        assert_as_alone(tiny_config(scheme), batches(documents=True))
+        assert_equals_separate(tiny_config(scheme), batches(documents=True))
 
 
-def test_logits_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpt, "MAX_LOGITS", 5 * N_VOCAB)
-    assert_as_alone(tiny_config(), batches())
+    assert_equals_separate(tiny_config(), batches())
 
 
-def test_expert_routing_has_no_batching_rule() -> None:
+def test_expert_routing_raises() -> None:
     with pytest.raises(RuntimeError):
-        assert_as_alone(tiny_config(ffn="moe"), batches())
+        assert_equals_separate(tiny_config(ffn="moe"), batches())
 
 
 @pytest.mark.slow
 def test_compiled() -> None:
-    assert_as_alone(tiny_config(n_layer=1), batches(), compiled=True)
+    assert_equals_separate(tiny_config(n_layer=1), batches(), compiled=True)

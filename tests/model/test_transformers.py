@@ -1,6 +1,6 @@
-"""Against Hugging Face's models: the same weights give the same logits and gradients.
+"""Comparison with Hugging Face models: equal weights give equal logits and gradients.
 
-The models are small and random, built from their configs; nothing is downloaded.
+The models are small and random, built from configs; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from minigpt.model import GPT, ModelConfig
 from minigpt.model.positional.rope import RotaryPositions
 from minigpt.model.positional.t5 import T5Bias, t5_bucket
-from tests.model.tiny import N_VOCAB, composed, default_dtype, gradients, random_tokens
+from tests.model.tiny import N_VOCAB, composed_model, default_dtype, gradients, random_tokens
 
 HEADS = {"transformer.wte.": "token_embedding.", "lm_head.": "head."}
 GPT2_NAMES = HEADS | {
@@ -95,32 +95,33 @@ BLOOM_NAMES = {
     ".mlp.dense_4h_to_h.": ".ffn.out.",
 }
 
-Change = Callable[[str, Tensor], Tensor]
-"""change(name, tensor): one of their tensors, by their name, in our layout."""
+Convert = Callable[[str, Tensor], Tensor]
+"""convert(name, tensor): a Hugging Face tensor in the layout of minigpt."""
 
 
-def as_it_is(name: str, tensor: Tensor) -> Tensor:
+def unchanged(name: str, tensor: Tensor) -> Tensor:
+    """Return the tensor."""
     return tensor
 
 
 def transposed(name: str, tensor: Tensor) -> Tensor:
-    """GPT-2's linear maps are (in, out)."""
+    """Transpose the linear weights of GPT-2, which are (in, out)."""
     return tensor.T if ".c_" in name and name.endswith("weight") else tensor
 
 
-def split_heads(n_head: int) -> Change:
-    """BLOOM's rows are q, k and v of the first head, then those of the second, ..."""
+def split_heads(n_head: int) -> Convert:
+    """Return a conversion from BLOOM's order (head, qkv) of rows to (qkv, head)."""
 
-    def change(name: str, tensor: Tensor) -> Tensor:
+    def convert(name: str, tensor: Tensor) -> Tensor:
         if "query_key_value" not in name:
             return tensor
         return rearrange(tensor, "(h part e) ... -> (part h e) ...", h=n_head, part=3)
 
-    return change
+    return convert
 
 
 class NoFloat32(TorchFunctionMode):
-    """Takes float64 where float32 is asked for: their softmax, RMS norm, angles and slopes."""
+    """Replace float32 by float64 in Hugging Face code: softmax, RMS norm, angles and slopes."""
 
     def __torch_function__(
         self,
@@ -142,15 +143,15 @@ class NoFloat32(TorchFunctionMode):
 
 @contextmanager
 def float64() -> Iterator[None]:
-    """Make and run models of both sides in float64, all through."""
+    """Create and run both models entirely in float64."""
     with default_dtype(torch.float64), NoFloat32():
         yield
 
 
-def hugging_face(model: Any, config: Any, **options: Any) -> Any:
-    """Their model with every parameter far from its start, so that every part shows."""
+def hugging_face(model_class: Any, config_class: Any, **options: Any) -> Any:
+    """Return a Hugging Face model whose parameters are all random with a large variance."""
     tokens = {"vocab_size": N_VOCAB, "bos_token_id": None, "eos_token_id": None}
-    theirs = model(config(**tokens, attn_implementation="eager", **options)).eval()
+    theirs = model_class(config_class(**tokens, attn_implementation="eager", **options)).eval()
     assert theirs.config._attn_implementation == "eager"
     generator = torch.Generator().manual_seed(0)
     for parameter in theirs.parameters():
@@ -159,53 +160,56 @@ def hugging_face(model: Any, config: Any, **options: Any) -> Any:
 
 
 def translated(
-    tensors: Mapping[str, Tensor], names: Mapping[str, str], change: Change
+    tensors: Mapping[str, Tensor], names: Mapping[str, str], convert: Convert
 ) -> dict[str, Tensor]:
-    """Their tensors by our names; those that come to the same name are stacked, in their order."""
+    """Return Hugging Face tensors by minigpt's names; tensors of the same name are concatenated."""
     parts: dict[str, list[Tensor]] = {}
-    for name, tensor in experts_apart(tensors).items():
+    for name, tensor in split_experts(tensors).items():
         ours = name
         for old, new in names.items():
             ours = ours.replace(old, new)
-        parts.setdefault(ours, []).append(change(name, tensor))
+        parts.setdefault(ours, []).append(convert(name, tensor))
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
 
-def experts_apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Mixtral's experts (e, ...) are one tensor: each expert's by a name of its own."""
-    apart: dict[str, Tensor] = {}
+def split_experts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Split each tensor of Mixtral's experts (e, ...) into one named tensor per expert."""
+    split: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if ".experts." in name:
             for expert, weight in enumerate(tensor):
-                apart[name.replace(".experts.", f".experts.{expert}.")] = weight
+                split[name.replace(".experts.", f".experts.{expert}.")] = weight
         else:
-            apart[name] = tensor
-    return apart
+            split[name] = tensor
+    return split
 
 
-def assert_same(
+def assert_equal_models(
     config: ModelConfig,
     theirs: Any,
     names: Mapping[str, str],
-    change: Change = as_it_is,
+    convert: Convert = unchanged,
     length: int = 16,
 ) -> None:
-    """Our model with their weights has their logits and gradients; to be called in float64."""
+    """Assert that minigpt with the weights of `theirs` has its logits and gradients.
+
+    Call it within float64().
+    """
     model = GPT(config, N_VOCAB).eval()
-    # Raises for a name or shape that only one side has.
-    model.load_state_dict(translated(theirs.state_dict(), names, change))
+    # load_state_dict raises for missing names and wrong shapes.
+    model.load_state_dict(translated(theirs.state_dict(), names, convert))
     tokens, targets = random_tokens(2, length), random_tokens(2, length, seed=1).flatten()
     logits, expected = model(tokens), theirs(tokens, use_cache=False).logits
     torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
-    found = gradients(F.cross_entropy(logits.flatten(0, 1), targets), model)
+    grads = gradients(F.cross_entropy(logits.flatten(0, 1), targets), model)
     F.cross_entropy(expected.flatten(0, 1), targets).backward()
-    theirs_found = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    wanted = translated(theirs_found, names, change)
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    their_grads = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    expected_grads = translated(their_grads, names, convert)
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-10, atol=1e-10)
 
 
 def test_gpt2() -> None:
-    config = replace(composed("model=gpt2"), n_layer=2, n_head=3, n_embd=12, block_size=16)
+    config = replace(composed_model("model=gpt2"), n_layer=2, n_head=3, n_embd=12, block_size=16)
     with float64():
         theirs = hugging_face(
             GPT2LMHeadModel,
@@ -216,28 +220,28 @@ def test_gpt2() -> None:
             n_head=config.n_head,
             activation_function="gelu",
         )
-        assert_same(config, theirs, GPT2_NAMES, transposed)
+        assert_equal_models(config, theirs, GPT2_NAMES, transposed)
 
 
 def llama_config(
     scaling: str = "none", factor: float = 1.0, block_size: int = 64, **changes: Any
 ) -> ModelConfig:
-    """The preset with heads of 16 channels: at `block_size` 64 YaRN's ramp has slopes."""
+    """Return the Llama preset with head size 16; at block size 64 YaRN interpolates some pairs."""
     rope = (f"model.positional.scaling={scaling}", f"model.positional.factor={factor}")
     small = {"n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": block_size}
-    return replace(composed("model=llama", *rope), **{**small, **changes})
+    return replace(composed_model("model=llama", *rope), **{**small, **changes})
 
 
 def llama(
     config: ModelConfig,
     rope: dict[str, Any],
-    model: Any = LlamaForCausalLM,
-    model_config: Any = LlamaConfig,
+    model_class: Any = LlamaForCausalLM,
+    config_class: Any = LlamaConfig,
     **options: Any,
 ) -> Any:
-    """Their model of a design, with `rope` for their rope_parameters; or one that is like it."""
+    """Return the Hugging Face model of a config; `rope` updates its rope_parameters."""
     return hugging_face(
-        *(model, model_config),
+        *(model_class, config_class),
         hidden_size=config.n_embd,
         intermediate_size=config.ffn.hidden_width(config.n_embd),
         num_hidden_layers=config.n_layer,
@@ -251,7 +255,7 @@ def llama(
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:
-    """Ours."""
+    """Return the RoPE frequencies of minigpt."""
     scheme = GPT(config, N_VOCAB).positional
     assert isinstance(scheme, RotaryPositions)
     return scheme.frequencies(torch.device("cpu"))
@@ -261,25 +265,27 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
 def test_llama(n_kv_head: int | None) -> None:
     config = llama_config(n_kv_head=n_kv_head)
     with float64():
-        assert_same(config, llama(config, {"rope_type": "default"}), LLAMA_NAMES)
+        assert_equal_models(config, llama(config, {"rope_type": "default"}), LLAMA_NAMES)
 
 
 @pytest.mark.parametrize("window", [1, 5, 16])
 def test_mistral(window: int) -> None:
-    sliding = composed("attention=sliding_window", f"model.attention.window={window}").attention
+    sliding = composed_model(
+        "attention=sliding_window", f"model.attention.window={window}"
+    ).attention
     config = llama_config(n_kv_head=2, attention=sliding)
     options = {"sliding_window": window, "head_dim": config.shape.head_size}
     with float64():
         theirs = llama(
             *(config, {"rope_type": "default"}, MistralForCausalLM, MistralConfig), **options
         )
-        assert_same(config, theirs, LLAMA_NAMES, length=40)
+        assert_equal_models(config, theirs, LLAMA_NAMES, length=40)
 
 
 def mixtral(config: ModelConfig, n_expert: int, n_active: int) -> tuple[ModelConfig, Any]:
-    """The Llama preset with routed experts, and their model of it."""
+    """Return the Llama preset with experts, and the Hugging Face model of it."""
     options = (f"model.ffn.n_expert={n_expert}", f"model.ffn.n_active={n_active}")
-    experts = composed("model=llama", "ffn=moe", *options).ffn
+    experts = composed_model("model=llama", "ffn=moe", *options).ffn
     config = replace(config, ffn=experts)
     theirs = llama(
         *(config, {"rope_type": "default"}, MixtralForCausalLM, MixtralConfig),
@@ -294,15 +300,15 @@ def mixtral(config: ModelConfig, n_expert: int, n_active: int) -> tuple[ModelCon
 def test_mixtral(n_expert: int, n_active: int) -> None:
     with float64():
         config, theirs = mixtral(llama_config(n_kv_head=2), n_expert, n_active)
-        assert_same(config, theirs, MIXTRAL_NAMES)
+        assert_equal_models(config, theirs, MIXTRAL_NAMES)
 
 
 def test_mixtral_balance_loss() -> None:
-    """Of one layer: over several theirs is of the means over layers. It counts each choice as 1."""
+    """Hugging Face averages over layers first, and its usage sums to n_active = 2, not to 1."""
     with float64():
         config, theirs = mixtral(llama_config(n_layer=1), 8, 2)
         model = GPT(config, N_VOCAB)
-        model.load_state_dict(translated(theirs.state_dict(), MIXTRAL_NAMES, as_it_is))
+        model.load_state_dict(translated(theirs.state_dict(), MIXTRAL_NAMES, unchanged))
         tokens = random_tokens(2, 16)
         _, logged = model.training_loss(tokens, tokens)
         expected = theirs(tokens, use_cache=False, output_router_logits=True).aux_loss
@@ -314,15 +320,14 @@ def test_llama_with_linear_scaling(factor: float) -> None:
     config = llama_config("linear", factor)
     with float64():
         theirs = llama(config, {"rope_type": "linear", "factor": factor})
-        assert_same(config, theirs, LLAMA_NAMES, length=80)
+        assert_equal_models(config, theirs, LLAMA_NAMES, length=80)
 
 
 @pytest.mark.parametrize("factor", [1.5, 2.5, 4.0])
 def test_llama_with_ntk_scaling(factor: float) -> None:
-    """Theirs is dynamic: with factor 1 it stretches the base by the text's length over the block's.
+    """Hugging Face's scaling is dynamic: the base depends on the length of the text.
 
-    At `factor` times the block it has to be ours, which is static; so has their plain RoPE with
-    the stretched base.
+    At `factor` times the block size it equals static scaling, as does RoPE with the scaled base.
     """
     config = llama_config("ntk", factor, block_size=20)
     length, n = int(factor * config.block_size), config.shape.head_size
@@ -331,23 +336,23 @@ def test_llama_with_ntk_scaling(factor: float) -> None:
         rule = ROPE_INIT_FUNCTIONS["dynamic"]
         expected, _ = rule(dynamic.config, torch.device("cpu"), seq_len=length)
         torch.testing.assert_close(rope_frequencies(config), expected, rtol=1e-12, atol=0)
-        assert_same(config, dynamic, LLAMA_NAMES, length=length)
+        assert_equal_models(config, dynamic, LLAMA_NAMES, length=length)
         base = 10000.0 * factor ** (n / (n - 2))
         static = llama(config, {"rope_type": "default", "rope_theta": base})
-        assert_same(config, static, LLAMA_NAMES, length=length)
+        assert_equal_models(config, static, LLAMA_NAMES, length=length)
 
 
-@pytest.mark.parametrize("block_size", [64, 620])  # at 620, 31 turns would begin a channel later
+@pytest.mark.parametrize("block_size", [64, 620])  # 620 distinguishes 32 rotations from 31
 @pytest.mark.parametrize("factor", [1.5, 2.5, 4.0])
 def test_llama_with_yarn_scaling(factor: float, block_size: int) -> None:
     config = llama_config("yarn", factor, block_size=block_size)
     rope = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": block_size}
     with float64():
-        if factor > 1:  # some channels are left alone, some divided, some in between
-            share = rope_frequencies(llama_config()) / rope_frequencies(config)
-            between = (share > 1 + 1e-9) & (share < factor - 1e-9)
-            assert share.min() == 1 and between.any() and math.isclose(share.max(), factor)
-        assert_same(config, llama(config, rope), LLAMA_NAMES, length=80)
+        if factor > 1:  # some channels are unchanged, some divided, some interpolated
+            ratio = rope_frequencies(llama_config()) / rope_frequencies(config)
+            between = (ratio > 1 + 1e-9) & (ratio < factor - 1e-9)
+            assert ratio.min() == 1 and between.any() and math.isclose(ratio.max(), factor)
+        assert_equal_models(config, llama(config, rope), LLAMA_NAMES, length=80)
 
 
 @pytest.mark.parametrize("factor", [1.5, 2.5, 16.0])
@@ -365,7 +370,7 @@ def test_yarn_frequencies(n_head: int, head_size: int, block_size: int, factor: 
 @pytest.mark.parametrize("n_head", [4, 6, 12])
 def test_mpt(n_head: int) -> None:
     changes = {"n_layer": 2, "n_head": n_head, "n_embd": 24, "bias": False}
-    config = replace(composed("model=gpt2", "positional=alibi"), **changes)
+    config = replace(composed_model("model=gpt2", "positional=alibi"), **changes)
     with float64():
         theirs = hugging_face(
             MptForCausalLM,
@@ -375,14 +380,14 @@ def test_mpt(n_head: int) -> None:
             n_heads=n_head,
             max_seq_len=config.block_size,
         )
-        assert_same(config, theirs, MPT_NAMES, length=40)
+        assert_equal_models(config, theirs, MPT_NAMES, length=40)
 
 
 @pytest.mark.parametrize("n_head", [4, 6, 12])
 def test_bloom(n_head: int) -> None:
-    """Without its norm of the embeddings, and with GELU itself for its approximation by tanh."""
+    """Without BLOOM's norm of the embeddings, and with the exact GELU in place of tanh."""
     changes = {"n_layer": 2, "n_head": n_head, "n_embd": 24, "bias": True}
-    config = replace(composed("model=gpt2", "positional=alibi"), **changes)
+    config = replace(composed_model("model=gpt2", "positional=alibi"), **changes)
     with float64():
         theirs = hugging_face(
             BloomForCausalLM,
@@ -394,7 +399,7 @@ def test_bloom(n_head: int) -> None:
         theirs.transformer.word_embeddings_layernorm = nn.Identity()
         for block in theirs.transformer.h:
             block.mlp.gelu_impl = nn.GELU()
-        assert_same(config, theirs, BLOOM_NAMES, split_heads(n_head), length=40)
+        assert_equal_models(config, theirs, BLOOM_NAMES, split_heads(n_head), length=40)
 
 
 @pytest.mark.parametrize(
@@ -409,6 +414,6 @@ def test_t5_buckets(buckets: int, max_distance: int) -> None:
     torch.testing.assert_close(t5_bucket(distance, buckets, max_distance), expected)
     options = {"positional.buckets": buckets, "positional.max_distance": max_distance, "n_layer": 1}
     overrides = (f"model.{key}={value}" for key, value in options.items())
-    scheme = GPT(composed("positional=t5", *overrides), N_VOCAB).positional
+    scheme = GPT(composed_model("positional=t5", *overrides), N_VOCAB).positional
     assert isinstance(scheme, T5Bias)
     torch.testing.assert_close(scheme.bucket[distance.clamp(max=max_distance)], expected)

@@ -1,4 +1,4 @@
-"""Weights saved under the names of earlier versions still load, and such runs still resume."""
+"""Weights with the parameter names of earlier versions load, and their runs resume."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from minigpt.run.weights import WEIGHTS, load_weights
 from tests.conftest import TINY, Cli
 from tests.model.tiny import N_VOCAB, random_model, tiny_config
 
-# Present and earlier parts of names.
-EARLIER = {
+# Patterns of current parameter names, and what earlier versions wrote instead.
+EARLIER_NAMES = {
     r"\.self_attention\.": ".attention.",
     r"_output_norm\.": "_result_norm.",
     r"\.value_weights$": ".value_parts",
@@ -26,10 +26,10 @@ EARLIER = {
 
 
 def save_under_earlier_names(tensors: Mapping[str, torch.Tensor], directory: Path) -> set[str]:
-    """Write tensors as an earlier version did; return their names."""
+    """Save tensors under the parameter names of an earlier version; return these names."""
     earlier = {}
     for name, tensor in tensors.items():
-        for pattern, replacement in EARLIER.items():
+        for pattern, replacement in EARLIER_NAMES.items():
             name = re.sub(pattern, replacement, name)
         earlier[name] = tensor.clone()
     save_file(earlier, directory / WEIGHTS)
@@ -37,7 +37,7 @@ def save_under_earlier_names(tensors: Mapping[str, torch.Tensor], directory: Pat
 
 
 @pytest.mark.parametrize("embedding", ["tied", "untied"])
-def test_earlier_names_load(embedding: str, tmp_path: Path) -> None:
+def test_earlier_parameter_names_load(embedding: str, tmp_path: Path) -> None:
     config = tiny_config(
         placement="sandwich",
         embedding=embedding,
@@ -46,16 +46,16 @@ def test_earlier_names_load(embedding: str, tmp_path: Path) -> None:
         value_residual=True,
         unet_skips=True,
     )
-    model, other = random_model(config), GPT(config, N_VOCAB)
-    tensors = dict(model.named_parameters())  # without the second name of a tied head
+    model, loaded = random_model(config), GPT(config, N_VOCAB)
+    tensors = dict(model.named_parameters())  # without the tied head
     names = save_under_earlier_names(tensors, tmp_path)
     assert names > {
         *("blocks.0.attention.qkv.weight", "blocks.1.attention.value_parts", "skip_parts"),
         *("blocks.0.attention_result_norm.weight", "blocks.1.ffn_result_norm.weight"),
         *("attention.mark", "blocks.0.attention_norm.weight"),
     }
-    load_weights(tmp_path, other)
-    for name, parameter in other.named_parameters():
+    load_weights(tmp_path, loaded)
+    for name, parameter in loaded.named_parameters():
         assert torch.equal(parameter, tensors[name]), name
     with pytest.raises(UserError, match=r"does not fit the model of config\.yaml"):
         load_weights(tmp_path, GPT(tiny_config(), N_VOCAB))

@@ -1,4 +1,4 @@
-"""Small models for tests, of every design."""
+"""Small models of every design."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ N_VOCAB = 11
 
 
 @cache
-def composed(*overrides: str) -> ModelConfig:
-    """The model section that overrides give, as a user would get it."""
+def composed_model(*overrides: str) -> ModelConfig:
+    """Return the model section that Hydra composes from overrides."""
     return composed_config(list(overrides)).model
 
 
@@ -40,19 +40,19 @@ def tiny_config(
     attention_options: Mapping[str, Any] = MappingProxyType({}),
     **changes: Any,
 ) -> ModelConfig:
-    """A design of two layers, three heads and twelve channels, with `changes` to it.
+    """Return a config of two layers, three heads and twelve channels, updated with `changes`.
 
-    `options` and `attention_options` are those of its positional scheme and its attention that are
-    not as configured.
+    `options` and `attention_options` override the defaults of the positional scheme and the
+    attention.
     """
     small: dict[str, Any] = {"n_layer": 2, "n_head": 3, "n_embd": 12, "block_size": 16}
-    # Each group by itself: composing every combination would take longer than the tests.
-    scheme = composed(f"positional={positional}").positional
-    chosen = composed(f"attention={attention}").attention
+    # Groups are composed one by one and cached: Hydra is slow.
+    scheme = composed_model(f"positional={positional}").positional
+    chosen = composed_model(f"attention={attention}").attention
     return replace(
-        composed(),
+        composed_model(),
         positional=replace(scheme, **options),
-        ffn=composed(f"ffn={ffn}").ffn,
+        ffn=composed_model(f"ffn={ffn}").ffn,
         attention=replace(chosen, **attention_options),
         backend=BackendConfig(backend),
         embedding=EmbeddingConfig(embedding),
@@ -62,9 +62,12 @@ def tiny_config(
 
 
 def random_model(config: ModelConfig, n_vocab: int = N_VOCAB) -> GPT:
-    """A model whose every parameter is far from its start, so that every part shows."""
+    """Return a model in eval mode whose parameters are all random with a large variance.
+
+    Zeros and ones of the initialization would hide errors.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # of what is drawn and no parameter
+        torch.manual_seed(0)  # buffers may be random too
         model = GPT(config, n_vocab)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -72,28 +75,28 @@ def random_model(config: ModelConfig, n_vocab: int = N_VOCAB) -> GPT:
     return model.eval()
 
 
-def refused(config: ModelConfig) -> str | None:
-    """Return why a design is refused, or None."""
-    every = problems(config)
-    return str(every[0]) if every else None
+def first_problem(config: ModelConfig) -> str | None:
+    """Return the first reason why a config is invalid, or None."""
+    reported = problems(config)
+    return str(reported[0]) if reported else None
 
 
 def random_tokens(batch: int, length: int, n_vocab: int = N_VOCAB, seed: int = 0) -> Tensor:
-    """Tokens (b, t)."""
+    """Return random tokens (b, t)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(n_vocab, (batch, length), generator=generator)
 
 
 def gradients(loss: Tensor, model: GPT) -> dict[str, Tensor]:
-    """Of every parameter, by name; zeros where the loss does not depend on one."""
+    """Return the gradient of every parameter by name, zeros if the loss does not depend on it."""
     names, parameters = zip(*model.named_parameters(), strict=True)
-    found = torch.autograd.grad(loss, parameters, materialize_grads=True)
-    return dict(zip(names, found, strict=True))
+    grads = torch.autograd.grad(loss, parameters, materialize_grads=True)
+    return dict(zip(names, grads, strict=True))
 
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make models, tables and masks of a dtype."""
+    """Set torch's default dtype within a block."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

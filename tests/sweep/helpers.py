@@ -1,10 +1,11 @@
-"""Run sweeps in processes of their own, and find their runs."""
+"""Helpers that start sweeps in separate processes and list their runs."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import TINY
@@ -13,20 +14,19 @@ HERE = "hydra.sweep.dir=sweep"
 
 
 def runs(folder: str = "sweep") -> dict[str, Path]:
-    """The runs of a sweep by name."""
+    """Return the run directories of a sweep by name."""
     return {path.parent.name: path.parent for path in Path(folder).glob("*/config.yaml")}
 
 
 def spawn(*arguments: str) -> subprocess.Popen[str]:
-    """A sweep in a process of its own, the leader of its group."""
+    """Start a sweep in a separate process, the leader of its process group."""
     command = [sys.executable, "-m", "minigpt.cli", "train", "-m", *TINY, HERE, *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
-def wait_for(ready: object, process: subprocess.Popen[str]) -> None:
-    """Wait until a function says True; fails where the process ends before."""
-    assert callable(ready)
+def wait_for(ready: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Wait until ready() is true; fail if the process ends first."""
     while not ready():
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)

@@ -17,21 +17,21 @@ from tests.sweep.helpers import runs, spawn, wait_for
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="kills by POSIX signals")
-def test_a_killed_sweep_is_resumed(workdir: Path) -> None:
+def test_the_same_command_resumes_a_killed_sweep(workdir: Path) -> None:
     options = ["seed=1,2,3,4,5", "optimizer.lr=1e-3,1e-2", "trainer.max_steps=60"]
     process = spawn(*options)
     wait_for(lambda: len(list(Path("sweep").glob("*/result.json"))) >= 4, process)
     wait_for(lambda: len(runs()) > len(list(Path("sweep").glob("*/result.json"))), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    done = {path: path.stat().st_mtime_ns for path in Path("sweep").glob("*/result.json")}
-    assert 4 <= len(done) < 10
+    finished = {path: path.stat().st_mtime_ns for path in Path("sweep").glob("*/result.json")}
+    assert 4 <= len(finished) < 10
 
     again = spawn(*options)
     out, err = again.communicate(timeout=300)
     assert again.returncode == 0, err
-    assert f"{len(done)} of them finished before" in out
-    assert all(path.stat().st_mtime_ns == then for path, then in done.items())
+    assert f"{len(finished)} of them finished before" in out
+    assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
 
     Path("sweep").rename("killed")
     whole = spawn(*options)
@@ -49,8 +49,8 @@ def test_a_killed_sweep_is_resumed(workdir: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="stops by POSIX signals")
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_a_stopped_sweep_saves_its_runs(workdir: Path, launcher: str) -> None:
-    many = [f"hydra/launcher={launcher}", "seed=1,2,3", "trainer.max_steps=100000"]
-    process = spawn(*many, "trainer.eval_every=null", "trainer.sample_every=null")
+    options = [f"hydra/launcher={launcher}", "seed=1,2,3", "trainer.max_steps=100000"]
+    process = spawn(*options, "trainer.eval_every=null", "trainer.sample_every=null")
     wait_for(lambda: any(last_step(run / "metrics.jsonl") > 20 for run in runs().values()), process)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
@@ -65,9 +65,9 @@ def test_a_stopped_sweep_saves_its_runs(workdir: Path, launcher: str) -> None:
 @pytest.mark.slow
 def test_two_processes_share_a_sweep(workdir: Path) -> None:
     options = ["seed=1,2,3,4", "trainer.max_steps=200", "trainer.sample_every=null"]
-    both = [spawn(*options) for _ in range(2)]
-    ended = [(*process.communicate(timeout=300), process.returncode) for process in both]
-    assert all("failed" not in out for out, _, _ in ended), ended
+    processes = [spawn(*options) for _ in range(2)]
+    outcomes = [(*process.communicate(timeout=300), process.returncode) for process in processes]
+    assert all("failed" not in out for out, _, _ in outcomes), outcomes
     statuses = [json.loads((run / "result.json").read_text())["status"] for run in runs().values()]
     assert statuses == ["finished"] * 4
     manifests = [json.loads((run / "manifest.json").read_text()) for run in runs().values()]

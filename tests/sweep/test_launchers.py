@@ -16,7 +16,7 @@ from tests.sweep.helpers import HERE, runs, spawn
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
-def test_launchers(workdir: Path, launcher: str) -> None:
+def test_launchers_run_all_jobs(workdir: Path, launcher: str) -> None:
     process = spawn(f"hydra/launcher={launcher}", "seed=1,2", "optimizer.lr=1e-3,1e30")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
@@ -27,12 +27,12 @@ def test_launchers(workdir: Path, launcher: str) -> None:
 
 
 def test_a_job_equals_a_single_run(cli: Cli) -> None:
-    assert cli("train", *TINY, "seed=2", "hydra.run.dir=alone").code == 0
+    assert cli("train", *TINY, "seed=2", "hydra.run.dir=single").code == 0
     assert cli("train", "-m", *TINY, "seed=1,2", HERE).code == 0
-    assert read_metrics(Path("alone")) == read_metrics(Path("sweep/seed=2"))
+    assert read_metrics(Path("single")) == read_metrics(Path("sweep/seed=2"))
 
 
-def test_a_launcher_that_is_not_installed(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_launcher_names_the_extra(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     from hydra.core.config_store import ConfigStore
 
     monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], "joblib.yaml")

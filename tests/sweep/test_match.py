@@ -1,4 +1,4 @@
-"""`sweep.match`."""
+"""`sweep.match`: designs with equal steps, tokens, parameters or FLOPs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from tests.sweep.helpers import HERE
 
 
 def second_width() -> int:
+    """Return n_embd of the second run."""
     config = OmegaConf.load("sweep/n_layer=3_batch_size=8/config.yaml")
     return int(config.model.n_embd)
 
 
 @pytest.mark.parametrize("match", ["steps", "tokens", "parameters", "flops"])
-def test_equal_work(cli: Cli, match: str) -> None:
-    """Two designs that differ in each quantity are matched."""
+def test_runs_match_in_the_chosen_quantity(cli: Cli, match: str) -> None:
+    """Without sweep.match, the two designs differ in every quantity but steps."""
     options = ["trainer.batch_size=4,8", "model.n_layer=1,3", f"sweep.match={match}", HERE]
     assert cli("train", "-m", *TINY, *options, "model.n_embd=32").code == 0
     first, second = (
@@ -35,9 +36,9 @@ def test_equal_work(cli: Cli, match: str) -> None:
     ]
     amounts = {"steps": [first["steps"], second["steps"]], "parameters": parameters}
     amounts |= {"tokens": tokens, "flops": flops}
-    one, other = amounts[match]
-    assert [one, other] == manifest["match"]["amount"]
-    assert abs(one - other) <= {"flops": 0.1, "parameters": 0.1}.get(match, 0) * one
+    expected, amount = amounts[match]
+    assert [expected, amount] == manifest["match"]["amount"]
+    assert abs(expected - amount) <= {"flops": 0.1, "parameters": 0.1}.get(match, 0) * expected
     changed = {
         "steps": {},
         "tokens": {"trainer.max_steps": [12, 6]},

@@ -1,4 +1,4 @@
-"""Which runs a sweep has, where they are, and which mistakes stop it before it starts."""
+"""Planning a sweep: its jobs, their directories, and errors before the first job."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conftest import TINY, Cli
 from tests.sweep.helpers import HERE, runs
 
 
-def test_labels() -> None:
+def test_labels_contain_the_overrides_that_vary() -> None:
     assert labels([["a=1", "b.c=x/y"], ["a=2", "b.c=x/y"]]) == ["a=1", "a=2"]
     assert labels([["b.lr=1", "c.lr=1"], ["b.lr=2", "c.lr=2"]]) == [
         "b.lr=1_c.lr=1",
@@ -24,12 +24,12 @@ def test_labels() -> None:
     assert labels([["data.path=x/a"], ["data.path=x?a"]]) == ["path=x_a", "path=x_a"]
 
 
-def test_file_names_fit_file_systems() -> None:
+def test_file_names_are_short_and_idempotent() -> None:
     assert len(file_name("\u4e16" * 300).encode()) <= 255
     assert file_name("a/b " * 50) == file_name(file_name("a/b " * 50))
 
 
-def test_jobs_with_the_same_label_are_two_runs(cli: Cli, workdir: Path) -> None:
+def test_jobs_with_equal_labels_get_separate_runs(cli: Cli, workdir: Path) -> None:
     prompts = "trainer.sample_prompt='a?','a*'"
     text = (workdir / "text.txt").read_text() + "?*"
     (workdir / "text.txt").write_text(text * 2)
@@ -39,7 +39,7 @@ def test_jobs_with_the_same_label_are_two_runs(cli: Cli, workdir: Path) -> None:
     assert "2 skipped" in cli("train", "-m", *TINY, prompts, "trainer.max_steps=1", HERE).out
 
 
-def test_another_config_text_or_code_is_another_run(
+def test_a_changed_config_text_or_code_starts_new_runs(
     cli: Cli, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def sweep(*changes: str) -> str:
@@ -60,14 +60,14 @@ def test_another_config_text_or_code_is_another_run(
     assert "1 finished, 1 skipped" in sweep() and "seed=1_4" in runs()
 
 
-def test_a_sweep_folder_is_named_after_what_varies(cli: Cli) -> None:
+def test_sweep_directory_names_contain_the_swept_keys(cli: Cli) -> None:
     assert cli("train", "-m", *TINY, "trainer.max_steps=1", "norm=pre,post").code == 0
     assert cli("train", "-m", "sweep=norm", *TINY, "trainer.max_steps=1", "seed=1").code == 0
     names = sorted(path.name for path in Path("runs").iterdir())
     assert [re.sub(r"^\S{19}_|_\w{6}$", "", name) for name in names] == ["sweep_norm", "sweep_norm"]
 
 
-def test_a_sweep_folder_depends_on_the_root_config(cli: Cli) -> None:
+def test_sweep_directory_depends_on_the_root_config(cli: Cli) -> None:
     first = cli("train", *TINY, "trainer.max_steps=1", "hydra.run.dir=first")
     assert first.code == 0, first.err
     for name in ("one", "two"):
@@ -77,7 +77,7 @@ def test_a_sweep_folder_depends_on_the_root_config(cli: Cli) -> None:
     assert len([*Path("runs").iterdir()]) == 2
 
 
-def test_a_wrong_config_stops_a_sweep_before_it_starts(cli: Cli, workdir: Path) -> None:
+def test_an_invalid_job_stops_a_sweep_before_it_starts(cli: Cli, workdir: Path) -> None:
     before = sorted(workdir.rglob("*"))
     for options, message in (
         (["optimizer.lr=-1,-2"], "optimizer.lr=-1.0: must be 0 or more"),
@@ -97,7 +97,7 @@ def test_a_wrong_config_stops_a_sweep_before_it_starts(cli: Cli, workdir: Path) 
 
 
 @pytest.mark.parametrize("choices", ["sweep=norm,ffn", "experiment=claims/common,claims/norm"])
-def test_presets_among_others_are_refused(cli: Cli, choices: str) -> None:
+def test_several_sweep_presets_are_rejected(cli: Cli, choices: str) -> None:
     refused = cli("train", "-m", choices, *TINY, "seed=1", "sweep.fail_fast=true")
     assert refused.code == 2 and "each sweep preset or experiment in its own command" in refused.err
     assert not Path("runs").exists()
@@ -111,7 +111,7 @@ def test_presets_among_others_are_refused(cli: Cli, choices: str) -> None:
         ("data.path=nowhere.txt", "nowhere.txt: no such file"),
     ],
 )
-def test_an_error_of_all_jobs_stops_a_sweep_before_it_starts(
+def test_an_error_common_to_all_jobs_stops_a_sweep_before_it_starts(
     cli: Cli, option: str, message: str
 ) -> None:
     launcher = ["hydra/launcher=joblib"] if "launcher" in option else []

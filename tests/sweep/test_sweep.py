@@ -1,4 +1,4 @@
-"""Finished, failed and skipped jobs, and what a sweep prints of them."""
+"""Finished, failed and skipped jobs, and the summary that a sweep prints."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_same_command_skips_finished_jobs(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets(cli: Cli, preset: str) -> None:
+def test_presets_sweep_over_every_choice(cli: Cli, preset: str) -> None:
     outcome = cli("train", "-m", f"sweep={preset}", *TINY, "trainer.max_steps=2", "seed=1", HERE)
     assert outcome.code == 0, outcome.out
     assert {name.partition("=")[2] for name in runs()} == PRESETS[preset]
@@ -105,7 +105,7 @@ def test_fail_fast_stops_a_sweep(cli: Cli) -> None:
         ('{"jobs": [{"a": 1}]}', True),
     ],
 )
-def test_broken_files_of_a_sweep(cli: Cli, broken: str, is_object: bool) -> None:
+def test_broken_sweep_and_result_files(cli: Cli, broken: str, is_object: bool) -> None:
     command = ["train", "-m", *TINY, "seed=1,2", "trainer.max_steps=2", HERE]
     assert cli(*command).code == 0
     Path("sweep/sweep.json").write_text(broken)
@@ -130,7 +130,7 @@ def test_last_step_of_an_incomplete_file(tmp_path: Path) -> None:
     assert last_step(file) == 2
 
 
-def test_different_tokenizers_are_listed_in_bits_per_byte(cli: Cli) -> None:
+def test_sweeps_over_tokenizers_print_bits_per_byte(cli: Cli) -> None:
     name = "n" * 60
     options = ["tokenizer=char,gpt2", f"name={name}", "trainer.max_steps=1", HERE]
     done = cli("train", "-m", *TINY, *options)

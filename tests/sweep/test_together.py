@@ -1,4 +1,4 @@
-"""`hydra/launcher=replicas`: its runs equal those of other launchers."""
+"""`hydra/launcher=replicas`, compared with separate runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from minigpt.train.replicas import Program
 from tests.conftest import TINY, Cli, read_metrics
 
-TOGETHER = "hydra/launcher=replicas"
+REPLICAS = "hydra/launcher=replicas"
 
 
 def sweep(cli: Cli, folder: str, *options: str, code: int = 0) -> dict[str, Path]:
@@ -53,47 +53,49 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert result(one)[key] == result(other)[key]
 
 
-def test_runs_equal_separate_ones(cli: Cli) -> None:
+def test_replicas_equal_separate_runs(cli: Cli) -> None:
     options = ["seed=1,2", "optimizer.lr=1e-2,3e-3", "optimizer.weight_decay=0.2,0"]
     options += ["trainer.precision=fp32", "trainer.grad_accum_steps=2"]
-    alone, together = sweep(cli, "alone", *options), sweep(cli, "together", *options, TOGETHER)
-    assert together.keys() == alone.keys() and len(alone) == 8
-    for name, run in alone.items():
-        assert_same_run(run, together[name])
-    manifest = json.loads((next(iter(together.values())) / "manifest.json").read_text())
+    separate = sweep(cli, "separate", *options)
+    replicas = sweep(cli, "replicas", *options, REPLICAS)
+    assert replicas.keys() == separate.keys() and len(separate) == 8
+    for name, run in separate.items():
+        assert_same_run(run, replicas[name])
+    manifest = json.loads((next(iter(replicas.values())) / "manifest.json").read_text())
     assert manifest["replicas"] == 8 and manifest["backend"].startswith("eager")
-    losses = {result(run)["val_loss"] for run in together.values()}
+    losses = {result(run)["val_loss"] for run in replicas.values()}
     assert len(losses) == 8
 
 
 def test_designs_lengths_and_documents_are_grouped(cli: Cli) -> None:
     options = ["model=rope,t5", "seed=1,2", "trainer.max_steps=4,7", "trainer.precision=fp32"]
     options.append(r"data.document_separator='\n'")
-    alone, together = sweep(cli, "alone", *options), sweep(cli, "together", *options, TOGETHER)
-    for name, run in alone.items():
-        assert_same_run(run, together[name])
-    assert {result(run)["steps"] for run in together.values()} == {4, 7}
-    few = sweep(cli, "few", *options, TOGETHER, "hydra.launcher.at_once=3")
-    for name, run in alone.items():
-        assert_same_run(run, few[name])
+    separate = sweep(cli, "separate", *options)
+    replicas = sweep(cli, "replicas", *options, REPLICAS)
+    for name, run in separate.items():
+        assert_same_run(run, replicas[name])
+    assert {result(run)["steps"] for run in replicas.values()} == {4, 7}
+    chunked = sweep(cli, "chunked", *options, REPLICAS, "hydra.launcher.at_once=3")
+    for name, run in separate.items():
+        assert_same_run(run, chunked[name])
 
 
 def test_a_failed_or_stopped_run_does_not_affect_the_others(cli: Cli) -> None:
     options = ["optimizer.lr=1e30,1e-2,0", "trainer.patience=1", "trainer.max_steps=40"]
-    runs = sweep(cli, "together", *options, TOGETHER, "trainer.eval_every=8", code=1)
+    runs = sweep(cli, "replicas", *options, REPLICAS, "trainer.eval_every=8", code=1)
     results = {name: result(run) for name, run in runs.items()}
     assert results["lr=1e+30"]["status"] == "failed" and results["lr=1e+30"]["diverged"]
     assert results["lr=0.01"]["steps"] > results["lr=0"]["steps"] == 16
     assert math.isfinite(results["lr=0.01"]["val_loss"])
     assert "Traceback" in (runs["lr=1e+30"] / "output.log").read_text()
     assert "Traceback" not in (runs["lr=0.01"] / "output.log").read_text()
-    again = sweep(cli, "together", *options, TOGETHER, "trainer.eval_every=8", code=1)
+    again = sweep(cli, "replicas", *options, REPLICAS, "trainer.eval_every=8", code=1)
     assert {name: result(run)["status"] for name, run in again.items()} == {
         name: one["status"] for name, one in results.items()
     }
 
 
-def test_refusals(cli: Cli, workdir: Path) -> None:
+def test_unsupported_options_are_rejected(cli: Cli, workdir: Path) -> None:
     before = sorted(workdir.rglob("*"))
     for options, message in (
         (
@@ -106,25 +108,25 @@ def test_refusals(cli: Cli, workdir: Path) -> None:
         (["hydra.launcher.at_once=2.5"], "hydra.launcher.at_once=2.5: must be a whole number"),
         (["hydra.launcher.at_once=abc"], "hydra.launcher.at_once=abc: must be a whole number"),
     ):
-        outcome = cli("train", "-m", *TINY, "seed=1,2", TOGETHER, *options)
+        outcome = cli("train", "-m", *TINY, "seed=1,2", REPLICAS, *options)
         assert outcome.code == 2 and message in outcome.err and outcome.err.count("\n") == 1
     assert sorted(workdir.rglob("*")) == before
 
 
-def test_fail_fast_ends_all_runs(cli: Cli) -> None:
+def test_fail_fast_stops_all_runs(cli: Cli) -> None:
     options = ["optimizer.lr=1e30,1e-3", "trainer.max_steps=20000", "sweep.fail_fast=true"]
     options += ["trainer.eval_every=null", "trainer.sample_every=null"]
-    outcome = cli("train", "-m", *TINY, *options, TOGETHER, "hydra.sweep.dir=together")
+    outcome = cli("train", "-m", *TINY, *options, REPLICAS, "hydra.sweep.dir=replicas")
     assert outcome.code == 1 and "1 of 2 jobs failed" in outcome.err
-    assert result(Path("together/lr=0.001"))["status"] == "interrupted"
+    assert result(Path("replicas/lr=0.001"))["status"] == "interrupted"
 
 
-def test_a_failed_step_ends_all_runs(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*arguments: object) -> None:
+def test_an_error_in_a_step_fails_all_runs(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_out_of_memory(*arguments: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(Program, "backward", fails)
-    runs = sweep(cli, "together", "seed=1,2", TOGETHER, code=1)
+    monkeypatch.setattr(Program, "backward", raise_out_of_memory)
+    runs = sweep(cli, "replicas", "seed=1,2", REPLICAS, code=1)
     for run in runs.values():
         assert result(run)["status"] == "failed"
         assert "hydra.launcher.at_once" in result(run)["error"]
@@ -135,22 +137,22 @@ def test_a_failed_step_ends_all_runs(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
 def test_a_killed_sweep_resumes(cli: Cli, number: signal.Signals) -> None:
     options = ["seed=1,2,3", "trainer.max_steps=60", "trainer.precision=fp32"]
     options += ["trainer.checkpoint_every=5"]
-    alone = sweep(cli, "alone", *options)
-    command = [sys.executable, "-m", "minigpt.cli", "train", "-m", *TINY, *options, TOGETHER]
+    separate = sweep(cli, "separate", *options)
+    command = [sys.executable, "-m", "minigpt.cli", "train", "-m", *TINY, *options, REPLICAS]
     process = subprocess.Popen(
-        [*command, "hydra.sweep.dir=together"],
+        [*command, "hydra.sweep.dir=replicas"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    last = Path("together/seed=3/checkpoints/last")
+    last = Path("replicas/seed=3/checkpoints/last")
     while not last.exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     os.kill(process.pid, number)
     assert process.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
-    together = sweep(cli, "together", *options, TOGETHER)
-    for name, run in alone.items():
-        assert result(together[name])["status"] == "finished"
-        assert_same_run(run, together[name])
-        assert "resumed" in json.loads((together[name] / "manifest.json").read_text())
+    replicas = sweep(cli, "replicas", *options, REPLICAS)
+    for name, run in separate.items():
+        assert result(replicas[name])["status"] == "finished"
+        assert_same_run(run, replicas[name])
+        assert "resumed" in json.loads((replicas[name] / "manifest.json").read_text())

@@ -1,4 +1,4 @@
-"""Runs whose text is a row of documents, from the command line."""
+"""Training, evaluation and sampling with `data.document_separator`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SEPARATOR = r"data.document_separator=\n\n"
 
 @pytest.fixture(autouse=True)
 def text(workdir: Path) -> None:
-    """Speeches of different lengths, some of them shorter than a window."""
+    """Write a text of short documents, some of them shorter than a window."""
     speeches = [f"Role {i}:\nA{' horse,' * (i % 5)} my kingdom{'!' * (i % 7)}\n" for i in range(90)]
     (workdir / "text.txt").write_text("\n".join(speeches))
 
 
 @pytest.mark.parametrize("tokenizer", [["char"], ["bpe", "tokenizer.vocab_size=300"]], ids=str)
-def test_stopped_and_resumed(
+def test_resume_equals_an_uninterrupted_run(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, tokenizer: list[str]
 ) -> None:
     name, *more = tokenizer
@@ -40,9 +40,10 @@ def test_stopped_and_resumed(
     same_end(Path("whole"), Path("parts"))
 
 
-def test_the_run_keeps_the_separator(cli: Cli) -> None:
-    made = cli("train", *TINY, SEPARATOR, "hydra.run.dir=run")
-    assert made.code == 0 and "data       text in 91 documents, char tokenizer (" in made.out
+def test_config_and_manifest_record_the_documents(cli: Cli) -> None:
+    outcome = cli("train", *TINY, SEPARATOR, "hydra.run.dir=run")
+    assert outcome.code == 0
+    assert "data       text in 91 documents, char tokenizer (" in outcome.out
     assert read_config(Path("run/config.yaml")).data.separator == "\n\n"
     manifest = json.loads(Path("run/manifest.json").read_text())
     text = Path("text.txt").read_text()
@@ -55,8 +56,8 @@ def test_the_run_keeps_the_separator(cli: Cli) -> None:
     assert read_metrics(Path("run")) != read_metrics(Path("without"))
 
 
-def test_newlines_may_be_real(cli: Cli) -> None:
-    """On the command line and in YAML, as a saved config that a person has rewritten."""
+def test_separators_can_contain_newlines(cli: Cli) -> None:
+    """Newlines may be written literally on the command line and in YAML."""
     assert cli("train", *TINY, SEPARATOR, "hydra.run.dir=run").code == 0
     typed = cli("train", *TINY, "data.document_separator=\n\n", "hydra.run.dir=typed")
     assert typed.code == 0, typed.err
@@ -68,20 +69,20 @@ def test_newlines_may_be_real(cli: Cli) -> None:
     assert read_metrics(Path("run")) == read_metrics(Path("typed")) == read_metrics(Path("own"))
 
 
-def test_eval_agrees_with_training(cli: Cli) -> None:
+def test_eval_equals_the_result_of_training(cli: Cli) -> None:
     assert cli("train", *TINY, SEPARATOR, "hydra.run.dir=run").code == 0
     outcome = cli("eval", "run", "--checkpoint", "last", "--by-position", "--lengths", "8,40")
     assert outcome.code == 0, outcome.err
     result = json.loads(Path("run/result.json").read_text())
-    found = json.loads(Path("run/eval.json").read_text())["last"]
+    evaluated = json.loads(Path("run/eval.json").read_text())["last"]
     for key in ("val_loss", "val_perplexity", "val_bits_per_byte"):
-        assert found[key] == result[key]
-    assert len(found["by_position"]["8"]) == 8
-    assert 8 < len(found["by_position"]["40"]) <= 40
+        assert evaluated[key] == result[key]
+    assert len(evaluated["by_position"]["8"]) == 8
+    assert 8 < len(evaluated["by_position"]["40"]) <= 40
 
 
-def test_a_training_loss_is_the_mean_over_documents(cli: Cli) -> None:
-    """Of the first step, from its seed: each document of each window by itself."""
+def test_training_loss_is_the_mean_over_all_tokens(cli: Cli) -> None:
+    """Recompute the first step's loss with one forward pass per document."""
     options = ["model.block_size=30", "trainer.max_steps=1", "trainer.log_every=1"]
     options += ["trainer.precision=fp32", "hydra.run.dir=run"]
     assert cli("train", *TINY, SEPARATOR, *options).code == 0
@@ -99,7 +100,7 @@ def test_a_training_loss_is_the_mean_over_documents(cli: Cli) -> None:
         lengths = documents.unique_consecutive(return_counts=True)[1].tolist()
         for part in zip(inputs.split(lengths), targets.split(lengths), strict=True):
             losses.append(model.loss(*(tokens[None] for tokens in part), reduction="none"))
-    assert len(losses) > 4, "no window spans two documents, so this shows nothing"
+    assert len(losses) > 4, "no window spans two documents, so the test is vacuous"
     assert read_metrics(Path("run"))[0]["train_loss"] == pytest.approx(
         torch.cat(losses).mean().item(), rel=1e-5
     )
@@ -113,26 +114,30 @@ def test_accumulation_equals_the_large_batch(cli: Cli) -> None:
         assert one == pytest.approx(four, rel=1e-5)
 
 
-def test_samples_end_with_their_document(cli: Cli) -> None:
-    """A text without other characters than newlines: the first two tokens end the sample."""
+def test_samples_in_training_end_at_the_separator(cli: Cli) -> None:
+    """The text consists of newlines, so a separator follows the prompt immediately."""
     Path("text.txt").write_text("\n" * 400)
     options = ["trainer.sample_prompt='\n'", "trainer.sample_tokens=9", "hydra.run.dir=run"]
     assert cli("train", *TINY, *options, SEPARATOR).code == 0
     assert cli("train", *TINY, *options[:2], "hydra.run.dir=other").code == 0
     short, long = (Path(run, "samples.txt").read_text() for run in ("run", "other"))
-    assert long.count("\n") - short.count("\n") == 2 * 9  # of two samples
+    assert long.count("\n") - short.count("\n") == 2 * 9  # two samples of 9 tokens
 
 
-def test_sample_ends_with_its_document(cli: Cli) -> None:
-    """A text of lines without newlines inside: what documents end with ends the sample."""
+def test_sample_ends_at_the_separator(cli: Cli) -> None:
+    """Each line is a document, so the sample ends at the first newline."""
     assert cli("train", *TINY, r"data.document_separator=\n", "hydra.run.dir=run").code == 0
-    ask = ["sample", "run", "--prompt", "my", "--max-new-tokens", "200"]
-    whole = cli(*ask, "--stop", "no such text").out
+    arguments = ["sample", "run", "--prompt", "my", "--max-new-tokens", "200"]
+    whole = cli(*arguments, "--stop", "no such text").out
     assert whole.count("\n") > 1
-    assert cli(*ask).out == cli(*ask, "--stop", r"\n").out == whole.partition("\n")[0] + "\n"
+    assert (
+        cli(*arguments).out
+        == cli(*arguments, "--stop", r"\n").out
+        == whole.partition("\n")[0] + "\n"
+    )
 
 
-def test_inspect_draws_documents_apart(cli: Cli) -> None:
+def test_inspect_separates_documents(cli: Cli) -> None:
     from minigpt.evaluate.inspect import record
 
     assert cli("train", *TINY, SEPARATOR, "hydra.run.dir=run").code == 0
@@ -145,10 +150,10 @@ def test_inspect_draws_documents_apart(cli: Cli) -> None:
     tokens = trained.tokenizer.encode("my\n\nRole")
     packed = record(trained.model, tokens, [0, 0, 0, 1, 1, 1, 1, 1])
     for part in (slice(0, 3), slice(3, 8)):
-        alone = record(trained.model, tokens[part])
-        torch.testing.assert_close(packed.logits[part], alone.logits)
+        separate = record(trained.model, tokens[part])
+        torch.testing.assert_close(packed.logits[part], separate.logits)
         torch.testing.assert_close(
-            packed.weights[0][:, part, part], alone.weights[0], equal_nan=True
+            packed.weights[0][:, part, part], separate.weights[0], equal_nan=True
         )
     assert packed.weights[0][:, 3:, :3].isnan().all()
     assert packed.weights[0][:, :3, 3:].isnan().all()

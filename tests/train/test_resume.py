@@ -1,4 +1,4 @@
-"""A resumed run is bit-equal to one that was not interrupted."""
+"""Resumed runs are bit-equal to uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -64,37 +64,37 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIG
         *(("char", schedule) for schedule in SCHEDULES.names() if schedule != "linear"),
     ],
 )
-def test_stopped_and_resumed(
+def test_resume_equals_an_uninterrupted_run(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, tokenizer: str, schedule: str
 ) -> None:
     options = [f"tokenizer={tokenizer}", *TOKENIZER_OPTIONS[tokenizer], f"schedule={schedule}"]
-    stopped_and_resumed(cli, monkeypatch, [*TINY, *options, "model.dropout=0.1"])
+    assert_resume_is_exact(cli, monkeypatch, [*TINY, *options, "model.dropout=0.1"])
 
 
 @pytest.mark.fast
-def test_routed_experts_stopped_and_resumed(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_restores_expert_usage(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Expert usage is logged at steps 4, 8 and 12, so the checkpoint at step 7 has part of it."""
-    stopped_and_resumed(cli, monkeypatch, [*TINY, "ffn=moe", "trainer.log_every=4"])
+    assert_resume_is_exact(cli, monkeypatch, [*TINY, "ffn=moe", "trainer.log_every=4"])
     logged = [m for m in read_metrics(Path("parts")) if "expert_usage/layer_0/expert_7" in m]
     assert [metrics["step"] for metrics in logged] == [4, 8, 12]
 
 
 @pytest.mark.parametrize("attention", ATTENTION.names())
-def test_attentions_stopped_and_resumed(
+def test_resume_restores_attention_buffers(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, attention: str
 ) -> None:
     """Performer's random features are saved too."""
-    stopped_and_resumed(cli, monkeypatch, [*TINY, f"attention={attention}"])
+    assert_resume_is_exact(cli, monkeypatch, [*TINY, f"attention={attention}"])
 
 
 @pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS.names() if name != "adamw"])
-def test_optimizers_stopped_and_resumed(
+def test_resume_restores_the_optimizer(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
-    stopped_and_resumed(cli, monkeypatch, [*TINY, f"optimizer={optimizer}"])
+    assert_resume_is_exact(cli, monkeypatch, [*TINY, f"optimizer={optimizer}"])
 
 
-def stopped_and_resumed(cli: Cli, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+def assert_resume_is_exact(cli: Cli, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
     """Assert that a run stopped at step 7 and resumed equals an uninterrupted one."""
     assert cli("train", *options, "hydra.run.dir=whole").code == 0
     stop_at(7, monkeypatch)
@@ -159,22 +159,22 @@ def test_a_closed_terminal_saves_the_run(workdir: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
-def test_killed_at_any_moment_and_resumed(workdir: Path, seed: int) -> None:
+def test_resume_after_sigkill_at_random_times(workdir: Path, seed: int) -> None:
     """Kill processes with SIGKILL at random times, also while they write files."""
     steps = ["trainer.max_steps=800", "trainer.checkpoint_every=3", "trainer.eval_every=7"]
     options = [*TINY, *steps, "trainer.sample_every=50", "model.dropout=0.1"]
     subprocess.run(command("train", *options, "hydra.run.dir=whole"), check=True, timeout=120)
-    draw = random.Random(seed)
+    generator = random.Random(seed)
     arguments = [*options, "hydra.run.dir=parts"]
     kills = 0
     for _ in range(4):
         process = subprocess.Popen(command("train", *arguments), stderr=subprocess.DEVNULL)
         started = time.monotonic()
-        seen = size(Path("parts/metrics.jsonl"))
-        while process.poll() is None and size(Path("parts/metrics.jsonl")) <= seen:
+        size_before = size(Path("parts/metrics.jsonl"))
+        while process.poll() is None and size(Path("parts/metrics.jsonl")) <= size_before:
             assert time.monotonic() - started < 60
             time.sleep(0.01)
-        time.sleep(draw.uniform(0, 0.4))
+        time.sleep(generator.uniform(0, 0.4))
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             kills += 1
@@ -195,7 +195,7 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def test_killed_before_the_first_checkpoint(cli: Cli) -> None:
+def test_resume_without_a_checkpoint_starts_again(cli: Cli) -> None:
     options = [*TINY, "trainer.checkpoint_every=null"]
     assert cli("train", *options, "hydra.run.dir=whole").code == 0
     assert cli("train", *options, "hydra.run.dir=parts").code == 0
@@ -210,7 +210,7 @@ def test_killed_before_the_first_checkpoint(cli: Cli) -> None:
     same_end(Path("whole"), Path("parts"))
 
 
-def test_kill_between_the_two_renames_of_a_checkpoint(cli: Cli) -> None:
+def test_resume_after_a_kill_during_the_rename_of_a_checkpoint(cli: Cli) -> None:
     assert cli("train", *TINY, "hydra.run.dir=whole").code == 0
     assert cli("train", *TINY, "hydra.run.dir=parts").code == 0
     last = Path("parts/checkpoints/last")
@@ -220,7 +220,7 @@ def test_kill_between_the_two_renames_of_a_checkpoint(cli: Cli) -> None:
     same_end(Path("whole"), Path("parts"))
 
 
-def test_resume_may_extend_but_not_change(cli: Cli) -> None:
+def test_resume_can_extend_a_run_but_not_change_its_config(cli: Cli) -> None:
     options = [*TINY, "schedule=constant", "hydra.run.dir=run"]
     assert cli("train", *options).code == 0
     refused = cli("train", "resume=run", "optimizer.lr=1")
@@ -230,7 +230,7 @@ def test_resume_may_extend_but_not_change(cli: Cli) -> None:
     assert json.loads(Path("run/result.json").read_text())["steps"] == 20
 
 
-def test_an_interrupted_extension_resumes(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_of_an_interrupted_extension(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     options = [*TINY, "schedule=constant"]
     assert cli("train", *options, "trainer.max_steps=20", "hydra.run.dir=whole").code == 0
     assert cli("train", *options, "hydra.run.dir=parts").code == 0
@@ -246,7 +246,7 @@ def test_an_interrupted_extension_resumes(cli: Cli, monkeypatch: pytest.MonkeyPa
     assert [entry["command"][2] for entry in manifest["resumed"]] == ["resume=parts"] * 2
 
 
-def test_best_weights_are_those_of_the_best_step_after_an_extension(cli: Cli) -> None:
+def test_best_checkpoint_after_an_extension(cli: Cli) -> None:
     options = [*TINY, "schedule=constant", "trainer.eval_every=5", "hydra.run.dir=run"]
     assert cli("train", *options).code == 0  # its last evaluation, at step 12, is the best
     assert cli("train", "resume=run", "trainer.max_steps=13").code == 0
@@ -257,7 +257,7 @@ def test_best_weights_are_those_of_the_best_step_after_an_extension(cli: Cli) ->
     assert steps == [5, 10, 12, 13]
 
 
-def test_resume_of_an_early_stopped_run_ends_the_same(cli: Cli) -> None:
+def test_resume_of_an_early_stopped_run_changes_nothing(cli: Cli) -> None:
     options = [*TINY, "optimizer.lr=0", "trainer.patience=1", "hydra.run.dir=run"]
     assert cli("train", *options, "trainer.max_steps=99").code == 0
     before = read_metrics(Path("run")), json.loads(Path("run/result.json").read_text())["val_loss"]
@@ -266,7 +266,7 @@ def test_resume_of_an_early_stopped_run_ends_the_same(cli: Cli) -> None:
     assert before == after
 
 
-def test_resume_of_a_finished_run_says_so(cli: Cli) -> None:
+def test_resume_of_a_finished_run_is_an_error(cli: Cli) -> None:
     assert cli("train", *TINY, "hydra.run.dir=run").code == 0
     before = Path("run/metrics.jsonl").read_text()
     again = cli("train", "resume=run")
@@ -275,7 +275,7 @@ def test_resume_of_a_finished_run_says_so(cli: Cli) -> None:
     assert Path("run/metrics.jsonl").read_text() == before
 
 
-def test_resume_refuses_another_text(cli: Cli, workdir: Path) -> None:
+def test_resume_rejects_a_changed_text(cli: Cli, workdir: Path) -> None:
     assert cli("train", *TINY, "hydra.run.dir=run").code == 0
     Path("run/result.json").unlink()
     (workdir / "text.txt").write_text("another text entirely, of fox and dog. 0123456789\n" * 30)

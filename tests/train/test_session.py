@@ -1,4 +1,4 @@
-"""What a training session leaves behind, however it ends."""
+"""Files of a training session after errors, callbacks and stop requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conftest import TINY, Cli
 
 
 def result() -> dict[str, object]:
-    """The result.json of the run."""
+    """Return the result.json of the run."""
     return json.loads(Path("run/result.json").read_text())
 
 
@@ -39,30 +39,30 @@ def test_a_tracker_that_fails_to_open_is_recorded(
     assert result()["status"] == "finished"
 
 
-def test_an_error_in_the_block_is_recorded(workdir: Path) -> None:
+def test_an_error_of_the_caller_is_recorded(workdir: Path) -> None:
     config, run = composed_config(TINY), RunDirectory(Path("run"))
     with pytest.raises(ZeroDivisionError), training_session(config, run, False, []) as trainer:
         trainer.begin()
-        raise ZeroDivisionError("of the caller")
-    assert result()["status"] == "failed" and result()["error"] == "of the caller"
+        raise ZeroDivisionError("raised by the caller")
+    assert result()["status"] == "failed" and result()["error"] == "raised by the caller"
 
 
 @pytest.mark.parametrize("status", ["stopped", "paused"])
-def test_a_callback_may_end_the_run(workdir: Path, status: str) -> None:
+def test_a_callback_can_stop_the_run(workdir: Path, status: str) -> None:
     steps: list[int] = []
 
-    def stop_at_the_second(trainer: Trainer) -> None:
+    def stop_at_second_evaluation(trainer: Trainer) -> None:
         steps.append(trainer.progress.step)
         if len(steps) == 2:
             raise EarlyStop(status)
 
     config, run = composed_config(TINY), RunDirectory(Path("run"))
-    train_run(config, run, False, [], on_evaluation=stop_at_the_second)
+    train_run(config, run, False, [], on_evaluation=stop_at_second_evaluation)
     assert steps == [4, 8]
     assert result()["status"] == status and result()["steps"] == 8
 
 
-def test_a_stop_from_elsewhere_saves_and_interrupts(workdir: Path) -> None:
+def test_a_stop_request_saves_and_raises_keyboard_interrupt(workdir: Path) -> None:
     stop = StopRequest()
 
     def request(trainer: Trainer) -> None:
@@ -75,10 +75,10 @@ def test_a_stop_from_elsewhere_saves_and_interrupts(workdir: Path) -> None:
     assert run.last.exists()
 
 
-def test_the_trainer_has_the_resolved_config(workdir: Path) -> None:
+def test_trainer_has_the_resolved_config(workdir: Path) -> None:
     config = composed_config([*TINY, "trainer.device=auto", "attention=sliding_window"])
     run = RunDirectory(Path("run"))
-    with training_session(config, run, False, ["minigpt"], {"kept": 1}, backend="own") as trainer:
+    with training_session(config, run, False, ["minigpt"], {"extra": 1}, backend="own") as trainer:
         assert trainer.options is trainer.config.trainer
         assert trainer.options.device == trainer.runtime.device != "auto"
         assert trainer.options.precision == trainer.runtime.precision
@@ -87,4 +87,4 @@ def test_the_trainer_has_the_resolved_config(workdir: Path) -> None:
         trainer.train()
     assert result()["backend"] == "own"
     manifest = json.loads(run.manifest.read_text())
-    assert manifest["kept"] == 1 and manifest["backend"] == "own"
+    assert manifest["extra"] == 1 and manifest["backend"] == "own"

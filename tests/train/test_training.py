@@ -1,4 +1,4 @@
-"""The training loop: what a step computes, when it saves, and how a run ends."""
+"""The training loop: steps, checkpoints, early stopping, divergence; schedules, optimizers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_accumulation_equals_the_large_batch(cli: Cli, ffn: list[str]) -> None:
         assert one == pytest.approx(four, rel=1e-5)
 
 
-def test_experts_balance_without_changing_the_loss_that_is_logged(cli: Cli) -> None:
+def test_balance_loss_balances_experts_and_is_not_in_train_loss(cli: Cli) -> None:
     options = [*TINY, "ffn=moe", "trainer.log_every=1", "trainer.eval_every=null"]
     for name, coefficient in (("free", 0), ("balanced", 10)):
         balance = [f"model.ffn.balance={coefficient}", f"hydra.run.dir={name}"]
@@ -64,17 +64,19 @@ def test_experts_balance_without_changing_the_loss_that_is_logged(cli: Cli) -> N
     for metrics in (*free, *balanced):
         assert sum(metrics[name] for name in usage) == pytest.approx(1, abs=1e-6)
     assert free[1]["grad_norm"] != balanced[1]["grad_norm"]
-    late = [sum(metrics["balance_loss"] for metrics in run[-20:]) / 20 for run in (free, balanced)]
-    assert late[1] < 1.02 < late[0]
+    mean_balance_losses = [
+        sum(metrics["balance_loss"] for metrics in run[-20:]) / 20 for run in (free, balanced)
+    ]
+    assert mean_balance_losses[1] < 1.02 < mean_balance_losses[0]
 
 
-def test_same_seed_same_run_other_seed_other_run(cli: Cli) -> None:
+def test_the_seed_determines_the_run(cli: Cli) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         assert cli("train", *TINY, f"seed={seed}", f"hydra.run.dir={name}").code == 0
     assert read_metrics(Path("a")) == read_metrics(Path("b")) != read_metrics(Path("c"))
 
 
-def test_batches_and_initial_weights_are_not_one_stream(cli: Cli) -> None:
+def test_batches_and_initial_weights_use_different_seeds(cli: Cli) -> None:
     """Generators with equal seeds would draw equal numbers."""
     for seed in (0, 1, 2**32 - 1 - BATCH_SEED):
         batches = torch.Generator().manual_seed(seed + BATCH_SEED)
@@ -84,7 +86,7 @@ def test_batches_and_initial_weights_are_not_one_stream(cli: Cli) -> None:
 
 
 @pytest.mark.fast
-def test_it_learns(cli: Cli) -> None:
+def test_training_fits_a_repeated_line(cli: Cli) -> None:
     """A text of one repeated line is predicted almost perfectly."""
     Path("text.txt").write_text("abcdefgh\n" * 400)
     options = [*TINY, "trainer.max_steps=150", "optimizer.lr=1e-2", "hydra.run.dir=run"]
@@ -92,7 +94,7 @@ def test_it_learns(cli: Cli) -> None:
     assert float(str(result("run")["val_loss"])) < 0.3 < math.log(9)
 
 
-def test_best_changes_only_when_the_loss_improves(cli: Cli) -> None:
+def test_best_checkpoint_has_the_lowest_loss(cli: Cli) -> None:
     """At a high, constant learning rate the validation loss is not monotonic."""
     options = ["trainer.max_steps=400", "optimizer.lr=0.1", "trainer.eval_every=20"]
     options += ["schedule=constant"]
@@ -101,7 +103,7 @@ def test_best_changes_only_when_the_loss_improves(cli: Cli) -> None:
         line["step"]: line["val_loss"] for line in read_metrics(Path("run")) if "val_loss" in line
     }
     best_step = min(evaluations, key=lambda step: (evaluations[step], step))
-    assert best_step < 400, "the loss decreased to the end, so this test shows nothing"
+    assert best_step < 400, "the loss decreased to the end, so the test is vacuous"
     final = result("run")
     assert (final["best_step"], final["best_val_loss"]) == (best_step, evaluations[best_step])
     assert final["val_loss"] == evaluations[400]
@@ -113,7 +115,7 @@ def test_best_changes_only_when_the_loss_improves(cli: Cli) -> None:
     )
 
 
-def test_early_stopping(cli: Cli) -> None:
+def test_patience_stops_a_run(cli: Cli) -> None:
     options = ["optimizer.lr=0", "trainer.patience=2", "trainer.max_steps=100"]
     assert cli("train", *TINY, *options, "hydra.run.dir=run").code == 0
     # The first evaluation is the best; the next two do not improve on it.
@@ -123,20 +125,22 @@ def test_early_stopping(cli: Cli) -> None:
 
 
 def test_samples_use_at_most_block_size_tokens(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also with a scheme that extrapolates: samples show the model as it was trained."""
+    """Samples use the context length of training, also with a scheme that extrapolates."""
     largest: list[int] = []
     embed = PositionalScheme.embed
 
-    def watched(self: PositionalScheme, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def record_and_embed(
+        self: PositionalScheme, x: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
         largest.append(int(positions.max()))
         return embed(self, x, positions)
 
-    monkeypatch.setattr(PositionalScheme, "embed", watched)
+    monkeypatch.setattr(PositionalScheme, "embed", record_and_embed)
     assert cli("train", *TINY, "trainer.sample_tokens=30").code == 0
     assert max(largest) == 7
 
 
-def test_zero_steps_evaluate(cli: Cli) -> None:
+def test_zero_steps_only_evaluate(cli: Cli) -> None:
     assert cli("train", *TINY, "trainer.max_steps=0", "hydra.run.dir=run").code == 0
     assert result("run")["steps"] == 0
     assert result("run")["val_loss"] is not None
@@ -144,7 +148,7 @@ def test_zero_steps_evaluate(cli: Cli) -> None:
 
 @pytest.mark.parametrize("log_every", [1, 5, 100])
 @pytest.mark.parametrize("checkpoint_every", ["1", "null"])
-def test_divergence_names_step_rate_and_checkpoint(
+def test_divergence_reports_step_learning_rate_and_checkpoint(
     cli: Cli, log_every: int, checkpoint_every: str
 ) -> None:
     options = [*TINY, "optimizer.lr=1e30", "optimizer.grad_clip=null", "schedule=constant"]
@@ -160,26 +164,24 @@ def test_divergence_names_step_rate_and_checkpoint(
         assert all(weight.isfinite().all() for weight in weights("run").values())
 
 
-def test_weights_that_are_not_finite_are_not_saved(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The last update may overflow with a finite loss and gradient."""
+def test_non_finite_weights_are_not_saved(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update may overflow although loss and gradients are finite."""
     settle = Trainer._settle
 
-    def spoil_and_settle(self: Trainer) -> None:
+    def set_infinity_and_settle(self: Trainer) -> None:
         if self.progress.step == 10:
             with torch.no_grad():
                 self.model.head.weight[0, 0] = torch.inf
         settle(self)
 
-    monkeypatch.setattr(Trainer, "_settle", spoil_and_settle)
+    monkeypatch.setattr(Trainer, "_settle", set_infinity_and_settle)
     outcome = cli("train", *TINY, "trainer.eval_every=null", "hydra.run.dir=run")
     assert outcome.code == 1
     assert "weights are not finite at step 9" in outcome.err
     assert all(weight.isfinite().all() for weight in weights("run").values())
 
 
-def test_wandb_gets_what_metrics_and_result_hold(cli: Cli) -> None:
+def test_wandb_records_metrics_and_result(cli: Cli) -> None:
     tiny = [option for option in TINY if option != "logger=none"]
     assert cli("train", *tiny, "logger.mode=offline", "tags=[a,b]", "hydra.run.dir=run").code == 0
     (offline,) = Path("run/wandb").glob("offline-run-*/run-*.wandb")
@@ -204,7 +206,7 @@ def test_a_resumed_run_continues_its_wandb_run(cli: Cli) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
-@pytest.mark.parametrize("attention", ["full", "bigbird"])  # which hashes its indices
+@pytest.mark.parametrize("attention", ["full", "bigbird"])  # bigbird hashes indices
 def test_compile_trains_the_same_model(cli: Cli, attention: str) -> None:
     few = ["trainer.precision=fp32", "trainer.max_steps=3", "trainer.sample_every=null"]
     options = [*TINY, *few, f"attention={attention}"]
@@ -221,7 +223,7 @@ def schedule(name: str, max_steps: int, *options: str) -> Schedule:
 
 
 @pytest.mark.parametrize("name", SCHEDULES.names())
-def test_schedules_rise_then_never_rise_again(name: str) -> None:
+def test_schedules_warm_up_and_then_do_not_increase(name: str) -> None:
     long = schedule(name, 100, "warmup_steps=10")
     factors = [long.factor(step) for step in range(100)]
     assert factors[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
@@ -244,7 +246,7 @@ def test_schedule_formulas() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
-def test_decay_on_matrices_only(name: str) -> None:
+def test_weight_decay_applies_to_matrices_only(name: str) -> None:
     config = composed_config([f"optimizer={name}", "model=gpt2", "optimizer.weight_decay=0.5"])
     model = GPT(config.model, 65)
     optimizer = OPTIMIZERS.build(config.optimizer, model)
@@ -256,7 +258,7 @@ def test_decay_on_matrices_only(name: str) -> None:
         assert decay[id(parameter)] == (0.5 if parameter.ndim >= 2 else 0.0)
 
 
-def test_a_stopwatch_pauses_in_a_pause() -> None:
+def test_stopwatch_pauses_nest() -> None:
     watch = Stopwatch()
     with watch.paused():
         before = watch.seconds
@@ -267,30 +269,30 @@ def test_a_stopwatch_pauses_in_a_pause() -> None:
     assert before <= watch.seconds < before + 0.01
 
 
-def test_stacked_muon_steps_as_torchs() -> None:
+def test_stacked_muon_equals_torch_muon() -> None:
     shapes = [(12, 4), (4, 12), (4, 4), (12, 4), (4, 12), (7, 5)]
-    starts = [torch.randn(shape) for shape in shapes]
+    initial = [torch.randn(shape) for shape in shapes]
     options = {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.8, "adjust_lr_fn": "match_rms_adamw"}
-    ends, states = [], []
+    results, states = [], []
     for kind in (torch.optim.Muon, StackedMuon):
-        parameters = [torch.nn.Parameter(start.clone()) for start in starts]
-        idle = torch.nn.Parameter(torch.ones(4, 4))
-        optimizer = kind([*parameters, idle], **options)
+        parameters = [torch.nn.Parameter(start.clone()) for start in initial]
+        without_gradient = torch.nn.Parameter(torch.ones(4, 4))
+        optimizer = kind([*parameters, without_gradient], **options)
         for step in range(3):
             torch.manual_seed(step)
             for parameter in parameters:
                 parameter.grad = torch.randn(parameter.shape)
             optimizer.step()
-        assert torch.equal(idle, torch.ones(4, 4))
-        ends.append(parameters)
+        assert torch.equal(without_gradient, torch.ones(4, 4))
+        results.append(parameters)
         states.append(optimizer.state_dict())
-    for start, one, other in zip(starts, *ends, strict=True):
-        assert (one - other).norm() < 0.02 * (one - start).norm()  # directions are in bf16
+    for start, expected, result in zip(initial, *results, strict=True):
+        assert (expected - result).norm() < 0.02 * (expected - start).norm()  # bf16 rounding
     assert states[0]["param_groups"] == states[1]["param_groups"]
     torch.testing.assert_close(states[0]["state"], states[1]["state"])
 
 
-def test_muon_steps_matrices_of_blocks_and_leaves_the_rest_to_adamw() -> None:
+def test_muon_updates_block_matrices_and_adamw_the_rest() -> None:
     options = ["optimizer.weight_decay=0.1", "optimizer.lr=0.01", "model.n_layer=2"]
     configs = [composed_config([f"optimizer={name}", *options]) for name in ("muon", "adamw")]
     models = []
@@ -303,11 +305,11 @@ def test_muon_steps_matrices_of_blocks_and_leaves_the_rest_to_adamw() -> None:
             parameter.grad = torch.randn_like(parameter)
         optimizer.step()
         models.append((model, before))
-    (ours, before), (theirs, _) = models
+    (muon_model, before), (adamw_model, _) = models
     n_matrices = 0
-    for name, parameter in ours.named_parameters():
+    for name, parameter in muon_model.named_parameters():
         if not (name.startswith("blocks") and parameter.ndim == 2):
-            assert torch.equal(parameter, theirs.get_parameter(name)), name
+            assert torch.equal(parameter, adamw_model.get_parameter(name)), name
             continue
         gradient = parameter.grad
         assert gradient is not None
@@ -327,7 +329,7 @@ def near_orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     return left @ values.diag() @ right
 
 
-def test_explicit_devices_and_precisions_are_honoured() -> None:
+def test_explicit_device_and_precision_are_used() -> None:
     runtime = choose_runtime("cpu", "fp32")
     assert (runtime.device, runtime.precision) == ("cpu", "fp32")
     assert choose_runtime("cpu", "bf16").precision == "bf16"
@@ -337,8 +339,10 @@ def test_explicit_devices_and_precisions_are_honoured() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_gpu_trains_in_bf16_without_waiting(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch raises if training steps wait for the device."""
+def test_gpu_trains_in_bf16_without_synchronization(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch raises an error if a training step synchronizes with the device."""
     settle, show = Trainer._settle, Display.step
 
     def allow_and_settle(self: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""Search spaces, and errors before Ray starts."""
+"""Parsing of search spaces, and errors before Ray starts."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ SMALL = ["trainer.max_steps=4", "trainer.eval_every=2"]
 
 
 def domain(override: str) -> Domain:
-    """The only domain of a space with one searched key."""
-    (found,) = parse_space([override]).domains.values()
-    return found
+    """Return the domain of a space with one searched key."""
+    return next(iter(parse_space([override]).domains.values()))
 
 
 @pytest.mark.parametrize(
@@ -42,10 +41,10 @@ def domain(override: str) -> Domain:
         ("data.path='a b','c,d'", ["'a b'", "'c,d'"]),
     ],
 )
-def test_lists(override: str, values: list[object]) -> None:
-    found = domain(override)
-    assert isinstance(found, Categorical)
-    assert list(found.categories) == values
+def test_lists_become_categorical_domains(override: str, values: list[object]) -> None:
+    searched = domain(override)
+    assert isinstance(searched, Categorical)
+    assert list(searched.categories) == values
 
 
 @pytest.mark.parametrize(
@@ -59,11 +58,11 @@ def test_lists(override: str, values: list[object]) -> None:
         ("tag(log,int(interval(1,5)))", tune.lograndint(1, 6)),
     ],
 )
-def test_intervals(value: str, expected: Domain) -> None:
-    found = domain(f"optimizer.lr={value}")
-    assert type(found) is type(expected)
-    assert type(found.get_sampler()) is type(expected.get_sampler())
-    assert bounds(found) == bounds(expected)
+def test_intervals_become_numeric_domains(value: str, expected: Domain) -> None:
+    searched = domain(f"optimizer.lr={value}")
+    assert type(searched) is type(expected)
+    assert type(searched.get_sampler()) is type(expected.get_sampler())
+    assert bounds(searched) == bounds(expected)
 
 
 def test_integer_intervals_include_both_bounds() -> None:
@@ -83,33 +82,33 @@ def test_values_round_trip_exactly(value: object) -> None:
     assert list(getattr(space.domains["optimizer.lr"], "categories")) == [value, 7]  # noqa: B009
 
 
-def test_grid_has_every_combination() -> None:
+def test_grid_contains_every_combination() -> None:
     grid = parse_space(["model=rope,alibi", "seed=range(1,4)"]).grid()
     assert len(grid) == 6
     assert {"model": "alibi", "seed": 3} in grid
 
 
-def test_no_more_trials_than_combinations() -> None:
-    few = parse_space(["model=rope,alibi", "seed=1,2"])
+def test_is_exhaustive_if_trials_cover_all_combinations() -> None:
+    finite = parse_space(["model=rope,alibi", "seed=1,2"])
     for options, exhaustive in (
         (TuneOptions(), True),
         (TuneOptions(trials=3), False),
         (TuneOptions(sampler="grid"), True),
-        (TuneOptions(scheduler="pbt"), False),  # a population may hold a value twice
+        (TuneOptions(scheduler="pbt"), False),  # two trials may have equal values
     ):
-        assert few.is_exhaustive(options) is exhaustive
-    endless = parse_space(["model=rope,alibi", "optimizer.lr=interval(1e-3,1e-2)"])
-    assert not endless.is_exhaustive(TuneOptions())
+        assert finite.is_exhaustive(options) is exhaustive
+    continuous = parse_space(["model=rope,alibi", "optimizer.lr=interval(1e-3,1e-2)"])
+    assert not continuous.is_exhaustive(TuneOptions())
 
 
-def test_lines_of_metrics_without_the_metric_are_skipped(tmp_path: Path) -> None:
+def test_metrics_lines_without_the_metric_are_skipped(tmp_path: Path) -> None:
     lines = ['{"step": 1, "val_loss": 2.0}', "null", "[1]", '{"step": 2, "val_loss": null}', "{"]
     run = RunDirectory(tmp_path)
     run.metrics.write_text("\n".join(lines))
     assert _evaluations(run, "val_loss") == {1: 2.0}
 
 
-def test_names_of_trials_are_file_names() -> None:
+def test_trial_names_are_valid_file_names() -> None:
     name = trial_name(7, {"optimizer.lr": 0.00123456, "model.attention.layers": "[a/b, c]"}, False)
     assert name == "007_lr=0.00123_layers=_a_b_c"
     assert trial_name(7, {"optimizer.lr": 1.0}, changing=True) == "007"
@@ -152,7 +151,7 @@ def test_names_of_trials_are_file_names() -> None:
         ),
     ],
 )
-def test_refused_in_one_line(cli: Cli, arguments: list[str], message: str) -> None:
+def test_mistakes_print_one_line(cli: Cli, arguments: list[str], message: str) -> None:
     refused = cli("tune", *SMALL[: 0 if "trainer" in arguments[-1] else 2], *arguments)
     assert refused.code == 2, refused.err
     assert message in refused.err
@@ -160,7 +159,7 @@ def test_refused_in_one_line(cli: Cli, arguments: list[str], message: str) -> No
     assert not Path("runs").exists()
 
 
-def test_a_folder_with_other_files_is_refused(cli: Cli) -> None:
+def test_a_directory_with_other_files_is_rejected(cli: Cli) -> None:
     Path("mine").mkdir()
     Path("mine/thesis.tex").touch()
     refused = cli("tune", "seed=1,2", "--dir", "mine")
@@ -171,9 +170,9 @@ def test_a_folder_with_other_files_is_refused(cli: Cli) -> None:
     assert "mine/thesis.tex: contains other files; choose a new folder" in refused.err
 
 
-def test_a_folder_of_a_running_search_is_refused(cli: Cli) -> None:
-    theirs = Path("search/ray/state")
-    theirs.mkdir(parents=True)
+def test_the_directory_of_a_running_search_is_rejected(cli: Cli) -> None:
+    state = Path("search/ray/state")
+    state.mkdir(parents=True)
     with FileLock("search/.lock"):
         Path("search/tune.json").write_text(
             '{"overrides": ["seed=1,2"], "options": {"--scheduler": "asha", "--search": "tpe", '
@@ -182,17 +181,17 @@ def test_a_folder_of_a_running_search_is_refused(cli: Cli) -> None:
         refused = cli("tune", "seed=1,2", "--dir", "search")
     assert refused.code == 2
     assert "search: another minigpt tune is running there; stop it first" in refused.err
-    assert theirs.exists()
+    assert state.exists()
 
 
-def test_the_first_config_is_checked_and_returned() -> None:
+def test_check_space_returns_the_first_config() -> None:
     space = parse_space([*SMALL, "model.n_layer=1,2"])
     assert check_space(space, TuneOptions()).trainer.max_steps == 4
     with pytest.raises(UserError, match=r"model\.n_head=3: must divide"):
         check_space(parse_space([*SMALL, "model.n_head=4,3", "model.n_embd=64"]), TuneOptions())
 
 
-def test_help_needs_neither_ray_nor_torch() -> None:
+def test_help_does_not_import_ray_or_torch() -> None:
     code = (
         "import sys; from minigpt.cli import main\n"
         "try: main(['tune', '--help'])\n"
@@ -202,27 +201,27 @@ def test_help_needs_neither_ray_nor_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_a_missing_ray_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ray_names_the_extra(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray.tune", None)
     refused = cli("tune", "seed=1,2")
     assert refused.code == 2
     assert "pip install -c constraints.txt -e '.[ray]'" in refused.err
 
 
-def test_a_missing_cluster_is_an_error_at_once_and_leaves_no_files(cli: Cli) -> None:
+def test_a_missing_cluster_is_reported_and_creates_no_files(cli: Cli) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"  # bound, so nobody else's; not listening
+        address = f"127.0.0.1:{free.getsockname()[1]}"  # bound, but not listening
         refused = cli("tune", *SMALL, "optimizer.lr=1e-3,1e-2", "--address", address, "--dir", "s")
     assert refused.code == 2 and f"--address={address}: no Ray cluster answers" in refused.err
     assert refused.err.count("\n") == 1 and not Path("s").exists()
     Path("s").mkdir()
-    Path("s/.lock").touch()  # as a killed search may leave it
+    Path("s/.lock").touch()  # left by a killed search
     again = cli("tune", *SMALL, "optimizer.lr=1e-3,1e-2", "--address", address, "--dir", "s")
     assert "no Ray cluster answers" in again.err
 
 
-def test_a_broken_trial_is_one_line(cli: Cli) -> None:
+def test_a_broken_trial_file_prints_one_line(cli: Cli) -> None:
     Path("s/000").mkdir(parents=True)
     about = {"overrides": sorted([*SMALL, "seed=1,2"]), "options": TuneOptions().identity}
     Path("s/tune.json").write_text(json.dumps(about))

@@ -1,4 +1,4 @@
-"""Whole searches with real Ray workers: their files, and how they are resumed."""
+"""Searches with Ray workers: results, files, stopping and resuming."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import pytest
 
 from minigpt.cli import main
 from minigpt.tune.session import ray_session
-from tests.conftest import Cli, inspect_wandb, read_metrics
+from tests.conftest import TEXT, Cli, inspect_wandb, read_metrics
 from tests.train.test_resume import same_end
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ BASE = {
 
 
 def tiny(**changes: object) -> list[str]:
-    """Overrides of a small run, where `a__b=1` stands for a.b=1."""
+    """Return the overrides of a small run; the argument a__b=1 becomes a.b=1."""
     options = BASE | {key.replace("__", "."): str(value) for key, value in changes.items()}
     return [f"{key}={value}" for key, value in options.items()]
 
@@ -48,7 +48,7 @@ RATES = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[None]:
-    """One Ray for all searches of this process: workers start in seconds, Ray in more."""
+    """Start Ray once for all searches of this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         with ray_session(None, jobs=2, trials=2):
@@ -56,29 +56,30 @@ def ray() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Searched:
-    """A search that has ended."""
+class FinishedSearch:
+    """The directory, output and report of a finished search."""
 
     folder: Path
     out: str
     report: dict[str, Any]
 
     def result(self, name: str) -> dict[str, Any]:
+        """Return the result.json of a trial."""
         return json.loads((self.folder / name / "result.json").read_text())
 
 
-def report_of(folder: Path) -> dict[str, Any]:
+def read_report(folder: Path) -> dict[str, Any]:
+    """Return the tune.json of a search."""
     return json.loads((folder / "tune.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def stopping(
+def asha_search(
     ray: None, tmp_path_factory: pytest.TempPathFactory, prepared_data: Path
-) -> Iterator[Searched]:
-    """TPE with ASHA over rates and designs, reported to W&B."""
-    folder = tmp_path_factory.mktemp("stopping")
-    lines = [f"Line {i}: the quick brown fox jumps over {i * i} lazy dogs.\n" for i in range(60)]
-    (folder / "text.txt").write_text("".join(lines), encoding="utf-8")
+) -> Iterator[FinishedSearch]:
+    """Run a search with TPE and ASHA over learning rates and models, logged to W&B."""
+    folder = tmp_path_factory.mktemp("asha")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     arguments = tiny(logger="wandb", trainer__max_steps=14)
     arguments += [
         RATES,
@@ -97,95 +98,95 @@ def stopping(
         patch.setenv("WANDB_MODE", "offline")
         assert main(["tune", *arguments]) == 0
         search = folder / "search"
-        yield Searched(search, out.getvalue(), report_of(search))
+        yield FinishedSearch(search, out.getvalue(), read_report(search))
 
 
-def test_stopped_trials_have_status_stopped(stopping: Searched) -> None:
-    trials = {trial["name"]: trial for trial in stopping.report["trials"]}
+def test_stopped_trials_have_status_stopped(asha_search: FinishedSearch) -> None:
+    trials = {trial["name"]: trial for trial in asha_search.report["trials"]}
     assert len(trials) == 5
     statuses = [trial["status"] for trial in trials.values()]
     assert set(statuses) == {"finished", "stopped"}
     for name, trial in trials.items():
-        result = stopping.result(name)
-        evaluations = [m for m in read_metrics(stopping.folder / name) if "val_loss" in m]
+        result = asha_search.result(name)
+        evaluations = [m for m in read_metrics(asha_search.folder / name) if "val_loss" in m]
         assert result["status"] == trial["status"]
         assert result["steps"] == trial["steps"] == evaluations[-1]["step"]
         assert result["val_loss"] == trial["value"] == evaluations[-1]["val_loss"]
         assert (result["steps"] == 14) == (result["status"] == "finished")
-        assert f"{name}: {result['status']} at step {result['steps']} of 14" in stopping.out
+        assert f"{name}: {result['status']} at step {result['steps']} of 14" in asha_search.out
 
 
-def test_saved_steps_are_those_not_trained(stopping: Searched) -> None:
-    saving = stopping.report["saving"]
-    trained = [stopping.result(trial["name"])["steps"] for trial in stopping.report["trials"]]
+def test_report_counts_the_saved_steps(asha_search: FinishedSearch) -> None:
+    saving = asha_search.report["saving"]
+    trained = [asha_search.result(trial["name"])["steps"] for trial in asha_search.report["trials"]]
     assert saving["steps_trained"] == sum(trained) < saving["steps_in_full"] == 5 * 14
-    assert f"trained {sum(trained)} steps in " in stopping.out
-    assert f"{1 - sum(trained) / 70:.0%} of the steps saved" in stopping.out
+    assert f"trained {sum(trained)} steps in " in asha_search.out
+    assert f"{1 - sum(trained) / 70:.0%} of the steps saved" in asha_search.out
 
 
-def test_the_best_config_is_reproducible_bit_for_bit(
-    stopping: Searched, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_best_config_reproduces_the_best_value(
+    asha_search: FinishedSearch, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    best = stopping.report["best"]
-    finished = [t for t in stopping.report["trials"] if t["status"] == "finished"]
+    best = asha_search.report["best"]
+    finished = [t for t in asha_search.report["trials"] if t["status"] == "finished"]
     assert best["value"] == min(trial["value"] for trial in finished)
     again = ["--config-dir", "search", "--config-name", "best", "hydra.run.dir=again"]
-    monkeypatch.chdir(stopping.folder.parent)
+    monkeypatch.chdir(asha_search.folder.parent)
     monkeypatch.setattr(sys, "argv", ["minigpt"])
-    assert main(["train", *again, "logger=none"]) == 2  # a saved config takes values
+    assert main(["train", *again, "logger=none"]) == 2  # group choices are invalid here
     assert main(["train", *again]) == 0
     assert json.loads(Path("again/result.json").read_text())["val_loss"] == best["value"]
     assert "group: null" in Path("search/best.yaml").read_text()
 
 
-def test_a_trial_is_a_run(
-    stopping: Searched, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_trials_can_be_evaluated_sampled_and_resumed(
+    asha_search: FinishedSearch, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(stopping.folder.parent)
-    stopped = next(t["name"] for t in stopping.report["trials"] if t["status"] == "stopped")
+    monkeypatch.chdir(asha_search.folder.parent)
+    stopped = next(t["name"] for t in asha_search.report["trials"] if t["status"] == "stopped")
     for command in (["eval"], ["sample", "--prompt", "Line"]):
         assert main([command[0], f"search/{stopped}", *command[1:]]) == 0
     whole = shutil.copytree(f"search/{stopped}", "whole")
-    assert main(["train", f"resume={whole}"]) == 0  # what was stopped may go on to its end
+    assert main(["train", f"resume={whole}"]) == 0  # a stopped trial can be trained to the end
     assert json.loads(Path("whole/result.json").read_text())["status"] == "finished"
 
 
-def test_runs_share_a_group_in_wandb(stopping: Searched) -> None:
+def test_trials_share_a_wandb_group(asha_search: FinishedSearch) -> None:
     groups = []
-    for trial in stopping.report["trials"]:
-        (file,) = (stopping.folder / trial["name"]).rglob("*.wandb")
+    for trial in asha_search.report["trials"]:
+        (file,) = (asha_search.folder / trial["name"]).rglob("*.wandb")
         records = [json.loads(line) for line in inspect_wandb(file).splitlines()]
         groups.append(next(r["run"]["run_group"] for r in records if r["type"] == "run"))
     assert groups == ["search"] * 5
 
 
-def test_no_files_of_ray_tune_are_left(stopping: Searched) -> None:
-    left = {path.name for path in stopping.folder.iterdir() if not path.name.startswith("0")}
-    assert left == {".lock", "best.yaml", "tune.json"}
-    assert not list(stopping.folder.rglob("*.pkl"))
+def test_no_files_of_ray_tune_remain(asha_search: FinishedSearch) -> None:
+    files = {path.name for path in asha_search.folder.iterdir() if not path.name.startswith("0")}
+    assert files == {".lock", "best.yaml", "tune.json"}
+    assert not list(asha_search.folder.rglob("*.pkl"))
 
 
-def test_a_finished_search_trains_nothing_again(
-    stopping: Searched, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_finished_search_does_not_train_again(
+    asha_search: FinishedSearch, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(stopping.folder.parent)
-    before = {path: path.stat().st_mtime_ns for path in stopping.folder.glob("0*/*")}
-    again = [*stopping.report["overrides"], "--trials", "5", "--dir", "search"]
-    assert main(["tune", *again]) == 0
-    assert {path: path.stat().st_mtime_ns for path in stopping.folder.glob("0*/*")} == before
-    assert report_of(stopping.folder)["trials"] == stopping.report["trials"]
-    assert main(["tune", *again, "--scheduler", "none"]) == 2
-    assert main(["tune", *again[:-4], "seed=7", "--dir", "search"]) == 2
+    monkeypatch.chdir(asha_search.folder.parent)
+    before = {path: path.stat().st_mtime_ns for path in asha_search.folder.glob("0*/*")}
+    command = [*asha_search.report["overrides"], "--trials", "5", "--dir", "search"]
+    assert main(["tune", *command]) == 0
+    assert {path: path.stat().st_mtime_ns for path in asha_search.folder.glob("0*/*")} == before
+    assert read_report(asha_search.folder)["trials"] == asha_search.report["trials"]
+    assert main(["tune", *command, "--scheduler", "none"]) == 2
+    assert main(["tune", *command[:-4], "seed=7", "--dir", "search"]) == 2
     assert "contains a search with other overrides" in capfd.readouterr().err
 
 
-def test_a_killed_worker_resumes_bit_equal(cli: Cli, ray: None) -> None:
+def test_a_killed_worker_resumes_exactly(cli: Cli, ray: None) -> None:
     killed: list[int] = []
 
     def kill() -> None:
         """Kill the worker after a checkpoint."""
         (trial,) = wait_for(lambda: list(Path("search").glob("000*")))
-        wait_for(lambda: lines_of(trial / "metrics.jsonl") > 40)
+        wait_for(lambda: count_lines(trial / "metrics.jsonl") > 40)
         pid = json.loads((trial / "trial.json").read_text())["pid"]
         os.kill(pid, signal.SIGKILL)
         killed.append(pid)
@@ -204,8 +205,8 @@ def test_a_killed_worker_resumes_bit_equal(cli: Cli, ray: None) -> None:
     same_end(trial, Path("whole"))
 
 
-def test_a_killed_and_a_stopped_search_are_resumed(cli: Cli, ray: None) -> None:
-    """SIGKILL, then Ctrl-C, then to the end; each process starts its own Ray."""
+def test_a_killed_and_a_stopped_search_resume(cli: Cli, ray: None) -> None:
+    """Stop a search by SIGKILL, resume it, stop it by SIGINT, and resume it to the end."""
     options = tiny(trainer__max_steps=1500, trainer__checkpoint_every=50, trainer__eval_every=50)
     command = [sys.executable, "-m", "minigpt.cli", "tune", *options, "optimizer.lr=1e-3,4e-3"]
     command += GRID
@@ -215,84 +216,84 @@ def test_a_killed_and_a_stopped_search_are_resumed(cli: Cli, ray: None) -> None:
         return sorted(search.glob("00*"))
 
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
-    wait_for(lambda: trials() and lines_of(trials()[0] / "metrics.jsonl") > 20)
+    wait_for(lambda: trials() and count_lines(trials()[0] / "metrics.jsonl") > 20)
     first.send_signal(signal.SIGKILL)
     first.wait()
     started = (trials()[0] / "manifest.json").read_text()
 
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     second = subprocess.Popen(command, **pipes, start_new_session=True)
-    wait_for(lambda: len(trials()) == 2 and lines_of(trials()[1] / "metrics.jsonl") > 20)
+    wait_for(lambda: len(trials()) == 2 and count_lines(trials()[1] / "metrics.jsonl") > 20)
     finished = (trials()[0] / "result.json").read_text()
-    os.killpg(second.pid, signal.SIGINT)  # as a terminal does: Ray's processes get it too
-    said, errors = second.communicate(timeout=90)
+    os.killpg(second.pid, signal.SIGINT)  # Ctrl-C in a terminal also signals Ray's processes
+    output, errors = second.communicate(timeout=90)
     assert second.returncode == 128 + signal.SIGINT, errors
     assert errors == ""
-    assert re.search(r"stopped by SIGINT, trials saved; resume with: minigpt tune .*--dir", said)
+    assert re.search(r"stopped by SIGINT, trials saved; resume with: minigpt tune .*--dir", output)
     assert json.loads((trials()[1] / "result.json").read_text())["status"] == "interrupted"
-    assert report_of(search)["status"] == "interrupted"
+    assert read_report(search)["status"] == "interrupted"
 
-    third = cli(*command[3:])  # with the other tests' Ray
+    third = cli(*command[3:])  # in this process, with the fixture's Ray
     assert third.code == 0, third.err
     assert "resumed    1 trials have ended, 1 are unfinished" in third.out
     assert (trials()[0] / "result.json").read_text() == finished
     manifest = json.loads((trials()[0] / "manifest.json").read_text())
     assert manifest["started"] == json.loads(started)["started"]
     assert len(manifest["resumed"]) == 1
-    statuses = [trial["status"] for trial in report_of(search)["trials"]]
+    statuses = [trial["status"] for trial in read_report(search)["trials"]]
     assert statuses == ["finished"] * 2
 
 
-def test_hyperband_stops_in_rounds(cli: Cli, ray: None) -> None:
+def test_hyperband_stops_trials(cli: Cli, ray: None) -> None:
     options = ["--scheduler", "hyperband", "--trials", "6", "--jobs", "2", "--dir", "search"]
     done = cli("tune", *tiny(trainer__max_steps=12), RATES, *options)
     assert done.code == 0, done.err
-    report = report_of(Path("search"))
+    report = read_report(Path("search"))
     statuses = {trial["status"] for trial in report["trials"]}
     assert len(report["trials"]) == 6 and statuses == {"finished", "stopped"}
     values = [trial["value"] for trial in report["trials"] if trial["status"] == "finished"]
     assert report["best"]["value"] == min(values)
 
 
-def test_a_population_copies_better_members(cli: Cli, ray: None) -> None:
-    # One worker: the members take turns, so that which copies which depends on the seed alone.
+def test_population_based_training_copies_better_trials(cli: Cli, ray: None) -> None:
+    # With one worker, trials take turns, and which one is copied depends only on the seed.
     steps = {"trainer__max_steps": 30, "trainer__eval_every": 10, "trainer__log_every": 1}
     arguments = tiny(**steps, trainer__checkpoint_every=10)
     arguments += ["optimizer.lr=interval(1e-5,1e-1)", "optimizer.weight_decay=0.1,0.3"]
     arguments += ["--scheduler", "pbt", "--trials", "2", "--jobs", "1"]
     done = cli("tune", *arguments, "--seed", "6", "--dir", "search")
     assert done.code == 0, done.err
-    trials = report_of(Path("search"))["trials"]
+    trials = read_report(Path("search"))["trials"]
     copies = [trial for trial in trials if trial["adopted"]]
     assert [trial["status"] for trial in trials] == ["finished"] * 2
     assert copies
     for trial in copies:
         run = Path("search") / trial["name"]
         donor = Path("search") / trial["adopted"][-1]["run"]
-        at = trial["adopted"][-1]["step"]
+        copy_step = trial["adopted"][-1]["step"]
         metrics = read_metrics(run)
         evaluated = [m["step"] for m in metrics if "val_loss" in m]
         assert evaluated == [10, 20, 30]
         if not json.loads((donor / "trial.json").read_text()).get("adopted"):
-            shared = [m for m in read_metrics(donor) if m["step"] <= at]
+            shared = [m for m in read_metrics(donor) if m["step"] <= copy_step]
             assert metrics[: len(shared)] == shared
         config = (run / "config.yaml").read_text()
         for key, value in trial["adopted"][-1]["values"].items():
             assert f"{key.partition('.')[2]}: {value}" in config
         assert trial["adopted"][-1]["values"] == trial["values"]
-        rates = [m["lr"] for m in metrics if "lr" in m and m["step"] > at]
+        rates = [m["lr"] for m in metrics if "lr" in m and m["step"] > copy_step]
         assert max(rates) <= trial["values"]["optimizer.lr"]
 
 
 def wait_for(condition: Any, seconds: float = 180) -> Any:
-    """Return the value of the condition once it is true."""
+    """Wait until condition() is true; return its value."""
     started = time.monotonic()
-    while not (found := condition()):
+    while not (value := condition()):
         assert time.monotonic() - started < seconds
         time.sleep(0.05)
-    return found
+    return value
 
 
-def lines_of(path: Path) -> int:
-    """Lines of a file, 0 if there is none."""
+def count_lines(path: Path) -> int:
+    """Return the number of lines of a file, 0 if it does not exist."""
     return path.read_bytes().count(b"\n") if path.exists() else 0
