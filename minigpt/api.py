@@ -60,8 +60,8 @@ class LoadedRun(TrainedRun):
         """Return sampled text that continues a prompt, without the prompt.
 
         The arguments are the options of `minigpt sample`, and the same seed gives the same text.
-        `stop`: the text ends before the first of these strings; by default the document separator
-        of the run's data, if it has one. Raises UserError for a value out of range.
+        `stop`: generation ends before the first of these strings; by default the document separator
+        of the run's data, if any. Raises UserError for a value out of range.
         """
         require(prompt != "", "prompt", repr(prompt), "must not be empty")
         require(max_tokens >= 1, "max_tokens", max_tokens, "must be 1 or more")
@@ -80,7 +80,7 @@ class LoadedRun(TrainedRun):
     def evaluate(self, split: str = "val", length: int | None = None) -> Evaluation:
         """Return the loss of one full pass over a split, "train" or "val".
 
-        In windows of `length` tokens, by default `model.block_size`. Raises UserError if the text
+        `length`: tokens per window, by default `model.block_size`. Raises UserError if the text
         is missing or has changed, or for more tokens than the positional scheme has positions.
         """
         require_one_of("split", split, ("train", "val"))
@@ -96,7 +96,7 @@ def load_run(
 ) -> LoadedRun:
     """Load a run by path, or `latest` for the newest one below runs/. See `TrainedRun.load`.
 
-    `changes`: of `model.positional.*` or `model.backend.name`, as "model.positional.base=20000".
+    `changes`: overrides of `model.positional.*` or `model.backend.name` that the weights allow.
     Raises UserError if the run cannot be loaded.
     """
     with _python_arguments():
@@ -108,8 +108,8 @@ def runs(names: str | Path | Sequence[str | Path] = "runs") -> pandas.DataFrame:
 
     `names`: a folder, a glob pattern such as "runs/**", `latest`, or a list of them. Columns: `run`
     (its path), `status`, `problems`, then the keys of config.yaml and of result.json, dotted. A run
-    that is unfinished or damaged has the row's `status` and `problems`, and NaN where a value is
-    missing. Raises UserError if no run is found or pandas is missing.
+    that is unfinished or damaged keeps its row, with `status`, `problems` and NaN for missing
+    values. Raises UserError if no run is found or pandas is missing.
     """
     try:
         import pandas

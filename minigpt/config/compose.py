@@ -22,7 +22,7 @@ from minigpt.files import write_text
 T = TypeVar("T")
 
 
-# What a resumed run may change: its length, which schedules scale to, and what it writes.
+# Keys that a resumed run may change: its length (schedules scale with it) and what it writes.
 RESUME_MAY_CHANGE = (
     *("trainer.max_steps", "trainer.patience", "trainer.threads"),
     *("trainer.log_every", "trainer.checkpoint_every", "trainer.sample_every"),
@@ -31,13 +31,13 @@ RESUME_MAY_CHANGE = (
 # Keys of the command line that are not part of a run's config.
 NOT_SAVED = ("resume", "sweep")
 
-# What may be changed in the config of a trained run when it is loaded.
+# Keys (prefixes) that may be changed when a trained run is loaded.
 TRAINED_MAY_CHANGE = ("model.positional.", "model.backend.name")
 TRAINED_KEEPS = ("model.positional.name", "model.positional.")
 
 
 def composed_config(overrides: list[str]) -> Config:
-    """Return the typed config that command-line overrides give. Raises UserError."""
+    """Compose command-line overrides into a typed config. Raises UserError."""
     return to_config(compose_overrides(overrides))
 
 
@@ -64,7 +64,7 @@ def to_options(cls: type[T], values: DictConfig, key: str) -> T:
 
 
 def _typed(values: DictConfig) -> Config:
-    """Convert to Config. Each variant's section has the options that its `name` registers."""
+    """Convert to Config. The `name` in a section selects the dataclass of its options."""
     require_current_keys(_plain(values))
     try:
         schema = _schema(Config, values, prefix="")
@@ -97,8 +97,8 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
         if "=" not in change or not key.startswith(TRAINED_MAY_CHANGE) or key in TRAINED_KEEPS:
             raise UserError(
                 f"--set {change}: a trained run can change only the options of its positional "
-                f"scheme, as model.positional.scaling=linear, and model.backend.name; train a new "
-                f"run for anything else"
+                f"scheme, such as model.positional.scaling=linear, and model.backend.name; train a "
+                f"new run for anything else"
             )
         if keys.count(key) > 1:
             raise UserError(f"--set {change}: {key} is given twice; leave one of them out")
@@ -112,7 +112,7 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
 
 
 def resumed_config(path: Path, composed: Composed) -> Config:
-    """Return a saved config with the changes among RESUME_MAY_CHANGE that `composed` makes.
+    """Return a saved config, with the keys in RESUME_MAY_CHANGE taken from `composed`.
 
     Raises UserError for an override of any other key.
     """
@@ -131,7 +131,7 @@ def resumed_config(path: Path, composed: Composed) -> Config:
 
 
 def _read_yaml(path: Path) -> DictConfig:
-    """Read config.yaml as the current version would have written it, without Hydra's lines."""
+    """Read config.yaml, update it to the current key names, and drop Hydra's section."""
     try:
         saved = OmegaConf.load(path)
     except FileNotFoundError:
@@ -162,14 +162,14 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def _plain(values: DictConfig) -> dict[str, Any]:
-    """Return nested plain values, interpolations unresolved."""
+    """Return nested plain values; interpolations stay unresolved."""
     plain = OmegaConf.to_container(values)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
 def _schema(cls: type, values: DictConfig, prefix: str) -> DictConfig:
-    """Return the typed schema of a dataclass, with the options that each variant registers."""
+    """Return the typed schema of a dataclass, including the registered options of each variant."""
     schema = OmegaConf.structured(cls)
     for name, kind in get_type_hints(cls).items():
         if not dataclasses.is_dataclass(kind):
@@ -191,7 +191,7 @@ def _one_line(error: OmegaConfBaseException, values: DictConfig) -> str:
         siblings = [field.name for field in dataclasses.fields(error.object_type or Config)]
         return f"{key}: no such option.{did_you_mean(unknown[1], siblings)}"
     if isinstance(error, MissingMandatoryValue):
-        return f"{key}: missing; give it a value, as {key}=..."
+        return f"{key}: missing; set it with {key}=VALUE"
     value = OmegaConf.select(values, key, throw_on_missing=False) if key else None
     if value is None and why.startswith(("Incompatible value", "field")):
         return f"{key}=null: needs a value"

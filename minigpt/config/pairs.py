@@ -1,4 +1,4 @@
-"""Overrides as text, `key=value`: what needs no grammar and therefore no Hydra."""
+"""Overrides as text, `key=value`, without Hydra's grammar."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Override:
-    """One override. `key` has no prefix (+, ++, ~); `value` is as typed, '' where there is none."""
+    """One override. `key` has no prefix (+, ++, ~); `value` is as typed, '' if missing."""
 
     key: str
     value: str

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
 
-from minigpt.errors import UserError, require
+from minigpt.errors import UserError, require, require_one_of
 from minigpt.logger.base import LOGGERS, Logger, LoggerConfig, RunInfo
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ MODES: dict[str, list[Literal["online", "offline"]]] = {
 
 @dataclass
 class WandbConfig(LoggerConfig):
-    """Project, entity (user or team) and mode. `timeout_seconds`: for an answer of the server."""
+    """Project, entity (user or team) and mode. `timeout_seconds`: limit for a server response."""
 
     project: str
     entity: str | None
@@ -44,7 +44,7 @@ class WandbConfig(LoggerConfig):
     timeout_seconds: float
 
     def __post_init__(self) -> None:
-        require(self.mode in MODES, "logger.mode", self.mode, f"use one of {', '.join(MODES)}")
+        require_one_of("logger.mode", self.mode, MODES)
         seconds = self.timeout_seconds
         require(seconds > 0, "logger.timeout_seconds", seconds, "must be above 0")
 

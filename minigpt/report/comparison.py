@@ -174,7 +174,7 @@ def notes(comparison: Comparison) -> list[str]:
         lines.append(f"Matched across the designs: {comparison.match}.{changed}")
     if len(comparison.seeds) == 1:
         lines.append(
-            "One seed gives no confidence interval and no test; train several, as seed=1,2,3."
+            "One seed gives no confidence interval and no test; use several, such as seed=1,2,3."
         )
     backends = _values([r for d in comparison.designs for r in d.runs], _backend)
     if len(backends) > 1:
@@ -255,7 +255,7 @@ def _several_choices(comparison: Comparison) -> list[str]:
         for one, other, keys in pairs[:LISTED]
     )
     more = f"; and {len(pairs) - LISTED} more pairs" if len(pairs) > LISTED else ""
-    return [f"several choices differ, so no single one explains a difference: {some}{more}"]
+    return [f"several choices differ at once, so their effects cannot be separated: {some}{more}"]
 
 
 def _steps(comparison: Comparison) -> list[str]:

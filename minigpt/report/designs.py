@@ -287,8 +287,8 @@ def by_key(name: str, configs: Sequence[Values]) -> str:
     if key not in keys:
         hint = did_you_mean(name, [*groups, *keys])
         raise UserError(
-            f"--by={name}: no such config group or key in these runs.{hint} Use a group, as "
-            f"positional, or a full key, as optimizer.lr"
+            f"--by={name}: no such config group or key in these runs.{hint} Use a group, such "
+            f"as positional, or a full key, such as optimizer.lr"
         )
     return key
 

@@ -57,15 +57,15 @@ def leaderboard(comparison: Comparison) -> Table:
     ]
     columns = [
         Column("design"),
-        Column("mark", "best"),
+        Column("mark", f"{BEST} best, {NOT_WORSE} tied"),
         *(c for c in losses if comparison.one_tokenizer or c.key == measure.key),
         Column("runs"),
         Column("parameters_total", "parameters"),
-        Column("parameters_active", "active"),
-        Column("parameters_positional", "positional"),
+        Column("parameters_active", "active parameters"),
+        Column("parameters_positional", "positional parameters"),
         Column("flops_per_token", "FLOPs/token", 0),
         Column("tokens_per_second", "tokens/s", 0),
-        Column("peak_memory_mib", "peak MiB", 1),
+        Column("peak_memory_mib", "peak memory, MiB", 1),
     ]
     rows: list[list[Cell]] = []
     for design in comparison.ranked:
@@ -77,7 +77,7 @@ def leaderboard(comparison: Comparison) -> Table:
             "runs": len(design.runs),
             "val_perplexity": None if loss is None else loss.exp(),
             "parameters_total": total,
-            "parameters_active": None if active == total else active,  # of mixtures of experts
+            "parameters_active": None if active == total else active,  # less with ffn=moe
             "parameters_positional": _exact(design, "parameters.positional"),
             "flops_per_token": _exact(design, "flops_per_token"),
             "peak_memory_mib": None if memory is None else memory.times(2**-20),

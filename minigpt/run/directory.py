@@ -145,7 +145,7 @@ def find_folder(name: str) -> Path:
         raise UserError(f"DIR={name}: is a file; give the folder that contains it, {path.parent}")
     if not name or not path.is_dir():
         siblings = [str(entry) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        remedy = f"Give a run, a sweep or a folder of them, as {RUNS}/, or `latest`"
+        remedy = f"Give a run, a sweep or a folder of them, such as {RUNS}/, or `latest`"
         raise UserError(f"DIR={name}: no such folder.{did_you_mean(str(path), siblings)} {remedy}")
     return path
 

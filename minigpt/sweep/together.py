@@ -50,7 +50,7 @@ class Replica:
 def require_replicas(jobs: Iterable[PlannedJob], at_once: int) -> None:
     """Raise UserError unless every job with a valid config can train together with others."""
     valid = isinstance(at_once, int) and at_once >= 1
-    require(valid, "hydra.launcher.at_once", at_once, "must be a whole number of 1 or more")
+    require(valid, "hydra.launcher.at_once", at_once, "must be an integer of 1 or more")
     for job in jobs:
         for problem in replica_problems(job.config.model) if isinstance(job.config, Config) else []:
             raise UserError(f"hydra/launcher=replicas: {problem}")

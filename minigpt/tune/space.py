@@ -74,7 +74,7 @@ def parse_space(overrides: list[str]) -> Space:
         else:
             fixed.append(quoted(text))
     if not domains:
-        raise UserError(f"nothing to search: give a key several values, as {EXAMPLE}")
+        raise UserError(f"nothing to search: give a key several values, such as {EXAMPLE}")
     return Space(fixed, domains)
 
 

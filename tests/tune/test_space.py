@@ -143,7 +143,7 @@ def test_names_of_trials_are_file_names() -> None:
         (["tokenizer=char,gpt2"], "use --metric val_bits_per_byte"),
         (["seed=1,2", "--jobs", "0"], "--jobs=0: must be 1 or more"),
         (["seed=1,2", "--schedule", "asha"], "unrecognized arguments: --schedule"),
-        (["seed"], "seed: not understood; write key=value"),
+        (["seed"], "seed: cannot be parsed; write key=value"),
         (["seed=1,2", "--seed", "-1"], "--seed=-1: must be from 0 to 2^32 - 1"),
         (["seed=1,2", "--address", "foo"], "--address=foo: give auto, or a cluster's host:port"),
         (
