@@ -99,7 +99,7 @@ def leaderboard(comparison: Comparison) -> Table:
 
 
 def mark(comparison: Comparison, design: Design) -> str:
-    """Return the mark of a design that is or may be the best; '' without several seeds."""
+    """Return the mark of a best or tied design; '' if there is only one seed."""
     finished = [other for other in comparison.designs if other.by_seed]
     if design.label not in comparison.best or len(finished) < 2:
         return ""
@@ -193,7 +193,7 @@ def runs(comparison: Comparison) -> Table:
             [
                 str(run.path),
                 label if run.config else "",
-                "" if run.seed is None else str(run.seed),  # text: without thousands separators
+                "" if run.seed is None else str(run.seed),  # as text, without thousands separators
                 run.status,
                 None if steps is None else int(steps),
                 run.number(measure.key),
@@ -234,7 +234,7 @@ def versions(comparison: Comparison) -> Table:
 
 
 def _exact(design: Design, key: str) -> Cell:
-    """Return a count that is the same for all seeds; in a group of designs mean and interval."""
+    """Return a count that is equal for all seeds; for a group, its mean and interval."""
     values = [*design.seeds(key).values()]
     if not values:
         return None

@@ -1,4 +1,4 @@
-"""What this machine offers: versions, device, data, tokenizers and optional packages."""
+"""Inspect this machine: versions, device, data, tokenizers and optional packages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from minigpt.tokenizer import TOKENIZERS
 
 
 class Finding(NamedTuple):
-    """One line of the report. `remedy`: what to do if something is missing."""
+    """One line of `minigpt doctor`. `remedy`: how to install a missing part."""
 
     subject: str
     status: str
@@ -85,7 +85,7 @@ def _corpus(name: str) -> str:
 
 def _tokenizer(name: str) -> str:
     config, line = composed_config([f"tokenizer={name}"]), "To be, or not to be"
-    with TemporaryDirectory() as scratch:  # of a trained tokenizer; gpt2 may be in data.dir
+    with TemporaryDirectory() as scratch:  # cache of a trained tokenizer; gpt2 may be in data.dir
         directory = Path(config.data.dir if name == "gpt2" else scratch)
         create = TOKENIZERS.variant(name).create
         tokenizer = create(config.tokenizer, line, len(line), directory)

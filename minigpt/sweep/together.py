@@ -1,4 +1,4 @@
-"""Jobs of a sweep that train together in one process: `hydra/launcher=replicas`."""
+"""Train jobs of a sweep together in one process (`hydra/launcher=replicas`)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from minigpt.train.trainer import Trainer
 
 @dataclass(frozen=True)
 class Replica:
-    """A run that steps together with others. `session`: the context that yielded `trainer`."""
+    """A run that trains together with others. `session`: the context that yielded `trainer`."""
 
     output: Output
     session: AbstractContextManager[Trainer]
     trainer: Trainer
 
     def periodic_work(self) -> bool:
-        """Do what is due before the next step. After the last one, end the run; return False."""
+        """Do the periodic work before a step. After the last step, end the run and return False."""
         with self.output.caught():
             with ExitStack() as pause, ExitStack() as session:
                 session.push(self.session)
@@ -41,7 +41,7 @@ class Replica:
         return False
 
     def fail(self, error: BaseException) -> None:
-        """End the run with an error of the common program."""
+        """End the run with an error of the shared program."""
         with self.output.caught(), ExitStack() as session:
             session.push(self.session)
             raise error
@@ -77,7 +77,7 @@ def _program_of(job: PlannedJob) -> Hashable:
 
 
 def _train(sweep: SweepJob, jobs: Sequence[PlannedJob]) -> None:
-    """Train jobs of one program, whichever of them start, until each has ended."""
+    """Train the jobs of one program until all have ended. Jobs that cannot start are skipped."""
     stop = StopRequest()
     replicas: list[Replica] = []
     with ExitStack() as stack:
@@ -104,7 +104,7 @@ def _train(sweep: SweepJob, jobs: Sequence[PlannedJob]) -> None:
 def _start(
     sweep: SweepJob, jobs: Sequence[PlannedJob], stop: StopRequest, stack: ExitStack
 ) -> Iterator[Replica]:
-    """Yield the runs that are ready for their next step. `stack` closes their logs."""
+    """Yield the runs that can start. `stack` closes their logs."""
     stopwatch = Stopwatch()
     for job in jobs:
         if sweep.stop_file.exists():

@@ -1,4 +1,4 @@
-"""Stopping a run: signals, requests from other threads, and the clock of its steps."""
+"""Stop a run by signals or requests from other threads, and measure its time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Diverged(Failure):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped the run after a checkpoint was saved. `number`: of the signal."""
+    """A signal stopped the run after a checkpoint was saved. `number`: the signal number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -34,7 +34,7 @@ class EarlyStop(Exception):
 
 
 class Stopwatch:
-    """Measures seconds since its construction, without pauses."""
+    """Measures the seconds since construction, excluding pauses."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -48,7 +48,7 @@ class Stopwatch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop the clock in this block. Nested pauses have no further effect."""
+        """Pause the clock in this block. Nested pauses have no effect."""
         if self._paused_at is not None:
             yield
             return
@@ -62,7 +62,7 @@ class Stopwatch:
 
 @dataclass
 class StopRequest:
-    """A request to stop. `number`: of the signal, or None as long as nothing was requested."""
+    """A request to stop. `number`: the signal number, or None if there is no request."""
 
     number: int | None = None
 
@@ -73,8 +73,8 @@ def stop_signals(
 ) -> Iterator[StopRequest]:
     """Set `stop.number` at the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt.
 
-    `on_request` is called with the number of the first signal. Outside of the main thread, where
-    Python delivers no signals, this does nothing.
+    `on_request` is called with the number of the first signal. Does nothing outside the main
+    thread, where Python does not deliver signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -21,7 +21,7 @@ REFRESH_SECONDS = 0.2
 
 
 class Display:
-    """Shows the progress of a run. Only a terminal gets the bar below the lines."""
+    """Shows the progress of a run. The bar below the lines is shown only in a terminal."""
 
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps
@@ -41,7 +41,7 @@ class Display:
     def start(
         self, setup: Setup, run: RunDirectory, manifest: dict[str, Any], notice: str | None
     ) -> None:
-        """Print the run's settings and start the bar. `notice`: a line of the tracker."""
+        """Print the run's settings and start the bar. `notice`: a line from the tracker."""
         config, state = setup.config, setup.state
         model, counts = config.model, state.model.parameter_counts()
         packed = config.data.separator is not None
@@ -123,12 +123,12 @@ class Display:
             self.line(f"step {step}/{self.max_steps}  sample:\n{indented}")
 
     def stopped(self, number: int, run: RunDirectory) -> None:
-        """Print how to resume, before the tracker closes, which may take seconds."""
+        """Print how to resume. Called before the tracker closes, which may take seconds."""
         name, path = signal.Signals(number).name, shlex.quote(str(run.path))
         self.line(f"stopped by {name}, saved; resume with: minigpt train resume={path}")
 
     def end(self, run: RunDirectory, result: dict[str, Any]) -> None:
-        """Print the results, the run directory and the next command."""
+        """Print the results, the run directory and a command to use it."""
         self.line(
             f"validation loss {result['val_loss']:.4f} nats/token, perplexity "
             f"{result['val_perplexity']:.3f}, {result['val_bits_per_byte']:.4f} bits/byte "

@@ -36,7 +36,7 @@ def train_run(
     command: list[str],
     **options: Any,
 ) -> None:
-    """Train a new run, or continue a `resumed` one. `options`: those of `training_session`.
+    """Train a new run, or continue a `resumed` one. `options` are passed to `training_session`.
 
     Raises Interrupted if a signal stopped it.
     """
@@ -61,9 +61,9 @@ def training_session(
 ) -> Iterator[Trainer]:
     """Prepare a run, yield its trainer, and write result.json however the block ends.
 
-    Everything is checked before the run directory is created, so that a mistake leaves no files.
-    `facts` are added to a new run's manifest. `backend` replaces the name of the attention backend
-    where the caller computes the steps. Raises UserError for what is not supported.
+    Everything is checked before the run directory is created, so that an error leaves no files.
+    `facts` are added to a new run's manifest. `backend`: the attention backend to report, if the
+    caller computes the steps. Raises UserError for an unsupported choice.
     """
     runtime, prepared = prepare_inputs(config, run if resumed else None)
     setup = build_setup(config, prepared, runtime)
@@ -75,7 +75,7 @@ def training_session(
             facts = {"request_sha256": request_sha256(config), **(facts or {})}
             manifest = create_run(run, setup, prepared, command, facts)
         write_json(run.manifest, manifest)
-        save_config(setup.config, run.config)  # last: from now on the run can be resumed
+        save_config(setup.config, run.config)  # the last file: from now on the run can be resumed
 
         display = Display(config.trainer.max_steps)
         logger = open_tracker(run, setup, manifest)
@@ -87,7 +87,7 @@ def training_session(
 
 
 def prepare_inputs(config: Config, resumed: RunDirectory | None) -> tuple[Runtime, Prepared]:
-    """Choose the runtime and prepare the data. Raises UserError for what is not supported."""
+    """Choose the runtime and prepare the data. Raises UserError for an unsupported choice."""
     options = config.trainer
     set_threads(options.threads)
     runtime = choose_runtime(options.device, options.precision)
@@ -144,11 +144,11 @@ def restore_run(run: RunDirectory, setup: Setup, command: list[str]) -> dict[str
     setup.state.load(run.last)
     progress = setup.state.progress
     run.rewind_logs(progress.log_sizes)
-    why = f"this run has done {progress.step} steps already; use a larger number"
+    why = f"this run has already done {progress.step} steps; use a larger number"
     require(progress.step <= max_steps, "trainer.max_steps", max_steps, why)
     manifest = run.read_json(run.manifest)
     manifest["resumed"] = [*manifest.get("resumed", []), provenance(command)]
-    run.result.unlink(missing_ok=True)  # of an earlier ending
+    run.result.unlink(missing_ok=True)  # from before the run was resumed
     return manifest
 
 
@@ -168,7 +168,7 @@ def open_tracker(run: RunDirectory, setup: Setup, manifest: dict[str, Any]) -> L
 
 @contextmanager
 def result_recorded(trainer: Trainer) -> Iterator[None]:
-    """Write result.json, close the display and the tracker, however the block ends."""
+    """When the block ends, also by an error, write result.json and close display and tracker."""
     run, display = trainer.run, trainer.display
     result = trainer.result("failed")
     try:

@@ -1,4 +1,4 @@
-"""Train what the blog posts' claims need, judge them, and write a page.
+"""Train the runs for the blog posts' claims, judge the claims, and write a page.
 
     python studies/claims/run.py                                # 75 minutes on two CPU cores
     python studies/claims/run.py --claims norm,heads            # some; writes runs/claims/claims.md
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def train(options: Namespace, names: list[str]) -> None:
-    """Train and evaluate what the claims need and the folder lacks."""
+    """Train and evaluate the runs of the claims that are missing in the folder."""
     for experiment, folder in dict.fromkeys(s for name in names for s in SWEEPS.get(name, [])):
         command = ["train", "-m", f"experiment=claims/{experiment}", "logger=none"]
         command += [f"hydra/launcher={options.launcher}"]
@@ -98,7 +98,7 @@ def train(options: Namespace, names: list[str]) -> None:
 
 
 def search(options: Namespace, scheduler: str, seed: str) -> None:
-    """Run a search that has not finished."""
+    """Run or resume a search, unless it has finished."""
     folder = options.folder / "early_stopping" / f"{scheduler}_{seed}"
     file = folder / "tune.json"
     if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["status"] == "finished":

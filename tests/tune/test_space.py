@@ -131,7 +131,7 @@ def test_names_of_trials_are_file_names() -> None:
         (["optimizer.lr=choice(1)"], "optimizer.lr=1: has one value"),
         (["optimizer.lr=1,1"], "contains a value twice"),
         (["seed=1,2", "seed=3"], "seed is given twice"),
-        (["seed=1,2", "resume=latest"], "resume=latest: a search starts its own runs"),
+        (["seed=1,2", "resume=latest"], "resume=latest: a search creates its own runs"),
         (["seed=1,2", "--search", "grid", "--trials", "3"], "leave --trials out"),
         (["optimizer.lr=interval(1,2)", "--search", "grid"], "--search grid needs a list"),
         (["seed=1,2", "--scheduler", "pbt", "--search", "grid"], "--search=grid: the population"),
