@@ -75,7 +75,7 @@ def measure(
         rows.append(row)
     note = (
         f"One layer and the head in fp32, {tokens:,} tokens in windows of each length. Passes: "
-        f"forward and backward, or forward alone where the backend cannot train the choice. ms: "
+        f"forward and backward, or only forward if the backend cannot train the choice. ms: "
         f"median of {repeats} passes. MB: saved for the backward pass, weights excluded. "
         f"Parameters: of {f'the {group} module' if has_module else 'the model'}."
     )

@@ -58,7 +58,7 @@ COLUMNS = [
 class Training(NamedTuple):
     """Seconds of each step, FLOPs per step, peak memory, and the part added by the training.
 
-    Memory is in MB, None where the system does not report it.
+    Memory is in MB, None if the system does not report it.
     """
 
     seconds: list[float]

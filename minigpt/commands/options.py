@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         """Add options.
 
         `texts`: the help text by `--name METAVAR`, `--name {choice,choice}`, or `--name` of a flag.
-        `settings`: by name, the type of the value, its default, or "append" if repeatable.
+        `settings`: the type or the default of a value, or "append" if repeatable, by name.
         """
         for option, text in texts.items():
             flag, _, value = option.partition(" ")

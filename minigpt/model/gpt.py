@@ -231,7 +231,7 @@ class GPT(nn.Module):
         """Choose the attention backend for a device type, precision and use.
 
         With backend=auto, `evaluating` uses the fastest one for inference. Returns
-        'name (reason)'. Raises UserError where the configured backend cannot compute the design.
+        'name (reason)'. Raises UserError if the configured backend does not support the design.
         """
         self.backend_name, reason = choose_backend(self.config, device, bf16, use)
         self.backend = BACKENDS[self.backend_name]

@@ -52,7 +52,7 @@ class Interval:
 class Difference:
     """One design minus another, over the seeds that both have.
 
-    `p`: of the two-sided paired t-test. `p` and `minimum_detectable_effect` are None for one seed.
+    `p`: two-sided paired t-test. `p` and `minimum_detectable_effect` are None for one seed.
     `p_holm`: corrected for the family of tests.
     """
 

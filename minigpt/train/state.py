@@ -34,7 +34,7 @@ class Progress:
     val_loss: float | None = None
     val_bits_per_byte: float | None = None
     sampled_at: int | None = None
-    recent_losses: list[float] = field(default_factory=list)  # of steps that are not logged yet
+    recent_losses: list[float] = field(default_factory=list)  # in steps not logged yet
     recent_norms: list[float] = field(default_factory=list)
     recent_extras: dict[str, list[float]] = field(default_factory=dict)  # their other metrics
     log_sizes: dict[str, int] = field(default_factory=dict)
