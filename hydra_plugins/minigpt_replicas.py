@@ -1,4 +1,4 @@
-"""`hydra/launcher=replicas`: jobs of a sweep that train together in one process.
+"""The launcher `hydra/launcher=replicas`: jobs of a sweep train together in one process.
 
 Hydra imports every module of this namespace package at start, also in other applications, so
 minigpt is imported only when a sweep runs.
@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 
 class ReplicasLauncher(Launcher):
-    """Hands all jobs to minigpt.sweep.together. `at_once`: maximum number of runs in a program."""
+    """Trains all jobs with minigpt.sweep.together. `at_once`: maximum number of runs at once."""
 
     def __init__(self, at_once: int) -> None:
         self.at_once = at_once

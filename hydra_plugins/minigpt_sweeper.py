@@ -1,4 +1,4 @@
-"""Hydra's sweeper of `-m`, which hands over to minigpt.sweep.
+"""Hydra's sweeper for `-m`, which calls minigpt.sweep.
 
 Hydra imports every module of this namespace package at start, also in other applications, so
 minigpt is imported only when a sweep runs.
@@ -27,7 +27,7 @@ class MinigptSweeper(Sweeper):
         self.hydra_context, self.config = hydra_context, config
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run every job that `arguments` and `params` ask for."""
+        """Run every job of the sweep that `arguments` and `params` define."""
         from minigpt.config.hydra_main import multirun
         from minigpt.sweep.run import run_sweep
 

@@ -1,4 +1,4 @@
-"""Small GPTs on small text: train, compare and trust the answer.
+"""Train small GPTs on small text, and compare their designs.
 
 `load_run` and `runs` are the Python API, see docs/api.md.
 """
@@ -15,7 +15,7 @@ __all__ = ["__version__", "load_run", "runs"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the Python API on first use: the command line's --help does without torch."""
+    """Import the Python API on first use, so that `minigpt --help` does not import torch."""
     if name not in ("load_run", "runs"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from minigpt import api

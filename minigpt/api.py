@@ -62,8 +62,8 @@ class LoadedRun(TrainedRun):
 
         The arguments are the options of `minigpt sample`, and the same seed gives the same text.
         `prompt`: by default a newline, or the prompt of the run's own samples if the vocabulary has
-        no newline. `stop`: the text ends before the first of these strings; by default the
-        document separator of the run's data, if it has one. Raises UserError for a value out of
+        no newline. `stop`: generation ends before the first of these strings; by default
+        the document separator of the run's data, if any. Raises UserError for a value out of
         range.
         """
         prompt = self.default_prompt if prompt is None else prompt
@@ -84,7 +84,7 @@ class LoadedRun(TrainedRun):
     def evaluate(self, split: str = "val", length: int | None = None) -> Evaluation:
         """Return the loss of one full pass over a split, "train" or "val".
 
-        In windows of `length` tokens, by default `model.block_size`. Raises UserError if the text
+        `length`: tokens per window, by default `model.block_size`. Raises UserError if the text
         is missing or has changed, or for more tokens than the positional scheme has positions.
         """
         require_one_of("split", split, ("train", "val"))
@@ -100,7 +100,7 @@ def load_run(
 ) -> LoadedRun:
     """Load a run by path, or `latest` for the newest one below runs/. See `TrainedRun.load`.
 
-    `changes`: of `model.positional.*` or `model.backend.name`, as "model.positional.base=20000".
+    `changes`: overrides of `model.positional.*` or `model.backend.name` that the weights allow.
     Raises UserError if the run cannot be loaded.
     """
     with _python_arguments():
@@ -112,8 +112,8 @@ def runs(names: str | Path | Sequence[str | Path] = "runs") -> pandas.DataFrame:
 
     `names`: a folder, a glob pattern such as "runs/**", `latest`, or a list of them. Columns: `run`
     (its path), `status`, `problems`, then the keys of config.yaml and of result.json, dotted. A run
-    that is unfinished or damaged has the row's `status` and `problems`, and NaN where a value is
-    missing. Raises UserError if no run is found or pandas is missing.
+    that is unfinished or damaged keeps its row, with `status`, `problems` and NaN for missing
+    values. Raises UserError if no run is found or pandas is missing.
     """
     try:
         import pandas

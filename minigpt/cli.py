@@ -1,4 +1,4 @@
-"""The command line: runs a command and turns errors into one line and an exit code."""
+"""The command line: run a command; print errors as one line and return an exit code."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from minigpt.errors import TRACEBACK, Failure, UserError, did_you_mean, wants_tr
 COMMANDS = {
     "train": "train a model; every option is a config value (minigpt train model=rope)",
     "sample": "generate text with a trained run (minigpt sample latest --prompt ROMEO:)",
-    "eval": "evaluate a trained run on all of its text (minigpt eval latest)",
+    "eval": "evaluate a trained run on both splits (minigpt eval latest)",
     "report": "compare runs, designs and seeds in one HTML page (minigpt report latest)",
     "inspect": "plot a run's attention maps and positional scheme (minigpt inspect latest)",
     "tune": "search hyperparameters (minigpt tune optimizer.lr=1e-3,4e-3)",
     "bench": "measure speed on this machine (minigpt bench train model=rope,alibi)",
-    "data": "prepare the text and compare the tokenizers on it (minigpt data)",
-    "doctor": "check this machine: devices, packages, data, and how to add what is missing",
+    "data": "prepare a corpus and compare tokenizers on it (minigpt data)",
+    "doctor": "check devices, packages and data, and show how to install missing ones",
 }
 SHELL_REQUESTS = [
     f"{verb}={shell}" for verb in ("install", "uninstall", "query") for shell in ("bash", "fish")
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # a Windows code page lacks characters of texts
+        sys.stdout.reconfigure(encoding="utf-8")  # Windows code pages lack characters
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in ("-h", "--help", "help"):
         print(usage())
@@ -85,7 +85,7 @@ def complete(arguments: list[str]) -> int:
 
 
 def run_command(command: str, arguments: list[str]) -> int:
-    """Run a command by name and return its exit code. Errors of users are one line on stderr."""
+    """Run a command by name and return its exit code. Print a user error as one line to stderr."""
     try:
         importlib.import_module(f"minigpt.commands.{command}").main(arguments)
         return 0

@@ -1,4 +1,4 @@
-"""Text output."""
+"""Console output: plain lines, and a live view in a terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.live import Live
 
 
 class PipeConsole(Console):
-    """A console that ignores a closed pipe: output to `head` must not end a training run."""
+    """A console that ignores a closed pipe, so that `| head` does not end a training run."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -30,11 +30,11 @@ def discard_output_to_closed_terminal() -> None:
 
 
 class LiveView:
-    """Lines on stdout and, in a terminal, a view below them that is drawn again in place.
+    """Lines on stdout and, in a terminal, a live view below them that is redrawn in place.
 
-    A pipe gets the lines only. `draw` returns the view; `refresh` calls it, and so does a thread
-    `per_second` times if that is given. `redirect` prints what others write to stdout and stderr
-    above the view.
+    In a pipe, only the lines are printed. `draw` returns the view. `refresh` calls it, as does a
+    thread `per_second` times if given. `redirect`: print other writes to stdout and stderr above
+    the view.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class LiveView:
         redirect: bool = True,
     ) -> None:
         self.draw, self.per_second, self.redirect = draw, per_second, redirect
-        # The stdout of now: a sweep's jobs redirect sys.stdout into their logs.
+        # The current stdout: jobs of a sweep later redirect sys.stdout into their logs.
         self.console = PipeConsole(file=sys.stdout, highlight=False)
         self._live: Live | None = None
 

@@ -13,7 +13,7 @@ TRACEBACK = "MINIGPT_TRACEBACK"  # set this environment variable to 1 to see tra
 class UserError(ValueError):
     """Invalid input. The command line prints the message as one line and exits with code 2."""
 
-    reported = False  # True if it was already printed, as during a sweep
+    reported = False  # True if it was already printed, e.g. during a sweep
 
 
 class Failure(RuntimeError):
@@ -34,7 +34,7 @@ def one_line_if_out_of_memory(advice: str) -> Iterator[None]:
 
 
 def wants_traceback() -> bool:
-    """Return whether the user asked for tracebacks."""
+    """Return whether tracebacks are enabled."""
     return os.environ.get(TRACEBACK) == "1"
 
 

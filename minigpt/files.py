@@ -31,7 +31,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:  # name the requested file, not the temporary one
+    except OSError as error:  # errors name the requested file, not the temporary one
         raise OSError(error.errno, error.strerror, str(path)) from None
     os.close(handle)
     temporary = Path(name)
@@ -95,8 +95,8 @@ def try_read_json(path: Path, problems: list[str] | None = None) -> dict[str, An
 def read_json_lines(path: Path, tail_bytes: int | None = None) -> list[dict[str, Any]]:
     """Return the objects in a file of JSON lines, [] if it is missing.
 
-    `tail_bytes` reads that much of its end only. Lines that are not whole objects are skipped: a
-    writer may be in the middle of one, or was killed there.
+    `tail_bytes`: read only this many bytes at the end. Incomplete lines are skipped: a writer may
+    be in the middle of a line, or was killed there.
     """
     try:
         with path.open("rb") as file:
@@ -156,7 +156,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def readable_directory(path: Path) -> Path:
-    """Return the path of the content of an `atomic_directory`, also during a swap."""
+    """Return the path to read an `atomic_directory` from, also during a swap."""
     old = _old(path)
     return old if old.exists() and not path.exists() else path
 

@@ -19,7 +19,7 @@ from minigpt.files import write_bytes, write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PARTS_OF_OCTAVE = 4  # points per octave of a curve over positions
+PARTS_OF_OCTAVE = 4  # points per octave in curves over positions
 
 
 # Values are escaped in every template; only Markup is inserted as it is.
@@ -34,9 +34,9 @@ TEMPLATES = Environment(
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page: heading, paragraph, figure, and a table whose first row is its head.
+    """A part of a page: heading, paragraph, figure, and a table whose first row has the headings.
 
-    `name`: of the figure's PNG file.
+    `name`: suffix of the figure's PNG file.
     """
 
     heading: str
@@ -63,7 +63,7 @@ def write_page(path: Path, title: str, sections: list[Section]) -> list[Path]:
         if section.figure is None:
             continue
         images[section.name] = base64.b64encode(_drawn(section.figure, "svg")).decode()
-        section.figure.suptitle(f"{title}\n{section.heading}", fontsize=9)  # of the PNG alone
+        section.figure.suptitle(f"{title}\n{section.heading}", fontsize=9)  # in the PNG only
         png = path.with_name(f"{path.stem}_{section.name}.png")
         write_bytes(png, _drawn(section.figure, "png"))
         written.append(png)

@@ -16,8 +16,8 @@ V = TypeVar("V")
 class Registry(Generic[T]):
     """The variants of one config group.
 
-    `group` is its name on the command line, `key` is the config key of its options, and `package`
-    is the package (or module) whose modules register the variants; all of them are imported.
+    `group`: its name on the command line. `key`: the config key of its options. `package`: the
+    package (or module) whose modules register the variants; all of them are imported.
     """
 
     def __init__(self, group: str, key: str, package: str) -> None:
@@ -26,7 +26,7 @@ class Registry(Generic[T]):
         self._discovered = False
 
     def register(self, name: str, options: type) -> Callable[[type[V]], type[V]]:
-        """Register the decorated class under `name`, with the dataclass of its options."""
+        """Decorate a class to register it under `name`, with the dataclass of its options."""
 
         def add(variant: type[V]) -> type[V]:
             assert name not in self._variants, f"{self.group}={name} is registered twice"

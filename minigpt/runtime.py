@@ -13,7 +13,7 @@ import torch
 
 from minigpt.errors import UserError, require
 
-DEFAULT_THREADS = torch.get_num_threads()  # before any run of this process changes it
+DEFAULT_THREADS = torch.get_num_threads()  # read before a run of this process changes it
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -38,7 +38,7 @@ class Runtime:
 
 
 def choose_runtime(device: str, precision: str, key: str = "trainer.device") -> Runtime:
-    """Return the requested device and precision; `auto` is the fastest that is available.
+    """Return the requested device and precision; `auto` chooses the fastest available one.
 
     `key`: the option that sets the device. Raises UserError for a choice that is not available.
     """
@@ -66,7 +66,7 @@ def _choose_precision(precision: str, device: str) -> tuple[str, str]:
         fast, why = torch.cuda.is_bf16_supported(including_emulation=False), "tensor cores"
     elif device == "cpu":
         features, why = torch.cpu.get_capabilities(), "bf16 instructions"
-        fast = features.get("avx512_bf16") or features.get("amx_bf16")  # else fp32 is faster
+        fast = features.get("avx512_bf16") or features.get("amx_bf16")  # otherwise fp32 is faster
     else:
         fast, why = False, ""
     if precision == "auto":
@@ -77,9 +77,9 @@ def _choose_precision(precision: str, device: str) -> tuple[str, str]:
 
 
 def set_threads(threads: int | None) -> None:
-    """Set torch's number of CPU threads; None: torch's default. At most one thread per core.
+    """Set torch's number of CPU threads; None restores torch's default.
 
-    Raises UserError for more.
+    Raises UserError for more threads than cores.
     """
     cores = os.cpu_count() or 1
     why = f"this machine has {cores} cores, and more threads are slower; use at most {cores}"
@@ -89,7 +89,7 @@ def set_threads(threads: int | None) -> None:
 
 
 def reset_peak_memory(device: str) -> None:
-    """Reset the peak memory statistics: earlier runs of this process do not count."""
+    """Reset the peak memory, so that earlier runs of this process do not count."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:

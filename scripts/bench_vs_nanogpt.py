@@ -1,12 +1,12 @@
-"""Time our commands and nanoGPT's scripts in alternation, and compare with the targets.
+"""Time minigpt and nanoGPT's scripts, interleaved, and compare with the targets.
 
     git clone https://github.com/karpathy/nanoGPT && git -C nanoGPT checkout 3adf61e
-    python scripts/bench_vs_nanogpt.py steps --nanogpt nanoGPT       # the same work, step by step
-    python scripts/bench_vs_nanogpt.py speedrun --nanogpt nanoGPT    # time to a loss
+    python scripts/bench_vs_nanogpt.py steps --nanogpt nanoGPT       # time per step
+    python scripts/bench_vs_nanogpt.py speedrun --nanogpt nanoGPT    # time to reach a loss
     python scripts/bench_vs_nanogpt.py decode --nanogpt nanoGPT      # generating text
 
-On a CPU the recipe is nanoGPT's for one (experiment=nanogpt_cpu), on a GPU its baby GPT
-(experiment=nanogpt_baby, compiled on their side). The times are those at which lines are printed.
+On a CPU, the recipe is nanoGPT's CPU recipe (experiment=nanogpt_cpu); on a GPU, its baby GPT
+(experiment=nanogpt_baby; nanoGPT compiles it). Times are taken when a line is printed.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from minigpt.report.tables import Cell, Column, Table, to_markdown, to_plain
 
 MINIGPT = [sys.executable, "-m", "minigpt.cli"]
 NANOGPT = [sys.executable, "-u", "train.py", "config/train_shakespeare_char.py"]
-SETTLE = 20  # first steps, not timed
+SETTLE = 20  # number of first steps, not timed
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The same work on both sides, and the targets."""
+    """The same work for nanoGPT (`theirs`) and minigpt (`ours`), and the targets."""
 
     theirs: list[str]
     ours: list[str]
     steps: int  # to time, with an evaluation at `evaluate_at`
     evaluate_at: int
     log_every: int
-    step_targets: dict[str, float]  # by our precision: our time over theirs
+    step_targets: dict[str, float]  # by minigpt's precision: minigpt / nanoGPT time
     evaluation_target: float
-    decode_target: float  # our tokens/s over theirs
-    speedruns: dict[str, tuple[float, float]]  # by experiment: a loss, and the share of its time
+    decode_target: float  # tokens/s, minigpt / nanoGPT
+    speedruns: dict[str, tuple[float, float]]  # by experiment: loss, share of time
 
 
 CPU = Recipe(
@@ -94,7 +94,7 @@ class Timed:
 
 def main() -> None:
     """Run one comparison and print its table; exit with 1 if a target was missed."""
-    parser = argparse.ArgumentParser(description="minigpt against nanoGPT, in alternation.")
+    parser = argparse.ArgumentParser(description="Compare minigpt with nanoGPT.")
     parser.add_argument("what", choices=tuple(COMPARISONS))
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
     parser.add_argument("--rounds", type=int, default=5)
@@ -159,12 +159,12 @@ def steps(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
         Column("who", "who"),
         Column("step", "step, ms", digits=2),
         Column("evaluation", "evaluation, s", digits=3),
-        Column("step_ratio", "step, ours over theirs", digits=3),
-        Column("evaluation_ratio", "evaluation, ours over theirs", digits=3),
+        Column("step_ratio", "step, minigpt / nanoGPT", digits=3),
+        Column("evaluation_ratio", "evaluation, minigpt / nanoGPT", digits=3),
         Column("target", "targets"),
     ]
     note = (
-        f"{rounds} rounds in alternation, {recipe.steps} steps each, the first {SETTLE} left out. "
+        f"{rounds} interleaved rounds, {recipe.steps} steps each, the first {SETTLE} left out. "
         f"± half of a 95 % t-interval over rounds."
     )
     return Table("steps", "The same work as nanoGPT", columns, rows, note), met
@@ -235,7 +235,7 @@ def timed(command: list[str], folder: Path | None, step: str, evaluation: str) -
 
 
 def speedrun(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
-    """Compare nanoGPT's whole recipe with ours, command to exit: validation loss and time."""
+    """Compare whole recipes of nanoGPT and minigpt: validation loss, time from command to exit."""
     theirs: list[Timed] = []
     ours: dict[str, list[tuple[float, float]]] = {name: [] for name in recipe.speedruns}
     for turn in range(rounds):
@@ -261,7 +261,7 @@ def speedrun(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
         Column("loss", "validation loss", digits=4),
         Column("target", "target"),
     ]
-    losses = "ours of the full pass, nanoGPT's as printed, of random batches"
+    losses = "minigpt: full pass; nanoGPT: random batches, as printed"
     note = f"{rounds} rounds. Losses: {losses}."
     return Table("speedrun", "Time to a loss", columns, rows, note), met
 
@@ -282,7 +282,7 @@ def _seconds_and_loss(experiment: str) -> tuple[float, float]:
 
 
 def decode(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
-    """Compare tokens/s of a text of 500 tokens with nanogpt_baby's size, after the prompt.
+    """Compare tokens/s of generating 500 tokens with a model of nanogpt_baby's size.
 
     Untrained weights, which do not change the work. nanoGPT's sample.py prints whole texts, so its
     speed is measured on the texts after the first.
@@ -306,7 +306,7 @@ def decode(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
             ours.append(read_json(figures)["rows"][0]["tokens_per_second"])
     times = ratio(ours, theirs)
     good = times.mean >= recipe.decode_target
-    speeds = {"nanoGPT": interval(theirs), "minigpt": interval(ours), "ours over theirs": times}
+    speeds = {"nanoGPT": interval(theirs), "minigpt": interval(ours), "minigpt / nanoGPT": times}
     rows: list[list[Cell]] = [[who, speed] for who, speed in speeds.items()]
     columns = [Column("who", "who"), Column("speed", "tokens/s", digits=2)]
     note = f"{'Met' if good else 'Missed'}: {recipe.decode_target} times as many; {rounds} rounds."

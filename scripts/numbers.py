@@ -1,14 +1,14 @@
 """Train one small run per design and print digests of its losses, samples and final weights.
 
-Equal digests on one machine prove that a change does not alter results:
+Equal digests on the same machine show that a change does not alter results:
 
     python scripts/numbers.py --check            # against HEAD, or HEAD~1 in a clean checkout
     python scripts/numbers.py --check REVISION   # against any commit that has this script
-    python scripts/numbers.py --out before.json  # keep the digests, and later
+    python scripts/numbers.py --out before.json  # save the digests, and later
     python scripts/numbers.py --check before.json
 
-Digests differ between CPUs and torch versions, so none is committed. Every run takes STEPS steps on
-the CPU in one thread. Weights are hashed without their names, so that modules can be renamed.
+Digests differ between CPUs and torch versions, so they are not committed. Every run takes STEPS
+steps on the CPU in one thread. Weights are hashed without names, so that modules can be renamed.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def main() -> int:
 
 
 def digests_of(source: str, designs: list[str]) -> dict[str, Any]:
-    """Return digests from a JSON file, or from a commit, whose own script trains in a worktree."""
+    """Return digests from a JSON file, or by running a commit's own script in a worktree."""
     if source and Path(source).is_file():
         return json.loads(Path(source).read_text())
     if not source:

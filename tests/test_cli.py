@@ -46,8 +46,8 @@ MISTAKES = {
     "trainer.log_every=0": "trainer.log_every=0: must be 1 or more",
     "trainer.grad_accum_steps=3": "trainer.grad_accum_steps=3: must divide trainer.batch_size",
     "trainer.threads=100000": "trainer.threads=100000: this machine has ",
-    "trainer.device=tpu": "trainer.device=tpu: use one of auto, cpu, cuda, mps",
-    "trainer.precision=fp8": "trainer.precision=fp8: use one of",
+    "trainer.device=tpu": "trainer.device=tpu: not one of auto, cpu, cuda, mps",
+    "trainer.precision=fp8": "trainer.precision=fp8: not one of auto, fp32, bf16",
     "trainer.sample_prompt=§": "'§' (U+00A7) at offset 0: not among the",
     "model.block_size=1000000": "model.block_size=1000000: the val split has only",
     "model.dropout=1": "model.dropout=1.0: must be in [0, 1)",
@@ -59,9 +59,9 @@ MISTAKES = {
     "model.n_kv_head=0": "model.n_kv_head=0: must be 1 or more",
     "model.logit_softcap=0": "model.logit_softcap=0.0: must be above 0, or null",
     "positional=relative model.positional.max_distance=500": "model.positional.max_distance=500: ",
-    "model=bigram positional=t5": "model.positional.name=t5: works inside blocks, and model.n_la",
+    "model=bigram positional=t5": "model.positional.name=t5: needs blocks, but model.n_layer=0 has",
     "trainer.device=cpu backend=sdpa model.logit_softcap=9": "on cpu: it has no logit soft-cap",
-    "model.positional.factor=2": "model.positional.factor=2.0: nothing is scaled; set model.posi",
+    "model.positional.factor=2": "model.positional.factor=2.0: has no effect without scaling; set",
     "model.positional.scaling=yarm": "Did you mean yarn?",
     "schedule.final_fraction=2": "schedule.final_fraction=2.0: must be from 0 to 1",
     "data.train_fraction=1": "data.train_fraction=1.0: must be between 0 and 1",
@@ -76,7 +76,7 @@ MISTAKES = {
     "--config-name=nope": "--config-name=nope: no such config",
     "--foo": "minigpt train: unrecognized arguments: --foo",
     "resume=": "the run's name is empty",
-    "data.dir=": "data.dir=: needs a folder",
+    "data.dir=": "data.dir=: empty; give a folder",
     "data.document_separator=": "data.document_separator=: must not be empty; use null for no doc",
     "data.document_separator=@": "data.document_separator='@': does not occur in the train split",
     "data.document_separator=[a]": "data.document_separator=['a']: Cannot convert 'ListConfig' to",
@@ -121,7 +121,7 @@ def test_invalid_text_files_are_reported(
 
 
 def test_data_text_needs_a_path(cli: Cli) -> None:
-    assert "data.path: missing; give it a value" in cli("train", "data=text").err
+    assert "data.path: missing; set it with data.path=VALUE" in cli("train", "data=text").err
 
 
 def test_unknown_command_suggests_a_known_one(cli: Cli) -> None:

@@ -1,1 +1,1 @@
-"""Benchmarks on this machine: times in alternation, and its peak speed to compare with."""
+"""Benchmarks on this machine, interleaved, with its peak speed for comparison."""

@@ -18,7 +18,7 @@ COLUMNS = [
     Column("length", "length"),
     Column("backend", "backend"),
     Column("time", "ms (quartiles)"),
-    Column("ratio", "ratio to the first", digits=3),
+    Column("ratio", "time / first row", digits=3),
     Column("tokens_per_second", "tokens/s", digits=0),
     Column("kept", "saved for backward, MB", digits=0),
 ]
@@ -48,7 +48,7 @@ def one_layer(
 def time_layers(
     models: dict[str, GPT], tokens: torch.Tensor, repeats: int, device: str
 ) -> dict[str, Times]:
-    """Time a pass of each model in alternation: forward, and backward if it has gradients."""
+    """Time interleaved passes of the models: forward, and backward if it has gradients."""
 
     def step(model: GPT) -> None:
         loss = model.loss(tokens, tokens)
@@ -61,7 +61,7 @@ def time_layers(
 
 
 def random_windows(n_tokens: int, length: int, device: str) -> torch.Tensor:
-    """Draw about `n_tokens` random tokens as (windows, length), one window at least."""
+    """Draw about `n_tokens` random tokens as (windows, length), with at least one window."""
     return torch.randint(N_VOCAB, (max(1, n_tokens // length), length), device=device)
 
 

@@ -1,4 +1,4 @@
-"""Measure the time of a generated token, after the prompt."""
+"""Measure the time per generated token, after the prompt."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from minigpt.runtime import choose_runtime, set_threads
 N_VOCAB = 65
 COLUMNS = [
     Column("config", "config"),
-    Column("batch", "texts"),
-    Column("prompt", "prompt and first token, ms (quartiles)"),
-    Column("token", "ms per token of each text (quartiles)"),
-    Column("tokens_per_second", "tokens/s, all texts", digits=0),
-    Column("ratio", "ratio to the first", digits=3),
+    Column("batch", "batch"),
+    Column("prompt", "time to first token, ms (quartiles)"),
+    Column("token", "ms per decoding step (quartiles)"),
+    Column("tokens_per_second", "tokens/s, whole batch", digits=0),
+    Column("ratio", "time / first row", digits=3),
 ]
 
 
 def measure(design: Design, batch: Sequence[int], tokens: int, prompt: int, repeats: int) -> Result:
-    """Generate texts with untrained models, each config and number of texts in turns.
+    """Generate text with untrained models, interleaved over configs and batch sizes.
 
-    The context is block_size tokens, as in training. The first turn is not timed.
+    The context is block_size tokens, as in training. The first round is not timed.
     """
     cases = [(label, config, n) for label, config in design.configs for n in batch]
     seconds: dict[tuple[str, int], list[tuple[float, float]]] = {}
@@ -61,7 +61,7 @@ def _decode(config: Config, batch: int, n_tokens: int, prompt: int) -> tuple[flo
     started = time.perf_counter()
     texts = generate(model, prompts, n_tokens, seed=range(batch), runtime=runtime)
     next(texts)
-    first = time.perf_counter()  # a token is a Python int, so the device has finished
+    first = time.perf_counter()  # tokens are Python ints, so the device has finished
     for _ in texts:
         pass
     return first - started, time.perf_counter() - first

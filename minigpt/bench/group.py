@@ -26,10 +26,10 @@ SPANS = {
 
 
 class Cost(NamedTuple):
-    """Cost of one choice with one backend at one length."""
+    """The cost of one choice with one backend at one length."""
 
     ms: float
-    megabytes: float | None  # None: the backend cannot train it
+    megabytes: float | None  # None if the backend cannot train the choice
     parameters: int
 
 
@@ -38,8 +38,8 @@ def measure(
 ) -> Result:
     """Measure each choice of a config group; choices and spans come before the overrides.
 
-    The choices of one backend and length are timed in alternation. Where a backend can only decode
-    a choice, the forward pass alone is timed. Raises UserError for an unknown group or backend.
+    The choices for one backend and length are interleaved. If a backend supports a choice only in
+    inference, only the forward pass is timed. Raises UserError for an unknown group or backend.
     """
     require_one_of("GROUP", group, GROUPS)
     names = backends.split(",")
@@ -60,7 +60,7 @@ def measure(
                 cost = Cost(1000 * times.median, megabytes, n_parameters)
                 costs.setdefault((backend, choice), []).append(cost)
     columns = [Column("backend", "backend"), Column(group, group), Column("passes", "passes")]
-    # Parameters have a column per length only where they grow.
+    # Parameters have a column per length only if they depend on it.
     grow = any(len({cost.parameters for cost in each}) > 1 for each in costs.values())
     columns += [] if grow else [Column("parameters", "parameters")]
     for n in lengths:
@@ -75,7 +75,7 @@ def measure(
         rows.append(row)
     note = (
         f"One layer and the head in fp32, {tokens:,} tokens in windows of each length. Passes: "
-        f"forward and backward, or forward alone where the backend cannot train the choice. ms: "
+        f"forward and backward, or only forward if the backend cannot train the choice. ms: "
         f"median of {repeats} passes. MB: saved for the backward pass, weights excluded. "
         f"Parameters: of {f'the {group} module' if has_module else 'the model'}."
     )
@@ -85,7 +85,7 @@ def measure(
 
 
 def _models(design: Design, group: str, length: int, backend: str) -> dict[str, GPT]:
-    """Return a model of each choice that the backend can train, or else evaluate."""
+    """Return a model of each choice that the backend supports, at least for inference."""
     models = {}
     for choice in sorted(file.stem for file in (config_directory() / group).glob("*.yaml")):
         spans = SPANS.get(choice, []) if group == "attention" else []

@@ -1,7 +1,7 @@
 """Measure how step time and memory grow with context, width, depth and corpus.
 
-Every step has the same number of tokens. A corpus is random tokens in shards, 2 bytes per token,
-deleted at the end. Each training runs in a new process, the sizes of an axis in turns.
+Every step has the same number of tokens. The corpus consists of shards of random tokens, 2 bytes
+each, which are deleted at the end. Each size trains in a new process; sizes are interleaved.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ UNITS = {
 }
 SMALL = ["model.n_layer=4", "model.n_head=4", "model.n_embd=128", "model.block_size=256"]
 TINY = ["model.n_layer=1", "model.n_embd=16", "model.block_size=8", "trainer.batch_size=1"]
-CHARACTERS = "".join(map(chr, range(0x100, 0x300)))  # over 256, so that a token takes two bytes
+CHARACTERS = "".join(map(chr, range(0x100, 0x300)))  # over 256, so a token has two bytes
 SMALL_CORPUS = 1_000_000
 VAL_TOKENS = 10_000
 SHARD_TOKENS = 1 << 26
-WORSE = 1.1  # growth of time over that of FLOPs; less can be noise of a busy machine
+WORSE = 1.1  # time growth / FLOPs growth; smaller ratios can be noise
 COLUMNS = [
     Column("axis", "axis"),
     Column("size", "size"),
@@ -49,16 +49,16 @@ COLUMNS = [
     Column("gflops", "GFLOPs per step", digits=2),
     Column("time_growth", "time growth", digits=2),
     Column("flops_growth", "FLOPs growth", digits=2),
-    Column("ratio", "time over FLOPs", digits=2),
-    Column("memory", "MB", digits=0),
+    Column("ratio", "time growth / FLOPs growth", digits=2),
+    Column("memory", "peak MB", digits=0),
     Column("added_memory", "MB added", digits=0),
 ]
 
 
 class Training(NamedTuple):
-    """Seconds of each step, FLOPs of one, peak memory, and how much of it the training added.
+    """Seconds of each step, FLOPs per step, peak memory, and the part added by the training.
 
-    Memory is in MB, None where the system does not report it.
+    Memory is in MB, None if the system does not report it.
     """
 
     seconds: list[float]
@@ -68,7 +68,7 @@ class Training(NamedTuple):
 
 
 class Size(NamedTuple):
-    """The trainings at one size of an axis: growth relative to the first size, most memory."""
+    """The trainings at one size of an axis: growth relative to the first size, peak memory."""
 
     size: int
     step: Times
@@ -92,7 +92,7 @@ def measure(
 ) -> Result:
     """Train at each of the `sizes` of each axis, `tokens` a step. Prints progress to stderr.
 
-    `axes`: names of UNITS. `folder`: where to write the shards, None for the system's temporary
+    `axes`: keys of UNITS. `folder`: where to write the shards, None for the system's temporary
     folder. `sparse`: write files with holes instead of random tokens. Raises UserError for an
     unknown axis or a window longer than a step, and Failure if the disk is too small.
     """
@@ -100,7 +100,7 @@ def measure(
         require_one_of("--axes", axis, UNITS)
     chosen = {axis: sizes[axis] for axis in axes.split(",")}
     if max(chosen.get("context", [0])) > tokens:
-        raise UserError(f"--tokens={tokens}: fewer than a window of --context; give more")
+        raise UserError(f"--tokens={tokens}: fewer than one window of --context; use more")
     measured: dict[str, list[Size]] = {}
     with tempfile.TemporaryDirectory(prefix="minigpt_growth_", dir=folder) as temporary:
         corpora = sorted({SMALL_CORPUS, *chosen.get("corpus", [])})
@@ -164,7 +164,7 @@ def design_at(axis: str, size: int, n_tokens: int, folder: str) -> list[str]:
 
 
 def train(overrides: Sequence[str], steps: int, warmup: int) -> Training:
-    """Train a design once. The added memory is that beyond the peak of a tiny training."""
+    """Train a design once. Added memory is relative to the peak of a tiny training."""
     train_in_turns([("", composed_config([*overrides, *TINY]))], 1, 0, rounds=1)  # loads libraries
     reset_peak_memory("cpu")
     before = peak_memory_bytes("cpu")

@@ -1,4 +1,4 @@
-"""Time functions in alternation, and measure the peak speed and the memory of the machine."""
+"""Interleaved timing of functions, and the peak speed and memory of the machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-CEILING_SIZE = {"cpu": 2048, "cuda": 8192}  # width of the square matrices to multiply
+CEILING_SIZE = {"cpu": 2048, "cuda": 8192}  # width of the square matrices in the matmul
 COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31}
 CEILING_REPEATS = 7
 
@@ -49,7 +49,7 @@ class Times:
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The lower and upper quartile; the median twice for a single repeat."""
+        """The lower and upper quartile; both are the median if there is a single repeat."""
         low, high = np.quantile(self.seconds, (0.25, 0.75))
         return float(low), float(high)
 
@@ -62,7 +62,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Design:
-    """What to measure: the overrides, a labelled config for each combination, and the device."""
+    """Designs to measure: overrides, a labelled config per combination, and the device."""
 
     overrides: list[str]
     configs: list[tuple[str, Config]]
@@ -71,7 +71,7 @@ class Design:
 
 @dataclass(frozen=True)
 class Result:
-    """A table, more facts to print, and a figure if the benchmark plots one."""
+    """A table, additional facts to print, and a figure if there is one."""
 
     table: Table
     facts: dict[str, str] = field(default_factory=dict)
@@ -92,9 +92,9 @@ def synchronize(device: str) -> None:
 def alternately(
     functions: Mapping[str, Callable[[], object]], repeats: int, warmup: int, device: str
 ) -> dict[str, Times]:
-    """Time each function `repeats` times, in turns, so that other load affects all equally.
+    """Time each function `repeats` times, interleaved, so that other load affects all equally.
 
-    `warmup` turns before them are not timed.
+    The first `warmup` rounds are not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(warmup + repeats):
@@ -109,9 +109,9 @@ def alternately(
 
 
 def in_new_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Return `function(...)`, computed in a new process, whose peak memory is its own.
+    """Return `function(...)`, computed in a new process to measure its peak memory.
 
-    Raises what the function raises, and Failure if the process was killed.
+    Raises the exceptions of the function, and Failure if the process was killed.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
@@ -121,14 +121,14 @@ def in_new_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
 
 
 class Ceilings(NamedTuple):
-    """Peak speed: FLOP/s of one large matrix product, bytes/s of one large copy."""
+    """Peak speed: FLOP/s of one large matmul, bytes/s of one large copy."""
 
     flops: float
     bytes: float
 
 
 def ceilings(device: str, precision: str) -> Ceilings:
-    """Measure both as the best of several repeats."""
+    """Measure the peak speed as the best of several repeats."""
     size = CEILING_SIZE.get(device, CEILING_SIZE["cpu"])
     n_bytes = COPIED_BYTES.get(device, COPIED_BYTES["cpu"])
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -142,7 +142,7 @@ def ceilings(device: str, precision: str) -> Ceilings:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Return the processor, its threads, the torch version and the date, to print with figures."""
+    """Return processor, threads, torch version and date, to print with the results."""
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "threads": torch.get_num_threads(),
@@ -169,9 +169,9 @@ def kept_bytes(model: GPT, tokens: Tensor) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # a reference to its own output would never be freed
+        return tensor.detach()  # storing a reference to its own output would be a cycle
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = model.loss(tokens, tokens)
-    del loss  # kept the saved tensors alive until here, so that no address was reused
+    del loss  # until here the saved tensors are alive, so no address is reused
     return sum(kept.values())

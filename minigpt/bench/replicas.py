@@ -1,4 +1,4 @@
-"""Measure several runs of one design: one after the other, and as one batched program."""
+"""Measure several runs of one design: sequentially, and as one batched program."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minigpt.train.display import Display
 from minigpt.train.replicas import Program, step
 
 COLUMNS = [
-    Column("how", "how"),
+    Column("how", "method"),
     Column("step", "step per run, ms (quartiles)"),
     Column("tokens_per_second", "tokens/s, all runs", digits=0),
     Column("ratio", "speed-up", digits=3),
@@ -25,7 +25,7 @@ COLUMNS = [
 
 
 def measure(design: Design, replicas: int, steps: int, warmup: int, repeats: int) -> Result:
-    """Time steps of runs with different seeds, both ways in turns, after `warmup` turns.
+    """Time steps of runs with different seeds by both methods, after `warmup` rounds.
 
     Raises UserError for a design that cannot train as replicas.
     """
@@ -53,11 +53,11 @@ def measure(design: Design, replicas: int, steps: int, warmup: int, repeats: int
         def together() -> None:
             step(program, trainers)
 
-        ways = {"one after the other": one_after_the_other, "together": together}
+        ways = {"sequential": one_after_the_other, "together": together}
         firsts = alternately(ways, 1, 0, runtime.device)
         times = alternately(ways, repeats * steps, warmup, runtime.device)
     tokens = replicas * config.trainer.batch_size * config.model.block_size
-    base = times["one after the other"].median
+    base = times["sequential"].median
     rows: list[list[Cell]] = []
     for way, each in times.items():
         per_run = Times([seconds / replicas for seconds in each.seconds]).describe()
@@ -65,4 +65,4 @@ def measure(design: Design, replicas: int, steps: int, warmup: int, repeats: int
         rows.append([way, per_run, tokens / each.median, ratio, firsts[way].median])
     size = f"{tokens // replicas} tokens per step in {runtime.precision}, optimizer included"
     note = f"{replicas} runs of {size}."
-    return Result(Table("replicas", "Runs together", COLUMNS, rows, note))
+    return Result(Table("replicas", "Several runs at once", COLUMNS, rows, note))

@@ -12,11 +12,11 @@ from minigpt.errors import Failure
 from minigpt.report.tables import Cell, Column, Table
 
 COLUMNS = [Column("what", "command"), Column("seconds", "s (quartiles)")]
-FIRST_STEP = "step 1/"  # start of the line that reports it
+FIRST_STEP = "step 1/"  # start of the line that reports the first step
 
 
 def measure(design: Design, repeats: int) -> Result:
-    """Start each command `repeats` times in turns, after a first turn that fills the disk cache."""
+    """Time each command `repeats` times, interleaved, after a round that fills the disk cache."""
     minigpt = [sys.executable, "-m", "minigpt.cli"]
     often = ["trainer.log_every=1", "trainer.sample_every=null", "logger=none"]
     commands = {
@@ -37,7 +37,7 @@ def measure(design: Design, repeats: int) -> Result:
     rows: list[list[Cell]] = [
         [name, Times(turns).describe(unit=1, digits=3)] for name, turns in seconds.items()
     ]
-    note = "First step: time until it is reported."
+    note = "First step: time until its line is printed."
     return Result(Table("startup", "Start", COLUMNS, rows, note))
 
 

@@ -1,4 +1,4 @@
-"""Measure a training step inside the real training loop."""
+"""Measure training steps in the training loop of `minigpt train`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from minigpt.train.display import Display
 from minigpt.train.setup import build_setup
 from minigpt.train.trainer import Trainer
 
-# Steps between two clock readings. A reading waits for the GPU, which would else be idle often.
+# Steps between clock readings. Each reading syncs the GPU, so frequent readings would idle it.
 STEPS_PER_READING = {"cpu": 1, "cuda": 20}
 
 COLUMNS = [
     Column("config", "config"),
     Column("step", "step, ms (quartiles)"),
-    Column("ratio", "ratio to the first", digits=3),
+    Column("ratio", "time / first row", digits=3),
     Column("tokens_per_second", "tokens/s", digits=0),
     Column("utilisation", "utilisation", digits=3),
     Column("first_step", "first step, s", digits=2),
@@ -46,7 +46,7 @@ NOTE = (
 
 
 class Round(NamedTuple):
-    """One training from scratch: seconds of the first step, later steps and an evaluation."""
+    """Seconds of the first step, later steps and an evaluation of one training from scratch."""
 
     first: float
     steps: list[float]
@@ -66,17 +66,17 @@ class Measured:
 
     @property
     def step(self) -> Times:
-        """Seconds of a step."""
+        """Seconds per step."""
         return Times([seconds for one in self.rounds for seconds in one.steps])
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of a batch."""
+        """Tokens per step."""
         return self.config.trainer.batch_size * self.config.model.block_size
 
 
 class StepClock(Display):
-    """A display that prints nothing and records the time after steps."""
+    """A display that prints nothing and records the time of steps."""
 
     def __init__(self, device: str) -> None:
         super().__init__(0)
@@ -97,13 +97,13 @@ class StepClock(Display):
     def evaluation(self, step: int, val: Any, best: bool) -> None: ...
 
     def seconds(self, warmup: int) -> list[float]:
-        """Return the seconds of a step between readings, without the first `warmup` steps."""
+        """Return the seconds per step between readings, without the first `warmup` steps."""
         steps = pairwise(self.readings)
         return [(t1 - t0) / (s1 - s0) for (s0, t0), (s1, t1) in steps if s0 >= warmup]
 
 
 def measure(design: Design, steps: int, warmup: int, repeats: int) -> Result:
-    """Measure a training step, and the ceilings of the machine by precision."""
+    """Measure a training step, and the peak speed of the machine by precision."""
     measured = train_in_turns(design.configs, steps, warmup, repeats)
     limits = {one.runtime.precision: one.runtime.device for one in measured}
     peaks = {precision: ceilings(device, precision) for precision, device in limits.items()}
@@ -129,7 +129,7 @@ def measure(design: Design, steps: int, warmup: int, repeats: int) -> Result:
 def train_in_turns(
     configs: Sequence[tuple[str, Config]], steps: int, warmup: int, rounds: int
 ) -> list[Measured]:
-    """Train each config in turns, `rounds` times from scratch for `warmup` and then `steps` steps.
+    """Train each config from scratch for `warmup` + `steps` steps, in `rounds` interleaved rounds.
 
     Raises UserError for a config that cannot be trained here.
     """
@@ -166,7 +166,7 @@ def _round(measured: Measured, steps: int, warmup: int) -> Round:
     with temporary_trainer(config, prepared, measured.runtime, clock) as trainer:
         clock.read(0)
         trainer.train()
-        started = time.perf_counter()  # the loop has evaluated once: no first-time costs
+        started = time.perf_counter()  # the loop has evaluated before, so this is warm
         evaluate(trainer.model, trainer.data.val, measured.runtime)
         evaluation = time.perf_counter() - started
     measured.flops_per_token = trainer.model.flops_per_token()

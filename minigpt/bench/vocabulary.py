@@ -1,4 +1,4 @@
-"""Measure the memory and time of a large vocabulary's logits: in chunks against all at once."""
+"""Measure memory and time of a large vocabulary's logits, in chunks and all at once."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from minigpt.optim.optimizer import OPTIMIZERS
 from minigpt.report.tables import Cell, Column, Table
 from minigpt.runtime import choose_runtime, peak_memory_bytes, reset_peak_memory
 
-VARIANTS = {"one piece": 2**62, "chunks": MAX_LOGITS}  # max_logits
+VARIANTS = {"all at once": 2**62, "chunks": MAX_LOGITS}  # max_logits
 STEPS = 4
 COLUMNS = [
     Column("logits", "logits"),
     Column("memory", "peak memory of the steps, MB", digits=0),
-    Column("ratio", "times less memory", digits=1),
+    Column("ratio", "memory reduction (times)", digits=1),
     Column("step", "step, ms (quartiles)"),
     Column("loss", "loss", digits=5),
 ]
 
 
 class Steps(NamedTuple):
-    """Peak memory beyond that before the first step, seconds of a step, and the last loss."""
+    """Peak memory beyond the one before the first step, seconds per step, and the last loss."""
 
     n_bytes: int
     seconds: float
@@ -36,7 +36,7 @@ class Steps(NamedTuple):
 
 
 def measure(design: Design, vocabulary: int, tokens: int, repeats: int) -> Result:
-    """Train with each variant in turns, `repeats` times, each time in a new process."""
+    """Train with each variant `repeats` times, interleaved, each time in a new process."""
     measured: dict[str, list[Steps]] = {name: [] for name in VARIANTS}
     for _ in range(repeats):
         for name, max_logits in VARIANTS.items():
@@ -45,7 +45,7 @@ def measure(design: Design, vocabulary: int, tokens: int, repeats: int) -> Resul
     memory = {name: max(s.n_bytes for s in steps) / 1e6 for name, steps in measured.items()}
     rows: list[list[Cell]] = []
     for name, steps in measured.items():
-        times, saving = Times([s.seconds for s in steps]), memory["one piece"] / memory[name]
+        times, saving = Times([s.seconds for s in steps]), memory["all at once"] / memory[name]
         rows.append([name, memory[name], saving, times.describe(), steps[0].loss])
     note = f"experiment=seed_blog, {vocabulary:,} tokens in the vocabulary, {tokens:,} per step."
     return Result(Table("vocabulary", "Logits of a large vocabulary", COLUMNS, rows, note))

@@ -1,1 +1,1 @@
-"""One file a command. Only the command that runs is imported."""
+"""One module per command. Only the command that runs is imported."""

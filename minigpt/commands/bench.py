@@ -20,11 +20,11 @@ AXES |= {"corpus": "1e6,1e7,1e8,1e9"}
 
 
 class Benchmark(NamedTuple):
-    """A benchmark of `minigpt.bench`: its options are the keyword arguments of `measure` there."""
+    """A benchmark in `minigpt.bench`. Its options are the keyword arguments of its `measure`."""
 
     help: str
     example: str
-    options: dict[str, str | None]  # with their defaults
+    options: dict[str, str | None]  # name: default
     repeats: str = "5"
 
 
@@ -55,18 +55,18 @@ BENCHMARKS = {
         {},
     ),
     "replicas": Benchmark(
-        "several runs: one after the other, and as one program",
+        "several runs: sequentially, and as one batched program",
         "minigpt bench replicas experiment=seed_blog --replicas 8",
         {"replicas": "8", "steps": "10", "warmup": "3"},
     ),
     "vocabulary": Benchmark(
-        "memory of a large vocabulary's logits: in chunks, and in one piece",
+        "memory of a large vocabulary's logits: in chunks, and all at once",
         "minigpt bench vocabulary --vocabulary 50257 --tokens 8192",
         {"vocabulary": "50257", "tokens": "2048"},
         repeats="3",
     ),
     "growth": Benchmark(
-        "step time and memory against context, width, depth and corpus",
+        "step time and memory as context, width, depth and corpus grow",
         "minigpt bench growth --corpus 1e6,1e8,5e9 --out growth.md",
         {"axes": ",".join(AXES), **AXES, "tokens": "4096", "steps": "20", "warmup": "3"}
         | {"folder": None, "sparse": None},
@@ -83,8 +83,8 @@ HELP = {
     "folder": "where to write the shards (default: the system's temporary folder)",
     "lengths": "tokens per window, such as 64,256",
     "prompt": "tokens in the prompt",
-    "repeats": "repeats, interleaved between configs",
-    "replicas": "runs at once",
+    "repeats": "number of repeats, interleaved between configs",
+    "replicas": "number of runs trained at once",
     "sparse": "write sparse files instead of random tokens",
     "steps": "timed steps per repeat",
     "tokens": "tokens per sequence or step",
@@ -106,7 +106,7 @@ def main(arguments: list[str]) -> None:
         "minigpt bench WHAT --help shows the options of one.",
         [benchmark.example for benchmark in BENCHMARKS.values()],
     )
-    parser.add_argument("what", metavar="WHAT", choices=tuple(BENCHMARKS), help="what to measure")
+    parser.add_argument("what", metavar="WHAT", choices=tuple(BENCHMARKS), help="the benchmark")
     parser.add_argument("rest", metavar="...", nargs=argparse.REMAINDER, help="its options")
     first = parser.parse_args(arguments)
     options = _options(first.what, first.rest)
@@ -142,9 +142,9 @@ def _options(what: str, arguments: list[str]) -> Namespace:
     description = f"{benchmark.help[0].upper()}{benchmark.help[1:]}."
     parser = Parser(f"bench {what}", description, [benchmark.example])
     if what == "group":
-        parser.add_argument("group", metavar="GROUP", help="a config group, as positional")
+        parser.add_argument("group", metavar="GROUP", help="a config group, such as positional")
     parser.add_argument(
-        "overrides", metavar="KEY=VALUE", nargs="*", help="config overrides, as for minigpt train"
+        "overrides", metavar="KEY=VALUE", nargs="*", help="config overrides, as in minigpt train"
     )
     defaults = {"repeats": benchmark.repeats, **benchmark.options}
     for name, default in defaults.items():
@@ -165,13 +165,13 @@ def _options(what: str, arguments: list[str]) -> Namespace:
 
 
 def _whole_numbers(name: str, text: str, least: int) -> list[int] | int:
-    """Return a number, or a list of them for the options in LISTS."""
+    """Parse an integer, or a list of integers for the options in LISTS."""
     try:
         numbers = [float(part) for part in text.split(",")]
         if not all(number.is_integer() for number in numbers):
             raise ValueError
     except ValueError:
-        raise UserError(f"--{name}={text}: give whole numbers, as 1,64") from None
+        raise UserError(f"--{name}={text}: not integers; give numbers such as 1,64") from None
     require(min(numbers) >= least, f"--{name}", text, f"must be {least} or more")
     require(name in LISTS or len(numbers) == 1, f"--{name}", text, "takes one number")
     return [int(number) for number in numbers] if name in LISTS else int(numbers[0])

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from minigpt.config.schema import Config
     from minigpt.data.prepare import Prepared
 
-OFFLINE = ("char", "gpt2", "bpe")  # compared unless a tokenizer is chosen
-SHARDS = "write the tokens of one tokenizer to FOLDER in shards, for data=shards"
+OFFLINE = ("char", "gpt2", "bpe")  # compared if no tokenizer is chosen
+SHARDS = "write the tokens to shards in FOLDER, for training with data=shards"
 OF_SHARDS = ("tokenizer", "data.train_fraction=", "data.document_separator=")
 
 

@@ -1,4 +1,4 @@
-"""`minigpt doctor`: what this machine offers, and what to do about what is missing."""
+"""`minigpt doctor`: what this machine supports, and how to install missing parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the state of this machine with remedies, and tables of what can be combined."""
+    """Print what this machine supports, remedies, and tables of supported combinations."""
     Parser(
         "doctor",
         "Show versions, device, precision, W&B's mode, the data and tokenizers that are available\n"

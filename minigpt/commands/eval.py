@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 OPTIONS = {
     **QUANTIZE,
-    "--lengths N,N,...": "validation loss in windows of N tokens each",
-    "--by-position": "validation loss at each position in a window, or in a document inside it",
+    "--lengths N,N,...": "validation loss with windows of N tokens, for each N",
+    "--by-position": "validation loss at each position of a window, or of a document in a window",
 }
 RANDOM_BATCHES = (
     "also N estimates of the validation loss from random batches, as nanoGPT prints them "
@@ -34,12 +34,12 @@ RANDOM_BATCHES = (
 
 
 def main(arguments: list[str]) -> None:
-    """Print the losses of both splits and the curves asked for, and add them to eval.json."""
+    """Print the losses of both splits and the requested curves, and add them to eval.json."""
     parser = Parser(
         "eval",
         "Evaluate a trained run: one full pass over each split, in windows that do not overlap.\n"
         "With --lengths or --by-position: curves of the validation split, plotted in RUN/eval/.\n"
-        "With --quantize: also the increase of the validation loss by rounding the weights.",
+        "With --quantize: also the increase in validation loss caused by quantization.",
         [
             "minigpt eval latest",
             "minigpt eval latest --lengths 32,64,128,256,512 --by-position",
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _runs(names: list[str]) -> list[str]:
-    """Return the runs with these names, and for a folder of runs the finished ones below it."""
+    """Return the named runs. A folder stands for all finished runs below it."""
     from minigpt.report.runs import find_runs
 
     runs: list[str] = []
@@ -91,9 +91,9 @@ def _lengths(text: str | None) -> list[int]:
     try:
         lengths = sorted({int(part) for part in text.split(",")})
     except ValueError:
-        raise UserError(f"--lengths={text}: not whole numbers; write 32,64,128") from None
+        raise UserError(f"--lengths={text}: not integers; write them as 32,64,128") from None
     if lengths[0] < 1:
-        raise UserError(f"--lengths={text}: a context has 1 token or more")
+        raise UserError(f"--lengths={text}: context lengths must be 1 or more")
     return lengths
 
 
@@ -102,7 +102,7 @@ def _evaluate_run(
 ) -> None:
     """Evaluate one run, print the results and save them in eval.json.
 
-    `skip_if_recorded`: do nothing if eval.json has all of them already.
+    `skip_if_recorded`: do nothing if eval.json already has all of them.
     """
     from minigpt.evaluate.loss_curves import require_lengths
     from minigpt.evaluate.record import is_recorded, save_evaluation
@@ -136,9 +136,9 @@ def _evaluate_splits(
     quantization: Quantization | None,
     console: Console,
 ) -> Evaluation:
-    """Print and save the losses of both splits, and return that of the validation split.
+    """Print and save the losses of both splits, and return the validation loss.
 
-    `plain`: the run before `quantization`, whose validation loss is printed too.
+    `plain`: the run without `quantization`; its validation loss is printed for comparison.
     """
     from rich.table import Table
 
@@ -172,7 +172,7 @@ def _evaluate_splits(
 def _print_random_batches(
     trained: TrainedRun, split: Split, n_estimates: int, console: Console
 ) -> None:
-    """Print the distribution of nanoGPT's estimate of the loss of a split."""
+    """Print statistics of nanoGPT's estimate of a split's loss."""
     from statistics import fmean, stdev
 
     from minigpt.evaluate.loss import RANDOM_BATCH_SIZE, RANDOM_BATCHES, random_batch_losses

@@ -1,4 +1,4 @@
-"""`minigpt inspect`: attention, positions and predictions of a trained run."""
+"""`minigpt inspect`: plot attention, positions and predictions of a trained run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRINTED_ROWS, PRINTED_TOP = 10, 5  # the last rows of the table of next tokens
 OPTIONS = {
     "--prompt PROMPT": "default: the first model.block_size tokens of the validation text",
     "--out DIR": "default: RUN/inspect",
-    "--top K": "most probable next tokens (default: 5)",
+    "--top K": "number of most probable next tokens (default: 5)",
 }
 
 
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _default_prompt(trained: TrainedRun) -> Prompt:
-    """Return the start of the validation text, or a newline if the text is not available."""
+    """Return the first block of the validation text, or a newline if it is not available."""
     from minigpt.evaluate.inspection import encode_prompt, validation_prompt
 
     try:

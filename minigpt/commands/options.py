@@ -1,4 +1,4 @@
-"""The argument parser of commands, and options of those that use a trained run."""
+"""The argument parser of commands, and the options of commands that use a trained run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 from minigpt.errors import UserError
 
 RUN_OPTIONS = {
-    "--checkpoint {best,last}": "best: of the lowest validation loss (default, if it exists); "
-    "last: of the last step",
+    "--checkpoint {best,last}": "best: the lowest validation loss (the default if it exists); "
+    "last: the last step",
     "--device {auto,cpu,cuda,mps}": "default: auto",
     "--set KEY=VALUE": "change a value of model.positional.* or model.backend.name of the run, "
     "such as model.positional.scaling=linear; repeatable",
@@ -38,8 +38,8 @@ class Parser(argparse.ArgumentParser):
     def add_options(self, texts: dict[str, str], **settings: Any) -> None:
         """Add options.
 
-        `texts`: help by `--name METAVAR`, `--name {choice,choice}`, or `--name` of a flag.
-        `settings`: by name, the type of the value, its default, or "append" if repeatable.
+        `texts`: the help text by `--name METAVAR`, `--name {choice,choice}`, or `--name` of a flag.
+        `settings`: the type or the default of a value, or "append" if repeatable, by name.
         """
         for option, text in texts.items():
             flag, _, value = option.partition(" ")

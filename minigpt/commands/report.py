@@ -1,4 +1,4 @@
-"""`minigpt report`: compare run directories, in the terminal and as one page."""
+"""`minigpt report`: compare run directories in the terminal and as one HTML page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HELP = {
     "or that run",
     "--by": "group runs by a config group (positional) or key (optimizer.lr); default: by all that "
     "differs except the seed; may be repeated",
-    "--baseline": "the design that differences are relative to, as positional=learned or learned "
+    "--baseline": "the design to subtract from the others: positional=learned, or just learned "
     "(default: the design that was started first)",
     "--out": "the page (default: report.html in DIR, or in this folder for several DIR)",
     "--live": "update whenever a file changes, until every run, sweep and search has ended",
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
     from minigpt.report.show import follow, show
     from minigpt.run.directory import find_folder
 
-    # Once: `latest` may be another folder later.
+    # Resolve once: `latest` may be another folder later.
     folders = [str(find_folder(name)) for name in options.folders]
     out = _out(options.out, folders)
     if options.wandb is not None:

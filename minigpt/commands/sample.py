@@ -1,4 +1,4 @@
-"""`minigpt sample`: text from a trained run."""
+"""`minigpt sample`: generate text with a trained run."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ OPTIONS = {
     **QUANTIZE,
     "--prompt PROMPT": r"text to continue, in which \n is a newline (default: a newline, or the "
     "prompt of the run's own samples if its vocabulary has none); several form one batch",
-    "--prompts FILE": "a UTF-8 file with one more prompt per line",
+    "--prompts FILE": "a UTF-8 file with one prompt per line, in addition to --prompt",
     "--json": "one line of JSON per text: prompt, sample, seed, text, and its scores if any",
-    "--context N": "most tokens the model attends to (default: model.block_size, as in training), "
+    "--context N": "maximum context in tokens (default: model.block_size, as in training), "
     "or all: more tests how its positions extrapolate",
-    "--max-new-tokens N": "most tokens per text (default: 500)",
+    "--max-new-tokens N": "maximum number of new tokens per sample (default: 500)",
     "--num-samples S": "texts per prompt",
-    "--seed SEED": "of each prompt's first sample; the next is seed + 1",
+    "--seed SEED": "seed of each prompt's first sample; the next sample uses seed + 1",
     "--stop TEXT": r"end before TEXT, in which \n is a newline; repeatable (default: the document "
     "separator of the run's data, if any)",
-    "--temperature T": "default 1; 0 is greedy",
+    "--temperature T": "sampling temperature (default: 1); 0 is greedy",
     "--top-k K": "sample from the K most likely tokens",
     "--top-p P": "sample from the smallest set of tokens with total probability P",
     "--min-p P": "sample from tokens with at least P times the highest probability",
@@ -42,7 +42,7 @@ OPTIONS = {
     "--stop (default: 1)",
     "--draft RUN2": "speculative decoding with a smaller run that has the same tokenizer: the "
     "distribution stays the same, but a seed gives another text",
-    "--draft-tokens K": "tokens the draft proposes at a time (4)",
+    "--draft-tokens K": "tokens the draft proposes at a time (default: 4)",
 }
 REPEATABLE = dict.fromkeys(("prompt", "stop"), "append")
 INTEGERS = dict.fromkeys(("top_k", "beams", "draft_tokens"), int)
@@ -89,7 +89,7 @@ def _require_compatible(options: Namespace, parser: Parser) -> None:
             why = f"cannot be combined with {', '.join(others)}; leave one of them out"
             raise UserError(f"{_flag(name)}: {why}")
     if options.beams == 1 and given("length_penalty"):
-        raise UserError("--length-penalty: compares beams, and --beams=1 has only one; use more")
+        raise UserError("--length-penalty: needs several beams to compare; use --beams=2 or more")
     for name, needed in NEEDS.items():
         if given(name) and not given(needed):
             raise UserError(f"{_flag(name)}: needs {_flag(needed)}")
@@ -150,7 +150,7 @@ def _text_generator(
     context, search, draft = options.context, None, None
     if context not in (None, "all"):
         ok = context.isdecimal() and int(context) >= 1
-        require(ok, "--context", context, "must be a whole number of 1 or more, or all")
+        require(ok, "--context", context, "must be an integer of 1 or more, or all")
         context = int(context)
     temperature = 1.0 if options.temperature is None else options.temperature
     truncation = (options.top_k, options.top_p, options.min_p)
@@ -162,7 +162,7 @@ def _text_generator(
     trained = TrainedRun.load(options.run, options.checkpoint, options.device, options.set)
     stops = default_stops(trained) if options.stop is None else list(map(unescape, options.stop))
     if options.length_penalty is not None and not stops:
-        raise UserError("--length-penalty: compares texts that end at a --stop; give one")
+        raise UserError("--length-penalty: compares texts that end at a stop string; give --stop")
     if options.quantize is not None:
         trained, quantization = quantized(trained, options.quantize)
         print(quantization.describe(), file=sys.stderr)
@@ -206,7 +206,7 @@ def _print_texts(generator: TextGenerator, prompts: list[str], options: Namespac
 
 
 def _print_draft_statistics(generator: TextGenerator, measure_speedup: bool) -> None:
-    """Print acceptance to standard error, and of a single text the speed-up."""
+    """Print the acceptance rate to stderr, and the speed-up if there is a single text."""
     each = generator.statistics
     proposed, accepted = sum(one.proposed for one in each), sum(one.accepted for one in each)
     per_pass = sum(one.tokens for one in each) / sum(one.passes for one in each)

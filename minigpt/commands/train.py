@@ -11,7 +11,7 @@ from minigpt.errors import UserError
 
 
 def main(arguments: list[str]) -> None:
-    """Train what the arguments ask for. Raises UserError for mistakes in them."""
+    """Train a run or a sweep from the arguments. Raises UserError for wrong arguments."""
     command = ["minigpt", "train", *arguments]
     if needs_hydra_main(arguments):
         from minigpt.sweep.directory import sweep_directory
@@ -43,7 +43,7 @@ def train(composed: Composed, command: list[str]) -> None:
 
     for override in composed.overrides:
         if override.startswith("sweep"):
-            raise UserError(f"{override}: belongs to a sweep; add -m")
+            raise UserError(f"{override}: is an option of sweeps; add -m")
     if composed.swept:
         overrides, keys = " ".join(composed.overrides), ", ".join(composed.swept)
         raise UserError(f"{overrides}: sweeps over {keys}; add -m")

@@ -21,7 +21,7 @@ HELP = {
     f"{DEFAULT_POPULATION}; --search grid: every combination)",
     "--scheduler": "early stopping: asynchronous successive halving (asha, the default), "
     "hyperband, population based training of optimizer.* (pbt), or none",
-    "--search": "how values are chosen: Bayesian optimisation (tpe, the default), random or grid",
+    "--search": "how values are proposed: Bayesian optimisation (tpe, the default), random or grid",
     "--jobs": "concurrent trials (default: one per GPU, without GPUs one per core; a whole "
     "population); cores are divided among them",
     "--dir": "the search's folder, new or to resume; for several machines on a shared file system",
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     given = _parser().parse_intermixed_args(arguments)
     for override in given.overrides:
         if "=" not in override and not override.startswith("~"):
-            raise UserError(f"{override}: not understood; write key=value or key=value,value")
+            raise UserError(f"{override}: cannot be parsed; write key=value or key=value,value")
     options = TuneOptions(**{k: v for k, v in vars(given).items() if k != "overrides"})
     try:
         import optuna  # noqa: F401
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
 def _parser() -> Parser:
     parser = Parser(
         "tune",
-        "Search for the config with the least validation loss. Overrides with several values are\n"
+        "Search for the config with the lowest validation loss. Overrides with several values are\n"
         "searched; all others apply to every trial. Each trial is a run in the search's folder,\n"
         "and the best config is saved there as best.yaml. The same command with --dir resumes a\n"
         "search that was stopped or killed.",
@@ -64,7 +64,7 @@ def _parser() -> Parser:
         ],
     )
     add = parser.add_argument
-    add("overrides", metavar="KEY=VALUE", nargs="*", help="config overrides, as for minigpt train")
+    add("overrides", metavar="KEY=VALUE", nargs="*", help="config overrides, as in minigpt train")
     add("--trials", type=int, metavar="N", help=HELP["--trials"])
     add("--scheduler", choices=SCHEDULERS, default="asha", help=HELP["--scheduler"])
     add("--search", choices=SAMPLERS, dest="sampler", help=HELP["--search"])

@@ -1,1 +1,1 @@
-"""From YAML and the command line to a typed Config. Only here omegaconf and hydra are imported."""
+"""From YAML and the command line to a typed Config. No other package imports hydra."""

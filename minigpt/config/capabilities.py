@@ -1,4 +1,4 @@
-"""Tables of the choices that can be combined, for `minigpt doctor`."""
+"""Tables of supported combinations of choices, for `minigpt doctor`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ GROUPS = {
     "ffn": FFN.names(),
     "norm": [*PLACEMENTS],
 }
-Footnotes = dict[str, int]  # reasons, numbered from 1 in the order of their first use
+Footnotes = dict[str, int]  # reasons, numbered from 1 in the order of first use
 
 
 def backend_table(group: str, footnotes: Footnotes) -> list[list[str]]:
     """Return which backends support each choice of a group, by device; headings first.
 
-    For the default design: a soft-cap, dropout or small heads can exclude more. Cells are "t i"
-    (training, inference), or the numbers of the reasons why not.
+    Applies to the default design; a soft-cap, dropout or small heads can exclude more. Cells are
+    "t i" (training, inference), or the numbers of the reasons why not.
     """
     rows = [[group, *(f"{backend} {device}" for backend, device in BY_DEVICE)]]
     for name, design in _designs(group).items():

@@ -22,7 +22,7 @@ NOT_SAVED = ("resume", "sweep")
 
 
 def composed_config(overrides: list[str]) -> Config:
-    """Return the typed config that command-line overrides give. Raises UserError."""
+    """Compose command-line overrides into a typed config. Raises UserError."""
     return to_config(compose_overrides(overrides))
 
 
@@ -49,10 +49,7 @@ def to_options(cls: type[T], values: DictConfig, key: str) -> T:
 
 
 def typed_config(values: DictConfig) -> Config:
-    """Return nested values as a Config. Variants' sections have the options their `name` registers.
-
-    Raises UserError.
-    """
+    """Convert to Config. The `name` in a section selects the dataclass of its options."""
     require_current_keys(plain_values(values))
     try:
         schema = _schema(Config, values, prefix="")
@@ -74,14 +71,14 @@ def _require_finite(values: dict[str, Any], prefix: str) -> None:
 
 
 def plain_values(values: DictConfig) -> dict[str, Any]:
-    """Return nested plain values, interpolations unresolved."""
+    """Return nested plain values; interpolations stay unresolved."""
     plain = OmegaConf.to_container(values)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
 def _schema(cls: type, values: DictConfig, prefix: str) -> DictConfig:
-    """Return the typed schema of a dataclass, with the options that each variant registers."""
+    """Return the typed schema of a dataclass, including the registered options of each variant."""
     schema = OmegaConf.structured(cls)
     for name, kind in get_type_hints(cls).items():
         if not dataclasses.is_dataclass(kind):
@@ -103,7 +100,7 @@ def _one_line(error: OmegaConfBaseException, values: DictConfig) -> str:
         siblings = [field.name for field in dataclasses.fields(error.object_type or Config)]
         return f"{key}: no such option.{did_you_mean(unknown[1], siblings)}"
     if isinstance(error, MissingMandatoryValue):
-        return f"{key}: missing; give it a value, as {key}=..."
+        return f"{key}: missing; set it with {key}=VALUE"
     value = OmegaConf.select(values, key, throw_on_missing=False) if key else None
     if value is None and why.startswith(("Incompatible value", "field")):
         return f"{key}=null: needs a value"

@@ -1,7 +1,7 @@
 """The YAML files of configs/: one folder per config group, one file per choice.
 
-Imports no torch, like overrides.py and hydra_main.py, so that --help, --cfg and shell completion
-respond at once.
+Like overrides.py and hydra_main.py, this does not import torch, so that --help, --cfg and shell
+completion are fast.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOT = "train"  # configs/train.yaml
 
 
 def config_directory() -> Path:
-    """Return the folder of YAML files: in an installed package, or beside it in a checkout."""
+    """Return the folder of YAML files: inside an installed package, or next to it in a checkout."""
     package = Path(__file__).parent.parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
@@ -30,7 +30,7 @@ def config_groups() -> list[str]:
 
 
 def choices(group: str) -> dict[str, DictConfig]:
-    """Return the values that each choice of a config group sets, by the choice's name."""
+    """Return the values set by each choice of a config group, by name of the choice."""
     files = sorted((config_directory() / group).glob("*.yaml"))
     return {file.stem: cast(DictConfig, OmegaConf.load(file)) for file in files}
 

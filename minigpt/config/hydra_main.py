@@ -1,6 +1,6 @@
-"""Hydra's own main: flags such as --help and --cfg, and sweeps with -m.
+"""Run Hydra's own main, for flags such as --help and --cfg, and for sweeps with -m.
 
-The only file that imports private parts of Hydra.
+Only this module imports private parts of Hydra.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def hydra_main(
     """Run Hydra's main: it calls `train` with the composed config, or with -m runs a sweep.
 
     `sweep_directory` returns the folder of a sweep from its overrides and the keys that vary.
-    Raises UserError for whatever Hydra refuses.
+    Raises UserError for every error of Hydra.
     """
     register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them and exiting
     arguments = flags_first(arguments)
     parser = get_args_parser()
-    parser.error = _refuse  # one line instead of the usage
+    parser.error = _refuse  # print one line instead of the usage
     parsed = parser.parse_args(arguments)
     overrides = [quoted(override) for override in parsed.overrides]
     require_current_overrides(overrides)
@@ -73,7 +73,7 @@ def hydra_main(
     flags = arguments[: len(arguments) - len(overrides)]
     with one_line_errors(overrides):
         if parsed.multirun and not any(o.startswith("hydra.sweep.dir=") for o in overrides):
-            # An override, so that it is the same in every process of the sweep.
+            # As an override it is the same in every process of the sweep.
             root = {"--config-name": parsed.config_name, "--config-dir": parsed.config_dir}
             other = [f"{flag}={value}" for flag, value in root.items() if value is not None]
             folder = sweep_directory([*other, *overrides], swept_keys(overrides))
@@ -92,7 +92,7 @@ def _call(train: Callable[[Composed], None], composed: DictConfig, errors: list[
     An exception that reaches Hydra would be printed by it.
     """
     settings = HydraConfig.get()
-    assert settings.mode == RunMode.RUN  # minigpt.sweep trains the jobs of a sweep
+    assert settings.mode == RunMode.RUN  # jobs of a sweep are trained by minigpt.sweep
     output, here = Path(settings.runtime.output_dir), Path.cwd()
     try:
         train(composed_run(composed, settings, str(output)))
@@ -110,7 +110,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def flags_first(arguments: list[str]) -> list[str]:
-    """Return the arguments with flags before overrides: argparse reads no flags between them."""
+    """Move flags before overrides: argparse does not accept flags between overrides."""
     flags, overrides = [], []
     rest = iter(arguments)
     for argument in rest:
@@ -129,7 +129,7 @@ def flags_first(arguments: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Multirun:
-    """What -m asks for: the jobs of a sweep, as overrides, and how they are launched.
+    """A sweep requested with -m: the overrides of its jobs, and how to launch them.
 
     `launcher`: the class name of Hydra's launcher; `settings`: its config as plain values.
     """
@@ -157,7 +157,7 @@ class Multirun:
     ) -> None:
         """Call `task` once per job, in processes that the launcher chooses.
 
-        `settings` are merged into the launcher's. Raises what the launcher raises.
+        `settings` are merged into the launcher's config. Raises the launcher's exceptions.
         """
         launcher = self._config.hydra.launcher
         with open_dict(launcher):
@@ -166,7 +166,7 @@ class Multirun:
             hydra_context=self._context, task_function=task, config=self._config
         )
         for job in chosen.launch(jobs, initial_job_idx=0):
-            _ = job.return_value  # raises what the launcher caught
+            _ = job.return_value  # raises exceptions that the launcher caught
 
 
 def multirun(
@@ -190,5 +190,5 @@ def multirun(
 
 
 def job_number() -> int:
-    """Return the number of the job that a launcher is running in this process."""
+    """Return the number of the job that runs in this process."""
     return HydraConfig.get().job.num

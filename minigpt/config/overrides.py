@@ -54,10 +54,10 @@ EXAMPLE = "optimizer.lr='tag(log, interval(1e-4, 1e-2))' or model=rope,alibi"
 
 @dataclass(frozen=True)
 class Composed:
-    """The config of one run as Hydra composed it; `compose.to_config` makes it typed.
+    """The config of one run as composed by Hydra; `compose.to_config` converts it to `Config`.
 
-    `values`: all but Hydra's own section. `resume`: the run to resume. `swept`: keys that a preset
-    or an experiment varies with -m. `directory`: the run directory, relative if in the working one.
+    `values`: everything except Hydra's own section. `resume`: the run to resume. `swept`: keys that
+    a preset or an experiment varies with -m. `directory`: the run directory, relative if possible.
     """
 
     values: DictConfig
@@ -79,7 +79,7 @@ def compose_overrides(overrides: list[str]) -> Composed:
 
 
 def composed_run(composed: DictConfig, hydra: Any, directory: str) -> Composed:
-    """Take apart a config that Hydra composed. `hydra`: Hydra's own section."""
+    """Split a config that Hydra composed into a `Composed`. `hydra`: Hydra's own section."""
     resume, path, here = composed.get("resume"), Path(os.path.abspath(directory)), Path.cwd()
     return Composed(
         values=OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]),
@@ -91,7 +91,7 @@ def composed_run(composed: DictConfig, hydra: Any, directory: str) -> Composed:
 
 
 def require_choices(overrides: list[str]) -> None:
-    """Raise UserError for an invalid choice of a config group, or one made by another key."""
+    """Raise UserError if a config group is set to an invalid choice, or through another key."""
     groups = {section_of(group): group for group in config_groups()}
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
@@ -156,7 +156,7 @@ def _in_quotes(text: str) -> str:
 
 @dataclass(frozen=True)
 class Interval:
-    """All numbers from `low` to `high`. `tags`: such as log and int."""
+    """All numbers from `low` to `high`. `tags`: Hydra's tags of the interval: log, int."""
 
     low: float
     high: float
@@ -164,9 +164,9 @@ class Interval:
 
 
 def parse_values(text: str) -> tuple[str, list[Any] | Interval | None]:
-    """Return an override's key and its values: a list, an interval, or None if it has only one.
+    """Return an override's key and its values: a list, an interval, or None for a single value.
 
-    Numbers, booleans and null are Python values, others the text that sets them. Raises UserError.
+    Numbers, booleans and null become Python values; other values stay text. Raises UserError.
     """
     override = _parse(text)
     key = override.get_key_element()
@@ -177,7 +177,7 @@ def parse_values(text: str) -> tuple[str, list[Any] | Interval | None]:
         assert value.start is not None and value.end is not None
         return key, Interval(value.start, value.end, frozenset(map(str, value.tags)))
     if isinstance(value, Glob):
-        raise UserError(f"{text}: a search takes lists; name the choices, as model=rope,alibi")
+        raise UserError(f"{text}: a search takes lists; use a list such as model=rope,alibi")
     return key, list(override.sweep_iterator(transformer=_number_or_text))
 
 
@@ -208,7 +208,7 @@ def combinations(overrides: list[str]) -> list[list[str]]:
 
 
 def jobs_of(overrides: list[Override]) -> list[list[str]]:
-    """Return the product of the overrides' values. Of a key given twice, the last one counts."""
+    """Return the product of the overrides' values. If a key is given twice, the last one counts."""
     values: dict[str, list[str]] = {}
     for override in overrides:
         key = override.get_key_element()
@@ -259,7 +259,7 @@ def _explain(error: Exception, overrides: list[str]) -> str:
         return _explain_unknown(unknown[1], overrides)
     ambiguous = re.match(r"Ambiguous value for argument '(.*)'", message)
     if ambiguous:
-        return f"{ambiguous[1]}: several values; add -m to run each of them"
+        return f"{ambiguous[1]}: several values; add -m to train one run for each"
     cause = error.__cause__
     return first_line(error) + (f" ({first_line(cause)})" if cause is not None else "")
 
@@ -277,7 +277,7 @@ def _explain_missing(file: str, options: Sequence[str]) -> str:
 def _explain_unknown(key: str, overrides: list[str]) -> str:
     groups = config_groups()
     if key in groups:  # configs/train.yaml has all of them, so this is another root config
-        return f"{key}: a saved config takes key=value, but no choices of config groups"
+        return f"{key}: a saved config has no config groups; override its values with key=value"
     owners = choices_with(key)
     if owners:
         return f"{key}: an option of {' or '.join(owners)}; choose that too"

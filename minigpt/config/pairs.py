@@ -1,4 +1,4 @@
-"""Full keys and overrides as text, `key=value`: what needs no grammar and therefore no Hydra."""
+"""Full keys, and overrides as text, `key=value`, without Hydra's grammar."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Override(NamedTuple):
-    """One override. `key` has no prefix (+, ++, ~); `value` is as typed, '' where there is none."""
+    """One override. `key` has no prefix (+, ++, ~); `value` is as typed, '' if missing."""
 
     key: str
     value: str

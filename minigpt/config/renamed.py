@@ -24,14 +24,14 @@ def require_current_overrides(overrides: Iterable[str]) -> None:
 
 
 def require_current_keys(values: dict[str, Any]) -> None:
-    """Raise UserError for nested `values`, as of an experiment's YAML, that use an old name."""
+    """Raise UserError if nested `values`, such as an experiment's YAML, use an old name."""
     for old, new, section, name in _renamed(values):
         value = "null" if section[name] is None else section[name]
         raise UserError(f"{old}={value}: renamed to {new}")
 
 
 def rename_keys(values: dict[str, Any]) -> None:
-    """Give the old keys in a saved config, nested `values`, their current names, in place."""
+    """Rename old keys in the nested `values` of a saved config, in place."""
     for _, new, section, name in list(_renamed(values)):
         section[new.rpartition(".")[2]] = section.pop(name)
 

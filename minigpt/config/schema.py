@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigpt.data.corpus import CORPORA, DataConfig, require_valid_escapes
-from minigpt.errors import require, require_at_least
+from minigpt.errors import require, require_at_least, require_one_of
 from minigpt.files import absolute_path, sha256
 from minigpt.logger import LOGGERS, LoggerConfig
 from minigpt.model.attention import ATTENTION
@@ -33,10 +33,11 @@ REGISTRIES: dict[str, Registry[Any]] = {
 
 @dataclass
 class TrainerConfig:
-    """Options of the training loop. `*_every`: in steps; None: only at the end, samples never.
+    """Options of the training loop. `*_every` are intervals in steps.
 
-    `grad_accum_steps`: micro-batches per batch, to save memory. The results are equal, except that
-    a mixture of experts is balanced over each micro-batch.
+    `eval_every`, `checkpoint_every`: None means only after the last step. `sample_every`: None
+    means never. `log_every` must be a number. `grad_accum_steps`: micro-batches per batch, to save
+    memory; results are equal, except that a mixture of experts is balanced over each micro-batch.
     `sample_prompt`: with \\n, \\t, \\r and \\\\ as escapes. None: a newline if the vocabulary has
     it, else the first character of the text.
     `patience`: evaluations without a lower validation loss before stopping early.
@@ -69,9 +70,8 @@ class TrainerConfig:
         require_at_least(1, "trainer", self, *optional, or_null=True)
         n, why = self.grad_accum_steps, f"must divide trainer.batch_size={self.batch_size}"
         require(self.batch_size % n == 0, "trainer.grad_accum_steps", n, why)
-        for key, known in (("device", DEVICES), ("precision", PRECISIONS)):
-            value = getattr(self, key)
-            require(value in known, f"trainer.{key}", value, f"use one of {', '.join(known)}")
+        require_one_of("trainer.device", self.device, DEVICES)
+        require_one_of("trainer.precision", self.precision, PRECISIONS)
 
 
 @dataclass
@@ -104,7 +104,7 @@ class Config:
 def request_sha256(config: Config) -> str:
     """Return a digest of the options that change results: not names, tracker, threads or data.dir.
 
-    `config`: as requested, before `auto` and null are resolved.
+    `config` is the requested config, in which `auto` and null are not resolved yet.
     """
     values = config.to_dict()
     for key in ("name", "group", "tags", "logger"):

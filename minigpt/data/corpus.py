@@ -1,4 +1,4 @@
-"""Corpora: the text, its training and validation splits, its tokens. One class per source."""
+"""Corpora: a text with its training and validation splits. One class per source."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def require_valid_escapes(key: str, escaped: str) -> None:
 
 
 def unescape(escaped: str) -> str:
-    """Replace the escapes of ESCAPES by the characters they stand for."""
+    """Replace the escape sequences in ESCAPES by their characters."""
     return re.sub(r"\\(.)", lambda m: ESCAPES[m[1]], escaped)
 
 
@@ -92,7 +92,7 @@ def escape(text: str) -> str:
 class Corpus(ABC):
     """A text with a training and a validation split, its tokenizer and its tokens.
 
-    `sha256`, `n_bytes`: of the UTF-8 text. `characters`: the number in `train` and in `val`.
+    `sha256`, `n_bytes`: digest and size of the UTF-8 text. `characters`: count by split name.
     """
 
     sha256: str
@@ -101,11 +101,11 @@ class Corpus(ABC):
 
     @abstractmethod
     def tokenizer(self, config: TokenizerConfig, directory: Path) -> Tokenizer:
-        """Return the configured tokenizer. `directory` caches what is expensive to learn."""
+        """Return the configured tokenizer. `directory`: cache of trained tokenizers."""
 
     @abstractmethod
     def tokens(self, tokenizer: Tokenizer, directory: Path) -> TokenData:
-        """Return both splits as tokens. `directory` caches them.
+        """Return both splits as tokens, cached in `directory`.
 
         Raises UserError if the corpus is stored as tokens of another tokenizer.
         """
@@ -135,7 +135,7 @@ class TextCorpus(Corpus):
 
 
 class Source(ABC):
-    """A way to get one corpus. Subclasses are the choices of `data=`."""
+    """A source of one corpus. Subclasses are the choices of `data=`."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -167,7 +167,7 @@ class TextSource(Source):
 
 
 def n_train(config: DataConfig, n: int) -> int:
-    """Return how many of n characters are for training. Raises UserError if a split is empty."""
+    """Return the number of training characters of n. Raises UserError if a split is empty."""
     n_train = int(config.train_fraction * n)
     if n_train in (0, n):
         raise UserError(
@@ -190,8 +190,8 @@ CORPORA: Registry[Source] = Registry("data", "data", "minigpt.data")
 class TinyShakespeare(TextSource):
     """40,000 lines of Shakespeare, byte for byte the file of Karpathy's char-rnn.
 
-    The first of these that works is used: the cached file, the plays of an installed package, a
-    download. The result always has the same checksum.
+    Uses the cached file, else rebuilds it from the plays of an installed package, else downloads
+    it. The checksum is verified.
     """
 
     def read(self) -> str:
@@ -244,7 +244,7 @@ class TextConfig(DataConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         missing = self.path in ("", "???")
-        require(not missing, "data.path", "", "missing; give a file, folder or glob")
+        require(not missing, "data.path", "", "missing; give a file, a folder or a glob pattern")
 
 
 @CORPORA.register("text", TextConfig)

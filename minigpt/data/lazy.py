@@ -1,4 +1,4 @@
-"""Integer tensors whose elements stay in files until they are indexed."""
+"""Integer tensors whose elements are read from files when indexed."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class LazyTensor(ABC):
     """An integer tensor (n,) that is read on demand; indexing returns a tensor on `target`.
 
     It has the part of the interface of `Tensor` that `Split` uses: `[indices]` reads the elements
-    at indices of any shape, and `[:n]` is the first n elements, still unread.
+    at indices of any shape, and `[:n]` returns the first n elements without reading them.
     """
 
     target: str = field(default="cpu", kw_only=True)
 
-    device: ClassVar = torch.device("cpu")  # of the indices
+    device: ClassVar = torch.device("cpu")  # device of the indices
 
     def to(self, device: str) -> Self:
-        """Return the same tensor with `device` as the target of what is read."""
+        """Return the same tensor, which reads to `device`."""
         return replace(self, target=device)
 
     @overload
@@ -89,19 +89,19 @@ class ShardedTokens(LazyTensor):
 
 
 def _release_pages(array: Array) -> None:
-    """Drop the pages of a memory-mapped array: a long run would otherwise hold the whole file."""
+    """Release the pages of a memory-mapped array, which would otherwise fill memory over time."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # Windows lacks it
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
         base.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)
 class DocumentIds(LazyTensor):
-    """Document ids of n tokens, as in `Split.document_ids`, computed from where documents end.
+    """Document ids of n tokens (see `Split.document_ids`), computed from the ends of documents.
 
-    `ends` (documents,) are the indices of the last tokens of documents, sorted.
+    `ends` (documents,): sorted indices of the last token of each document.
     """
 
     ends: Array

@@ -120,7 +120,7 @@ def _differs() -> str:
 
 
 def _unescape(markdown: str) -> str:
-    """Undo escapes and hard line breaks, and join speakers' names that span two lines."""
+    """Remove escapes and hard line breaks, and join speakers' names that span two lines."""
     text = re.sub(r"\\(.)", r"\1", html.unescape(markdown).replace("—", "--"))
     text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
     text = re.sub(r"& (c)\b", r"&\1", text, flags=re.IGNORECASE)
@@ -130,8 +130,8 @@ def _unescape(markdown: str) -> str:
 def _convert(play: str, keep_directed: bool) -> str:
     """Return the speeches of a play: each is the speaker's name, a colon, lines, a blank line.
 
-    Of a speech that begins with a stage direction, the tiny file has only the speaker's name;
-    `keep_directed` keeps its words too.
+    For a speech that begins with a stage direction, the tiny file has only the speaker's name;
+    `keep_directed` also keeps the speech.
     """
     speeches: list[list[str]] = []
     in_speech = False

@@ -1,4 +1,4 @@
-"""Large corpora: tokens are written once, in constant memory, and memory-mapped by training."""
+"""Large corpora: tokens are written once, in constant memory, and memory-mapped in training."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from minigpt.files import atomic_directory, sha256, write_json
 from minigpt.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig, load_tokenizer
 
 INDEX, TOKENIZER = "index.json", "tokenizer.json"
-FORMAT = 1  # increase it when the meaning of the files changes
+FORMAT = 1  # format version: increase it when the meaning of the files changes
 SHARD_TOKENS = 1 << 26
-CHUNK_CHARACTERS = 1 << 20  # encoded at once, at least
-MAX_LEARNED_CHARACTERS = 1 << 25  # of the training split, for a tokenizer to learn from
+CHUNK_CHARACTERS = 1 << 20  # minimum number of characters encoded at once
+MAX_LEARNED_CHARACTERS = 1 << 25  # part of the training split that trains a tokenizer
 COMMAND = "minigpt data --shards"
 
 
 @dataclass
 class ShardsConfig(DataConfig):
-    """`path`: a folder of shards. The other options must equal those the shards were made with."""
+    """`path`: a folder of shards. All other options must be those used to write the shards."""
 
     path: str
 
@@ -60,7 +60,7 @@ class ShardsConfig(DataConfig):
 
 @dataclass(frozen=True)
 class Index:
-    """The content of index.json: facts about the text, the options used, the files.
+    """The content of index.json: facts about the text, the options, and the list of files.
 
     `splits`: for each split `target_bytes`, `shards` (the number of tokens of each file, in order)
     and `ends` (the number of documents that end in it).
@@ -80,7 +80,7 @@ class Index:
 
     @classmethod
     def read(cls, folder: Path) -> Index:
-        """Read a folder's index. Raises UserError if it is missing, damaged or was edited."""
+        """Read a folder's index. Raises UserError if it is missing, damaged or edited."""
         try:
             saved = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             digest, index = saved.pop("digest"), cls(**saved)
@@ -99,7 +99,7 @@ class Index:
 
 
 def data_settings(config: DataConfig) -> dict[str, Any]:
-    """Return the options that decide how a text is split, by full key."""
+    """Return the options that determine the splits, by full key."""
     return {
         "data.train_fraction": config.train_fraction,
         "data.document_separator": config.separator,
@@ -192,8 +192,8 @@ def write_shards(
 
     The text is read twice: first for its length and alphabet, then to encode it in chunks (see
     `chunks`). Memory grows by 8 bytes per document. The tokens equal those of the same text in
-    memory, except that `bpe` learns from the first MAX_LEARNED_CHARACTERS of the training split.
-    `progress` is called with the activity and the number of characters done. Raises UserError.
+    memory, except that `bpe` is trained on the first MAX_LEARNED_CHARACTERS of the training split.
+    `progress` is called with the phase and the number of characters processed. Raises UserError.
     """
     require(not folder.exists(), "--shards", folder, "already exists; name a new folder")
     source = CORPORA.build(data)
@@ -207,7 +207,7 @@ def write_shards(
     n = n_train(data, first.n_characters)
     leading = leading[:n]
     create = TOKENIZERS.variant(tokenizer.name).create
-    # Tokenizers use the text after the training split only for its alphabet.
+    # Tokenizers use the text after the training split only to collect the alphabet.
     text = leading + "".join(sorted(alphabet))
     learned = create(tokenizer, text, len(leading), data.directory)
     second = _CountedBlocks(source.blocks(), partial(progress, "encoding"))
@@ -245,10 +245,10 @@ def chunks(
     boundary: re.Pattern[str],
     size: int = CHUNK_CHARACTERS,
 ) -> Iterator[tuple[str, bool]]:
-    """Yield chunks of a text whose tokens are those of the whole, and whether each ends a document.
+    """Yield chunks that can be tokenized separately, and whether each one ends a document.
 
-    The text is split after each separator, and where `boundary` matches after `size` characters or
-    more. Text without such positions is held in memory until there is one.
+    The text is split after each separator, and at the first match of `boundary` after `size`
+    characters. Text without a match is held in memory until there is one.
     """
     rest, overlap = "", 0 if separator is None else len(separator)
     for block in blocks:

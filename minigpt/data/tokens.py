@@ -1,4 +1,4 @@
-"""Token ids of a corpus, cached in files, and the batches of windows that training reads."""
+"""Token ids of a corpus, cached in files, and batches of windows of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from minigpt.errors import require
 from minigpt.files import optional_cache, write_bytes
 from minigpt.tokenizer import Tokenizer
 
-CACHE_FORMAT = 1  # increase it when the meaning of a cached file changes
+CACHE_FORMAT = 1  # format version: increase it when the meaning of a cached file changes
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Split:
 
     @property
     def document_lengths(self) -> Tensor:
-        """The number of tokens of each document, separator included."""
+        """The number of tokens of each document, including its separator."""
         n = torch.tensor([len(self.tokens)])
         if self.document_ids is None:
             return n
@@ -64,29 +64,29 @@ class Split:
         return torch.cat((last + 1, n)).unique().diff(prepend=torch.tensor([0]))
 
     def to(self, device: str) -> Split:
-        """Return the split on a device. Lazy tokens stay in files; their batches go to it."""
+        """Return the split on a device. Lazy tokens stay in files; batches are moved to it."""
         ids = None if self.document_ids is None else self.document_ids.to(device)
         return Split(self.name, self.tokens.to(device), self.target_bytes, ids)
 
     def head(self, n: int) -> Split:
-        """Return the first n tokens, or all if there are fewer; `target_bytes` in proportion."""
+        """Return the first n tokens, or all if there are fewer. `target_bytes` is scaled."""
         n = min(n, len(self.tokens))
         ids = None if self.document_ids is None else self.document_ids[:n]
         n_bytes = self.target_bytes * n // len(self.tokens)
         return Split(self.name, self.tokens[:n], n_bytes, ids)
 
     def draw(self, batch_size: int, block_size: int, generator: torch.Generator) -> Batch:
-        """Return random windows (batch_size, block_size), drawn on the device of the tokens."""
+        """Draw random windows (batch_size, block_size) on the device of the tokens."""
         last = len(self.tokens) - block_size
         device = self.tokens.device
         starts = torch.randint(last, (batch_size, 1), generator=generator, device=device)
         return self._batch(starts, block_size)
 
     def windows(self, block_size: int, batch_size: int) -> Iterator[Batch]:
-        """Yield batches of consecutive windows that have each token but the first as a target once.
+        """Yield batches of consecutive windows; each token but the first is a target exactly once.
 
-        Neighbouring windows share one token: a target of the first, an input of the second. The
-        last window may be shorter than block_size and has a batch of its own.
+        The last target of a window is the first input of the next. The last window may be shorter
+        than block_size; it is in its own batch.
         """
         n_whole, rest = divmod(len(self.tokens) - 1, block_size)
         starts = block_size * torch.arange(n_whole + 1, device=self.tokens.device)[:, None]
@@ -124,7 +124,7 @@ class TokenData:
 
 
 def split_documents(text: str, separator: str | None) -> list[str]:
-    """Return the documents of a text, separators included. The last one may lack it."""
+    """Return the documents of a text with their separators, which the last one may lack."""
     if separator is None:
         return [text]
     *whole, rest = text.split(separator)
@@ -134,7 +134,7 @@ def split_documents(text: str, separator: str | None) -> list[str]:
 def encode_documents(
     text: str, separator: str | None, tokenizer: Tokenizer
 ) -> tuple[Tensor, Tensor | None]:
-    """Encode each document by itself. Return `tokens` and `document_ids` as `Split` has them."""
+    """Encode each document separately. Return `tokens` and `document_ids` as in `Split`."""
     texts = split_documents(text, separator)
     encoded = [torch.tensor(tokenizer.encode(document), dtype=torch.int32) for document in texts]
     tokens = torch.cat(encoded)

@@ -1,4 +1,4 @@
-"""A model's attention, biases and predictions for one prompt, as plain data for figures."""
+"""Record a model's attention, biases and predictions for one prompt, for figures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_LABEL = 12
 
 @dataclass(frozen=True)
 class Recording:
-    """The results of one forward, on the CPU: logits (t, n), and for each layer the attention
+    """The results of one forward pass, on the CPU: logits (t, n), and per layer the attention
     weights and the bias of the scores (h, i, j), NaN where masked. `biases` is empty for a
     positional scheme without a score_mod. `usage`: the fraction of each layer's assignments that
     each expert got, one tensor (1, layer, e), or an empty list without experts."""
@@ -85,7 +85,7 @@ class Recorder(Attention):
         self, q: Tensor, k: Tensor, v: Tensor, ctx: ForwardContext, layer: int, dropout: float
     ) -> Tensor:
         n, positions = ctx.n_tokens, ctx.positions
-        # With one-hot values the mixed values are the weights.
+        # With one-hot values, the attention output is the attention weights.
         one_hot = torch.eye(q.shape[2], n, device=q.device, dtype=v.dtype)
         one_hot = one_hot.expand(*v.shape[:2], -1, -1)
         weights = self.attention(q, k, one_hot, ctx.without_side_effects(), layer, 0.0)
@@ -101,9 +101,9 @@ class Recorder(Attention):
 def next_tokens(
     recording: Recording, tokens: Sequence[int], tokenizer: Tokenizer, top: int
 ) -> list[list[tuple[str, float]]]:
-    """Return for each token its successor and the `top` most probable ones, with probabilities.
+    """Return for each token the actual and the `top` most probable next tokens, with probabilities.
 
-    The last token has no successor: ("", nan).
+    The last token has no next token: ("", nan).
     """
     rows = []
     for index, p in enumerate(recording.logits.softmax(-1)):
@@ -117,10 +117,10 @@ def next_tokens(
 def scheme_values(model: GPT, recording: Recording) -> dict[str, list[Tensor]]:
     """Return the embeddings, rotations and biases of the positional scheme, by name of the figure.
 
-    They are computed through its hooks, so that every scheme has them. One tensor per layer, or one
-    in all where layers do not differ: `embed`, `block_input` (1, position, channel), `angles`
-    (h, position, pair), `decay`, `bias` (h, distance), `score` (h, i, j); h is 1 where heads do not
-    differ. Positions go up to max_length, or block_size without one.
+    They are computed through the scheme's hooks. There is one tensor per layer, or a single one if
+    layers do not differ: `embed`, `block_input` (1, position, channel), `angles`
+    (h, position, pair), `decay`, `bias` (h, distance), `score` (h, i, j); h is 1 if heads do not
+    differ. There are max_length positions, or block_size if it is None.
     """
     scheme, config = model.positional, model.config
     device = model.head.weight.device
@@ -150,7 +150,7 @@ def rotary_angles(model: GPT, positions: Tensor, layer: int) -> Tensor:
     """Return the angles of channel pairs at positions (1, t): (h, t, pair), in (-pi, pi].
 
     Measured by rotating the unit vector of each channel: its partner is the other channel with the
-    largest component. h is 1 where heads do not differ; no pairs where nothing is rotated.
+    largest component. h is 1 if heads do not differ. There are no pairs if nothing is rotated.
     """
     config, angles = model.config, []
     for channel, vector in enumerate(torch.eye(config.shape.head_size, device=positions.device)):

@@ -19,7 +19,7 @@ PAGE_WIDTH = 13.0  # inches
 
 @dataclass(frozen=True)
 class FigureStyle:
-    """How values are plotted: heat maps with a y and an x axis, or curves without a y axis."""
+    """Style of a figure: heat maps with y and x axes, or curves if there is no y axis."""
 
     heading: str
     text: str
@@ -34,7 +34,7 @@ class FigureStyle:
         return self.x == "key"
 
 
-FROM_ZEROS = ("Computed from zeros.", "value", "channel", "position")
+FROM_ZEROS = ("The scheme applied to inputs of zeros.", "value", "channel", "position")
 STYLES = {
     "attention": FigureStyle(
         "Attention", "The weights of a query (a row) sum to 1.", "weight", "key", "query", "viridis"
@@ -58,12 +58,12 @@ STYLES = {
     ),
     "score": FigureStyle(
         "Attention bias",
-        "What the scheme adds to the attention scores of the prompt.",
+        "The bias that the scheme adds to the attention scores of the prompt.",
         *("added to the score", "key", "query"),
     ),
     "bias": FigureStyle(
         "Attention bias by distance",
-        "From the last position back to the first.",
+        "For the query at the last position.",
         *("added to the score", "distance"),
     ),
 }
@@ -97,7 +97,7 @@ def _plot_maps(style: FigureStyle, values: Tensor, labels: list[str]) -> Figure:
     most = abs(values).nan_to_num().max().item() or 1.0
     scales = {"viridis": (0, 1), "twilight": (-math.pi, math.pi)}
     low, high = scales.get(style.colormap, (-most, most))
-    # The square root separates small weights: with many keys all are small.
+    # The square root makes small weights visible: with many keys, all weights are small.
     norm = PowerNorm(0.5, low, high) if low == 0 else Normalize(low, high)
     image: dict[str, Any] = {"cmap": style.colormap, "norm": norm, "interpolation": "nearest"}
     image["aspect"] = "equal" if style.of_tokens else "auto"

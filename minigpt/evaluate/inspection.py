@@ -15,7 +15,7 @@ from minigpt.html import Section
 from minigpt.run.load import TrainedRun
 from minigpt.runtime import Runtime
 
-MAX_TOKENS = 256  # of a readable figure
+MAX_TOKENS = 256  # maximum for a readable figure
 ALL_LAYERS = "A figure without a layer in its heading applies to all layers."
 NO_FIGURES = (
     "No figures: the scheme changes neither embeddings nor block inputs, queries, keys or scores. "
@@ -36,7 +36,7 @@ class Prompt:
 
 
 def encode_prompt(trained: TrainedRun, text: str) -> Prompt:
-    """Encode a prompt. Raises UserError if it has more tokens than positions or than readable."""
+    """Encode a prompt. Raises UserError if it is too long for the positions or for a figure."""
     config, limit = trained.config, _max_tokens(trained)
     try:
         prompt = _prompt(*encode_documents(text, config.data.separator, trained.tokenizer))
@@ -67,9 +67,9 @@ def _max_tokens(trained: TrainedRun) -> int:
 
 
 def inspection_runtime(trained: TrainedRun) -> Runtime:
-    """Return the runtime of the run, on a CPU with fp32."""
+    """Return the run's runtime, with fp32 on a CPU."""
     runtime = trained.runtime
-    if runtime.device == "cpu":  # as in generation
+    if runtime.device == "cpu":  # as in decoding
         return replace(runtime, precision="fp32", precision_reason="exact")
     return runtime
 
@@ -77,7 +77,7 @@ def inspection_runtime(trained: TrainedRun) -> Runtime:
 def inspect_prompt(trained: TrainedRun, prompt: Prompt, top: int) -> list[Section]:
     """Record the forward pass of a prompt, and plot it and the positional scheme.
 
-    `top`: the number of most probable next tokens, which are the last section.
+    `top`: number of most probable next tokens in the last section.
     """
     labels = [token_label(trained.tokenizer.token_bytes(token)) for token in prompt.tokens]
     with inspection_runtime(trained).autocast():
@@ -101,7 +101,7 @@ def inspect_prompt(trained: TrainedRun, prompt: Prompt, top: int) -> list[Sectio
 
 
 def _sections(kind: str, values: list[Tensor], labels: list[str]) -> list[Section]:
-    """Return one section per layer, or one for all layers; none for empty values."""
+    """Return a section per layer, or one for all layers; an empty list without values."""
     style, sections = STYLES[kind], []
     for layer, of_layer in enumerate(values):
         if not of_layer.numel():  # a layer without rotation has no angles

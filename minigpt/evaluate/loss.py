@@ -13,11 +13,11 @@ from minigpt.model import GPT
 from minigpt.model.gpt import positions_in_documents
 from minigpt.runtime import Runtime
 
-# Limit of a batch's logits and of its attention scores, of which a scheme may need several.
+# Maximum number of logits, and of attention scores, per batch; a scheme may need several copies.
 NUMBERS_AT_ONCE = 2**25
 # Limit of a batch on a CPU, so that activations stay in its caches.
 TOKENS_IN_CACHE = 2048
-# nanoGPT's estimate in its recipe for a CPU: batches, and windows in each.
+# nanoGPT's loss estimate in its recipe for CPUs: number of batches, windows per batch.
 RANDOM_BATCHES, RANDOM_BATCH_SIZE = 20, 12
 
 
@@ -25,7 +25,7 @@ RANDOM_BATCHES, RANDOM_BATCH_SIZE = 20, 12
 class Evaluation:
     """`loss`: the mean in nats/token. `bits_per_byte`: bits/byte, comparable across tokenizers.
 
-    `by_position`: the loss of tokens with 1, 2, ... tokens of context.
+    `by_position`: the mean loss of tokens with 1, 2, ... tokens of context.
     """
 
     loss: float
@@ -34,7 +34,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss), comparable only for the same tokenizer."""
+        """exp(loss); comparable only between runs with the same tokenizer."""
         return perplexity(self.loss)
 
     def metrics(self, split: str) -> dict[str, float]:
@@ -52,7 +52,7 @@ def perplexity(loss: float) -> float:
 
 
 def evaluate(model: GPT, split: Split, runtime: Runtime, length: int | None = None) -> Evaluation:
-    """Return the loss of every token of a split but the first, in windows that do not overlap.
+    """Return the loss of all tokens of a split but the first, in non-overlapping windows.
 
     `length`: tokens per window, None for block_size. Each window starts without context. Restores
     the model's train/eval mode. Raises UserError beyond the scheme's `max_length`.
@@ -70,7 +70,7 @@ def evaluate(model: GPT, split: Split, runtime: Runtime, length: int | None = No
 def random_batch_losses(
     model: GPT, split: Split, runtime: Runtime, n_estimates: int, seed: int = 0
 ) -> list[float]:
-    """Estimate the loss of a split `n_estimates` times as nanoGPT does: from random batches.
+    """Return `n_estimates` estimates of a split's loss from random batches, as in nanoGPT.
 
     An estimate is the mean of RANDOM_BATCHES batches of RANDOM_BATCH_SIZE windows of block_size.
     """
@@ -92,7 +92,7 @@ def nats_by_position(
 ) -> tuple[list[float], list[int]]:
     """Return the summed cross-entropy and the number of targets of each position.
 
-    Positions are those in windows of `length`, or with documents those in a document of a window.
+    Positions are counted in each window of `length`, or in each document of a window.
     """
     at_once = (length * model.n_vocab, length * length * model.config.n_head)
     batch_size = max(1, min(128, NUMBERS_AT_ONCE // max(at_once)))
@@ -108,5 +108,5 @@ def nats_by_position(
             positions = positions_in_documents(ids).flatten().cpu()
             nats += positions.bincount(losses.cpu().double(), length)  # in order: deterministic
             counts += positions.bincount(minlength=length)
-    n_seen = int((counts > 0).sum())  # fewer than length where texts are shorter
+    n_seen = int((counts > 0).sum())  # fewer than `length` if all documents are shorter
     return nats[:n_seen].tolist(), counts[:n_seen].tolist()

@@ -1,4 +1,4 @@
-"""Validation loss by length of the context and by position in it, with their figures."""
+"""Validation loss by context length and by position in the context, with figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 METRICS = ("loss", "perplexity", "bits_per_byte")
 HEADINGS = ("loss (nats/token)", "perplexity", "bits/byte")
 
-# By length of the context: its evaluation, or why it is undefined.
+# By context length: the evaluation, or the reason why it is undefined.
 Curve = dict[int, Evaluation | str]
 
 
@@ -30,9 +30,9 @@ def require_lengths(lengths: Sequence[int], split: Split) -> None:
 
 
 def evaluate_at_length(trained: TrainedRun, split: Split, length: int) -> Evaluation | str:
-    """Evaluate in windows of `length` tokens, or return why the loss is undefined there.
+    """Evaluate in windows of `length` tokens, or return why the loss is undefined.
 
-    Raises Failure if the memory does not suffice.
+    Raises Failure if it runs out of memory.
     """
     limit = trained.model.positional.max_length
     if limit is not None and length > limit:

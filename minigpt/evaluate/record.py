@@ -12,17 +12,17 @@ from minigpt.errors import UserError
 from minigpt.files import sha256, write_json
 from minigpt.run.load import TrainedRun
 
-CURVES = ("lengths", "by_position")  # entries that grow with each evaluation
+CURVES = ("lengths", "by_position")  # entries that each evaluation extends
 
 
 def save_evaluation(trained: TrainedRun, values: dict[str, Any]) -> None:
-    """Merge values into the run's entry of eval.json; drop those of other weights.
+    """Merge values into the run's entry of eval.json; drop entries of other weights.
 
     Raises UserError if `minigpt eval` did not write the file, OSError if it is not writable.
     """
     path = trained.run.evaluations
     weights = sha256(trained.weights.read_bytes())
-    with FileLock(path.with_name(".eval.lock")):  # two evaluations at once keep both results
+    with FileLock(path.with_name(".eval.lock")):  # two concurrent evaluations keep both results
         entries = _read_entries(path)
         earlier = entries.get(trained.label, {})
         if earlier.get("weights_sha256") != weights:
@@ -33,7 +33,7 @@ def save_evaluation(trained: TrainedRun, values: dict[str, Any]) -> None:
 
 
 def is_recorded(trained: TrainedRun, lengths: list[int], by_position: bool) -> bool:
-    """Return whether eval.json has the losses of these weights, and the curves asked for."""
+    """Return whether eval.json has the losses of these weights and the requested curves."""
     entry = _read_entries(trained.run.evaluations).get(trained.label, {})
     known = entry.get("lengths", {})
     wanted = {str(n) for n in lengths or [trained.config.model.block_size]}

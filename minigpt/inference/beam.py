@@ -23,7 +23,7 @@ from minigpt.runtime import Runtime
 
 @dataclass(frozen=True)
 class BeamSearch:
-    """The number of `beams`, and the `length_penalty` of `score`.
+    """Options of beam search: the number of `beams`, and the `length_penalty` of `score`.
 
     A repetition penalty changes the log-probabilities as it does in sampling.
     """
@@ -41,7 +41,7 @@ class BeamSearch:
     def score(self, log_probability: float, length: int) -> float:
         """Return log-probability / length^length_penalty; the search maximizes it.
 
-        At 1 it is the mean over tokens; larger penalties favor longer sequences.
+        With 1 it is the mean over tokens; larger penalties favor longer sequences.
         """
         return log_probability / length**self.length_penalty
 
@@ -68,8 +68,8 @@ def beam_search(
     """Return the best continuation of a prompt that is finished or has `n_tokens` tokens.
 
     Each step keeps the `beams` most likely sequences; finished ones leave the beam (Sutskever et
-    al. 2014). The search stops early if no unfinished sequence can still reach the best score. A
-    step costs one position per beam while the sequences fit into the context, see `Decoder`.
+    al. 2014). The search stops early if no unfinished sequence can reach the best score. A step
+    computes one position per beam while the sequences fit into the context, see `Decoder`.
     Restores the model's train/eval mode. Raises UserError for a context beyond the scheme's
     `max_length`.
     """
@@ -96,7 +96,7 @@ def beam_search(
                     best = Hypothesis(new, total, score)
             if not unfinished:
                 break
-            # Totals only decrease, and the division by length^penalty helps most at n_tokens.
+            # Totals only decrease, and dividing by length^penalty helps most at n_tokens.
             bound = search.score(totals[unfinished[0]].item(), n_tokens)
             if best is not None and best.score >= bound:
                 break

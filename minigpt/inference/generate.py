@@ -18,10 +18,10 @@ from minigpt.model.kv_cache import KVCache
 from minigpt.runtime import Runtime, choose_runtime
 from minigpt.tokenizer import Tokenizer
 
-CACHE_MARGIN = 64  # free positions of a new cache beyond twice its tokens, so that it seldom grows
+CACHE_MARGIN = 64  # free positions of a new cache beyond twice its tokens, so that it rarely grows
 CONTEXT_STEPS = 8  # a full context drops 1/8 of its tokens at once, so the model attends to >= 7/8
 
-# The most tokens the model attends to: a number, "all", or None for `model.block_size`.
+# Maximum context in tokens: a number, "all", or None for `model.block_size`.
 Context = int | Literal["all"] | None
 
 
@@ -33,7 +33,7 @@ def require_repetition_penalty(penalty: float) -> None:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is sampled. `temperature` 0 is greedy; None disables a truncation."""
+    """Options of sampling. `temperature` 0 is greedy; None disables top_k, top_p or min_p."""
 
     temperature: float = 1.0
     top_k: int | None = None
@@ -54,7 +54,7 @@ class Sampling:
     ) -> Tensor:
         """Sample one token per row, (b, 1), from logits (b, n_vocab).
 
-        The repetition penalty applies to `seen_tokens`, the same for each row.
+        The repetition penalty applies to `seen_tokens`, which all rows share.
         """
         rows = [seen_tokens] * len(logits)
         logits = apply_repetition_penalty(logits, rows, self.repetition_penalty)
@@ -77,7 +77,7 @@ class Sampling:
         # The maximum becomes 0, so that no temperature overflows.
         logits = (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
-            values, indices = logits.topk(self.top_k)  # exactly k, also if some are equal
+            values, indices = logits.topk(self.top_k)  # exactly k, even with ties
             logits = torch.full_like(logits, -torch.inf).scatter(-1, indices, values)
         if self.min_p is not None:  # the maximum is still 0
             logits = logits.masked_fill(logits < math.log(self.min_p), -torch.inf)
@@ -98,7 +98,7 @@ def apply_repetition_penalty(
 ) -> Tensor:
     """Divide positive logits (b, n_vocab) of each row's seen tokens by the penalty.
 
-    Negative ones are multiplied by it, as in Hugging Face. (Keskar et al. 2019, section 4.1)
+    Negative logits are multiplied by it, as in Hugging Face (Keskar et al. 2019, section 4.1).
     """
     if penalty == 1:
         return logits
@@ -119,7 +119,7 @@ def decoding_runtime(model: GPT, runtime: Runtime | None) -> Runtime:
 
 
 def max_context(model: GPT, context: Context) -> int | None:
-    """Return the most tokens the model attends to, None if unlimited."""
+    """Return the maximum context in tokens, None if unlimited."""
     if context is None:
         return model.config.block_size
     return None if context == "all" else context
@@ -128,10 +128,10 @@ def max_context(model: GPT, context: Context) -> int | None:
 class Decoder:
     """Next-token logits of several sequences that grow token by token, with a KV cache.
 
-    A new token costs one position. A sequence longer than `context` is cut at `context_start` and
-    its rest prefilled again: the cached keys and values of later tokens depend on the tokens that
-    were cut. `context` None is the scheme's `max_length`, or unlimited. Raises UserError for a
-    larger one than `max_length`.
+    A new token needs a forward pass over one position. A sequence longer than `context` is cut at
+    `context_start`, and the rest is prefilled again, since cached keys and values depend on the
+    tokens that were cut. `context` None: the scheme's `max_length`, or unlimited. Raises UserError
+    if `context` exceeds `max_length`.
 
     `next_logits`: (b, n_vocab) after each sequence.
     """
@@ -182,7 +182,7 @@ class Decoder:
         self.next_logits = self.next_logits[index]
 
     def rewind(self, length: int) -> None:
-        """Shorten the only sequence to `length` tokens, not below its prompt.
+        """Shorten a single sequence to `length` tokens, but not to less than its prompt.
 
         Prefills again if the cache cannot be rewound. `next_logits` is valid only after the next
         token.
@@ -194,11 +194,11 @@ class Decoder:
             self._prefill()
 
     def _free(self) -> int:
-        """Return how many tokens fit before a sequence is longer than the context."""
+        """Return the number of tokens that still fit into the context."""
         return sys.maxsize if self.context is None else self.context - max(self._lengths())
 
     def _lengths(self) -> list[int]:
-        """Return how many tokens of each sequence are in the context."""
+        """Return the number of tokens of each sequence in the context."""
         return [len(s) - start for s, start in zip(self.sequences, self.starts, strict=True)]
 
     def _forward(self, new: list[list[int]]) -> Tensor:
@@ -228,9 +228,9 @@ class Decoder:
 def context_start(length: int, context: int | None) -> int:
     """Return the index of the first token in the context of a sequence of `length` tokens.
 
-    0 if the sequence fits. Otherwise a multiple of `context // CONTEXT_STEPS`, so that most new
-    tokens cost one position. It depends on the length alone, and so does the next token's
-    distribution, however the sequence was built.
+    It is 0 if the sequence fits, and otherwise a multiple of `context // CONTEXT_STEPS`, so that
+    most new tokens need one position. It depends only on the length, so that the next token's
+    distribution does not depend on how the sequence was built.
     """
     if context is None or length <= context:
         return 0
@@ -248,9 +248,9 @@ def generate(
     runtime: Runtime | None = None,
     context: Context = None,
 ) -> Iterator[list[int]]:
-    """Yield `n_tokens` times the next token of each prompt; a prompt has at least one token.
+    """Yield `n_tokens` times the next token of each prompt. Prompts must not be empty.
 
-    `seed`: one per prompt, or one for all; each prompt has its own random generator. The prompts
+    `seed`: one per prompt, or one for all. Each prompt has its own random generator. The prompts
     are prefilled before this returns. Restores the model's train/eval mode. Raises UserError for a
     context beyond the scheme's `max_length`.
     """
@@ -273,9 +273,9 @@ def generate(
 
 
 def stop_at(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
-    """Yield text up to the stop string that is completed first.
+    """Yield text up to the first stop string.
 
-    Text that may be the beginning of a stop string is yielded later.
+    Text that may be the beginning of a stop string is held back.
     """
     pending = ""
     for piece in pieces:
@@ -284,7 +284,7 @@ def stop_at(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
         if ends:
             yield pending[: min(ends)[1]]
             return
-        # The longest suffix with which a stop string begins.
+        # The longest suffix that is a prefix of a stop string.
         starts = range(len(pending))
         end = next(
             (n for n in starts if any(s.startswith(pending[n:]) for s in stops)), len(pending)
@@ -295,7 +295,7 @@ def stop_at(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
 
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
-    """Decode tokens one by one; a character of several tokens is yielded with its last byte."""
+    """Decode tokens one by one. A character that spans tokens is yielded when it is complete."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in tokens:
         yield decoder.decode(tokenizer.token_bytes(token))

@@ -1,6 +1,6 @@
 """Weight-only quantization of linear layers to int8 or int4 (torchao).
 
-It saves memory, not arithmetic: matrix products stay in floating point.
+It saves memory, not compute: matmuls stay in floating point.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from minigpt.run.load import TrainedRun
 
 Run = TypeVar("Run", bound=TrainedRun)
 
-GROUP_SIZES = (128, 64, 32)  # of torchao's int4 kernels; larger groups take fewer bytes
-CPU_ROWS = 16  # torch's int4 kernel for CPUs needs a multiple of it as out_features
+GROUP_SIZES = (128, 64, 32)  # group sizes of torchao's int4 kernels; larger groups take fewer bytes
+CPU_ROWS = 16  # torch's int4 CPU kernel needs out_features to be a multiple of this
 INT4_DTYPE = torch.bfloat16  # the only one of the CUDA kernel; others are slow on CPUs
 
 
@@ -29,7 +29,7 @@ INT4_DTYPE = torch.bfloat16  # the only one of the CUDA kernel; others are slow 
 class Quantization:
     """The number of quantized linear layers, and the bytes of all parameters before and after.
 
-    `left`: the number of linear layers that were not quantized, by reason.
+    `left`: number of linear layers that were not quantized, by reason.
     """
 
     method: str
@@ -95,7 +95,7 @@ def _int8(linear: nn.Linear) -> nn.Linear | str:
 
 
 def _int4(linear: nn.Linear) -> nn.Linear | str:
-    """Return a quantized copy of a layer, or why it has none. Raises UserError without a kernel."""
+    """Return a quantized copy of a layer, or why not. Raises UserError if there is no kernel."""
     from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
     from torchao.quantization import Int4WeightOnlyConfig, quantize_
     from torchao.quantization.quantize_.workflows import Int4PackingFormat
@@ -141,7 +141,7 @@ class Int4Linear(nn.Linear):
 
 
 def stored_bytes(tensor: Tensor) -> int:
-    """Return a tensor's bytes, for a quantized one those of values, scales and zero points."""
+    """Return a tensor's size in bytes, including scales and zero points if quantized."""
     flatten = getattr(tensor, "__tensor_flatten__", None)
     if flatten is None:
         return tensor.untyped_storage().nbytes()

@@ -23,14 +23,14 @@ from minigpt.model import GPT
 from minigpt.runtime import Runtime
 
 DRAFT_TOKENS = 4
-TIMED_TOKENS = 128  # the most tokens that are timed; the speed-up is known well enough by then
+TIMED_TOKENS = 128  # maximum number of timed tokens, enough to estimate the speed-up
 
 
 @dataclass(frozen=True)
 class Draft:
     """A draft model and the number of tokens it proposes at a time.
 
-    A `context` beyond its positions is reduced, which only lowers the acceptance rate.
+    A `context` beyond its positions is reduced, which affects only the acceptance rate.
     """
 
     model: GPT
@@ -39,7 +39,7 @@ class Draft:
 
     @property
     def max_context(self) -> int | None:
-        """The most tokens the draft model attends to, None if unlimited."""
+        """The maximum context of the draft model in tokens, None if unlimited."""
         context, limit = max_context(self.model, self.context), self.model.positional.max_length
         return limit if context is None or limit is None else min(context, limit)
 
@@ -48,8 +48,8 @@ class Draft:
 class DraftStatistics:
     """Counts of proposed and accepted tokens, new tokens, and forward passes of the model.
 
-    `passes` includes the prefill. `timed`: the number of tokens of the first rounds, at most
-    TIMED_TOKENS, and their seconds without the prefill.
+    `passes` includes the prefill. `timed`: number of tokens in the first rounds (at most
+    TIMED_TOKENS), and their seconds without the prefill.
     """
 
     proposed: int = 0
@@ -78,7 +78,7 @@ def speculate(
 ) -> Iterator[int]:
     """Yield `n_tokens` new tokens with the distribution of `generate`.
 
-    The draft changes the speed and which text belongs to a seed, but not the distribution
+    The draft changes the speed and the text for a given seed, but not the distribution
     (Leviathan et al. 2023; Chen et al. 2023). Both models need the same vocabulary. The prompt is
     prefilled before this returns; `statistics` are updated as tokens are yielded. Restores the
     models' train/eval mode. Raises UserError for a context beyond the scheme's `max_length`.
@@ -127,7 +127,7 @@ def verify(p: Tensor, q: Tensor, tokens: list[int], generator: torch.Generator) 
 
 
 class _SpeculativeDecoder:
-    """A sequence that grows in rounds. Between rounds neither cache holds its last token."""
+    """A sequence extended in rounds. Between rounds, its last token is in neither KV cache."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class _SpeculativeDecoder:
         return self.sequence[-1:]
 
     def next(self, left: int, statistics: DraftStatistics) -> list[int]:
-        """Return at least one new token and at most `left`."""
+        """Run one round; return from 1 to `left` new tokens."""
         tokens, q = self._propose(min(self.n_draft, left - 1))
         uncached = self.sequence[len(self.decoder.sequences[0]) :]
         logits = self.decoder.extend([uncached + tokens])[0, len(uncached) - 1 :]

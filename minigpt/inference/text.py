@@ -23,7 +23,7 @@ from minigpt.run.load import TrainedRun
 
 @dataclass(frozen=True)
 class Continuation:
-    """Text that continues a prompt, in pieces, and numbers that are known after the last piece."""
+    """The continuation of a prompt, in pieces of text, and scores set after the last piece."""
 
     pieces: Iterable[str]
     numbers: Callable[[], dict[str, Any]] = dict
@@ -50,10 +50,10 @@ def load_draft(name: str, trained: TrainedRun, n_tokens: int, context: Context) 
 
 @dataclass
 class TextGenerator:
-    """Continues prompts (token ids) with a trained run, up to `n_tokens` each.
+    """Generates up to `n_tokens` tokens after each prompt (token ids) with a trained run.
 
-    A text ends before the first of `stops`. With `search` it is the result of a beam search, with
-    `draft` it is sampled speculatively and `statistics` has an entry per text.
+    A text ends before the first of `stops`. `search`: use beam search. `draft`: use speculative
+    decoding; `statistics` then has one entry per text.
     """
 
     trained: TrainedRun
@@ -67,7 +67,7 @@ class TextGenerator:
     statistics: list[DraftStatistics] = field(default_factory=list)
 
     def texts(self, seed: int) -> Iterator[Continuation]:
-        """Yield a continuation of each prompt; all prompts are sampled with the same seed."""
+        """Yield a continuation of each prompt, all sampled with the same seed."""
         if self.search is not None:
             return self._searched(self.search)
         if self.draft is not None:
@@ -79,7 +79,7 @@ class TextGenerator:
         return {"runtime": self.trained.runtime, "context": self.context}
 
     def seconds_without_draft(self, n_tokens: int) -> float:
-        """Return the seconds that sampling `n_tokens` after the first prompt takes, without it."""
+        """Return the seconds to sample `n_tokens` after the first prompt without the draft."""
         model, prompts = self.trained.model, self.prompts[:1]
         tokens = generate(model, prompts, n_tokens, self.sampling, **self._options)
         start = time.perf_counter()
@@ -91,7 +91,7 @@ class TextGenerator:
         return stop_at(stream_text(self.trained.tokenizer, tokens), self.stops)
 
     def _sampled(self, seed: int) -> Iterator[Continuation]:
-        """Sample all prompts together; only a single prompt is streamed."""
+        """Sample all prompts as one batch. Only a single prompt is streamed."""
         model, options = self.trained.model, self._options
         rows = generate(model, self.prompts, self.n_tokens, self.sampling, seed=seed, **options)
         if len(self.prompts) == 1:

@@ -1,4 +1,4 @@
-"""Experiment trackers, one file each. metrics.jsonl is written with every one of them."""
+"""Experiment trackers, one file each. Every run also writes metrics.jsonl."""
 
 from minigpt.logger.base import LOGGERS, Logger, LoggerConfig, RunInfo
 

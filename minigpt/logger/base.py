@@ -20,22 +20,22 @@ class LoggerConfig:
 class RunInfo:
     """What a tracker stores about a run besides its metrics."""
 
-    directory: Path  # the run directory, which exists and is writable
+    directory: Path  # the run directory; exists and is writable
     name: str
     group: str | None
     tags: list[str]
     config: dict[str, Any]  # nested plain values of config.yaml
-    tracker_id: str | None  # of a resumed run: the id of its run in the tracker
+    tracker_id: str | None  # the run's id in the tracker, if resumed
 
 
 class Logger:
-    """Reports one run to a tracker. No method may block for long, prompt the user, or print.
+    """Logs one run to a tracker. No method may block for long, prompt the user, or print.
 
-    After its construction a logger warns if the tracker fails, but does not raise: a tracker must
-    not end a training run.
+    After construction, a logger warns instead of raising if the tracker fails, so that training
+    continues.
     """
 
-    tracker_id: str | None = None  # of the run in the tracker, which a resumed run continues
+    tracker_id: str | None = None  # the run's id in the tracker, kept when resumed
     notice: str | None = None  # one line for the user after construction, e.g. how to upload
 
     @classmethod
@@ -46,10 +46,10 @@ class Logger:
         """Open the run. Raises UserError if the requested tracker is not available."""
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Report metrics of a step. A resumed run may report a step twice."""
+        """Log the metrics of a step. A resumed run may log a step twice."""
 
     def log_text(self, text: str, step: int) -> None:
-        """Report sampled text of a step."""
+        """Log the text sampled at a step."""
 
     def finish(self, summary: dict[str, Any], failed: bool) -> None:
         """Close the run. `summary`: the content of result.json. Called once, also after errors."""

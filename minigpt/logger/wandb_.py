@@ -18,17 +18,17 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
 
-from minigpt.errors import UserError, require
+from minigpt.errors import UserError, require, require_one_of
 from minigpt.logger.base import LOGGERS, Logger, LoggerConfig, RunInfo
 
 if TYPE_CHECKING:
     import wandb
 
-# Limits for starting a run (a few requests) and finishing it (an upload), in timeouts.
+# Limits for starting a run (requests) and finishing it (upload), as multiples of the timeout.
 START_TIMEOUTS, FINISH_TIMEOUTS = 5, 10
 
 MODES: dict[str, list[Literal["online", "offline"]]] = {
-    "auto": ["online", "offline"],  # the first that is available
+    "auto": ["online", "offline"],  # tried in this order
     "online": ["online"],
     "offline": ["offline"],
 }
@@ -36,7 +36,7 @@ MODES: dict[str, list[Literal["online", "offline"]]] = {
 
 @dataclass
 class WandbConfig(LoggerConfig):
-    """Project, entity (user or team) and mode. `timeout_seconds`: for an answer of the server."""
+    """Project, entity (user or team) and mode. `timeout_seconds`: limit for a server response."""
 
     project: str
     entity: str | None
@@ -44,13 +44,13 @@ class WandbConfig(LoggerConfig):
     timeout_seconds: float
 
     def __post_init__(self) -> None:
-        require(self.mode in MODES, "logger.mode", self.mode, f"use one of {', '.join(MODES)}")
+        require_one_of("logger.mode", self.mode, MODES)
         seconds = self.timeout_seconds
         require(seconds > 0, "logger.timeout_seconds", seconds, "must be above 0")
 
 
 class _Unavailable(Exception):
-    """W&B cannot run in a mode; the message has the reason."""
+    """A mode of W&B is not available; the message has the reason."""
 
 
 @LOGGERS.register("wandb", WandbConfig)
@@ -171,7 +171,7 @@ class WandbLogger(Logger):
                 ),
             )
         except Exception:
-            _end_service()  # else it would refuse the id of the failed run
+            _end_service()  # otherwise W&B rejects the id of the failed run
             raise
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")
@@ -182,7 +182,7 @@ class WandbLogger(Logger):
         """Turn exceptions into a warning, once per run."""
         try:
             yield
-        except Exception as error:  # of W&B, or OSError and others if its process died
+        except Exception as error:  # from W&B; OSError and others if its process died
             if not self._warned:
                 self._warned = True
                 warnings.warn(
@@ -241,7 +241,7 @@ def _probe(url: str, seconds: float) -> str | None:
 
 
 def _mode_setting(settings: wandb.Settings) -> str:
-    """Return the user's setting that disables W&B or takes it offline."""
+    """Return the user's setting that disables W&B or makes it offline."""
     name = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "W&B's settings file: mode"
     return f"{name}={settings.mode}"
 

@@ -1,4 +1,4 @@
-"""Attention backends: the same softmax attention, computed in different ways."""
+"""Attention backends: implementations of softmax attention with the same result."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def attention_weights(q: Tensor, k: Tensor, bias: AttentionBias, layer: int) -> 
 def eager(
     q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias, layer: int, dropout: float
 ) -> Tensor:
-    """Compute attention with the weights as a dense matrix."""
+    """Compute attention from a dense matrix of attention weights."""
     weights = F.dropout(attention_weights(q, k, bias, layer), dropout)
     return weights.to(v.dtype) @ v
 
@@ -38,7 +38,7 @@ def eager(
 def sdpa(
     q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias, layer: int, dropout: float
 ) -> Tensor:
-    """Compute it by torch's scaled_dot_product_attention: flash kernels where they apply."""
+    """Compute attention with torch's scaled_dot_product_attention, which has flash kernels."""
     if bias.is_causal:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     attn_mask = bias.dense(q, k, layer).to(q.dtype)
@@ -48,11 +48,11 @@ def sdpa(
 def flex(
     q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias, layer: int, dropout: float
 ) -> Tensor:
-    """Compute it by torch's FlexAttention, which evaluates score_mod and mask_mod in its kernel.
+    """Compute attention with torch's FlexAttention: score_mod and mask_mod run in its kernel.
 
-    Fused on a GPU; on a CPU it is unfused and has no backward pass.
+    Fused on a GPU. On a CPU it is unfused and has no backward pass.
     """
-    assert dropout == 0, "refused by `compatibility`"
+    assert dropout == 0, "`compatibility` should have rejected this"
     positional_score_mod = bias.score_mod(q, k, layer)
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def flex(
         return positional_score_mod(score, b, h, q_idx, kv_idx)
 
     block_mask = bias.block_mask(len(q))
-    with warnings.catch_warnings():  # on a CPU it is meant to be unfused
+    with warnings.catch_warnings():  # unfused on purpose on a CPU
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
         return _flex_attention(q.device.type)(q, k, v, score_mod=score_mod, block_mask=block_mask)
 

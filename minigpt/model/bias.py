@@ -1,4 +1,4 @@
-"""Attention biases and masks as FlexAttention's functions, and as dense tensors made from them."""
+"""Attention biases and masks, as FlexAttention functions and as dense tensors."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """mask_mod(b, h, q_idx, kv_idx): True where the query attends to the key, from index tensors that
 broadcast against each other."""
 
-DOCUMENT_STRIDE = 2**31  # more than any position, so that documents do not overlap
+DOCUMENT_STRIDE = 2**31  # larger than any position, so that documents do not overlap
 
 
 class AttentionBias:
-    """The score modification and the mask of an attention, made once per forward pass.
+    """The score modification and the mask of an attention, built once per forward pass.
 
-    q_positions (b or 1, t) and k_positions (b or 1, s) are absolute. `in_order`: queries and keys
-    are the same tokens at positions 0, 1, ..., so that a backend may use its own causal path.
+    q_positions (b or 1, t) and k_positions (b or 1, s) are absolute. `in_order`: whether
+    queries and keys are the same tokens at positions 0, 1, ..., so that is_causal may be used.
     `logit_softcap`: bound of the scaled dot products, before the score_mod; None: no bound.
-    `pattern`: the mask of an attention, called with positions for indices; None for full attention.
+    `pattern`: the attention's mask_mod, called with positions as indices; None for full attention.
     `by_head`: whether it differs between heads. `document_ids` (b, t): see `GPT.hidden`.
     """
 
@@ -64,7 +64,7 @@ class AttentionBias:
     def mask_mod(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         """Return the mask: causal, within the document, and as the pattern allows."""
         q, k, ids = self.q_positions, self.k_positions, self.document_ids
-        # The batch may share one row of positions.
+        # One row of positions may apply to the whole batch.
         q_position, k_position = q[b % q.shape[0], q_idx], k[b % k.shape[0], kv_idx]
         mask = k_position <= q_position
         if self.pattern is not None:
@@ -74,7 +74,7 @@ class AttentionBias:
     def dense(self, q: Tensor, k: Tensor, layer: int) -> Tensor:
         """Return bias and mask of all pairs: (b or 1, h or 1, i, j), -inf where masked.
 
-        Computed once per forward where it is the same in every layer.
+        Computed once per forward pass if it is the same in every layer.
         """
         if self._dense is not None:
             return self._dense
@@ -85,7 +85,7 @@ class AttentionBias:
         return dense
 
     def dense_bias(self, q: Tensor, k: Tensor, layer: int) -> Tensor:
-        """Return score_mod of a score of 0 for all pairs, masked ones included.
+        """Return score_mod applied to scores of 0, for all pairs including masked ones.
 
         (b or 1, h or 1, i, j), or a single 0 without a score_mod.
         """
@@ -99,18 +99,18 @@ class AttentionBias:
 
     @property
     def is_causal(self) -> bool:
-        """Whether the causal mask is all there is."""
+        """Whether only the causal mask applies, without bias or pattern."""
         no_bias = self.positional.bias_depends_on == "nothing"
         return self.in_order and no_bias and self.pattern is None
 
     def block_mask(self, batch: int) -> BlockMask:
-        """Return the mask for FlexAttention, built once per forward."""
+        """Return FlexAttention's BlockMask, built once per forward pass."""
         if self._block_mask is None:
             n_queries, n_keys = self.q_positions.shape[1], self.k_positions.shape[1]
             rows = None if self._n_rows() == 1 else batch
             heads = self.n_head if self.by_head else None
             device = self.q_positions.device.type
-            # A function, since torch counts the arguments of a method with `self`.
+            # A function, because torch counts `self` among the arguments of a method.
             mask_mod = lambda b, h, i, j: self.mask_mod(b, h, i, j)  # noqa: E731
             self._block_mask = create_block_mask(mask_mod, rows, heads, n_queries, n_keys, device)
         return self._block_mask

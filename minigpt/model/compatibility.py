@@ -1,6 +1,6 @@
-"""All reasons why choices of a design cannot be combined.
+"""Rules about choices of a design that cannot be combined.
 
-An options class checks each of its values by itself. The rules here compare several values.
+An options class checks single values. The rules here compare several values.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from minigpt.model.positional.xpos import XposConfig
 
 Use = Literal["training", "inference"]
 USES: tuple[Use, ...] = ("training", "inference")
-FLEX_MIN_HEAD_SIZE = 16  # of its GPU kernels
-SHORT_BLOCK = 64  # tokens; see docs/performance.md
-NO_BLOCKS = "works inside blocks, and model.n_layer=0 has none"
+FLEX_MIN_HEAD_SIZE = 16  # minimum of FlexAttention's GPU kernels
+SHORT_BLOCK = 64  # in tokens; see docs/performance.md
+NO_BLOCKS = "needs blocks, but model.n_layer=0 has no blocks"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def problems(
     """Return all reasons why a design cannot be built, or used on a device; [] if it can.
 
     Without `device` and `use`, only reasons that hold for every device are returned. `documents`:
-    whether the rows of the data hold several documents. `optimizer`: its name.
+    whether a window of the data may hold several documents. `optimizer`: the optimizer's name.
     """
     rules = (_without_layers, _heads, _positional, _attention)
     result = [problem for rule in rules for problem in rule(config)]
@@ -81,7 +81,7 @@ def require_compatible(
 
 
 def backend_limit(config: ModelConfig, backend: str, device: str, use: Use) -> str | None:
-    """Return why a backend cannot compute a design for a use on a device type; None if it can."""
+    """Return why a backend does not support a design, use and device type; None if it does."""
     positional = POSITIONAL.variant(config.positional.name)
     if backend != "eager" and not ATTENTION.variant(config.attention.name).uses_backend:
         return "the attention has its own implementation"
@@ -107,7 +107,7 @@ def backend_limit(config: ModelConfig, backend: str, device: str, use: Use) -> s
 def choose_backend(config: ModelConfig, device: str, bf16: bool, use: Use) -> tuple[str, str]:
     """Return the backend's name for a device type, precision and use, and the reason for it.
 
-    Raises UserError where the configured backend cannot compute the design.
+    Raises UserError if the configured backend does not support the design.
     """
     name = config.backend.name
     if name != "auto":
@@ -119,12 +119,12 @@ def choose_backend(config: ModelConfig, device: str, bf16: bool, use: Use) -> tu
     if device == "cpu" and bf16 and use == "training":
         return "eager", "the backward pass of torch's bf16 flash attention is slow on CPUs"
     if device == "cpu" and use == "training" and config.block_size <= SHORT_BLOCK:
-        return "eager", "torch's flash attention is slower than plain products of this length"
+        return "eager", "torch's flash attention is slower than dense matmuls at this length"
     return "sdpa", "torch's fused kernels"
 
 
 def replica_problems(config: ModelConfig) -> list[Problem]:
-    """Return all reasons why runs of a design cannot be computed together as replicas."""
+    """Return all reasons why runs of a design cannot be trained as replicas."""
     dropout, ffn, backend = config.dropout, config.ffn.name, config.backend.name
     elsewhere = "or another hydra/launcher"
     masks = f"replicas would draw other dropout masks than separate runs; use 0, {elsewhere}"
@@ -144,14 +144,14 @@ def _raise_first(found: Iterable[Problem]) -> None:
 
 
 def _without_layers(config: ModelConfig) -> Iterator[Problem]:
-    """Yield choices that need layers. Defaults are not reported: the user did not choose them."""
+    """Yield choices that need layers; defaults and plain MLPs are accepted without effect."""
     n = config.n_layer
     if config.name == "bigram" and n > 0:
-        why = f"a bigram has no layers, and model.n_layer={n}; set model.n_layer=0"
+        why = f"a bigram has no layers, but model.n_layer={n}; set model.n_layer=0"
         yield Problem("model", "bigram", why)
     for key in ("value_residual", "unet_skips"):
         if getattr(config, key) and n < 2:
-            why = f"connects layers, and model.n_layer={n}; use 2 layers or more"
+            why = f"connects layers, but model.n_layer={n}; use 2 layers or more"
             yield Problem(f"model.{key}", "true", why)
     if n > 0:
         return
@@ -209,7 +209,7 @@ def _positional(config: ModelConfig) -> Iterator[Problem]:
 
 
 def _exceeding_block_size(config: ModelConfig, key: str) -> Iterator[Problem]:
-    """Yield a problem if an option of a section of the model has more positions than a window."""
+    """Yield a problem if the option `key` of the model exceeds model.block_size."""
     section, option = key.split(".")
     value = getattr(getattr(config, section), option, None)
     if value is not None and value > config.block_size:
@@ -223,32 +223,32 @@ def _attention(config: ModelConfig) -> Iterator[Problem]:
     if isinstance(options, LandmarkConfig):
         block = options.block_length(block_size)
         if block_size % block != 0 or block_size // block < 2:
-            why = f"model.block_size={block_size} must hold two or more whole blocks; use a divisor"
-            yield Problem("model.attention.block", block, f"{why} of it, or a longer block_size")
+            why = f"model.block_size={block_size} must hold two or more full blocks; use a divisor"
+            yield Problem("model.attention.block", block, f"{why} of it, or a larger block_size")
     else:
         for option in ("window", "chunk", "block"):
             yield from _exceeding_block_size(config, f"attention.{option}")
     landmark = {
-        "it scores keys in blocks, and positional=cope counts all of them; use another scheme": (
+        "it scores keys in blocks, but positional=cope counts over all keys; use another scheme": (
             positional == "cope"
         ),
-        "its landmarks are not tokens, and ffn=conv mixes neighbouring tokens; use another": (
+        "ffn=conv would convolve its landmarks with neighbouring tokens; use another ffn": (
             config.ffn.name == "conv"
         ),
     }
     performer = {
-        "it computes no scores, and the positional scheme adds to them; use another, as rope": (
+        "it computes no scores, to which this positional scheme adds; use positional=rope": (
             POSITIONAL.variant(positional).overrides("score_mod")
         ),
-        "it computes no scores, and model.logit_softcap bounds them; set it to null": (
+        "it computes no scores, which model.logit_softcap bounds; set that to null": (
             config.logit_softcap is not None
         ),
-        "it has no weights to which model.dropout applies; set it to 0": config.dropout > 0,
+        "it has no attention weights to apply model.dropout to; set that to 0": config.dropout > 0,
     }
     reasons = {"landmark": landmark, "performer": performer}.get(name, {})
     yield from (Problem("attention", name, why) for why, applies in reasons.items() if applies)
     if config.n_layer > 0 and not any(options.by_layer(config.n_layer)):
-        why = f"no layer of model.n_layer={config.n_layer} has it; name {name} first"
+        why = f"no layer of model.n_layer={config.n_layer} uses {name}; put it first"
         yield Problem("model.attention.layers", getattr(options, "layers", None), why)
 
 

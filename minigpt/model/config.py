@@ -30,10 +30,10 @@ class EmbeddingConfig:
 class ModelConfig:
     """The design of a GPT. Each value is checked here, combinations in `compatibility`.
 
-    `n_kv_head`: heads of keys and values, None for n_head.
+    `n_kv_head`: number of key-value heads, None for n_head.
     `vocab_multiple`: the vocabulary is padded up to a multiple of this.
-    `residual_init`: initial scale of the last linear map of each residual branch, or of the gain of
-    its output norm: 1 / sqrt(2 n_layer) (scaled, GPT-2) or zero.
+    `residual_init`: initial scale of the last linear layer of each residual branch, or of the gain
+    of its output norm: 1 / sqrt(2 n_layer) (scaled, GPT-2) or zero.
     `logit_softcap`: see `AttentionBias`. `value_residual`: see `SelfAttention`.
     `unet_skips`: each layer of the second half adds the output of its mirror image in the first
     half (the innermost pair first), times a learned weight that starts at 1 (Jordan et al. 2024,
@@ -72,7 +72,7 @@ class ModelConfig:
 
     @property
     def shape(self) -> ModelShape:
-        """The sizes that the parts of the model share."""
+        """Sizes and switches that the parts of the model share."""
         n_kv_head = self.n_head if self.n_kv_head is None else self.n_kv_head
         return ModelShape(
             *(self.n_layer, self.n_head, n_kv_head, self.n_embd, self.block_size),

@@ -1,4 +1,4 @@
-"""What the layers of one forward pass share."""
+"""Inputs and intermediate results shared by the layers of one forward pass."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 @dataclass
 class Auxiliary:
-    """Losses and metrics that layers report besides their output, by name.
+    """Auxiliary losses and metrics of layers, by name.
 
-    `losses`: one scalar per layer that reports. `coefficients`: the factor of each loss.
-    `metrics`: tensors without a gradient, logged as they are.
+    `losses`: one scalar per layer that has this loss. `coefficients`: the weight of each loss.
+    `metrics`: detached tensors that are logged.
     """
 
     losses: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -32,11 +32,11 @@ class Auxiliary:
 class ForwardContext:
     """The inputs, settings and intermediate results that the layers of one forward pass share.
 
-    `positions` (b, t), or (1, t) for all rows: absolute positions of the rows of x, of which the
-    first `n_tokens` are tokens. `last_position`: upper bound of their positions. `in_order`: the
-    positions are 0, 1, ..., and the cache is empty. `query_blocks`: whether an attention with a
-    horizon is computed in blocks of queries. `document_ids`: see `GPT.hidden`. `auxiliary`:
-    collects auxiliary losses and metrics, if given. `first_values` (b, h, t, e): values of layer 0.
+    `positions` (b or 1, t): absolute positions of the hidden states. The first `n_tokens` along t
+    are tokens; an attention may append others. `last_position`: upper bound of the positions.
+    `in_order`: whether the positions are 0, 1, ... and the cache is empty. `query_blocks`: whether
+    attention with a horizon is computed in blocks of queries. `document_ids`: see `GPT.hidden`.
+    `auxiliary`: collects losses and metrics. `first_values` (b, h, t, e): values of layer 0.
     """
 
     positional: PositionalScheme
@@ -55,11 +55,11 @@ class ForwardContext:
     _results: dict[object, Any] = field(default_factory=dict)
 
     def once(self, key: object, compute: Callable[[], T]) -> T:
-        """Return compute(), which is called once per key and forward pass."""
+        """Return compute(); cache the result under `key` for this forward pass."""
         if key not in self._results:
             self._results[key] = compute()
         return cast(T, self._results[key])
 
     def without_side_effects(self) -> ForwardContext:
-        """Return a context of the same inputs, without cache, auxiliary or stored results."""
+        """Return a copy without the KV cache, `auxiliary` and cached results."""
         return replace(self, cache=None, auxiliary=None, first_values=None, _results={})

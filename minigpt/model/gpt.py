@@ -23,7 +23,7 @@ from minigpt.model.kv_cache import KVCache
 from minigpt.model.norm import PLACEMENTS
 from minigpt.model.positional import POSITIONAL
 
-MAX_LOGITS = 2**22  # computed at once: 16 MiB in fp32
+MAX_LOGITS = 2**22  # logits computed at once: 16 MiB in fp32
 
 
 class GPT(nn.Module):
@@ -40,7 +40,7 @@ class GPT(nn.Module):
         n_padded = -(-n_vocab // config.vocab_multiple) * config.vocab_multiple
         shape = config.shape
         self.token_embedding = nn.Embedding(n_padded, config.n_embd)
-        with torch.random.fork_rng(devices=[]):  # the other parts start alike in all designs
+        with torch.random.fork_rng(devices=[]):  # other parts start the same in all designs
             self.positional = POSITIONAL.build(config.positional, shape)
             self.attention = ATTENTION.build(config.attention, shape)
         full = Attention(AttentionConfig("full"), shape)
@@ -63,17 +63,17 @@ class GPT(nn.Module):
         name = config.backend.name
         self.backend_name = "eager" if name == "auto" else name  # until `use_backend` is called
         self.backend = BACKENDS[self.backend_name]
-        self.backend_without_gradients: Backend | None = None  # None: the same
+        self.backend_without_gradients: Backend | None = None  # None: the same backend
         self.max_logits = MAX_LOGITS
 
     def _initialise(self) -> None:
         """Initialise as GPT-2: normal with std 0.02, zero biases, residual branches scaled.
 
-        A branch is scaled by its last linear map, or by the gain of its output norm if it has one.
+        The scale of a branch is that of its last linear layer, or of its output norm if it has one.
         """
         for name, module in self.named_modules():
             if name.startswith("positional"):
-                continue  # a scheme initialises itself
+                continue  # a positional scheme initialises its own parameters
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
@@ -111,22 +111,22 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Return the final hidden states (b, t, d) of `tokens` (b, t), the input of the head.
 
-        `positions` (b or 1, t): absolute positions, by default 0 to t - 1. `cache`: tokens also
-        attend to those stored in it, and are added to it. `document_ids` (b, t), int64, do not
-        decrease along a row: tokens attend to their own document only, and default positions
-        restart at 0 in each. Layers report losses and metrics to `auxiliary`, if given. Raises
-        UserError past the positional scheme's `max_length`.
+        `positions` (b or 1, t): absolute positions, by default 0 to t - 1. `cache`: the KV cache;
+        tokens attend to its content and are appended to it. `document_ids` (b, t), int64,
+        non-decreasing along t: tokens attend only to their own document, and default positions
+        restart at 0 in each. `auxiliary`: receives losses and metrics of layers. Raises UserError
+        for a position beyond the positional scheme's `max_length`.
         """
         if document_ids is not None:
             assert cache is None, "a cache holds one document per row"
-            assert self.attention.supports_documents, "refused by `compatibility`"
+            assert self.attention.supports_documents, "`compatibility` should have rejected this"
         no_cache = cache is None or cache.empty
         in_order = positions is None and document_ids is None and no_cache
         n_tokens = tokens.shape[1]
         if positions is not None:
             last = int(positions.max())
         else:
-            last = n_tokens - 1  # with documents an upper bound: the exact one syncs the device
+            last = n_tokens - 1  # upper bound with documents; the exact one syncs the device
             positions = torch.arange(n_tokens, device=tokens.device)[None]
             if document_ids is not None:
                 positions = positions_in_documents(document_ids)
@@ -178,10 +178,10 @@ class GPT(nn.Module):
     def training_loss(
         self, tokens: Tensor, targets: Tensor, document_ids: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss to minimise, and what to log by name.
+        """Return the training loss, and metrics to log by name.
 
-        The loss is the cross-entropy, logged as train_loss, plus the auxiliary losses of layers,
-        each the mean over layers times its coefficient.
+        The loss is the cross-entropy (logged as train_loss) plus the auxiliary losses, each
+        averaged over layers and multiplied by its coefficient.
         """
         auxiliary = Auxiliary()
         x = self.hidden(tokens, document_ids=document_ids, auxiliary=auxiliary)
@@ -194,12 +194,12 @@ class GPT(nn.Module):
         return loss, logged | auxiliary.metrics
 
     def _cross_entropy(self, x: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        """Return the loss of final hidden states; many are split into chunks and recomputed."""
+        """Return the loss of final hidden states, in checkpointed chunks if logits are many."""
         x, targets = x.flatten(0, 1), targets.flatten()
         size = max(1, self.max_logits // self.n_vocab)
         if len(x) <= size:
             return self._losses(x, targets, reduction)
-        losses = [  # without preserving random state: nothing is drawn, and reading it syncs a GPU
+        losses = [  # the RNG state is not needed, and reading it syncs a GPU
             checkpoint(self._losses, *chunk, "none", use_reentrant=False, preserve_rng_state=False)
             for chunk in zip(x.split(size), targets.split(size), strict=True)
         ]
@@ -216,7 +216,7 @@ class GPT(nn.Module):
     def evaluating(self) -> Iterator[None]:
         """Switch to evaluation mode without gradients; restore the mode afterwards."""
         was_training, backend = self.training, self.backend
-        if was_training:  # visiting all modules would be a sixth of the time of decoding a token
+        if was_training:  # visiting all modules takes 1/6 of the time per decoded token
             self.eval()
         self.backend = self.backend_without_gradients or backend
         try:
@@ -230,8 +230,8 @@ class GPT(nn.Module):
     def use_backend(self, device: str, bf16: bool, use: Use = "inference") -> str:
         """Choose the attention backend for a device type, precision and use.
 
-        With backend=auto, `evaluating` takes the best one for forwards without gradients. Returns
-        'name (reason)'. Raises UserError where the configured backend cannot compute the design.
+        With backend=auto, `evaluating` uses the fastest one for inference. Returns
+        'name (reason)'. Raises UserError if the configured backend does not support the design.
         """
         self.backend_name, reason = choose_backend(self.config, device, bf16, use)
         self.backend = BACKENDS[self.backend_name]
@@ -243,11 +243,11 @@ class GPT(nn.Module):
     # ---- parameters ----
 
     def parameter_counts(self) -> dict[str, int]:
-        """Return the number of parameters: `total`, `active` (used by each token, so without the
-        other experts), `non_embedding` (without vocabulary and positions), `positional`."""
+        """Return the number of parameters: `total`, `active` (used per token: without the
+        inactive experts), `non_embedding` (without vocabulary and positions), `positional`."""
         total = sum(p.numel() for p in self.parameters())
         positional = sum(p.numel() for p in self.positional.parameters())
-        vocabulary = {self.token_embedding.weight, self.head.weight}  # one tensor when tied
+        vocabulary = {self.token_embedding.weight, self.head.weight}  # counted once if tied
         layers = [module for module in self.modules() if isinstance(module, FeedForward)]
         return {
             "total": total,
@@ -259,16 +259,16 @@ class GPT(nn.Module):
     def decayed_parameters(self) -> list[nn.Parameter]:
         """Return the parameters for weight decay: matrices and tables of vectors.
 
-        Vectors (norms, biases) and biases of scores are not decayed.
+        Vectors (norms, biases) and attention score biases are not decayed.
         """
         biases = set() if self.positional.weight_decay else set(self.positional.parameters())
         return [p for p in self.parameters() if p.ndim >= 2 and p not in biases]
 
     def flops_per_token(self) -> int:
-        """Return training FLOPs per token: 6 per active weight, 12 n_embd per key and layer.
+        """Return training FLOPs per token: 6 per active weight, plus 12 n_embd per key and layer.
 
-        Forward and backward, causal masking not discounted (Chowdhery et al. 2022, appendix B);
-        keys that the attention masks are not counted, though a backend may compute them.
+        Counts the forward and backward passes without a discount for the causal mask (Chowdhery et
+        al. 2022, appendix B). Keys outside an attention's pattern are not counted.
         """
         counts = self.parameter_counts()
         inactive = counts["total"] - counts["active"]

@@ -1,4 +1,4 @@
-"""Keys, values and states that a decoder keeps from earlier tokens."""
+"""KV cache: keys, values and recurrent states of earlier tokens."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-EMPTY = 2**40  # position of an empty slot: later than every query, so that the mask hides it
-SPARE = 32  # slots of a ring buffer beyond its window, so that as many tokens can be rewound
+EMPTY = 2**40  # position of an empty slot: after every query, so that the causal mask hides it
+SPARE = 32  # extra slots of a ring buffer: this many tokens can be rewound
 
 
 class RingBuffer:
     """Keys and values of each row of a batch, position p in slot p mod capacity.
 
-    `wraps`: positions may exceed the capacity and then overwrite the oldest; otherwise slot p is
-    position p and `grow` makes room. Padding is not stored. `stride`: tokens per position.
+    `wraps`: positions may exceed the capacity and then overwrite the oldest; otherwise slot p holds
+    position p and `grow` enlarges the buffer. Padding is not stored. `stride`: tokens per position.
     """
 
     def __init__(
         self, batch: int, capacity: int, wraps: bool, device: torch.device, stride: int = 1
     ) -> None:
         self.capacity, self.wraps, self.stride = capacity, wraps, stride
-        # One more slot receives what is not stored.
+        # One extra slot receives keys and values that are not stored, such as padding.
         self.positions = torch.full((batch, capacity + 1), EMPTY, device=device)
-        self.end = 0  # of the slots in use
-        self.keys: dict[int, Tensor] = {}  # by layer, (b, h, capacity + 1, e)
+        self.end = 0  # number of slots in use
+        self.keys: dict[int, Tensor] = {}  # per layer: (b, h, capacity + 1, e)
         self.values: dict[int, Tensor] = {}
-        self._new_slots: Tensor  # (b, t) of the tokens of this forward
+        self._new_slots: Tensor  # (b, t): slots of the new tokens
 
     def reserve(self, positions: Tensor, is_token: Tensor, last: int) -> Tensor:
-        """Assign slots to new tokens at `positions` (b, t), of which `last` is the greatest.
+        """Assign slots to new tokens at `positions` (b, t), whose maximum is `last`.
 
         `is_token` (b, t): False for padding. Returns the positions (b, s) of the keys that `write`
         returns.
@@ -48,8 +48,8 @@ class RingBuffer:
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values (b, h, t, e); return all to attend to (b, h, s, e).
 
-        A buffer that wraps returns its content before the write and then the new ones, since a new
-        token may overwrite what an earlier new token still attends to.
+        A buffer that wraps returns its old content followed by the new keys and values, since a
+        new token may overwrite a key that an earlier new token still attends to.
         """
         if layer not in self.keys:
             b, h, _, e = k.shape
@@ -76,7 +76,7 @@ class RingBuffer:
 
     @property
     def occupied(self) -> Tensor:
-        """Which of the slots in use hold a key: (b, s)."""
+        """Mask (b, s) of the slots in use that hold a key."""
         return self.positions[:, : self.end] != EMPTY
 
     def grow(self, capacity: int) -> None:
@@ -90,24 +90,24 @@ class RingBuffer:
 
 
 class KVCache:
-    """Keys, values and states of earlier tokens, for a batch of texts.
+    """Keys, values and states of earlier tokens, for a batch of sequences.
 
-    `lengths`: tokens of each text in the first forward, which is padded at the end; None if all are
-    full. Memory: 2 n_layer batch capacity n_kv_head head_size numbers; a layer with a horizon
-    stores no more than the horizon, one with a state only the state.
+    `lengths`: number of tokens of each sequence in the first forward pass, which is right-padded;
+    None without padding. Memory: 2 n_layer batch capacity n_kv_head head_size numbers. A layer with
+    a horizon stores at most horizon + SPARE positions; a layer with a state stores only the state.
     """
 
     def __init__(
         self, batch: int, capacity: int, device: torch.device, lengths: list[int] | None = None
     ) -> None:
         self.batch, self.capacity, self.device = batch, capacity, device
-        self.buffers: dict[int | str | None, RingBuffer] = {}  # by horizon, or by another name
-        self.states: dict[object, Tensor] = {}  # of layers that keep a state, by a key of theirs
+        self.buffers: dict[int | str | None, RingBuffer] = {}  # by horizon, or by name
+        self.states: dict[object, Tensor] = {}  # by a key that the layer chooses
         self._lengths = None if lengths is None else torch.tensor(lengths, device=device)[:, None]
         self._ends: Tensor | None = None
-        self._max_length = 0  # of all tokens ever stored
-        self.positions: Tensor  # (b, t) of this forward's tokens
-        self.is_token: Tensor  # (b, t), False for padding
+        self._max_length = 0  # upper bound of the positions stored so far
+        self.positions: Tensor  # (b, t): positions of the new tokens
+        self.is_token: Tensor  # (b, t): False for padding
         self.last: int
 
     @property
@@ -116,14 +116,14 @@ class KVCache:
         return not self.buffers and not self.states
 
     def begin(self, positions: Tensor, last: int) -> None:
-        """Begin a forward of new tokens at `positions` (b or 1, t), `last` being the greatest."""
+        """Begin a forward pass of tokens at `positions` (b or 1, t); `last` is their maximum."""
         self.positions, self.last = positions.expand(self.batch, -1), last
         self._ends, self._lengths = self._lengths, None
         self._max_length = max(self._max_length, last + 1)
         self.is_token = self.not_padding(self.positions)
 
     def not_padding(self, positions: Tensor) -> Tensor:
-        """Return which positions (b, t) of this forward are not padding."""
+        """Return the mask (b, t) of new tokens that are not padding."""
         if self._ends is None:
             return torch.ones_like(positions, dtype=torch.bool)
         return positions < self._ends
@@ -131,7 +131,7 @@ class KVCache:
     def reserve(self, horizon: int | None) -> Tensor:
         """Assign slots to the new tokens; return the positions (b, s) of the keys `write` returns.
 
-        `horizon`: positions that a query attends to, its own included; None for all earlier ones.
+        `horizon`: number of positions a query attends to, including its own; None for all.
         """
         if horizon is not None and horizon not in self.buffers:
             self.buffers[horizon] = RingBuffer(self.batch, horizon + SPARE, True, self.device)
@@ -145,7 +145,7 @@ class KVCache:
         last: int,
         stride: int = 1,
     ) -> Tensor:
-        """Assign slots at `positions` (b, t), one for every `stride` tokens, in a named buffer.
+        """Assign slots at `positions` (b, t), one per `stride` tokens, in the buffer `name`.
 
         Returns the positions (b, s) of the keys that `write` returns.
         """
@@ -170,8 +170,8 @@ class KVCache:
     def rewind(self, length: int) -> bool:
         """Remove the tokens at position `length` and later from every row.
 
-        Returns False where that is not possible: a state cannot be undone, and a ring buffer has
-        overwritten what stood more than SPARE positions before its window.
+        Returns False if that is impossible: a state cannot be rewound, and a ring buffer can be
+        rewound by at most SPARE tokens.
         """
         if length >= self._max_length:
             return True

@@ -15,7 +15,7 @@ KINDS = ("layernorm", "rmsnorm")
 
 @dataclass
 class NormConfig:
-    """`placement`, `kind`: entries of PLACEMENTS and KINDS. `affine`: with a learned gain."""
+    """`placement`: in PLACEMENTS. `kind`: in KINDS. `affine`: whether norms have a learned gain."""
 
     placement: str
     kind: str
@@ -32,7 +32,7 @@ class NormConfig:
         require(has_gain, "model.norm.affine", "false", why)
 
     def build(self, shape: ModelShape, present: bool = True) -> nn.Module:
-        """Return a norm over n_embd channels, or the identity where a placement has none."""
+        """Return a norm over n_embd channels, or the identity if the placement omits it."""
         if not present:
             return nn.Identity()
         if self.kind == "rmsnorm":
@@ -43,7 +43,7 @@ class NormConfig:
 class RMSNorm(nn.RMSNorm):
     """Root mean square norm without a bias (Zhang & Sennrich 2019), in the precision of its gain.
 
-    Autocast does the same to LayerNorm, and torch has one fused kernel for this case.
+    Autocast does the same for LayerNorm. torch has a fused kernel for this case.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,8 +67,8 @@ def post_norm(x: Tensor, norm: nn.Module, sublayer: Sublayer) -> Tensor:
 class Placement:
     """Where a model has norms.
 
-    `residual`: pre_norm or post_norm, one per sublayer. `on_output`: a second norm on the output of
-    each sublayer. `on_embeddings`, `final`: a norm after the embeddings and after the last block.
+    `residual`: pre_norm or post_norm, for each sublayer. `on_output`: a second norm on the output
+    of each sublayer. `on_embeddings`, `final`: a norm after the embeddings, after the last block.
     """
 
     residual: Callable[[Tensor, nn.Module, Sublayer], Tensor]

@@ -15,10 +15,10 @@ from minigpt.model.shape import ModelShape
 class SelfAttention(nn.Module):
     """Causal self-attention with one fused projection for q, k and v.
 
-    With fewer heads of keys and values than of queries, neighbouring query heads share one:
-    grouped-query attention (Ainslie et al. 2023), or multi-query with one (Shazeer 2019). With
-    value residuals the values of each layer are mixed with those of the first layer, by learned
-    weights that start at a half (Zhou et al. 2024): 2 (n_layer - 1) parameters.
+    With n_kv_head < n_head, neighbouring query heads share a key-value head: grouped-query
+    attention (Ainslie et al. 2023), or multi-query attention with one (Shazeer 2019). With
+    value residuals, the values of each layer are mixed with those of the first layer, by learned
+    weights that start at 1/2 (Zhou et al. 2024): 2 (n_layer - 1) parameters.
     """
 
     def __init__(self, shape: ModelShape, layer: int) -> None:
@@ -31,7 +31,7 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(shape.n_embd, shape.n_embd, bias=shape.bias)
         self.value_residual = shape.value_residual
         if shape.value_residual and layer > 0:
-            self.value_weights = nn.Parameter(torch.full((2,), 0.5))  # own, first layer's
+            self.value_weights = nn.Parameter(torch.full((2,), 0.5))  # this layer, first layer
 
     def forward(self, x: Tensor, attention: Attention, ctx: ForwardContext) -> Tensor:
         x = ctx.positional.block_input(x, ctx.positions, self.layer)
@@ -39,7 +39,7 @@ class SelfAttention(nn.Module):
             rearrange(part, "b t (h e) -> b h t e", e=self.head_size)
             for part in self.qkv(x).split(self.widths, dim=-1)
         )
-        if self.qk_norm:  # without parameters (Henry et al. 2020; Dehghani et al. 2023)
+        if self.qk_norm:  # no learned gain (Henry et al. 2020; Dehghani et al. 2023)
             q, k = (F.rms_norm(x, x.shape[-1:]).to(v.dtype) for x in (q, k))
         if self.value_residual:
             if ctx.first_values is None:

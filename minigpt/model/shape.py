@@ -1,4 +1,4 @@
-"""The sizes that the parts of a model share."""
+"""Sizes that the parts of a model share."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a part of a model needs to build itself: sizes, and switches that apply to all layers.
+    """Sizes of a model, and switches that apply to all layers.
 
-    `n_kv_head`: heads of keys and values. `block_size`: tokens of a training window. `bias`: of
-    linear maps and LayerNorms. `qk_norm`, `value_residual`: see `SelfAttention`.
+    `n_kv_head`: number of key-value heads. `block_size`: tokens per training window. `bias`:
+    biases in linear layers and LayerNorms. `qk_norm`, `value_residual`: see `SelfAttention`.
     """
 
     n_layer: int

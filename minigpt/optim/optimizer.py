@@ -19,7 +19,7 @@ from minigpt.registry import Registry
 class OptimizerConfig:
     """Options of every optimizer.
 
-    `lr`: peak learning rate, which the schedule scales. `grad_clip`: maximum gradient norm.
+    `lr`: peak learning rate, scaled by the schedule. `grad_clip`: maximum gradient norm.
     """
 
     name: str
@@ -39,7 +39,7 @@ OPTIMIZERS = Registry("optimizer", "optimizer", "minigpt.optim.optimizer")
 
 @dataclass
 class AdamWConfig(OptimizerConfig):
-    """`beta1`, `beta2`: decay rates of the first and second moment. `eps`: added to the divisor."""
+    """`beta1`, `beta2`: decay rates of both moments. `eps`: added to the denominator."""
 
     beta1: float
     beta2: float
@@ -57,7 +57,7 @@ class AdamWConfig(OptimizerConfig):
 class AdamW(torch.optim.AdamW):
     """AdamW (Loshchilov & Hutter 2019), fused, with weight decay on matrices only.
 
-    `parameters`: those of the model to optimize; None for all. `lr_factor`: of their learning rate.
+    `parameters`: parameters to optimize; None for all. `lr_factor`: factor of their learning rate.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class AdamW(torch.optim.AdamW):
 
 @dataclass
 class MuonConfig(AdamWConfig):
-    """`momentum`: of Muon. `adamw_lr_ratio`: learning rate of AdamW divided by that of Muon."""
+    """`momentum`: Muon's momentum. `adamw_lr_ratio`: learning rate of AdamW / that of Muon."""
 
     momentum: float
     adamw_lr_ratio: float
@@ -95,7 +95,7 @@ class MuonConfig(AdamWConfig):
 class StackedMuon(torch.optim.Muon):
     """torch.optim.Muon that orthogonalizes all matrices of one shape in one batched product.
 
-    Equal up to rounding, and faster: with many small matrices, kernel launches dominate a step.
+    The result is equal up to rounding. It is faster, since launches of small kernels dominate.
     """
 
     @torch.no_grad()
@@ -138,7 +138,7 @@ def orthogonalize(
     a, b, c = coefficients
     x = matrices.bfloat16()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
-    wide = x if x.shape[1] <= x.shape[2] else x.mT  # the smaller A of the two
+    wide = x if x.shape[1] <= x.shape[2] else x.mT  # the smaller of X X^T and X^T X
     for _ in range(steps):
         gram = wide @ wide.mT
         wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
@@ -149,13 +149,13 @@ def orthogonalize(
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for other parameters.
 
-    Muon's update is the orthogonal matrix nearest to the momentum, scaled to the RMS that AdamW's
-    usually has, so that learning rates of both have the same order.
+    Muon's update is the orthogonal matrix nearest to the momentum, scaled to the typical RMS of
+    AdamW's update, so that both use learning rates of the same order.
     """
 
     def __init__(self, config: MuonConfig, model: GPT) -> None:
         matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-        assert matrices, "refused by `compatibility`"
+        assert matrices, "`compatibility` should have rejected this"
         self.muon = StackedMuon(
             *(matrices, config.lr, config.weight_decay, config.momentum),
             adjust_lr_fn="match_rms_adamw",
@@ -166,21 +166,21 @@ class Muon(torch.optim.Optimizer):
         super().__init__(self._groups(), {})
 
     def _groups(self) -> list[dict[str, Any]]:
-        # The same dictionaries, so that setting a learning rate reaches both optimizers.
+        # The param_groups are shared, so that setting a learning rate reaches both optimizers.
         return [*self.muon.param_groups, *self.adamw.param_groups]
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Take one step of each."""
+        """Take one step of both optimizers."""
         assert closure is None
         self.muon.step()
         self.adamw.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of both."""
+        """Return the states of both optimizers."""
         return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the states of both."""
+        """Restore the states of both optimizers."""
         self.muon.load_state_dict(state_dict["muon"])
         self.adamw.load_state_dict(state_dict["adamw"])
         self.param_groups = self._groups()

@@ -23,7 +23,7 @@ class ScheduleConfig:
 
 @dataclass
 class DecayConfig(ScheduleConfig):
-    """`final_fraction`: last learning rate as a fraction of the peak."""
+    """`final_fraction`: final learning rate / peak learning rate."""
 
     final_fraction: float
 
@@ -85,7 +85,7 @@ class Cosine(Schedule):
 
 @dataclass
 class WSDConfig(DecayConfig):
-    """`decay_fraction`: fraction of the steps after warm-up that the final decay takes."""
+    """`decay_fraction`: fraction of the steps after warm-up that are in the final decay."""
 
     decay_fraction: float
 

@@ -1,1 +1,1 @@
-"""From run directories to the comparison a paper would print. Nothing here imports torch."""
+"""Compare run directories in tables, plots and statistics. Imports no torch."""

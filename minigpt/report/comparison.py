@@ -21,12 +21,12 @@ from minigpt.report.designs import (
 from minigpt.report.runs import Run, RunCollection, find_runs
 from minigpt.report.statistics import Difference, holm, not_significantly_worse, paired
 
-LISTED = 4  # runs or pairs in one warning; the tables have all
+LISTED = 4  # maximum number of runs or pairs in a warning; tables have all
 
 
 @dataclass(frozen=True)
 class Measure:
-    """The loss that designs are ranked by. `key`: in result.json and metrics.jsonl."""
+    """The loss by which designs are ranked. `key`: its key in result.json and metrics.jsonl."""
 
     key: str
     name: str
@@ -62,7 +62,7 @@ class Comparison:
 
     @property
     def ranked(self) -> list[Design]:
-        """Designs by mean, lowest first; those without a number come last."""
+        """Designs by mean loss, lowest first; designs without a loss come last."""
 
         def rank(design: Design) -> tuple[bool, float]:
             interval = design.interval(self.measure.key)
@@ -142,7 +142,7 @@ def _differences(
 
 
 def warnings(comparison: Comparison, by: Sequence[str]) -> list[str]:
-    """Return what limits the conclusions from a comparison, one line each."""
+    """Return warnings about the validity of a comparison, one line each."""
     collection, designs = comparison.collection, comparison.designs
     finished = [run for design in designs for run in design.runs]
     texts = _counts(_values(finished, _text))
@@ -162,7 +162,7 @@ def warnings(comparison: Comparison, by: Sequence[str]) -> list[str]:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """Return how to read the numbers, one line each."""
+    """Return notes on how to read the numbers, one line each."""
     lines = []
     if not comparison.one_tokenizer:
         lines.append(
@@ -174,7 +174,7 @@ def notes(comparison: Comparison) -> list[str]:
         lines.append(f"Matched across the designs: {comparison.match}.{changed}")
     if len(comparison.seeds) == 1:
         lines.append(
-            "One seed gives no confidence interval and no test; train several, as seed=1,2,3."
+            "One seed gives no confidence interval and no test; use several, such as seed=1,2,3."
         )
     backends = _values([r for d in comparison.designs for r in d.runs], _backend)
     if len(backends) > 1:
@@ -255,7 +255,7 @@ def _several_choices(comparison: Comparison) -> list[str]:
         for one, other, keys in pairs[:LISTED]
     )
     more = f"; and {len(pairs) - LISTED} more pairs" if len(pairs) > LISTED else ""
-    return [f"several choices differ, so no single one explains a difference: {some}{more}"]
+    return [f"several choices differ at once, so their effects cannot be separated: {some}{more}"]
 
 
 def _steps(comparison: Comparison) -> list[str]:
@@ -338,7 +338,7 @@ def _short(commit: Any) -> str | None:
 
 
 def _values(runs: Iterable[Run], fact: Callable[[Run], Any]) -> dict[str, list[str]]:
-    """Return the paths of runs by the value of a fact; runs without a value are skipped."""
+    """Group the paths of runs by the value of a fact; runs without a value are skipped."""
     return _group((str(f), str(run.path)) for run in runs if (f := fact(run)) is not None)
 
 

@@ -1,4 +1,4 @@
-"""Group runs into designs, label designs by what differs, and list differences of two."""
+"""Group runs into designs, label designs by their differences, and list the differences."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ IGNORED_KEYS |= {"model.name"}
 IGNORED_SECTIONS = ("logger.", "hydra.")
 TEXT = "data.text"  # the text's digest, in place of its path
 TEXT_PATHS = ("data.dir", "data.path")
-# Keys set by the device or by another choice: listed as a difference, but not counted as a choice.
+# Keys that depend on the device or another choice: listed as differences, not counted as choices.
 DERIVED_KEYS = ("model.backend.name",)
-# Config groups whose key is not SECTION.name.
+# Config groups that set another key than SECTION.name.
 GROUP_KEYS = {"norm": "model.norm.placement", "model": "model.name"}
 ABSENT = "absent"  # value of a key that an older version did not write
 
@@ -36,8 +36,8 @@ Values = Mapping[str, Any]
 class Design:
     """Runs that differ only in their seed, or one group of `--by`.
 
-    `runs` have finished and are averaged; `unfinished` are only listed. `configs` has one entry,
-    in a group one for each of its designs.
+    `runs` have finished and are averaged; `unfinished` are only listed. `configs` has one entry, or
+    one per design in a group of `--by`.
     """
 
     label: str
@@ -66,7 +66,7 @@ class Design:
         return dict(sorted(by_seed.items()))
 
     def mean_by_seed(self, value: Callable[[Run], float | None]) -> Seeds:
-        """Return a value by seed, in a group the mean over its designs; None values are skipped."""
+        """Return a value by seed, averaged over the designs of a group; None values are skipped."""
         means = {}
         for seed, runs in self.by_seed.items():
             numbers = [number for run in runs if (number := value(run)) is not None]
@@ -79,7 +79,7 @@ class Design:
         return self.mean_by_seed(lambda run: run.number(key))
 
     def interval(self, key: str) -> Interval | None:
-        """Return mean and interval over seeds, None if no run has the number."""
+        """Return mean and confidence interval over seeds, None if no run has the number."""
         values = [*self.seeds(key).values()]
         return interval(values) if values else None
 
@@ -115,7 +115,7 @@ def group(runs: Sequence[Run], by: Sequence[str], matched: Sequence[str] = ()) -
 
 
 def _add(design: Design, runs: list[Run]) -> None:
-    """Add runs of one config; of each seed the newest finished one, else the newest."""
+    """Add runs of one config: for each seed the newest finished run, or else the newest."""
     by_seed: dict[Any, list[Run]] = {}
     for run in runs:
         by_seed.setdefault(run.seed if run.seed is not None else run.path, []).append(run)
@@ -157,7 +157,7 @@ def _value_of(config: Values, key: str) -> str:
     return _identity(config.get(key, ABSENT))
 
 
-# ---- what differs ----
+# ---- differences ----
 
 
 def sections(configs: Iterable[Values]) -> dict[str, str]:
@@ -168,7 +168,7 @@ def sections(configs: Iterable[Values]) -> dict[str, str]:
 
 
 def differences(one: Values, other: Values) -> list[str]:
-    """Return the keys in which two designs differ; if a variant's name differs, not its options."""
+    """Return the keys in which two designs differ; options of different variants are left out."""
     a, b = _design_only(one), _design_only(other)
     differing = {k for k in a.keys() | b.keys() if a.get(k, ABSENT) != b.get(k, ABSENT)}
     for name in sections((a, b)).values():
@@ -179,7 +179,7 @@ def differences(one: Values, other: Values) -> list[str]:
 
 
 def choices(keys: Iterable[str], matched: Sequence[str]) -> list[str]:
-    """Return the differing keys that were chosen, without those that follow from another choice."""
+    """Return the differing keys, without those that follow from another choice."""
     return [key for key in keys if key not in DERIVED_KEYS and key not in matched]
 
 
@@ -248,7 +248,7 @@ def _labels(configs: Sequence[Values], keys: list[str]) -> list[str]:
 
 
 def _determined(configs: Sequence[Values], key: str) -> bool:
-    """Whether all designs with the same model name have the same value."""
+    """Whether the model's name determines the value, in all designs."""
     pairs = {(c.get("model.name"), _value_of(c, key)) for c in configs}
     return len(pairs) == len({name for name, _ in pairs})
 
@@ -274,7 +274,7 @@ def shown(value: Any) -> str:
     return text if text.isprintable() and text else json.dumps(text)
 
 
-# ---- what a user names ----
+# ---- names given by the user ----
 
 
 def by_key(name: str, configs: Sequence[Values]) -> str:
@@ -287,8 +287,8 @@ def by_key(name: str, configs: Sequence[Values]) -> str:
     if key not in keys:
         hint = did_you_mean(name, [*groups, *keys])
         raise UserError(
-            f"--by={name}: no such config group or key in these runs.{hint} Use a group, as "
-            f"positional, or a full key, as optimizer.lr"
+            f"--by={name}: no such config group or key in these runs.{hint} Use a group, such "
+            f"as positional, or a full key, such as optimizer.lr"
         )
     return key
 

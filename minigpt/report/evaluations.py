@@ -10,12 +10,12 @@ from minigpt.report.designs import Design
 from minigpt.report.runs import Run, finite
 from minigpt.report.statistics import Seeds
 
-CHECKPOINTS = ("best", "last")  # entries of eval.json without changed options
+CHECKPOINTS = ("best", "last")  # entries of eval.json for unchanged options
 LENGTHS, BY_POSITION = "lengths", "by_position"  # curves of an entry, by number of tokens
 
 
 def choose_checkpoint(comparison: Comparison) -> str | None:
-    """Return the checkpoint for which most runs have curves, None if no run has any."""
+    """Return the checkpoint for which most runs have curves, None if there are no curves."""
     runs = [run for design in comparison.designs for run in design.runs]
     curves = {LENGTHS, BY_POSITION}
     counts = {n: sum(bool(_entry(run, n).keys() & curves) for run in runs) for n in CHECKPOINTS}
@@ -43,7 +43,7 @@ def at_length(design: Design, checkpoint: str, length: int, measure: Measure) ->
 def by_position(design: Design, checkpoint: str, length: int) -> list[list[float]]:
     """Return losses by position in windows of `length` tokens, (seeds, positions).
 
-    Positions that a run lacks are dropped for all.
+    Positions that a run lacks are dropped from all runs.
     """
     by_seed = [
         [losses for run in runs if (losses := _losses(run, checkpoint, length))]

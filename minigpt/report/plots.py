@@ -22,8 +22,8 @@ COLOURS = ("#2f7fd6", "#d9700f", "#2a9d4a", "#dc4450", "#9467d8", "#1597a5", "#8
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star")
 BAND_OPACITY = 0.18
-MAX_POINTS = 300  # of a curve, to keep the page small
-LOG_RATIO = 10  # of largest to smallest x, from which the axis is logarithmic
+MAX_POINTS = 300  # maximum per curve, to keep the page small
+LOG_RATIO = 10  # the x-axis is logarithmic if largest / smallest x reaches this
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Choice:
-    """Data of a button above a plot: x and y of each trace, and the title of the x-axis."""
+    """The data shown by a button above a plot: x and y of each trace, and the x-axis title."""
 
     name: str
     x: list[Any]
@@ -131,7 +131,7 @@ def learning(comparison: Comparison, key: str) -> Plot | None:
 
 
 def _curves(runs: Sequence[Run], key: str) -> dict[str, Line]:
-    """Return the line of a metric by axis, at MAX_POINTS shared steps or fewer; {} without any.
+    """Return the line of a metric by axis, at up to MAX_POINTS shared steps; {} without data.
 
     An axis is left out if a run has no values for it.
     """
@@ -140,7 +140,7 @@ def _curves(runs: Sequence[Run], key: str) -> dict[str, Line]:
     steps = sorted(shared[0].intersection(*shared)) if shared else []
     if not steps:
         return {}
-    steps = steps[::-1][:: -(-len(steps) // MAX_POINTS)][::-1]  # keeps the last
+    steps = steps[::-1][:: -(-len(steps) // MAX_POINTS)][::-1]  # so that the last step is kept
     by_seed: dict[Any, list[list[float]]] = {}
     for run, logged in known:
         values = [logged[step] for step in steps]
@@ -202,7 +202,7 @@ def length_plot(comparison: Comparison, checkpoint: str) -> Plot | None:
 def position_plot(comparison: Comparison, checkpoint: str) -> Plot | None:
     """Return the plot of the loss by position in the window, with a button for each length."""
     if not comparison.one_tokenizer:
-        return None  # positions count tokens, which differ
+        return None  # positions are in tokens, which differ
     designs = comparison.designs
     by_label = styles(designs)
     sizes = lengths(designs, checkpoint, BY_POSITION)

@@ -57,15 +57,15 @@ def leaderboard(comparison: Comparison) -> Table:
     ]
     columns = [
         Column("design"),
-        Column("mark", "best"),
+        Column("mark", f"{BEST} best, {NOT_WORSE} tied"),
         *(c for c in losses if comparison.one_tokenizer or c.key == measure.key),
         Column("runs"),
         Column("parameters_total", "parameters"),
-        Column("parameters_active", "active"),
-        Column("parameters_positional", "positional"),
+        Column("parameters_active", "active parameters"),
+        Column("parameters_positional", "positional parameters"),
         Column("flops_per_token", "FLOPs/token", 0),
         Column("tokens_per_second", "tokens/s", 0),
-        Column("peak_memory_mib", "peak MiB", 1),
+        Column("peak_memory_mib", "peak memory, MiB", 1),
     ]
     rows: list[list[Cell]] = []
     for design in comparison.ranked:
@@ -77,7 +77,7 @@ def leaderboard(comparison: Comparison) -> Table:
             "runs": len(design.runs),
             "val_perplexity": None if loss is None else loss.exp(),
             "parameters_total": total,
-            "parameters_active": None if active == total else active,  # of mixtures of experts
+            "parameters_active": None if active == total else active,  # less with ffn=moe
             "parameters_positional": _exact(design, "parameters.positional"),
             "flops_per_token": _exact(design, "flops_per_token"),
             "peak_memory_mib": None if memory is None else memory.times(2**-20),
@@ -99,7 +99,7 @@ def leaderboard(comparison: Comparison) -> Table:
 
 
 def mark(comparison: Comparison, design: Design) -> str:
-    """Return the mark of a design that is or may be the best; '' without several seeds."""
+    """Return the mark of a best or tied design; '' if there is only one seed."""
     finished = [other for other in comparison.designs if other.by_seed]
     if design.label not in comparison.best or len(finished) < 2:
         return ""
@@ -193,7 +193,7 @@ def runs(comparison: Comparison) -> Table:
             [
                 str(run.path),
                 label if run.config else "",
-                "" if run.seed is None else str(run.seed),  # text: without thousands separators
+                "" if run.seed is None else str(run.seed),  # as text, without thousands separators
                 run.status,
                 None if steps is None else int(steps),
                 run.number(measure.key),
@@ -234,7 +234,7 @@ def versions(comparison: Comparison) -> Table:
 
 
 def _exact(design: Design, key: str) -> Cell:
-    """Return a count that is the same for all seeds; in a group of designs mean and interval."""
+    """Return a count that is equal for all seeds; for a group, its mean and interval."""
     values = [*design.seeds(key).values()]
     if not values:
         return None

@@ -57,7 +57,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """finished, interrupted or failed, else why there is no status."""
+        """finished, interrupted or failed, or else the reason why there is no status."""
         return str(self.result.get("status", NO_RESULT))
 
     @property
@@ -227,7 +227,7 @@ def finite(value: Any) -> float | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     try:
         return float(value) if is_number and math.isfinite(value) else None
-    except OverflowError:  # an integer beyond the range of floats
+    except OverflowError:  # an integer too large for a float
         return None
 
 

@@ -46,9 +46,9 @@ def show(comparison: Comparison, console: Console) -> None:
 def follow(
     folders: Sequence[str], by: Sequence[str], baseline: str | None, out: Path, seconds: float
 ) -> Comparison:
-    """Show and write a report whenever a file changed, and return the last comparison.
+    """Update the report whenever a file changes; return the last comparison.
 
-    Checks the files every `seconds`. Ends when all runs, sweeps and searches have ended, and at
+    Checks the files every `seconds`. Returns when all runs, sweeps and searches have ended, or at
     Ctrl-C.
     """
     comparison: Comparison | None = None

@@ -1,7 +1,7 @@
 """Statistics over seeds: t-intervals, paired t-tests, Holm's correction, detectable effects.
 
-`scipy.special` has the distribution functions of Student's t and imports in a third of the time of
-`scipy.stats`, with which the tests compare.
+Uses the distribution functions in `scipy.special`, which imports in a third of the time of
+`scipy.stats`. Tests compare the results with `scipy.stats`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from scipy import special
 
 CONFIDENCE = 0.95
-POWER = 0.8  # of the paired t-test, for the minimum detectable effect
+POWER = 0.8  # power of the paired t-test, for the minimum detectable effect
 Seeds = dict[int, float]  # a number for each seed
 
 
@@ -52,7 +52,7 @@ class Interval:
 class Difference:
     """One design minus another, over the seeds that both have.
 
-    `p`: of the two-sided paired t-test. `p` and `minimum_detectable_effect` are None for one seed.
+    `p`: two-sided paired t-test. `p` and `minimum_detectable_effect` are None for one seed.
     `p_holm`: corrected for the family of tests.
     """
 
@@ -86,7 +86,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def minus(one: Seeds, other: Seeds) -> Seeds:
-    """Return one minus the other for each seed that both have, in ascending order."""
+    """Return one minus the other for each shared seed, in ascending order of seeds."""
     return {seed: one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())}
 
 

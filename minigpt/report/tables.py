@@ -1,4 +1,4 @@
-"""A table, and its forms: terminal, plain lines, CSV, Markdown, LaTeX (HTML: minigpt.html)."""
+"""Tables, and their formats: terminal, plain lines, CSV, Markdown, LaTeX (HTML: minigpt.html)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Column:
     key: str
     title: str = ""
     digits: int = 4
-    sign: str = ""  # "+": also for positive numbers
+    sign: str = ""  # "+": show the sign of positive numbers too
     is_p: bool = False
 
 
@@ -50,7 +50,7 @@ class Table:
 
     @property
     def text_columns(self) -> list[int]:
-        """Indices of the columns of text, which are left-aligned."""
+        """Indices of text columns, which are left-aligned."""
         indices = range(len(self.columns))
         return [i for i in indices if all(isinstance(row[i], str | None) for row in self.rows)]
 
@@ -80,7 +80,7 @@ def _text(column: Column, cell: Cell, digits: int) -> str:
     return f"{cell:{column.sign},.{digits}f}"
 
 
-# ---- forms ----
+# ---- formats ----
 
 
 def to_rich(table: Table, width: int) -> list[RichTable]:

@@ -17,9 +17,9 @@ from minigpt.report.results import summary
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2.interface as wr
 
-ANSWER_SECONDS = 3.0  # timeout of the connection test, as of logger=wandb
+ANSWER_SECONDS = 3.0  # timeout of the connection test, as in logger=wandb
 SAVE_SECONDS = 30.0  # timeout of saving
-MAX_GROUP_KEYS = 5  # more nested groups are unreadable
+MAX_GROUP_KEYS = 5  # deeper nesting is unreadable
 
 
 def project_name(text: str) -> tuple[str, str]:
@@ -68,8 +68,8 @@ def save_report(comparison: Comparison, entity: str, project: str, title: str, s
 def build(comparison: Comparison, entity: str, project: str, title: str, online: bool) -> wr.Report:
     """Build the report: panels over the compared runs, grouped by the keys that differ.
 
-    The library looks up a run set that names its project, so it is named only if `online`; without
-    a name it is the report's project.
+    The run set names its project only if `online`, since the library then looks it up. Without a
+    name it uses the report's project.
     """
     import wandb_workspaces.reports.v2.interface as wr
 
@@ -141,7 +141,7 @@ def _save(comparison: Comparison, entity: str, project: str, title: str) -> tupl
         report = build(comparison, entity, project, title, online=True)
         report.save()
         return report.url, ""
-    except Exception as error:  # of the library, the client or the network
+    except Exception as error:  # from the library, the client or the network
         return None, first_line(error)
 
 

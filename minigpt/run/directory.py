@@ -13,7 +13,7 @@ from minigpt.errors import UserError, did_you_mean
 from minigpt.files import read_json, to_json
 
 SWEEP, SEARCH = "sweep.json", "tune.json"  # written in the folder of a sweep or a search
-RUNS = Path("runs")  # as in configs/runtime.yaml; `latest` is the newest run below it
+RUNS = Path("runs")  # the same as in configs/runtime.yaml; `latest` is the newest run below it
 
 
 class Busy(UserError):
@@ -21,7 +21,7 @@ class Busy(UserError):
 
 
 class RunDirectory:
-    """Paths and files of one run. Files are written atomically, logs are appended to."""
+    """Paths and files of one run. Files are replaced atomically; logs are appended to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -112,7 +112,7 @@ class RunDirectory:
             raise UserError(f"{path}: broken JSON ({error}); restore it or train again") from None
 
     def read_optional_json(self, path: Path) -> dict[str, Any]:
-        """Return a JSON file of this run, {} if it is missing. Raises UserError if it is broken."""
+        """Return the object in a JSON file, or {} if missing. Raises UserError if it is broken."""
         return self.read_json(path) if path.exists() else {}
 
     def _logs(self) -> tuple[Path, Path]:
@@ -125,7 +125,7 @@ class RunDirectory:
 
 
 def find_run(name: str) -> RunDirectory:
-    """Return the run directory with a path, or for `latest` the newest one below runs/.
+    """Return the run directory at a path, or for `latest` the newest one below runs/.
 
     Raises UserError if it is not a run.
     """
@@ -141,7 +141,7 @@ def find_run(name: str) -> RunDirectory:
 
 
 def find_folder(name: str) -> Path:
-    """Return the folder of runs a user names.
+    """Return the folder of runs with this name.
 
     `latest` is the sweep or search of the newest run, or that run's own directory. Raises UserError
     if it is not a folder.
@@ -155,7 +155,7 @@ def find_folder(name: str) -> Path:
         raise UserError(f"DIR={name}: is a file; give the folder that contains it, {path.parent}")
     if not name or not path.is_dir():
         siblings = [str(entry) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        remedy = f"Give a run, a sweep or a folder of them, as {RUNS}/, or `latest`"
+        remedy = f"Give a run, a sweep or a folder of them, such as {RUNS}/, or `latest`"
         raise UserError(f"DIR={name}: no such folder.{did_you_mean(str(path), siblings)} {remedy}")
     return path
 

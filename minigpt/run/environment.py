@@ -1,4 +1,4 @@
-"""What this machine offers: versions, device, data, tokenizers and optional packages."""
+"""Inspect this machine: versions, device, data, tokenizers and optional packages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from minigpt.tokenizer import TOKENIZERS
 
 
 class Finding(NamedTuple):
-    """One line of the report. `remedy`: what to do if something is missing."""
+    """One line of `minigpt doctor`. `remedy`: how to install a missing part."""
 
     subject: str
     status: str

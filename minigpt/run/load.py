@@ -1,4 +1,4 @@
-"""A trained run loaded from its run directory."""
+"""Load a trained run from its run directory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from minigpt.tokenizer import Tokenizer, load_tokenizer
 class TrainedRun:
     """A run's model in evaluation mode, with its config, tokenizer, device and precision.
 
-    `changes`: how the model differs from the trained one, as KEY=VALUE of its config or
+    `changes`: differences from the trained model, each KEY=VALUE of its config or
     quantize=METHOD.
     """
 
@@ -51,7 +51,7 @@ class TrainedRun:
         """Load a run by path or `latest`.
 
         `checkpoint`: "best", "last", or None for the best if there is one, else the last.
-        `changes`: KEY=VALUE of its config, as far as the weights still fit. On the kind of device
+        `changes`: KEY=VALUE of its config that the weights still fit. On the kind of device
         the run was trained on it computes in the same precision, so that losses equal those of
         training. Raises UserError if a file is missing, damaged or does not fit.
         """
@@ -75,7 +75,7 @@ class TrainedRun:
 
     @property
     def label(self) -> str:
-        """The checkpoint and the changes, separated by spaces."""
+        """The name of the checkpoint and the changes, separated by spaces."""
         return " ".join((self.checkpoint, *self.changes))
 
     @property
@@ -114,7 +114,7 @@ def as_trained(run: RunDirectory, config: Config) -> Config:
 
 
 def _require_same_parameters(run: RunDirectory, model: GPT, changes: Sequence[str]) -> None:
-    """Raise UserError if the changed config has other parameters than the trained model."""
+    """Raise UserError if the changed config needs other parameters than the trained model has."""
     if not changes:
         return
     with torch.device("meta"):

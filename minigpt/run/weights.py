@@ -14,8 +14,8 @@ from minigpt.errors import UserError, first_line
 from minigpt.files import read_json, readable_directory, sha256_of_file, write_json
 
 WEIGHTS, CHECKSUMS = "model.safetensors", "checksums.json"
-# Modules and parameters that earlier versions saved under another name, as patterns of the whole
-# name. Their order has not changed, and optimizer states are by order.
+# Renamed modules and parameters: patterns of full names in earlier versions, and current names. The
+# order of parameters has not changed; optimizer states are saved in that order.
 RENAMED = {
     r"(blocks\.\d+)\.attention\.(.*)": r"\1.self_attention.\2",
     r"(.*)_result_norm\.(.*)": r"\1_output_norm.\2",
@@ -77,7 +77,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def _rename(model: nn.Module, state: dict[str, Any], *_: Any) -> None:
-    """Give the tensors of an earlier version's state dict their present names."""
+    """Rename the tensors in a state dict of an earlier version."""
     for name in list(state):
         present = current_name(name)
         if present != name:
@@ -85,7 +85,7 @@ def _rename(model: nn.Module, state: dict[str, Any], *_: Any) -> None:
 
 
 def current_name(name: str) -> str:
-    """Return the present name of a parameter or buffer of an earlier version."""
+    """Return the current name of a parameter or buffer of an earlier version."""
     for pattern, replacement in RENAMED.items():
         if re.fullmatch(pattern, name):
             name = re.sub(pattern, replacement, name)

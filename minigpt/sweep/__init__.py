@@ -1,1 +1,1 @@
-"""Sweeps: what `minigpt train -m` runs, skips, resumes and shows."""
+"""Sweeps (`minigpt train -m`): plan, run, resume and display jobs."""

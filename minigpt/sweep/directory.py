@@ -1,4 +1,4 @@
-"""The folder of a sweep: the same command gets the same folder again."""
+"""The folder of a sweep. The same command uses the same folder again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minigpt.config.pairs import parse_override
 from minigpt.run.directory import RUNS
 
 PRESETS = ("sweep", "experiment")  # name the folder
-# How jobs are launched does not change what they compute.
+# The launcher does not affect results.
 NOT_IDENTITY = ("sweep.fail_fast", "trainer.threads", "hydra/launcher", "hydra.launcher")
 
 

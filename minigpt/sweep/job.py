@@ -1,4 +1,4 @@
-"""One job of a sweep, in the process in which the launcher runs it."""
+"""Run one job of a sweep, in the process chosen by the launcher."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from minigpt.train.control import StopRequest
 
 LOG = "output.log"
 POLL_SECONDS = 0.5
-LOCK_SECONDS = 10.0  # for a run whose sweep was killed to save its checkpoint
+LOCK_SECONDS = 10.0  # wait for a run of a killed sweep to save its checkpoint
 FAILED = "failed"
 
 
 class SweepJob:
-    """The function that Hydra's launchers call for each job. It never raises: a sweep goes on.
+    """Called by Hydra's launchers for each job. It never raises, so that the sweep continues.
 
-    While `stop_file` exists no job starts, and running jobs save a checkpoint and exit. It contains
-    the number of a signal, or FAILED.
+    While `stop_file` exists, no job starts, and running jobs save a checkpoint and exit. It
+    contains the number of a signal, or FAILED.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class SweepJob:
         self.sweeper_pid, self.working_directory = os.getpid(), Path.cwd()
 
     def __call__(self, composed: Any) -> None:
-        """Train the job with Hydra's job number; its config was composed by `plan`."""
+        """Train the job with Hydra's job number, with the config composed by `plan`."""
         from minigpt.train.session import train_run
 
         os.chdir(self.working_directory)  # for relative paths; a worker starts in another one
@@ -82,7 +82,7 @@ class SweepJob:
             raise config
         with run.locked(LOCK_SECONDS):
             pass
-        if run.finished:  # by the same command in another process
+        if run.finished:  # the same command in another process finished it
             return None
         resumed = run.config.exists()
         if resumed:
@@ -119,7 +119,7 @@ class SweepJob:
 
 @dataclass
 class Output:
-    """Writes what a job prints, and the exceptions it raises, into its log."""
+    """Redirects the output and exceptions of a job into its log."""
 
     sweep: SweepJob
     job: PlannedJob
@@ -147,14 +147,14 @@ def _record_failure(run: RunDirectory, error: Exception, start_time: float) -> N
     """Write result.json for a job that failed before its run wrote one."""
     if run.result.exists() and run.result.stat().st_mtime >= start_time:
         return
-    if try_read_json(run.result).get("status") == "finished":  # a broken file is replaced
+    if try_read_json(run.result).get("status") == "finished":  # replace a broken file
         return
     write_json(run.result, {"status": "failed", "error": first_line(error)})
 
 
 @contextmanager
 def leased_gpu() -> Iterator[None]:
-    """On a machine with several GPUs, compute on one that no other job uses."""
+    """On a machine with several GPUs, use one that no other job uses."""
     count = torch.cuda.device_count()
     if count < 2:
         yield

@@ -14,7 +14,7 @@ from minigpt.data.prepare import prepare
 from minigpt.errors import UserError, require_one_of
 from minigpt.model import GPT
 
-MAX_ERROR = 0.1  # of the number of parameters, relative
+MAX_ERROR = 0.1  # maximum relative error of the number of parameters
 MATCHES = ("steps", "tokens", "parameters", "flops")
 
 
@@ -22,8 +22,8 @@ MATCHES = ("steps", "tokens", "parameters", "flops")
 class SweepConfig:
     """How a sweep runs.
 
-    `fail_fast`: the first failure stops it. `match`: the quantity that is made equal to the first
-    job's in all designs; None changes nothing.
+    `fail_fast`: stop the sweep at the first failure. `match`: the quantity that is made equal to
+    the first job's in all designs; None changes nothing.
     """
 
     name: str | None = None
@@ -48,7 +48,7 @@ class Matcher:
         self._widths: dict[str, int] = {}
 
     def match(self, config: Config) -> tuple[Config, dict[str, Any] | None]:
-        """Return the matched config, and the entry `match` of its manifest."""
+        """Return the matched config, and the `match` entry of its manifest."""
         if self.quantity is None:
             return config, None
         if self.quantity == "parameters":
@@ -85,11 +85,11 @@ class Matcher:
         return tokens * (self._design(config).flops_per_token() if self.quantity == "flops" else 1)
 
     def _width(self, config: Config) -> int:
-        """Return the n_embd that comes closest to the reference's number of parameters."""
+        """Return the n_embd whose number of parameters is closest to the reference."""
         target = self._reference_amount
         if self._amount(config) == target:
             return config.model.n_embd
-        stride = 2 * config.model.n_head  # heads of equal, even width, for RoPE's pairs of channels
+        stride = 2 * config.model.n_head  # an even head size, since RoPE pairs channels
 
         def parameters(width: int) -> int:
             model = replace(config.model, n_embd=width)

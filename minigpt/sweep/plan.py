@@ -1,4 +1,4 @@
-"""The runs of a sweep, the directory of each, and which of them have finished before."""
+"""Plan the runs of a sweep: config, directory, and whether the run has already finished."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from minigpt.run.provenance import same_code
 from minigpt.run.sweep_file import Job
 from minigpt.sweep.match import Matcher, SweepConfig
 
-# The key that matching a quantity sets, so that the sweep cannot vary it.
+# The key set to match each quantity; the sweep must not vary it.
 MATCHED_BY = {"parameters": "model.n_embd"}
 
 
 @dataclass(frozen=True)
 class PlannedJob(Job):
-    """A job of this sweep, and its config or the error in its overrides.
+    """A job of this sweep, with its config or the error in its overrides.
 
-    `matched`: what `sweep.match` changed. `finished_before`: by an earlier command.
+    `matched`: changes by `sweep.match`. `finished_before`: an earlier command finished it.
     """
 
     config: Config | UserError
@@ -49,7 +49,7 @@ def plan(
 ) -> list[PlannedJob]:
     """Return the runs of a sweep in order, each once.
 
-    Raises UserError if the overrides of every job are wrong, or with `fail_fast` of one.
+    Raises UserError if the overrides of all jobs are invalid, or with `fail_fast` those of one.
     """
     _require_not_swept(options.match, jobs)
     directories = JobDirectories(directory)
@@ -100,7 +100,7 @@ def _typed(composed: Composed, overrides: list[str], group: str, options: SweepC
     if composed.resume is not None:
         raise UserError(f"resume={composed.resume}: resumes one run; leave -m out")
     ignored = {*composed.swept} - {parse_override(override).key for override in overrides}
-    if ignored:  # a preset among several: Hydra expands those of the whole command alone
+    if ignored:  # one of several presets: Hydra expands only a preset of the whole command
         raise UserError(
             f"{' '.join(overrides)}: would ignore the swept keys {', '.join(sorted(ignored))}; run "
             f"each sweep preset or experiment in its own command"

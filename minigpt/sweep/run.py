@@ -1,4 +1,4 @@
-"""Run a sweep: from its overrides to its exit code."""
+"""Run a sweep, from its overrides to its exit code."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from minigpt.train.control import Interrupted, StopRequest, stop_signals
 # Options of ray.init: without a dashboard, and with nothing printed.
 QUIET: dict[str, Any] = {
     "include_dashboard": False,
-    "log_to_driver": False,  # jobs have logs of their own
+    "log_to_driver": False,  # jobs have their own logs
     "configure_logging": True,
     "logging_level": logging.CRITICAL,
 }
-# How many jobs each of Hydra's launchers runs at the same time on this machine.
+# The number of concurrent jobs on this machine, by launcher.
 AT_ONCE: dict[str, Callable[[dict[str, Any]], int]] = {
     "BasicLauncher": lambda settings: 1,
-    "ReplicasLauncher": lambda settings: 1,  # one program
+    "ReplicasLauncher": lambda settings: 1,  # all jobs are one program
     "JoblibLauncher": lambda settings: _cores() if settings["n_jobs"] < 0 else settings["n_jobs"],
     "RayLauncher": lambda settings: int(
         _cores() / float(settings["ray"]["remote"].get("num_cpus") or 1)
     ),
-    "LocalLauncher": lambda settings: sys.maxsize,  # submitit_local starts all
+    "LocalLauncher": lambda settings: sys.maxsize,  # submitit_local starts all at once
 }
 
 
@@ -93,14 +93,14 @@ def _launch(multirun: Multirun, task: SweepJob, missing: list[PlannedJob]) -> No
         quiet = {"ray": {"init": QUIET | (multirun.settings["ray"]["init"] or {})}}
     try:
         multirun.launch(task, [job.overrides for job in missing], quiet)
-    except Exception as error:  # the launcher's own, as for a killed worker: jobs never raise
+    except Exception as error:  # from the launcher, e.g. a killed worker; jobs never raise
         raise Failure(
             f"hydra/launcher failed: {first_line(error)}; the same command runs the rest"
         ) from error
 
 
 def threads_each(multirun: Multirun, n_jobs: int) -> int | None:
-    """Return the threads of a job so that concurrent jobs share the cores; None: torch's choice."""
+    """Return the number of threads per job, so that jobs share the cores; None: torch's default."""
     at_once = AT_ONCE.get(multirun.launcher)
     if at_once is None:
         return None

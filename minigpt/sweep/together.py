@@ -1,4 +1,4 @@
-"""Jobs of a sweep that train together in one process: `hydra/launcher=replicas`."""
+"""Train jobs of a sweep together in one process (`hydra/launcher=replicas`)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from minigpt.train.trainer import Trainer
 
 @dataclass(frozen=True)
 class Replica:
-    """A run that steps together with others. `session`: the context that yielded `trainer`."""
+    """A run that trains together with others. `session`: the context that yielded `trainer`."""
 
     output: Output
     session: AbstractContextManager[Trainer]
     trainer: Trainer
 
     def periodic_work(self) -> bool:
-        """Do what is due before the next step. After the last one, end the run; return False."""
+        """Do the periodic work before a step. After the last step, end the run and return False."""
         with self.output.caught():
             with ExitStack() as pause, ExitStack() as session:
                 session.push(self.session)
@@ -42,7 +42,7 @@ class Replica:
         return False
 
     def fail(self, error: BaseException) -> None:
-        """End the run with an error of the common program."""
+        """End the run with an error of the shared program."""
         with self.output.caught(), ExitStack() as session:
             session.push(self.session)
             raise error
@@ -51,7 +51,7 @@ class Replica:
 def require_replicas(jobs: Iterable[PlannedJob], at_once: int) -> None:
     """Raise UserError unless every job with a valid config can train together with others."""
     valid = isinstance(at_once, int) and at_once >= 1
-    require(valid, "hydra.launcher.at_once", at_once, "must be a whole number of 1 or more")
+    require(valid, "hydra.launcher.at_once", at_once, "must be an integer of 1 or more")
     for job in jobs:
         for problem in replica_problems(job.config.model) if isinstance(job.config, Config) else []:
             raise UserError(f"hydra/launcher=replicas: {problem}")
@@ -80,7 +80,7 @@ def _program_of(job: PlannedJob) -> Hashable:
 
 
 def _train(sweep: SweepJob, jobs: Sequence[PlannedJob]) -> None:
-    """Train jobs of one program, whichever of them start, until each has ended."""
+    """Train the jobs of one program until all have ended. Jobs that cannot start are skipped."""
     stop = StopRequest()
     replicas: list[Replica] = []
     with ExitStack() as stack:
@@ -107,7 +107,7 @@ def _train(sweep: SweepJob, jobs: Sequence[PlannedJob]) -> None:
 def _start(
     sweep: SweepJob, jobs: Sequence[PlannedJob], stop: StopRequest, stack: ExitStack
 ) -> Iterator[Replica]:
-    """Yield the runs that are ready for their next step. `stack` closes their logs."""
+    """Yield the runs that can start. `stack` closes their logs."""
     stopwatch = Stopwatch()
     for job in jobs:
         if sweep.stop_file.exists():

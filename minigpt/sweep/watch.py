@@ -1,4 +1,4 @@
-"""Progress of a sweep, read from the run directories of its jobs."""
+"""Show the progress of a sweep, read from the run directories of its jobs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from minigpt.sweep.plan import PlannedJob
 POLL_SECONDS = 0.5
 LINE_SECONDS = 60.0  # between lines in a pipe while no job ends
 NOTE_LENGTH = 60
-TAIL_BYTES = 4096  # of metrics.jsonl: more than its last line
-STATES = ("finished", "failed", "interrupted")  # of result.json
+TAIL_BYTES = 4096  # end of metrics.jsonl, longer than a line
+STATES = ("finished", "failed", "interrupted")  # status in result.json
 SKIPPED = "skipped"
 
 
@@ -41,7 +41,7 @@ class Status:
 
     @property
     def ended(self) -> bool:
-        """Whether the job will not change any more."""
+        """Whether the job has ended."""
         return self.state not in ("waiting", "running")
 
 
@@ -94,7 +94,7 @@ class Watch:
                 status.step,
                 status.result.get(measure.key),
                 status.result.get("seconds"),
-                status.result.get("error", "")[:NOTE_LENGTH],  # in full in the job's log
+                status.result.get("error", "")[:NOTE_LENGTH],  # the job's log has the full error
             ]
             for job, status in zip(self.jobs, self.statuses, strict=True)
         ]
@@ -137,7 +137,7 @@ class Watch:
         return Status("running", last_step(job.run.metrics), {})
 
     def _steps(self) -> int:
-        """Return the sum of steps over all jobs; a job that ended counts in full."""
+        """Return the sum of steps over all jobs. A job that has ended counts with all its steps."""
         return sum(
             job.max_steps if status.ended else status.step
             for job, status in zip(self.jobs, self.statuses, strict=True)
@@ -182,7 +182,7 @@ def _end_line(job: PlannedJob, status: Status, directory: str) -> str:
 
 
 def last_step(metrics: Path) -> int:
-    """Return the step of the last whole line of metrics.jsonl, 0 if there is no such line."""
+    """Return the step of the last complete line of metrics.jsonl, or 0."""
     steps = [line["step"] for line in read_json_lines(metrics, TAIL_BYTES) if "step" in line]
     return steps[-1] if steps else 0
 

@@ -1,4 +1,4 @@
-"""The interface of tokenizers, and reading one back from tokenizer.json."""
+"""The interface of tokenizers, and loading a tokenizer from tokenizer.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minigpt.registry import Registry
 
 @dataclass
 class TokenizerConfig:
-    """Options every tokenizer has."""
+    """Options of every tokenizer."""
 
     name: str
 
@@ -24,7 +24,7 @@ class TokenizerConfig:
 class Tokenizer(ABC):
     """A lossless map between text and token ids: decode(encode(text)) == text.
 
-    `to_json` contains everything a tokenizer needs, so a run directory can be used on any machine.
+    `to_json` contains the whole tokenizer, so that a run directory can be used on any machine.
     """
 
     kind: ClassVar[str]
@@ -37,7 +37,7 @@ class Tokenizer(ABC):
 
         `text` is the whole corpus; its first `n_train` characters are the training split.
         Statistics are learned from the training split only. `directory` is the data directory,
-        where tokenizers that are expensive to learn are cached.
+        where tokenizers that are slow to train are cached.
         """
 
     @property
@@ -62,12 +62,12 @@ class Tokenizer(ABC):
         """Return the UTF-8 bytes of one token, which may be part of a character."""
 
     def decode(self, tokens: list[int]) -> str:
-        """Return the text of token ids. Invalid UTF-8, as of half a character, becomes U+FFFD."""
+        """Decode token ids. Invalid UTF-8, such as an incomplete character, becomes U+FFFD."""
         return b"".join(map(self.token_bytes, tokens)).decode("utf-8", errors="replace")
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """Return everything needed to encode and decode, as JSON. `save` adds `kind`."""
+        """Return the tokenizer as JSON. `save` adds `kind`."""
 
     @classmethod
     @abstractmethod
@@ -76,7 +76,7 @@ class Tokenizer(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the saved form: equal fingerprints mean equal tokens."""
+        """SHA-256 of the saved form. Equal fingerprints mean equal tokens."""
         return _fingerprint({"kind": self.kind, **self.to_json()})
 
     def save(self, path: Path) -> None:
@@ -89,7 +89,7 @@ TOKENIZERS: Registry[Tokenizer] = Registry("tokenizer", "tokenizer", "minigpt.to
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json. Raises UserError if it is missing, damaged or was edited."""
+    """Load a tokenizer.json. Raises UserError if it is missing, damaged or edited."""
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved.pop("fingerprint") != _fingerprint(saved):

@@ -23,7 +23,7 @@ from minigpt.tokenizer.base import (
     require_utf8,
 )
 
-# Threads save little on one text, and after using them the library warns at every fork.
+# Threads hardly help with one text, and the library then warns at every fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # No match of GPT-2's pattern contains a space or newline that follows a non-space, so splitting a
@@ -32,8 +32,8 @@ BOUNDARY = re.compile(r"(?<=\S)(?=[ \n])")
 CHUNK_CHARACTERS = 1 << 20  # the library needs about 200 bytes per character encoded at once
 
 
-# The byte of each character of GPT-2's byte alphabet: visible Latin-1 characters are their own
-# bytes; the characters of the other bytes are U+0100 and following.
+# The byte of each character of GPT-2's byte alphabet: visible Latin-1 characters represent their
+# own byte; all other bytes are represented by U+0100 and following.
 _VISIBLE = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
 _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
 BYTE_SYMBOLS = {chr(byte): byte for byte in _VISIBLE}
@@ -47,7 +47,7 @@ def symbol_bytes(symbol: str) -> bytes:
 
 @dataclass
 class BPEConfig(TokenizerConfig):
-    """`vocab_size` includes the 256 bytes. A corpus with too few pairs to merge gives fewer."""
+    """`vocab_size` includes the 256 bytes. A corpus with too few pairs gives fewer tokens."""
 
     vocab_size: int
 
@@ -60,8 +60,8 @@ class BPEConfig(TokenizerConfig):
 class BPETokenizer(Tokenizer):
     """Byte-pair encoding within the words of GPT-2's pattern.
 
-    `vocabulary` lists the tokens by id and `merges` the pairs "left right" in the order learned,
-    both in GPT-2's byte alphabet.
+    `vocabulary`: the tokens by id. `merges`: the pairs "left right" in the order learned. Both use
+    GPT-2's byte alphabet.
     """
 
     kind = "bpe"
@@ -130,7 +130,7 @@ def _engine(model: models.BPE) -> tokenizers.Tokenizer:
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """Yield chunks of about CHUNK_CHARACTERS whose tokens are those of the whole text."""
+    """Yield chunks of about CHUNK_CHARACTERS that can be encoded separately."""
     start = 0
     while match := BOUNDARY.search(text, start + CHUNK_CHARACTERS):
         yield text[start : match.start()]

@@ -22,8 +22,8 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def create(cls, config: Any, text: str, n_train: int, directory: Path) -> CharTokenizer:
-        # The validation split may contain a character that the training split lacks. The alphabet
-        # of the whole text is used; it leaks no statistics.
+        # The validation split may have characters that the training split lacks, so the whole text
+        # defines the alphabet. This leaks no statistics.
         return cls("".join(sorted(set(text))))
 
     @property

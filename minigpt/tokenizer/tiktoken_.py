@@ -1,4 +1,4 @@
-"""The encodings of OpenAI's models, from tiktoken. That of GPT-2 needs no network."""
+"""tiktoken's encodings of OpenAI models. The encoding of GPT-2 needs no network."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TiktokenConfig(TokenizerConfig):
 @TOKENIZERS.register("gpt2", GPT2Config)
 @TOKENIZERS.register("tiktoken", TiktokenConfig)
 class TiktokenTokenizer(Tokenizer):
-    """Byte-pair encoding with given ranks. Text is never encoded to special tokens."""
+    """Byte-pair encoding with given ranks. Encoding never produces special tokens."""
 
     kind = "tiktoken"
 
@@ -109,7 +109,7 @@ class TiktokenTokenizer(Tokenizer):
         try:
             return self._encoding.decode_single_token_bytes(token)
         except KeyError:
-            # Some encodings have unused ids, which a model can sample.
+            # Some encodings have unused ids, which a model may still sample.
             return "\N{REPLACEMENT CHARACTER}".encode()
 
     def to_json(self) -> dict[str, Any]:

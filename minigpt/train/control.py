@@ -1,4 +1,4 @@
-"""Stopping a run: signals, requests from other threads, and the clock of its steps."""
+"""Stop a run by signals or requests from other threads, and measure its time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Diverged(Failure):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped the run after a checkpoint was saved. `number`: of the signal."""
+    """A signal stopped the run after a checkpoint was saved. `number`: the signal number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -35,7 +35,7 @@ class EarlyStop(Exception):
 
 
 class Stopwatch:
-    """Measures seconds since its construction, without pauses."""
+    """Measures the seconds since construction, excluding pauses."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -49,7 +49,7 @@ class Stopwatch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop the clock in this block. Nested pauses have no further effect."""
+        """Pause the clock in this block. Nested pauses have no effect."""
         if self._paused_at is not None:
             yield
             return
@@ -63,7 +63,7 @@ class Stopwatch:
 
 @dataclass
 class StopRequest:
-    """A request to stop. `number`: of the signal, or None as long as nothing was requested."""
+    """A request to stop. `number`: the signal number, or None if there is no request."""
 
     number: int | None = None
 

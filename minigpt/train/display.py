@@ -21,7 +21,7 @@ REFRESH_SECONDS = 0.2
 
 
 class Display:
-    """Shows the progress of a run. Only a terminal gets the bar below the lines."""
+    """Shows the progress of a run. The bar below the lines is shown only in a terminal."""
 
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps
@@ -121,12 +121,12 @@ class Display:
             self.line(f"step {step}/{self.max_steps}  sample:\n{indented}")
 
     def stopped(self, number: int, run: RunDirectory) -> None:
-        """Print how to resume, before the tracker closes, which may take seconds."""
+        """Print how to resume. Called before the tracker closes, which may take seconds."""
         name, path = signal.Signals(number).name, shlex.quote(str(run.path))
         self.line(f"stopped by {name}, saved; resume with: minigpt train resume={path}")
 
     def end(self, run: RunDirectory, result: dict[str, Any]) -> None:
-        """Print the results, the run directory and the next command."""
+        """Print the results, the run directory and a command to use it."""
         self.line(
             f"validation loss {result['val_loss']:.4f} nats/token, perplexity "
             f"{result['val_perplexity']:.3f}, {result['val_bits_per_byte']:.4f} bits/byte "

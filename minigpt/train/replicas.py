@@ -1,4 +1,4 @@
-"""Forward and backward passes of several runs as one program: fewer and larger kernels."""
+"""Forward and backward passes of several runs as one program, with fewer, larger kernels."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ FEWER = "train fewer runs at once with hydra.launcher.at_once, or lower trainer.
 
 
 def program_of(config: Config) -> Hashable:
-    """Return a key: runs with equal keys can be computed together.
+    """Return a key. Runs with equal keys can be computed together.
 
-    They may differ in seed, optimizer, schedule, length, and in when they log, evaluate and save.
+    They may differ in seed, optimizer, schedule, max_steps and `*_every` intervals.
     """
     trainer = config.trainer
     batch = (trainer.batch_size, trainer.grad_accum_steps)
@@ -36,22 +36,22 @@ def program_of(config: Config) -> Hashable:
 class Program:
     """Gradients of several models of one design, each for its own batch, in one pass.
 
-    The weights are stacked and torch.vmap computes the loss over them. Attention is eager: the
-    backward pass of fused attention has no batching rule. Every reduction is within one model, so
-    losses and gradients equal those of separate runs up to rounding.
+    The weights are stacked, and torch.vmap maps the loss over them. Attention is eager, because the
+    backward pass of fused attention has no batching rule. No reduction crosses models, so losses
+    and gradients equal those of separate runs up to rounding.
     """
 
     def __init__(self, models: Sequence[GPT], runtime: Runtime, compiled: bool) -> None:
         self.models, self.runtime = models, runtime
-        # About operations without a batching rule, which vmap computes one by one.
+        # The warning about operations without a batching rule, which vmap computes one by one.
         warnings.filterwarnings("ignore", message="There is a performance drop")
-        with torch.device("meta"):  # the computation only; functional_call brings the weights
+        with torch.device("meta"):  # only its code is used; functional_call passes the weights
             design = GPT(models[0].config, models[0].n_vocab)
         design.backend = eager
-        design.max_logits = sys.maxsize  # chunks are recomputed, which vmap does not support
+        design.max_logits = sys.maxsize  # one chunk: vmap does not support checkpointing
         self.losses: Callable[..., tuple[Tensor, dict[str, Tensor]]] = vmap(_Loss(design).of)
         if compiled:
-            torch.compiler.reset()  # its limit of compiled variants is per process, not per run
+            torch.compiler.reset()  # torch.compile's recompile limit is per process
             self.losses = torch.compile(self.losses)
 
     def backward(

@@ -38,7 +38,7 @@ def train_run(
     command: list[str],
     **options: Any,
 ) -> None:
-    """Train a new run, or continue a `resumed` one. `options`: those of `training_session`.
+    """Train a new run, or continue a `resumed` one. `options` are passed to `training_session`.
 
     Raises Interrupted if a signal stopped it.
     """
@@ -64,7 +64,7 @@ def training_session(
 ) -> Iterator[Trainer]:
     """Prepare a run, yield its trainer, and write result.json however the block ends.
 
-    Everything is checked before the run directory is created, so that a mistake leaves no files.
+    Everything is checked before the run directory is created, so that an error leaves no files.
     `facts` are added to a new run's manifest. `backend` replaces the name of the attention backend
     where the caller computes the steps. `threads`: CPU threads if the config has null. Raises
     UserError for what is not supported.
@@ -83,7 +83,7 @@ def training_session(
             manifest, notices = create_run(run, setup, prepared, command, facts), {}
         manifest["resolved"] = resolved_values(requested, setup.config)
         write_json(run.manifest, manifest)
-        save_config(requested, run.config)  # last: from now on the run can be resumed
+        save_config(requested, run.config)  # the last file: from now on the run can be resumed
 
         display = Display(config.trainer.max_steps)
         logger = open_tracker(run, setup, manifest)
@@ -166,14 +166,14 @@ def restore_run(
     setup.state.load(run.last)
     progress = setup.state.progress
     run.rewind_logs(progress.log_sizes)
-    why = f"this run has done {progress.step} steps already; use a larger number"
+    why = f"this run has already done {progress.step} steps; use a larger number"
     require(progress.step <= max_steps, "trainer.max_steps", max_steps, why)
     manifest = run.read_json(run.manifest)
     device = {"device": setup.runtime.describe()}
     manifest["resumed"] = [*manifest.get("resumed", []), provenance(command) | device]
     if before.logger.name != now.logger.name:
         manifest.pop("tracker_id", None)
-    run.result.unlink(missing_ok=True)  # of an earlier ending
+    run.result.unlink(missing_ok=True)  # from before the run was resumed
     return manifest, _changes_of_machine(before.trainer, now.trainer)
 
 
@@ -204,7 +204,7 @@ def open_tracker(run: RunDirectory, setup: Setup, manifest: dict[str, Any]) -> L
 
 @contextmanager
 def result_recorded(trainer: Trainer) -> Iterator[None]:
-    """Write result.json, close the display and the tracker, however the block ends."""
+    """When the block ends, also by an error, write result.json and close display and tracker."""
     run, display = trainer.run, trainer.display
 
     def close(result: dict[str, Any]) -> None:

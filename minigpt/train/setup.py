@@ -1,4 +1,4 @@
-"""Everything a run trains with, built and checked before anything is written to disk."""
+"""Build and check model, optimizer and data of a run before anything is written to disk."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ BATCH_SEED = 0x5EED
 
 @dataclass(frozen=True)
 class Setup:
-    """A resolved config and what it describes. Data and model are on the runtime's device.
+    """A resolved config, with the objects built from it. Data and model are on the device.
 
-    `backend`: the attention backend of training steps, with the reason for it.
+    `backend`: the attention backend of training steps, and the reason for its choice.
     """
 
     config: Config
@@ -49,8 +49,8 @@ def build_setup(config: Config, prepared: Prepared, runtime: Runtime) -> Setup:
     model = GPT(config.model, prepared.tokenizer.n_vocab).to(runtime.device)
     backend = model.use_backend(runtime.device, runtime.precision == "bf16", "training")
     state = TrainState(model, OPTIMIZERS.build(config.optimizer, model), generator)
-    # Values for `auto`, null and relative paths. model.backend.name=auto stays: the
-    # backend is chosen anew for each use.
+    # Resolve `auto`, relative paths and nulls. model.backend.name=auto stays: the backend is chosen
+    # separately for each use.
     device, precision, threads = runtime.device, runtime.precision, torch.get_num_threads()
     trainer = replace(config.trainer, device=device, precision=precision, threads=threads)
     if trainer.sample_prompt is None:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: a run resumed from it equals one that never stopped."""
+"""The state in a checkpoint. A resumed run is equal to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ class Progress:
     """Counters and results so far. Steps count finished optimizer steps; times are in seconds."""
 
     step: int = 0
-    seconds: float = 0.0  # in the loop, evaluations and samples included
-    step_seconds: float = 0.0  # in training steps alone
+    seconds: float = 0.0  # in the training loop, including evaluations and samples
+    step_seconds: float = 0.0  # in training steps only
     best_val_loss: float = math.inf
     best_step: int = 0
-    stale_evaluations: int = 0  # evaluations since the best one
-    evaluated_at: int | None = None  # step of the latest evaluation; its results follow
+    stale_evaluations: int = 0  # evaluations since the lowest validation loss
+    evaluated_at: int | None = None  # step of the latest evaluation, whose results follow
     val_loss: float | None = None
     val_bits_per_byte: float | None = None
     sampled_at: int | None = None
-    recent_losses: list[float] = field(default_factory=list)  # of steps not yet logged
+    recent_losses: list[float] = field(default_factory=list)  # in steps not logged yet
     recent_norms: list[float] = field(default_factory=list)
-    recent_extras: dict[str, list[float]] = field(default_factory=dict)  # other metrics of a step
+    recent_extras: dict[str, list[float]] = field(default_factory=dict)  # their other metrics
     log_sizes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class TrainState:
-    """Model, optimizer, the generator that draws batches, and progress."""
+    """Model, optimizer, random generator of batches, and progress."""
 
     model: GPT
     optimizer: torch.optim.Optimizer
@@ -62,7 +62,7 @@ class TrainState:
             (directory / INFO).write_text(json.dumps(info) + "\n", encoding="utf-8")
 
     def save(self, path: Path) -> None:
-        """Write the whole state and every random number generator's, atomically."""
+        """Write the whole state and all random generator states, atomically."""
         device = next(self.model.parameters()).device.type
         training = {
             "optimizer": self.optimizer.state_dict(),
@@ -82,8 +82,8 @@ class TrainState:
     def load(self, path: Path) -> None:
         """Restore what `save` wrote; without a checkpoint at `path`, leave the state as it is.
 
-        The optimizer keeps its hyperparameters: they come from the config, which population based
-        training changes. Raises UserError for a damaged checkpoint or one of another design.
+        The optimizer keeps its hyperparameters, which come from the config, since population based
+        training changes it. Raises UserError for a damaged checkpoint or one of another design.
         """
         if not path.exists():
             return

@@ -25,11 +25,11 @@ from minigpt.train.setup import Setup
 
 
 class Trainer:
-    """Trains one model in one run directory. `train` is the loop; the rest are its parts.
+    """Trains one model in one run directory. `train` is the loop, other methods are its parts.
 
-    `stop`: set from a signal handler or another thread, ends training after the current step.
-    `stopwatch`: measures training steps; runs that step together share one.
-    `on_evaluation`: called after each validation; may raise EarlyStop to end the run.
+    `stop`: set by a signal handler or another thread to end training after the current step.
+    `stopwatch`: measures training steps; replicas share one.
+    `on_evaluation`: called after each evaluation; may raise EarlyStop to end the run.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Trainer:
         self.stopped_by: int | None = None  # a signal that arrived during the last step
         self.loss = self.model.training_loss
         if self.options.compile or self.model.backend_name == "flex":
-            torch.compiler.reset()  # its limit of compiled variants is per process, not per run
+            torch.compiler.reset()  # torch.compile's recompile limit is per process
         if self.options.compile:
             self.loss = torch.compile(self.model.training_loss)
         # Of the steps since the last `_settle`, still on the device: metrics by step and
@@ -67,9 +67,9 @@ class Trainer:
     def train(self) -> None:
         """Train to the end: periodic work, then one training step, and so on.
 
-        `progress` records which periodic work is done, so that a resumed run neither repeats nor
-        skips any and ends bit-equal. Raises Diverged at a non-finite loss, and Interrupted at a
-        signal, after saving a checkpoint.
+        `progress` records which periodic work is done, so that a resumed run does not repeat or
+        skip any, and is bit-identical. Raises Diverged if the loss is not finite, and Interrupted
+        after a signal, once a checkpoint is saved.
         """
         self.begin()
         with stop_signals(self.stop):
@@ -96,7 +96,7 @@ class Trainer:
         return metrics
 
     def update(self, metrics: list[dict[str, Tensor]]) -> None:
-        """Clip the gradients and step the optimizer. `metrics`: of each micro-batch."""
+        """Clip the gradients and step the optimizer. `metrics`: one dict per micro-batch."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(self.progress.step) * group.get("lr_factor", 1.0)
         grad_clip = self.config.optimizer.grad_clip
@@ -118,7 +118,7 @@ class Trainer:
         self.model.train()
 
     def periodic_work(self) -> bool:
-        """Do what is due before the next step. Return False after the last one."""
+        """Log, evaluate, sample and save if due. Return False after the last step."""
         options = self.options
         end = self.progress.step == options.max_steps
         if self.stop.number is not None and not end:
@@ -144,9 +144,9 @@ class Trainer:
         return self.config.optimizer.lr * self.schedule.factor(step)
 
     def result(self, status: str) -> dict[str, Any]:
-        """Return the content of result.json; null for results the run did not reach.
+        """Return the content of result.json, with null for missing results.
 
-        The training loss is of a slice of the training split as long as the validation split.
+        The training loss is over a slice of the training split as long as the validation split.
         """
         progress, runtime = self.progress, self.runtime
         tokens = progress.step * self.tokens_per_step
@@ -189,7 +189,7 @@ class Trainer:
 
     @contextmanager
     def _paused(self) -> Iterator[None]:
-        """Wait for the device, and keep the time of this block out of that of training steps."""
+        """Sync the device, and exclude this block from the time of training steps."""
         self._settle()
         with self.stopwatch.paused():
             yield
@@ -281,7 +281,7 @@ class Trainer:
             ids, seed = self.tokenizer.encode(prompt), self.config.seed + step
             tokens = generate(self.model, [ids], n, seed=seed, runtime=self.runtime)
             pieces = stream_text(self.tokenizer, (row[0] for row in tokens))
-            # The model is trained on single documents, so a sample ends with its document.
+            # The model is trained on separate documents, so a sample ends with its document.
             separator = self.config.data.separator
             text = prompt + "".join(stop_at(pieces, [] if separator is None else [separator]))
             self.run.append_sample(step, text)
@@ -290,7 +290,7 @@ class Trainer:
 
 
 def step_means(logged: list[list[dict[str, Tensor]]]) -> dict[str, list[float]]:
-    """Return each metric's values by step, averaged over micro-batches. Waits for the device.
+    """Return each metric's values by step, averaged over micro-batches. Syncs the device.
 
     `logged`: metrics by step and micro-batch. The elements of a vector are named NAME_0, NAME_1.
     """

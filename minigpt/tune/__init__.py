@@ -1,1 +1,1 @@
-"""Hyper-parameter search on Ray Tune. `search.py` is the way through it; a trial is a run."""
+"""Hyperparameter search with Ray Tune. `search.py` runs a search; each trial is a run."""

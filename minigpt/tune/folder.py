@@ -34,7 +34,7 @@ def new_folder(space: Space) -> Path:
 
 @contextmanager
 def locked(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
-    """Create the folder, and exclude other searches from it while the block runs.
+    """Create the folder, and lock it against other searches while the block runs.
 
     `identity`: overrides and options, which a resumed search must repeat. Raises UserError if
     another search is running there, or if the folder contains something else.
@@ -51,7 +51,7 @@ def locked(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
     except Timeout:
         why = "another minigpt tune is running there; stop it first"
         raise UserError(f"--dir={folder}: {why}") from None
-    shutil.rmtree(folder / RAY, ignore_errors=True)  # of a killed search
+    shutil.rmtree(folder / RAY, ignore_errors=True)  # left by a killed search
     try:
         yield
     finally:
@@ -79,7 +79,7 @@ def _require_same_search(saved: dict[str, Any], wanted: dict[str, Any], folder: 
 
 
 def save_best(folder: Path, best: TrialRecord) -> None:
-    """Write best.yaml: the best trial's config without the search's group."""
+    """Write best.yaml: the best trial's config, without the tracker group of the search."""
     config = read_config(RunDirectory(folder / best.name).config)
     group = None if config.group == folder.name else config.group
     save_config(replace(config, group=group), folder / BEST)

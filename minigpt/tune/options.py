@@ -10,22 +10,22 @@ from minigpt.errors import UserError, require
 
 SCHEDULERS = ("asha", "hyperband", "pbt", "none")
 SAMPLERS = ("tpe", "random", "grid")
-METRICS = ("val_loss", "val_bits_per_byte")  # of metrics.jsonl, minimised
+METRICS = ("val_loss", "val_bits_per_byte")  # keys in metrics.jsonl, minimised
 DEFAULT_TRIALS, DEFAULT_POPULATION = 20, 8
 
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """Options of a search. None for `sampler` and `trials` is the default of the scheduler."""
+    """Options of a search. `sampler` and `trials` None: the default for the scheduler."""
 
     scheduler: str = "asha"
     sampler: str | None = None
     trials: int | None = None
-    jobs: int | None = None  # concurrent trials; None: one per GPU or core, a whole population
+    jobs: int | None = None  # concurrent trials; None: one per GPU or core, or the whole population
     metric: str = "val_loss"
     directory: Path | None = None
-    address: str | None = None  # of a Ray cluster; None starts Ray on this machine
-    seed: int = 0  # of the search; trials use the seed of their config
+    address: str | None = None  # address of a Ray cluster; None starts Ray here
+    seed: int = 0  # seed of the search; trials use their config's seed
 
     def __post_init__(self) -> None:
         for key, value in (("--trials", self.trials), ("--jobs", self.jobs)):

@@ -1,4 +1,4 @@
-"""Values of the next trial, from a list or from Optuna's samplers, for Ray Tune."""
+"""Propose values of the next trial, from a list or by Optuna's samplers, for Ray Tune."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from minigpt.tune.options import TuneOptions
 from minigpt.tune.records import TrialRecord, trial_name
 from minigpt.tune.space import Space, Values
 
-STATES = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL}  # others: PRUNED
+STATES = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL}  # all others are PRUNED
 
 
 class Study:
     """An Optuna study of the space; `earlier` trials are added to it.
 
     Optuna's TPE ranks finished trials before stopped ones, and these by step and then by value, so
-    that good values are modelled from the longest trainings, as in BOHB (Falkner et al. 2018).
+    that the model of good values uses the longest trainings, as in BOHB (Falkner et al. 2018).
     """
 
     def __init__(self, space: Space, options: TuneOptions, earlier: list[TrialRecord]) -> None:
@@ -41,7 +41,7 @@ class Study:
             self.study.add_trial(trial)
 
     def ask(self, values: Values | None = None) -> optuna.Trial:
-        """Return a trial with the given values, else with values of the sampler."""
+        """Return a trial with the given values, or with values from the sampler."""
         if values is not None:
             self.study.enqueue_trial(values)
         return self.study.ask(self.distributions)
@@ -61,7 +61,7 @@ def _sampler(options: TuneOptions, dimensions: int) -> BaseSampler:
 
 
 class Proposals(Searcher):
-    """Proposes planned values first (of unfinished trials, of a grid), then the study's."""
+    """Proposes planned values first (unfinished trials, a grid), then values from the study."""
 
     def __init__(
         self, study: Study, metric: str, planned: list[tuple[str, Values]], numbers: Iterator[int]
@@ -90,6 +90,6 @@ class Proposals(Searcher):
         self.study.tell(trial, "failed" if error else result.get("status", "stopped"), value)
 
     def _do_nothing(self, *_: Any, **__: Any) -> None:
-        """Ignore a call: HyperBand's pauses, and saving, since run directories have all state."""
+        """Ignore HyperBand's pauses, and saving: run directories have all state."""
 
     on_pause = on_unpause = save_to_dir = save = restore = _do_nothing

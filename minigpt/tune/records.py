@@ -1,4 +1,4 @@
-"""Trials, read from their run directories: the only state of a search."""
+"""Read trials from their run directories, which are the only state of a search."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def described_values(values: Values, separator: str = " ") -> str:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A trial's run directory. `steps` and `seconds` exclude those of runs it copied."""
+    """One trial. `steps` and `seconds` exclude those of runs that it copied."""
 
     name: str
     number: int
     values: Values
-    status: str  # of result.json; `unfinished` without one; `failed` if it could not start
-    step: int  # of its weights
+    status: str  # from result.json; `unfinished` if missing; `failed` if it could not start
+    step: int  # step of its weights
     steps: int
     seconds: float
-    value: float | None  # of the metric, at the last evaluation
+    value: float | None  # the metric at the last evaluation
     evaluations: dict[int, float] = field(default_factory=dict)  # the metric by step
-    adopted: list[dict[str, Any]] = field(default_factory=list)  # runs it copied, and at which step
+    adopted: list[dict[str, Any]] = field(default_factory=list)  # runs it copied, with the step
     error: str | None = None
 
     def ended(self, scheduler: str) -> bool:
-        """Whether a resumed search does not train it again. Members of a population are resumed."""
+        """Whether a resumed search skips it. Members of a population are always resumed."""
         ends = ("finished", "failed") if scheduler == "pbt" else ("finished", "failed", "stopped")
         return self.status in ends
 
@@ -100,7 +100,7 @@ def _evaluations(run: RunDirectory, metric: str) -> dict[int, float]:
 
 
 def best_of(records: Iterable[TrialRecord]) -> TrialRecord | None:
-    """Return the finished trial with the least value; without a finished one, the least of all."""
+    """Return the finished trial with the lowest value, or the lowest of all if none finished."""
     known = [record for record in records if record.value is not None]
     finished = [record for record in known if record.status == "finished"]
     return min(finished or known, key=lambda record: record.value or 0.0, default=None)
@@ -129,7 +129,7 @@ class Saving:
 
 
 def saving(records: Iterable[TrialRecord], max_steps: int) -> Saving:
-    """Compare the steps trained with those of every trial in full, without failed trials."""
+    """Compare the steps trained with those of full-length trials; failed trials are excluded."""
     trained, full, seconds, seconds_full = 0, 0, 0.0, 0.0
     for record in records:
         if record.status == "failed":

@@ -1,4 +1,4 @@
-"""Ray Tune's schedulers. They count evaluations, since they decide after each of them."""
+"""Ray Tune's schedulers. Their unit of time is the evaluation: they decide after each one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from minigpt.tune.trial import TrialSettings
 TIME = "evaluations"
 REDUCTION = 3  # eta of Li et al. 2018: the best 1/3 of a rung continues
 PERTURB_EVERY = 1  # evaluations
-SCHEDULER_SEED = 0x5EED  # added to the seed, so that resampled values differ from proposed ones
+SCHEDULER_SEED = 0x5EED  # added to the seed, so that resampled values differ from proposed values
 
 
 def build_scheduler(
@@ -34,7 +34,7 @@ def build_scheduler(
     max_steps: int,
     earlier: list[TrialRecord],
 ) -> TrialScheduler:
-    """Return the scheduler of the options; ASHA is given the results of earlier trials."""
+    """Build the configured scheduler. ASHA receives the results of earlier trials."""
     for seed in (random.seed, numpy.random.seed):  # Ray Tune draws from global generators
         seed(options.seed + SCHEDULER_SEED)
     if options.scheduler == "none":
@@ -108,5 +108,5 @@ def _population(space: Space, common: dict[str, Any]) -> PopulationBasedTraining
         hyperparam_mutations=mutations,
         custom_explore_fn=clamp,
         log_config=False,
-        require_attrs=False,  # a failed trial reports no metric
+        require_attrs=False,  # failed trials report no metric
     )

@@ -1,4 +1,4 @@
-"""`minigpt tune`: from a search space to the best config."""
+"""Run a search: `minigpt tune` from the search space to the best config."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from minigpt.tune.show import SearchDisplay
 from minigpt.tune.space import Space, Values, check_space, parse_space
 from minigpt.tune.trial import STOP_FILE, Trial, TrialSettings
 
-MAX_RESTARTS = 3  # of a trial whose worker was lost
-KEPT_CHECKPOINTS = 4  # of a member of a population: others may still read an earlier one
+MAX_RESTARTS = 3  # per trial whose worker was lost
+KEPT_CHECKPOINTS = 4  # per member of a population: others may read an earlier one
 
 
 def search(overrides: list[str], options: TuneOptions) -> None:
@@ -54,7 +54,7 @@ def search(overrides: list[str], options: TuneOptions) -> None:
 
 @dataclass
 class Search:
-    """A search in its folder. `earlier`: trials of earlier calls."""
+    """A search in its folder. `earlier`: trials from before it was resumed."""
 
     overrides: list[str]
     options: TuneOptions
@@ -79,7 +79,7 @@ class Search:
         search = self.options.search if self.grid is None else "every combination"
         self.display.line(
             f"search     {search}, {self.options.scheduler}, {self.total} trials of "
-            f"{self.max_steps} steps for the least {self.options.metric}"
+            f"{self.max_steps} steps, minimising {self.options.metric}"
         )
         remaining = self.total - len(self.ended)
         if remaining > 0:
@@ -148,19 +148,19 @@ class Search:
         )
 
     def _searcher(self) -> tuple[Any, dict[str, Any]]:
-        """Return what proposes values, and the part of Ray Tune's config that it samples from."""
+        """Return Ray Tune's searcher, and the search space in Ray Tune's config."""
         study = Study(self.space, self.options, self.ended)
         numbers = itertools.count(max((record.number for record in self.earlier), default=-1) + 1)
         planned = self._planned(study, numbers)
         if self.options.scheduler != "pbt":
             return Proposals(study, self.options.metric, planned, numbers), {}
-        # Population based training in Ray Tune takes no other searcher.
+        # Population based training in Ray Tune accepts no other searcher.
         points = [{"run": name, **values} for name, values in planned]
         names = tune.choice([name for name, _ in planned])
         return BasicVariantGenerator(points_to_evaluate=points), {"run": names} | self.space.domains
 
     def _planned(self, study: Study, numbers: Iterator[int]) -> list[tuple[str, Values]]:
-        """Return names and values of unfinished trials, then of a grid or a population."""
+        """Return names and values of planned trials: unfinished ones, then a grid or population."""
         population = self.options.scheduler == "pbt"
         new: list[Values] = []
         if self.grid is not None:
@@ -189,7 +189,7 @@ class Search:
             "status": "finished" if self.stop.number is None else "interrupted",
             "provenance": provenance(["minigpt", "tune", *self.overrides]),
             "max_steps": self.max_steps,
-            "seconds": time.perf_counter() - self.start_time,  # of this call
+            "seconds": time.perf_counter() - self.start_time,  # in this call
             "saving": asdict(saved),
             "best": best and best.to_dict(),
             "trials": [record.to_dict() for record in records],

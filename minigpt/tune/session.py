@@ -1,4 +1,4 @@
-"""Ray during a search: start it or join a cluster, and divide the cores among trials."""
+"""Start Ray or join a cluster for a search, and divide the cores among trials."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from minigpt.errors import Failure, UserError, first_line
 from minigpt.sweep.run import QUIET
 
-# No output, event files, change of working directory or usage reports by Ray.
+# Ray must not print, write event files, change the working directory or report usage.
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -22,22 +22,22 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_DEDUP_LOGS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours lets trials save first
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no metric
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # minigpt's handler lets trials save first
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # failed trials have no metric
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 CONNECT_SECONDS = 5.0
-OBJECT_STORE_BYTES = 100 * 2**20  # for configs and metrics; the minimum of Ray is 75 MiB
+OBJECT_STORE_BYTES = 100 * 2**20  # for configs and metrics; Ray's minimum is 75 MiB
 
 
 @dataclass(frozen=True)
 class Share:
-    """Resources of each of `jobs` concurrent trials."""
+    """Resources per trial with `jobs` concurrent trials."""
 
     jobs: int
     threads: int
-    cpus: float  # of Ray's bookkeeping
+    cpus: float  # for Ray's scheduling
     gpus: float
 
 
@@ -45,8 +45,8 @@ class Share:
 def ray_session(address: str | None, jobs: int | None, trials: int) -> Iterator[Share]:
     """Start Ray on this machine or join a cluster, and yield the share of each trial.
 
-    If Ray is initialized in this process, it is used and left running. Raises UserError if no
-    cluster answers.
+    A Ray that is already initialized in this process is used and left running. Raises UserError if
+    no cluster answers.
     """
     os.environ.update(ENVIRONMENT)
     import ray
@@ -72,7 +72,7 @@ def ray_session(address: str | None, jobs: int | None, trials: int) -> Iterator[
 
 
 def _require_cluster(address: str | None) -> None:
-    """Raise UserError if nothing listens at host:port, for which Ray would wait for minutes."""
+    """Raise UserError if nothing listens at host:port; Ray itself would wait for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host:
         try:
@@ -95,7 +95,7 @@ def _share(jobs: int | None, trials: int) -> Share:
     cpus = sum(node.get("CPU", 0) for node in nodes)
     gpus = sum(node.get("GPU", 0) for node in nodes)
     jobs = min(trials, jobs or int(gpus or cpus))
-    # A trial runs on one machine: the smallest machine bounds its share.
+    # A trial runs on one machine, so the smallest machine limits its share.
     cpu = min(cpus / jobs, min(node["CPU"] for node in nodes if node.get("CPU")))
     gpu = 1 / -(-jobs // int(gpus)) if gpus else 0.0
     return Share(jobs, max(1, int(cpu)), cpu if cpu < 1 else float(int(cpu)), gpu)

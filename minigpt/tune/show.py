@@ -19,13 +19,13 @@ from minigpt.tune.options import TuneOptions
 from minigpt.tune.records import Saving, TrialRecord, described_values
 from minigpt.tune.space import Values
 
-MAX_ROWS = 12  # of the live table: running trials, then the best
+MAX_ROWS = 12  # rows of the live table: running trials, then the best
 REFRESHES_PER_SECOND = 2
 
 
 @dataclass
 class TrialRow:
-    """Progress of one trial. `ended_now`: in this call."""
+    """Progress of one trial. `ended_now`: whether it ended in this call."""
 
     values: Values
     status: str = "waiting"
@@ -36,7 +36,7 @@ class TrialRow:
 
 
 class SearchDisplay(Callback):
-    """Shows what Ray Tune reports. `view` draws the table while it is entered."""
+    """Shows the progress that Ray Tune reports. `view` is a live table."""
 
     def __init__(
         self, options: TuneOptions, total: int, max_steps: int, ended: list[TrialRecord]
@@ -46,7 +46,7 @@ class SearchDisplay(Callback):
             record.name: TrialRow(record.values, record.status, record.step, record.value)
             for record in ended
         }
-        self.errors: list[str] = []  # of trials that Ray Tune does not restart
+        self.errors: list[str] = []  # errors of trials that are not restarted
         self.ended_before = len(self.rows)
         self.start_time = time.perf_counter()
         self.view = LiveView(self._live_table, REFRESHES_PER_SECOND)
@@ -129,7 +129,7 @@ class SearchDisplay(Callback):
         if best.adopted:
             self.line(
                 "           its optimizer options changed during training: best.yaml has the last "
-                "ones, tune.json all"
+                "values, tune.json all of them"
             )
         directory = shlex.quote(str(folder))
         self.line(f"again      minigpt train --config-dir {directory} --config-name best")

@@ -18,13 +18,13 @@ from minigpt.config.schema import Config
 from minigpt.errors import UserError, require
 from minigpt.tune.options import TuneOptions
 
-Values = dict[str, Any]  # by key of the override: str (as typed), int, float, bool or None
-BUDGET = ("trainer.max_steps", "trainer.eval_every")  # by which schedulers compare trials
+Values = dict[str, Any]  # by key: str (as typed), int, float, bool or None
+BUDGET = ("trainer.max_steps", "trainer.eval_every")  # schedulers compare trials by them
 
 
 @dataclass(frozen=True)
 class Space:
-    """Overrides of every trial (`fixed`), and the searched values by key (`domains`)."""
+    """The overrides shared by all trials (`fixed`), and the searched values by key (`domains`)."""
 
     fixed: list[str]
     domains: dict[str, Domain]
@@ -65,7 +65,7 @@ def parse_space(overrides: list[str]) -> Space:
         key, values = parse_values(text)
         plain = parse_override(text).key
         if plain == "resume" or plain.startswith(("hydra.", "hydra/", "sweep")):
-            raise UserError(f"{text}: a search starts its own runs; leave it out")
+            raise UserError(f"{text}: a search creates its own runs; leave it out")
         if plain in seen:
             raise UserError(f"{text}: {plain} is given twice; leave one of them out")
         seen.add(plain)
@@ -74,7 +74,7 @@ def parse_space(overrides: list[str]) -> Space:
         else:
             fixed.append(quoted(text))
     if not domains:
-        raise UserError(f"nothing to search: give a key several values, as {EXAMPLE}")
+        raise UserError(f"nothing to search: give a key several values, such as {EXAMPLE}")
     return Space(fixed, domains)
 
 
@@ -150,7 +150,7 @@ def check_space(space: Space, options: TuneOptions) -> Config:
 
 
 def _probes(space: Space) -> Iterator[Values]:
-    """Yield each value once, with the first value of all other keys; of an interval both bounds."""
+    """Yield each value once, with the first values of other keys. Intervals: both bounds."""
     values = {key: _extremes(domain) for key, domain in space.domains.items()}
     first = {key: extremes[0] for key, extremes in values.items()}
     yield first
@@ -162,7 +162,7 @@ def _extremes(domain: Domain) -> list[Any]:
 
 
 def bounds(domain: Any) -> tuple[Any, Any]:
-    """Return the least and the greatest value of an interval."""
+    """Return the lowest and the highest value of an interval."""
     whole = isinstance(domain.lower, int)
     return domain.lower, domain.upper - 1 if whole else domain.upper
 

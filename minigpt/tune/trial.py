@@ -1,7 +1,7 @@
-"""A trial: an ordinary run, trained in a Ray actor up to the next evaluation at a time.
+"""A trial: an ordinary run, trained in a Ray actor from one evaluation to the next.
 
-The run directory has all of its state. If the actor is killed, the trial resumes from the run's
-last checkpoint; Ray Tune's checkpoint only names the run to copy, for a population.
+The run directory has all state. If the actor is killed, the trial resumes from the run's last
+checkpoint. In a population, Ray Tune's checkpoint names the run to copy.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from minigpt.train.control import EarlyStop, StopRequest
 from minigpt.tune.records import TRIAL
 from minigpt.tune.space import Space, Values
 
-STOP_FILE = ".stop"  # in the search's folder: while it exists, trials save a checkpoint and exit
+STOP_FILE = ".stop"  # in the search's folder: if it exists, trials save a checkpoint and exit
 POLL_SECONDS = 0.3
-LOCK_SECONDS = 60.0  # for a killed actor, or one of a killed search, to exit
-ORIGIN = "origin.json"  # in Ray Tune's checkpoint: the run it was saved from
+LOCK_SECONDS = 60.0  # wait for an actor that was killed, or whose search was killed
+ORIGIN = "origin.json"  # in Ray Tune's checkpoint: the run that it belongs to
 
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """Settings that all trials of a search share. Paths are on a file system shared by machines."""
+    """Settings shared by all trials of a search. Paths are on a shared file system."""
 
     folder: str
     working_directory: str
@@ -49,7 +49,7 @@ class TrialSettings:
     population: bool  # trials copy each other's weights
 
     def evaluations(self, step: int) -> int:
-        """Return the number of evaluations up to a step: the unit of schedulers."""
+        """Return the number of evaluations up to a step, the time unit of schedulers."""
         return math.ceil(step / self.eval_every) if self.eval_every else 1
 
 
@@ -67,7 +67,7 @@ class Trial(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Open the run directory; training starts with the first step."""
         self.settings = TrialSettings(**config.pop("settings"))
-        config.pop("run")  # the name of the run it copied, if any; its own name does not change
+        config.pop("run")  # name of the run that it copied, if any; its own name stays
         self.values: Values = config
         os.chdir(self.settings.working_directory)  # for relative paths in overrides
         self.directory = RunDirectory(Path(self.settings.folder) / self.trial_name)
@@ -99,7 +99,7 @@ class Trial(tune.Trainable):
         return report
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Save the run at this step; for a population also copy it into Ray Tune's checkpoint."""
+        """Save the run at this step. In a population, also copy it into Ray Tune's checkpoint."""
         assert self.training is not None
         self.training.save()
         target, latest = Path(checkpoint_dir), self.training.latest
@@ -109,7 +109,7 @@ class Trial(tune.Trainable):
         write_json(target / ORIGIN, origin | {key: latest[key] for key in ("step", "seconds")})
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Copy the run of another trial; a checkpoint of this trial is already in its directory."""
+        """Copy the run of another trial. This trial's checkpoint is already in its directory."""
         source = RunDirectory(Path(checkpoint))
         origin = source.read_json(Path(checkpoint) / ORIGIN)
         adopted = self.record.setdefault("adopted", [])
@@ -121,7 +121,7 @@ class Trial(tune.Trainable):
         copy_run(source, self.directory)
         left = {"left_step": before["steps"], "left_seconds": before["seconds"]}
         adopted.append(origin | left | {"values": self.values})
-        self._write_record()  # last: after a kill before this, the run is copied again
+        self._write_record()  # written last: if killed before this, the run is copied again
 
     def cleanup(self) -> None:
         """Save and end the run, and wait until its result is written."""
@@ -131,7 +131,7 @@ class Trial(tune.Trainable):
 
 
 class Training(threading.Thread):
-    """Trains a run in a second thread; Ray calls the actor's methods in the first."""
+    """Trains a run in a second thread, since Ray calls the actor's methods in the first."""
 
     def __init__(self, settings: TrialSettings, directory: RunDirectory, values: Values) -> None:
         super().__init__(daemon=True)
@@ -158,7 +158,7 @@ class Training(threading.Thread):
             return report
 
     def save(self) -> None:
-        """Write a checkpoint while the training waits."""
+        """Write a checkpoint while training is paused."""
         self.orders.put(Order.SAVE)
         self.saved.get()
 

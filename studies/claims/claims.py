@@ -1,4 +1,4 @@
-"""Judge the blog posts' claims on the runs that run.py trained.
+"""Judge the blog posts' claims from the runs that run.py trained.
 
 A claim is the sentence in configs/experiment/claims/NAME.yaml. Its finding is a verdict with tables
 of differences: paired by seed, 95 % t-intervals, p-values Holm-corrected within the claim.
@@ -28,7 +28,7 @@ HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 TOLERANCE = 0.02  # nats/token; losses that differ by less count as equivalent
 BITS_TOLERANCE = TOLERANCE / math.log(2)  # bits/byte, for characters of one byte
 FAR = 0.1  # nats/token
-LENGTHS = (64, 256, 1024, 2048)  # of the backends
+LENGTHS = (64, 256, 1024, 2048)  # lengths for the comparison of backends
 TOKENS, REPEATS = 4096, 7
 INPUT_ONLY = ("learned", "sinusoidal")
 EXTRAPOLATING = ("alibi", "rope", "sinusoidal", "t5")  # judged beyond the training length
@@ -80,7 +80,7 @@ class Runs:
     def losses(self, *values: str, bits: bool = False) -> Seeds:
         """Return the validation loss of a design by seed, in nats/token or bits/byte.
 
-        A diverged run counts with the loss of guessing: ln n per token.
+        A diverged run counts with the loss of uniform guessing: ln n per token.
         """
         seeds = self[values].seeds("val_bits_per_byte" if bits else "val_loss")
         for run in self[values].unfinished:
@@ -119,7 +119,7 @@ def listed(values: Iterable[object]) -> str:
 
 
 def positional_runs(folder: Path) -> Runs:
-    """Return the runs that the claims about positions share."""
+    """Return the runs shared by the claims about positions."""
     return Runs(folder / "positional", "model.positional.name")
 
 
@@ -354,7 +354,7 @@ def heads(folder: Path) -> Finding:
     table, signs = judge("heads", "Paired differences", effects)
     config = runs[(str(most),)].config
     head_size = int(config["model.n_embd"]) // int(config["model.n_head"])
-    titles = ("heads of keys and values", "cache, bytes/token (fp32)", "validation loss")
+    titles = ("key-value heads", "cache, bytes/token (fp32)", "validation loss")
     columns = [*map(Column, ("heads", "bytes", "loss"), titles)]
     head_bytes = 2 * 4 * head_size * int(config["model.n_layer"])
     rows: list[list[Cell]] = [
@@ -367,7 +367,7 @@ def heads(folder: Path) -> Finding:
 
 
 def backend(_folder: Path, overrides: Sequence[str] = ()) -> Finding:
-    """Measure time and memory of one layer with both backends in alternation."""
+    """Measure time and memory of one layer with both backends, interleaved."""
     columns = [
         Column("length"),
         Column("ratio", "time, sdpa over eager", digits=2),

@@ -1,4 +1,4 @@
-"""Train what the blog posts' claims need, judge them, and write a page.
+"""Train the runs for the blog posts' claims, judge the claims, and write a page.
 
     python studies/claims/run.py                                # 75 minutes on two CPU cores
     python studies/claims/run.py --claims norm,heads            # some; writes runs/claims/claims.md
@@ -43,12 +43,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The blog posts' claims, tested.")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all runs")
     parser.add_argument("--folder", type=Path, default=Path("runs/claims"))
-    parser.add_argument("--claims", default=",".join(CLAIMS), help="which, as norm,heads")
+    parser.add_argument("--claims", default=",".join(CLAIMS), help="such as norm,heads")
     parser.add_argument("--out", type=Path, help="the page (default: results.md for all claims)")
-    parser.add_argument("--judge", action="store_true", help="train nothing")
-    parser.add_argument("--launcher", default="joblib", help="of Hydra, for the sweeps")
+    parser.add_argument("--judge", action="store_true", help="judge existing runs without training")
+    parser.add_argument("--launcher", default="joblib", help="Hydra's launcher for the sweeps")
     parser.add_argument("--searches", default="1,2,3,4,5", help="seeds of the searches")
-    parser.add_argument("--trials", default="8", help="trials of a search")
+    parser.add_argument("--trials", default="8", help="trials per search")
     options = parser.parse_intermixed_args()
     names = options.claims.split(",")
     judges = CLAIMS | {"backend": partial(backend, overrides=options.overrides)}
@@ -73,12 +73,12 @@ def main() -> None:
 
 
 def train(options: Namespace, names: list[str]) -> None:
-    """Train and evaluate what the claims need and the folder lacks."""
+    """Train and evaluate the runs of the claims that are missing in the folder."""
     for experiment, folder in dict.fromkeys(s for name in names for s in SWEEPS.get(name, [])):
         command = ["train", "-m", f"experiment=claims/{experiment}", "logger=none"]
         command += [f"hydra/launcher={options.launcher}"]
         command += [f"hydra.sweep.dir={options.folder / folder}"]
-        failed = minigpt([*command, *options.overrides], allowed=1)  # 1: runs diverged
+        failed = minigpt([*command, *options.overrides], allowed=1)  # 1: a run diverged
         if failed:
             print(f"{experiment}: some runs failed", file=sys.stderr)
     if "beyond" in names:
@@ -98,7 +98,7 @@ def train(options: Namespace, names: list[str]) -> None:
 
 
 def search(options: Namespace, scheduler: str, seed: str) -> None:
-    """Run a search that has not finished."""
+    """Run or resume a search, unless it has finished."""
     folder = options.folder / "early_stopping" / f"{scheduler}_{seed}"
     file = folder / "tune.json"
     if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["status"] == "finished":

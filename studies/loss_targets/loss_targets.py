@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def train(experiment: str, seed: int, overrides: list[str]) -> tuple[dict[str, Any], float]:
-    """Return the result of a run, with the seconds of its steps, and those of the command."""
+    """Train a run; return its result, the seconds of its steps and of the whole command."""
     with tempfile.TemporaryDirectory() as folder:
         chosen = [f"experiment={experiment}", *overrides, f"seed={seed}"]
         command = [sys.executable, "-m", "minigpt.cli", "train", *chosen]

@@ -1,4 +1,4 @@
-"""Train attentions on text with repeated phrases, and test whether they find a key far back.
+"""Train attentions on text with repeated phrases, and test retrieval of a key far back.
 
     python studies/planted_key/planted_key.py
 
@@ -43,14 +43,14 @@ DESIGN = [
 
 
 def main() -> None:
-    """Train what is missing, ask, print the table and write it if asked to."""
+    """Train missing runs, test them, print the table and optionally write it."""
     parser = argparse.ArgumentParser(description="Retrieval of a planted key.")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all runs")
     parser.add_argument("--folder", type=Path, default=Path("runs/planted_key"))
     parser.add_argument("--attentions", default="full,sliding_window,performer,landmark")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--letters", type=int, default=2_000_000, help="of the text to train on")
+    parser.add_argument("--letters", type=int, default=2_000_000, help="in the training text")
     parser.add_argument("--lengths", default="64,128,256,512,1024,2048,4096", help="of questions")
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--out", type=Path, help="also write the table as Markdown")
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def ask_all(folder: Path, lengths: list[int], n_questions: int) -> Table:
-    """Return the share of right answers of each design at each length of a question."""
+    """Return the accuracy of each design at each question length."""
     rows: list[list[Cell]] = []
     designs = group(find_runs([str(folder)]).runs, [])
     for design in designs:
@@ -95,7 +95,7 @@ def ask_all(folder: Path, lengths: list[int], n_questions: int) -> Table:
 
 
 def ask(run: Path, lengths: list[int], n_questions: int) -> dict[int, float]:
-    """Return the share of right answers of a run by length, and keep them in answers.json."""
+    """Return the accuracy of a run by length, and save it in answers.json."""
     trained = TrainedRun.load(str(run))
     file, weights = run / "answers.json", sha256(trained.weights.read_bytes())
     saved = json.loads(file.read_text()) if file.exists() else {}

@@ -113,6 +113,7 @@ def test_a_run_of_a_gpu_resumes_on_the_cpu(cli: Cli, workdir: Path) -> None:
     content["random"] |= {"cuda": torch.zeros(16, dtype=torch.uint8), "batches_on": "cuda"}
     content["random"]["batches"] = torch.zeros(16, dtype=torch.uint8)  # of a CUDA generator
     torch.save(content, training)
+    (training.parent / "checksums.json").unlink()
     if not torch.cuda.is_available():
         refused = cli("train", "resume=run", "trainer.max_steps=12")
         assert refused.code == 2 and "trainer.device=cuda: not available" in refused.err

@@ -33,7 +33,9 @@ def test_a_problem_has_key_value_reason_and_remedy() -> None:
 
 def test_require_compatible_raises_the_first_problem() -> None:
     config = tiny_config(attention="performer", dropout=0.1)
-    with pytest.raises(UserError, match=r"^attention=performer: it has no weights .*; set it to 0"):
+    with pytest.raises(
+        UserError, match=r"^attention=performer: it has no attention weights .*; set that to 0"
+    ):
         require_compatible(config)
     with pytest.raises(AssertionError, match="attention=performer"):
         GPT(config, N_VOCAB)

@@ -89,7 +89,7 @@ def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
         ),
         (
             ["attention=chunked", "model.attention.layers=[]"],
-            r"model.attention.layers=\[\]: give names, as \[chunked,full\]",
+            r"model.attention.layers=\[\]: give names, such as \[chunked,full\]",
         ),
         (
             ["attention=chunked", "model.attention.layers=[chunkd]"],
@@ -97,7 +97,7 @@ def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
         ),
         (
             ["attention=chunked", "model.attention.layers=[full]"],
-            "model.attention.layers=.*: no layer has it; add chunked",
+            "model.attention.layers=.*: no layer uses it; add chunked",
         ),
         (
             ["attention=landmark", "model.attention.retrieved=0"],
@@ -113,7 +113,7 @@ def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
         ),
         (
             *(["attention=chunked", "model.attention.layers=[full,chunked]", "model.n_layer=1"],),
-            r"model.attention.layers=.*: no layer of model.n_layer=1 has it; name chunked first",
+            r"model.attention.layers=.*: no layer of model.n_layer=1 uses chunked; put it first",
         ),
         (["attention=landmark", "model.attention.block=7"], "model.attention.block=7: .*=128 must"),
         (["attention=landmark", "model.attention.block=128"], "model.attention.block=128: .*two"),
@@ -124,13 +124,13 @@ def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
         ),
         (
             ["model=bigram", "attention=chunked"],
-            "attention=chunked: works inside blocks, and model.n_layer=0 has none; use full",
+            "attention=chunked: needs blocks, but model.n_layer=0 has no blocks; use full",
         ),
-        (["model=bigram", "ffn=moe"], "ffn=moe: works inside blocks, and .*; use relu2"),
-        (["model=bigram", "ffn=conv"], "ffn=conv: works inside blocks, and .*; use relu2"),
+        (["model=bigram", "ffn=moe"], "ffn=moe: needs blocks, but .*; use relu2"),
+        (["model=bigram", "ffn=conv"], "ffn=conv: needs blocks, but .*; use relu2"),
         (["model=bigram", "model.n_layer=2"], "model=bigram: a bigram has .*; set model.n_layer=0"),
-        (["model=bigram", "model.n_kv_head=1"], "model.n_kv_head=1: works inside .*; use null"),
-        (["model=bigram", "model.logit_softcap=5"], "model.logit_softcap=5.0: works .*; use null"),
+        (["model=bigram", "model.n_kv_head=1"], "model.n_kv_head=1: needs blocks, .*; use null"),
+        (["model=bigram", "model.logit_softcap=5"], "model.logit_softcap=5.0: needs .*; use null"),
         (["attention=windowed"], "attention=windowed: no such attention"),
         (["ffn=conv", "model.ffn.kernel=0"], "model.ffn.kernel=0: must be 1 or more"),
         (["ffn=conv", "model.ffn.kernel=129"], "model.ffn.kernel=129: exceeds model.block_size"),

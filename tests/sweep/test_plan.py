@@ -92,7 +92,7 @@ def test_an_invalid_job_stops_a_sweep_before_it_starts(cli: Cli, workdir: Path) 
         outcome = cli("train", "-m", *TINY, *options)
         assert outcome.code == 2 and message in outcome.err, outcome.err
         assert outcome.err.count("\n") == 1
-    assert "sweep=norm: belongs to a sweep; add -m" in cli("train", *TINY, "sweep=norm").err
+    assert "sweep=norm: is an option of sweeps; add -m" in cli("train", *TINY, "sweep=norm").err
     assert sorted(workdir.rglob("*")) == before
 
 

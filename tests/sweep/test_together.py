@@ -104,9 +104,9 @@ def test_unsupported_options_are_rejected(cli: Cli, workdir: Path) -> None:
         ),
         (["ffn=moe"], "ffn=moe: expert routing has no batching rule"),
         (["backend=sdpa"], "model.backend.name=sdpa: fused attention has no batching rule"),
-        (["hydra.launcher.at_once=0"], "hydra.launcher.at_once=0: must be a whole number of 1"),
-        (["hydra.launcher.at_once=2.5"], "hydra.launcher.at_once=2.5: must be a whole number"),
-        (["hydra.launcher.at_once=abc"], "hydra.launcher.at_once=abc: must be a whole number"),
+        (["hydra.launcher.at_once=0"], "hydra.launcher.at_once=0: must be an integer of 1"),
+        (["hydra.launcher.at_once=2.5"], "hydra.launcher.at_once=2.5: must be an integer"),
+        (["hydra.launcher.at_once=abc"], "hydra.launcher.at_once=abc: must be an integer"),
     ):
         outcome = cli("train", "-m", *TINY, "seed=1,2", REPLICAS, *options)
         assert outcome.code == 2 and message in outcome.err and outcome.err.count("\n") == 1

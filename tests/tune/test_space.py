@@ -130,7 +130,7 @@ def test_trial_names_are_valid_file_names() -> None:
         (["optimizer.lr=choice(1)"], "optimizer.lr=1: has one value"),
         (["optimizer.lr=1,1"], "contains a value twice"),
         (["seed=1,2", "seed=3"], "seed is given twice"),
-        (["seed=1,2", "resume=latest"], "resume=latest: a search starts its own runs"),
+        (["seed=1,2", "resume=latest"], "resume=latest: a search creates its own runs"),
         (["seed=1,2", "--search", "grid", "--trials", "3"], "leave --trials out"),
         (["optimizer.lr=interval(1,2)", "--search", "grid"], "--search grid needs a list"),
         (["seed=1,2", "--scheduler", "pbt", "--search", "grid"], "--search=grid: the population"),
@@ -142,7 +142,7 @@ def test_trial_names_are_valid_file_names() -> None:
         (["tokenizer=char,gpt2"], "use --metric val_bits_per_byte"),
         (["seed=1,2", "--jobs", "0"], "--jobs=0: must be 1 or more"),
         (["seed=1,2", "--schedule", "asha"], "unrecognized arguments: --schedule"),
-        (["seed"], "seed: not understood; write key=value"),
+        (["seed"], "seed: cannot be parsed; write key=value"),
         (["seed=1,2", "--seed", "-1"], "--seed=-1: must be from 0 to 2^32 - 1"),
         (["seed=1,2", "--address", "foo"], "--address=foo: give auto, or a cluster's host:port"),
         (

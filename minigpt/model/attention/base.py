@@ -1,7 +1,7 @@
-"""The interface of every attention: which keys a query attends to, and how values are mixed.
+"""The base class of attentions: which keys a query attends to, and how values are combined.
 
-Most are patterns: a mask_mod that says which keys a query attends to, under which every backend
-computes the same softmax. The others override `forward`.
+Most attentions are patterns: they define a `mask_mod`, and a backend computes the masked softmax.
+The others override `forward`.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from minigpt.model.kv_cache import EMPTY
 from minigpt.model.shape import ModelShape
 from minigpt.registry import Registry
 
-# Queries of a block, at least: matrix products of this size run at full speed on a CPU.
+# Minimum number of queries per block: matmuls of this size run at full speed on a CPU.
 MIN_BLOCK_QUERIES = 128
 
 
 @dataclass
 class AttentionConfig:
-    """Options every attention has."""
+    """Options of every attention."""
 
     name: str
 
     def by_layer(self, n_layer: int) -> list[bool]:
-        """Return for each layer whether it has this attention; the others have full attention."""
+        """Return, per layer, whether it uses this attention rather than full attention."""
         return [True] * n_layer
 
 
 @dataclass
 class AlternatingAttentionConfig(AttentionConfig):
-    """`layers`: attention by layer, this one or `full`; the list repeats over the layers."""
+    """`layers`: names of attentions, this one or `full`; the list is repeated over the layers."""
 
     layers: list[str]
 
     def __post_init__(self) -> None:
         key = "model.attention.layers"
-        require(bool(self.layers), key, "[]", f"give names, as [{self.name},full]")
+        require(bool(self.layers), key, "[]", f"give names, such as [{self.name},full]")
         for name in self.layers:
             require_one_of(key, name, (self.name, "full"))
-        why = f"no layer has it; add {self.name}, or use attention=full"
+        why = f"no layer uses it; add {self.name}, or use attention=full"
         require(self.name in self.layers, key, self.layers, why)
 
     def by_layer(self, n_layer: int) -> list[bool]:
@@ -56,8 +56,8 @@ class AlternatingAttentionConfig(AttentionConfig):
 
 
 def fraction_of_block(value: int | None, shape: ModelShape, divisor: int) -> int:
-    """Return a number of positions, by default block_size / divisor."""
-    assert value is None or value <= shape.block_size, "refused by `compatibility`"
+    """Return `value`, or block_size / divisor if it is None."""
+    assert value is None or value <= shape.block_size, "`compatibility` should have rejected this"
     return max(1, shape.block_size // divisor) if value is None else value
 
 
@@ -65,8 +65,8 @@ def fraction_of_block(value: int | None, shape: ModelShape, divisor: int) -> int
 class QueryBlocks:
     """A sequence split into blocks of `n` queries, each with the keys that its queries attend to.
 
-    The keys of a block are its own and the `reach` positions before it. Blocks are rows of a larger
-    batch (b p), p blocks per sequence: time and memory are linear in the length.
+    The keys of a block are at its own and the `reach` preceding positions. Blocks become rows of a
+    larger batch (b p), with p blocks per sequence, so time and memory are linear in the length.
     """
 
     length: int
@@ -105,13 +105,13 @@ class Attention(nn.Module):
 
     A query attends to the keys that `mask_mod` allows. One module is used in all layers.
 
-    Parameters and buffers that differ between layers have the layer as their first axis. An option
-    that is None has its default as an attribute of the same name.
+    The first axis of per-layer parameters and buffers is the layer. An option that is None has its
+    default value in an attribute of the same name.
 
-    `horizon`: positions that a query attends to at most, its own included, and so all that a cache
-    stores; None for all. `rows_per_token`: rows of x, for FLOPs. `mask_by_head`: whether the mask
-    differs between heads. `uses_backend`: whether a backend computes it. `supports_documents`:
-    whether it can mask other documents.
+    `horizon`: maximum number of positions a query attends to, including its own, which a cache must
+    store; None for all. `rows_per_token`: rows of x per token, to count FLOPs. `mask_by_head`:
+    whether the mask differs between heads. `uses_backend`: whether a backend computes it.
+    `supports_documents`: whether it can mask other documents.
     """
 
     horizon: int | None = None
@@ -126,24 +126,24 @@ class Attention(nn.Module):
     def mask_mod(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         """Return True where head h of the query at q_idx attends to the key at kv_idx.
 
-        FlexAttention's mask_mod, with absolute positions for indices, from tensors that broadcast
-        against each other. It is combined with the causal mask. By default: all earlier keys.
+        A FlexAttention mask_mod whose indices are absolute positions, given as broadcastable
+        tensors. It is combined with the causal mask. By default: all earlier keys.
         """
         return q_idx >= kv_idx
 
     def resolved(self, options: AttentionConfig) -> AttentionConfig:
-        """Return its options with the default in place of each None."""
+        """Return the options with each None replaced by its default."""
         unset = [f.name for f in fields(options) if getattr(options, f.name) is None]
         return replace(options, **{name: getattr(self, name) for name in unset})
 
     def keys_per_query(self, length: int) -> float:
-        """Return the keys that a query attends to in a text of `length` tokens, for FLOPs."""
+        """Return the number of keys per query in a sequence of `length` tokens, to count FLOPs."""
         return length
 
     def extend_sequence(
         self, x: Tensor, positions: Tensor, in_order: bool
     ) -> tuple[Tensor, Tensor]:
-        """Append rows that are not tokens to embeddings (b, t, d) and positions (b or 1, t)."""
+        """Append embeddings of other than tokens to (b, t, d), and positions to (b or 1, t)."""
         return x, positions
 
     def bias_of(self, ctx: ForwardContext, q: Tensor, k: Tensor, in_order: bool) -> AttentionBias:
@@ -157,9 +157,9 @@ class Attention(nn.Module):
     def bias_and_blocks(
         self, ctx: ForwardContext, batch: int
     ) -> tuple[AttentionBias, QueryBlocks | None]:
-        """Return the bias of this forward's tokens, and the blocks to compute it in, if any.
+        """Return the bias of the new tokens, and the query blocks to compute it in, if any.
 
-        Rows with documents are not split.
+        Sequences with documents are not split into blocks.
         """
         cached = None if ctx.cache is None else ctx.cache.reserve(self.horizon)
         positions, in_order = ctx.positions, ctx.in_order
@@ -176,7 +176,7 @@ class Attention(nn.Module):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, ctx: ForwardContext, layer: int, dropout: float
     ) -> Tensor:
-        """Mix values: q (b, h, t, e), k and v (b, h or fewer, t, e) -> (b, h, t, e)."""
+        """Compute attention: q (b, h, t, e), k and v (b, h or fewer, t, e) -> (b, h, t, e)."""
         q, k = ctx.positional.rotate(q, k, ctx.positions, layer)
         bias, blocks = ctx.once(self, lambda: self.bias_and_blocks(ctx, len(q)))
         if ctx.cache is not None:
@@ -190,6 +190,6 @@ class Attention(nn.Module):
 
 
 def repeat_kv(x: Tensor, q: Tensor) -> Tensor:
-    """Repeat keys or values (b, n_kv_head, t, e) for the query heads that share them."""
+    """Repeat keys or values (b, n_kv_head, t, e) to one per query head."""
     n_shared = q.shape[1] // x.shape[1]
     return x if n_shared == 1 else x.repeat_interleave(n_shared, dim=1)

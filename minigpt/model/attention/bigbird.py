@@ -20,9 +20,9 @@ PRIME = 2**31 - 1
 
 @dataclass
 class BigBirdConfig(AlternatingAttentionConfig):
-    """`block`: positions of a block, None for a sixteenth of block_size. A query attends to the
-    last `n_window` blocks, its own included, the first `n_global` of the text, and `n_random` drawn
-    with replacement by `seed`."""
+    """`block`: positions per block, None for block_size / 16. A query attends to the last
+    `n_window` blocks including its own, to the first `n_global` blocks of the sequence, and to
+    `n_random` blocks drawn with replacement, seeded by `seed`."""
 
     block: int | None
     n_window: int
@@ -41,12 +41,12 @@ class BigBirdConfig(AlternatingAttentionConfig):
 
 @ATTENTION.register("bigbird", BigBirdConfig)
 class BigBird(Attention):
-    """Window, global and random blocks (Zaheer et al. 2020), as far as they are earlier.
+    """Window, global and random blocks (Zaheer et al. 2020), under a causal mask.
 
-    Each head draws its own blocks for each block of queries, the same in all layers, by a hash of
-    the three numbers, so that the draws do not depend on the length of the text. A key may be
-    attended to from any later position, so a cache stores all. FlexAttention skips masked blocks;
-    the other backends compute and mask them.
+    The random blocks of a query block differ between heads and are the same in all layers. They are
+    a hash of seed, head and block, and so do not depend on the length. Any later query may attend
+    to a key, so a cache stores all keys. FlexAttention skips masked blocks; the other backends
+    compute and mask them.
     """
 
     mask_by_head = True

@@ -18,7 +18,7 @@ from minigpt.model.shape import ModelShape
 
 @dataclass
 class ChunkedConfig(AlternatingAttentionConfig):
-    """`chunk`: positions of a chunk; None for a quarter of block_size."""
+    """`chunk`: positions per chunk; None for block_size / 4."""
 
     chunk: int | None
 
@@ -29,9 +29,9 @@ class ChunkedConfig(AlternatingAttentionConfig):
 
 @ATTENTION.register("chunked", ChunkedConfig)
 class Chunked(Attention):
-    """Keys of the query's chunk of positions (Child et al. 2019's blocks; Llama 4, Meta 2025).
+    """A query attends to the keys of its own chunk (Child et al. 2019; Llama 4, Meta 2025).
 
-    No information crosses the border of a chunk in these layers: let `layers` alternate with full.
+    No information crosses chunk boundaries in these layers; `layers` can alternate with `full`.
     Time and memory are linear in the length, and a cache stores one chunk.
     """
 

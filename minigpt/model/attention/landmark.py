@@ -16,20 +16,20 @@ from minigpt.model.context import ForwardContext
 from minigpt.model.kv_cache import KVCache
 from minigpt.model.shape import ModelShape
 
-# Added to a landmark's score per block, so that of equal scores the later block's wins: landmarks
-# of the first layer have no content yet, and rounding must not choose among them.
+# Added to a landmark's score once per block index, so that ties go to the later block: in the first
+# layer all landmarks are equal, and rounding must not decide between them.
 TIE_BREAK = 2e-6
-# From this many times the retrieved blocks on, gathering only those is faster on a CPU.
+# With this many times the retrieved blocks or more, gathering only those is faster on a CPU.
 GATHER_FROM = 8
-# Scores, or channels of gathered keys, that are computed at once, so that memory in evaluation is
-# linear in the length.
+# Maximum number of scores, or of channels of gathered keys, computed at once in evaluation, so that
+# memory is linear in the length.
 MAX_NUMBERS = 2**24
 
 
 @dataclass
 class LandmarkConfig(AttentionConfig):
-    """`block`: tokens of a block, None for the largest divisor of block_size up to an eighth of it.
-    `retrieved`: earlier blocks that a query attends to, None for all that block_size holds."""
+    """`block`: tokens per block, None for the largest divisor of block_size up to block_size / 8.
+    `retrieved`: earlier blocks that a query attends to, None for all that fit into block_size."""
 
     block: int | None
     retrieved: int | None
@@ -38,14 +38,14 @@ class LandmarkConfig(AttentionConfig):
         require_at_least(1, "model.attention", self, "block", "retrieved", or_null=True)
 
     def block_length(self, block_size: int) -> int:
-        """Return the tokens of a block."""
+        """Return the number of tokens per block."""
         lengths = range(1, max(1, block_size // 8) + 1)
         return self.block or max(n for n in lengths if block_size % n == 0)
 
 
 @dataclass(frozen=True)
 class StoredKeys:
-    """Near keys, far keys and values (b, h, s, e) by slot, and which slots are occupied (b, s)."""
+    """Near keys, far keys and values (b, h, s, e) by slot, and the mask (b, s) of used slots."""
 
     near: Tensor
     far: Tensor
@@ -58,17 +58,17 @@ class Landmark(Attention):
     """Landmark attention (Mohtashami & Jaggi 2023), with the grouped softmax of its section 3.
 
     After each block of text comes a landmark, a learned embedding that passes through all layers
-    and attends as a token of its block does. A query's softmax is over the keys of its own block
+    and attends like a token of its block. A query's softmax is over the keys of its own block
     and the landmarks of earlier blocks; a landmark's weight is divided among the keys of its block
     by a softmax over them. Only the `retrieved` landmarks with the highest scores count, for each
     query and head; of equal ones, the later. A block farther back than block_size allows is treated
-    as if it stood at that distance, so that distances stay those of training ("stingy" positions,
-    section 3.3). For this, keys are stored twice: near keys at their own position, far keys at
-    their position within the block.
+    as if it were at that distance, so that no distance exceeds those in training ("stingy"
+    positions, section 3.3). For this, keys are stored twice: near keys at their own position, far
+    keys at their position within the block.
 
-    A landmark has the position of its block's last token; in the paper, a position of its own.
-    n_embd parameters. Time is quadratic in the length until only retrieved blocks are computed;
-    memory is linear in evaluation.
+    A landmark has the position of its block's last token; in the paper it has its own position.
+    n_embd parameters. Time is quadratic in the length unless only retrieved blocks are computed;
+    in evaluation, memory is linear.
     """
 
     uses_backend, supports_documents = False, False
@@ -89,7 +89,7 @@ class Landmark(Attention):
     ) -> tuple[Tensor, Tensor]:
         """Append a landmark for each token that ends a block.
 
-        A row with fewer of them than another gets extra landmarks, which are not stored.
+        Rows with fewer landmarks than others are padded with landmarks that are not stored.
         """
         if in_order:
             ends = positions[:, self.block - 1 :: self.block]
@@ -121,21 +121,21 @@ class Landmark(Attention):
         return torch.cat(mixed, 2)
 
     def has_far_blocks(self, ctx: ForwardContext) -> bool:
-        """Whether a text has blocks that are farther apart than in training."""
+        """Whether the sequence has blocks farther apart than in training."""
         return ctx.last_position // self.block > self.farthest
 
     def gathers(self, slots: int) -> bool:
-        """Whether retrieved blocks are so few that their keys are gathered and no others scored."""
+        """Whether to gather the keys of retrieved blocks instead of scoring all keys."""
         return slots // self.block > GATHER_FROM * (self.retrieved + 1)
 
     def far_query_position(self, positions: Tensor) -> Tensor:
-        """Return the position of queries relative to far keys, which stand in the first block."""
+        """Return the position of queries relative to far keys, which are in the first block."""
         return positions % self.block + self.farthest * self.block
 
     def stored(
         self, k: Tensor, v: Tensor, q: Tensor, ctx: ForwardContext, layer: int
     ) -> tuple[StoredKeys, StoredKeys]:
-        """Store keys and values; return those of all tokens, in whole blocks, and of landmarks."""
+        """Store keys and values; return all, padded to full blocks, and those of landmarks."""
         cache, n = ctx.once(self, lambda: self.reserved_cache(ctx, len(q))), ctx.n_tokens
         results = []
         for name, rows in ((None, slice(0, n)), ("landmarks", slice(n, None))):
@@ -148,7 +148,7 @@ class Landmark(Attention):
         return results[0], results[1]
 
     def reserved_cache(self, ctx: ForwardContext, batch: int) -> KVCache:
-        """Return the cache, or a temporary one, with slots for this forward's rows."""
+        """Return the KV cache, or a temporary one, with slots for the rows of this forward pass."""
         positions, n = ctx.positions.expand(batch, -1), ctx.n_tokens
         cache = ctx.cache
         if cache is None:
@@ -163,7 +163,7 @@ class Landmark(Attention):
     def attend(
         self, scorer: Scorer, tokens: StoredKeys, landmarks: StoredKeys, dropout: float
     ) -> Tensor:
-        """Return the mixed values (b, h, i, e) of the scorer's queries."""
+        """Return the attention output (b, h, i, e) of the scorer's queries."""
         n_blocks, positions = landmarks.near.shape[2], scorer.positions
         block_ids = torch.arange(n_blocks, device=positions.device)
         slots = torch.arange(n_blocks * self.block, device=positions.device)
@@ -226,7 +226,7 @@ class Scorer:
     layer: int
 
     def all_keys(self, keys: StoredKeys, k_positions: Tensor) -> Tensor:
-        """Return the scores of all keys, which stand at `k_positions` (j): (b, h, i, j)."""
+        """Return the scores (b, h, i, j) of all keys, which are at `k_positions` (j)."""
 
         def bias(q: Tensor, k: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return self.attention.bias_of(self.ctx, i, j, False).dense_bias(q, k, self.layer)
@@ -276,7 +276,7 @@ class Scorer:
         k_positions: Tensor,
         bias: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor:
-        """Return scores from dot products with near and far keys, the latter for far blocks."""
+        """Return the scores: dot products with far keys for far blocks, else with near keys."""
 
         def scored(products: Tensor, q: Tensor, k: Tensor, i: Tensor, j: Tensor) -> Tensor:
             scores = products / q.shape[-1] ** 0.5

@@ -14,13 +14,13 @@ from minigpt.model.context import ForwardContext
 from minigpt.model.shape import ModelShape
 
 MAX_FEATURES = 65536
-CHUNK = 128  # tokens whose pairs are computed directly; all earlier ones are in the state
-MIN_LOG = -1e30  # finite, so that differences of logarithms are
+CHUNK = 128  # tokens per chunk, computed as pairs; earlier tokens are in the state
+MIN_LOG = -1e30  # finite, so that differences of logarithms are finite
 
 
 @dataclass
 class PerformerConfig(AlternatingAttentionConfig):
-    """`features`: random features of each query and key."""
+    """`features`: number of random features per query and key."""
 
     features: int
 
@@ -37,8 +37,8 @@ class Performer(Attention):
 
     phi(x)_m = exp(w_m . x' - |x'|^2 / 2), x' = x / e^(1/4): positive, and unbiased over w, which
     are normal vectors made orthogonal to each other in groups of head_size. They are drawn once per
-    layer and saved with the weights. Computed in fp32. Time and memory are linear in the length; a
-    decoder keeps features * (head_size + 1) + 1 numbers per head, whatever the length.
+    layer and saved with the weights. Computed in fp32. Time and memory are linear in the length;
+    the decoding state has features * (head_size + 1) + 1 numbers per head, at any length.
     """
 
     uses_backend, supports_documents = False, False
@@ -51,14 +51,14 @@ class Performer(Attention):
         self.register_buffer("features", torch.stack(by_layer) if by_layer else empty)
 
     def keys_per_query(self, length: int) -> float:
-        """Features of query and key, the state's update and its use, and the pairs of a chunk."""
+        """Return the equivalent number of keys of features, state update and use, and chunk."""
         _, n, e = self.features.shape
         return 2 * n + min(length, CHUNK) * (1 + n / e) / 2
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, ctx: ForwardContext, layer: int, dropout: float
     ) -> Tensor:
-        assert dropout == 0, "refused by `compatibility`"
+        assert dropout == 0, "`compatibility` should have rejected this"
         dtype = v.dtype
         q, k = ctx.positional.rotate(q, k, ctx.positions, layer)
         k, v = repeat_kv(k, q), repeat_kv(v, q)
@@ -85,8 +85,8 @@ class Performer(Attention):
         """Return each query's weighted mean of the values (b, h, t, e), whose last channel is 1.
 
         The state is sum_j phi(k_j) v_j^T / exp(largest). The scale of each key is kept as a
-        logarithm, and each query subtracts the largest among its keys, so that a long key does not
-        make the earlier ones underflow.
+        logarithm, and each query subtracts the largest among its keys, so that a key with a large
+        norm does not make earlier keys underflow.
         """
         b, h, length, n = log_k.shape
         states = {} if ctx.cache is None else ctx.cache.states
@@ -97,8 +97,8 @@ class Performer(Attention):
         for start in range(0, length, CHUNK):
             chunk = slice(start, start + CHUNK)
             q_part, v_part, log_part = q[:, :, chunk], v[:, :, chunk], log_k[:, :, chunk]
-            log_scale = log_part.detach().amax(-1).clamp(min=MIN_LOG)  # of each key, (b, h, j)
-            # The largest scale among the keys of each query, (b, h, i).
+            log_scale = log_part.detach().amax(-1).clamp(min=MIN_LOG)  # per key: (b, h, j)
+            # Largest scale among the keys of each query: (b, h, i).
             running = torch.cat((largest, log_scale), -1).cummax(-1).values[..., 1:]
             k_part = (log_part - log_scale[..., None]).exp()
             log_factors = log_scale[..., None, :] - running[..., None]
@@ -119,6 +119,6 @@ class Performer(Attention):
 
 
 def orthogonal(n: int, e: int) -> Tensor:
-    """Draw n normal vectors (n, e), orthogonal in groups of e, of independent lengths."""
+    """Draw n normal vectors (n, e), orthogonal in groups of e, with independent norms."""
     groups = torch.linalg.qr(torch.randn(-(-n // e), e, e))[0].mT
     return groups.flatten(0, 1)[:n] * torch.randn(n, e).norm(dim=1, keepdim=True)

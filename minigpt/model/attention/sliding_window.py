@@ -18,7 +18,7 @@ from minigpt.model.shape import ModelShape
 
 @dataclass
 class SlidingWindowConfig(AlternatingAttentionConfig):
-    """`window`: keys a query attends to, its own included; None for a quarter of block_size."""
+    """`window`: keys per query, including its own; None for block_size / 4."""
 
     window: int | None
 

@@ -1,4 +1,4 @@
-"""Feed-forward layers. `base.py` has the interface and the MLPs, other layers have a file each."""
+"""Feed-forward layers. `base.py` has the interface and the MLPs; others have their own file."""
 
 from minigpt.model.ffn.base import FFN, FeedForward, FeedForwardConfig
 

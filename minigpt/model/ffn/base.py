@@ -18,7 +18,7 @@ from minigpt.registry import Registry
 
 @dataclass
 class FeedForwardConfig:
-    """`expansion`: hidden width over n_embd; the product is rounded up to a multiple of 8."""
+    """`expansion`: hidden width / n_embd; the width is rounded up to a multiple of 8."""
 
     name: str
     expansion: float
@@ -47,7 +47,7 @@ FFN: Registry[FeedForward] = Registry("ffn", "model.ffn", "minigpt.model.ffn")
 
 
 class MLP(FeedForward):
-    """W2 f(W1 x): two linear maps with an elementwise function between them."""
+    """W2 f(W1 x): two linear layers with an activation f between them."""
 
     activation: Callable[[Tensor], Tensor]
 
@@ -88,7 +88,7 @@ class SquaredReluMLP(MLP):
 
 
 class GatedMLP(FeedForward):
-    """W2 (f(W1 x) * V x) (Shazeer 2020). At expansion 8/3 it has the parameters of an MLP at 4."""
+    """W2 (f(W1 x) * V x) (Shazeer 2020). Expansion 8/3 has as many parameters as an MLP with 4."""
 
     activation: Callable[[Tensor], Tensor]
 

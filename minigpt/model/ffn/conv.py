@@ -16,7 +16,7 @@ from minigpt.model.shape import ModelShape
 
 @dataclass
 class ConvConfig(FeedForwardConfig):
-    """`kernel`: tokens of the convolution, the current one included."""
+    """`kernel`: kernel size in tokens, including the current one."""
 
     kernel: int
 
@@ -27,11 +27,11 @@ class ConvConfig(FeedForwardConfig):
 
 @FFN.register("conv", ConvConfig)
 class ConvFeedForward(FeedForward):
-    """W2 f(sum_s c_s * W1 x_(t-s)), f = max(x, 0)^2: with a causal depthwise convolution.
+    """W2 f(sum_s c_s * W1 x_(t-s)), f = max(x, 0)^2: an MLP with a causal depthwise convolution.
 
-    As in Primer (So et al. 2021) each hidden channel weights the last `kernel` tokens of the text,
-    in the order of its rows; zeros stand before the first token of a document. The convolution
-    starts as the identity. A cache stores kernel - 1 hidden vectors.
+    As in Primer (So et al. 2021), each hidden channel is convolved over the last `kernel` tokens.
+    The input is zero before the first token of a document. The convolution is initialised to the
+    identity. A cache stores kernel - 1 hidden vectors.
     """
 
     def __init__(self, config: ConvConfig, shape: ModelShape) -> None:
@@ -39,7 +39,7 @@ class ConvFeedForward(FeedForward):
         hidden = config.hidden_width(shape.n_embd)
         self.kernel = config.kernel
         self.up = nn.Linear(shape.n_embd, hidden, bias=shape.bias)
-        self.taps = nn.Parameter(torch.zeros(config.kernel, hidden))  # the current token's is last
+        self.taps = nn.Parameter(torch.zeros(config.kernel, hidden))  # index -1: the current token
         with torch.no_grad():
             self.taps[-1] = 1
         self.out = nn.Linear(hidden, shape.n_embd, bias=shape.bias)

@@ -20,9 +20,9 @@ ROWS = 64
 
 @dataclass
 class MixtureConfig(FeedForwardConfig):
-    """`n_expert` layers of the kind `expert`, each of width `expansion`; a token takes `n_active`.
+    """`n_expert` layers of the kind `expert`, each of width `expansion`; a token uses `n_active`.
 
-    `balance`: coefficient of the load-balancing loss in training; 0 turns it off.
+    `balance`: coefficient of the load-balancing loss in training; 0 disables it.
     """
 
     expert: str
@@ -32,7 +32,7 @@ class MixtureConfig(FeedForwardConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # MLPs take any set of tokens.
+        # only MLPs: they process each token alone
         kinds = [name for name in FFN.names() if issubclass(FFN.variant(name), MLP | GatedMLP)]
         require_one_of("model.ffn.expert", self.expert, kinds)
         require_at_least(1, "model.ffn", self, "n_expert")
@@ -42,10 +42,10 @@ class MixtureConfig(FeedForwardConfig):
 
 
 def balance_loss(usage: Tensor, probability: Tensor) -> Tensor:
-    """Return n_expert sum_e usage_e probability_e: 1 where both are even, n_expert at most.
+    """Return n_expert sum_e usage_e probability_e: 1 if both are uniform, at most n_expert.
 
-    usage (e,): the share of assignments that an expert got; probability (e,): its mean over tokens.
-    Switch Transformer (Fedus et al. 2021, section 2.2); only the router gets a gradient.
+    usage (e,): the fraction of assignments to an expert; probability (e,): its mean over tokens.
+    Switch Transformer (Fedus et al. 2021, section 2.2). Only the router receives a gradient.
     """
     return len(usage) * (usage * probability).sum()
 
@@ -54,10 +54,10 @@ def balance_loss(usage: Tensor, probability: Tensor) -> Tensor:
 class MixtureOfExperts(FeedForward):
     """The sum over a token's k most probable experts e of g_e FFN_e(x), p = softmax(W x).
 
-    g is p over its sum among the k, as in Mixtral (Jiang et al. 2024, section 2.1). With k = 1 that
-    would be 1 and give the router no gradient, so g is p (Fedus et al. 2021, section 2.1). The
-    router computes in the precision of its weights. Experts have no capacity limit: the output for
-    a token depends on that token alone.
+    g is p renormalised over the k experts, as in Mixtral (Jiang et al. 2024, section 2.1). For k =
+    1, g is p (Fedus et al. 2021, section 2.1), since renormalising would give the router no
+    gradient. The router computes in the precision of its weights. Experts have no capacity limit,
+    so that the output for a token depends only on that token.
 
     In training it reports `balance_loss` and the usage of experts to `ctx.auxiliary`.
 
@@ -82,7 +82,7 @@ class MixtureOfExperts(FeedForward):
         if ctx.auxiliary is not None:
             self._report(ctx.auxiliary, counts / experts.numel(), p.mean((0, 1)))
 
-        # A permutation and its inverse: the gradient of plain indexing is summed in no fixed order.
+        # A permutation and its inverse: the gradient of indexing is not deterministic.
         order = experts.flatten().argsort(stable=True)
         inputs = repeat(x, "b t d -> (b t k) d", k=self.n_active)[order]
         by_expert = zip(self.experts, inputs.split(counts.tolist()), strict=True)
@@ -102,7 +102,7 @@ class MixtureOfExperts(FeedForward):
         losses.append(balance_loss(usage, probability))
 
     def inactive_parameters(self) -> int:
-        """Return the parameters of the experts that a token is not sent to."""
+        """Return the number of parameters in the experts that a token does not use."""
         inactive = len(self.experts) - self.n_active
         return inactive * sum(p.numel() for p in self.experts[0].parameters())
 

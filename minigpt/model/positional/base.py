@@ -1,7 +1,7 @@
-"""The interface of every positional scheme, and the forms that a score_mod can take.
+"""The interface of positional schemes, and implementations of score_mod.
 
-Positions are data: absolute ids of shape (b, t), or (1, t) where every row has the same. A scheme
-keeps no offset and no cache, so training, evaluation and decoding cannot disagree.
+Positions are tensors of absolute indices, (b, t) or (1, t) if all rows are equal. A scheme keeps no
+offset or cache, so that training, evaluation and decoding give the same result.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from minigpt.registry import Registry
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """score_mod(score, b, h, q_idx, kv_idx) -> score, as in FlexAttention: the scaled score of a query
-and a key plus a bias, from index tensors that broadcast against each other. Since it only adds,
-score_mod of a score of 0 is the dense bias of eager attention and SDPA. It is evaluated at masked
-pairs as well, where it must be finite."""
+and a key plus a bias, from broadcastable index tensors. It only adds to the score: applied to a
+score of 0, it gives the dense bias for eager attention and SDPA. It is also evaluated at masked
+pairs, where it must be finite."""
 
 
 @dataclass
 class PositionalConfig:
-    """Options every scheme has."""
+    """Options of every scheme."""
 
     name: str
 
@@ -43,17 +43,17 @@ class LayerSharingConfig(PositionalConfig):
 
 
 class PositionalScheme(nn.Module):
-    """Gives a GPT the positions of its tokens, by hooks that do nothing unless overridden.
+    """Base class: injects token positions into a GPT by hooks, which do nothing by default.
 
-    A scheme initialises its own parameters. Those that differ between layers have the layer as
-    their first axis, so that sharing shows in the shape.
+    A scheme initialises its own parameters. The first axis of a parameter is the layer, unless all
+    layers share it.
 
     `max_length`: number of positions the scheme is defined for; None for every length.
-    `bias_depends_on`: what the bias of `score_mod` depends on, so that no backend computes it more
-    often than needed: "nothing" (there is no score_mod), "positions" (the same in all layers),
-    "layer" (positions and layer), "content" (queries or keys as well).
-    `weight_decay`: whether its tables are decayed; not where they are biases of scores.
-    `reads_order_only`: whether `score_mod` uses only the order of positions. For packed documents
+    `bias_depends_on`: what the bias of `score_mod` depends on, so that a backend can reuse it:
+    "nothing" (no score_mod), "positions" (the same in all layers), "layer" (positions and layer) or
+    "content" (also queries or keys).
+    `weight_decay`: whether weight decay applies to its tables; False for score biases.
+    `reads_order_only`: whether `score_mod` uses only the order of positions. With packed documents
     it then receives positions that increase across documents instead of restarting at 0.
     """
 
@@ -72,19 +72,19 @@ class PositionalScheme(nn.Module):
 
     @classmethod
     def has_learned_bias(cls, options: Any) -> bool:
-        """Whether a gradient flows through the bias of `score_mod`, given the scheme's options."""
+        """Whether gradients flow through the bias of `score_mod`, given the scheme's options."""
         return cls.overrides("score_mod")
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Change the token embeddings (b, t, d), once, before the first block."""
+        """Return the token embeddings (b, t, d) with positions, before the first block."""
         return x
 
     def block_input(self, x: Tensor, positions: Tensor, layer: int) -> Tensor:
-        """Change the input (b, t, d) of a block's q, k and v projections."""
+        """Return the input (b, t, d) of a block's q, k and v projections, with positions."""
         return x
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Change queries and keys (b, h, t, e) of new tokens; a cache stores the changed keys."""
+        """Rotate queries and keys (b, h, t, e) of new tokens; a cache stores the rotated keys."""
         return q, k
 
     def score_mod(
@@ -93,15 +93,15 @@ class PositionalScheme(nn.Module):
         """Return a FlexAttention `score_mod` that adds the layer's bias, or None without a bias.
 
         q (b, h, i, e) and k (b, h, j, e) are at absolute positions `q_positions` and `k_positions`.
-        Unused slots of a cache have a position greater than that of every query.
+        Empty slots of a cache have a position after every query.
         """
         return None
 
 
 class LearnedBiasScheme(PositionalScheme):
-    """A scheme of learned score biases: one set for all layers, or one set per layer.
+    """Base class of learned score biases: one set for all layers, or one set per layer.
 
-    Its parameters have the set as their first axis, of size `n_sets`.
+    The first axis of its parameters is the set, of size `n_sets`.
     """
 
     weight_decay = False
@@ -112,15 +112,15 @@ class LearnedBiasScheme(PositionalScheme):
         self.n_sets = 1 if config.layers == "shared" else shape.n_layer
 
     def of_layer(self, layer: int, parameters: Tensor) -> Tensor:
-        """Return the set of a layer."""
+        """Return the index of a layer's set."""
         return parameters[layer % self.n_sets]
 
 
 def distance_between(q_positions: Tensor, k_positions: Tensor) -> Callable[..., Tensor]:
-    """Return distance(b, q_idx, kv_idx): positions from a key to the query, 0 for later keys."""
+    """Return distance(b, q_idx, kv_idx): query minus key position, 0 for later keys."""
 
     def distance(b: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        # One row of positions may stand for the whole batch.
+        # One row of positions may apply to the whole batch.
         q_position = q_positions[b % q_positions.shape[0], q_idx]
         return (q_position - k_positions[b % k_positions.shape[0], kv_idx]).clamp(min=0)
 
@@ -129,7 +129,7 @@ def distance_between(q_positions: Tensor, k_positions: Tensor) -> Callable[..., 
 
 @dataclass
 class DenseScoreMod:
-    """score + values[b, h, q_idx, kv_idx]; b and h of size 1 where it does not depend on them."""
+    """score + values[b, h, q_idx, kv_idx]; axes b and h may have size 1."""
 
     values: Tensor
 
@@ -146,9 +146,9 @@ class DenseScoreMod:
 
 @dataclass
 class DistanceScoreMod:
-    """score + values[b, h, q_idx, distance]; the last value holds for all greater distances.
+    """score + values[b, h, q_idx, distance]; the last value applies to all larger distances.
 
-    values (b, h, i, n), with axes of size 1 where it does not depend on them.
+    values (b, h, i, n); axes b, h and i may have size 1.
     """
 
     values: Tensor
@@ -166,7 +166,7 @@ class DistanceScoreMod:
     def dense(self, in_order: bool) -> Tensor:
         """Return the bias of all pairs.
 
-        In order, rows are shifted instead of gathered (Huang et al. 2018).
+        If `in_order`, rows are shifted instead of gathered (Huang et al. 2018).
         """
         n_queries, n_keys = self.q_positions.shape[1], self.k_positions.shape[1]
         n = self.values.shape[-1]
@@ -179,7 +179,7 @@ class DistanceScoreMod:
             return values.expand(n_rows, -1, -1, -1).gather(-1, distance.expand(shape))
         if n < n_keys:
             values = torch.cat((values, values[..., -1:].expand(*values.shape[:3], n_keys - n)), -1)
-        # One more column shifts each row of the reshaped matrix one place further left.
+        # With an extra column, reshaping shifts each row one more place to the left.
         flipped = F.pad(values[..., :n_keys].flip(-1), (1, 0))
         return flipped.reshape(*values.shape[:2], n_keys + 1, n_queries)[:, :, 1:]
 

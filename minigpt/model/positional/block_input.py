@@ -15,7 +15,7 @@ from minigpt.model.shape import ModelShape
 
 @dataclass
 class BlockInputConfig(PositionalConfig):
-    """`table`: learned (one per layer) or sinusoidal; `base`: of the sinusoids, else None."""
+    """`table`: learned (one per layer) or sinusoidal. `base`: base of the sinusoids, else None."""
 
     table: str
     base: float | None
@@ -28,7 +28,7 @@ class BlockInputConfig(PositionalConfig):
         else:
             base = "null" if self.base is None else self.base
             ok = self.base is not None and self.base > 1
-            require(ok, "model.positional.base", base, "use a number above 1, as 10000")
+            require(ok, "model.positional.base", base, "use a number above 1, such as 10000")
 
 
 @POSITIONAL.register("block_input", BlockInputConfig)

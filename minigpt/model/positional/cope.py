@@ -1,4 +1,4 @@
-"""CoPE: positions that are counts of earlier tokens, gated by their content."""
+"""CoPE: contextual positions, which are counts of earlier tokens gated by content."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from minigpt.model.shape import ModelShape
 
 @dataclass
 class CopeConfig(PositionalConfig):
-    """`max_position`: greater counts share its vector; None for block_size."""
+    """`max_position`: larger counts share its vector; None for block_size."""
 
     max_position: int | None
 
@@ -34,10 +34,10 @@ class ContextualPositions(PositionalScheme):
     """score += q_i . E[p_ij], p_ij = sum of sigmoid(q_i . k_m / sqrt(e)) over the tokens m from j
     to i (Golovneva et al. 2024).
 
-    E is a table per layer, shared by its heads and starting at 0, interpolated between integer
-    counts. The dot product with E is not scaled, as in the paper's code. Positions only order the
-    tokens. n_layer * (max_position + 1) * head_size parameters; memory: about ten times b h t^2
-    numbers per layer; defined at every length.
+    E is a table per layer, shared by its heads, initialised to 0 and interpolated between integer
+    counts. The dot product with E is not scaled, as in the paper's code. Absolute positions only
+    order the tokens. n_layer * (max_position + 1) * head_size parameters; memory: about ten times
+    b h t^2 numbers per layer; defined at every length.
     """
 
     bias_depends_on = "content"
@@ -55,7 +55,7 @@ class ContextualPositions(PositionalScheme):
         gates = products.to(torch.promote_types(products.dtype, torch.float32)).sigmoid()
         i, j = q_positions[:, None, :, None], k_positions[:, None, None, :]
         gates = gates.masked_fill(j > i, 0.0)
-        # Keys may be in any order; counts start at the latest.
+        # Keys may be in any order; counts start at the latest key.
         order = k_positions.argsort(dim=-1, descending=True)[:, None, None].expand_as(gates)
         sums = gates.gather(-1, order).cumsum(dim=-1)
         count = torch.zeros_like(gates).scatter(-1, order, sums)

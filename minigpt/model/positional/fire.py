@@ -23,7 +23,7 @@ INITIAL_C = 0.1  # the paper's
 
 @dataclass
 class FireConfig(LayerSharingConfig):
-    """`width`: of the network; `threshold`: initial L as a fraction of block_size."""
+    """`width`: hidden width of the network. `threshold`: initial L / block_size."""
 
     width: int
     threshold: float
@@ -50,12 +50,12 @@ class Fire(LearnedBiasScheme):
         n = self.n_sets
         self.c = nn.Parameter(torch.full((n,), INITIAL_C))
         self.initial_length = config.threshold * shape.block_size
-        self.length = nn.Parameter(torch.ones(n))  # L over its initial value
+        self.length = nn.Parameter(torch.ones(n))  # L / its initial value
 
         def uniform(bound: float, *shape: int) -> nn.Parameter:
             return nn.Parameter(nn.init.uniform_(torch.empty(n, *shape), -bound, bound))
 
-        # As torch initialises a linear map: uniform within 1 / sqrt(inputs).
+        # As torch.nn.Linear: uniform in +-1 / sqrt(in_features).
         self.up, self.up_bias = uniform(1, config.width), uniform(1, config.width)
         self.down = uniform(1 / math.sqrt(config.width), shape.n_head, config.width)
 

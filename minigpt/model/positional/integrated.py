@@ -1,4 +1,4 @@
-"""A learned vector for each absolute position, inside the attention scores."""
+"""A learned vector for each absolute position, used in the attention scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from minigpt.model.shape import ModelShape
 
 @dataclass
 class IntegratedConfig(PositionalConfig):
-    """`heads`: one table per layer, shared by its heads, or one per head (own)."""
+    """`heads`: one table per layer for all heads (shared), or one per head (own)."""
 
     heads: str
 
@@ -33,8 +33,8 @@ class IntegratedConfig(PositionalConfig):
 class IntegratedPositions(PositionalScheme):
     """score += q_i . P[j] / sqrt(e), P a table of the layer; the embeddings have no positions.
 
-    Of the four products that absolute embeddings bring to the scores (Ke et al. 2021, who use
-    position to position), this is word to position, with a separate table. n_layer * block_size *
+    Scores of absolute embeddings expand into four products (Ke et al. 2021, who use position by
+    position); this is query word by key position, with a separate table. n_layer * block_size *
     head_size parameters, times n_head with own tables; memory: b h t^2 numbers per layer; defined
     up to block_size.
     """
@@ -51,6 +51,6 @@ class IntegratedPositions(PositionalScheme):
     def score_mod(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor, layer: int
     ) -> ScoreMod:
-        k_positions = k_positions.clamp(max=self.table.shape[2] - 1)  # empty slots stand beyond
+        k_positions = k_positions.clamp(max=self.table.shape[2] - 1)  # empty slots are beyond
         vectors = self.table[layer][:, k_positions].transpose(0, 1)  # (b or 1, h or 1, j, e)
         return DenseScoreMod(q / math.sqrt(q.shape[-1]) @ vectors.mT)

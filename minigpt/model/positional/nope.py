@@ -1,8 +1,8 @@
-"""No positions: the causal mask alone makes the order of tokens matter."""
+"""No positional encoding: only the causal mask depends on the order of tokens."""
 
 from minigpt.model.positional.base import POSITIONAL, PositionalConfig, PositionalScheme
 
 
 @POSITIONAL.register("nope", PositionalConfig)
 class NoPositions(PositionalScheme):
-    """NoPE (Haviv et al. 2022, Kazemnejad et al. 2023). No cost; defined at every length."""
+    """NoPE (Haviv et al. 2022, Kazemnejad et al. 2023). No parameters; defined at every length."""

@@ -1,4 +1,4 @@
-"""A learned vector for each distance, inside the attention scores."""
+"""A learned vector for each distance, used in the attention scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from minigpt.model.shape import ModelShape
 
 @dataclass
 class RelativeConfig(PositionalConfig):
-    """`max_distance`: greater distances share its vector; None for one vector per distance."""
+    """`max_distance`: larger distances share its vector; None for one vector per distance."""
 
     max_distance: int | None
 
@@ -33,7 +33,7 @@ class RelativeConfig(PositionalConfig):
 class RelativePositions(PositionalScheme):
     """score += q_i . R[i - j] / sqrt(e), R a table of the layer, shared by its heads.
 
-    Shaw et al. 2018, equation 4, for keys only and causal. Scores are shifted into place (Huang et
+    Shaw et al. 2018, equation 4: for keys only, causal. Scores are shifted into place (Huang et
     al. 2018), so that no (t, t, e) tensor is needed; memory: b h t^2 numbers per layer. n_layer *
     block_size * head_size parameters, defined up to block_size; with `max_distance`, max_distance +
     1 vectors per layer, defined at every length.

@@ -1,4 +1,4 @@
-"""Rotary position embeddings: queries and keys are rotated by an angle of the position."""
+"""Rotary position embeddings: queries and keys are rotated in proportion to the position."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from minigpt.errors import require, require_one_of
 from minigpt.model.positional.base import POSITIONAL, PositionalConfig, PositionalScheme
 from minigpt.model.shape import ModelShape
 
-# YaRN keeps the frequency of channels with more rotations than the first within block_size, and
-# interpolates those with fewer than the second (Peng et al. 2023, section 3.2).
+# YaRN keeps the frequency of channel pairs with more than the first number of rotations in
+# block_size, and interpolates pairs with fewer than the second (Peng et al. 2023, section 3.2).
 YARN_BETA_FAST, YARN_BETA_SLOW = 32, 1
 
 
 @dataclass
 class RopeConfig(PositionalConfig):
-    """`base`: the longest wavelength is about 2 pi * base positions. `fraction`: of the channels of
-    a head that are rotated. `scaling`: method of extending the context by `factor`."""
+    """`base`: the longest wavelength is about 2 pi * base positions. `fraction`: fraction of a
+    head's channels that are rotated. `scaling`: method that extends the context by `factor`."""
 
     base: float
     fraction: float = 1.0
@@ -33,17 +33,17 @@ class RopeConfig(PositionalConfig):
         require(0 < fraction <= 1, "model.positional.fraction", fraction, why)
         require_one_of("model.positional.scaling", self.scaling, ("none", "linear", "ntk", "yarn"))
         if self.scaling == "none":
-            why = "nothing is scaled; set model.positional.scaling=linear, ntk or yarn as well"
+            why = "has no effect without scaling; set model.positional.scaling=linear, ntk or yarn"
             require(self.factor == 1, "model.positional.factor", self.factor, why)
         else:
-            why = f"must be above 1 with model.positional.scaling={self.scaling}, as 4"
+            why = f"must be above 1 with model.positional.scaling={self.scaling}, such as 4"
             require(self.factor > 1, "model.positional.factor", self.factor, why)
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate channel pairs (k, k + n/2) of the first n channels of x (b, h, t, e).
 
-    cos and sin (b or 1, t, n/2) of each pair's angle, times a scale.
+    cos and sin (b or 1, t, n/2): of each pair's angle, multiplied by a scale.
     """
     cos, sin = cos[:, None], sin[:, None]
     n = 2 * cos.shape[-1]
@@ -58,9 +58,9 @@ def inverse_frequencies(n: int, base: float, device: torch.device) -> Tensor:
 
 
 def rotary_channels(fraction: float, shape: ModelShape) -> int:
-    """Return the number of channels of a head that are rotated, as pairs."""
+    """Return the number of rotated channels per head, an even number."""
     n = round(fraction * shape.head_size)
-    assert n >= 2 and n % 2 == 0, "refused by `compatibility`"
+    assert n >= 2 and n % 2 == 0, "`compatibility` should have rejected this"
     return n
 
 
@@ -79,7 +79,7 @@ class RotaryPositions(PositionalScheme):
         super().__init__(config, shape)
         self.config, self.block_size = config, shape.block_size
         self.n = rotary_channels(config.fraction, shape)
-        assert config.scaling != "ntk" or self.n > 2, "refused by `compatibility`"
+        assert config.scaling != "ntk" or self.n > 2, "`compatibility` should have rejected this"
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         angle = positions[..., None] * self.frequencies(q.device)
@@ -106,6 +106,6 @@ class RotaryPositions(PositionalScheme):
         return unscaled
 
     def _pair_with(self, rotations: float) -> float:
-        """Return the (fractional) index of the channel pair with `rotations` in block_size."""
+        """Return the fractional index of the channel pair that makes `rotations` in block_size."""
         positions_per_radian = self.block_size / (2 * math.pi * rotations)
         return self.n * math.log(positions_per_radian) / (2 * math.log(self.config.base))

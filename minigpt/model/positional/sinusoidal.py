@@ -26,7 +26,7 @@ class SinusoidalConfig(PositionalConfig):
 
 def sinusoids(positions: Tensor, n_embd: int, base: float) -> Tensor:
     """Return P_t[2k], P_t[2k+1] = sin, cos of t / base^(2k/d) (Vaswani et al. 2017): (b, t, d)."""
-    assert n_embd % 2 == 0, "refused by `compatibility`"
+    assert n_embd % 2 == 0, "`compatibility` should have rejected this"
     channel = torch.arange(0, n_embd, 2, device=positions.device)
     angle = positions[..., None] * base ** (-channel / n_embd)
     return rearrange([angle.sin(), angle.cos()], "two b t k -> b t (k two)")

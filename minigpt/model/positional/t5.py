@@ -21,7 +21,7 @@ from minigpt.model.shape import ModelShape
 
 @dataclass
 class T5Config(LayerSharingConfig):
-    """`buckets`: half of them hold one distance each, the last `max_distance` and more."""
+    """`buckets`: the first half hold one distance each, the last one `max_distance` and more."""
 
     buckets: int
     max_distance: int
@@ -38,7 +38,7 @@ class T5Config(LayerSharingConfig):
 def t5_bucket(distance: Tensor, buckets: int, max_distance: int) -> Tensor:
     """Return the bucket of each distance (0 or more): one each up to half, then logarithmic.
 
-    Raffel et al. 2020, section 2.1, causal. In float32, as T5: rounding decides at the edges.
+    Raffel et al. 2020, section 2.1, causal. In float32 as in T5, so that rounding at edges agrees.
     """
     exact = buckets // 2
     fraction = torch.log(distance.clamp(min=1).to(torch.float32) / exact)
@@ -60,7 +60,7 @@ class T5Bias(LearnedBiasScheme):
     def __init__(self, config: T5Config, shape: ModelShape) -> None:
         super().__init__(config, shape)
         self.bias = nn.Parameter(torch.zeros(self.n_sets, shape.n_head, config.buckets))
-        distances = torch.arange(config.max_distance + 1)  # greater ones are in the last bucket
+        distances = torch.arange(config.max_distance + 1)  # larger distances are in the last bucket
         bucket = t5_bucket(distances, config.buckets, config.max_distance)
         self.register_buffer("bucket", bucket, persistent=False)
 

@@ -1,4 +1,4 @@
-"""xPos: rotary position embeddings with a decay over the distance."""
+"""xPos: rotary position embeddings with a decay over distance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minigpt.model.shape import ModelShape
 
 @dataclass
 class XposConfig(PositionalConfig):
-    """`base`: as rope's. Over `scale_base` positions channel pair k decays by
+    """`base`: as in rope. Over `scale_base` positions, channel pair k decays by a factor of
     (k / (e/2) + gamma) / (1 + gamma)."""
 
     base: float
