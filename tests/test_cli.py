@@ -76,7 +76,7 @@ MISTAKES = {
     "--config-name=nope": "--config-name=nope: no such config",
     "--foo": "minigpt train: unrecognized arguments: --foo",
     "resume=": "the run's name is empty",
-    "data.dir=": "data.dir=: empty; give a folder",
+    "data.dir=": "data.dir=: needs a folder, or null",
     "data.document_separator=": "data.document_separator=: must not be empty; use null for no doc",
     "data.document_separator=@": "data.document_separator='@': does not occur in the train split",
     "data.document_separator=[a]": "data.document_separator=['a']: Cannot convert 'ListConfig' to",

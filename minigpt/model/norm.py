@@ -15,15 +15,20 @@ KINDS = ("layernorm", "rmsnorm")
 
 @dataclass
 class NormConfig:
-    """`placement`: in PLACEMENTS. `kind`: in KINDS. `affine`: whether norms have a learned gain."""
+    """`placement`: in PLACEMENTS. `kind`: in KINDS. `affine`: whether norms have a learned gain.
+
+    `eps`: added to the variance, or to the mean square.
+    """
 
     placement: str
     kind: str
     affine: bool = True
+    eps: float = 1e-5
 
     def __post_init__(self) -> None:
         require_one_of("model.norm.placement", self.placement, PLACEMENTS)
         require_one_of("model.norm.kind", self.kind, KINDS)
+        require(self.eps > 0, "model.norm.eps", self.eps, "must be above 0")
         why = (
             f"with norm={self.placement} the gain of the output norm sets the initial scale of a "
             f"branch; leave it true, or use norm=pre or post"
@@ -36,8 +41,8 @@ class NormConfig:
         if not present:
             return nn.Identity()
         if self.kind == "rmsnorm":
-            return RMSNorm(shape.n_embd, eps=1e-5, elementwise_affine=self.affine)
-        return nn.LayerNorm(shape.n_embd, elementwise_affine=self.affine, bias=shape.bias)
+            return RMSNorm(shape.n_embd, self.eps, elementwise_affine=self.affine)
+        return nn.LayerNorm(shape.n_embd, self.eps, self.affine, bias=shape.bias)
 
 
 class RMSNorm(nn.RMSNorm):

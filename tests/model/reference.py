@@ -563,6 +563,11 @@ def gelu(x: Tensor) -> Tensor:
     return x * (1 + torch.erf(x / math.sqrt(2))) / 2
 
 
+def gelu_tanh(x: Tensor) -> Tensor:
+    """x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016)."""
+    return x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
 def relu(x: Tensor) -> Tensor:
     """max(x, 0)."""
     return torch.where(x > 0, x, 0.0)
@@ -653,17 +658,17 @@ def balance_loss(layers: list[list[Vectors]], n_active: int) -> Tensor:
     return total
 
 
-def layernorm(x: Tensor, weights: Weights, name: str) -> Tensor:
+def layernorm(x: Tensor, weights: Weights, name: str, eps: float) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * gain + bias (Ba et al. 2016)."""
     mean = x.sum() / len(x)
     variance = ((x - mean) ** 2).sum() / len(x)
-    y = (x - mean) / torch.sqrt(variance + 1e-5) * weights.get(f"{name}.weight", 1.0)
+    y = (x - mean) / torch.sqrt(variance + eps) * weights.get(f"{name}.weight", 1.0)
     return y + weights.get(f"{name}.bias", 0.0)
 
 
-def rmsnorm(x: Tensor, weights: Weights, name: str) -> Tensor:
+def rmsnorm(x: Tensor, weights: Weights, name: str, eps: float) -> Tensor:
     """x / sqrt(mean square + eps) * gain (Zhang & Sennrich 2019)."""
-    return x / torch.sqrt((x**2).sum() / len(x) + 1e-5) * weights.get(f"{name}.weight", 1.0)
+    return x / torch.sqrt((x**2).sum() / len(x) + eps) * weights.get(f"{name}.weight", 1.0)
 
 
 # One row a registered variant.
@@ -727,13 +732,14 @@ ATTENTION_OPTIONS: dict[str, list[dict[str, Any]]] = {
 FEED_FORWARDS: dict[str, FeedForward] = {
     "conv": convolved,
     "gelu": each(two_maps(gelu)),
+    "gelu_tanh": each(two_maps(gelu_tanh)),
     "relu": each(two_maps(relu)),
     "relu2": each(two_maps(lambda x: relu(x) ** 2)),
     "swiglu": each(gated(swish)),
     "geglu": each(gated(gelu)),
     "moe": mixture,
 }
-NORMS: dict[str, Callable[[Tensor, Weights, str], Tensor]] = {
+NORMS: dict[str, Callable[[Tensor, Weights, str, float], Tensor]] = {
     "layernorm": layernorm,
     "rmsnorm": rmsnorm,
 }
@@ -786,7 +792,7 @@ def one_text(
     xs = [scheme.embed(x, at.position) for x, at in zip(xs, rows, strict=True)]
 
     if config.norm.placement == "peri":
-        xs = [NORMS[config.norm.kind](x, weights, "embedding_norm") for x in xs]
+        xs = [NORMS[config.norm.kind](x, weights, "embedding_norm", config.norm.eps) for x in xs]
     first_values: Vectors = []
     outputs: list[Vectors] = []
     for layer in range(config.n_layer):
@@ -808,7 +814,7 @@ def one_text(
         xs = residual(config, weights, xs, feed_forward, f"blocks.{layer}.ffn")
         outputs.append(xs)
     if config.norm.placement != "post":
-        xs = [NORMS[config.norm.kind](x, weights, "final_norm") for x in xs]
+        xs = [NORMS[config.norm.kind](x, weights, "final_norm", config.norm.eps) for x in xs]
     head = weights["head.weight" if config.embedding.name == "untied" else "token_embedding.weight"]
     return [head @ x for x in xs[: len(tokens)]]
 
@@ -823,7 +829,7 @@ def residual(
     """x + f(norm(x)) (pre), norm(x + f(x)) (post), x + norm(f(norm(x))) (sandwich, peri)."""
 
     def norm(x: Tensor, which: str) -> Tensor:
-        return NORMS[config.norm.kind](x, weights, f"{name}_{which}")
+        return NORMS[config.norm.kind](x, weights, f"{name}_{which}", config.norm.eps)
 
     if config.norm.placement == "post":
         return [norm(x + y, "norm") for x, y in zip(xs, sublayer(xs), strict=True)]

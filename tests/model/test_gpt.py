@@ -91,7 +91,7 @@ def test_norms_use_the_fused_kernel_in_bf16(kind: str, placement: str) -> None:
 def test_norms_without_parameters_equal_the_reference(kind: str, placement: str) -> None:
     with default_dtype(torch.float64):
         plain = tiny_config("rope", placement=placement, kind=kind, bias=True)
-        model = random_model(replace(plain, norm=replace(plain.norm, affine=False)))
+        model = random_model(replace(plain, norm=replace(plain.norm, affine=False, eps=0.1)))
         assert not any("norm" in name for name, _ in model.named_parameters())
         tokens, positions = random_tokens(2, 5), torch.arange(5).expand(2, -1)
         weights = dict(model.named_parameters())
@@ -373,6 +373,7 @@ def test_bigram_depends_only_on_the_current_token() -> None:
             ["model.n_layer=1", "model.value_residual=true"],
             r"model\.value_residual=true: connects layers",
         ),
+        (["model.norm.eps=0"], r"model\.norm\.eps=0\.0: must be above 0"),
         (["norm=peri", "model.norm.affine=false"], r"model\.norm\.affine=false: with norm=peri "),
         (["model.norm.placement=pree"], r"model\.norm\.placement=pree: .*Did you mean pre\?"),
         (["model.embedding.name=tie"], r"model\.embedding\.name=tie: .*Did you mean tied"),

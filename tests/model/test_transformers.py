@@ -208,8 +208,11 @@ def assert_equal_models(
     torch.testing.assert_close(grads, expected_grads, rtol=1e-10, atol=1e-10)
 
 
-def test_gpt2() -> None:
-    config = replace(composed_model("model=gpt2"), n_layer=2, n_head=3, n_embd=12, block_size=16)
+@pytest.mark.parametrize(("ffn", "activation"), [("gelu", "gelu"), ("gelu_tanh", "gelu_new")])
+@pytest.mark.parametrize("eps", [1e-5, 0.1])
+def test_gpt2(ffn: str, activation: str, eps: float) -> None:
+    options = ("model=gpt2", f"ffn={ffn}", f"model.norm.eps={eps}")
+    config = replace(composed_model(*options), n_layer=2, n_head=3, n_embd=12, block_size=16)
     with float64():
         theirs = hugging_face(
             GPT2LMHeadModel,
@@ -218,7 +221,8 @@ def test_gpt2() -> None:
             n_embd=config.n_embd,
             n_layer=config.n_layer,
             n_head=config.n_head,
-            activation_function="gelu",
+            activation_function=activation,
+            layer_norm_epsilon=eps,
         )
         assert_equal_models(config, theirs, GPT2_NAMES, transposed)
 
@@ -248,7 +252,7 @@ def llama(
         num_attention_heads=config.n_head,
         num_key_value_heads=config.shape.n_kv_head,
         max_position_embeddings=config.block_size,
-        rms_norm_eps=1e-5,
+        rms_norm_eps=config.norm.eps,
         rope_parameters={"rope_theta": 10000.0, **rope},
         **options,
     )

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,6 +67,13 @@ class GeluMLP(MLP):
     """f = GELU, exact (Hendrycks & Gimpel 2016)."""
 
     activation = staticmethod(F.gelu)
+
+
+@FFN.register("gelu_tanh", FeedForwardConfig)
+class GeluTanhMLP(MLP):
+    """f = GELU by its tanh approximation, as in GPT-2 (Hendrycks & Gimpel 2016)."""
+
+    activation = staticmethod(partial(F.gelu, approximate="tanh"))
 
 
 @FFN.register("relu", FeedForwardConfig)
