@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import glob
 import json
 import os
 import re
@@ -21,7 +19,6 @@ from minigpt.files import absolute_path, optional_cache, sha256, write_bytes
 from minigpt.registry import Registry
 from minigpt.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig
 
-BLOCK_BYTES = 1 << 20  # read from a file at once
 DOWNLOAD_TIMEOUT_SECONDS = 10
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
@@ -93,8 +90,10 @@ class Corpus(ABC):
     """A text with a training and a validation split, its tokenizer and its tokens.
 
     `sha256`, `n_bytes`: of the UTF-8 text. `characters`: the number in `train` and in `val`.
+    `left_out`: one line about files that are not part of the text; None if there are none.
     """
 
+    left_out: str | None = None
     sha256: str
     n_bytes: int
     characters: dict[str, int]
@@ -140,6 +139,11 @@ class Source(ABC):
     def __init__(self, config: Any) -> None:
         self.config = config
 
+    @property
+    def left_out(self) -> str | None:
+        """As `Corpus.left_out`."""
+        return None
+
     @abstractmethod
     def corpus(self) -> Corpus:
         """Return the corpus. Raises UserError if it cannot be read or split."""
@@ -163,6 +167,7 @@ class TextSource(Source):
         for name, part in corpus.splits.items():
             has_separator = corpus.separator is None or corpus.separator in part
             require_separator(has_separator, self.config, name)
+        corpus.left_out = self.left_out
         return corpus
 
 
@@ -233,66 +238,3 @@ class Shakespeare(TextSource):
             return shakespeare.all_plays()
         except (FileNotFoundError, ValueError) as error:
             raise UserError(f"data=shakespeare: {error}") from None
-
-
-@dataclass
-class TextConfig(DataConfig):
-    """`path`: a UTF-8 text file, a folder (every file in it), or a glob pattern."""
-
-    path: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        missing = self.path in ("", "???")
-        require(not missing, "data.path", "", "missing; give a file, folder or glob")
-
-
-@CORPORA.register("text", TextConfig)
-class Text(TextSource):
-    """The user's own UTF-8 text files, concatenated in sorted order, bytes unchanged."""
-
-    def read(self) -> str:
-        return "".join(self.blocks())
-
-    def blocks(self) -> Iterator[str]:
-        for file in self._files():
-            yield from _read_utf8(file)
-
-    def _files(self) -> list[Path]:
-        path = Path(self.config.path).expanduser()
-        if path.is_file():
-            return [path]
-        if path.is_dir():
-            inside = (file.relative_to(path) for file in path.rglob("*"))
-            paths = [path / file for file in inside if "/." not in f"/{file.as_posix()}"]
-        else:
-            paths = [Path(name) for name in glob.glob(str(path), recursive=True)]
-        files = sorted(path for path in paths if path.is_file())
-        why = "no such file, folder or matching files"
-        require(bool(files), "data.path", self.config.path, why)
-        return files
-
-
-def _read_utf8(path: Path) -> Iterator[str]:
-    """Yield the text of a file in blocks. Raises UserError if it is empty or not UTF-8."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()  # drops a byte order mark
-    n_read = n_characters = 0
-    try:
-        with path.open("rb") as file:
-            content = None
-            while content != b"":
-                content = file.read(BLOCK_BYTES)
-                n_read += len(content)
-                text = decoder.decode(content, final=not content)
-                n_characters += len(text)
-                yield text
-    except OSError as error:
-        raise UserError(f"data.path: {path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        offset = n_read - len(error.object) + error.start  # error.object: all undecoded bytes
-        raise UserError(
-            f"data.path: {path}: byte 0x{error.object[error.start]:02x} at offset {offset} "
-            f"is not UTF-8 ({error.reason}); convert the file to UTF-8 or leave it out"
-        ) from None
-    if not n_characters:
-        raise UserError(f"data.path: {path}: the file is empty (offset 0); leave it out")

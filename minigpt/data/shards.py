@@ -181,14 +181,14 @@ class Shards(Source):
 
 
 def write_shards(
-    data: DataConfig,
+    source: Source,
     tokenizer: TokenizerConfig,
     folder: Path,
     progress: Callable[[str, int], object] = lambda activity, n_characters: None,
     shard_tokens: int = SHARD_TOKENS,
     chunk_characters: int = CHUNK_CHARACTERS,
 ) -> Index:
-    """Write the tokens of a text to a new folder, atomically. Return its index.
+    """Write the tokens of a source's text to a new folder, atomically. Return its index.
 
     The text is read twice: first for its length and alphabet, then to encode it in chunks (see
     `chunks`). Memory grows by 8 bytes per document. The tokens equal those of the same text in
@@ -196,7 +196,7 @@ def write_shards(
     `progress` is called with the activity and the number of characters done. Raises UserError.
     """
     require(not folder.exists(), "--shards", folder, "already exists; name a new folder")
-    source = CORPORA.build(data)
+    data = source.config
     if not isinstance(source, TextSource):
         raise UserError(f"data={data.name}: cannot be read as text; use another corpus")
     first = _CountedBlocks(source.blocks(), partial(progress, "reading"))

@@ -1,0 +1,105 @@
+"""The user's own text files: each text once, and a line about every file that is left out."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from minigpt.config.compose import composed_config
+from minigpt.data.corpus import CORPORA, Corpus
+from minigpt.errors import UserError
+from tests.conftest import TINY, Cli
+
+
+def corpus(path: str, *overrides: str) -> Corpus:
+    """Return the corpus of data=text."""
+    config = composed_config(["data=text", f"data.path='{path}'", *overrides])
+    return CORPORA.build(config.data).corpus()
+
+
+def text_of(path: str, *overrides: str) -> str:
+    """Return the text of data=text."""
+    read = corpus(path, *overrides)
+    return "".join(vars(read)["splits"].values())
+
+
+@pytest.fixture
+def books(workdir: Path) -> Path:
+    """A folder with two texts, and with everything else that such folders have."""
+    folder = workdir / "books"
+    (folder / "__pycache__").mkdir(parents=True)
+    (folder / ".git").mkdir()
+    (folder / "a.txt").write_text("one text\n" * 9)
+    (folder / "b.txt").write_text("another\n" * 9)
+    (folder / "copy.txt").write_text("one text\n" * 9)
+    (folder / "link.txt").symlink_to("a.txt")
+    os.link(folder / "a.txt", folder / "hard.txt")
+    (folder / "empty.txt").touch()
+    (folder / "mark.txt").write_bytes(b"\xef\xbb\xbf")
+    (folder / "latin.txt").write_bytes("é\n".encode("latin-1") * 9)
+    (folder / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99))
+    (folder / "zeros.bin").write_bytes(bytes(9))
+    (folder / "__pycache__" / "module.pyc").write_bytes(b"\xa7\r\r\n" + bytes(12))
+    (folder / ".git" / "HEAD").write_text("ref")
+    (folder / ".hidden").write_text("no")
+    (folder / "back").symlink_to(folder, target_is_directory=True)
+    os.mkfifo(folder / "pipe")
+    return folder
+
+
+def test_each_text_of_a_folder_once(books: Path) -> None:
+    assert text_of("books") == "one text\n" * 9 + "another\n" * 9
+    assert corpus("books").left_out == (
+        "left out: 2 hidden (books/.git, books/.hidden); "
+        "4 not UTF-8 text (books/__pycache__/module.pyc, books/image.png, books/latin.txt, ...); "
+        "2 not a file (books/back, books/pipe); "
+        "3 same as another (books/copy.txt, books/hard.txt, books/link.txt); "
+        "2 empty (books/empty.txt, books/mark.txt)"
+    )
+
+
+def test_each_text_of_a_pattern_once(books: Path) -> None:
+    assert text_of("books/**/*.txt") == "one text\n" * 9 + "another\n" * 9
+    left_out = corpus("books/*").left_out
+    assert left_out is not None and "3 not a file (books/__pycache__, books/back" in left_out
+    assert corpus("books/[ab].txt").left_out is None
+
+
+def test_a_named_file_is_refused(books: Path) -> None:
+    for name, message in (
+        ("empty.txt", r"^data.path: books/empty.txt: the file is empty"),
+        ("mark.txt", r"^data.path: books/mark.txt: the file is empty"),
+        ("latin.txt", r"^data.path: books/latin.txt: byte 0xe9 at offset 0 is not UTF-8"),
+        ("zeros.bin", r"^data.path: books/zeros.bin: byte 0x00 at offset 0: a binary file"),
+    ):
+        with pytest.raises(UserError, match=message) as refused:
+            corpus(f"books/{name}")
+        assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match=r"^data.path=books/\S+ has no text \(left out: 2 not UTF"):
+        corpus("books/[lz]*[ns].*")
+    assert text_of("books/link.txt") == "one text\n" * 9
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_folder_is_refused(books: Path) -> None:
+    (books / "closed").mkdir(mode=0)
+    with pytest.raises(UserError, match=r"^data.path: books/closed: cannot be read \(Permission"):
+        corpus("books")
+    (books / "closed").rmdir()
+
+
+@pytest.mark.medium
+def test_commands_say_what_was_left_out(cli: Cli, books: Path) -> None:
+    line = corpus("books").left_out
+    assert line is not None
+    of_folder = ["data=text", "data.path=books", "tokenizer=char"]
+    done = cli("train", *TINY, *of_folder, "hydra.run.dir=run")
+    assert done.code == 0 and f"files      {line}" in done.out, done.err
+    assert json.loads(Path("run/manifest.json").read_text())["left_out"] == line
+    for command in (["data"], ["data", "--shards", "shards"]):
+        done = cli(*command, *of_folder)
+        assert done.code == 0 and f"\n{line}\n" in done.out, done.err
+    assert "left out" not in cli("data", "data=text", "data.path=text.txt").out
