@@ -20,6 +20,7 @@ from minigpt.registry import Registry
 from minigpt.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig
 
 DOWNLOAD_TIMEOUT_SECONDS = 10
+FILE, FILE_END = "file", "\x1c"  # a document_separator, and what it stands for: ASCII's own
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
@@ -28,9 +29,9 @@ class DataConfig:
     """Options of every corpus.
 
     `dir`: the folder of cached files; None: the environment variable MINIGPT_DATA, or data.
-    `train_fraction`: the first int(train_fraction * n)
-    characters are the training split. `document_separator`: the string that ends each document,
-    in which \\n, \\t, \\r and \\\\ are escapes. None: each split is one document.
+    `train_fraction`: the first int(train_fraction * n) characters are the training split.
+    `document_separator`: the string that ends each document, in which \\n, \\t, \\r and \\\\ are
+    escapes. FILE: each file is a document, which FILE_END ends. None: each split is one document.
     """
 
     name: str
@@ -40,8 +41,10 @@ class DataConfig:
 
     @property
     def separator(self) -> str | None:
-        """`document_separator` without escapes."""
+        """The string that ends each document."""
         escaped = self.document_separator
+        if escaped == FILE:
+            return FILE_END
         return None if escaped is None else unescape(escaped)
 
     def absolute(self) -> Self:
@@ -83,7 +86,7 @@ def unescape(escaped: str) -> str:
 
 def escape(text: str) -> str:
     """Return a text whose `unescape` it is."""
-    return text.replace("\\", "\\\\").replace("\n", "\\n")
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
 
 
 class Corpus(ABC):
@@ -166,7 +169,7 @@ class TextSource(Source):
         corpus = TextCorpus(text, n_train(self.config, len(text)), self.config.separator)
         for name, part in corpus.splits.items():
             has_separator = corpus.separator is None or corpus.separator in part
-            require_separator(has_separator, self.config, name)
+            require_separator(has_separator, self.config, name, "\r\n" in part)
         corpus.left_out = self.left_out
         return corpus
 
@@ -182,10 +185,22 @@ def n_train(config: DataConfig, n: int) -> int:
     return n_train
 
 
-def require_separator(in_split: bool, config: DataConfig, split: str) -> None:
-    """Raise UserError unless the document separator is in the split."""
-    why = f"does not occur in the {split} split; use a separator of this text, or null"
-    require(in_split, "data.document_separator", repr(config.separator), why)
+def require_separator(in_split: bool, config: DataConfig, split: str, has_crlf: bool) -> None:
+    """Raise UserError unless the document separator is in the split.
+
+    `has_crlf`: whether lines of the text end with \\r\\n.
+    """
+    separator, remedy = config.separator or "", "use a separator of this text, or null"
+    newline = "\r\n" if has_crlf else "\n"
+    other = separator.replace("\r\n", "\n").replace("\n", newline)
+    if config.document_separator == FILE:
+        remedy = "use data=text with more files, or null"
+    elif other != separator:
+        use = f"data.document_separator='{escape(other)}'"
+        remedy = f"lines of this text end with {escape(newline)}, so use {use}, or null"
+    why = f"does not occur in the {split} split; {remedy}"
+    shown = FILE if config.document_separator == FILE else repr(separator)
+    require(in_split, "data.document_separator", shown, why)
 
 
 CORPORA: Registry[Source] = Registry("data", "data", "minigpt.data")

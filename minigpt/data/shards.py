@@ -18,6 +18,7 @@ import numpy as np
 
 from minigpt.data.corpus import (
     CORPORA,
+    FILE,
     Corpus,
     DataConfig,
     Source,
@@ -102,7 +103,7 @@ def data_settings(config: DataConfig) -> dict[str, Any]:
     """Return the options that decide how a text is split, by full key."""
     return {
         "data.train_fraction": config.train_fraction,
-        "data.document_separator": config.separator,
+        "data.document_separator": FILE if config.document_separator == FILE else config.separator,
     }
 
 
@@ -217,7 +218,8 @@ def write_shards(
             blocks = (part for _, part in parts)
             texts = chunks(blocks, data.separator, learned.boundary, chunk_characters)
             splits[name] = _write_split(temporary, name, texts, learned, shard_tokens)
-            require_separator(data.separator is None or splits[name]["ends"] > 0, data, name)
+            has_separator = data.separator is None or splits[name]["ends"] > 0
+            require_separator(has_separator, data, name, "\r" in alphabet)
         if second.sha256 != first.sha256:
             raise UserError(f"data={data.name}: the text changed while it was read; try again")
         learned.save(temporary / TOKENIZER)

@@ -12,7 +12,7 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
-from minigpt.data.corpus import CORPORA, DataConfig, TextSource
+from minigpt.data.corpus import CORPORA, FILE, FILE_END, DataConfig, TextSource
 from minigpt.errors import UserError, require
 
 BLOCK_BYTES = 1 << 20  # read from a file at once
@@ -40,17 +40,33 @@ class TextConfig(DataConfig):
 
 @CORPORA.register("text", TextConfig)
 class Text(TextSource):
-    """The user's own UTF-8 text files, concatenated in sorted order, bytes unchanged.
+    """The user's own UTF-8 text files in sorted order, each beginning a line of its own.
 
-    Of a folder or pattern, each text is used once; files that are no text are left out.
+    Of a folder or pattern, each text is used once; files that are no text are left out. Nothing is
+    changed, but for a newline after a file that lacks one before the next, or FILE_END after each
+    file with document_separator=file.
     """
 
     def read(self) -> str:
         return "".join(self.blocks())
 
     def blocks(self) -> Iterator[str]:
+        last = "\n"
         for file in self._files:
-            yield from _read_utf8(file)
+            if last != "\n" and not self._files_are_documents:
+                yield "\n"
+            for block in _read_utf8(file):
+                if FILE_END in block and self._files_are_documents:
+                    why = "has the character U+001C, which ends each file; remove it"
+                    raise UserError(f"data.document_separator={FILE}: {file}: {why}")
+                yield block
+                last = block[-1:] or last
+            if self._files_are_documents:
+                yield FILE_END
+
+    @property
+    def _files_are_documents(self) -> bool:
+        return self.config.document_separator == FILE
 
     @property
     def left_out(self) -> str | None:

@@ -10,13 +10,14 @@ import pytest
 
 from minigpt.config.compose import composed_config
 from minigpt.data.corpus import CORPORA, Corpus
+from minigpt.data.prepare import prepare
 from minigpt.errors import UserError
 from tests.conftest import TINY, Cli
 
 
 def corpus(path: str, *overrides: str) -> Corpus:
     """Return the corpus of data=text."""
-    config = composed_config(["data=text", f"data.path='{path}'", *overrides])
+    config = composed_config([*overrides, "data=text", f"data.path='{path}'"])
     return CORPORA.build(config.data).corpus()
 
 
@@ -103,3 +104,93 @@ def test_commands_say_what_was_left_out(cli: Cli, books: Path) -> None:
         done = cli(*command, *of_folder)
         assert done.code == 0 and f"\n{line}\n" in done.out, done.err
     assert "left out" not in cli("data", "data=text", "data.path=text.txt").out
+
+
+def test_each_file_begins_a_line(workdir: Path) -> None:
+    folder = workdir / "docs"
+    folder.mkdir()
+    for name, content in (("a", b"here ends one"), ("b", b"document\r\n"), ("c", b"and\r\nlast")):
+        (folder / name).write_bytes(content)
+    assert text_of("docs") == "here ends one\ndocument\r\nand\r\nlast"
+    assert text_of("docs/c") == "and\r\nlast"
+
+
+PAGES = [
+    "one page",
+    "the second\npage\n",
+    "3",
+    "words and words. " * 9,
+    "end",
+    "of all the pages here\r\n",
+]
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("tokenizer", ["char", "gpt2", "bpe"])
+def test_each_file_is_a_document(cli: Cli, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt.data.text.BLOCK_BYTES", 7)
+    Path("pages").mkdir()
+    for number, page in enumerate(PAGES):
+        Path("pages", str(number)).write_bytes(page.encode())
+    options = [f"tokenizer={tokenizer}", "data.document_separator=file"]
+    source = ["data=text", "data.path=pages"]
+    config = composed_config([*source, *options])
+    prepared = prepare(config.data, config.tokenizer)
+    tokens = prepared.tokens
+    whole = "".join(f"{page}\x1c" for page in PAGES)
+    read = tokens.train.tokens.tolist() + tokens.val.tokens.tolist()
+    assert prepared.tokenizer.decode(read) == whole
+    lengths = [len(prepared.tokenizer.encode(f"{page}\x1c")) for page in PAGES]
+    assert tokens.train.document_lengths.tolist()[:5] == lengths[:5]
+    done = cli("data", "--shards", "shards", *source, *options)
+    assert done.code == 0, done.err
+    config = composed_config(["data=shards", "data.path=shards", *options])
+    of_shards = prepare(config.data, config.tokenizer).tokens
+    for split, other in ((tokens.train, of_shards.train), (tokens.val, of_shards.val)):
+        assert split.tokens.tolist() == other.tokens.tolist()
+        assert split.document_ids.tolist() == other.document_ids.tolist()
+    done = cli("train", *TINY, *source, *options, "model.block_size=2", "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    done = cli("sample", "run", "--num-samples", "2", "--prompt", "e")
+    assert done.code == 0 and "\x1c" not in done.out, done.err
+
+
+def test_files_that_cannot_be_documents(workdir: Path) -> None:
+    Path("pages").mkdir()
+    for name, content in (("a", "one " * 9), ("b", "a\x1cb" * 9)):
+        Path("pages", name).write_text(content)
+    key = "data.document_separator=file"
+    for path, overrides, message in (
+        ("pages", [key], rf"^{key}: pages/b: has the character U\+001C"),
+        ("pages/a", [key], rf"^{key}: does not occur in the train split; use data=text with more"),
+    ):
+        with pytest.raises(UserError, match=message):
+            corpus(path, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("newline", "separator", "use"),
+    [
+        ("\r\n", r"\n\n", r"\r\n\r\n"),
+        ("\r\n", r".\n\n", r".\r\n\r\n"),
+        ("\n", r"\r\n\r\n", r"\n\n"),
+        ("\n", "###", None),
+        ("\r\n", "###", None),
+    ],
+)
+def test_a_separator_with_other_line_ends(
+    cli: Cli, newline: str, separator: str, use: str | None
+) -> None:
+    lines = ["a page.", "", "another page.", ""] * 20
+    Path("lines.txt").write_bytes("".join(line + newline for line in lines).encode())
+    data = ["data=text", "data.path=lines.txt", "tokenizer=char"]
+    for command in (["data"], ["data", "--shards", "shards"]):
+        refused = cli(*command, *data, f"data.document_separator={separator}")
+        assert refused.code == 2 and "does not occur in the train split" in refused.err
+        assert refused.err.count("\n") == 1
+        if use is None:
+            assert "use a separator of this text, or null" in refused.err
+            continue
+        assert f"use data.document_separator='{use}', or null" in refused.err
+        done = cli(*command, *data, f"data.document_separator='{use}'")
+        assert done.code == 0, done.err
