@@ -14,6 +14,7 @@ from pathlib import Path
 
 from minigpt.data.corpus import CORPORA, FILE, FILE_END, DataConfig, TextSource
 from minigpt.errors import UserError, require
+from minigpt.files import matching_paths
 
 BLOCK_BYTES = 1 << 20  # read from a file at once
 N_NAMED = 3  # files named for each reason to leave files out
@@ -79,6 +80,8 @@ class Text(TextSource):
     def _files(self) -> list[Path]:
         files = [path for path, reason in self._reasons.items() if reason is None]
         why = "no such file, folder or matching files"
+        if glob.has_magic(self.config.path):
+            why += "; * ? [ ] are a pattern, write [[] for a bracket in a name"
         if self._reasons:
             why = f"has no text ({self.left_out}); give UTF-8 text files"
         require(bool(files), "data.path", self.config.path, why)
@@ -90,7 +93,9 @@ class Text(TextSource):
         path = Path(self.config.path).expanduser()
         if path.is_file():
             return {path: None}
-        found = _inside(path) if path.is_dir() else glob.iglob(str(path), recursive=True)
+        why = "a pipe or device, but a text is read more than once; write it to a file first"
+        require(path.is_dir() or not path.exists(), "data.path", path, why)
+        found = _inside(path) if path.is_dir() else matching_paths(str(path))
         first_of: dict[object, Path] = {}
         return {file: _reason(file, path, first_of) for file in sorted(set(map(Path, found)))}
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -194,3 +197,52 @@ def test_a_separator_with_other_line_ends(
         assert f"use data.document_separator='{use}', or null" in refused.err
         done = cli(*command, *data, f"data.document_separator='{use}'")
         assert done.code == 0, done.err
+
+
+def test_brackets_in_names_and_in_patterns(workdir: Path) -> None:
+    folder = workdir / "dir [2024]" / "part [1]"
+    folder.mkdir(parents=True)
+    for name in ("a.txt", "b.txt", "c [2].txt"):
+        (folder / name).write_text(f"{name}\n")
+    for pattern, text in (
+        ("dir [2024]/part [1]/*.txt", "a.txt\nb.txt\nc [2].txt\n"),
+        ("dir [2024]/**/[ab].txt", "a.txt\nb.txt\n"),
+        ("dir [2024]/*/c [[]*.txt", "c [2].txt\n"),
+        ("dir [[]2024]/*/a.*", "a.txt\n"),
+        (f"{workdir}/dir [2024]/p*/c [2].txt", None),
+        ("dir [2024]/part [1]/c [2].txt", "c [2].txt\n"),
+    ):
+        if text is not None:
+            assert text_of(pattern) == text
+            continue
+        with pytest.raises(UserError, match=r"are a pattern, write \[\[\] for a bracket"):
+            corpus(pattern)
+
+
+@pytest.mark.parametrize("path", ["/dev/stdin", "pipe"])
+def test_a_pipe_is_refused(workdir: Path, path: str) -> None:
+    os.mkfifo("pipe")
+    command = [sys.executable, "-m", "minigpt.cli", "data", "data=text", f"data.path={path}"]
+    refused = subprocess.run(command, input="a text\n", capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        f"minigpt: data.path={path}: a pipe or device, but a text is read more than once; "
+        "write it to a file first\n"
+    )
+
+
+def test_a_path_with_a_comma(cli: Cli) -> None:
+    Path("a,b.txt").write_text("a text\n" * 99)
+    options = ["data=text", "tokenizer=char"]
+    refused = cli("data", *options, "data.path=a,b.txt")
+    assert refused.code == 2 and refused.err.count("\n") == 1
+    advice = shlex.split(refused.err.partition("part of a text: ")[2])
+    assert advice == ['data.path="a,b.txt"']
+    done = cli("data", *options, *advice)
+    assert done.code == 0, done.err
+
+
+def test_a_path_without_a_choice_of_data(cli: Cli) -> None:
+    refused = cli("train", "data.path=x")
+    assert refused.code == 2
+    assert "data.path: an option of data=shards or data=text; choose that too" in refused.err
