@@ -17,6 +17,7 @@ from minigpt.config.pairs import flat
 from minigpt.data.tokens import encode_documents
 from minigpt.errors import UserError, require, require_one_of
 from minigpt.evaluate.loss import Evaluation, evaluate
+from minigpt.files import matching_paths
 from minigpt.inference.generate import Context, Sampling, decoding_runtime
 from minigpt.inference.text import TextGenerator, default_stops
 from minigpt.report.runs import find_runs
@@ -137,9 +138,9 @@ def _folders(names: Sequence[str | Path]) -> list[str]:
         if not glob.has_magic(name) or Path(name).is_dir():
             folders.append(name)
             continue
-        matches = [path for path in glob.glob(name, recursive=True) if Path(path).is_dir()]
+        matches = [path for path in matching_paths(name) if path.is_dir()]
         require(bool(matches), "runs", name, "no folder matches this pattern")
-        folders += [path for path in matches if not {*map(str, Path(path).parents)} & {*matches}]
+        folders += [str(path) for path in matches if not {*path.parents} & {*matches}]
     return folders
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
@@ -20,6 +21,19 @@ from minigpt.errors import first_line
 def absolute_path(path: str) -> str:
     """Return a path with ~ expanded, absolute; symbolic links stay."""
     return os.path.abspath(os.path.expanduser(path))
+
+
+def matching_paths(pattern: str) -> list[Path]:
+    """Return the paths that match a glob pattern. Leading folders that exist as written are names.
+
+    So a folder whose name contains brackets needs no escapes.
+    """
+    path = Path(pattern)
+    folder = next(part for part in (path, *path.parents) if part.exists())
+    if folder == path:
+        return [path]
+    rest = str(path.relative_to(folder))
+    return [folder / name for name in sorted(glob.glob(rest, root_dir=folder, recursive=True))]
 
 
 @contextmanager

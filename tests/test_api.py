@@ -146,6 +146,12 @@ def test_runs_lists_results_and_configs(folder: Path) -> None:
         assert row["model.positional.name"] == "rope" and row["problems"] == ""
 
 
+def test_runs_of_a_folder_with_brackets(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree("runs/rope", tmp_path / "of [2024]" / "rope")
+    (row,) = runs(tmp_path / "of [2024]" / "r*").to_dict("records")
+    assert Path(row["run"]).name == "rope"
+
+
 def test_runs_lists_unfinished_and_broken_runs(folder: Path, tmp_path: Path) -> None:
     for name in ("finished", "running", "broken"):
         shutil.copytree("runs/rope", tmp_path / name)

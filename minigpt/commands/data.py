@@ -89,6 +89,8 @@ def _print_sizes(configs: list[Config], prepared: list[Prepared], console: Conso
     table.add_row(data_config.name, *(f"{n:,}" for n in counts))
     console.print(table)
     console.print(f"sha256 {corpus.sha256}", soft_wrap=True)
+    if corpus.left_out is not None:
+        console.print(corpus.left_out, soft_wrap=True, markup=False)
     console.print(sizes)
     if data_config.separator is not None:
         console.print(documents)
@@ -99,20 +101,24 @@ def _write_shards(folder: Path, overrides: list[str]) -> None:
     """Write the tokens of a text to a folder, and print the command that trains with them."""
     from minigpt.config.compose import composed_config
     from minigpt.console import PipeConsole
+    from minigpt.data import CORPORA
     from minigpt.data.shards import write_shards
 
     config = composed_config(overrides)
+    source = CORPORA.build(config.data)
     console = PipeConsole(highlight=False)
     with console.status("reading ...") as status:
 
         def progress(phase: str, n: int) -> None:
             status.update(f"{phase} ... {n:,} characters")
 
-        index = write_shards(config.data, config.tokenizer, folder, progress)
+        index = write_shards(source, config.tokenizer, folder, progress)
     for name, split in index.splits.items():
         counts = f"{sum(split['shards'].values()):,} tokens in {len(split['shards'])} files"
         console.print(f"{name}: {counts}, of {index.characters[name]:,} characters")
     console.print(f"sha256 {index.sha256}", soft_wrap=True)
+    if source.left_out is not None:
+        console.print(source.left_out, soft_wrap=True, markup=False)
     options = [override for override in overrides if override.startswith(OF_SHARDS)]
     command = shlex.join(["minigpt", "train", "data=shards", f"data.path={folder}", *options])
     console.print(f"train with them: {command}", soft_wrap=True, markup=False)

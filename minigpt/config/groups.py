@@ -50,7 +50,7 @@ def choices_with(key: str) -> list[str]:
         for group in config_groups()
         if section and section_of(group) == section
         for name, values in choices(group).items()
-        if option in values
+        if option in values.keys()  # noqa: SIM118 - `in values` is False for a mandatory value
     ]
 
 

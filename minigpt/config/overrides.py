@@ -259,7 +259,10 @@ def _explain(error: Exception, overrides: list[str]) -> str:
         return _explain_unknown(unknown[1], overrides)
     ambiguous = re.match(r"Ambiguous value for argument '(.*)'", message)
     if ambiguous:
-        return f"{ambiguous[1]}: several values; add -m to train one run for each"
+        key, _, value = ambiguous[1].partition("=")
+        quote = f"""; quote a comma that is part of a text: '{key}="{value}"'"""
+        is_text = key in TEXT_OPTIONS
+        return f"{ambiguous[1]}: several values; add -m to train one run for each{quote * is_text}"
     cause = error.__cause__
     return first_line(error) + (f" ({first_line(cause)})" if cause is not None else "")
 

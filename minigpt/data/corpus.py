@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import glob
 import json
 import os
 import re
@@ -21,8 +19,8 @@ from minigpt.files import absolute_path, optional_cache, sha256, write_bytes
 from minigpt.registry import Registry
 from minigpt.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig
 
-BLOCK_BYTES = 1 << 20  # read from a file at once
 DOWNLOAD_TIMEOUT_SECONDS = 10
+FILE, FILE_END = "file", "\x1c"  # a document_separator, and what it stands for: ASCII's own
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
@@ -31,9 +29,9 @@ class DataConfig:
     """Options of every corpus.
 
     `dir`: the folder of cached files; None: the environment variable MINIGPT_DATA, or data.
-    `train_fraction`: the first int(train_fraction * n)
-    characters are the training split. `document_separator`: the string that ends each document,
-    in which \\n, \\t, \\r and \\\\ are escapes. None: each split is one document.
+    `train_fraction`: the first int(train_fraction * n) characters are the training split.
+    `document_separator`: the string that ends each document, in which \\n, \\t, \\r and \\\\ are
+    escapes. FILE: each file is a document, which FILE_END ends. None: each split is one document.
     """
 
     name: str
@@ -43,8 +41,10 @@ class DataConfig:
 
     @property
     def separator(self) -> str | None:
-        """`document_separator` without escapes."""
+        """The string that ends each document."""
         escaped = self.document_separator
+        if escaped == FILE:
+            return FILE_END
         return None if escaped is None else unescape(escaped)
 
     def absolute(self) -> Self:
@@ -86,15 +86,17 @@ def unescape(escaped: str) -> str:
 
 def escape(text: str) -> str:
     """Return a text whose `unescape` it is."""
-    return text.replace("\\", "\\\\").replace("\n", "\\n")
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
 
 
 class Corpus(ABC):
     """A text with a training and a validation split, its tokenizer and its tokens.
 
     `sha256`, `n_bytes`: digest and size of the UTF-8 text. `characters`: count by split name.
+    `left_out`: one line about files that are not part of the text; None if there are none.
     """
 
+    left_out: str | None = None
     sha256: str
     n_bytes: int
     characters: dict[str, int]
@@ -140,6 +142,11 @@ class Source(ABC):
     def __init__(self, config: Any) -> None:
         self.config = config
 
+    @property
+    def left_out(self) -> str | None:
+        """As `Corpus.left_out`."""
+        return None
+
     @abstractmethod
     def corpus(self) -> Corpus:
         """Return the corpus. Raises UserError if it cannot be read or split."""
@@ -162,7 +169,8 @@ class TextSource(Source):
         corpus = TextCorpus(text, n_train(self.config, len(text)), self.config.separator)
         for name, part in corpus.splits.items():
             has_separator = corpus.separator is None or corpus.separator in part
-            require_separator(has_separator, self.config, name)
+            require_separator(has_separator, self.config, name, "\r\n" in part)
+        corpus.left_out = self.left_out
         return corpus
 
 
@@ -177,10 +185,22 @@ def n_train(config: DataConfig, n: int) -> int:
     return n_train
 
 
-def require_separator(in_split: bool, config: DataConfig, split: str) -> None:
-    """Raise UserError unless the document separator is in the split."""
-    why = f"does not occur in the {split} split; use a separator of this text, or null"
-    require(in_split, "data.document_separator", repr(config.separator), why)
+def require_separator(in_split: bool, config: DataConfig, split: str, has_crlf: bool) -> None:
+    """Raise UserError unless the document separator is in the split.
+
+    `has_crlf`: whether lines of the text end with \\r\\n.
+    """
+    separator, remedy = config.separator or "", "use a separator of this text, or null"
+    newline = "\r\n" if has_crlf else "\n"
+    other = separator.replace("\r\n", "\n").replace("\n", newline)
+    if config.document_separator == FILE:
+        remedy = "use data=text with more files, or null"
+    elif other != separator:
+        use = f"data.document_separator='{escape(other)}'"
+        remedy = f"lines of this text end with {escape(newline)}, so use {use}, or null"
+    why = f"does not occur in the {split} split; {remedy}"
+    shown = FILE if config.document_separator == FILE else repr(separator)
+    require(in_split, "data.document_separator", shown, why)
 
 
 CORPORA: Registry[Source] = Registry("data", "data", "minigpt.data")
@@ -233,66 +253,3 @@ class Shakespeare(TextSource):
             return shakespeare.all_plays()
         except (FileNotFoundError, ValueError) as error:
             raise UserError(f"data=shakespeare: {error}") from None
-
-
-@dataclass
-class TextConfig(DataConfig):
-    """`path`: a UTF-8 text file, a folder (every file in it), or a glob pattern."""
-
-    path: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        missing = self.path in ("", "???")
-        require(not missing, "data.path", "", "missing; give a file, a folder or a glob pattern")
-
-
-@CORPORA.register("text", TextConfig)
-class Text(TextSource):
-    """The user's own UTF-8 text files, concatenated in sorted order, bytes unchanged."""
-
-    def read(self) -> str:
-        return "".join(self.blocks())
-
-    def blocks(self) -> Iterator[str]:
-        for file in self._files():
-            yield from _read_utf8(file)
-
-    def _files(self) -> list[Path]:
-        path = Path(self.config.path).expanduser()
-        if path.is_file():
-            return [path]
-        if path.is_dir():
-            inside = (file.relative_to(path) for file in path.rglob("*"))
-            paths = [path / file for file in inside if "/." not in f"/{file.as_posix()}"]
-        else:
-            paths = [Path(name) for name in glob.glob(str(path), recursive=True)]
-        files = sorted(path for path in paths if path.is_file())
-        why = "no such file, folder or matching files"
-        require(bool(files), "data.path", self.config.path, why)
-        return files
-
-
-def _read_utf8(path: Path) -> Iterator[str]:
-    """Yield the text of a file in blocks. Raises UserError if it is empty or not UTF-8."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()  # drops a byte order mark
-    n_read = n_characters = 0
-    try:
-        with path.open("rb") as file:
-            content = None
-            while content != b"":
-                content = file.read(BLOCK_BYTES)
-                n_read += len(content)
-                text = decoder.decode(content, final=not content)
-                n_characters += len(text)
-                yield text
-    except OSError as error:
-        raise UserError(f"data.path: {path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        offset = n_read - len(error.object) + error.start  # error.object: all undecoded bytes
-        raise UserError(
-            f"data.path: {path}: byte 0x{error.object[error.start]:02x} at offset {offset} "
-            f"is not UTF-8 ({error.reason}); convert the file to UTF-8 or leave it out"
-        ) from None
-    if not n_characters:
-        raise UserError(f"data.path: {path}: the file is empty (offset 0); leave it out")

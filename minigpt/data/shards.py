@@ -18,6 +18,7 @@ import numpy as np
 
 from minigpt.data.corpus import (
     CORPORA,
+    FILE,
     Corpus,
     DataConfig,
     Source,
@@ -102,7 +103,7 @@ def data_settings(config: DataConfig) -> dict[str, Any]:
     """Return the options that determine the splits, by full key."""
     return {
         "data.train_fraction": config.train_fraction,
-        "data.document_separator": config.separator,
+        "data.document_separator": FILE if config.document_separator == FILE else config.separator,
     }
 
 
@@ -181,14 +182,14 @@ class Shards(Source):
 
 
 def write_shards(
-    data: DataConfig,
+    source: Source,
     tokenizer: TokenizerConfig,
     folder: Path,
     progress: Callable[[str, int], object] = lambda activity, n_characters: None,
     shard_tokens: int = SHARD_TOKENS,
     chunk_characters: int = CHUNK_CHARACTERS,
 ) -> Index:
-    """Write the tokens of a text to a new folder, atomically. Return its index.
+    """Write the tokens of a source's text to a new folder, atomically. Return its index.
 
     The text is read twice: first for its length and alphabet, then to encode it in chunks (see
     `chunks`). Memory grows by 8 bytes per document. The tokens equal those of the same text in
@@ -196,7 +197,7 @@ def write_shards(
     `progress` is called with the phase and the number of characters processed. Raises UserError.
     """
     require(not folder.exists(), "--shards", folder, "already exists; name a new folder")
-    source = CORPORA.build(data)
+    data = source.config
     if not isinstance(source, TextSource):
         raise UserError(f"data={data.name}: cannot be read as text; use another corpus")
     first = _CountedBlocks(source.blocks(), partial(progress, "reading"))
@@ -217,7 +218,8 @@ def write_shards(
             blocks = (part for _, part in parts)
             texts = chunks(blocks, data.separator, learned.boundary, chunk_characters)
             splits[name] = _write_split(temporary, name, texts, learned, shard_tokens)
-            require_separator(data.separator is None or splits[name]["ends"] > 0, data, name)
+            has_separator = data.separator is None or splits[name]["ends"] > 0
+            require_separator(has_separator, data, name, "\r" in alphabet)
         if second.sha256 != first.sha256:
             raise UserError(f"data={data.name}: the text changed while it was read; try again")
         learned.save(temporary / TOKENIZER)

@@ -90,6 +90,8 @@ def training_session(
         trainer = Trainer(setup, run, display, logger, stop, stopwatch, on_evaluation)
         with result_recorded(trainer):
             write_json(run.manifest, manifest | {"tracker_id": logger.tracker_id})
+            if manifest.get("left_out") is not None:
+                notices["files"] = manifest["left_out"]
             if logger.notice is not None:
                 notices[config.logger.name] = logger.notice
             display.start(setup, run, manifest, notices)
@@ -135,6 +137,7 @@ def create_run(
         "device": setup.runtime.describe(),
         "backend": setup.backend,
         "data_sha256": prepared.corpus.sha256,
+        "left_out": prepared.corpus.left_out,
         "characters": prepared.corpus.characters,
         "tokens": {split.name: len(split.tokens) for split in splits},
         "documents": {split.name: len(split.document_lengths) for split in splits},

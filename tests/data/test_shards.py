@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.lib.format import open_memmap
 
 from minigpt.config.compose import composed_config
-from minigpt.data import corpus
+from minigpt.data import CORPORA
 from minigpt.data.lazy import DocumentIds, ShardedTokens
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.data.shards import Index, chunks, write_shards
@@ -47,7 +47,7 @@ def written(*options: str, shard_tokens: int = 50, chunk: int = 11) -> tuple[Pre
     Path("long.txt").write_bytes(TEXT.encode())
     config = composed_config(["data=text", "data.path=long.txt", *options])
     index = write_shards(
-        config.data,
+        CORPORA.build(config.data),
         config.tokenizer,
         Path("shards"),
         shard_tokens=shard_tokens,
@@ -87,7 +87,7 @@ def require_equal(split: Split, other: Split) -> None:
 def test_shards_equal_a_text_in_memory(
     workdir: Path, name: str, separator: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", 37)  # cuts characters and separators
+    monkeypatch.setattr("minigpt.data.text.BLOCK_BYTES", 37)  # cuts characters and separators
     options = [*CHOSEN[name], *([f"data.document_separator='{separator}'"] if separator else [])]
     in_memory, mapped = written(*options)
     assert in_memory.tokenizer.fingerprint == mapped.tokenizer.fingerprint
@@ -312,7 +312,7 @@ def test_a_failed_command_writes_nothing(cli: Cli, monkeypatch: pytest.MonkeyPat
         (["data=shards", "data.path=x"], "data=shards: cannot be read as text"),
     ):
         data = [] if "data=shards" in options else ["data=text", "data.path=text.txt"]
-        monkeypatch.setattr(corpus, "BLOCK_BYTES", 100)
+        monkeypatch.setattr("minigpt.data.text.BLOCK_BYTES", 100)
         failed = cli("data", "--shards", "out", *data, *options)
         assert failed.code == 2 and message in failed.err, failed.err
     there = cli("data", "--shards", "text.txt", "data=text", "data.path=text.txt")
@@ -329,7 +329,7 @@ def test_a_text_that_changes_while_it_is_read_is_refused(workdir: Path) -> None:
     text = Path("text.txt").read_text(encoding="utf-8")
 
     with pytest.raises(UserError, match="the text changed while it was read"):
-        write_shards(config.data, config.tokenizer, Path("shards"), change)
+        write_shards(CORPORA.build(config.data), config.tokenizer, Path("shards"), change)
     assert not [*Path().glob("*shards*")]
 
 
