@@ -34,6 +34,7 @@ from minigpt.tune.space import Space, Values, check_space, parse_space
 from minigpt.tune.trial import STOP_FILE, Trial, TrialSettings
 
 MAX_RESTARTS = 3  # of a trial whose worker was lost
+PAUSING = ("hyperband", "pbt")  # schedulers
 KEPT_CHECKPOINTS = 4  # of a member of a population: others may still read an earlier one
 
 
@@ -86,7 +87,7 @@ class Search:
             with ray_session(self.options.address, self.options.concurrency, remaining) as share:
                 write_json(self.folder / SEARCH, self.identity | {"status": "running"})
                 line = self.display.line
-                line(f"trials     {share.jobs} at a time, {share.threads} threads each")
+                line(f"trials     {share.jobs} at a time, {self._threads(share)} each")
                 line(f"folder     {self.folder}")
                 if self.earlier:
                     counts = f"{len(self.ended)} trials have ended, {len(self.unfinished)} are"
@@ -127,8 +128,18 @@ class Search:
                 callbacks=[self.display],
                 max_failures=MAX_RESTARTS,
                 raise_on_failed_trial=False,
+                # A paused trial holds its run's lock until its worker exits.
+                reuse_actors=options.scheduler not in PAUSING,
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             )
+
+    def _threads(self, share: Share) -> str:
+        """Return the number of threads of a trial, as text."""
+        if "trainer.threads" in self.space.domains:
+            return "trainer.threads as searched"
+        given = self.config.trainer.threads
+        threads = share.threads if given is None else given
+        return f"{threads} threads" if threads > 1 else "1 thread"
 
     def _settings(self, share: Share) -> TrialSettings:
         space, config = self.space, self.config
@@ -164,15 +175,16 @@ class Search:
     def _planned(self, study: Study, numbers: Iterator[int]) -> list[tuple[str, Values]]:
         """Return names and values of unfinished trials, then of a grid or a population."""
         population = self.options.scheduler == "pbt"
-        new: list[Values] = []
+        new: list[tuple[int, Values]] = []
         if self.grid is not None:
             known = [record.values for record in self.earlier]
-            new = [values for values in self.grid if values not in known]
+            new = [(next(numbers), values) for values in self.grid if values not in known]
         elif population:
-            new = [study.ask().params for _ in range(self.total - len(self.earlier))]
+            drawn = itertools.islice(numbers, self.total - len(self.earlier))
+            new = [(number, study.ask(number).params) for number in drawn]
         return [
             *((record.name, record.values) for record in self.unfinished),
-            *((trial_name(next(numbers), values, population), values) for values in new),
+            *((trial_name(number, values, population), values) for number, values in new),
         ]
 
     def _mark_paused_as_stopped(self) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
-from ray.tune.search.sample import Categorical, Domain
+from ray.tune.search.sample import Categorical, Domain, Integer
 
 from minigpt.config.compose import composed_config
 from minigpt.config.overrides import EXAMPLE, Interval, compose_overrides, parse_values, quoted
@@ -37,23 +37,28 @@ class Space:
         """Whether the fixed overrides set a key."""
         return any(parse_override(override).key == key for override in self.fixed)
 
+    @property
+    def size(self) -> float:
+        """The number of combinations of values; infinite with an interval of real numbers."""
+        sizes = [math.inf if v is None else len(v) for v in map(_all_values, self.domains.values())]
+        return math.prod(sizes)
+
     def is_exhaustive(self, options: TuneOptions) -> bool:
         """Whether to try every combination: for a grid, or if there are no more than trials."""
-        lists = [d for d in self.domains.values() if isinstance(d, Categorical)]
-        is_small = len(lists) == len(self.domains) and (
-            math.prod(len(d.categories) for d in lists) <= options.count
-        )
-        return options.search == "grid" or (is_small and options.scheduler != "pbt")
+        is_small = self.size <= options.count and options.scheduler != "pbt"
+        return options.search == "grid" or is_small
 
     def grid(self) -> list[Values]:
-        """Return every combination of values. Raises UserError for an interval."""
+        """Return every combination of values. Raises UserError for an interval of real numbers."""
+        columns = []
         for key, domain in self.domains.items():
-            if not isinstance(domain, Categorical):
+            values = _all_values(domain)
+            if values is None:
                 raise UserError(
                     f"{key}: --search grid needs a list of values; use {key}=choice(...), "
                     f"or --search tpe"
                 )
-        columns = [_extremes(domain) for domain in self.domains.values()]
+            columns.append(values)
         return [dict(zip(self.domains, row, strict=True)) for row in itertools.product(*columns)]
 
 
@@ -159,6 +164,13 @@ def _probes(space: Space) -> Iterator[Values]:
 
 def _extremes(domain: Domain) -> list[Any]:
     return [*domain.categories] if isinstance(domain, Categorical) else [*bounds(domain)]
+
+
+def _all_values(domain: Any) -> Sequence[Any] | None:
+    """Return the values of a list or of an interval of integers, None for real numbers."""
+    if isinstance(domain, Categorical):
+        return domain.categories
+    return range(domain.lower, domain.upper) if isinstance(domain, Integer) else None
 
 
 def bounds(domain: Any) -> tuple[Any, Any]:

@@ -16,7 +16,8 @@ from ray.tune.search.sample import Categorical, Domain
 from minigpt.errors import UserError
 from minigpt.run.directory import RunDirectory
 from minigpt.tune.options import TuneOptions
-from minigpt.tune.records import _evaluations, trial_name
+from minigpt.tune.proposals import Study
+from minigpt.tune.records import TrialRecord, _evaluations, trial_name
 from minigpt.tune.space import as_typed, bounds, check_space, parse_space
 from tests.conftest import Cli
 
@@ -98,8 +99,50 @@ def test_no_more_trials_than_combinations() -> None:
         (TuneOptions(scheduler="pbt"), False),  # a population may hold a value twice
     ):
         assert few.is_exhaustive(options) is exhaustive
+    numbers = parse_space(["model.n_layer=int(interval(1,3))", "seed=1,2"])
+    assert numbers.is_exhaustive(TuneOptions(trials=6)) and len(numbers.grid()) == 6
+    assert not numbers.is_exhaustive(TuneOptions(trials=5))
     endless = parse_space(["model=rope,alibi", "optimizer.lr=interval(1e-3,1e-2)"])
     assert not endless.is_exhaustive(TuneOptions())
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("status", ["finished", "stopped", "failed"])
+@pytest.mark.parametrize(
+    ("overrides", "trials"),
+    [
+        (["optimizer.lr=tag(log,interval(1e-4,1e-1))"], 10),
+        (["model=rope,alibi", "seed=1,2,3"], 6),
+        (["model.n_layer=int(interval(1,7))"], 7),
+    ],
+)
+def test_a_search_resumed_after_every_trial_repeats_no_values(
+    overrides: list[str], trials: int, status: str, sampler: str
+) -> None:
+    space, ended = parse_space(overrides), list[TrialRecord]()
+    for number in range(trials):
+        values = Study(space, TuneOptions(sampler=sampler), ended).ask(number).params
+        assert values not in [record.values for record in ended]
+        name = trial_name(number, values, changing=False)
+        ended.append(TrialRecord(name, number, values, status, 4, 4, 1.0, 3.0, {4: 3.0}))
+
+
+def test_tpe_is_told_of_ended_trials() -> None:
+    """Its values after a resume depend on the losses from before it."""
+    space, options = parse_space(["optimizer.lr=tag(log,interval(1e-4,1e-1))"]), TuneOptions()
+
+    def proposed(best: int) -> float:
+        """Return the median of rates after 31 trials, of which number `best` is the best."""
+        ended = [
+            TrialRecord(f"{n}", n, {"optimizer.lr": 10 ** (-4 + n / 10)}, status, 4, 4, 1.0, loss)
+            for n in range(31)
+            for loss, status in [(3.0 + abs(n - best), "finished" if n % 2 else "stopped")]
+        ]
+        numbers = range(31, 52)
+        rates = [Study(space, options, ended).ask(n).params["optimizer.lr"] for n in numbers]
+        return sorted(rates)[len(rates) // 2]
+
+    assert proposed(best=7) < 1e-3 < 1e-2 < proposed(best=23)
 
 
 def test_lines_of_metrics_without_the_metric_are_skipped(tmp_path: Path) -> None:
