@@ -66,7 +66,7 @@ class Display:
             self.line(f"{name:<10} {fact}")
         if notice is not None:
             self.line(f"{config.logger.name:<10} {notice}")
-        warmup = config.schedule.warmup_steps
+        warmup = config.schedule.warmup(self.max_steps)
         if warmup >= self.max_steps:
             self.line(f"schedule   warm-up ({warmup} steps) covers all {self.max_steps} steps")
         step = self.first_step = state.progress.step

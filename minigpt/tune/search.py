@@ -30,7 +30,7 @@ from minigpt.tune.records import best_of, read_trials, saving, trial_name
 from minigpt.tune.schedulers import build_scheduler
 from minigpt.tune.session import Share, ray_session
 from minigpt.tune.show import SearchDisplay
-from minigpt.tune.space import Space, Values, check_space, parse_space
+from minigpt.tune.space import Space, Values, check_space, parse_space, warmup_warning
 from minigpt.tune.trial import STOP_FILE, Trial, TrialSettings
 
 MAX_RESTARTS = 3  # of a trial whose worker was lost
@@ -45,27 +45,28 @@ def search(overrides: list[str], options: TuneOptions) -> None:
     saved; Failure if no trial was evaluated.
     """
     space = parse_space(overrides)
-    config = check_space(space, options)
+    configs = check_space(space, options)
     folder = (options.directory or new_folder(space)).absolute()
     identity = {"overrides": sorted(overrides), "options": options.identity}
     with locked(folder, identity):
         (folder / STOP_FILE).unlink(missing_ok=True)
-        Search(overrides, options, space, config, folder, identity).run()
+        Search(overrides, options, space, configs, folder, identity).run()
 
 
 @dataclass
 class Search:
-    """A search in its folder. `earlier`: trials of earlier calls."""
+    """A search in its folder. `configs`: one with each value of the space, the first one first."""
 
     overrides: list[str]
     options: TuneOptions
     space: Space
-    config: Config
+    configs: list[Config]
     folder: Path
     identity: dict[str, Any]
 
     def __post_init__(self) -> None:
-        options, self.max_steps = self.options, self.config.trainer.max_steps
+        options, self.config = self.options, self.configs[0]
+        self.max_steps = self.config.trainer.max_steps
         self.earlier = read_trials(self.folder, options.metric)
         self.ended = [record for record in self.earlier if record.ended(options.scheduler)]
         self.unfinished = [record for record in self.earlier if record not in self.ended]
@@ -82,6 +83,9 @@ class Search:
             f"search     {search}, {self.options.scheduler}, {self.total} trials of "
             f"{self.max_steps} steps for the least {self.options.metric}"
         )
+        warning = warmup_warning(self.configs, self.options.scheduler)
+        if warning is not None:
+            self.display.line(f"warning    {warning}")
         remaining = self.total - len(self.ended)
         if remaining > 0:
             with ray_session(self.options.address, self.options.concurrency, remaining) as share:

@@ -116,15 +116,15 @@ def as_typed(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def check_space(space: Space, options: TuneOptions) -> Config:
-    """Compose a config with each value once, and return the first config.
+def check_space(space: Space, options: TuneOptions) -> list[Config]:
+    """Compose a config with each value once, and return the configs.
 
     Raises UserError for invalid values, and for searches whose trials are not comparable.
     """
     if options.search == "grid":
         space.grid()
     searched = {parse_override(key).key for key in space.domains}
-    first, *others = (composed_config(space.overrides(values)) for values in _probes(space))
+    configs = [composed_config(space.overrides(values)) for values in _probes(space)]
     swept = compose_overrides(space.overrides(next(_probes(space)))).swept
     if swept:
         raise UserError(
@@ -138,20 +138,33 @@ def check_space(space: Space, options: TuneOptions) -> Config:
         )
         for key in BUDGET:
             require(key not in searched, key, "...", why)
-        if first.trainer.eval_every is None:
+        if configs[0].trainer.eval_every is None:
             raise UserError(
                 f"trainer.eval_every=null: --scheduler {options.scheduler} decides at evaluations; "
                 f"give it a number of steps"
             )
     if options.scheduler == "pbt":
         _require_changeable(space)
-    names = {config.tokenizer.name for config in (first, *others)}
+    names = {config.tokenizer.name for config in configs}
     if len(names) > 1 and options.metric == "val_loss":
         raise UserError(
             f"tokenizer={','.join(sorted(names))}: losses per token are not comparable between "
             f"tokenizers; use --metric val_bits_per_byte"
         )
-    return first
+    return configs
+
+
+def warmup_warning(configs: list[Config], scheduler: str) -> str | None:
+    """Return a warning if the scheduler compares trials before the end of their warm-up."""
+    first_rung = configs[0].trainer.eval_every
+    warmup = max(config.schedule.warmup(config.trainer.max_steps) for config in configs)
+    if scheduler == "none" or first_rung is None or warmup < first_rung:
+        return None
+    return (
+        f"--scheduler {scheduler} first compares trials at step {first_rung}, when the warm-up of "
+        f"{warmup} steps has not ended, so early losses tell little; raise trainer.eval_every, or "
+        f"lower schedule.warmup_steps"
+    )
 
 
 def _probes(space: Space) -> Iterator[Values]:

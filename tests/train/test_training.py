@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from minigpt.config.compose import composed_config
+from minigpt.errors import UserError
 from minigpt.model import GPT
 from minigpt.model.positional import PositionalScheme
 from minigpt.optim.optimizer import OPTIMIZERS, StackedMuon
@@ -230,6 +231,19 @@ def test_schedules_rise_then_never_rise_again(name: str) -> None:
     assert all(0 <= late <= early for early, late in itertools.pairwise(factors[10:]))
     short = schedule(name, 5, "warmup_steps=10")
     assert [short.factor(step) for step in range(5)] == factors[:5]
+
+
+@pytest.mark.parametrize("name", SCHEDULES.names())
+def test_warmup_is_a_fraction_of_the_steps(name: str) -> None:
+    assert schedule(name, 2000).warmup == 100
+    assert schedule(name, 100).warmup == 5
+    assert schedule(name, 100, "warmup_fraction=0.2").warmup == 20
+    assert schedule(name, 100, "warmup_fraction=0").warmup == 0
+    assert schedule(name, 100, "warmup_steps=7").warmup == 7
+    with pytest.raises(UserError, match=r"schedule\.warmup_fraction=1\.5: must be from 0 to 1"):
+        schedule(name, 100, "warmup_fraction=1.5")
+    with pytest.raises(UserError, match=r"warmup_fraction=0\.2: schedule\.warmup_steps=7 sets"):
+        schedule(name, 100, "warmup_fraction=0.2", "warmup_steps=7")
 
 
 def test_schedule_formulas() -> None:

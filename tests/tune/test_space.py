@@ -18,7 +18,7 @@ from minigpt.run.directory import RunDirectory
 from minigpt.tune.options import TuneOptions
 from minigpt.tune.proposals import Study
 from minigpt.tune.records import TrialRecord, _evaluations, trial_name
-from minigpt.tune.space import as_typed, bounds, check_space, parse_space
+from minigpt.tune.space import as_typed, bounds, check_space, parse_space, warmup_warning
 from tests.conftest import Cli
 
 SMALL = ["trainer.max_steps=4", "trainer.eval_every=2"]
@@ -203,6 +203,29 @@ def test_refused_in_one_line(cli: Cli, arguments: list[str], message: str) -> No
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "scheduler", "warmup"),
+    [
+        (["trainer.max_steps=100", "trainer.eval_every=20"], "asha", None),  # 5 of 100 steps
+        (["trainer.max_steps=100", "trainer.eval_every=5"], "asha", 5),
+        (["trainer.max_steps=100", "trainer.eval_every=6"], "hyperband", None),
+        (["schedule.warmup_steps=100", "trainer.eval_every=20"], "none", None),
+        (["schedule.warmup_steps=100", "trainer.eval_every=20"], "pbt", 100),
+        (["schedule.warmup_steps=0,30", "trainer.eval_every=20"], "asha", 30),
+        (["schedule.warmup_fraction=0.5", "trainer.eval_every=20"], "asha", 1000),
+    ],
+)
+def test_a_first_rung_within_the_warmup_is_a_warning(
+    overrides: list[str], scheduler: str, warmup: int | None
+) -> None:
+    options = TuneOptions(scheduler=scheduler)
+    configs = check_space(parse_space([*overrides, "optimizer.lr=1e-3,1e-2"]), options)
+    warning = warmup_warning(configs, scheduler)
+    assert (warning is None) == (warmup is None)
+    if warning is not None:
+        assert f"when the warm-up of {warmup} steps has not ended" in warning
+
+
 def test_a_folder_with_other_files_is_refused(cli: Cli) -> None:
     Path("mine").mkdir()
     Path("mine/thesis.tex").touch()
@@ -228,9 +251,9 @@ def test_a_folder_of_a_running_search_is_refused(cli: Cli) -> None:
     assert theirs.exists()
 
 
-def test_the_first_config_is_checked_and_returned() -> None:
+def test_configs_are_checked_and_returned() -> None:
     space = parse_space([*SMALL, "model.n_layer=1,2"])
-    assert check_space(space, TuneOptions()).trainer.max_steps == 4
+    assert [c.model.n_layer for c in check_space(space, TuneOptions())] == [1, 2]
     with pytest.raises(UserError, match=r"model\.n_head=3: must divide"):
         check_space(parse_space([*SMALL, "model.n_head=4,3", "model.n_embd=64"]), TuneOptions())
 

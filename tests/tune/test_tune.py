@@ -244,7 +244,7 @@ def test_a_killed_and_a_stopped_search_are_resumed(cli: Cli, ray: None) -> None:
 
 
 def test_a_search_extended_trial_by_trial_repeats_no_values(cli: Cli, ray: None) -> None:
-    options = tiny(trainer__max_steps=4, trainer__threads=1)
+    options = tiny(trainer__max_steps=4, schedule__warmup_steps=8)
     search = Path("search")
     for trials in (2, 3, 4):
         done = cli(
@@ -252,6 +252,7 @@ def test_a_search_extended_trial_by_trial_repeats_no_values(cli: Cli, ray: None)
         )
         assert done.code == 0, done.err
         assert "1 at a time, 1 thread each" in done.out
+        assert "first compares trials at step 4, when the warm-up of 8 steps has not" in done.out
     rates = [trial["values"]["optimizer.lr"] for trial in report_of(search)["trials"]]
     assert len({*rates}) == len(rates) == 4
     workers = [json.loads(file.read_text())["pid"] for file in sorted(search.glob("*/trial.json"))]
