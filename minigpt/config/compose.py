@@ -25,6 +25,7 @@ T = TypeVar("T")
 # What a resumed run may change: its length, which schedules scale to, and what it writes.
 RESUME_MAY_CHANGE = (
     *("trainer.max_steps", "trainer.patience", "trainer.threads"),
+    "trainer.guessing_patience",
     *("trainer.log_every", "trainer.checkpoint_every", "trainer.sample_every"),
 )
 

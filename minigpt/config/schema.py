@@ -38,6 +38,8 @@ class TrainerConfig:
     `grad_accum_steps`: micro-batches per batch, to save memory. The results are equal, except that
     a mixture of experts is balanced over each micro-batch.
     `patience`: evaluations without a lower validation loss before stopping early.
+    `guessing_patience`: steps in a row with a training loss above ln(vocabulary) before the run
+    fails; None only warns.
     """
 
     max_steps: int
@@ -54,14 +56,16 @@ class TrainerConfig:
     precision: str
     compile: bool
     threads: int | None
+    guessing_patience: int | None = None
 
     def __post_init__(self) -> None:
         require_at_least(0, "trainer", self, "max_steps")
         require(self.sample_prompt != "", "trainer.sample_prompt", "", "must not be empty")
         counts = ("batch_size", "grad_accum_steps", "log_every", "sample_tokens")
         require_at_least(1, "trainer", self, *counts)
-        optional = ("eval_every", "checkpoint_every", "sample_every", "patience", "threads")
-        require_at_least(1, "trainer", self, *optional, or_null=True)
+        optional = ("eval_every", "checkpoint_every", "sample_every", "threads")
+        patience = ("patience", "guessing_patience")
+        require_at_least(1, "trainer", self, *optional, *patience, or_null=True)
         n, why = self.grad_accum_steps, f"must divide trainer.batch_size={self.batch_size}"
         require(self.batch_size % n == 0, "trainer.grad_accum_steps", n, why)
         for key, known in (("device", DEVICES), ("precision", PRECISIONS)):

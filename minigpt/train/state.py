@@ -30,6 +30,7 @@ class Progress:
     best_val_loss: float = math.inf
     best_step: int = 0
     stale_evaluations: int = 0  # evaluations since the best one
+    guessing_steps: int = 0  # steps in a row with a training loss above ln(vocabulary)
     evaluated_at: int | None = None  # step of the latest evaluation; its results follow
     val_loss: float | None = None
     val_bits_per_byte: float | None = None
