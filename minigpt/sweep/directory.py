@@ -13,7 +13,8 @@ from minigpt.run.directory import RUNS
 
 PRESETS = ("sweep", "experiment")  # name the folder
 # How jobs are launched does not change what they compute.
-NOT_IDENTITY = ("sweep.fail_fast", "trainer.threads", "hydra/launcher", "hydra.launcher")
+NOT_IDENTITY = ("sweep.fail_fast", "sweep.dry_run", "trainer.threads")
+NOT_IDENTITY += ("hydra/launcher", "hydra.launcher")
 
 
 def sweep_directory(overrides: Sequence[str], swept: Sequence[str]) -> Path:
