@@ -26,6 +26,7 @@ class RunInfo:
     tags: list[str]
     config: dict[str, Any]  # nested plain values of config.yaml
     tracker_id: str | None  # of a resumed run: the id of its run in the tracker
+    in_group: bool = False  # a run of a sweep or a search
 
 
 class Logger:
