@@ -31,7 +31,7 @@ from minigpt.bench.measure import device_here, machine
 from minigpt.config.compose import composed_config
 from minigpt.data import CORPORA, TextCorpus
 from minigpt.files import read_json, write_json
-from minigpt.report.statistics import Interval, interval
+from minigpt.report.statistics import Interval, interval, spread
 from minigpt.report.tables import Cell, Column, Table, to_markdown, to_plain
 
 MINIGPT = [sys.executable, "-m", "minigpt.cli"]
@@ -306,7 +306,7 @@ def decode(recipe: Recipe, nanogpt: Path, rounds: int) -> tuple[Table, bool]:
             ours.append(read_json(figures)["rows"][0]["tokens_per_second"])
     times = ratio(ours, theirs)
     good = times.mean >= recipe.decode_target
-    speeds = {"nanoGPT": interval(theirs), "minigpt": interval(ours), "minigpt / nanoGPT": times}
+    speeds = {"nanoGPT": spread(theirs), "minigpt": spread(ours), "minigpt / nanoGPT": times}
     rows: list[list[Cell]] = [[who, speed] for who, speed in speeds.items()]
     columns = [Column("who", "who"), Column("speed", "tokens/s", digits=2)]
     note = f"{'Met' if good else 'Missed'}: {recipe.decode_target} times as many; {rounds} rounds."

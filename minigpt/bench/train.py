@@ -158,7 +158,8 @@ def temporary_trainer(
 
 def _round(measured: Measured, steps: int, warmup: int) -> Round:
     config, device = measured.config, measured.runtime.device
-    never = {"eval_every": None, "checkpoint_every": None, "sample_every": None, "patience": None}
+    never = {"eval_every": None, "checkpoint_every": None, "sample_every": None}
+    never |= {"patience": None, "guessing_patience": None}
     length = {"max_steps": warmup + steps, "log_every": warmup + steps}
     config = replace(config, trainer=replace(config.trainer, **length, **never))
     set_threads(config.trainer.threads)

@@ -69,19 +69,23 @@ def main(arguments: list[str]) -> None:
 
 
 def _runs(names: list[str]) -> list[str]:
-    """Return the named runs. A folder stands for all finished runs below it."""
+    """Return the named runs. A folder stands for all finished runs below it.
+
+    `latest` is the sweep or search of the newest run, or that run.
+    """
     from minigpt.report.runs import find_runs
+    from minigpt.run.directory import find_folder
 
     runs: list[str] = []
     for name in names:
-        path = Path(name).expanduser()
+        path = find_folder(name) if name == "latest" else Path(name).expanduser()
         is_run = (path / "config.yaml").is_file()
         if path.is_dir() and not is_run and any(path.rglob("config.yaml")):
-            finished = [str(run.path) for run in find_runs([name]).runs if run.finished]
-            require(bool(finished), "RUN", name, "no run in this folder has finished")
+            finished = [str(run.path) for run in find_runs([str(path)]).runs if run.finished]
+            require(bool(finished), "RUN", path, "no run in this folder has finished")
             runs += finished
         else:
-            runs.append(name)
+            runs.append(str(path))
     return runs
 
 

@@ -59,7 +59,10 @@ class Parser(argparse.ArgumentParser):
 def add_run_arguments(parser: Parser, several: bool = False) -> None:
     """Add RUN (a list with `several`), --checkpoint, --device and --set."""
     if several:
-        text = "a run directory, latest, or a folder, for all finished runs below it"
+        text = (
+            "a run directory, a folder, for all finished runs below it, or latest: the sweep or "
+            "search of the newest run, or that run"
+        )
         parser.add_argument("run", metavar="RUN", nargs="+", help=text)
     else:
         parser.add_argument("run", metavar="RUN", help="a run directory, or latest")

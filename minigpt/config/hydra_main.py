@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ from minigpt.config.renamed import require_current_overrides
 from minigpt.errors import UserError
 
 T = TypeVar("T")
+
+DRY_RUN = "sweep.dry_run"  # the option that -m --cfg job sets
 
 FLAGS_WITH_VALUE = (
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"),
@@ -71,19 +74,43 @@ def hydra_main(
     require_current_overrides(overrides)
     require_choices(overrides)
     flags = arguments[: len(arguments) - len(overrides)]
+    require_one_command(parsed)
+    root = {"--config-name": parsed.config_name, "--config-dir": parsed.config_dir}
+    other = [f"{flag}={value}" for flag, value in root.items() if value is not None]
     with one_line_errors(overrides):
         if parsed.multirun and not any(o.startswith("hydra.sweep.dir=") for o in overrides):
-            # As an override it is the same in every process of the sweep.
-            root = {"--config-name": parsed.config_name, "--config-dir": parsed.config_dir}
-            other = [f"{flag}={value}" for flag, value in root.items() if value is not None]
+            # An override, so that it is the same in every process of the sweep.
             folder = sweep_directory([*other, *overrides], swept_keys(overrides))
             overrides.append(f"hydra.sweep.dir={folder}")
+        if parsed.multirun and parsed.cfg:
+            flags, overrides = ["-m", *other], [*overrides, f"++{DRY_RUN}=true"]
+        if parsed.help or parsed.hydra_help:
+            overrides = []  # which may have several values, and change nothing in the help
         sys.argv = [sys.argv[0], *flags, *overrides]
         app = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=ROOT)
         errors: list[Exception] = []
         app(lambda composed: _call(train, composed, errors))()
     if errors:
         raise errors[0]
+
+
+def require_one_command(parsed: Namespace) -> None:
+    """Raise UserError for flags that Hydra refuses together. -m with --cfg job lists the jobs."""
+    given = {
+        "--run": parsed.run,
+        "-m": parsed.multirun,
+        "--cfg": parsed.cfg is not None,
+        "--info": parsed.info is not None,
+        "--shell-completion": parsed.shell_completion,
+    }
+    commands = [flag for flag, is_given in given.items() if is_given]
+    if commands == ["-m", "--cfg"]:
+        if parsed.cfg != "job" or parsed.resolve or parsed.package:
+            raise UserError("minigpt train: -m lists its jobs with --cfg job and no other flag")
+    elif len(commands) > 1:
+        raise UserError(f"minigpt train: {' and '.join(commands)}: give only one of them")
+    if parsed.resolve and parsed.cfg is None and not parsed.help:
+        raise UserError("minigpt train: --resolve belongs to --cfg job; add that")
 
 
 def _call(train: Callable[[Composed], None], composed: DictConfig, errors: list[Exception]) -> None:

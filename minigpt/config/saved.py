@@ -23,7 +23,7 @@ from minigpt.files import write_text
 
 # What a resumed run may change: its length, which schedules scale to; what it writes; the machine.
 RESUME_MAY_CHANGE = (
-    *("trainer.max_steps", "trainer.patience"),
+    *("trainer.max_steps", "trainer.patience", "trainer.guessing_patience"),
     *("trainer.log_every", "trainer.checkpoint_every", "trainer.sample_every"),
     *("trainer.device", "trainer.precision", "trainer.threads", "data.dir", "data.path", "logger"),
 )

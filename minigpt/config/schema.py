@@ -41,6 +41,8 @@ class TrainerConfig:
     `sample_prompt`: with \\n, \\t, \\r and \\\\ as escapes. None: a newline if the vocabulary has
     it, else the first character of the text.
     `patience`: evaluations without a lower validation loss before stopping early.
+    `guessing_patience`: steps in a row with a training loss above ln(vocabulary) before the run
+    fails; None only warns.
     """
 
     max_steps: int
@@ -57,6 +59,7 @@ class TrainerConfig:
     precision: str
     compile: bool
     threads: int | None
+    guessing_patience: int | None = None
 
     def __post_init__(self) -> None:
         require_at_least(0, "trainer", self, "max_steps")
@@ -66,8 +69,9 @@ class TrainerConfig:
             require_valid_escapes(key, prompt)
         counts = ("batch_size", "grad_accum_steps", "log_every", "sample_tokens")
         require_at_least(1, "trainer", self, *counts)
-        optional = ("eval_every", "checkpoint_every", "sample_every", "patience", "threads")
-        require_at_least(1, "trainer", self, *optional, or_null=True)
+        optional = ("eval_every", "checkpoint_every", "sample_every", "threads")
+        patience = ("patience", "guessing_patience")
+        require_at_least(1, "trainer", self, *optional, *patience, or_null=True)
         n, why = self.grad_accum_steps, f"must divide trainer.batch_size={self.batch_size}"
         require(self.batch_size % n == 0, "trainer.grad_accum_steps", n, why)
         require_one_of("trainer.device", self.device, DEVICES)

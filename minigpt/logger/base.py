@@ -26,6 +26,7 @@ class RunInfo:
     tags: list[str]
     config: dict[str, Any]  # nested plain values of config.yaml
     tracker_id: str | None  # the run's id in the tracker, if resumed
+    in_group: bool = False  # a run of a sweep or a search
 
 
 class Logger:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import http.client
 import os
+import secrets
 import shlex
 import ssl
 import sys
@@ -145,6 +146,8 @@ class WandbLogger(Logger):
         import wandb
 
         options, info = self._options, self._info
+        # WANDB_RUN_ID names a single run: the runs of a sweep would all get that id.
+        own_id = secrets.token_hex(8) if info.in_group else None
         settings = wandb.setup().settings
         if mode == "online":
             _require_online(settings, options.timeout_seconds)
@@ -156,7 +159,7 @@ class WandbLogger(Logger):
                 entity=options.entity,
                 dir=info.directory.resolve(),  # W&B's process may have another working directory
                 mode=mode,
-                id=info.tracker_id,
+                id=info.tracker_id or own_id,
                 resume=None if info.tracker_id is None else "allow",
                 name=info.name,
                 group=info.group,

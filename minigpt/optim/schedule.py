@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from minigpt.errors import require, require_at_least
 from minigpt.registry import Registry
 
+WARMUP_FRACTION = 0.05
+
 
 @dataclass
 class ScheduleConfig:
-    """`warmup_steps`: steps of linear increase from 0 to the peak."""
+    """`warmup_steps`: steps of linear increase from 0 to the peak; None: a fraction of all steps.
+
+    `warmup_fraction`: that fraction; None: WARMUP_FRACTION. Only one of them may be set.
+    """
 
     name: str
-    warmup_steps: int
+    warmup_steps: int | None
+    warmup_fraction: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        require_at_least(0, "schedule", self, "warmup_steps")
+        require_at_least(0, "schedule", self, "warmup_steps", or_null=True)
+        fraction, key = self.warmup_fraction, "schedule.warmup_fraction"
+        require(fraction is None or 0 <= fraction <= 1, key, fraction, "must be from 0 to 1")
+        is_one = fraction is None or self.warmup_steps is None
+        why = f"schedule.warmup_steps={self.warmup_steps} sets the same; set one of them to null"
+        require(is_one, key, fraction, why)
+
+    def warmup(self, max_steps: int) -> int:
+        """Return the steps of the warm-up of a run of `max_steps`."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        fraction = WARMUP_FRACTION if self.warmup_fraction is None else self.warmup_fraction
+        return round(fraction * max_steps)
 
 
 @dataclass
@@ -38,10 +56,11 @@ class Schedule(ABC):
 
     def __init__(self, config: ScheduleConfig, max_steps: int) -> None:
         self.config, self.max_steps = config, max_steps
+        self.warmup = config.warmup(max_steps)
 
     def factor(self, step: int) -> float:
         """Return the factor for a step from 0 to max_steps - 1."""
-        warmup = self.config.warmup_steps
+        warmup = self.warmup
         if step < warmup:
             return (step + 1) / (warmup + 1)  # not 0 at the first step
         return self.after_warmup((step - warmup) / max(1, self.max_steps - warmup))

@@ -14,7 +14,7 @@ from typing import Any
 from minigpt.config.pairs import parse_override
 from minigpt.errors import UserError, did_you_mean
 from minigpt.report.runs import Run
-from minigpt.report.statistics import Interval, Seeds, interval
+from minigpt.report.statistics import Interval, Seeds, Spread, interval, spread
 
 # Keys that are not part of a design: names, trackers, paths, the seed. `model.name` follows from
 # other keys; it may label a design.
@@ -82,6 +82,11 @@ class Design:
         """Return mean and confidence interval over seeds, None if no run has the number."""
         values = [*self.seeds(key).values()]
         return interval(values) if values else None
+
+    def spread(self, key: str) -> Spread | None:
+        """Return median and range over seeds, None if no run has the number."""
+        values = [*self.seeds(key).values()]
+        return spread(values) if values else None
 
 
 def group(runs: Sequence[Run], by: Sequence[str], matched: Sequence[str] = ()) -> list[Design]:

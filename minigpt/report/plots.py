@@ -87,7 +87,7 @@ def plots(comparison: Comparison, checkpoint: str | None) -> list[Plot]:
         drafts += [length_plot(comparison, checkpoint), position_plot(comparison, checkpoint)]
     drafts += [
         against(comparison, "parameters", "parameters.total", "parameters"),
-        against(comparison, "time", "seconds", "seconds of training"),
+        against(comparison, "time", "seconds", "seconds of training, median and range over seeds"),
     ]
     return [plot for plot in drafts if plot is not None]
 
@@ -119,7 +119,8 @@ def learning(comparison: Comparison, key: str) -> Plot | None:
         if all(axis in lines for lines in known.values())
     ]
     text = (
-        "Mean over seeds, up to the last step that all seeds of a design reached; band: interval."
+        "Mean over seeds, up to the last step that all seeds of a design reached; band: interval. "
+        "Seconds are medians over seeds."
     )
     if is_training_loss:
         text += " Training loss is the mean since the previous logged step."
@@ -148,7 +149,7 @@ def _curves(runs: Sequence[Run], key: str) -> dict[str, Line]:
     means = np.array([np.mean(same, axis=0) for same in by_seed.values()])
     axes = [_axes(run, steps) for run, _ in known]
     return {
-        axis: _line(np.mean([x[axis] for x in axes], axis=0).tolist(), means)
+        axis: _line(np.median([x[axis] for x in axes], axis=0).tolist(), means)
         for axis in AXES
         if all(axis in x for x in axes)
     }
@@ -241,16 +242,21 @@ def against(comparison: Comparison, name: str, key: str, title: str) -> Plot | N
     figure = _figure(f"{measure.name}, {measure.unit}", title)
     xs: list[float] = []
     for design in comparison.designs:
-        x, y = design.interval(key), design.interval(measure.key)
+        x, y = design.spread(key), design.interval(measure.key)
         if x is None or y is None:
             continue
-        xs.append(x.mean)
+        xs.append(x.median)
         style = by_label[design.label]
         bars = {"type": "data", "color": style.colour, "thickness": 1.5}
         figure.add_scatter(
-            x=[x.mean],
+            x=[x.median],
             y=[y.mean],
-            error_x=bars | {"array": [x.half or 0.0], "visible": bool(x.half)},
+            error_x=bars
+            | {
+                "array": [x.high - x.median],
+                "arrayminus": [x.median - x.low],
+                "visible": x.high > x.low,
+            },
             error_y=bars | {"array": [y.half or 0.0], "visible": bool(y.half)},
             name=design.label,
             mode="markers",
@@ -261,7 +267,7 @@ def against(comparison: Comparison, name: str, key: str, title: str) -> Plot | N
         return None
     if min(xs) > 0 and max(xs) / min(xs) >= LOG_RATIO:
         figure.update_xaxes(type="log")
-    text = "One point for each design, with intervals over seeds."
+    text = "One point for each design, with the interval of its loss over seeds."
     return Plot(name, f"Loss against {name}", text, figure)
 
 
@@ -314,7 +320,7 @@ def _add_line(figure: go.Figure, name: str, style: Style, line: Line, mode: str 
 
 
 def _figure(y: str, x: str) -> go.Figure:
-    """Return an empty figure; report.js sets its colours."""
+    """Return an empty figure with x from 0; report.js sets its colours."""
     axis = {"automargin": True, "zeroline": False}
     return go.Figure(
         layout={
@@ -324,7 +330,7 @@ def _figure(y: str, x: str) -> go.Figure:
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
             "hovermode": "closest",
-            "xaxis": {"title": {"text": x}, **axis},
+            "xaxis": {"title": {"text": x}, "rangemode": "nonnegative", **axis},
             "yaxis": {"title": {"text": y}, **axis},
         }
     )

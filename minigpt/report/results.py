@@ -82,6 +82,7 @@ def leaderboard(comparison: Comparison) -> Table:
             "flops_per_token": _exact(design, "flops_per_token"),
             "peak_memory_mib": None if memory is None else memory.times(2**-20),
         }
+        cells["tokens_per_second"] = design.spread("tokens_per_second")
         others = [column.key for column in columns if column.key not in cells]
         cells |= {key: design.interval(key) for key in others}
         rows.append([cells[column.key] for column in columns])
@@ -91,7 +92,7 @@ def leaderboard(comparison: Comparison) -> Table:
         f"±: half-width of the {PERCENT} confidence interval of the mean over seeds (Student's t). "
         f"{BEST}: significantly better than every other design. {NOT_WORSE}: lowest mean, or not "
         f"significantly different from it (paired t-tests of {measure.name}, {measure.unit}; Holm "
-        f"correction over all pairs of designs)."
+        f"correction over all pairs of designs). tokens/s: median over seeds (lowest to highest)."
     )
     if comparison.one_tokenizer:
         note += f" Losses are in {LOSS.unit}. Perplexity is exp(mean loss), its ± to first order."

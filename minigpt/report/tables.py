@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minigpt.report.statistics import Interval
+from minigpt.report.statistics import Interval, Spread
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-Cell = str | int | float | Interval | None
+Cell = str | int | float | Interval | Spread | None
 SMALLEST_P = 1e-4
 
 
@@ -73,6 +73,9 @@ def _text(column: Column, cell: Cell, digits: int) -> str:
     if isinstance(cell, Interval):
         half = "" if cell.half is None else f" ± {cell.half:,.{digits}f}"
         return f"{cell.mean:{column.sign},.{digits}f}{half}"
+    if isinstance(cell, Spread):
+        extremes = f" ({cell.low:,.{digits}f} to {cell.high:,.{digits}f})" if cell.n > 1 else ""
+        return f"{cell.median:{column.sign},.{digits}f}{extremes}"
     if isinstance(cell, int):
         return f"{cell:{column.sign},}"
     if column.is_p:
@@ -130,18 +133,30 @@ def to_plain(table: Table) -> list[str]:
     return lines
 
 
+# Of cells of several numbers: the field in the column itself, and fields in columns beside it.
+CSV_FIELDS: dict[type, tuple[str, dict[str, str]]] = {
+    Interval: ("mean", {"half_interval": "half", "n": "n"}),
+    Spread: ("median", {"low": "low", "high": "high", "n": "n"}),
+}
+
+
 def to_csv(table: Table) -> str:
-    """Return CSV with unrounded numbers; an interval has three columns (mean, half-width, n)."""
+    """Return CSV with unrounded numbers; an interval has 3 columns, a median with its range 4."""
     columns: list[list[object]] = []
     for index, column in enumerate(table.columns):
         cells = [row[index] for row in table.rows]
-        columns.append([column.key, *(c.mean if isinstance(c, Interval) else c for c in cells)])
-        if any(isinstance(cell, Interval) for cell in cells):
-            for name, field in (("half_interval", "half"), ("n", "n")):
-                columns.append([f"{column.key}_{name}", *(getattr(c, field, None) for c in cells)])
+        columns.append([column.key, *map(_csv_number, cells)])
+        kinds = [kind for kind in CSV_FIELDS if any(isinstance(cell, kind) for cell in cells)]
+        for name, field in ((n, f) for kind in kinds for n, f in CSV_FIELDS[kind][1].items()):
+            columns.append([f"{column.key}_{name}", *(getattr(c, field, None) for c in cells)])
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(zip(*columns, strict=True))
     return file.getvalue()
+
+
+def _csv_number(cell: Cell) -> object:
+    kind = type(cell)
+    return getattr(cell, CSV_FIELDS[kind][0]) if kind in CSV_FIELDS else cell
 
 
 def to_markdown(table: Table) -> str:

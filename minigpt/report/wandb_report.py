@@ -93,7 +93,8 @@ def build(comparison: Comparison, entity: str, project: str, title: str, online:
         blocks=[
             wr.P(
                 f"Runs are grouped by {grouped}. Lines are means and bands standard deviations "
-                f"over seeds; {unit}. Intervals and tests are in the page of `minigpt report`."
+                f"over seeds, of tokens/s medians and ranges; {unit}. Intervals and tests are in "
+                f"the page of `minigpt report`."
             ),
             *warnings,
             wr.PanelGrid(runsets=[run_set], panels=_panels(comparison)),
@@ -115,6 +116,7 @@ def _panels(comparison: Comparison) -> list[Any]:
 
     measure = comparison.measure
     spread: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
+    extremes: dict[str, Any] = {"groupby_aggfunc": "median", "groupby_rangefunc": "minmax"}
     curves = [measure.key, *(["train_loss"] if comparison.one_tokenizer else [])]
     panels: list[Any] = [
         wr.LinePlot(title=f"{key} by {x}", x=x, y=[key], title_x=x, title_y=key, **spread)
@@ -122,8 +124,9 @@ def _panels(comparison: Comparison) -> list[Any]:
         for x in ("step", *(["tokens"] if key == "train_loss" else []), "seconds")
     ]
     panels += [
-        wr.BarPlot(title=key, metrics=[key], **spread)
-        for key in (measure.key, "tokens_per_second", "peak_memory_bytes")
+        wr.BarPlot(title=measure.key, metrics=[measure.key], **spread),
+        wr.BarPlot(title="tokens_per_second", metrics=["tokens_per_second"], **extremes),
+        wr.BarPlot(title="peak_memory_bytes", metrics=["peak_memory_bytes"], **spread),
     ]
     key, y = measure.key, wr.SummaryMetric(measure.key)
     panels += [

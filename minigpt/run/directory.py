@@ -50,6 +50,11 @@ class RunDirectory:
         return self.status == "finished"
 
     @property
+    def in_group(self) -> bool:
+        """Whether it is a run of a sweep or a search."""
+        return any((self.path.parent / file).is_file() for file in (SWEEP, SEARCH))
+
+    @property
     def data_sha256(self) -> str:
         """The sha256 of the text the run was trained on. Raises UserError without a manifest."""
         return str(self.read_json(self.manifest).get("data_sha256"))
@@ -147,9 +152,8 @@ def find_folder(name: str) -> Path:
     if it is not a folder.
     """
     if name == "latest":
-        run = _latest_run().path
-        has_siblings = any((run.parent / file).is_file() for file in (SWEEP, SEARCH))
-        return run.parent if has_siblings else run
+        run = _latest_run()
+        return run.path.parent if run.in_group else run.path
     path = Path(name).expanduser()
     if path.is_file():
         raise UserError(f"DIR={name}: is a file; give the folder that contains it, {path.parent}")

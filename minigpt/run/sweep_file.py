@@ -1,13 +1,16 @@
-"""sweep.json in the folder of a sweep: the list of its jobs."""
+"""sweep.json in the folder of a sweep: the list of its jobs. Commands for the whole folder."""
 
 from __future__ import annotations
 
+import shlex
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minigpt.errors import UserError
 from minigpt.files import write_json
-from minigpt.run.directory import SWEEP, RunDirectory
+from minigpt.run.directory import SWEEP, RunDirectory, find_folder
 
 
 @dataclass(frozen=True)
@@ -50,3 +53,15 @@ def write_sweep_file(
     by_name = {job.label: job for job in [*earlier, *jobs]}
     entries = [{"overrides": job.overrides, "path": label} for label, job in by_name.items()]
     write_json(file, {"command": command, "name": name, "match": match, "jobs": entries})
+
+
+def next_commands(folder: Path) -> list[str]:
+    """Return lines with the commands for all runs in the folder of a sweep or a search."""
+    name = quoted = shlex.quote(str(folder))
+    with suppress(UserError):  # no run below runs/
+        if find_folder("latest").resolve() == folder.resolve():
+            name = "latest"
+    lines = [f"compare    minigpt report {name}"]
+    if any(folder.glob("*/wandb/offline-run-*")):
+        lines.append(f"upload     wandb sync {quoted}/*/wandb/offline-run-*")
+    return lines

@@ -12,8 +12,9 @@ from minigpt.config.pairs import parse_override
 from minigpt.run.directory import RUNS
 
 PRESETS = ("sweep", "experiment")  # name the folder
-# The launcher does not affect results.
-NOT_IDENTITY = ("sweep.fail_fast", "trainer.threads", "hydra/launcher", "hydra.launcher")
+# These options do not affect results.
+NOT_IDENTITY = ("sweep.fail_fast", "sweep.dry_run", "trainer.threads")
+NOT_IDENTITY += ("hydra/launcher", "hydra.launcher")
 
 
 def sweep_directory(overrides: Sequence[str], swept: Sequence[str]) -> Path:

@@ -23,12 +23,13 @@ class SweepConfig:
     """How a sweep runs.
 
     `fail_fast`: stop the sweep at the first failure. `match`: the quantity that is made equal to
-    the first job's in all designs; None changes nothing.
+    the first job's in all designs; None changes nothing. `dry_run`: list the jobs and stop.
     """
 
     name: str | None = None
     fail_fast: bool = False
     match: str | None = None
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         if self.match is not None:

@@ -17,7 +17,7 @@ from minigpt.sweep.job import FAILED, SweepJob
 from minigpt.sweep.match import SweepConfig
 from minigpt.sweep.plan import PlannedJob, plan
 from minigpt.sweep.together import require_replicas
-from minigpt.sweep.watch import SKIPPED, Watch
+from minigpt.sweep.watch import SKIPPED, Watch, list_jobs, shown
 from minigpt.train.control import Interrupted, StopRequest, stop_signals
 
 # Options of ray.init: without a dashboard, and with nothing printed.
@@ -42,13 +42,16 @@ AT_ONCE: dict[str, Callable[[dict[str, Any]], int]] = {
 def run_sweep(multirun: Multirun) -> None:
     """Run the jobs that have not finished before, show their progress and print a summary.
 
-    Raises Failure if jobs failed, Interrupted after a signal, and UserError for wrong options,
-    before any job starts.
+    With `sweep.dry_run` it lists the jobs and writes nothing. Raises Failure if jobs failed,
+    Interrupted after a signal, and UserError for wrong options, before any job starts.
     """
     options = multirun.section(SweepConfig, "sweep")
     directory = Path(multirun.directory).absolute()
     _require_options(multirun)
     planned = plan(multirun.jobs, directory, options, multirun.compose)
+    if options.dry_run:
+        list_jobs(planned, directory)
+        return
     missing = [job for job in planned if not job.finished_before]
     if multirun.launcher == "ReplicasLauncher":
         require_replicas(missing, multirun.settings["at_once"])
@@ -59,9 +62,7 @@ def run_sweep(multirun: Multirun) -> None:
 
     stop_file = directory / f".stop_{uuid.uuid4().hex[:8]}"
     task = SweepJob(missing, stop_file, options.fail_fast, threads_each(multirun, len(planned)))
-    cwd = Path.cwd()
-    shown = directory.relative_to(cwd) if directory.is_relative_to(cwd) else directory
-    watch = Watch(planned, str(shown))
+    watch = Watch(planned, shown(directory))
     try:
         # Jobs in other processes see the file.
         with stop_signals(StopRequest(), lambda number: stop_file.write_text(str(number))), watch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections import Counter
@@ -14,12 +15,14 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table as Grid
 
+from minigpt.config.hydra_main import DRY_RUN
 from minigpt.config.schema import Config
-from minigpt.console import LiveView, time_left
+from minigpt.console import LiveView, PipeConsole, time_left
 from minigpt.errors import UserError
 from minigpt.files import read_json_lines, try_read_json
 from minigpt.report.comparison import BITS, LOSS
 from minigpt.report.tables import Cell, Column, Table, print_table
+from minigpt.run.sweep_file import next_commands
 from minigpt.sweep.job import LOG
 from minigpt.sweep.plan import PlannedJob
 
@@ -101,6 +104,8 @@ class Watch:
         print_table(Table("jobs", "Jobs", columns, rows), self.view.console)
         seconds = time.perf_counter() - self.clock
         self._line(f"{self._counts()}; {seconds:.1f} s; in {self.directory}")
+        for line in next_commands(Path(self.directory)):
+            self._line(line)
 
     def _watch(self) -> None:
         while not self.finished.wait(POLL_SECONDS):
@@ -169,6 +174,43 @@ class Watch:
     def _line(self, text: str) -> None:
         self.last_line = time.perf_counter()
         self.view.line(text)
+
+
+def list_jobs(jobs: list[PlannedJob], directory: Path) -> None:
+    """Print a table of what a sweep would run. Raises UserError if a job has wrong overrides."""
+    flags = (DRY_RUN, f"++{DRY_RUN}")
+    overrides = [[o for o in job.overrides if not o.startswith(flags)] for job in jobs]
+    common = [o for o in overrides[0] if all(o in others for others in overrides)]
+    errors = {job.label: str(job.config) for job in jobs if isinstance(job.config, UserError)}
+    rows: list[list[Cell]] = []
+    for job, own in zip(jobs, overrides, strict=True):
+        varied, error = shlex.join(o for o in own if o not in common), errors.get(job.label)
+        rows.append([job.label, _plan(job), job.max_steps, varied, error])
+    columns = [*map(Column, ("job", "status", "steps", "overrides", "note"))]
+    console = PipeConsole(highlight=False)
+    print_table(Table("jobs", "Jobs", columns, rows), console)
+    waiting = sum(not job.finished_before for job in jobs)
+    counts = f"{waiting} of {len(jobs)} jobs to run, in {shown(directory)}"
+    remedy = f"the same command without --cfg job or {DRY_RUN} runs them"
+    for line in (f"each with: {shlex.join(common)}", f"{counts}; {remedy}"):
+        console.print(line, markup=False, soft_wrap=True)
+    if errors:
+        first = next(iter(errors.values()))
+        raise UserError(f"{len(errors)} of {len(jobs)} jobs cannot run: {first}")
+
+
+def _plan(job: PlannedJob) -> str:
+    if isinstance(job.config, UserError):
+        return "cannot run"
+    if job.finished_before:
+        return "finished before"
+    return "resumes" if job.run.config.exists() else "new"
+
+
+def shown(path: Path) -> str:
+    """Return a path relative to the working directory, if it is below it."""
+    cwd = Path.cwd()
+    return str(path.relative_to(cwd) if path.is_relative_to(cwd) else path)
 
 
 def _end_line(job: PlannedJob, status: Status, directory: str) -> str:

@@ -15,7 +15,7 @@ from minigpt.errors import Failure
 
 
 class Diverged(Failure):
-    """The loss, the gradient or a weight is not a finite number."""
+    """The loss, the gradient or a weight is not finite, or the loss stays above guessing."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
 import sys
@@ -64,8 +65,11 @@ class Display:
         }
         for name, fact in (facts | notices).items():
             self.line(f"{name:<10} {fact}")
-        warmup = config.schedule.warmup_steps
-        if warmup >= self.max_steps:
+        warmup = config.schedule.warmup(self.max_steps)
+        self.vocabulary = manifest["vocabulary"]
+        if self.max_steps == 0:
+            self.line("trainer    max_steps=0: trains nothing; evaluates and saves initial weights")
+        elif warmup >= self.max_steps:
             self.line(f"schedule   warm-up ({warmup} steps) covers all {self.max_steps} steps")
         step = self.first_step = state.progress.step
         if step:
@@ -107,9 +111,13 @@ class Display:
 
     def evaluation(self, step: int, val: Evaluation, best: bool) -> None:
         """Print a validation loss. `best`: the lowest so far."""
+        notes = ["best"] if best else []
+        guessing = math.log(self.vocabulary)
+        if val.loss > guessing:
+            notes.append(f"above guessing (ln {self.vocabulary} = {guessing:.4f})")
         self.line(
             f"step {step}/{self.max_steps}  val loss {val.loss:.4f}  perplexity "
-            f"{val.perplexity:.3f}  bits/byte {val.bits_per_byte:.4f}{'  best' if best else ''}"
+            f"{val.perplexity:.3f}  bits/byte {val.bits_per_byte:.4f}  {', '.join(notes)}".rstrip()
         )
 
     def sample(self, step: int, text: str) -> None:

@@ -195,8 +195,15 @@ def open_tracker(run: RunDirectory, setup: Setup, manifest: dict[str, Any]) -> L
     """Open the tracker's run, or continue the one that the manifest names."""
     config = setup.config
     values = config.to_dict() | {"parameters": setup.state.model.parameter_counts()}
-    tracker_id = manifest.get("tracker_id")
-    info = RunInfo(run.path, run.path.name, config.group, config.tags, values, tracker_id)
+    info = RunInfo(
+        directory=run.path,
+        name=run.path.name,
+        group=config.group,
+        tags=config.tags,
+        config=values,
+        tracker_id=manifest.get("tracker_id"),
+        in_group=run.in_group,
+    )
     try:
         return LOGGERS.build(config.logger, info)
     except BaseException as error:

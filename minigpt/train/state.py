@@ -35,6 +35,7 @@ class Progress:
     best_val_loss: float = math.inf
     best_step: int = 0
     stale_evaluations: int = 0  # evaluations since the lowest validation loss
+    guessing_steps: int = 0  # consecutive steps with a training loss above ln(vocabulary)
     evaluated_at: int | None = None  # step of the latest evaluation, whose results follow
     val_loss: float | None = None
     val_bits_per_byte: float | None = None

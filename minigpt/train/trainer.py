@@ -23,6 +23,8 @@ from minigpt.train.control import Diverged, Interrupted, StopRequest, Stopwatch,
 from minigpt.train.display import Display
 from minigpt.train.setup import Setup
 
+GUESSING_STEPS = 100  # in a row before a warning
+
 
 class Trainer:
     """Trains one model in one run directory. `train` is the loop, other methods are its parts.
@@ -207,6 +209,7 @@ class Trainer:
             for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), first):
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     self._diverged(step, f"loss {loss} with gradient norm {norm}")
+                self._compare_with_guessing(step, loss)
             progress.recent_losses += losses
             progress.recent_norms += norms
             for name, values in logged.items():
@@ -214,6 +217,22 @@ class Trainer:
             self.logged, self.norms = [], []
         progress.step_seconds = self.stepped_before + self.stopwatch.seconds
         progress.seconds = time.perf_counter() - self.started
+
+    def _compare_with_guessing(self, step: int, loss: float) -> None:
+        """Count steps in a row with a loss above ln(vocabulary); at the limit warn or stop."""
+        progress, guessing = self.progress, math.log(self.model.n_vocab)
+        progress.guessing_steps = progress.guessing_steps + 1 if loss > guessing else 0
+        patience = self.options.guessing_patience
+        if progress.guessing_steps != (patience or GUESSING_STEPS):
+            return
+        what = (
+            f"training loss {loss:.4f} is above guessing (ln {self.model.n_vocab} = "
+            f"{guessing:.4f}), as in the {progress.guessing_steps - 1} steps before it,"
+        )
+        if patience is not None:
+            self._diverged(step, what)
+        remedy = "lower optimizer.lr, or end such runs with trainer.guessing_patience"
+        self.display.line(f"warning    {what} at step {step}; {remedy}")
 
     def _diverged(self, step: int, what: str) -> NoReturn:
         checkpoint = self.run.last if self.run.last.exists() else "none yet"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
@@ -15,20 +17,25 @@ from minigpt.tune.options import TuneOptions
 from minigpt.tune.records import TrialRecord, trial_name
 from minigpt.tune.space import Space, Values
 
+MAX_DRAWS = 1000  # for a value that no trial has; after the first GUIDED at random
+GUIDED = 10
 STATES = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL}  # all others are PRUNED
 
 
 class Study:
     """An Optuna study of the space; `earlier` trials are added to it.
 
-    Optuna's TPE ranks finished trials before stopped ones, and these by step and then by value, so
-    that the model of good values uses the longest trainings, as in BOHB (Falkner et al. 2018).
+    New values are drawn with a seed of their trial's number, so that a resumed search does not draw
+    the values of earlier trials again. Optuna's TPE ranks finished trials before stopped ones, and
+    these by step and then by value, so that good values are modelled from the longest trainings, as
+    in BOHB (Falkner et al. 2018).
     """
 
     def __init__(self, space: Space, options: TuneOptions, earlier: list[TrialRecord]) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.options, self.size = options, space.size
         self.distributions = OptunaSearch.convert_search_space(space.domains)
-        self.study = optuna.create_study(sampler=_sampler(options, len(space.domains)))
+        self.study = optuna.create_study()
         for record in earlier:
             state = STATES.get(record.status, TrialState.PRUNED)
             trial = create_trial(
@@ -40,24 +47,39 @@ class Study:
             )
             self.study.add_trial(trial)
 
-    def ask(self, values: Values | None = None) -> optuna.Trial:
-        """Return a trial with the given values, or with values from the sampler."""
-        if values is not None:
-            self.study.enqueue_trial(values)
+    def ask_for(self, values: Values) -> optuna.Trial:
+        """Return a trial with these values."""
+        self.study.enqueue_trial(values)
         return self.study.ask(self.distributions)
+
+    def ask(self, number: int) -> optuna.Trial:
+        """Return a trial with values that no other has, drawn with a seed of its number.
+
+        Values repeat only after all combinations, which a population may exceed, or MAX_DRAWS.
+        """
+        known = [trial.params for trial in self.study.get_trials(deepcopy=False)]
+        last = MAX_DRAWS if len(known) < self.size else 0
+        for draw in itertools.count():
+            self.study.sampler = self._sampler(number, draw)
+            trial = self.study.ask(self.distributions)
+            if trial.params not in known or draw >= last:
+                return trial
+            self.study.tell(trial, state=TrialState.FAIL)  # the sampler ignores it
+        raise AssertionError
+
+    def _sampler(self, number: int, draw: int) -> BaseSampler:
+        options, dimensions = self.options, len(self.distributions)
+        seed = int(numpy.random.SeedSequence([options.seed, number, draw]).generate_state(1)[0])
+        if options.search == "random" or draw >= GUIDED:
+            return RandomSampler(seed)
+        # BOHB draws at random until it has d + 1 good and d + 1 bad points.
+        return TPESampler(seed=seed, n_startup_trials=2 * (dimensions + 1), constant_liar=True)
 
     def tell(self, trial: optuna.Trial, status: str, value: float | None) -> None:
         """End a trial. A trial that did not finish keeps its last reported value."""
         state = STATES.get(status, TrialState.PRUNED)
         value = value if state is TrialState.COMPLETE else None
         self.study.tell(trial, None if value is None else [value], state=state)
-
-
-def _sampler(options: TuneOptions, dimensions: int) -> BaseSampler:
-    if options.search == "random":
-        return RandomSampler(seed=options.seed)
-    # BOHB draws at random until it has d + 1 good and d + 1 bad points.
-    return TPESampler(seed=options.seed, n_startup_trials=2 * (dimensions + 1), constant_liar=True)
 
 
 class Proposals(Searcher):
@@ -71,9 +93,14 @@ class Proposals(Searcher):
         self.asked: dict[str, optuna.Trial] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        name, values = self.planned.pop(0) if self.planned else (None, None)
-        trial = self.asked[trial_id] = self.study.ask(values)
-        name = name or trial_name(next(self.numbers), trial.params, changing=False)
+        if self.planned:
+            name, values = self.planned.pop(0)
+            trial = self.study.ask_for(values)
+        else:
+            number = next(self.numbers)
+            trial = self.study.ask(number)
+            name = trial_name(number, trial.params, changing=False)
+        self.asked[trial_id] = trial
         return {"run": name, **trial.params}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

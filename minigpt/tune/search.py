@@ -30,10 +30,11 @@ from minigpt.tune.records import best_of, read_trials, saving, trial_name
 from minigpt.tune.schedulers import build_scheduler
 from minigpt.tune.session import Share, ray_session
 from minigpt.tune.show import SearchDisplay
-from minigpt.tune.space import Space, Values, check_space, parse_space
+from minigpt.tune.space import Space, Values, check_space, parse_space, warmup_warning
 from minigpt.tune.trial import STOP_FILE, Trial, TrialSettings
 
 MAX_RESTARTS = 3  # per trial whose worker was lost
+PAUSING = ("hyperband", "pbt")  # schedulers that pause trials
 KEPT_CHECKPOINTS = 4  # per member of a population: others may read an earlier one
 
 
@@ -44,27 +45,31 @@ def search(overrides: list[str], options: TuneOptions) -> None:
     saved; Failure if no trial was evaluated.
     """
     space = parse_space(overrides)
-    config = check_space(space, options)
+    configs = check_space(space, options)
     folder = (options.directory or new_folder(space)).absolute()
     identity = {"overrides": sorted(overrides), "options": options.identity}
     with locked(folder, identity):
         (folder / STOP_FILE).unlink(missing_ok=True)
-        Search(overrides, options, space, config, folder, identity).run()
+        Search(overrides, options, space, configs, folder, identity).run()
 
 
 @dataclass
 class Search:
-    """A search in its folder. `earlier`: trials from before it was resumed."""
+    """A search in its folder. `configs`: one for each value of the space.
+
+    `earlier`: trials from before the search was resumed.
+    """
 
     overrides: list[str]
     options: TuneOptions
     space: Space
-    config: Config
+    configs: list[Config]
     folder: Path
     identity: dict[str, Any]
 
     def __post_init__(self) -> None:
-        options, self.max_steps = self.options, self.config.trainer.max_steps
+        options, self.config = self.options, self.configs[0]
+        self.max_steps = self.config.trainer.max_steps
         self.earlier = read_trials(self.folder, options.metric)
         self.ended = [record for record in self.earlier if record.ended(options.scheduler)]
         self.unfinished = [record for record in self.earlier if record not in self.ended]
@@ -81,12 +86,15 @@ class Search:
             f"search     {search}, {self.options.scheduler}, {self.total} trials of "
             f"{self.max_steps} steps, minimising {self.options.metric}"
         )
+        warning = warmup_warning(self.configs, self.options.scheduler)
+        if warning is not None:
+            self.display.line(f"warning    {warning}")
         remaining = self.total - len(self.ended)
         if remaining > 0:
             with ray_session(self.options.address, self.options.concurrency, remaining) as share:
                 write_json(self.folder / SEARCH, self.identity | {"status": "running"})
                 line = self.display.line
-                line(f"trials     {share.jobs} at a time, {share.threads} threads each")
+                line(f"trials     {share.jobs} at a time, {self._threads(share)} each")
                 line(f"folder     {self.folder}")
                 if self.earlier:
                     counts = f"{len(self.ended)} trials have ended, {len(self.unfinished)} are"
@@ -127,8 +135,18 @@ class Search:
                 callbacks=[self.display],
                 max_failures=MAX_RESTARTS,
                 raise_on_failed_trial=False,
+                # A paused trial holds its run's lock until its worker exits.
+                reuse_actors=options.scheduler not in PAUSING,
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             )
+
+    def _threads(self, share: Share) -> str:
+        """Return the number of threads of a trial, as text."""
+        if "trainer.threads" in self.space.domains:
+            return "trainer.threads as searched"
+        given = self.config.trainer.threads
+        threads = share.threads if given is None else given
+        return f"{threads} threads" if threads > 1 else "1 thread"
 
     def _settings(self, share: Share) -> TrialSettings:
         space, config = self.space, self.config
@@ -162,15 +180,16 @@ class Search:
     def _planned(self, study: Study, numbers: Iterator[int]) -> list[tuple[str, Values]]:
         """Return names and values of planned trials: unfinished ones, then a grid or population."""
         population = self.options.scheduler == "pbt"
-        new: list[Values] = []
+        new: list[tuple[int, Values]] = []
         if self.grid is not None:
             known = [record.values for record in self.earlier]
-            new = [values for values in self.grid if values not in known]
+            new = [(next(numbers), values) for values in self.grid if values not in known]
         elif population:
-            new = [study.ask().params for _ in range(self.total - len(self.earlier))]
+            drawn = itertools.islice(numbers, self.total - len(self.earlier))
+            new = [(number, study.ask(number).params) for number in drawn]
         return [
             *((record.name, record.values) for record in self.unfinished),
-            *((trial_name(next(numbers), values, population), values) for values in new),
+            *((trial_name(number, values, population), values) for number, values in new),
         ]
 
     def _mark_paused_as_stopped(self) -> None:

@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from minigpt.console import LiveView, time_left
 from minigpt.errors import first_line
 from minigpt.report.tables import Cell, Column, Table, print_table, to_rich
+from minigpt.run.sweep_file import next_commands
 from minigpt.tune.options import TuneOptions
 from minigpt.tune.records import Saving, TrialRecord, described_values
 from minigpt.tune.space import Values
@@ -133,6 +134,8 @@ class SearchDisplay(Callback):
             )
         directory = shlex.quote(str(folder))
         self.line(f"again      minigpt train --config-dir {directory} --config-name best")
+        for line in next_commands(folder):
+            self.line(line)
 
 
 def _values(trial: Any) -> Values:

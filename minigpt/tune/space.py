@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
-from ray.tune.search.sample import Categorical, Domain
+from ray.tune.search.sample import Categorical, Domain, Integer
 
 from minigpt.config.compose import composed_config
 from minigpt.config.overrides import EXAMPLE, Interval, compose_overrides, parse_values, quoted
@@ -37,23 +37,28 @@ class Space:
         """Whether the fixed overrides set a key."""
         return any(parse_override(override).key == key for override in self.fixed)
 
+    @property
+    def size(self) -> float:
+        """The number of combinations of values; infinite with an interval of real numbers."""
+        sizes = [math.inf if v is None else len(v) for v in map(_all_values, self.domains.values())]
+        return math.prod(sizes)
+
     def is_exhaustive(self, options: TuneOptions) -> bool:
         """Whether to try every combination: for a grid, or if there are no more than trials."""
-        lists = [d for d in self.domains.values() if isinstance(d, Categorical)]
-        is_small = len(lists) == len(self.domains) and (
-            math.prod(len(d.categories) for d in lists) <= options.count
-        )
-        return options.search == "grid" or (is_small and options.scheduler != "pbt")
+        is_small = self.size <= options.count and options.scheduler != "pbt"
+        return options.search == "grid" or is_small
 
     def grid(self) -> list[Values]:
-        """Return every combination of values. Raises UserError for an interval."""
+        """Return every combination of values. Raises UserError for an interval of real numbers."""
+        columns = []
         for key, domain in self.domains.items():
-            if not isinstance(domain, Categorical):
+            values = _all_values(domain)
+            if values is None:
                 raise UserError(
                     f"{key}: --search grid needs a list of values; use {key}=choice(...), "
                     f"or --search tpe"
                 )
-        columns = [_extremes(domain) for domain in self.domains.values()]
+            columns.append(values)
         return [dict(zip(self.domains, row, strict=True)) for row in itertools.product(*columns)]
 
 
@@ -111,15 +116,15 @@ def as_typed(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def check_space(space: Space, options: TuneOptions) -> Config:
-    """Compose a config with each value once, and return the first config.
+def check_space(space: Space, options: TuneOptions) -> list[Config]:
+    """Compose a config with each value once, and return the configs.
 
     Raises UserError for invalid values, and for searches whose trials are not comparable.
     """
     if options.search == "grid":
         space.grid()
     searched = {parse_override(key).key for key in space.domains}
-    first, *others = (composed_config(space.overrides(values)) for values in _probes(space))
+    configs = [composed_config(space.overrides(values)) for values in _probes(space)]
     swept = compose_overrides(space.overrides(next(_probes(space)))).swept
     if swept:
         raise UserError(
@@ -133,20 +138,33 @@ def check_space(space: Space, options: TuneOptions) -> Config:
         )
         for key in BUDGET:
             require(key not in searched, key, "...", why)
-        if first.trainer.eval_every is None:
+        if configs[0].trainer.eval_every is None:
             raise UserError(
                 f"trainer.eval_every=null: --scheduler {options.scheduler} decides at evaluations; "
                 f"give it a number of steps"
             )
     if options.scheduler == "pbt":
         _require_changeable(space)
-    names = {config.tokenizer.name for config in (first, *others)}
+    names = {config.tokenizer.name for config in configs}
     if len(names) > 1 and options.metric == "val_loss":
         raise UserError(
             f"tokenizer={','.join(sorted(names))}: losses per token are not comparable between "
             f"tokenizers; use --metric val_bits_per_byte"
         )
-    return first
+    return configs
+
+
+def warmup_warning(configs: list[Config], scheduler: str) -> str | None:
+    """Return a warning if the scheduler compares trials before the end of their warm-up."""
+    first_rung = configs[0].trainer.eval_every
+    warmup = max(config.schedule.warmup(config.trainer.max_steps) for config in configs)
+    if scheduler == "none" or first_rung is None or warmup < first_rung:
+        return None
+    return (
+        f"--scheduler {scheduler} first compares trials at step {first_rung}, when the warm-up of "
+        f"{warmup} steps has not ended, so early losses tell little; raise trainer.eval_every, or "
+        f"lower schedule.warmup_steps"
+    )
 
 
 def _probes(space: Space) -> Iterator[Values]:
@@ -159,6 +177,13 @@ def _probes(space: Space) -> Iterator[Values]:
 
 def _extremes(domain: Domain) -> list[Any]:
     return [*domain.categories] if isinstance(domain, Categorical) else [*bounds(domain)]
+
+
+def _all_values(domain: Any) -> Sequence[Any] | None:
+    """Return the values of a list or of an interval of integers, None for real numbers."""
+    if isinstance(domain, Categorical):
+        return domain.categories
+    return range(domain.lower, domain.upper) if isinstance(domain, Integer) else None
 
 
 def bounds(domain: Any) -> tuple[Any, Any]:

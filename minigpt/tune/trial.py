@@ -76,6 +76,12 @@ class Trial(tune.Trainable):
         self._write_record()
         self.training: Training | None = None
 
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """End this trial, which was stopped or is complete, and open the next one's directory."""
+        self.cleanup()
+        self.setup(new_config)
+        return True
+
     def _write_record(self) -> None:
         number = int(self.trial_name.partition("_")[0])
         self.record |= {"number": number, "values": self.values}

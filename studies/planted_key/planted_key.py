@@ -38,7 +38,7 @@ DESIGN = [
     *("data.train_fraction=0.99", "model.block_size=64", "model.n_layer=2", "model.n_embd=64"),
     *("model.n_head=2", "model.qk_norm=false", "model.residual_init=scaled"),
     *("trainer.batch_size=64", "optimizer.lr=2e-3", "optimizer.weight_decay=0.01"),
-    *("trainer.sample_prompt=a", "logger=none"),
+    *("schedule.warmup_steps=100", "trainer.sample_prompt=a", "logger=none"),
 ]
 
 

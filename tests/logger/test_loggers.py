@@ -23,6 +23,7 @@ import pytest
 
 from minigpt.errors import UserError
 from minigpt.logger import LOGGERS, Logger, RunInfo
+from tests.conftest import TINY
 
 SUMMARY = {"loss": 1.25, "best": {"step": 20, "loss": 1.5, "note": None}}
 KEY = "0" * 40
@@ -524,3 +525,28 @@ def server(status: Callable[[str], int | None], requests: list[str] | None = Non
         finally:
             closing.set()
             httpd.shutdown()
+
+
+def test_wandb_run_id_names_single_runs_only(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In processes of their own: W&B reads the environment once."""
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+
+    def train(*arguments: str) -> None:
+        command = [sys.executable, "-m", "minigpt.cli", "train", *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def tracker_id(run: str) -> str:
+        return json.loads(Path(run, "manifest.json").read_text())["tracker_id"]
+
+    short = [*TINY, "logger=wandb", "trainer.max_steps=2", "trainer.sample_every=null"]
+    train(*short, "hydra.run.dir=single")
+    assert tracker_id("single") == "mine"
+    train("-m", *short, "seed=1,2", "hydra.sweep.dir=sweep")
+    ids = [tracker_id(f"sweep/seed={seed}") for seed in (1, 2)]
+    assert len({*ids, "mine"}) == 3
+    train("resume=sweep/seed=1", "trainer.max_steps=4")
+    assert tracker_id("sweep/seed=1") == ids[0]
+    files = {path.name for path in Path("sweep").glob("*/wandb/offline-run-*/run-*.wandb")}
+    assert files == {f"run-{name}.wandb" for name in ids}

@@ -13,7 +13,7 @@ import pytest
 
 from minigpt.report.comparison import compare
 from minigpt.report.evaluations import by_position
-from minigpt.report.plots import learning
+from minigpt.report.plots import learning, plots
 from minigpt.report.results import leaderboard
 from tests.conftest import TINY, Cli
 from tests.report.synthetic import POSITIONS, config, make_run, make_sweep
@@ -130,3 +130,25 @@ def test_active_parameters_where_they_are_fewer(tmp_path: Path) -> None:
         "positional=alibi": None,
         "positional=rope": 400,
     }
+
+
+def test_times_are_medians_with_ranges_and_axes_start_at_zero(tmp_path: Path) -> None:
+    """One slow run of three: an interval of the mean would reach below 0."""
+    for seed, seconds in ((1, 4.0), (2, 400.0), (3, 5.0)):
+        measured = {"seconds": seconds, "tokens_per_second": 80000 / seconds}
+        make_run(tmp_path / str(seed), config(seed=seed), 1.5 + seed / 100, result=measured)
+    comparison = compare([str(tmp_path)])
+    table = leaderboard(comparison)
+    (texts,) = table.texts()
+    assert texts[table.head.index("tokens/s")] == "16,000 (200 to 20,000)"
+    assert "±" in texts[table.head.index("val loss")]
+    by_name = {plot.name: plot for plot in plots(comparison, None)}
+    (point,) = by_name["time"].figure.to_plotly_json()["data"]
+    assert point["x"] == [5.0]
+    assert (point["error_x"]["arrayminus"], point["error_x"]["array"]) == ([1.0], [395.0])
+    for plot in by_name.values():
+        figure = plot.figure.to_plotly_json()
+        assert figure["layout"]["xaxis"]["rangemode"] == "nonnegative"
+        assert all(min(trace["x"], default=0) >= 0 for trace in figure["data"])
+    (seconds_of_curve,) = (c for c in by_name["learning_val_loss"].choices if c.name == "seconds")
+    assert seconds_of_curve.x[1][0] == pytest.approx(1.02)  # the median of 1.01, 1.02, 1.03

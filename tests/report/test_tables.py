@@ -7,7 +7,7 @@ import io
 
 import pytest
 
-from minigpt.report.statistics import Interval
+from minigpt.report.statistics import Interval, spread
 from minigpt.report.tables import Column, Table, to_csv, to_latex, to_markdown, to_plain, to_rich
 
 HARD = Table(
@@ -48,6 +48,20 @@ def test_markdown_latex_csv_and_lines() -> None:
 def test_digits_follow_the_interval(half: float | None, text: str) -> None:
     table = Table("t", "t", [Column("a", "a"), Column("b", "b")], [["x", Interval(1.5, half, 2)]])
     assert table.texts()[0][1] == text
+
+
+def test_a_spread_is_a_median_with_its_range() -> None:
+    cells = [spread([30000.0, 100.4, 21407.0]), spread([7.0]), None]
+    columns = [Column("a"), Column("speed", "tokens/s", 0)]
+    table = Table("t", "t", columns, [["x", cell] for cell in cells])
+    assert [row[1] for row in table.texts()] == ["21,407 (100 to 30,000)", "7", ""]
+    rows = list(csv.reader(to_csv(table).splitlines()))
+    assert rows == [
+        ["a", "speed", "speed_low", "speed_high", "speed_n"],
+        ["x", "21407.0", "100.4", "30000.0", "3"],
+        ["x", "7.0", "7.0", "7.0", "1"],
+        ["x", "", "", "", ""],
+    ]
 
 
 def test_terminal_tables_fit_their_width() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,3 +139,72 @@ def test_sweeps_over_tokenizers_print_bits_per_byte(cli: Cli) -> None:
     assert done.code == 0, done.err
     assert "val loss, bits/byte" in done.out and "val loss, nats" not in done.out
     assert "tokenizer=char " in done.out and "tokenizer=gpt2 " in done.out
+
+
+@pytest.mark.parametrize("ask", [["--cfg", "job"], ["-c", "job"], ["sweep.dry_run=true"]])
+def test_a_dry_run_lists_the_jobs_and_writes_nothing(
+    cli: Cli, workdir: Path, ask: list[str]
+) -> None:
+    command = ["train", "-m", *TINY, "model.n_head=2,3", "seed=1,2", "name=ab"]
+    before = sorted(workdir.rglob("*"))
+    listed = cli(*command, *ask)
+    assert [path for path in sorted(workdir.rglob("*")) if path not in before] == []
+    assert listed.code == 2 and listed.err.count("\n") == 1
+    assert "2 of 4 jobs cannot run: model.n_head=3: must divide model.n_embd=16" in listed.err
+    rows = [line.split() for line in listed.out.splitlines() if line.startswith("n_head=")]
+    assert [row[:3] for row in rows if row[1] == "new"] == [
+        ["n_head=2_seed=1", "new", "12"],
+        ["n_head=2_seed=2", "new", "12"],
+    ]
+    assert "dry_run" not in listed.out.replace("--cfg job or sweep.dry_run runs them", "")
+    assert "each with: logger=none data=text" in listed.out and "name=ab" in listed.out
+
+
+def test_a_dry_run_knows_what_has_finished(cli: Cli) -> None:
+    command = ["train", "-m", *TINY, "trainer.max_steps=2"]
+    assert cli(*command, "seed=1,2").code == 0
+    (folder,) = Path("runs").glob("*_sweep_*")
+    listed = cli(*command, "seed=1,2", "--cfg", "job")
+    assert listed.code == 0 and listed.out.count("finished before") == 2
+    assert f"0 of 2 jobs to run, in {folder}" in listed.out
+    more = cli(*command, "seed=1,2,3", "--cfg", "job", f"hydra.sweep.dir={folder}")
+    assert "1 of 3 jobs to run" in more.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["-m", "--cfg", "all"], "-m lists its jobs with --cfg job and no other flag"),
+        (["-m", "--cfg", "job", "--resolve"], "-m lists its jobs with --cfg job"),
+        (["-m", "--info", "config"], "-m and --info: give only one of them"),
+        (["--cfg", "job", "--info", "config"], "--cfg and --info: give only one of them"),
+        (["--run", "-m", "--cfg", "job"], "--run and -m and --cfg: give only one of them"),
+        (["--resolve"], "--resolve belongs to --cfg job; add that"),
+    ],
+)
+def test_flags_that_exclude_each_other_are_one_line(
+    cli: Cli, flags: list[str], message: str
+) -> None:
+    refused = cli("train", *flags, *TINY, "seed=1,2")
+    assert refused.code == 2 and message in refused.err and refused.err.count("\n") == 1
+
+
+def test_a_sweep_ends_with_commands_for_all_its_runs(cli: Cli) -> None:
+    command = ["train", "-m", *TINY, "logger=wandb", "trainer.max_steps=2", "seed=1,2"]
+    done = cli(*command)
+    assert done.code == 0, done.err
+    compare, upload = done.out.splitlines()[-2:]
+    assert compare.split(maxsplit=1) == ["compare", "minigpt report latest"]
+    program = str(Path(sys.executable).with_name("wandb"))
+    arguments = upload.removeprefix("upload").strip().removeprefix("wandb sync ")
+    ask = f"{program} sync --dry-run {arguments}"
+    asked = subprocess.run(ask, shell=True, capture_output=True, text=True, check=True)
+    assert "Would sync 2 run(s)" in asked.stdout + asked.stderr
+    assert cli("report", "latest").out.startswith("2 of 2 runs finished")
+    evaluated = cli("eval", "latest")
+    assert evaluated.code == 0 and evaluated.out.count("written to runs/") == 2
+    assert cli("train", *TINY, "hydra.run.dir=runs/newest").code == 0
+    again = cli(*command)
+    (folder,) = Path("runs").glob("*_sweep_*")
+    assert f"compare    minigpt report {folder}" in again.out
+    assert cli("eval", "latest").out.count("written to runs/newest") == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import shutil
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from minigpt.config.compose import composed_config
+from minigpt.errors import UserError
 from minigpt.model import GPT
 from minigpt.model.positional import PositionalScheme
 from minigpt.optim.optimizer import OPTIMIZERS, StackedMuon
@@ -141,7 +143,9 @@ def test_samples_use_at_most_block_size_tokens(cli: Cli, monkeypatch: pytest.Mon
 
 
 def test_zero_steps_only_evaluate(cli: Cli) -> None:
-    assert cli("train", *TINY, "trainer.max_steps=0", "hydra.run.dir=run").code == 0
+    done = cli("train", *TINY, "trainer.max_steps=0", "hydra.run.dir=run")
+    assert done.code == 0
+    assert "max_steps=0: trains nothing; evaluates and saves initial weights" in done.out
     assert result("run")["steps"] == 0
     assert result("run")["val_loss"] is not None
 
@@ -162,6 +166,43 @@ def test_divergence_reports_step_learning_rate_and_checkpoint(
     assert "learning rate 1e+30" in str(result("run")["error"])
     if checkpoint_every == "1":
         assert all(weight.isfinite().all() for weight in weights("run").values())
+
+
+HOPELESS = ["optimizer.lr=3", "schedule=constant", "schedule.warmup_steps=0"]
+
+
+@pytest.mark.parametrize("log_every", [1, 7, 50])
+def test_a_loss_that_stays_above_guessing_is_a_warning(cli: Cli, log_every: int) -> None:
+    options = [*TINY, *HOPELESS, "trainer.max_steps=130", f"trainer.log_every={log_every}"]
+    done = cli("train", *options, "hydra.run.dir=run")
+    assert done.code == 0
+    (warning,) = [line for line in done.out.splitlines() if line.startswith("warning")]
+    assert "is above guessing (ln 41 = 3.7136), as in the 99 steps before it" in warning
+    assert "lower optimizer.lr, or end such runs with trainer.guessing_patience" in warning
+    assert re.search(r"step 130/130  val loss .*above guessing \(ln 41 = 3\.7136\)", done.out)
+
+
+def test_a_loss_below_guessing_is_no_warning(cli: Cli) -> None:
+    done = cli("train", *TINY, "optimizer.lr=1e-2", "trainer.max_steps=130")
+    assert "warning" not in done.out and "guessing" not in done.out.split("step 12/130")[-1]
+
+
+def test_guessing_patience_ends_a_hopeless_run(cli: Cli) -> None:
+    options = [*TINY, *HOPELESS, "trainer.max_steps=400", "trainer.guessing_patience=20"]
+    stopped = cli("train", *options, "hydra.run.dir=run")
+    assert stopped.code == 1 and stopped.err.count("\n") == 1
+    assert "as in the 19 steps before it, at step " in stopped.err
+    assert "lower optimizer.lr" in stopped.err
+    assert result("run")["status"] == "failed"
+    assert cli("train", *TINY, "trainer.guessing_patience=0").code == 2
+
+
+def test_steps_above_guessing_are_counted_across_a_resume(cli: Cli) -> None:
+    options = [*TINY, *HOPELESS, "trainer.max_steps=15", "hydra.run.dir=run"]
+    assert cli("train", *options).code == 0
+    more = ["trainer.max_steps=25", "trainer.guessing_patience=20"]
+    stopped = cli("train", "resume=run", *more)
+    assert stopped.code == 1 and "as in the 19 steps before it" in stopped.err
 
 
 def test_non_finite_weights_are_not_saved(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +272,19 @@ def test_schedules_warm_up_and_then_do_not_increase(name: str) -> None:
     assert all(0 <= late <= early for early, late in itertools.pairwise(factors[10:]))
     short = schedule(name, 5, "warmup_steps=10")
     assert [short.factor(step) for step in range(5)] == factors[:5]
+
+
+@pytest.mark.parametrize("name", SCHEDULES.names())
+def test_warmup_is_a_fraction_of_the_steps(name: str) -> None:
+    assert schedule(name, 2000).warmup == 100
+    assert schedule(name, 100).warmup == 5
+    assert schedule(name, 100, "warmup_fraction=0.2").warmup == 20
+    assert schedule(name, 100, "warmup_fraction=0").warmup == 0
+    assert schedule(name, 100, "warmup_steps=7").warmup == 7
+    with pytest.raises(UserError, match=r"schedule\.warmup_fraction=1\.5: must be from 0 to 1"):
+        schedule(name, 100, "warmup_fraction=1.5")
+    with pytest.raises(UserError, match=r"warmup_fraction=0\.2: schedule\.warmup_steps=7 sets"):
+        schedule(name, 100, "warmup_fraction=0.2", "warmup_steps=7")
 
 
 def test_schedule_formulas() -> None:

@@ -16,8 +16,9 @@ from ray.tune.search.sample import Categorical, Domain
 from minigpt.errors import UserError
 from minigpt.run.directory import RunDirectory
 from minigpt.tune.options import TuneOptions
-from minigpt.tune.records import _evaluations, trial_name
-from minigpt.tune.space import as_typed, bounds, check_space, parse_space
+from minigpt.tune.proposals import Study
+from minigpt.tune.records import TrialRecord, _evaluations, trial_name
+from minigpt.tune.space import as_typed, bounds, check_space, parse_space, warmup_warning
 from tests.conftest import Cli
 
 SMALL = ["trainer.max_steps=4", "trainer.eval_every=2"]
@@ -97,8 +98,50 @@ def test_is_exhaustive_if_trials_cover_all_combinations() -> None:
         (TuneOptions(scheduler="pbt"), False),  # two trials may have equal values
     ):
         assert finite.is_exhaustive(options) is exhaustive
-    continuous = parse_space(["model=rope,alibi", "optimizer.lr=interval(1e-3,1e-2)"])
-    assert not continuous.is_exhaustive(TuneOptions())
+    numbers = parse_space(["model.n_layer=int(interval(1,3))", "seed=1,2"])
+    assert numbers.is_exhaustive(TuneOptions(trials=6)) and len(numbers.grid()) == 6
+    assert not numbers.is_exhaustive(TuneOptions(trials=5))
+    endless = parse_space(["model=rope,alibi", "optimizer.lr=interval(1e-3,1e-2)"])
+    assert not endless.is_exhaustive(TuneOptions())
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("status", ["finished", "stopped", "failed"])
+@pytest.mark.parametrize(
+    ("overrides", "trials"),
+    [
+        (["optimizer.lr=tag(log,interval(1e-4,1e-1))"], 10),
+        (["model=rope,alibi", "seed=1,2,3"], 6),
+        (["model.n_layer=int(interval(1,7))"], 7),
+    ],
+)
+def test_a_search_resumed_after_every_trial_repeats_no_values(
+    overrides: list[str], trials: int, status: str, sampler: str
+) -> None:
+    space, ended = parse_space(overrides), list[TrialRecord]()
+    for number in range(trials):
+        values = Study(space, TuneOptions(sampler=sampler), ended).ask(number).params
+        assert values not in [record.values for record in ended]
+        name = trial_name(number, values, changing=False)
+        ended.append(TrialRecord(name, number, values, status, 4, 4, 1.0, 3.0, {4: 3.0}))
+
+
+def test_tpe_is_told_of_ended_trials() -> None:
+    """Its values after a resume depend on the losses from before it."""
+    space, options = parse_space(["optimizer.lr=tag(log,interval(1e-4,1e-1))"]), TuneOptions()
+
+    def proposed(best: int) -> float:
+        """Return the median of rates after 31 trials, of which number `best` is the best."""
+        ended = [
+            TrialRecord(f"{n}", n, {"optimizer.lr": 10 ** (-4 + n / 10)}, status, 4, 4, 1.0, loss)
+            for n in range(31)
+            for loss, status in [(3.0 + abs(n - best), "finished" if n % 2 else "stopped")]
+        ]
+        numbers = range(31, 52)
+        rates = [Study(space, options, ended).ask(n).params["optimizer.lr"] for n in numbers]
+        return sorted(rates)[len(rates) // 2]
+
+    assert proposed(best=7) < 1e-3 < 1e-2 < proposed(best=23)
 
 
 def test_metrics_lines_without_the_metric_are_skipped(tmp_path: Path) -> None:
@@ -159,6 +202,29 @@ def test_mistakes_print_one_line(cli: Cli, arguments: list[str], message: str) -
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "scheduler", "warmup"),
+    [
+        (["trainer.max_steps=100", "trainer.eval_every=20"], "asha", None),  # 5 of 100 steps
+        (["trainer.max_steps=100", "trainer.eval_every=5"], "asha", 5),
+        (["trainer.max_steps=100", "trainer.eval_every=6"], "hyperband", None),
+        (["schedule.warmup_steps=100", "trainer.eval_every=20"], "none", None),
+        (["schedule.warmup_steps=100", "trainer.eval_every=20"], "pbt", 100),
+        (["schedule.warmup_steps=0,30", "trainer.eval_every=20"], "asha", 30),
+        (["schedule.warmup_fraction=0.5", "trainer.eval_every=20"], "asha", 1000),
+    ],
+)
+def test_a_first_rung_within_the_warmup_is_a_warning(
+    overrides: list[str], scheduler: str, warmup: int | None
+) -> None:
+    options = TuneOptions(scheduler=scheduler)
+    configs = check_space(parse_space([*overrides, "optimizer.lr=1e-3,1e-2"]), options)
+    warning = warmup_warning(configs, scheduler)
+    assert (warning is None) == (warmup is None)
+    if warning is not None:
+        assert f"when the warm-up of {warmup} steps has not ended" in warning
+
+
 def test_a_directory_with_other_files_is_rejected(cli: Cli) -> None:
     Path("mine").mkdir()
     Path("mine/thesis.tex").touch()
@@ -184,9 +250,9 @@ def test_the_directory_of_a_running_search_is_rejected(cli: Cli) -> None:
     assert state.exists()
 
 
-def test_check_space_returns_the_first_config() -> None:
+def test_configs_are_checked_and_returned() -> None:
     space = parse_space([*SMALL, "model.n_layer=1,2"])
-    assert check_space(space, TuneOptions()).trainer.max_steps == 4
+    assert [c.model.n_layer for c in check_space(space, TuneOptions())] == [1, 2]
     with pytest.raises(UserError, match=r"model\.n_head=3: must divide"):
         check_space(parse_space([*SMALL, "model.n_head=4,3", "model.n_embd=64"]), TuneOptions())
 

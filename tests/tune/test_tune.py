@@ -244,7 +244,23 @@ def test_a_killed_and_a_stopped_search_resume(cli: Cli, ray: None) -> None:
     assert statuses == ["finished"] * 2
 
 
-def test_hyperband_stops_trials(cli: Cli, ray: None) -> None:
+def test_a_search_extended_trial_by_trial_repeats_no_values(cli: Cli, ray: None) -> None:
+    options = tiny(trainer__max_steps=4, schedule__warmup_steps=8)
+    search = Path("search")
+    for trials in (2, 3, 4):
+        done = cli(
+            "tune", *options, RATES, "--trials", str(trials), "--jobs", "1", "--dir", "search"
+        )
+        assert done.code == 0, done.err
+        assert "1 at a time, 1 thread each" in done.out
+        assert "first compares trials at step 4, when the warm-up of 8 steps has not" in done.out
+    rates = [trial["values"]["optimizer.lr"] for trial in read_report(search)["trials"]]
+    assert len({*rates}) == len(rates) == 4
+    workers = [json.loads(file.read_text())["pid"] for file in sorted(search.glob("*/trial.json"))]
+    assert workers[0] == workers[1] != workers[2]  # a call starts a worker once
+
+
+def test_hyperband_stops_in_rounds(cli: Cli, ray: None) -> None:
     options = ["--scheduler", "hyperband", "--trials", "6", "--jobs", "2", "--dir", "search"]
     done = cli("tune", *tiny(trainer__max_steps=12), RATES, *options)
     assert done.code == 0, done.err
