@@ -35,9 +35,8 @@ def build_scheduler(
     earlier: list[TrialRecord],
 ) -> TrialScheduler:
     """Build the configured scheduler. ASHA receives the results of earlier trials."""
-    adopted = sum(
-        len(record.adopted) for record in earlier
-    )  # so that a resumed search draws others
+    # A resumed search draws other values than before.
+    adopted = sum(len(record.adopted) for record in earlier)
     for seed in (random.seed, numpy.random.seed):  # Ray Tune draws from global generators
         seed((options.seed + SCHEDULER_SEED + adopted) % 2**32)
     if options.scheduler == "none":
