@@ -31,12 +31,12 @@ from minigpt.data.tokens import Split, TokenData
 from minigpt.errors import UserError, require
 from minigpt.files import atomic_directory, sha256, write_json
 from minigpt.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig, load_tokenizer
+from minigpt.tokenizer.bpe import MAX_LEARNED_CHARACTERS
 
 INDEX, TOKENIZER = "index.json", "tokenizer.json"
 FORMAT = 1  # increase it when the meaning of the files changes
 SHARD_TOKENS = 1 << 26
 CHUNK_CHARACTERS = 1 << 20  # encoded at once, at least
-MAX_LEARNED_CHARACTERS = 1 << 25  # of the training split, for a tokenizer to learn from
 COMMAND = "minigpt data --shards"
 
 
@@ -193,7 +193,7 @@ def write_shards(
 
     The text is read twice: first for its length and alphabet, then to encode it in chunks (see
     `chunks`). Memory grows by 8 bytes per document. The tokens equal those of the same text in
-    memory, except that `bpe` learns from the first MAX_LEARNED_CHARACTERS of the training split.
+    memory.
     `progress` is called with the activity and the number of characters done. Raises UserError.
     """
     require(not folder.exists(), "--shards", folder, "already exists; name a new folder")
