@@ -5,11 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable
-from typing import Any, Self
+from concurrent.futures import Future, wait
+from typing import Any, Self, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.live import Live
+
+REPORT_SECONDS = 5.0
+
+T = TypeVar("T")
 
 
 class PipeConsole(Console):
@@ -18,6 +25,26 @@ class PipeConsole(Console):
     def on_broken_pipe(self) -> None:
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def interruptible(work: Callable[[], T], activity: str) -> T:
+    """Return `work()`, computed in a thread, so that a signal ends it inside a library too.
+
+    Every REPORT_SECONDS a line on stderr says that the activity goes on.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    start = time.monotonic()
+    threading.Thread(target=run, daemon=True).start()
+    while not wait([future], REPORT_SECONDS).done:
+        print(f"minigpt: {activity}: {time.monotonic() - start:.0f} s", file=sys.stderr)
+    return future.result()
 
 
 def discard_output_to_closed_terminal() -> None:

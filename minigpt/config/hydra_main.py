@@ -114,22 +114,21 @@ def require_one_command(parsed: Namespace) -> None:
 
 
 def _call(train: Callable[[Composed], None], composed: DictConfig, errors: list[Exception]) -> None:
-    """Call `train`, store its exception, and remove the folders Hydra made if they stay empty.
+    """Remove the empty folders that Hydra made, call `train`, and store its exception.
 
-    An exception that reaches Hydra would be printed by it.
+    A run makes its folder when it begins, so that a signal before that leaves nothing. An exception that reaches Hydra would be printed by it.
     """
     settings = HydraConfig.get()
     assert settings.mode == RunMode.RUN  # jobs of a sweep are trained by minigpt.sweep
     output, here = Path(settings.runtime.output_dir), Path.cwd()
+    with contextlib.suppress(OSError):
+        for folder in (output, output.parent):
+            if folder not in (here, *here.parents):
+                folder.rmdir()
     try:
         train(composed_run(composed, settings, str(output)))
     except Exception as error:
         errors.append(error)
-    finally:
-        with contextlib.suppress(OSError):
-            for folder in (output, output.parent):
-                if folder not in (here, *here.parents):
-                    folder.rmdir()
 
 
 def _refuse(message: str) -> NoReturn:

@@ -31,12 +31,12 @@ from minigpt.data.tokens import Split, TokenData
 from minigpt.errors import UserError, require
 from minigpt.files import atomic_directory, sha256, write_json
 from minigpt.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig, load_tokenizer
+from minigpt.tokenizer.bpe import MAX_LEARNED_CHARACTERS
 
 INDEX, TOKENIZER = "index.json", "tokenizer.json"
 FORMAT = 1  # format version: increase it when the meaning of the files changes
 SHARD_TOKENS = 1 << 26
 CHUNK_CHARACTERS = 1 << 20  # minimum number of characters encoded at once
-MAX_LEARNED_CHARACTERS = 1 << 25  # part of the training split that trains a tokenizer
 COMMAND = "minigpt data --shards"
 
 
@@ -193,8 +193,8 @@ def write_shards(
 
     The text is read twice: first for its length and alphabet, then to encode it in chunks (see
     `chunks`). Memory grows by 8 bytes per document. The tokens equal those of the same text in
-    memory, except that `bpe` is trained on the first MAX_LEARNED_CHARACTERS of the training split.
-    `progress` is called with the phase and the number of characters processed. Raises UserError.
+    memory. `progress` is called with the phase and the number of characters processed. Raises
+    UserError.
     """
     require(not folder.exists(), "--shards", folder, "already exists; name a new folder")
     data = source.config

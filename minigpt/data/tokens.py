@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from minigpt.console import interruptible
 from minigpt.data.lazy import DocumentIds
 from minigpt.errors import require
 from minigpt.files import optional_cache, write_bytes
 from minigpt.tokenizer import Tokenizer
 
-CACHE_FORMAT = 1  # format version: increase it when the meaning of a cached file changes
+CACHE_FORMAT = 2  # format version: increase it when the meaning of a cached file changes
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,9 @@ def write_tokens(
     tensors: dict[str, Tensor] = {}
     n_bytes: dict[str, str] = {}
     for name, text in splits.items():
-        tensors[name], document_ids = encode_documents(text, separator, tokenizer)
+        encode = partial(encode_documents, text, separator, tokenizer)
+        activity = f"encoding {len(text):,} characters of the {name} split"
+        tensors[name], document_ids = interruptible(encode, activity)
         if document_ids is not None:
             tensors[f"{name}_documents"] = document_ids
         first = tokenizer.token_bytes(int(tensors[name][0]))

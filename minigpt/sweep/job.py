@@ -136,14 +136,14 @@ class Output:
                 self.sweep.request_stop(str(getattr(stop, "number", int(signal.SIGINT))))
             except Busy as error:  # the same command in another process will finish the run
                 print(error)
-            except Exception as error:
+            except BaseException as error:  # also what is no Exception, as a panic in Rust
                 traceback.print_exc()
                 _record_failure(self.job.run, error, self.start_time)
                 if self.sweep.fail_fast:
                     self.sweep.request_stop(FAILED)
 
 
-def _record_failure(run: RunDirectory, error: Exception, start_time: float) -> None:
+def _record_failure(run: RunDirectory, error: BaseException, start_time: float) -> None:
     """Write result.json for a job that failed before its run wrote one."""
     if run.result.exists() and run.result.stat().st_mtime >= start_time:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,10 @@ from typing import Any, ClassVar
 from minigpt.errors import UserError
 from minigpt.files import sha256, write_json
 from minigpt.registry import Registry
+
+# Encoded at once, at least: `tokenizers` needs about 200 bytes per character, and while a library
+# encodes in the main thread, no signal is handled.
+CHUNK_CHARACTERS = 1 << 20
 
 
 @dataclass
@@ -86,6 +91,15 @@ class Tokenizer(ABC):
 
 
 TOKENIZERS: Registry[Tokenizer] = Registry("tokenizer", "tokenizer", "minigpt.tokenizer")
+
+
+def chunks(text: str, boundary: re.Pattern[str]) -> Iterator[str]:
+    """Yield parts of CHUNK_CHARACTERS or more, split where `boundary` matches."""
+    start = 0
+    while match := boundary.search(text, start + CHUNK_CHARACTERS):
+        yield text[start : match.start()]
+        start = match.start()
+    yield text[start:]
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

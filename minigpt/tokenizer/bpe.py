@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
+from minigpt.console import interruptible
 from minigpt.errors import UserError, require
 from minigpt.files import optional_cache, sha256
 from minigpt.tokenizer.base import (
     TOKENIZERS,
     Tokenizer,
     TokenizerConfig,
+    chunks,
     load_tokenizer,
     require_utf8,
 )
@@ -29,8 +31,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # No match of GPT-2's pattern contains a space or newline that follows a non-space, so splitting a
 # text there does not change its tokens. Python's \s covers all of Unicode's white space.
 BOUNDARY = re.compile(r"(?<=\S)(?=[ \n])")
-CHUNK_CHARACTERS = 1 << 20  # the library needs about 200 bytes per character encoded at once
 
+# The time to learn from a word grows with the square of its length, so that a line of DNA, or a
+# million spaces, would take days. Words are cut after this many characters.
+MAX_WORD_CHARACTERS = 1000
+MAX_LEARNED_CHARACTERS = 1 << 25  # of the training split, from its beginning
+# GPT-2's pattern of words, which is also that of pre_tokenizers.ByteLevel.
+GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 # The byte of each character of GPT-2's byte alphabet: visible Latin-1 characters represent their
 # own byte; all other bytes are represented by U+0100 and following.
@@ -58,7 +65,7 @@ class BPEConfig(TokenizerConfig):
 
 @TOKENIZERS.register("bpe", BPEConfig)
 class BPETokenizer(Tokenizer):
-    """Byte-pair encoding within the words of GPT-2's pattern.
+    """Byte-pair encoding within the words of GPT-2's pattern, of MAX_WORD_CHARACTERS at most.
 
     `vocabulary`: the tokens by id. `merges`: the pairs "left right" in the order learned. Both use
     GPT-2's byte alphabet.
@@ -76,8 +83,10 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def create(cls, config: BPEConfig, text: str, n_train: int, directory: Path) -> Tokenizer:
-        train_text = text[:n_train]
-        key = sha256(f"{tokenizers.__version__} {config.vocab_size} {train_text}")
+        train_text = text[: min(n_train, MAX_LEARNED_CHARACTERS)]
+        key = sha256(
+            f"{tokenizers.__version__} {MAX_WORD_CHARACTERS} {config.vocab_size} {train_text}"
+        )
         path = directory / "tokenizers" / f"bpe-{config.vocab_size}-{key[:16]}.json"
         try:
             return load_tokenizer(path)
@@ -97,7 +106,9 @@ class BPETokenizer(Tokenizer):
             special_tokens=[],
             show_progress=False,
         )
-        engine.train_from_iterator(_chunks(text), trainer)
+        learning = f"learning {vocab_size:,} tokens of tokenizer=bpe from {len(text):,} characters"
+        learn = partial(engine.train_from_iterator, chunks(text, BOUNDARY), trainer)
+        interruptible(learn, learning)
         learned = json.loads(engine.to_str())["model"]
         vocabulary = sorted(learned["vocab"], key=learned["vocab"].__getitem__)
         return cls(vocabulary, [" ".join(pair) for pair in learned["merges"]])
@@ -109,7 +120,7 @@ class BPETokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         require_utf8(text)
         # encode_batch_fast skips offsets, which cost as much as the encoding.
-        encodings = (self._engine.encode_batch_fast([chunk])[0] for chunk in _chunks(text))
+        encodings = (self._engine.encode_batch_fast([chunk])[0] for chunk in chunks(text, BOUNDARY))
         return [token for encoding in encodings for token in encoding.ids]
 
     def token_bytes(self, token: int) -> bytes:
@@ -123,16 +134,14 @@ class BPETokenizer(Tokenizer):
         return cls(saved["vocabulary"], saved["merges"])
 
 
+def word_splitter(max_characters: int) -> pre_tokenizers.PreTokenizer:
+    """Return the library's splitter into GPT-2's words, cut after `max_characters`."""
+    words = tokenizers.Regex(GPT2_WORDS.replace("+", f"{{1,{max_characters}}}"))
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"), as_bytes])
+
+
 def _engine(model: models.BPE) -> tokenizers.Tokenizer:
     engine = tokenizers.Tokenizer(model)
-    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.pre_tokenizer = word_splitter(MAX_WORD_CHARACTERS)
     return engine
-
-
-def _chunks(text: str) -> Iterator[str]:
-    """Yield chunks of about CHUNK_CHARACTERS that can be encoded separately."""
-    start = 0
-    while match := BOUNDARY.search(text, start + CHUNK_CHARACTERS):
-        yield text[start : match.start()]
-        start = match.start()
-    yield text[start:]

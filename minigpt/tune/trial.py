@@ -179,6 +179,8 @@ class Training(threading.Thread):
             self.reports.put({"status": "interrupted", "done": True})
         except Exception as error:
             self.reports.put(error)
+        except BaseException as error:  # no Exception, as a panic in Rust: Ray would not catch it
+            self.reports.put(Failure(first_line(error)))
 
     def _train(self) -> None:
         from minigpt.train.session import train_run

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import re
+import signal
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -185,3 +189,21 @@ def test_private_modules_of_hydra_are_imported_in_one_file() -> None:
         if re.search(r"^\s*(import|from) (hydra|omegaconf)\b", file.read_text(), re.MULTILINE)
     }
     assert users == {"config", "hydra_plugins"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--config-dir=."]], ids=["compose", "hydra"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_before_the_run_begins_leaves_no_folder(
+    workdir: Path, flags: list[str], number: int
+) -> None:
+    Path("dna.txt").write_text("".join(random.Random(0).choices("ACGT", k=10_000_000)))
+    options = ["data=text", "data.path=dna.txt", "tokenizer=bpe", "logger=none"]
+    command = [sys.executable, "-m", "minigpt.cli", "train", *flags, *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("minigpt: learning 1,024 tokens of tokenizer=bpe")
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=20)
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert "Traceback" not in rest and not Path("runs").exists()

@@ -16,6 +16,7 @@ from minigpt.model.ffn import FFN
 from minigpt.model.norm import PLACEMENTS
 from minigpt.model.positional import POSITIONAL
 from minigpt.sweep.watch import last_step
+from minigpt.tokenizer.tiktoken_ import TiktokenTokenizer
 from tests.conftest import TINY, Cli
 from tests.sweep.helpers import HERE, runs
 
@@ -56,6 +57,24 @@ def test_presets_sweep_over_every_choice(cli: Cli, preset: str) -> None:
     assert config.tags == [preset] and config.group == "sweep"
     params = OmegaConf.load(config_directory() / "sweep" / f"{preset}.yaml").hydra.sweeper.params
     assert params.seed == "1,2,3,4,5"
+
+
+class Panic(BaseException):
+    """What libraries in Rust raise; it is no Exception."""
+
+
+def test_a_panic_ends_only_its_job(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def panic(self: object, text: str) -> list[int]:
+        raise Panic("at src/lib.rs")
+
+    monkeypatch.setattr(TiktokenTokenizer, "encode", panic)
+    sweep = ("tokenizer=gpt2,char", "data.dir=cache", "trainer.max_steps=2", HERE)
+    outcome = cli("train", "-m", *TINY, *sweep)
+    assert outcome.code == 1 and "1 of 2 jobs failed" in outcome.err
+    result = json.loads(Path("sweep/tokenizer=gpt2/result.json").read_text())
+    assert result == {"status": "failed", "error": "at src/lib.rs"}
+    result = json.loads(Path("sweep/tokenizer=char/result.json").read_text())
+    assert result["status"] == "finished"
 
 
 def test_a_failed_job_is_reported_and_the_others_finish(cli: Cli) -> None:

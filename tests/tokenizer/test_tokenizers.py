@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +26,7 @@ from tokenizers import pre_tokenizers
 import minigpt
 from minigpt.errors import UserError
 from minigpt.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig, bpe, load_tokenizer, tiktoken_
+from minigpt.tokenizer.base import chunks
 
 NAMES = TOKENIZERS.names()
 
@@ -397,17 +401,104 @@ def test_bpe_ignores_and_rewrites_a_damaged_cache(damage: bytes, tmp_path: Path)
 def test_bpe_chunks_have_the_tokens_of_the_whole_text(text: str, chunk: int) -> None:
     tokenizer = make_tokenizer("bpe")
     whole = tokenizer.encode(text)
+    learned = bpe.BPETokenizer.train(text, 300).fingerprint
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bpe, "CHUNK_CHARACTERS", chunk)
-        assert "".join(bpe._chunks(text)) == text
+        patch.setattr("minigpt.tokenizer.base.CHUNK_CHARACTERS", chunk)
+        assert "".join(chunks(text, bpe.BOUNDARY)) == text
         assert tokenizer.encode(text) == whole
-        assert bpe.BPETokenizer.train(text, 300).fingerprint == _trained_whole(text)
+        assert bpe.BPETokenizer.train(text, 300).fingerprint == learned
 
 
-def _trained_whole(text: str) -> str:
+LONG_WORDS = {
+    "letters": lambda n: "".join(random.Random(0).choices("ACGT", k=n)),
+    "digits": lambda n: "0123456789" * (n // 10),
+    "spaces": lambda n: " " * n + "x",
+    "newlines": lambda n: "\n" * n + "x",
+    "mixed": lambda n: " \n\t" * (n // 3) + ".",
+    "open": lambda n: "x" + " " * n,
+}
+
+
+@given(text=st.text(st.sampled_from("ab'st.1! \n\t\u3000é\x1c\x85東\u0301"), max_size=60))
+def test_bpe_cuts_only_long_words(text: str) -> None:
+    """Words of at most 4 characters and a space: those of the library, cut after 4 characters."""
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)
+    found = bpe.word_splitter(1000).pre_tokenize_str(text)
+    assert found == whole
+    cut = [text[start:end] for _, (start, end) in bpe.word_splitter(4).pre_tokenize_str(text)]
+    assert "".join(cut) == text and max(map(len, cut), default=0) <= 5
+
+
+@pytest.mark.parametrize("kind", LONG_WORDS)
+def test_bpe_of_one_long_word(kind: str) -> None:
+    text = LONG_WORDS[kind](300_000)
+    tokenizer = bpe.BPETokenizer.train(text, 300)
+    tokens = tokenizer.encode(text)
+    assert tokenizer.decode(tokens) == text
+    assert len(tokens) <= 0.51 * len(text)
+
+
+@pytest.mark.slow
+def test_bpe_learns_from_a_long_line_in_under_a_minute() -> None:
+    start = time.monotonic()
+    bpe.BPETokenizer.train(LONG_WORDS["letters"](10_000_000), 1024)
+    assert time.monotonic() - start < 60
+
+
+def test_bpe_learns_from_the_first_characters(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bpe, "MAX_LEARNED_CHARACTERS", 100)
+    of_some = create("bpe", tmp_path, CORPUS[:100] + "another " * 99, 800)
+    assert of_some.fingerprint == create("bpe", tmp_path / "other", CORPUS[:100], 100).fingerprint
+
+
+@pytest.mark.parametrize("kind", LONG_WORDS)
+def test_gpt2_of_one_long_word(kind: str) -> None:
+    text = LONG_WORDS[kind](1_000_000)
+    tokenizer = make_tokenizer("gpt2")
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(
+    text=st.text(st.sampled_from("a' \n\t\u3000\x1c\x85.1"), max_size=60), long=st.integers(2, 5)
+)
+def test_gpt2_cuts_white_space_where_no_token_crosses(text: str, long: int) -> None:
+    tokenizer = make_tokenizer("gpt2")
+    assert isinstance(tokenizer, tiktoken_.TiktokenTokenizer)
+    whole = tokenizer._encoding.encode_ordinary(text)
+    pattern = tiktoken_.LONG_SPACE.pattern.replace("10000", str(long))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bpe, "CHUNK_CHARACTERS", len(text) + 1)
-        return bpe.BPETokenizer.train(text, 300).fingerprint
+        patch.setattr(tiktoken_, "LONG_SPACE", re.compile(pattern))
+        assert tokenizer.encode(text) == whole
+
+
+def test_a_panic_of_tiktoken_is_one_line() -> None:
+    saved = make_tokenizer("gpt2").to_json()
+    saved["pattern"] = saved["pattern"].replace("$", "\\z")  # not the pattern that is cut
+    tokenizer = tiktoken_.TiktokenTokenizer.from_json(saved | {"name": "other"})
+    with pytest.raises(UserError, match="cannot encode this text as other") as error:
+        tokenizer.encode(LONG_WORDS["spaces"](1_000_000))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_learning_and_progress_is_shown(number: int, tmp_path: Path) -> None:
+    script = """if True:
+        import sys
+        from minigpt import console
+        from minigpt.tokenizer import bpe
+        console.REPORT_SECONDS = 0.5
+        bpe.MAX_WORD_CHARACTERS = 90_000  # almost as slow as without a limit
+        bpe.BPETokenizer.train("ACGT" * 250_000, 5000)
+    """
+    root = Path(minigpt.__file__).parents[1]
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=root, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    line = process.stderr.readline().decode()
+    assert re.match(
+        r"minigpt: learning 5,000 tokens of tokenizer=bpe from 1,000,000 characters: \d s", line
+    ), line
+    process.send_signal(number)
+    assert process.wait(timeout=10) in (-number, 1)
 
 
 def test_byte_symbols_are_those_of_the_library() -> None:
