@@ -89,7 +89,8 @@ def hydra_main(
 def _call(train: Callable[[Composed], None], composed: DictConfig, errors: list[Exception]) -> None:
     """Remove the empty folders that Hydra made, call `train`, and store its exception.
 
-    A run makes its folder when it begins, so that a signal before that leaves nothing. An exception that reaches Hydra would be printed by it.
+    A run makes its folder when it begins, so that a signal before that leaves nothing. An
+    exception that reaches Hydra would be printed by it.
     """
     settings = HydraConfig.get()
     assert settings.mode == RunMode.RUN  # minigpt.sweep trains the jobs of a sweep
