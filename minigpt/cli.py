@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # Windows code pages lack characters
+        # A Windows code page lacks characters of texts, and names of files may not be UTF-8.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in ("-h", "--help", "help"):
         print(usage())

@@ -15,12 +15,40 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minigpt.errors import first_line
+from minigpt.errors import first_line, require
+
+
+def user_path(key: str, text: str) -> Path:
+    """Return a path that a user wrote, with ~ expanded.
+
+    Raises UserError for ~NAME of an unknown user, and for a name that is not UTF-8.
+    """
+    expanded = os.path.expanduser(text)
+    why = f"there is no such user here; write ./{text} for a file of that name"
+    require(expanded != text or not text.startswith("~"), key, text, why)
+    _require_utf8(key, expanded)
+    return Path(expanded)
 
 
 def absolute_path(path: str) -> str:
-    """Return a path with ~ expanded, absolute; symbolic links stay."""
-    return os.path.abspath(os.path.expanduser(path))
+    """Return a path with ~ expanded, absolute; symbolic links stay.
+
+    Raises UserError for a name that is not UTF-8, as that of the working directory.
+    """
+    absolute = os.path.abspath(os.path.expanduser(path))
+    _require_utf8("path", absolute)
+    return absolute
+
+
+def readable_name(path: Path) -> str:
+    """Return a path as text; bytes that are not UTF-8 as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _require_utf8(key: str, path: str) -> None:
+    name = readable_name(Path(path))
+    why = "a name that is not UTF-8; rename it, or use a link to it with another name"
+    require(os.fsencode(name) == os.fsencode(Path(path)), key, name, why)
 
 
 def matching_paths(pattern: str) -> list[Path]:

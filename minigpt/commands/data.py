@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     parser.add_options({"--shards FOLDER": SHARDS}, shards=Path)
     options = parser.parse_intermixed_args(arguments)
     if options.shards is not None:
-        _write_shards(options.shards.expanduser(), options.overrides)
+        _write_shards(options.shards, options.overrides)
         return
 
     from minigpt.config.compose import composed_config

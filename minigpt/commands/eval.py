@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt.commands.options import QUANTIZE, Parser, add_run_arguments
 from minigpt.errors import UserError, require
+from minigpt.files import user_path
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -78,7 +78,7 @@ def _runs(names: list[str]) -> list[str]:
 
     runs: list[str] = []
     for name in names:
-        path = find_folder(name) if name == "latest" else Path(name).expanduser()
+        path = find_folder(name) if name == "latest" else user_path("RUN", name)
         is_run = (path / "config.yaml").is_file()
         if path.is_dir() and not is_run and any(path.rglob("config.yaml")):
             finished = [str(run.path) for run in find_runs([str(path)]).runs if run.finished]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minigpt.commands.options import Parser, add_run_arguments
 from minigpt.errors import UserError, require
+from minigpt.files import user_path
 
 if TYPE_CHECKING:
     from minigpt.evaluate.inspection import Prompt
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
     console = PipeConsole(highlight=False)
     runtime = inspection_runtime(trained).describe()
     console.print(f"{trained.run.path} ({trained.label}), {runtime}", soft_wrap=True)
-    out = trained.run.path / "inspect" if options.out is None else Path(options.out)
+    out = trained.run.path / "inspect" if options.out is None else user_path("--out", options.out)
     with console.status("computing and plotting ..."):
         sections = inspect_prompt(trained, prompt, options.top)
         title = f"{trained.run.path.name} ({trained.label}), inspected"

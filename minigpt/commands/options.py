@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any, NoReturn
 
 from minigpt.errors import UserError
+from minigpt.files import user_path
 
 RUN_OPTIONS = {
     "--checkpoint {best,last}": "best: the lowest validation loss (the default if it exists); "
@@ -49,11 +51,21 @@ class Parser(argparse.ArgumentParser):
                 kwargs = {"choices": value[1:-1].split(","), "default": setting}
             elif setting == "append":
                 kwargs["action"] = "append"
+            elif setting is Path:
+                kwargs["type"] = path_option
             elif isinstance(setting, type):
                 kwargs["type"] = setting
             elif setting is not None:
                 kwargs |= {"type": type(setting), "default": setting}
             self.add_argument(flag, help=text, **kwargs)
+
+
+def path_option(text: str) -> Path:
+    """Return the path that an option has, for argparse, with ~ expanded."""
+    try:
+        return user_path("path", text)
+    except UserError as error:  # argparse would not print the message of a ValueError
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_run_arguments(parser: Parser, several: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from minigpt.commands.options import Parser
+from minigpt.commands.options import Parser, path_option
 from minigpt.errors import UserError
 
 LIVE_SECONDS, MAX_SECONDS = 5.0, 86400.0
@@ -76,7 +76,7 @@ def _options(arguments: list[str]) -> Namespace:
     add("folders", metavar="DIR", nargs="+", help=HELP["DIR"])
     add("--by", action="append", default=[], metavar="KEY,...", help=HELP["--by"])
     add("--baseline", metavar="DESIGN", help=HELP["--baseline"])
-    add("--out", metavar="FILE.html", type=Path, help=HELP["--out"])
+    add("--out", metavar="FILE.html", type=path_option, help=HELP["--out"])
     add("--live", action="store_true", help=HELP["--live"])
     add("--every", metavar="SECONDS", type=float, default=LIVE_SECONDS, help=HELP["--every"])
     add("--wandb", metavar="ENTITY/PROJECT", help=HELP["--wandb"])

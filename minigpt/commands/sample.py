@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minigpt.commands.options import QUANTIZE, Parser, add_run_arguments
 from minigpt.errors import UserError, one_line_if_out_of_memory, require
+from minigpt.files import user_path
 
 if TYPE_CHECKING:
     from minigpt.inference.text import TextGenerator
@@ -119,7 +119,7 @@ def _lines(file: str | None) -> list[tuple[str, str]]:
     if file is None:
         return []
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = user_path("--prompts", file).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"--prompts={file}: {error.strerror or error}; give a text file") from None
     except UnicodeDecodeError as error:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from minigpt.commands.options import Parser
+from minigpt.commands.options import Parser, path_option
 from minigpt.errors import UserError
 from minigpt.tune.options import (
     DEFAULT_POPULATION,
@@ -70,7 +68,7 @@ def _parser() -> Parser:
     add("--search", choices=SAMPLERS, dest="sampler", help=HELP["--search"])
     add("--metric", choices=METRICS, default="val_loss", help="the metric to minimise")
     add("--jobs", type=int, metavar="N", help=HELP["--jobs"])
-    add("--dir", type=Path, metavar="DIR", dest="directory", help=HELP["--dir"])
+    add("--dir", type=path_option, metavar="DIR", dest="directory", help=HELP["--dir"])
     add("--address", metavar="RAY", help=HELP["--address"])
     add("--seed", type=int, default=0, metavar="N", help=HELP["--seed"])
     return parser

@@ -57,17 +57,21 @@ def typed_config(values: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise UserError(_one_line(error, values)) from None
     assert isinstance(config, Config)
-    _require_finite(config.to_dict(), prefix="")
+    _require_valid(config.to_dict(), prefix="")
     return config
 
 
-def _require_finite(values: dict[str, Any], prefix: str) -> None:
+def _require_valid(values: dict[str, Any], prefix: str) -> None:
     for name, value in values.items():
         if isinstance(value, dict):
-            _require_finite(value, f"{prefix}{name}.")
+            _require_valid(value, f"{prefix}{name}.")
         elif isinstance(value, float):
             why = "must be a finite number"
             require(math.isfinite(value), f"{prefix}{name}", value, why)
+        for text in value if isinstance(value, list) else [value]:
+            readable = str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+            why = "not UTF-8, which config.yaml is; write it in another way"
+            require(str(text) == readable, f"{prefix}{name}", readable, why)
 
 
 def plain_values(values: DictConfig) -> dict[str, Any]:

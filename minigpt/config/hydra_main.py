@@ -116,7 +116,8 @@ def require_one_command(parsed: Namespace) -> None:
 def _call(train: Callable[[Composed], None], composed: DictConfig, errors: list[Exception]) -> None:
     """Remove the empty folders that Hydra made, call `train`, and store its exception.
 
-    A run makes its folder when it begins, so that a signal before that leaves nothing. An exception that reaches Hydra would be printed by it.
+    A run makes its folder when it begins, so that a signal before that leaves nothing. An
+    exception that reaches Hydra would be printed by it.
     """
     settings = HydraConfig.get()
     assert settings.mode == RunMode.RUN  # jobs of a sweep are trained by minigpt.sweep

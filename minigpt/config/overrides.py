@@ -37,6 +37,7 @@ from minigpt.config.groups import (
 )
 from minigpt.config.renamed import require_current_overrides
 from minigpt.errors import UserError, did_you_mean, first_line
+from minigpt.files import user_path
 
 # The extras of this package that install Hydra's launchers.
 LAUNCHERS = {"joblib": "joblib", "ray": "ray"} | dict.fromkeys(
@@ -48,6 +49,7 @@ TEXT_OPTIONS = (
     *("data.path", "data.dir", "data.document_separator", "trainer.sample_prompt"),
     *("tokenizer.encoding", "logger.project", "logger.entity"),
 )
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")  # Hydra creates them, and expands no ~
 FUNCTIONS = ("choice", "range", "interval", "tag", "int", "float", "glob", "sort", "shuffle")
 EXAMPLE = "optimizer.lr='tag(log, interval(1e-4, 1e-2))' or model=rope,alibi"
 
@@ -122,6 +124,9 @@ def quoted(override: str) -> str:
     key, _, text = override.partition("=")
     if not text:
         return override
+    if key in FOLDERS:
+        text = str(user_path(key, text))
+        override = f"{key}={text}"
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException:

@@ -15,7 +15,7 @@ from typing import Any, Self
 from minigpt.data import shakespeare
 from minigpt.data.tokens import CACHE_FORMAT, TokenData, read_tokens, write_tokens
 from minigpt.errors import UserError, require
-from minigpt.files import absolute_path, optional_cache, sha256, write_bytes
+from minigpt.files import absolute_path, optional_cache, sha256, user_path, write_bytes
 from minigpt.registry import Registry
 from minigpt.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig
 
@@ -56,10 +56,14 @@ class DataConfig:
     @property
     def directory(self) -> Path:
         """The folder of cached files."""
-        return Path(self.dir or os.environ.get("MINIGPT_DATA") or "data").expanduser()
+        default = os.environ.get("MINIGPT_DATA") or "data"
+        return user_path("MINIGPT_DATA" if self.dir is None else "data.dir", self.dir or default)
 
     def __post_init__(self) -> None:
         require(self.dir != "", "data.dir", "", "needs a folder, or null for the default")
+        for key in ("dir", "path"):
+            if getattr(self, key, None) is not None:
+                user_path(f"data.{key}", getattr(self, key))
         fraction, why = (
             self.train_fraction,
             "must be between 0 and 1, so that neither split is empty",

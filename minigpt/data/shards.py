@@ -29,7 +29,7 @@ from minigpt.data.corpus import (
 from minigpt.data.lazy import Array, DocumentIds, ShardedTokens
 from minigpt.data.tokens import Split, TokenData
 from minigpt.errors import UserError, require
-from minigpt.files import atomic_directory, sha256, write_json
+from minigpt.files import atomic_directory, sha256, user_path, write_json
 from minigpt.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig, load_tokenizer
 from minigpt.tokenizer.bpe import MAX_LEARNED_CHARACTERS
 
@@ -56,7 +56,7 @@ class ShardsConfig(DataConfig):
     @property
     def directory(self) -> Path:
         """The folder of the shards."""
-        return Path(self.path).expanduser()
+        return user_path("data.path", self.path)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class ShardCorpus(Corpus):
     """The tokens in a folder of shards, without their text."""
 
     def __init__(self, config: ShardsConfig) -> None:
-        self._folder = Path(config.path).expanduser()
+        self._folder = config.directory
         self._index = Index.read(self._folder)
         self.sha256, self.n_bytes = self._index.sha256, self._index.n_bytes
         self.characters = self._index.characters

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from minigpt.data.corpus import CORPORA, FILE, FILE_END, DataConfig, TextSource
 from minigpt.errors import UserError, require
-from minigpt.files import matching_paths
+from minigpt.files import matching_paths, readable_name, user_path
 
 BLOCK_BYTES = 1 << 20  # read from a file at once
 N_NAMED = 3  # files named for each reason to leave files out
@@ -59,7 +59,7 @@ class Text(TextSource):
             for block in _read_utf8(file):
                 if FILE_END in block and self._files_are_documents:
                     why = "has the character U+001C, which ends each file; remove it"
-                    raise UserError(f"data.document_separator={FILE}: {file}: {why}")
+                    raise UserError(f"data.document_separator={FILE}: {readable_name(file)}: {why}")
                 yield block
                 last = block[-1:] or last
             if self._files_are_documents:
@@ -90,7 +90,7 @@ class Text(TextSource):
     @cached_property
     def _reasons(self) -> dict[Path, str | None]:
         """The paths that `data.path` stands for, sorted, each with a reason to leave it out."""
-        path = Path(self.config.path).expanduser()
+        path = user_path("data.path", self.config.path)
         if path.is_file():
             return {path: None}
         why = "a pipe or device, but a text is read more than once; write it to a file first"
@@ -104,7 +104,7 @@ class NotText(UserError):
     """A file that is empty or not UTF-8 text. `reason`: EMPTY or NOT_TEXT."""
 
     def __init__(self, path: Path, reason: str, why: str) -> None:
-        super().__init__(f"data.path: {path}: {why}")
+        super().__init__(f"data.path: {readable_name(path)}: {why}")
         self.reason = reason
 
 
@@ -115,7 +115,7 @@ def _inside(folder: Path) -> Iterator[str]:
     """
 
     def fail(error: OSError) -> None:
-        raise _unreadable(error.filename, error)
+        raise _unreadable(Path(error.filename), error)
 
     for parent, folders, files in os.walk(folder, onerror=fail):
         hidden = [name for name in folders if name.startswith(".")]
@@ -147,15 +147,15 @@ def _reason(path: Path, top: Path, first_of: dict[object, Path]) -> str | None:
     return None if first_of.setdefault(digest.digest(), path) == path else COPY
 
 
-def _unreadable(path: object, error: OSError) -> UserError:
+def _unreadable(path: Path, error: OSError) -> UserError:
     why = f"cannot be read ({error.strerror}); make it readable or leave it out"
-    return UserError(f"data.path: {path}: {why}")
+    return UserError(f"data.path: {readable_name(path)}: {why}")
 
 
 def _summaries(reasons: dict[Path, str]) -> Iterator[str]:
     """Yield the number of files, with the first names, for each reason."""
     for reason, n in Counter(reasons.values()).items():
-        names = [str(path) for path, why in reasons.items() if why == reason][:N_NAMED]
+        names = [readable_name(path) for path, why in reasons.items() if why == reason][:N_NAMED]
         more = [] if n <= N_NAMED else ["..."]
         yield f"{n:,} {reason} ({', '.join([*names, *more])})"
 

@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from minigpt.errors import UserError, did_you_mean
-from minigpt.files import read_json, to_json
+from minigpt.files import read_json, to_json, user_path
 
 SWEEP, SEARCH = "sweep.json", "tune.json"  # written in the folder of a sweep or a search
 RUNS = Path("runs")  # the same as in configs/runtime.yaml; `latest` is the newest run below it
@@ -136,7 +136,7 @@ def find_run(name: str) -> RunDirectory:
     """
     if name == "latest":
         return _latest_run()
-    path = Path(name).expanduser()
+    path = user_path("RUN", name)
     if not name:
         raise UserError("the run's name is empty; give a directory like runs/..., or `latest`")
     if not (path / "config.yaml").is_file():
@@ -154,7 +154,7 @@ def find_folder(name: str) -> Path:
     if name == "latest":
         run = _latest_run()
         return run.path.parent if run.in_group else run.path
-    path = Path(name).expanduser()
+    path = user_path("DIR", name)
     if path.is_file():
         raise UserError(f"DIR={name}: is a file; give the folder that contains it, {path.parent}")
     if not name or not path.is_dir():
