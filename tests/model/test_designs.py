@@ -20,10 +20,10 @@ from tests.model.tiny import N_VOCAB, composed_model, first_problem, random_toke
 
 # Pairs of choices that cannot be combined, and part of the error message.
 REFUSED = {
-    ("cope", "landmark"): "positional=cope counts all of them",
-    ("landmark", "conv"): "ffn=conv mixes neighbouring tokens",
+    ("cope", "landmark"): "positional=cope counts over all keys",
+    ("landmark", "conv"): "ffn=conv would convolve its landmarks",
     **{
-        (scheme, "performer"): "the positional scheme adds to them"
+        (scheme, "performer"): "to which this positional scheme adds"
         for scheme in SCHEMES
         if POSITIONAL.variant(scheme).overrides("score_mod")
     },
