@@ -81,6 +81,7 @@ def resumed_config(path: Path, composed: Composed) -> Config:
     Raises UserError for an override of any other key.
     """
     saved = _read_yaml(path)
+    changed = OmegaConf.create(_escaped(OmegaConf.to_container(composed.values, resolve=True)))
     for override in composed.overrides:
         key, value = parse_override(override)
         if key == "resume" or (key, value) == ("data", saved.data.name):
@@ -90,9 +91,7 @@ def resumed_config(path: Path, composed: Composed) -> Config:
                 f"{override}: a resumed run keeps its config and may change only "
                 f"{', '.join(RESUME_MAY_CHANGE)}; for anything else start a new run"
             )
-        changed = OmegaConf.to_container(composed.values, resolve=True)
-        option = OmegaConf.select(OmegaConf.create(_escaped(changed)), key)
-        OmegaConf.update(saved, key, option, merge=False)
+        OmegaConf.update(saved, key, OmegaConf.select(changed, key), merge=False)
     return typed_config(saved)
 
 

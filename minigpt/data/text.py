@@ -19,7 +19,7 @@ from minigpt.files import matching_paths, readable_name, user_path
 BLOCK_BYTES = 1 << 20  # read from a file at once
 N_NAMED = 3  # files named for each reason to leave files out
 
-# Reasons to leave out a file that was found, but not named.
+# Reasons to leave out a file of a folder or pattern.
 HIDDEN = "hidden"
 NOT_A_FILE = "not a file"  # a pipe, a broken link, a link to a folder, a folder that matches
 EMPTY = "empty"
@@ -43,9 +43,9 @@ class TextConfig(DataConfig):
 class Text(TextSource):
     """The user's own UTF-8 text files in sorted order, each beginning a line of its own.
 
-    Of a folder or pattern, each text is used once; files that are no text are left out. Nothing is
-    changed, but for a newline after a file that lacks one before the next, or FILE_END after each
-    file with document_separator=file.
+    In a folder or pattern each text is used once, and files that are not text are left out. The
+    text is unchanged, except that a file without a final newline gets one before the next file, or
+    with document_separator=file each file is followed by FILE_END.
     """
 
     def read(self) -> str:
@@ -89,7 +89,7 @@ class Text(TextSource):
 
     @cached_property
     def _reasons(self) -> dict[Path, str | None]:
-        """The paths that `data.path` stands for, sorted, each with a reason to leave it out."""
+        """The sorted paths of `data.path`, each with the reason to leave it out, or None."""
         path = user_path("data.path", self.config.path)
         if path.is_file():
             return {path: None}
