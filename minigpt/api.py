@@ -17,6 +17,7 @@ from minigpt.config.pairs import flat
 from minigpt.data.tokens import encode_documents
 from minigpt.errors import UserError, require, require_one_of
 from minigpt.evaluate.loss import Evaluation, evaluate
+from minigpt.extras import install
 from minigpt.files import matching_paths
 from minigpt.inference.generate import Context, Sampling, decoding_runtime
 from minigpt.inference.text import TextGenerator, default_stops
@@ -119,7 +120,7 @@ def runs(names: str | Path | Sequence[str | Path] = "runs") -> pandas.DataFrame:
     try:
         import pandas
     except ImportError:
-        raise UserError("runs: needs pandas; pip install 'minigpt[pandas]'") from None
+        raise UserError(f"runs: needs pandas; {install('pandas')}") from None
     collection = find_runs(_folders([names] if isinstance(names, str | Path) else names))
     rows: list[dict[str, Any]] = []
     for run in collection.runs:

@@ -19,6 +19,7 @@ from minigpt import load_run, runs
 from minigpt.api import LoadedRun
 from minigpt.cli import main
 from minigpt.errors import UserError
+from minigpt.extras import install
 from tests.conftest import TEXT, TINY
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -167,6 +168,6 @@ def test_runs_lists_unfinished_and_broken_runs(folder: Path, tmp_path: Path) -> 
 
 
 def test_runs_without_pandas_raises_one_line(folder: Path) -> None:
-    message = r"^runs: needs pandas; pip install 'minigpt\[pandas\]'$"
+    message = re.escape(f"runs: needs pandas; {install('pandas')}")
     with mock.patch.dict(sys.modules, {"pandas": None}), pytest.raises(UserError, match=message):
         runs()

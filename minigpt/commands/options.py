@@ -18,7 +18,7 @@ RUN_OPTIONS = {
 }
 QUANTIZE = {
     "--quantize {int8,int4}": "quantize the weights of linear layers to save memory "
-    "(pip install 'minigpt[quantize]')",
+    "(minigpt doctor says how to install it)",
 }
 
 

@@ -19,8 +19,8 @@ HELP = {
     "--out": "the page (default: report.html in DIR, or in this folder for several DIR)",
     "--live": "update whenever a file changes, until every run, sweep and search has ended",
     "--every": f"how often --live checks the files (default: {LIVE_SECONDS:g})",
-    "--wandb": "also save a W&B report there (pip install 'minigpt[workspaces]'); without network "
-    "or API key write its spec beside the page",
+    "--wandb": "also save a W&B report there (minigpt doctor says how to install it); without "
+    "network or API key write its spec beside the page",
 }
 
 

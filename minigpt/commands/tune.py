@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from minigpt.commands.options import Parser, path_option
 from minigpt.errors import UserError
+from minigpt.extras import install
 from minigpt.tune.options import (
     DEFAULT_POPULATION,
     DEFAULT_TRIALS,
@@ -13,7 +14,6 @@ from minigpt.tune.options import (
     TuneOptions,
 )
 
-INSTALL = "pip install -c constraints.txt -e '.[ray]'"
 HELP = {
     "--trials": f"number of trials (default: {DEFAULT_TRIALS}, of a population "
     f"{DEFAULT_POPULATION}; --search grid: every combination)",
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
         import optuna  # noqa: F401
         import ray.tune  # noqa: F401
     except ImportError as error:
-        raise UserError(f"minigpt tune: Ray is not installed ({error}); {INSTALL}") from None
+        raise UserError(f"minigpt tune: Ray is not installed ({error}); {install('ray')}") from None
 
     from minigpt.tune.search import search
 

@@ -14,6 +14,7 @@ from minigpt.config.overrides import Composed, compose_overrides
 from minigpt.config.renamed import require_current_keys
 from minigpt.config.schema import REGISTRIES, Config
 from minigpt.errors import UserError, did_you_mean, first_line, require
+from minigpt.logger import LOGGERS
 
 T = TypeVar("T")
 
@@ -33,7 +34,10 @@ def to_config(composed: Composed) -> Config:
     range or an unsupported combination.
     """
     keys = [str(key) for key in composed.values if key not in NOT_SAVED]
-    return typed_config(OmegaConf.masked_copy(composed.values, keys))
+    config = typed_config(OmegaConf.masked_copy(composed.values, keys))
+    logger = LOGGERS.variant(config.logger.name)
+    logger.check_labels(config.logger, config.group, config.tags)
+    return config
 
 
 def to_options(cls: type[T], values: DictConfig, key: str) -> T:

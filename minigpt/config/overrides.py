@@ -37,6 +37,7 @@ from minigpt.config.groups import (
 )
 from minigpt.config.renamed import require_current_overrides
 from minigpt.errors import UserError, did_you_mean, first_line
+from minigpt.extras import install
 from minigpt.files import user_path
 
 # The extras of this package that install Hydra's launchers.
@@ -277,7 +278,7 @@ def _explain_missing(file: str, options: Sequence[str]) -> str:
     if not group:
         return f"--config-name={name}: no such config in {config_directory()} or --config-dir"
     if group == "hydra/launcher" and name in LAUNCHERS:
-        return f"{group}={name}: not installed; pip install 'minigpt[{LAUNCHERS[name]}]'"
+        return f"{group}={name}: not installed; {install(LAUNCHERS[name])}"
     known = ", ".join(options)
     return f"{group}={name}: no such {group}.{did_you_mean(name, options)} Known: {known}."
 

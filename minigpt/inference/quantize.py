@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.errors import UserError, first_line
+from minigpt.extras import install
 from minigpt.model import GPT
 from minigpt.run.load import TrainedRun
 
@@ -156,7 +157,7 @@ def _require_torchao(method: str) -> None:
         import torchao.prototype.quantization.int4
         import torchao.quantization  # noqa: F401
     except ImportError as error:
-        why = f"{first_line(error)}; pip install 'minigpt[quantize]'"
+        why = f"{first_line(error)}; {install('quantize')}"
         raise UserError(f"--quantize={method}: needs torchao ({why})") from error
     finally:
         logging.disable(before)

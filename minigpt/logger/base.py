@@ -40,6 +40,10 @@ class Logger:
     notice: str | None = None  # one line for the user after construction, e.g. how to upload
 
     @classmethod
+    def check_labels(cls, options: Any, group: str | None, tags: list[str]) -> None:
+        """Raise UserError for a value that the tracker never accepts; called for each config."""
+
+    @classmethod
     def check(cls, options: Any) -> None:
         """Raise UserError if the tracker is not available; called before any file is written."""
 

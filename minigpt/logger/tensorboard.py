@@ -7,6 +7,7 @@ import textwrap
 from typing import Any
 
 from minigpt.errors import UserError
+from minigpt.extras import install
 from minigpt.logger.base import LOGGERS, Logger, LoggerConfig, RunInfo
 
 
@@ -24,7 +25,7 @@ class TensorboardLogger(Logger):
         except ImportError as error:
             raise UserError(
                 f"logger={options.name}: TensorBoard is not installed; "
-                "pip install 'minigpt[tensorboard]', or choose logger=none"
+                f"{install('tensorboard')}, or choose logger=none"
             ) from error
 
     def __init__(self, options: LoggerConfig, info: RunInfo) -> None:

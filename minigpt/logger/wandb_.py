@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import html
-import http.client
 import os
 import secrets
 import shlex
-import ssl
 import sys
-import threading
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.errors import UserError, require, require_one_of
 from minigpt.logger.base import LOGGERS, Logger, LoggerConfig, RunInfo
+from minigpt.logger.wandb_checks import (
+    MAX_LABEL,
+    Unavailable,
+    mode_setting,
+    require_label,
+    require_online,
+    require_settings,
+    require_tag,
+    settings,
+    why_not_online,
+)
 
 if TYPE_CHECKING:
     import wandb
@@ -50,25 +55,32 @@ class WandbConfig(LoggerConfig):
         require(seconds > 0, "logger.timeout_seconds", seconds, "must be above 0")
 
 
-class _Unavailable(Exception):
-    """A mode of W&B is not available; the message has the reason."""
-
-
 @LOGGERS.register("wandb", WandbConfig)
 class WandbLogger(Logger):
     """Reports to W&B, which writes its files to <run>/wandb.
 
     `mode=auto` is online if an API key is configured and the server answers in time, else offline,
     or off if W&B does not start. It respects WANDB_MODE and `wandb offline`. Any other mode raises
-    UserError if it is not available.
+    UserError if it is not available. What W&B refuses in every mode is refused before the run.
 
     The step is logged as a metric and used as the x-axis. W&B's own step must increase, so that
     steps a resumed run reports twice would be dropped.
     """
 
     @classmethod
+    def check_labels(cls, options: WandbConfig, group: str | None, tags: list[str]) -> None:
+        require_label("logger.project", options.project)
+        require_label("logger.entity", options.entity)
+        require_label("group", group, forbidden="")
+        for tag in tags:
+            require_tag(tag)
+
+    @classmethod
     def check(cls, options: WandbConfig) -> None:
-        if options.mode == "online" and (why := why_not_online(options)) is not None:
+        require_settings()
+        if options.mode != "online":
+            return
+        if (why := why_not_online(options.timeout_seconds)) is not None:
             raise UserError(f"logger.mode=online: {why}; fix that, or use logger.mode=auto")
 
     def __init__(self, options: WandbConfig, info: RunInfo) -> None:
@@ -142,17 +154,17 @@ class WandbLogger(Logger):
         return reasons
 
     def _start(self, mode: Literal["online", "offline"]) -> wandb.Run:
-        """Start the run. Raises what W&B raises, or _Unavailable before W&B could block."""
+        """Start the run. Raises what W&B raises, or Unavailable before W&B could block."""
         import wandb
 
         options, info = self._options, self._info
         # WANDB_RUN_ID names a single run: the runs of a sweep would all get that id.
         own_id = secrets.token_hex(8) if info.in_group else None
-        settings = wandb.setup().settings
+        user_settings = settings()
         if mode == "online":
-            _require_online(settings, options.timeout_seconds)
-        elif options.mode == "auto" and settings.mode == "disabled":
-            raise _Unavailable(_mode_setting(settings))
+            require_online(user_settings, options.timeout_seconds)
+        elif options.mode == "auto" and user_settings.mode == "disabled":
+            raise Unavailable(mode_setting(user_settings))
         try:
             run = wandb.init(
                 project=options.project,
@@ -161,7 +173,7 @@ class WandbLogger(Logger):
                 mode=mode,
                 id=info.tracker_id or own_id,
                 resume=None if info.tracker_id is None else "allow",
-                name=info.name,
+                name=info.name[:MAX_LABEL],  # long only in sweeps, whose config tells runs apart
                 group=info.group,
                 tags=info.tags,
                 config=info.config,
@@ -194,59 +206,6 @@ class WandbLogger(Logger):
                     RuntimeWarning,
                     stacklevel=4,
                 )
-
-
-def why_not_online(options: WandbConfig) -> str | None:
-    """Return why W&B cannot run online, or None if it can."""
-    import wandb
-
-    os.environ["WANDB_SILENT"] = "true"
-    try:
-        _require_online(wandb.setup().settings, options.timeout_seconds)
-    except _Unavailable as error:
-        return str(error)
-    return None
-
-
-def _require_online(settings: wandb.Settings, seconds: float) -> None:
-    """Raise _Unavailable unless W&B is enabled, has an API key, and its server answers in time."""
-    import wandb
-
-    if settings.mode in ("offline", "dryrun", "disabled"):
-        raise _Unavailable(_mode_setting(settings))
-    if not wandb.login(prompt=False, verify=False):
-        raise _Unavailable("no API key, run `wandb login` once")
-    # In a thread, because looking up a host name has no timeout.
-    answer: SimpleQueue[str | None] = SimpleQueue()
-    ask = threading.Thread(target=lambda: answer.put(_probe(settings.base_url, seconds)))
-    ask.daemon = True
-    ask.start()
-    try:
-        why = answer.get(timeout=seconds)
-    except Empty:
-        why = f"no answer in {seconds:g} s"
-    if why is not None:
-        raise _Unavailable(f"{settings.base_url}: {why}")
-
-
-def _probe(url: str, seconds: float) -> str | None:
-    """Request the health of W&B's server. Return what is wrong, or None."""
-    try:
-        urllib.request.urlopen(f"{url}/healthz", timeout=seconds).close()
-    except urllib.error.HTTPError as error:
-        return f"HTTP {error.code}" if error.code >= 500 else None
-    except urllib.error.URLError as error:
-        # W&B's own client may have certificates that Python does not have.
-        return None if isinstance(error.reason, ssl.SSLError) else str(error.reason)
-    except (OSError, http.client.HTTPException) as error:
-        return str(error)
-    return None
-
-
-def _mode_setting(settings: wandb.Settings) -> str:
-    """Return the user's setting that disables W&B or makes it offline."""
-    name = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "W&B's settings file: mode"
-    return f"{name}={settings.mode}"
 
 
 def _end_service() -> None:

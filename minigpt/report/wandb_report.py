@@ -9,6 +9,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from minigpt.errors import UserError, first_line
+from minigpt.extras import install
 from minigpt.files import write_text
 from minigpt.report.comparison import LOSS, Comparison
 from minigpt.report.designs import choices, varying, word
@@ -35,9 +36,7 @@ def require_workspaces() -> None:
     try:
         import wandb_workspaces.reports.v2.interface  # noqa: F401
     except ImportError:
-        raise UserError(
-            "--wandb: needs wandb-workspaces; pip install -c constraints.txt -e '.[workspaces]'"
-        ) from None
+        raise UserError(f"--wandb: needs wandb-workspaces; {install('workspaces')}") from None
 
 
 def save_report(comparison: Comparison, entity: str, project: str, title: str, spec: Path) -> str:
@@ -149,6 +148,6 @@ def _save(comparison: Comparison, entity: str, project: str, title: str) -> tupl
 
 
 def _why_not_online() -> str | None:
-    from minigpt.logger.wandb_ import WandbConfig, why_not_online
+    from minigpt.logger.wandb_checks import why_not_online
 
-    return why_not_online(WandbConfig("wandb", "", None, "online", ANSWER_SECONDS))
+    return why_not_online(ANSWER_SECONDS)

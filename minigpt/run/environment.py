@@ -14,7 +14,9 @@ import torch
 from minigpt.config.compose import composed_config
 from minigpt.data.corpus import CORPORA
 from minigpt.errors import UserError
-from minigpt.logger.wandb_ import WandbConfig, why_not_online
+from minigpt.extras import install
+from minigpt.logger.wandb_ import WandbConfig
+from minigpt.logger.wandb_checks import why_not_online
 from minigpt.model import GPT
 from minigpt.run.provenance import PACKAGES, provenance
 from minigpt.runtime import choose_runtime
@@ -95,7 +97,7 @@ def _tokenizer(name: str) -> str:
 def _wandb() -> Finding:
     options = composed_config(["logger=wandb"]).logger
     assert isinstance(options, WandbConfig)
-    reason = why_not_online(options)
+    reason = why_not_online(options.timeout_seconds)
     if reason is None:
         return Finding("logger=wandb", "online")
     remedy = "runs are stored offline; `wandb login`, then `wandb sync` their folders"
@@ -106,5 +108,5 @@ def _installed(subject: str, extra: str, *packages: str) -> Finding:
     try:
         versions = " and ".join(f"{package} {version(package)}" for package in packages)
     except PackageNotFoundError:
-        return Finding(subject, f"not installed (pip install 'minigpt[{extra}]')")
+        return Finding(subject, f"not installed ({install(extra)})")
     return Finding(subject, f"ready, {versions}")

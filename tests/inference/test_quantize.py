@@ -21,6 +21,7 @@ from minigpt.config.compose import composed_config
 from minigpt.data.tokens import Split
 from minigpt.errors import UserError
 from minigpt.evaluate.loss import evaluate
+from minigpt.extras import install
 from minigpt.inference.generate import Decoder
 from minigpt.inference.quantize import quantize, stored_bytes
 from minigpt.model import GPT
@@ -30,7 +31,7 @@ from minigpt.runtime import Runtime
 from tests.conftest import TINY, Cli
 
 pytestmark = pytest.mark.skipif(
-    find_spec("torchao") is None, reason="needs torchao: pip install 'minigpt[quantize]'"
+    find_spec("torchao") is None, reason="needs torchao (extra quantize)"
 )
 
 FP32, BF16 = Runtime("cpu", "", "fp32", ""), Runtime("cpu", "", "bf16", "")
@@ -260,7 +261,7 @@ def test_mistakes_print_one_line(cli: Cli, command: str) -> None:
         outcome = cli(command, "run", "--quantize", "int8")
     assert outcome.code == 2 and outcome.out == "" and outcome.err.count("\n") == 1
     assert outcome.err.startswith("minigpt: --quantize=int8: needs torchao (")
-    assert "pip install 'minigpt[quantize]'" in outcome.err
+    assert install("quantize") in outcome.err
     assert sorted(Path("run").rglob("*")) == before
     refused = cli("inspect", "run", "--quantize", "int8")
     assert refused.code == 2 and "unrecognized arguments: --quantize" in refused.err

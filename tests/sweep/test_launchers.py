@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from minigpt.extras import install
 from minigpt.sweep.job import leased
 from tests.conftest import TINY, Cli, read_metrics
 from tests.sweep.helpers import HERE, runs, spawn
@@ -38,7 +39,7 @@ def test_a_missing_launcher_names_the_extra(cli: Cli, monkeypatch: pytest.Monkey
     monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], "joblib.yaml")
     outcome = cli("train", "-m", *TINY, "seed=1,2", "hydra/launcher=joblib")
     assert outcome.code == 2
-    assert "hydra/launcher=joblib: not installed; pip install 'minigpt[joblib]'" in outcome.err
+    assert f"hydra/launcher=joblib: not installed; {install('joblib')}" in outcome.err
 
 
 def test_leases_are_exclusive(tmp_path: Path) -> None:
