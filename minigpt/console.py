@@ -7,16 +7,27 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from typing import Any, Self, TypeVar
+from contextlib import suppress
+from typing import Any, Self, TextIO, TypeVar
 
+from rich import box
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
-REPORT_SECONDS = 5.0
+SILENCE_SECONDS = 15.0  # the longest time without a line in a pipe while work goes on
+REPORT_SECONDS = 5.0  # between lines of `interruptible`
 
 T = TypeVar("T")
+Advance = Callable[[int], object]  # called with an amount of work that is done
+
+
+def not_shown(amount: int) -> None:
+    """Ignore progress."""
 
 
 class PipeConsole(Console):
@@ -24,7 +35,7 @@ class PipeConsole(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 def interruptible(work: Callable[[], T], activity: str) -> T:
@@ -59,9 +70,10 @@ def discard_output_to_closed_terminal() -> None:
 class LiveView:
     """Lines on stdout and, in a terminal, a live view below them that is redrawn in place.
 
-    In a pipe, only the lines are printed. `draw` returns the view. `refresh` calls it, as does a
-    thread `per_second` times if given. `redirect`: print other writes to stdout and stderr above
-    the view.
+    `draw` returns the view. `refresh` calls it, as does a thread `per_second` times if given. In a
+    pipe, only lines are printed, and while the block runs also the line that `status` returns
+    whenever SILENCE_SECONDS passed without one. `redirect`: print other writes to stdout and
+    stderr above the view. `stream`: where to print instead of stdout.
     """
 
     def __init__(
@@ -69,11 +81,17 @@ class LiveView:
         draw: Callable[[], RenderableType],
         per_second: float | None = None,
         redirect: bool = True,
+        status: Callable[[], str] | None = None,
+        stream: TextIO | None = None,
     ) -> None:
         self.draw, self.per_second, self.redirect = draw, per_second, redirect
+        self.status = status
         # The current stdout: jobs of a sweep later redirect sys.stdout into their logs.
-        self.console = PipeConsole(file=sys.stdout, highlight=False)
+        self.console = PipeConsole(file=stream or sys.stdout, highlight=False, emoji=False)
         self._live: Live | None = None
+        self._ended = threading.Event()
+        self._last_line = time.monotonic()
+        self._speaker: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -82,31 +100,128 @@ class LiveView:
                 get_renderable=self.draw,
                 auto_refresh=self.per_second is not None,
                 refresh_per_second=self.per_second or 1,
-                redirect_stdout=self.redirect,
-                redirect_stderr=self.redirect,
+                redirect_stdout=self.redirect and sys.stdout.isatty(),
+                redirect_stderr=self.redirect and sys.stderr.isatty(),
                 transient=True,
             )
             self._live.start()
+        elif self.status is not None:
+            self._ended.clear()
+            self._last_line = time.monotonic()
+            self._speaker = threading.Thread(target=self._speak, args=[self.status], daemon=True)
+            self._speaker.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None
+        if self._speaker is not None:
+            self._ended.set()
+            self._speaker.join()
+            self._speaker = None
 
     def line(self, text: str) -> None:
         """Print one line, above the view if there is one."""
+        self._last_line = time.monotonic()
         self.console.print(text, markup=False, soft_wrap=True)
+
+    def rows(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Print names and texts, the heading first: a table in a terminal, lines in a pipe."""
+        if not self.console.is_terminal:
+            self.line("\n".join(f"{name:<10} {text}" for name, text in rows))
+            return
+        table = Table(box=box.HORIZONTALS)
+        for heading in rows[0]:
+            table.add_column(Text(heading), overflow="fold")
+        for row in rows[1:]:
+            table.add_row(*map(Text, row))
+        self.console.print(table)
 
     def refresh(self) -> None:
         """Draw the view again, in a terminal."""
         if self._live is not None:
             self._live.refresh()
 
+    def _speak(self, status: Callable[[], str]) -> None:
+        with suppress(OSError, ValueError):  # a full disk or a closed stream: the program sees it
+            while not self._ended.wait(self._last_line + SILENCE_SECONDS - time.monotonic()):
+                if time.monotonic() >= self._last_line + SILENCE_SECONDS:
+                    self.line(status())
+
+
+class Progress:
+    """Shows on stderr, while its block runs, how much work is done, and the time left.
+
+    In a terminal it is a bar, in a pipe a line whenever SILENCE_SECONDS passed. `total`: the work
+    in any unit; None if unknown. The block may be entered again.
+    """
+
+    def __init__(self, activity: str, total: float | None = None) -> None:
+        self.begin(activity, total)
+        self._view = LiveView(self._draw, 2, status=lambda: f"minigpt: {self}", stream=sys.stderr)
+
+    def __enter__(self) -> Self:
+        self._view.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._view.__exit__()
+
+    def begin(self, activity: str, total: float | None) -> None:
+        """Start to count again, for other work."""
+        self.activity, self.total, self.done = activity, total, 0.0
+        self._started = time.monotonic()
+
+    def advance(self, amount: float = 1) -> None:
+        """Add work that is done."""
+        self.done += amount
+
+    def skip(self, amount: float = 1) -> None:
+        """Remove work that need not be done."""
+        if self.total is not None:
+            self.total -= amount
+
+    def counted(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items; each one is a unit of work, done when the next is asked for."""
+        for item in items:
+            yield item
+            self.advance()
+
+    def __str__(self) -> str:
+        seconds = time.monotonic() - self._started
+        if not self.total or not self.done:
+            return f"{self.activity}: {duration(seconds)}"
+        rest = max(0.0, seconds / self.done * (self.total - self.done))
+        return f"{self.activity}: {min(1.0, self.done / self.total):.0%}, {time_left(rest)}"
+
+    def _draw(self) -> RenderableType:
+        return bar(self.activity, self.done, self.total, str(self).rpartition(": ")[2])
+
+
+def bar(name: str, done: float, total: float | None, text: str) -> RenderableType:
+    """Return one line: a name, a bar as wide as there is room, and a text."""
+    grid = Table.grid(padding=(0, 2), expand=True)
+    for ratio in (None, 1, None):
+        grid.add_column(ratio=ratio, no_wrap=True)
+    grid.add_row(Text(name), ProgressBar(total=total, completed=done), Text(text))
+    return grid
+
 
 def time_left(seconds: float) -> str:
-    """Return 'M:SS left'."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
+    """Return 'M:SS left', or 'H:MM:SS left'."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d} left" if hours else f"{minutes}:{rest:02d} left"
+
+
+def duration(seconds: float) -> str:
+    """Return a time such as '98.0 s', '17 min 31 s' or '2 h 5 min'."""
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 2:
+        return f"{seconds:.1f} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def described(options: Any) -> str:

@@ -76,15 +76,15 @@ def _choose_precision(precision: str, device: str) -> tuple[str, str]:
     return precision, "as configured"
 
 
-def set_threads(threads: int | None) -> None:
+def set_threads(threads: int | None, key: str = "trainer.threads") -> None:
     """Set torch's number of CPU threads; None restores torch's default.
 
-    Raises UserError for more threads than cores.
+    `key`: the option that sets it. Raises UserError for more threads than cores.
     """
     cores = os.cpu_count() or 1
     why = f"this machine has {cores} cores, and more threads are slower; use at most {cores}"
     ok = threads is None or threads <= max(cores, DEFAULT_THREADS)
-    require(ok, "trainer.threads", threads, why)
+    require(ok, key, threads, why)
     torch.set_num_threads(threads or DEFAULT_THREADS)
 
 

@@ -227,8 +227,7 @@ def test_contents_of_a_run_directory(cli: Cli, workdir: Path) -> None:
     outcome = cli("train", *TINY)
     assert outcome.code == 0, outcome.err
     run = the_run(workdir / "runs")
-    last = outcome.out.strip().splitlines()[-1]
-    assert last.endswith(f"next: minigpt sample {run.relative_to(workdir)}")
+    assert f"\nnext       minigpt sample {run.relative_to(workdir)}\n" in outcome.out
     assert cli("sample", str(run)).code == 0
     files = {path.name for path in run.iterdir() if path.name != ".lock"}
     assert files == {

@@ -68,7 +68,8 @@ def random_windows(n_tokens: int, length: int, device: str) -> torch.Tensor:
 def measure(design: Design, lengths: Sequence[int], tokens: int, repeats: int) -> Result:
     """Measure one design with every backend that can train it, at each context length."""
     rows: list[list[Cell]] = []
-    for length in lengths:
+    design.progress.total = len(lengths)
+    for length in design.progress.counted(lengths):
         windows = random_windows(tokens, length, design.device)
         models: dict[str, GPT] = {}
         for name in BACKENDS:

@@ -32,8 +32,9 @@ def measure(design: Design, batch: Sequence[int], tokens: int, prompt: int, repe
     """
     cases = [(label, config, n) for label, config in design.configs for n in batch]
     seconds: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    design.progress.total = (repeats + 1) * len(cases)
     for turn in range(repeats + 1):
-        for label, config, n in cases:
+        for label, config, n in design.progress.counted(cases):
             timed = _decode(config, n, tokens, prompt)
             if turn:
                 seconds.setdefault((label, n), []).append(timed)

@@ -47,8 +47,9 @@ def measure(
         require_one_of("--backends", backend, BACKENDS)
     has_module = group in ("positional", "attention")
     costs: dict[tuple[str, str], list[Cost]] = {}
+    design.progress.total = len(names) * len(lengths)
     for backend in names:
-        for length in lengths:
+        for length in design.progress.counted(lengths):
             windows = random_windows(tokens, length, design.device)
             models = _models(design, group, length, backend)
             for choice, times in time_layers(models, windows, repeats, design.device).items():

@@ -108,10 +108,11 @@ def measure(
         for n in corpora:
             _print_progress(f"writing {n:,} {'sparse' if sparse else 'random'} tokens")
             write_corpus(Path(temporary, f"{n}_tokens"), n, sparse)
+        design.progress.total = repeats * sum(map(len, chosen.values()))
         for axis in chosen:
             trainings: dict[int, list[Training]] = {size: [] for size in chosen[axis]}
             for turn in range(repeats):
-                for size, done in trainings.items():
+                for size, done in design.progress.counted(trainings.items()):
                     overrides = [*design_at(axis, size, tokens, temporary), *design.overrides]
                     done.append(in_new_process(train, overrides, steps, warmup))
                     ms = 1e3 * Times(done[-1].seconds).median

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from minigpt.config.schema import Config
+from minigpt.console import Progress
 from minigpt.errors import Failure
 from minigpt.model import GPT
 from minigpt.report.tables import Table
@@ -62,11 +63,15 @@ class Times:
 
 @dataclass(frozen=True)
 class Design:
-    """Designs to measure: overrides, a labelled config per combination, and the device."""
+    """Designs to measure: overrides, a labelled config per combination, and the device.
+
+    `progress`: shown while a benchmark runs, which sets its total.
+    """
 
     overrides: list[str]
     configs: list[tuple[str, Config]]
     device: str
+    progress: Progress = field(default_factory=lambda: Progress("measuring"))
 
 
 @dataclass(frozen=True)

@@ -49,10 +49,13 @@ def measure(design: Design, replicas: int, steps: int, warmup: int, repeats: int
         def one_after_the_other() -> None:
             for trainer in trainers:
                 trainer.update([trainer.backward(batch) for batch in trainer.draw()])
+            design.progress.advance()
 
         def together() -> None:
             step(program, trainers)
+            design.progress.advance()
 
+        design.progress.total = 2 * (1 + warmup + repeats * steps)
         ways = {"sequential": one_after_the_other, "together": together}
         firsts = alternately(ways, 1, 0, runtime.device)
         times = alternately(ways, repeats * steps, warmup, runtime.device)

@@ -28,7 +28,8 @@ def measure(design: Design, repeats: int) -> Result:
     training = [*minigpt, "train", *design.overrides, *often]
     training_name = f"minigpt train {' '.join(design.overrides)}: first step"
     seconds: dict[str, list[float]] = {}
-    for turn in range(repeats + 1):
+    design.progress.total = repeats + 1
+    for turn in design.progress.counted(range(repeats + 1)):
         elapsed = {name: _seconds(command) for name, command in commands.items()}
         elapsed[training_name] = _seconds(training, FIRST_STEP)
         if turn:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from minigpt.bench.measure import Design, Result, Times, ceilings, synchronize
 from minigpt.config.schema import Config
+from minigpt.console import Advance, not_shown
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.evaluate.loss import evaluate
 from minigpt.logger import LOGGERS, LoggerConfig, RunInfo
@@ -104,7 +105,9 @@ class StepClock(Display):
 
 def measure(design: Design, steps: int, warmup: int, repeats: int) -> Result:
     """Measure a training step, and the peak speed of the machine by precision."""
-    measured = train_in_turns(design.configs, steps, warmup, repeats)
+    design.progress.total = repeats * len(design.configs)
+    advance = design.progress.advance
+    measured = train_in_turns(design.configs, steps, warmup, repeats, advance)
     limits = {one.runtime.precision: one.runtime.device for one in measured}
     peaks = {precision: ceilings(device, precision) for precision, device in limits.items()}
     rows: list[list[Cell]] = []
@@ -127,11 +130,16 @@ def measure(design: Design, steps: int, warmup: int, repeats: int) -> Result:
 
 
 def train_in_turns(
-    configs: Sequence[tuple[str, Config]], steps: int, warmup: int, rounds: int
+    configs: Sequence[tuple[str, Config]],
+    steps: int,
+    warmup: int,
+    rounds: int,
+    progress: Advance = not_shown,
 ) -> list[Measured]:
     """Train each config from scratch for `warmup` + `steps` steps, in `rounds` interleaved rounds.
 
-    Raises UserError for a config that cannot be trained here.
+    `progress`: called with 1 after each training. Raises UserError for a config that cannot be
+    trained here.
     """
     measured = []
     for label, config in configs:
@@ -141,6 +149,7 @@ def train_in_turns(
     for _ in range(rounds):
         for one in measured:
             one.rounds.append(_round(one, steps, warmup))
+            progress(1)
     return measured
 
 

@@ -23,7 +23,7 @@ COLUMNS = [
     Column("memory", "peak memory of the steps, MB", digits=0),
     Column("ratio", "memory reduction (times)", digits=1),
     Column("step", "step, ms (quartiles)"),
-    Column("loss", "loss", digits=5),
+    Column("loss", "loss, nats/token", digits=5),
 ]
 
 
@@ -38,8 +38,9 @@ class Steps(NamedTuple):
 def measure(design: Design, vocabulary: int, tokens: int, repeats: int) -> Result:
     """Train with each variant `repeats` times, interleaved, each time in a new process."""
     measured: dict[str, list[Steps]] = {name: [] for name in VARIANTS}
+    design.progress.total = repeats * len(VARIANTS)
     for _ in range(repeats):
-        for name, max_logits in VARIANTS.items():
+        for name, max_logits in design.progress.counted(VARIANTS.items()):
             steps = in_new_process(train_steps, design.overrides, vocabulary, tokens, max_logits)
             measured[name].append(steps)
     memory = {name: max(s.n_bytes for s in steps) / 1e6 for name, steps in measured.items()}

@@ -121,7 +121,9 @@ def main(arguments: list[str]) -> None:
     values = {name: getattr(options, name) for name in names}
     if first.what == "group":
         values["group"] = options.group
-    result: Result = import_module(f"minigpt.bench.{first.what}").measure(design, **values)
+    benchmark = import_module(f"minigpt.bench.{first.what}")
+    with design.progress:
+        result: Result = benchmark.measure(design, **values)
     table, facts = result.table, machine(design.device) | result.facts
     console = PipeConsole(highlight=False)
     print_table(table, console)

@@ -48,20 +48,17 @@ def main(arguments: list[str]) -> None:
     choices = [overrides] if chosen else [[*overrides, f"tokenizer={name}"] for name in OFFLINE]
     configs = [composed_config(choice) for choice in choices]
     console = PipeConsole(highlight=False)
-    _print_sizes(configs, _prepare(configs, console), console)
+    _print_sizes(configs, _prepare(configs), console)
 
 
-def _prepare(configs: list[Config], console: Console) -> list[Prepared]:
-    from rich.progress import Progress
-
+def _prepare(configs: list[Config]) -> list[Prepared]:
+    from minigpt.console import Progress
     from minigpt.data.prepare import prepare
 
     prepared = []
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(configs))
-        for done, config in enumerate(configs):
-            description = f"{config.data.name} as {config.tokenizer.name} tokens"
-            progress.update(task, completed=done, description=description)
+    with Progress("preparing", total=len(configs)) as progress:
+        for config in progress.counted(configs):
+            progress.activity = f"{config.data.name} as {config.tokenizer.name} tokens"
             prepared.append(prepare(config.data, config.tokenizer))
     return prepared
 
@@ -100,19 +97,21 @@ def _print_sizes(configs: list[Config], prepared: list[Prepared], console: Conso
 def _write_shards(folder: Path, overrides: list[str]) -> None:
     """Write the tokens of a text to a folder, and print the command that trains with them."""
     from minigpt.config.compose import composed_config
-    from minigpt.console import PipeConsole
+    from minigpt.console import PipeConsole, Progress
     from minigpt.data import CORPORA
     from minigpt.data.shards import write_shards
 
     config = composed_config(overrides)
     source = CORPORA.build(config.data)
     console = PipeConsole(highlight=False)
-    with console.status("reading ...") as status:
+    with Progress("reading") as progress:
 
-        def progress(phase: str, n: int) -> None:
-            status.update(f"{phase} ... {n:,} characters")
+        def show(phase: str, n: int, total: int | None) -> None:
+            if total != progress.total:
+                progress.begin(phase, total)
+            progress.activity, progress.done = f"{phase}, {n:,} characters", n
 
-        index = write_shards(source, config.tokenizer, folder, progress)
+        index = write_shards(source, config.tokenizer, folder, show)
     for name, split in index.splits.items():
         counts = f"{sum(split['shards'].values()):,} tokens in {len(split['shards'])} files"
         console.print(f"{name}: {counts}, of {index.characters[name]:,} characters")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minigpt.commands.options import QUANTIZE, Parser, add_run_arguments
+from minigpt.commands.options import QUANTIZE, Parser, add_run_arguments, set_threads
 from minigpt.errors import UserError, require
 from minigpt.files import user_path
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from minigpt.console import Progress
     from minigpt.data.tokens import Split, TokenData
     from minigpt.evaluate.loss import Evaluation
     from minigpt.evaluate.loss_curves import Curve
@@ -60,12 +61,14 @@ def main(arguments: list[str]) -> None:
     if n_estimates is not None:
         require(n_estimates >= 2, "--random-batches", n_estimates, "must be 2 or more")
 
-    from minigpt.console import PipeConsole
+    from minigpt.console import PipeConsole, Progress
 
+    set_threads(options)
     runs, console = _runs(options.run), PipeConsole(highlight=False)
+    progress = Progress("evaluating", total=len(runs))
     for run in runs:
         skip = len(runs) > 1 and n_estimates is None
-        _evaluate_run(run, options, lengths, console, skip_if_recorded=skip)
+        _evaluate_run(run, options, lengths, console, progress, skip_if_recorded=skip)
 
 
 def _runs(names: list[str]) -> list[str]:
@@ -102,11 +105,17 @@ def _lengths(text: str | None) -> list[int]:
 
 
 def _evaluate_run(
-    run: str, options: Namespace, lengths: list[int], console: Console, skip_if_recorded: bool
+    run: str,
+    options: Namespace,
+    lengths: list[int],
+    console: Console,
+    progress: Progress,
+    skip_if_recorded: bool,
 ) -> None:
     """Evaluate one run, print the results and save them in eval.json.
 
-    `skip_if_recorded`: do nothing if eval.json already has all of them.
+    `progress`: has one unit per run. `skip_if_recorded`: do nothing if eval.json already has all
+    of them.
     """
     from minigpt.evaluate.loss_curves import require_lengths
     from minigpt.evaluate.record import is_recorded, save_evaluation
@@ -119,18 +128,46 @@ def _evaluate_run(
         trained, quantization = quantized(plain, options.quantize)
     if skip_if_recorded and is_recorded(trained, lengths, options.by_position):
         console.print(f"{trained.run.path} ({trained.label}): already evaluated", soft_wrap=True)
+        progress.skip()
         return
     tokens = trained.tokens()
     require_lengths(lengths, tokens.val)
     save_evaluation(trained, {})  # fails before the work if eval.json cannot be written
     about = f"{trained.run.path} ({trained.label}), {trained.runtime.describe()}"
     console.print(about, soft_wrap=True)
-    val = _evaluate_splits(trained, tokens, plain, quantization, console)
+    progress.activity = f"evaluating {trained.run.path}"
+    work = Work(progress, _n_tokens(trained, tokens, options, lengths))
+    val = _evaluate_splits(trained, tokens, plain, quantization, console, work)
     if options.random_batches is not None:
-        _print_random_batches(trained, tokens.val, options.random_batches, console)
+        _print_random_batches(trained, tokens.val, options.random_batches, console, work)
     if lengths or options.by_position:
-        _evaluate_curves(trained, tokens.val, val, lengths, options.by_position, console)
+        _evaluate_curves(trained, tokens.val, val, lengths, options.by_position, console, work)
     console.print(f"written to {trained.run.evaluations}", soft_wrap=True)
+
+
+def _n_tokens(
+    trained: TrainedRun, tokens: TokenData, options: Namespace, lengths: list[int]
+) -> int:
+    """Return the number of tokens of all passes of one run."""
+    from minigpt.evaluate.loss import RANDOM_BATCH_SIZE, RANDOM_BATCHES
+
+    block_size = trained.config.model.block_size
+    limit = trained.model.positional.max_length
+    others = {n for n in lengths if n != block_size and (limit is None or n <= limit)}
+    passes = 1 + len(others) + (options.quantize is not None)
+    n_random = RANDOM_BATCHES * RANDOM_BATCH_SIZE * block_size * (options.random_batches or 0)
+    return len(tokens.train.tokens) + passes * len(tokens.val.tokens) + n_random
+
+
+class Work(NamedTuple):
+    """The evaluation of one run, of `n_tokens` tokens, which is one unit of `progress`."""
+
+    progress: Progress
+    n_tokens: int
+
+    def advance(self, n_tokens: int) -> None:
+        """Add tokens that are evaluated."""
+        self.progress.advance(n_tokens / self.n_tokens)
 
 
 def _evaluate_splits(
@@ -139,6 +176,7 @@ def _evaluate_splits(
     plain: TrainedRun,
     quantization: Quantization | None,
     console: Console,
+    work: Work,
 ) -> Evaluation:
     """Print and save the losses of both splits, and return the validation loss.
 
@@ -153,12 +191,12 @@ def _evaluate_splits(
     table = Table("split", "tokens", *HEADINGS)
 
     def loss(model: GPT, split: Split, name: str) -> Evaluation:
-        result = evaluate(model, split, trained.runtime)
+        result = evaluate(model, split, trained.runtime, progress=work.advance)
         table.add_row(name, f"{len(split.tokens):,}", *cells(result))
         return result
 
     difference = 0.0
-    with console.status("evaluating ..."):
+    with work.progress:
         train = loss(trained.model, tokens.train, "train")
         val = loss(trained.model, tokens.val, "val")
         values: dict[str, Any] = train.metrics("train") | val.metrics("val")
@@ -174,15 +212,17 @@ def _evaluate_splits(
 
 
 def _print_random_batches(
-    trained: TrainedRun, split: Split, n_estimates: int, console: Console
+    trained: TrainedRun, split: Split, n_estimates: int, console: Console, work: Work
 ) -> None:
     """Print statistics of nanoGPT's estimate of a split's loss."""
     from statistics import fmean, stdev
 
     from minigpt.evaluate.loss import RANDOM_BATCH_SIZE, RANDOM_BATCHES, random_batch_losses
 
-    with console.status("random batches ..."):
-        losses = random_batch_losses(trained.model, split, trained.runtime, n_estimates)
+    with work.progress:
+        losses = random_batch_losses(
+            trained.model, split, trained.runtime, n_estimates, progress=work.advance
+        )
     about = f"{RANDOM_BATCHES} random batches of {RANDOM_BATCH_SIZE}, {n_estimates} estimates"
     mean = f"mean {fmean(losses):.4f} nats/token, standard deviation {stdev(losses):.4f}"
     extremes = f"from {min(losses):.4f} to {max(losses):.4f}"
@@ -196,6 +236,7 @@ def _evaluate_curves(
     lengths: list[int],
     by_position: bool,
     console: Console,
+    work: Work,
 ) -> None:
     """Print, save and plot the loss of a split by context length and by position."""
     from rich.table import Table
@@ -206,12 +247,12 @@ def _evaluate_curves(
 
     block_size = trained.config.model.block_size
     curve: Curve = {} if lengths else {block_size: at_block_size}
-    for number, length in enumerate(lengths, 1):
-        with console.status(f"context {length} ({number} of {len(lengths)}) ..."):
+    for length in lengths:
+        with work.progress:
             if length == block_size:
                 curve[length] = at_block_size
             else:
-                curve[length] = loss_curves.evaluate_at_length(trained, split, length)
+                curve[length] = loss_curves.evaluate_at_length(trained, split, length, work.advance)
             save_evaluation(trained, {"lengths": {str(length): loss_curves.metrics(curve[length])}})
     sections = []
     if lengths:

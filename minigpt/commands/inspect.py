@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from minigpt.commands.options import Parser, add_run_arguments
+from minigpt.commands.options import Parser, add_run_arguments, set_threads
 from minigpt.errors import UserError, require
 from minigpt.files import user_path
 
@@ -46,11 +46,12 @@ def main(arguments: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from minigpt.console import PipeConsole
+    from minigpt.console import PipeConsole, Progress
     from minigpt.evaluate.inspection import encode_prompt, inspect_prompt, inspection_runtime
     from minigpt.html import write_page
     from minigpt.run.load import TrainedRun
 
+    set_threads(options)
     trained = TrainedRun.load(options.run, options.checkpoint, options.device, options.set)
     given = options.prompt is not None
     prompt = encode_prompt(trained, options.prompt) if given else _default_prompt(trained)
@@ -58,7 +59,7 @@ def main(arguments: list[str]) -> None:
     runtime = inspection_runtime(trained).describe()
     console.print(f"{trained.run.path} ({trained.label}), {runtime}", soft_wrap=True)
     out = trained.run.path / "inspect" if options.out is None else user_path("--out", options.out)
-    with console.status("computing and plotting ..."):
+    with Progress("computing and plotting"):
         sections = inspect_prompt(trained, prompt, options.top)
         title = f"{trained.run.path.name} ({trained.label}), inspected"
         try:

@@ -6,13 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn
 
-from minigpt.errors import UserError
+from minigpt.errors import UserError, require
 from minigpt.files import user_path
 
 RUN_OPTIONS = {
     "--checkpoint {best,last}": "best: the lowest validation loss (the default if it exists); "
     "last: the last step",
     "--device {auto,cpu,cuda,mps}": "default: auto",
+    "--threads N": "CPU threads (default: as many as torch chooses)",
     "--set KEY=VALUE": "change a value of model.positional.* or model.backend.name of the run, "
     "such as model.positional.scaling=linear; repeatable",
 }
@@ -69,7 +70,7 @@ def path_option(text: str) -> Path:
 
 
 def add_run_arguments(parser: Parser, several: bool = False) -> None:
-    """Add RUN (a list with `several`), --checkpoint, --device and --set."""
+    """Add RUN (a list with `several`), --checkpoint, --device, --threads and --set."""
     if several:
         text = (
             "a run directory, a folder, for all finished runs below it, or latest: the sweep or "
@@ -78,5 +79,14 @@ def add_run_arguments(parser: Parser, several: bool = False) -> None:
         parser.add_argument("run", metavar="RUN", nargs="+", help=text)
     else:
         parser.add_argument("run", metavar="RUN", help="a run directory, or latest")
-    parser.add_options(RUN_OPTIONS, device="auto", set="append")
+    parser.add_options(RUN_OPTIONS, device="auto", threads=int, set="append")
     parser.set_defaults(set=[])
+
+
+def set_threads(options: argparse.Namespace) -> None:
+    """Use as many CPU threads as --threads says. Raises UserError for fewer than 1 or too many."""
+    from minigpt import runtime
+
+    why = "must be 1 or more"
+    require(options.threads is None or options.threads >= 1, "--threads", options.threads, why)
+    runtime.set_threads(options.threads, "--threads")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from minigpt.commands.options import QUANTIZE, Parser, add_run_arguments
+from minigpt.commands.options import QUANTIZE, Parser, add_run_arguments, set_threads
 from minigpt.errors import UserError, one_line_if_out_of_memory, require
 from minigpt.files import user_path
 
 if TYPE_CHECKING:
-    from minigpt.inference.text import TextGenerator
+    from minigpt.console import Progress
+    from minigpt.inference.text import Continuation, TextGenerator
     from minigpt.run.load import TrainedRun
 
 TRUNCATION = ("temperature", "top_k", "top_p", "min_p")
@@ -159,6 +164,7 @@ def _text_generator(
     if options.beams is not None:
         length_penalty = 1.0 if options.length_penalty is None else options.length_penalty
         search = BeamSearch(options.beams, length_penalty, penalty)
+    set_threads(options)
     trained = TrainedRun.load(options.run, options.checkpoint, options.device, options.set)
     stops = default_stops(trained) if options.stop is None else list(map(unescape, options.stop))
     if options.length_penalty is not None and not stops:
@@ -183,30 +189,70 @@ def _encode(key: str, text: str, trained: TrainedRun) -> list[int]:
 
 
 def _print_texts(generator: TextGenerator, prompts: list[str], options: Namespace) -> None:
-    """Print all samples of all prompts; sample k has the seed `options.seed` + k."""
-    from minigpt.files import to_json
+    """Print all samples of all prompts; sample k has the seed `options.seed` + k.
 
-    for number in range(options.num_samples):
-        seed = options.seed + number
-        for prompt, text in zip(prompts, generator.texts(seed), strict=True):
-            if options.json:
-                sample = {} if generator.search else {"sample": number + 1, "seed": seed}
-                values = {"prompt": prompt, **sample, "text": "".join(text.pieces)}
-                print(to_json({**values, **text.numbers()}))
-                continue
-            if len(prompts) * options.num_samples > 1:
-                of_prompt = f" of {prompt!r}" if len(prompts) > 1 else ""
-                print(f"--- sample {number + 1} of {options.num_samples}{of_prompt} ---")
-            print(prompt, end="")
-            for piece in text.pieces:
-                print(piece, end="", flush=True)
-            print()
+    Progress is shown on stderr, unless text appears there or in the terminal piece by piece.
+    """
+    from minigpt.console import Progress
+
+    progress = Progress("sampling", generator.n_steps * options.num_samples)
+    generator.progress = progress.advance
+    streams = generator.streams and not options.json
+    with progress if streams and not _stdout_is_seen() else nullcontext():
+        for number in range(options.num_samples):
+            texts = generator.texts(options.seed + number)
+            texts = texts if streams else _complete(texts, progress)
+            for prompt, text in zip(prompts, texts, strict=True):
+                _print_text(generator, prompt, text, number, options)
+            progress.done = (number + 1) * generator.n_steps  # also if texts stopped earlier
     if generator.statistics:
         _print_draft_statistics(generator, measure_speedup=not options.json)
 
 
+def _stdout_is_seen() -> bool:
+    """Return whether stdout is a terminal or the same file as stderr."""
+    with suppress(OSError, ValueError):  # closed, or no file
+        output, errors = (os.fstat(stream.fileno()) for stream in (sys.stdout, sys.stderr))
+        return sys.stdout.isatty() or os.path.samestat(output, errors)
+    return False
+
+
+def _complete(texts: Iterator[Continuation], progress: Progress) -> Iterator[Continuation]:
+    """Yield texts whose pieces are all there; progress is shown until then."""
+    while True:
+        with progress:
+            text = next(texts, None)
+            if text is None:
+                return
+            text = replace(text, pieces=["".join(text.pieces)])
+        yield text
+
+
+def _print_text(
+    generator: TextGenerator, prompt: str, text: Continuation, number: int, options: Namespace
+) -> None:
+    """Print a text, as JSON with `--json`, else with a heading if there are several."""
+    from minigpt.files import to_json
+
+    if options.json:
+        sample = {"sample": number + 1, "seed": options.seed + number}
+        values = {"prompt": prompt, **({} if generator.search else sample)}
+        print(to_json({**values, "text": "".join(text.pieces), **text.numbers()}))
+        return
+    n_prompts = len(generator.prompts)
+    if n_prompts * options.num_samples > 1:
+        of_prompt = f" of {prompt!r}" if n_prompts > 1 else ""
+        print(f"--- sample {number + 1} of {options.num_samples}{of_prompt} ---")
+    print(prompt, end="")
+    for piece in text.pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
 def _print_draft_statistics(generator: TextGenerator, measure_speedup: bool) -> None:
     """Print the acceptance rate to stderr, and the speed-up if there is a single text."""
+    from minigpt.console import Progress
+
     each = generator.statistics
     proposed, accepted = sum(one.proposed for one in each), sum(one.accepted for one in each)
     per_pass = sum(one.tokens for one in each) / sum(one.passes for one in each)
@@ -218,7 +264,8 @@ def _print_draft_statistics(generator: TextGenerator, measure_speedup: bool) -> 
     speed = f"{per_pass:.2f} tokens per forward pass of the model{timing}"
     print(f"draft: {acceptance}, {speed}", file=sys.stderr, flush=True)
     if measure_speedup:
-        plain = generator.seconds_without_draft(n_timed)
+        with Progress("timing without the draft"):
+            plain = generator.seconds_without_draft(n_timed)
         seconds = f"({drafted:.2f} s, and {plain:.2f} s without)"
         times = f"{plain / drafted:.2f} times as fast as without it"
         print(f"draft: {times} {seconds}", file=sys.stderr)

@@ -8,7 +8,6 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -185,7 +184,7 @@ def write_shards(
     source: Source,
     tokenizer: TokenizerConfig,
     folder: Path,
-    progress: Callable[[str, int], object] = lambda activity, n_characters: None,
+    progress: Callable[[str, int, int | None], object] = lambda phase, n_characters, total: None,
     shard_tokens: int = SHARD_TOKENS,
     chunk_characters: int = CHUNK_CHARACTERS,
 ) -> Index:
@@ -193,14 +192,14 @@ def write_shards(
 
     The text is read twice: first for its length and alphabet, then to encode it in chunks (see
     `chunks`). Memory grows by 8 bytes per document. The tokens equal those of the same text in
-    memory. `progress` is called with the phase and the number of characters processed. Raises
-    UserError.
+    memory. `progress` is called with the phase, the number of characters processed, and of all,
+    None in the first pass. Raises UserError.
     """
     require(not folder.exists(), "--shards", folder, "already exists; name a new folder")
     data = source.config
     if not isinstance(source, TextSource):
         raise UserError(f"data={data.name}: cannot be read as text; use another corpus")
-    first = _CountedBlocks(source.blocks(), partial(progress, "reading"))
+    first = _CountedBlocks(source.blocks(), lambda done: progress("reading", done, None))
     leading, alphabet = "", set[str]()
     for block in first:
         leading += block[: MAX_LEARNED_CHARACTERS - len(leading)]
@@ -211,7 +210,8 @@ def write_shards(
     # Tokenizers use the text after the training split only to collect the alphabet.
     text = leading + "".join(sorted(alphabet))
     learned = create(tokenizer, text, len(leading), data.directory)
-    second = _CountedBlocks(source.blocks(), partial(progress, "encoding"))
+    total = first.n_characters
+    second = _CountedBlocks(source.blocks(), lambda done: progress("encoding", done, total))
     splits = {}
     with atomic_directory(folder) as temporary:
         for name, parts in groupby(_label_splits(n, second), key=itemgetter(0)):

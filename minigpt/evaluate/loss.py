@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from minigpt.console import Advance, not_shown
 from minigpt.data.tokens import Split
 from minigpt.model import GPT
 from minigpt.model.gpt import positions_in_documents
@@ -51,14 +52,21 @@ def perplexity(loss: float) -> float:
     return math.inf if loss > 700 else math.exp(loss)
 
 
-def evaluate(model: GPT, split: Split, runtime: Runtime, length: int | None = None) -> Evaluation:
+def evaluate(
+    model: GPT,
+    split: Split,
+    runtime: Runtime,
+    length: int | None = None,
+    progress: Advance = not_shown,
+) -> Evaluation:
     """Return the loss of all tokens of a split but the first, in non-overlapping windows.
 
-    `length`: tokens per window, None for block_size. Each window starts without context. Restores
-    the model's train/eval mode. Raises UserError beyond the scheme's `max_length`.
+    `length`: tokens per window, None for block_size. Each window starts without context.
+    `progress`: called with the number of tokens of each batch, when it is done. Restores the
+    model's train/eval mode. Raises UserError beyond the scheme's `max_length`.
     """
     length = model.config.block_size if length is None else length
-    nats, counts = nats_by_position(model, split, runtime, length)
+    nats, counts = nats_by_position(model, split, runtime, length, progress)
     total = math.fsum(nats)
     return Evaluation(
         loss=total / (len(split.tokens) - 1),
@@ -68,11 +76,17 @@ def evaluate(model: GPT, split: Split, runtime: Runtime, length: int | None = No
 
 
 def random_batch_losses(
-    model: GPT, split: Split, runtime: Runtime, n_estimates: int, seed: int = 0
+    model: GPT,
+    split: Split,
+    runtime: Runtime,
+    n_estimates: int,
+    seed: int = 0,
+    progress: Advance = not_shown,
 ) -> list[float]:
     """Return `n_estimates` estimates of a split's loss from random batches, as in nanoGPT.
 
     An estimate is the mean of RANDOM_BATCHES batches of RANDOM_BATCH_SIZE windows of block_size.
+    `progress`: as in `evaluate`.
     """
     generator = torch.Generator(split.tokens.device).manual_seed(seed)
     estimates = []
@@ -83,12 +97,13 @@ def random_batch_losses(
                 batch = split.draw(RANDOM_BATCH_SIZE, model.config.block_size, generator)
                 loss = model.loss(batch.inputs, batch.targets, batch.document_ids)
                 losses.append(loss.item())
+                progress(batch.targets.numel())
             estimates.append(statistics.fmean(losses))
     return estimates
 
 
 def nats_by_position(
-    model: GPT, split: Split, runtime: Runtime, length: int
+    model: GPT, split: Split, runtime: Runtime, length: int, progress: Advance = not_shown
 ) -> tuple[list[float], list[int]]:
     """Return the summed cross-entropy and the number of targets of each position.
 
@@ -108,5 +123,6 @@ def nats_by_position(
             positions = positions_in_documents(ids).flatten().cpu()
             nats += positions.bincount(losses.cpu().double(), length)  # in order: deterministic
             counts += positions.bincount(minlength=length)
+            progress(batch.targets.numel())
     n_seen = int((counts > 0).sum())  # fewer than `length` if all documents are shorter
     return nats[:n_seen].tolist(), counts[:n_seen].tolist()

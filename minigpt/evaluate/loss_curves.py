@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from minigpt.console import Advance, not_shown
 from minigpt.data.tokens import Split
 from minigpt.errors import one_line_if_out_of_memory, require
 from minigpt.evaluate.loss import Evaluation, evaluate
@@ -29,16 +30,18 @@ def require_lengths(lengths: Sequence[int], split: Split) -> None:
     require(longest < n_tokens, "--lengths", longest, why)
 
 
-def evaluate_at_length(trained: TrainedRun, split: Split, length: int) -> Evaluation | str:
+def evaluate_at_length(
+    trained: TrainedRun, split: Split, length: int, progress: Advance = not_shown
+) -> Evaluation | str:
     """Evaluate in windows of `length` tokens, or return why the loss is undefined.
 
-    Raises Failure if it runs out of memory.
+    `progress`: as in `evaluate`. Raises Failure if it runs out of memory.
     """
     limit = trained.model.positional.max_length
     if limit is not None and length > limit:
         return f"undefined: {trained.config.model.positional.name} has {limit} positions"
     with one_line_if_out_of_memory(f"windows of {length} tokens are too long; use shorter ones"):
-        return evaluate(trained.model, split, trained.runtime, length)
+        return evaluate(trained.model, split, trained.runtime, length, progress)
 
 
 def defined(curve: Curve) -> dict[int, Evaluation]:

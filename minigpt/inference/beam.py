@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from minigpt.console import Advance, not_shown
 from minigpt.errors import require
 from minigpt.inference.generate import (
     Context,
@@ -64,20 +65,22 @@ def beam_search(
     *,
     runtime: Runtime | None = None,
     context: Context = None,
+    progress: Advance = not_shown,
 ) -> Hypothesis:
     """Return the best continuation of a prompt that is finished or has `n_tokens` tokens.
 
     Each step keeps the `beams` most likely sequences; finished ones leave the beam (Sutskever et
     al. 2014). The search stops early if no unfinished sequence can reach the best score. A step
-    computes one position per beam while the sequences fit into the context, see `Decoder`.
-    Restores the model's train/eval mode. Raises UserError for a context beyond the scheme's
-    `max_length`.
+    computes one position per beam while the sequences fit into the context, see `Decoder`, and
+    calls `progress` with 1. Restores the model's train/eval mode. Raises UserError for a context
+    beyond the scheme's `max_length`.
     """
     best: Hypothesis | None = None
     with model.evaluating(), decoding_runtime(model, runtime).autocast():
         decoder = Decoder(model, [prompt], max_context(model, context))
         totals = torch.zeros(1, device=decoder.device)  # log-probability of each beam
         for length in range(1, n_tokens + 1):
+            progress(1)
             penalty, sequences = search.repetition_penalty, decoder.sequences
             logits = apply_repetition_penalty(decoder.next_logits, sequences, penalty)
             dtype = torch.promote_types(logits.dtype, torch.float32)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from minigpt.console import Advance, not_shown
 from minigpt.errors import UserError
 from minigpt.inference.beam import BeamSearch, beam_search
 from minigpt.inference.generate import (
@@ -19,6 +20,8 @@ from minigpt.inference.generate import (
 )
 from minigpt.inference.speculative import Draft, DraftStatistics, speculate
 from minigpt.run.load import TrainedRun
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class TextGenerator:
     """Generates up to `n_tokens` tokens after each prompt (token ids) with a trained run.
 
     A text ends before the first of `stops`. `search`: use beam search. `draft`: use speculative
-    decoding; `statistics` then has one entry per text.
+    decoding; `statistics` then has one entry per text. `progress`: called with the number of
+    tokens of each step of a text (of a beam search: 1, in each step).
     """
 
     trained: TrainedRun
@@ -65,6 +69,17 @@ class TextGenerator:
     search: BeamSearch | None = None
     draft: Draft | None = None
     statistics: list[DraftStatistics] = field(default_factory=list)
+    progress: Advance = not_shown
+
+    @property
+    def n_steps(self) -> int:
+        """The sum of what `progress` is called with for all texts of one seed, if none stops."""
+        return self.n_tokens * len(self.prompts)
+
+    @property
+    def streams(self) -> bool:
+        """Whether pieces of text are yielded as they are generated."""
+        return self.search is None and (self.draft is not None or len(self.prompts) == 1)
 
     def texts(self, seed: int) -> Iterator[Continuation]:
         """Yield a continuation of each prompt, all sampled with the same seed."""
@@ -90,10 +105,18 @@ class TextGenerator:
     def _decode(self, tokens: Iterable[int]) -> Iterator[str]:
         return stop_at(stream_text(self.trained.tokenizer, tokens), self.stops)
 
+    def _counted(self, steps: Iterable[T]) -> Iterator[T]:
+        """Yield each step, which has one token of each prompt in it or one token of one prompt."""
+        for step in steps:
+            self.progress(len(step) if isinstance(step, list) else 1)
+            yield step
+
     def _sampled(self, seed: int) -> Iterator[Continuation]:
         """Sample all prompts as one batch. Only a single prompt is streamed."""
         model, options = self.trained.model, self._options
-        rows = generate(model, self.prompts, self.n_tokens, self.sampling, seed=seed, **options)
+        rows = self._counted(
+            generate(model, self.prompts, self.n_tokens, self.sampling, seed=seed, **options)
+        )
         if len(self.prompts) == 1:
             yield Continuation(self._decode(row[0] for row in rows))
         else:
@@ -110,6 +133,7 @@ class TextGenerator:
 
         for prompt in self.prompts:
             model, options = self.trained.model, self._options
+            options["progress"] = self.progress
             result = beam_search(model, prompt, self.n_tokens, search, is_finished, **options)
             numbers = {"log_probability": result.log_probability, "score": result.score}
             yield Continuation(self._decode(result.tokens), lambda numbers=numbers: numbers)
@@ -121,6 +145,6 @@ class TextGenerator:
             model = self.trained.model
             tokens = speculate(model, draft, prompt, self.n_tokens, self.sampling, **options)
             yield Continuation(
-                self._decode(tokens),
+                self._decode(self._counted(tokens)),
                 lambda statistics=statistics: {"acceptance_rate": statistics.acceptance_rate},
             )

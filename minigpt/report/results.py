@@ -210,7 +210,7 @@ def runs(comparison: Comparison) -> Table:
 def running(comparison: Comparison) -> Table:
     """Return the progress of runs without a result."""
     titles = {"run": "running", "step": "step", "steps": "of"}
-    losses = {"train_loss": "train loss", "val_loss": "val loss"}
+    losses = {key: f"{key.replace('_', ' ')}, nats/token" for key in ("train_loss", "val_loss")}
     columns = [Column(key, title) for key, title in (titles | losses).items()]
     rows: list[list[Cell]] = []
     for run in comparison.collection.runs:

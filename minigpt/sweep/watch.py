@@ -27,7 +27,6 @@ from minigpt.sweep.job import LOG
 from minigpt.sweep.plan import PlannedJob
 
 POLL_SECONDS = 0.5
-LINE_SECONDS = 60.0  # between lines in a pipe while no job ends
 NOTE_LENGTH = 60
 TAIL_BYTES = 4096  # end of metrics.jsonl, longer than a line
 STATES = ("finished", "failed", "interrupted")  # status in result.json
@@ -57,8 +56,8 @@ class Watch:
         self.statuses = [self._status(job) for job in jobs]
         self.first_step = self._steps()
         # Jobs in this process redirect stdout into their logs.
-        self.view = LiveView(self._progress, redirect=False)
-        self.last_line = time.perf_counter()
+        self.view = LiveView(self._progress, redirect=False, status=self._status_line)
+        self._line = self.view.line
         self.finished = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -122,9 +121,6 @@ class Watch:
                 end = _end_line(job, now, self.directory)
                 self._line(f"{ended}/{len(self.jobs)}  {end}  {self._time_left()}")
         self.view.refresh()
-        waited = time.perf_counter() - self.last_line
-        if waited > LINE_SECONDS and not self.view.console.is_terminal:
-            self._line(f"{self._counts()}  {self._time_left()}")
 
     def _status(self, job: PlannedJob) -> Status:
         """Return a job's status, from files written since the sweep started."""
@@ -169,11 +165,10 @@ class Watch:
                 steps = job.max_steps
                 bar = ProgressBar(total=steps, completed=status.step, width=30)
                 rows.add_row(escape(job.label), bar, f"{status.step:,}/{steps:,}")
-        return Group(rows, f"{self._counts()}  {self._time_left()}")
+        return Group(rows, self._status_line())
 
-    def _line(self, text: str) -> None:
-        self.last_line = time.perf_counter()
-        self.view.line(text)
+    def _status_line(self) -> str:
+        return f"{self._counts()}  {self._time_left()}".rstrip()
 
 
 def list_jobs(jobs: list[PlannedJob], directory: Path) -> None:
@@ -219,7 +214,7 @@ def _end_line(job: PlannedJob, status: Status, directory: str) -> str:
         log = Path(directory) / job.path.name / LOG
         return f"{job.label}  failed: {result.get('error')}  (log: {log})"
     loss = result.get("val_loss")
-    measured = "" if loss is None else f"  val loss {loss:.4f}"
+    measured = "" if loss is None else f"  val loss {loss:.4f} nats/token"
     return f"{job.label}  {status.state}{measured}  {result.get('seconds', 0):.1f} s"
 
 

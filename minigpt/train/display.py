@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 import shlex
 import signal
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from minigpt.console import PipeConsole, described, time_left
+from minigpt.console import Advance, LiveView, bar, described, duration, time_left
 from minigpt.evaluate.loss import Evaluation
 from minigpt.run.directory import RunDirectory
 from minigpt.train.setup import Setup
 
-REFRESH_SECONDS = 0.2
+REFRESHES_PER_SECOND = 5
+LOSS_SECONDS = 10.0  # between losses on display; shorter than console.SILENCE_SECONDS
 
 
 class Display:
@@ -26,18 +28,12 @@ class Display:
 
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps
-        self.live = sys.stdout.isatty()
-        self.console = PipeConsole(highlight=False, soft_wrap=True)
-        self.progress = Progress(
-            *(TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=None)),
-            *(TextColumn("{task.fields[status]}"), TimeRemainingColumn(compact=True)),
-            console=self.console,
-            disable=not self.live,
-            refresh_per_second=1 / REFRESH_SECONDS,
-        )
-        self.first_step = 0
-        self.shown_at = 0.0
-        self.status = ""
+        self.view = LiveView(self._bar, REFRESHES_PER_SECOND, status=self._line_of_step)
+        self.line = self.view.line
+        self.started: float | None = None
+        self.first_step = self.now = 0
+        self.loss_shown: float | None = None
+        self.status = self.activity = ""
 
     def start(
         self, setup: Setup, run: RunDirectory, manifest: dict[str, Any], notices: dict[str, str]
@@ -71,43 +67,68 @@ class Display:
             self.line("trainer    max_steps=0: trains nothing; evaluates and saves initial weights")
         elif warmup >= self.max_steps:
             self.line(f"schedule   warm-up ({warmup} steps) covers all {self.max_steps} steps")
-        step = self.first_step = state.progress.step
+        step = self.first_step = self.now = state.progress.step
         if step:
             self.line(f"resumed at step {step}")
-        self.started = time.perf_counter()
-        self.task = self.progress.add_task(
-            "train", total=self.max_steps, completed=step, status=self.status
-        )
-        self.progress.start()
+        self.started = time.monotonic()
+        self.view.__enter__()
 
     def stop(self) -> None:
         """Stop the bar and restore the terminal."""
-        self.progress.stop()
-
-    def line(self, text: str) -> None:
-        """Print a line above the bar."""
-        self.console.print(escape(text))
+        self.view.__exit__()
 
     def step(self, step: int) -> None:
-        """Update the bar, at most every REFRESH_SECONDS."""
-        now = time.perf_counter()
-        if self.live and now - self.shown_at > REFRESH_SECONDS:
-            self.shown_at = now
-            self._show(step)
+        """Count a step. The bar and the lines show it later, since most steps are short."""
+        self.now = step
 
-    def _show(self, step: int) -> None:
-        if self.live:
-            self.progress.update(self.task, completed=step, status=self.status, refresh=True)
+    @property
+    def wants_loss(self) -> bool:
+        """Whether to show the loss of this step: of the first, and if it was not shown lately."""
+        if self.started is None:
+            return False
+        return self.loss_shown is None or time.monotonic() > self.loss_shown + LOSS_SECONDS
 
     def train(self, step: int, metrics: dict[str, float]) -> None:
         """Print training metrics, or show them in the bar."""
+        self.loss_shown = time.monotonic()
         loss, speed = metrics["train_loss"], metrics["tokens_per_second"]
-        self.status = f"train {loss:.4f}  {speed:,.0f} tokens/s"
-        self._show(step)
-        if not self.live:
-            done, seconds = step - self.first_step, time.perf_counter() - self.started
-            left = time_left(seconds / done * (self.max_steps - step)) if done > 0 else ""
-            self.line(f"step {step}/{self.max_steps}  {self.status}  {left}")
+        self.status = f"train loss {loss:.4f} nats/token  {speed:,.0f} tokens/s"
+        if not self.view.console.is_terminal:
+            self.line(f"step {step}/{self.max_steps}  {self.status}  {self._time_left()}".rstrip())
+
+    @contextmanager
+    def working(self, activity: str, total: int) -> Iterator[Advance]:
+        """Show an activity other than training steps. Yields a function that adds work done."""
+        done = 0
+
+        def advance(amount: int) -> None:
+            nonlocal done
+            done += amount
+            self.activity = f"{activity}, {done / total:.0%}"
+
+        self.activity = activity
+        try:
+            yield advance
+        finally:
+            self.activity = ""
+
+    def _time_left(self) -> str:
+        done = self.now - self.first_step
+        if self.started is None or done <= 0:
+            return ""
+        seconds = time.monotonic() - self.started
+        return time_left(seconds / done * (self.max_steps - self.now))
+
+    def _line_of_step(self) -> str:
+        assert self.started is not None
+        waited = f"{duration(time.monotonic() - self.started)} so far"
+        times = self._time_left() or waited
+        parts = (f"step {self.now}/{self.max_steps}", self.activity, times)
+        return "  ".join(part for part in parts if part)
+
+    def _bar(self) -> RenderableType:
+        text = "  ".join(part for part in (self.activity or self.status, self._time_left()) if part)
+        return bar(f"step {self.now}/{self.max_steps}", self.now, self.max_steps, text)
 
     def evaluation(self, step: int, val: Evaluation, best: bool) -> None:
         """Print a validation loss. `best`: the lowest so far."""
@@ -116,29 +137,59 @@ class Display:
         if val.loss > guessing:
             notes.append(f"above guessing (ln {self.vocabulary} = {guessing:.4f})")
         self.line(
-            f"step {step}/{self.max_steps}  val loss {val.loss:.4f}  perplexity "
+            f"step {step}/{self.max_steps}  val loss {val.loss:.4f} nats/token  perplexity "
             f"{val.perplexity:.3f}  bits/byte {val.bits_per_byte:.4f}  {', '.join(notes)}".rstrip()
         )
 
     def sample(self, step: int, text: str) -> None:
         """Print sampled text."""
-        if self.live:
-            self.console.print(Panel(escape(text), title=f"sample at step {step}", style="dim"))
+        if self.view.console.is_terminal:
+            self.view.console.print(
+                Panel(escape(text), title=f"sample at step {step}", style="dim")
+            )
         else:
             indented = "\n".join(f"    {line}" for line in text.splitlines())
             self.line(f"step {step}/{self.max_steps}  sample:\n{indented}")
 
-    def stopped(self, number: int, run: RunDirectory) -> None:
+    def stopped(self, number: int, run: RunDirectory, result: dict[str, Any]) -> None:
         """Print how to resume. Called before the tracker closes, which may take seconds."""
-        name, path = signal.Signals(number).name, shlex.quote(str(run.path))
-        self.line(f"stopped by {name}, saved; resume with: minigpt train resume={path}")
+        what = f"by {signal.Signals(number).name} at step {result['steps']} of {self.max_steps}"
+        self._summary(("stopped", f"{what}, saved"), run, result, ["train resume="])
 
     def end(self, run: RunDirectory, result: dict[str, Any]) -> None:
-        """Print the results, the run directory and a command to use it."""
-        self.line(
-            f"validation loss {result['val_loss']:.4f} nats/token, perplexity "
-            f"{result['val_perplexity']:.3f}, {result['val_bits_per_byte']:.4f} bits/byte "
-            f"(full pass); best {result['best_val_loss']:.4f} at step {result['best_step']}; "
-            f"{result['seconds']:.1f} s"
-        )
-        self.line(f"run in {run.path}; next: minigpt sample {shlex.quote(str(run.path))}")
+        """Print the results, the run directory and commands that use it."""
+        status, steps = result["status"], result["steps"]
+        why = f"at step {steps} of {self.max_steps}"
+        if status != "finished":
+            self._summary((status, f"{why}, saved"), run, result, ["train resume="])
+            return
+        if steps < self.max_steps:
+            since = f"no lower validation loss since step {result['best_step']}"
+            heading = ("stopped", f"early {why}: {since} (trainer.patience)")
+        else:
+            resumed = f", resumed at step {self.first_step}" if self.first_step else ""
+            heading = ("finished", f"{steps} steps{resumed}")
+        self._summary(heading, run, result, ["sample ", "eval ", "report "])
+
+    def _summary(
+        self,
+        heading: tuple[str, str],
+        run: RunDirectory,
+        result: dict[str, Any],
+        commands: list[str],
+    ) -> None:
+        """Print a table. `commands`: without the run directory, which is their last argument."""
+        path = shlex.quote(str(run.path))
+        rows = [heading]
+        if result["val_loss"] is not None:
+            measured = "full pass" if result["status"] == "finished" else "last evaluation"
+            best = f"best {result['best_val_loss']:.4f} at step {result['best_step']}"
+            rows += [
+                ("val loss", f"{result['val_loss']:.4f} nats/token ({measured}); {best}"),
+                ("perplexity", f"{result['val_perplexity']:.3f}"),
+                ("bits/byte", f"{result['val_bits_per_byte']:.4f}"),
+            ]
+        rows += [("time", duration(result["seconds"])), ("run", str(run.path))]
+        names = ["next", *[""] * (len(commands) - 1)]
+        rows += [(n, f"minigpt {c}{path}") for n, c in zip(names, commands, strict=True)]
+        self.view.rows(rows)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from minigpt.data import Batch
 from minigpt.data.corpus import unescape
-from minigpt.evaluate.loss import evaluate, perplexity
+from minigpt.data.tokens import Split
+from minigpt.evaluate.loss import Evaluation, evaluate, perplexity
 from minigpt.inference.generate import generate, stop_at, stream_text
 from minigpt.logger import Logger
 from minigpt.optim.schedule import SCHEDULES
@@ -125,10 +126,12 @@ class Trainer:
         end = self.progress.step == options.max_steps
         if self.stop.number is not None and not end:
             self.save()
-            self.display.stopped(self.stop.number, self.run)
+            self.display.stopped(self.stop.number, self.run, self.result("interrupted"))
             raise Interrupted(self.stop.number)
         if end or self._due(options.log_every):
             self._log()
+        elif self.logged and self.display.wants_loss:
+            self._show_loss()
         if end or self._due(options.eval_every):
             self._evaluate()
         if self._due(options.sample_every) or (end and options.sample_every is not None):
@@ -155,7 +158,7 @@ class Trainer:
         val_loss, train_loss = progress.val_loss, None
         if status == "finished":
             train_split = self.data.train.head(len(self.data.val.tokens))
-            train_loss = evaluate(self.model, train_split, runtime).loss
+            train_loss = self._pass_over(train_split).loss
         return {
             "status": status,
             "seed": self.config.seed,
@@ -264,12 +267,25 @@ class Trainer:
             self._report(metrics)
             self.display.train(progress.step, metrics)
 
+    def _show_loss(self) -> None:
+        """Show the loss since the last `_settle`, which changes nothing. Syncs the device."""
+        losses = step_means(self.logged)["train_loss"]
+        seconds = self.stepped_before + self.stopwatch.seconds
+        speed = self.progress.step * self.tokens_per_step / seconds
+        metrics = {"train_loss": math.fsum(losses) / len(losses), "tokens_per_second": speed}
+        self.display.train(self.progress.step, metrics)
+
+    def _pass_over(self, split: Split) -> Evaluation:
+        activity = f"evaluating the {split.name} split"
+        with self.display.working(activity, len(split.tokens)) as advance:
+            return evaluate(self.model, split, self.runtime, progress=advance)
+
     def _evaluate(self) -> None:
         with self._paused():
             progress = self.progress
             if progress.evaluated_at == progress.step:
                 return
-            val = evaluate(self.model, self.data.val, self.runtime)
+            val = self._pass_over(self.data.val)
             if not math.isfinite(val.loss):
                 self._diverged(max(0, progress.step - 1), f"validation loss {val.loss}")
             best = val.loss < progress.best_val_loss
@@ -302,7 +318,8 @@ class Trainer:
             pieces = stream_text(self.tokenizer, (row[0] for row in tokens))
             # The model is trained on separate documents, so a sample ends with its document.
             separator = self.config.data.separator
-            text = prompt + "".join(stop_at(pieces, [] if separator is None else [separator]))
+            with self.display.working("sampling", n):
+                text = prompt + "".join(stop_at(pieces, [] if separator is None else [separator]))
             self.run.append_sample(step, text)
             self.logger.log_text(text, step)
             self.display.sample(step, text)

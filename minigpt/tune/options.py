@@ -10,7 +10,8 @@ from minigpt.errors import UserError, require
 
 SCHEDULERS = ("asha", "hyperband", "pbt", "none")
 SAMPLERS = ("tpe", "random", "grid")
-METRICS = ("val_loss", "val_bits_per_byte")  # keys in metrics.jsonl, minimised
+# Keys in metrics.jsonl, minimised, with their units.
+METRICS = {"val_loss": "nats/token", "val_bits_per_byte": "bits/byte"}
 DEFAULT_TRIALS, DEFAULT_POPULATION = 20, 8
 
 

@@ -91,7 +91,8 @@ class Search:
             self.display.line(f"warning    {warning}")
         remaining = self.total - len(self.ended)
         if remaining > 0:
-            with ray_session(self.options.address, self.options.concurrency, remaining) as share:
+            jobs = self.options.concurrency
+            with self.display.view, ray_session(self.options.address, jobs, remaining) as share:
                 write_json(self.folder / SEARCH, self.identity | {"status": "running"})
                 line = self.display.line
                 line(f"trials     {share.jobs} at a time, {self._threads(share)} each")
@@ -116,7 +117,6 @@ class Search:
         with (
             warnings.catch_warnings(),
             stop_signals(self.stop, lambda _: stop_file.touch()),
-            self.display.view,
         ):
             warnings.simplefilter("ignore")
             scheduler = build_scheduler(options, self.space, settings, self.max_steps, self.earlier)

@@ -16,7 +16,7 @@ from minigpt.console import LiveView, time_left
 from minigpt.errors import first_line
 from minigpt.report.tables import Cell, Column, Table, print_table, to_rich
 from minigpt.run.sweep_file import next_commands
-from minigpt.tune.options import TuneOptions
+from minigpt.tune.options import METRICS, TuneOptions
 from minigpt.tune.records import Saving, TrialRecord, described_values
 from minigpt.tune.space import Values
 
@@ -50,7 +50,7 @@ class SearchDisplay(Callback):
         self.errors: list[str] = []  # errors of trials that are not restarted
         self.ended_before = len(self.rows)
         self.start_time = time.perf_counter()
-        self.view = LiveView(self._live_table, REFRESHES_PER_SECOND)
+        self.view = LiveView(self._live_table, REFRESHES_PER_SECOND, status=self._status_line)
         self.line = self.view.line
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
@@ -90,16 +90,27 @@ class SearchDisplay(Callback):
         error = f" ({row.error})" if row.error else ""
         self.line(
             f"{name}: {row.status}{error} at step {row.step} of {self.max_steps}, "
-            f"{self.metric} {_number(row.value)}  [{self._progress()}]"
+            f"{self._described(row.value)}  [{self._progress()}]"
         )
 
+    def _described(self, value: float | None) -> str:
+        return f"{self.metric} {_number(value)} {METRICS[self.metric]}"
+
+    def _status_line(self) -> str:
+        running = [row for row in [*self.rows.values()] if row.status == "running"]
+        steps = ", ".join(str(row.step) for row in running)
+        at_step = f", at step {steps} of {self.max_steps}" if running else ""
+        return f"{len(running)} running{at_step}  [{self._progress()}]"
+
     def _progress(self) -> str:
-        ended = sum(row.ended_now for row in self.rows.values())
+        rows = [*self.rows.values()]
+        ended = sum(row.ended_now for row in rows)
         text = f"{self.ended_before + ended} of {self.total} trials"
-        if not ended:
+        done = ended + sum(row.step / self.max_steps for row in rows if row.status == "running")
+        if not done:
             return text
-        remaining = self.total - self.ended_before - ended
-        seconds = (time.perf_counter() - self.start_time) / ended * remaining
+        remaining = self.total - self.ended_before - done
+        seconds = (time.perf_counter() - self.start_time) / done * remaining
         return f"{text}, about {time_left(seconds)}"
 
     def _live_table(self) -> RenderableType:
@@ -120,13 +131,14 @@ class SearchDisplay(Callback):
         print_table(self._table("Trials", cells), self.view.console)
 
     def _table(self, title: str, cells: list[list[Cell]]) -> Table:
-        keys = ("trial", "status", "step", self.metric, "values")
-        return Table("trials", title, [*map(Column, keys)], cells)
+        measured = Column(self.metric, f"{self.metric}, {METRICS[self.metric]}")
+        columns = [*map(Column, ("trial", "status", "step")), measured, Column("values")]
+        return Table("trials", title, columns, cells)
 
     def end(self, folder: Path, best: TrialRecord, saving: Saving) -> None:
         """Print the steps saved, the best trial, and the command that trains its config again."""
         self.line(saving.describe())
-        self.line(f"best       {best.name}, {self.metric} {_number(best.value)} ({best.status})")
+        self.line(f"best       {best.name}, {self._described(best.value)} ({best.status})")
         if best.adopted:
             self.line(
                 "           its optimizer options changed during training: best.yaml has the last "

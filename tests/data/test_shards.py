@@ -323,7 +323,7 @@ def test_a_failed_command_writes_nothing(cli: Cli, monkeypatch: pytest.MonkeyPat
 def test_a_text_that_changes_while_it_is_read_is_refused(workdir: Path) -> None:
     config = composed_config(["data=text", "data.path=text.txt"])
 
-    def change(doing: str, n: int) -> None:
+    def change(phase: str, n: int, total: int | None) -> None:
         Path("text.txt").write_text(text[::-1], encoding="utf-8")
 
     text = Path("text.txt").read_text(encoding="utf-8")

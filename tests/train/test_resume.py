@@ -100,7 +100,8 @@ def assert_resume_is_exact(cli: Cli, monkeypatch: pytest.MonkeyPatch, options: l
     stop_at(7, monkeypatch)
     stopped = cli("train", *options, "hydra.run.dir=parts")
     assert stopped.code == 128 + signal.SIGTERM
-    assert "saved; resume with: minigpt train resume=parts\n" in stopped.out
+    assert "stopped    by SIGTERM at step 7 of 12, saved\n" in stopped.out
+    assert stopped.out.endswith("run        parts\nnext       minigpt train resume=parts\n")
     assert json.loads(Path("parts/result.json").read_text())["status"] == "interrupted"
     assert cli("train", "resume=parts").code == 0
     same_end(Path("whole"), Path("parts"))

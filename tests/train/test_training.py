@@ -397,17 +397,22 @@ def test_gpu_trains_in_bf16_without_synchronization(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch raises an error if a training step synchronizes with the device."""
-    settle, show = Trainer._settle, Display.step
+    settle, show_loss, show = Trainer._settle, Trainer._show_loss, Display.step
 
     def allow_and_settle(self: Trainer) -> None:
         torch.cuda.set_sync_debug_mode("default")
         settle(self)
+
+    def allow_and_show_loss(self: Trainer) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+        show_loss(self)
 
     def show_and_forbid(self: Display, step: int) -> None:
         show(self, step)
         torch.cuda.set_sync_debug_mode("error")
 
     monkeypatch.setattr(Trainer, "_settle", allow_and_settle)
+    monkeypatch.setattr(Trainer, "_show_loss", allow_and_show_loss)  # of the first step
     monkeypatch.setattr(Display, "step", show_and_forbid)
     options = [option for option in TINY if not option.startswith("trainer.device")]
     never = ["trainer.eval_every=null", "trainer.sample_every=null", "trainer.log_every=100"]

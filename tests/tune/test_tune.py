@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from minigpt import console
 from minigpt.cli import main
 from minigpt.tune.session import ray_session
 from tests.conftest import TEXT, Cli, inspect_wandb, read_metrics
@@ -180,7 +181,10 @@ def test_a_finished_search_does_not_train_again(
     assert "contains a search with other overrides" in capfd.readouterr().err
 
 
-def test_a_killed_worker_resumes_exactly(cli: Cli, ray: None) -> None:
+def test_a_killed_worker_resumes_exactly(
+    cli: Cli, ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "SILENCE_SECONDS", 0.3)
     killed: list[int] = []
 
     def kill() -> None:
@@ -198,6 +202,8 @@ def test_a_killed_worker_resumes_exactly(cli: Cli, ray: None) -> None:
     assert done.code == 0, done.err
     assert killed
     assert "worker lost; resumes from the last checkpoint" in done.out
+    progress = r"^1 running, at step \d+ of 600  \[\d of 2 trials, about 0:\d\d left\]$"
+    assert re.search(progress, done.out, re.MULTILINE)
     (trial,) = Path("search").glob("000*")
     assert len(json.loads((trial / "manifest.json").read_text())["resumed"]) == 1
     assert json.loads((trial / "trial.json").read_text())["pid"] != killed[0]
