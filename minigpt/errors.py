@@ -61,9 +61,12 @@ def require_one_of(key: str, value: str, known: Iterable[str]) -> None:
     require(value in known, key, value, why)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ' Did you mean X?' for the closest known words, or the empty string."""
-    close = difflib.get_close_matches(word, set(known), n=2, cutoff=0.6)
+def did_you_mean(word: str, known: Iterable[str], similarity: float = 0.6) -> str:
+    """Return ' Did you mean X?' for the closest known words, or the empty string.
+
+    `similarity`: of a close word, from 0 to 1 (difflib's ratio).
+    """
+    close = difflib.get_close_matches(word, set(known), n=2, cutoff=similarity)
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
 

@@ -132,6 +132,8 @@ def quoted(override: str) -> str:
     except HydraException:
         return f"{key}={_in_quotes(text)}"
     is_text = key.lstrip("+~") in TEXT_OPTIONS
+    if text == "None" and not is_text:  # how W&B's agent writes null
+        return f"{key}=null"
     return f"{key}={_as_typed(text, parsed.value())}" if is_text else override
 
 
