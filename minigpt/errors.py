@@ -54,10 +54,10 @@ def require_at_least(
         require((or_null and value is None) or value >= minimum, f"{section}.{name}", value, why)
 
 
-def require_one_of(key: str, value: str, known: Iterable[str]) -> None:
-    """Raise UserError with a suggestion unless `value` is one of the known names."""
+def require_one_of(key: str, value: str, known: Iterable[str], hint: str = "") -> None:
+    """Raise UserError with `hint` or a suggestion unless `value` is one of the known names."""
     known = list(known)
-    why = f"not one of {', '.join(known)}.{did_you_mean(str(value), known)}"
+    why = f"not one of {', '.join(known)}.{hint or did_you_mean(str(value), known)}"
     require(value in known, key, value, why)
 
 

@@ -17,6 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from minigpt.config.groups import ROOT, config_directory, config_groups, section_of
+from minigpt.config.overrides import similar_option
 from minigpt.config.pairs import parse_override
 from minigpt.errors import UserError, did_you_mean
 
@@ -102,8 +103,7 @@ def _explained(topic: str, groups: list[Group]) -> list[Group]:
     if not found:
         keys = {option.key for group in groups for option in all_options(group)}
         known = [*(group.name for group in groups), *sorted(keys)]
-        ending = [name for name in known if name.endswith(f".{key}")]
-        guess = f" Did you mean {' or '.join(ending)}?" if ending else did_you_mean(key, known)
+        guess = similar_option(key, value, known)
         see = "See the groups: minigpt train --help"
         raise UserError(f"--help {topic}: no such config group or option.{guess} {see}")
     return found

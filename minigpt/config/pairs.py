@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
+from minigpt.config.foreign import our_flag, our_value
 from minigpt.errors import did_you_mean
 
 MISTYPED = 0.8  # similarity of a mistyped flag
@@ -55,9 +56,11 @@ def _without_dashes(argument: str, flags: Collection[str]) -> str:
 
 def refusal(program: str, message: str, flags: Collection[str], takes_overrides: bool) -> str:
     """Return argparse's message; for an unknown flag, with what to type instead."""
-    see = f"ee {program} --help"
     flag = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
-    guess = did_you_mean(flag[1], flags, MISTYPED) if flag else ""
-    if flag and takes_overrides and not guess:
-        guess = f" An override is {flag[1][2:]}=VALUE."
-    return f"{program}: {message}.{guess} S{see}" if guess else f"{program}: {message}; s{see}"
+    choice = re.match(r"argument --(\S+): invalid choice: '(.*?)' ", message)
+    guess = our_value(*choice.groups()) if choice else ""
+    if flag:
+        mistyped = did_you_mean(flag[1], flags, MISTYPED)
+        override = f" An override is {flag[1][2:]}=VALUE."
+        guess = mistyped or override if takes_overrides else our_flag(flag[1], flags) or mistyped
+    return f"{program}: {message}{f'.{guess} See' if guess else '; see'} {program} --help"
