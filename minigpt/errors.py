@@ -54,16 +54,19 @@ def require_at_least(
         require((or_null and value is None) or value >= minimum, f"{section}.{name}", value, why)
 
 
-def require_one_of(key: str, value: str, known: Iterable[str]) -> None:
-    """Raise UserError with a suggestion unless `value` is one of the known names."""
+def require_one_of(key: str, value: str, known: Iterable[str], hint: str = "") -> None:
+    """Raise UserError with `hint` or a suggestion unless `value` is one of the known names."""
     known = list(known)
-    why = f"not one of {', '.join(known)}.{did_you_mean(str(value), known)}"
+    why = f"not one of {', '.join(known)}.{hint or did_you_mean(str(value), known)}"
     require(value in known, key, value, why)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ' Did you mean X?' for the closest known words, or the empty string."""
-    close = difflib.get_close_matches(word, set(known), n=2, cutoff=0.6)
+def did_you_mean(word: str, known: Iterable[str], similarity: float = 0.6) -> str:
+    """Return ' Did you mean X?' for the closest known words, or the empty string.
+
+    `similarity`: of a close word, from 0 to 1 (difflib's ratio).
+    """
+    close = difflib.get_close_matches(word, set(known), n=2, cutoff=similarity)
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
 

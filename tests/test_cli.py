@@ -155,11 +155,9 @@ def test_help_does_not_import_torch() -> None:
         subprocess.run([sys.executable, "-c", check], check=True, capture_output=True)
 
 
-def test_train_help_lists_groups_and_values(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli("train", "--help")
-    printed = capfd.readouterr().out
-    for line in ("tokenizer: bpe, char, gpt2, tiktoken", "minigpt train model=rope", "  lr: 0.004"):
+def test_train_help_lists_groups_and_values(cli: Cli) -> None:
+    printed = cli("train", "--help").out
+    for line in ("bpe, char, gpt2, tiktoken", "minigpt train model=rope", "optimizer.lr=4e-3 "):
         assert line in printed
 
 

@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("what", metavar="WHAT", choices=tuple(BENCHMARKS), help="the benchmark")
     parser.add_argument("rest", metavar="...", nargs=argparse.REMAINDER, help="its options")
-    first = parser.parse_args(arguments)
+    first = parser.parse(arguments)
     options = _options(first.what, first.rest)
 
     from minigpt.bench.measure import machine
@@ -145,9 +145,7 @@ def _options(what: str, arguments: list[str]) -> Namespace:
     parser = Parser(f"bench {what}", description, [benchmark.example])
     if what == "group":
         parser.add_argument("group", metavar="GROUP", help="a config group, such as positional")
-    parser.add_argument(
-        "overrides", metavar="KEY=VALUE", nargs="*", help="config overrides, as in minigpt train"
-    )
+    parser.add_overrides()
     defaults = {"repeats": benchmark.repeats, **benchmark.options}
     for name, default in defaults.items():
         metavar = METAVARS.get(name, "N,N,..." if name in LISTS else "N")
@@ -158,7 +156,7 @@ def _options(what: str, arguments: list[str]) -> Namespace:
         "--out FILE.md": "also write a Markdown page",
     }
     parser.add_options(files, json=Path, out=Path)
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.parse(arguments)
     for name in defaults:
         if name not in METAVARS:
             least = 2 if (what, name) == ("decode", "tokens") else 1

@@ -33,9 +33,9 @@ def main(arguments: list[str]) -> None:
             "minigpt data --shards big data=text data.path='big/*.txt' tokenizer=gpt2",
         ],
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_overrides()
     parser.add_options({"--shards FOLDER": SHARDS}, shards=Path)
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.parse(arguments)
     if options.shards is not None:
         _write_shards(options.shards, options.overrides)
         return

@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> None:
         "Show versions, device, precision, W&B's mode, the data and tokenizers that are available\n"
         "offline, and which attention backend supports which positional scheme on each device.",
         ["minigpt doctor"],
-    ).parse_args(arguments)
+    ).parse(arguments)
 
     from rich.table import Table
     from rich.text import Text

@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--random-batches", metavar="N", type=int, nargs="?", const=50, help=RANDOM_BATCHES
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     lengths = _lengths(options.lengths)
     n_estimates = options.random_batches
     if n_estimates is not None:

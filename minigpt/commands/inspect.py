@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
     )
     add_run_arguments(parser)
     parser.add_options(OPTIONS, top=5)
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     require(options.prompt != "", "--prompt", "", "empty; give at least one character")
     require(options.out != "", "--out", "", "empty; give a folder")
     require(1 <= options.top <= MAX_TOP, "--top", options.top, f"must be from 1 to {MAX_TOP}")

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn
 
+from minigpt.commands.help import print_help
+from minigpt.config.pairs import refusal, without_dashes
 from minigpt.errors import UserError, require
 from minigpt.files import user_path
 
@@ -26,6 +28,8 @@ QUANTIZE = {
 class Parser(argparse.ArgumentParser):
     """An argparse parser that raises UserError, with examples below its help."""
 
+    takes_overrides = False
+
     def __init__(self, command: str, description: str, examples: list[str]) -> None:
         super().__init__(
             prog=f"minigpt {command}",
@@ -33,10 +37,33 @@ class Parser(argparse.ArgumentParser):
             epilog="examples:\n" + "\n".join(f"  {line}" for line in examples),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            conflict_handler="resolve",
         )
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+        flags = self._option_string_actions
+        raise UserError(refusal(self.prog, message, flags, self.takes_overrides))
+
+    def parse(self, arguments: list[str]) -> argparse.Namespace:
+        """Parse arguments; flags may have underscores, and overrides have dashes."""
+        arguments = [self._with_dashes(argument) for argument in arguments]
+        if not self.takes_overrides:
+            return self.parse_args(arguments)
+        return self.parse_intermixed_args(without_dashes(arguments, self._option_string_actions))
+
+    def _with_dashes(self, argument: str) -> str:
+        flag, equals, value = argument.partition("=")
+        dashed = flag.replace("_", "-")
+        return f"{dashed}{equals}{value}" if dashed in self._option_string_actions else argument
+
+    def add_overrides(self) -> None:
+        """Add overrides, and to --help the groups and options to explain."""
+        self.takes_overrides = True
+        text = "config overrides, as in minigpt train; --KEY=VALUE is understood too"
+        self.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help=text)
+        text = "show this help, or explain config groups, choices (GROUP=CHOICE) and options"
+        settings: dict[str, Any] = {"nargs": "*", "metavar": "GROUP", "default": argparse.SUPPRESS}
+        self.add_argument("-h", "--help", action=_Help, help=text, **settings)
 
     def add_options(self, texts: dict[str, str], **settings: Any) -> None:
         """Add options.
@@ -59,6 +86,19 @@ class Parser(argparse.ArgumentParser):
             elif setting is not None:
                 kwargs |= {"type": type(setting), "default": setting}
             self.add_argument(flag, help=text, **kwargs)
+
+
+class _Help(argparse.Action):
+    """Prints the help of a command, or of the config groups that are named."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> NoReturn:
+        if values:
+            print_help(values)
+        else:
+            parser.print_help()
+        parser.exit()
 
 
 def path_option(text: str) -> Path:

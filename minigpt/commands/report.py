@@ -80,7 +80,7 @@ def _options(arguments: list[str]) -> Namespace:
     add("--live", action="store_true", help=HELP["--live"])
     add("--every", metavar="SECONDS", type=float, default=LIVE_SECONDS, help=HELP["--every"])
     add("--wandb", metavar="ENTITY/PROJECT", help=HELP["--wandb"])
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     options.by = [key for group in options.by for key in group.split(",") if key]
     if not 0 < options.every <= MAX_SECONDS:
         raise UserError(f"--every={options.every:g}: must be above 0 and at most a day of seconds")

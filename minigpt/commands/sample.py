@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> None:
     )
     add_run_arguments(parser)
     parser.add_options(OPTIONS, **REPEATABLE, **INTEGERS, **NUMBERS, **DEFAULTS)
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     _require_compatible(options, parser)
     _require_valid(options)
     from minigpt.data.corpus import unescape

@@ -30,7 +30,7 @@ HELP = {
 
 def main(arguments: list[str]) -> None:
     """Check the options, and start or resume the search."""
-    given = _parser().parse_intermixed_args(arguments)
+    given = _parser().parse(arguments)
     for override in given.overrides:
         if "=" not in override and not override.startswith("~"):
             raise UserError(f"{override}: cannot be parsed; write key=value or key=value,value")
@@ -62,7 +62,7 @@ def _parser() -> Parser:
         ],
     )
     add = parser.add_argument
-    add("overrides", metavar="KEY=VALUE", nargs="*", help="config overrides, as in minigpt train")
+    parser.add_overrides()
     add("--trials", type=int, metavar="N", help=HELP["--trials"])
     add("--scheduler", choices=SCHEDULERS, default="asha", help=HELP["--scheduler"])
     add("--search", choices=SAMPLERS, dest="sampler", help=HELP["--search"])

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from minigpt.config.foreign import our_option
 from minigpt.config.overrides import Composed, compose_overrides
 from minigpt.config.renamed import require_current_keys
 from minigpt.config.schema import REGISTRIES, Config
@@ -106,7 +107,7 @@ def _one_line(error: OmegaConfBaseException, values: DictConfig) -> str:
     unknown = re.match(r"Key '(.*)' not in '(.*)'", why)
     if unknown:
         siblings = [field.name for field in dataclasses.fields(error.object_type or Config)]
-        return f"{key}: no such option.{did_you_mean(unknown[1], siblings)}"
+        return f"{key}: no such option.{our_option(key) or did_you_mean(unknown[1], siblings)}"
     if isinstance(error, MissingMandatoryValue):
         return f"{key}: missing; set it with {key}=VALUE"
     value = OmegaConf.select(values, key, throw_on_missing=False) if key else None

@@ -1,4 +1,4 @@
-"""Run Hydra's own main, for flags such as --help and --cfg, and for sweeps with -m.
+"""Run Hydra's own main, for flags such as --cfg, and for sweeps with -m.
 
 Only this module imports private parts of Hydra.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -32,8 +33,10 @@ from minigpt.config.overrides import (
     require_choices,
     swept_keys,
 )
+from minigpt.config.pairs import refusal, without_dashes
 from minigpt.config.renamed import require_current_overrides
-from minigpt.errors import UserError
+from minigpt.errors import UserError, require
+from minigpt.files import user_path
 
 T = TypeVar("T")
 
@@ -67,9 +70,7 @@ def hydra_main(
     register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them and exiting
     arguments = flags_first(arguments)
-    parser = get_args_parser()
-    parser.error = _refuse  # print one line instead of the usage
-    parsed = parser.parse_args(arguments)
+    parsed = _parser().parse_args(arguments)
     overrides = [quoted(override) for override in parsed.overrides]
     require_current_overrides(overrides)
     require_choices(overrides)
@@ -84,7 +85,7 @@ def hydra_main(
             overrides.append(f"hydra.sweep.dir={folder}")
         if parsed.multirun and parsed.cfg:
             flags, overrides = ["-m", *other], [*overrides, f"++{DRY_RUN}=true"]
-        if parsed.help or parsed.hydra_help:
+        if parsed.hydra_help:
             overrides = []  # which may have several values, and change nothing in the help
         sys.argv = [sys.argv[0], *flags, *overrides]
         app = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=ROOT)
@@ -96,6 +97,8 @@ def hydra_main(
 
 def require_one_command(parsed: Namespace) -> None:
     """Raise UserError for flags that Hydra refuses together. -m with --cfg job lists the jobs."""
+    if parsed.json:
+        raise UserError("minigpt train: --json belongs to --help; add that")
     given = {
         "--run": parsed.run,
         "-m": parsed.multirun,
@@ -109,7 +112,7 @@ def require_one_command(parsed: Namespace) -> None:
             raise UserError("minigpt train: -m lists its jobs with --cfg job and no other flag")
     elif len(commands) > 1:
         raise UserError(f"minigpt train: {' and '.join(commands)}: give only one of them")
-    if parsed.resolve and parsed.cfg is None and not parsed.help:
+    if parsed.resolve and parsed.cfg is None:
         raise UserError("minigpt train: --resolve belongs to --cfg job; add that")
 
 
@@ -132,8 +135,38 @@ def _call(train: Callable[[Composed], None], composed: DictConfig, errors: list[
         errors.append(error)
 
 
-def _refuse(message: str) -> NoReturn:
-    raise UserError(f"minigpt train: {message}; see minigpt train --help")
+@dataclass(frozen=True)
+class HelpRequest:
+    """What --help asks for. `own`: the folder of --config-dir."""
+
+    topics: list[str]
+    as_json: bool
+    own: Path | None
+
+
+def parse_arguments(arguments: list[str]) -> list[str] | HelpRequest:
+    """Return the arguments with overrides as KEY=VALUE, also those written as --KEY=VALUE."""
+    parser = _parser()
+    arguments = without_dashes(arguments, parser._option_string_actions)
+    if not {"-h", "--help"} & set(arguments):
+        return arguments
+    parsed = parser.parse_args(flags_first(arguments))
+    own = None if parsed.config_dir is None else user_path("--config-dir", parsed.config_dir)
+    why = "no such folder; give one with YAML files"
+    require(own is None or own.is_dir(), "--config-dir", own, why)
+    return HelpRequest(parsed.overrides, parsed.json, own)
+
+
+def _parser() -> ArgumentParser:
+    """Return Hydra's parser, which prints one line instead of the usage for an error."""
+    parser = get_args_parser()
+    parser.add_argument("--json", action="store_true")
+    parser.error = partial(_refuse, flags=list(parser._option_string_actions))
+    return parser
+
+
+def _refuse(message: str, flags: list[str]) -> NoReturn:
+    raise UserError(refusal("minigpt train", message, flags, takes_overrides=True))
 
 
 def flags_first(arguments: list[str]) -> list[str]:

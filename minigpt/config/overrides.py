@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from minigpt.config.foreign import our_option, our_value
 from minigpt.config.groups import (
     ROOT,
     choices,
@@ -35,6 +36,7 @@ from minigpt.config.groups import (
     register,
     section_of,
 )
+from minigpt.config.pairs import parse_override
 from minigpt.config.renamed import require_current_overrides
 from minigpt.errors import UserError, did_you_mean, first_line
 from minigpt.extras import install
@@ -133,6 +135,8 @@ def quoted(override: str) -> str:
     except HydraException:
         return f"{key}={_in_quotes(text)}"
     is_text = key.lstrip("+~") in TEXT_OPTIONS
+    if text == "None" and not is_text:  # how W&B's agent writes null
+        return f"{key}=null"
     return f"{key}={_as_typed(text, parsed.value())}" if is_text else override
 
 
@@ -279,23 +283,50 @@ def _explain_missing(file: str, options: Sequence[str]) -> str:
         return f"--config-name={name}: no such config in {config_directory()} or --config-dir"
     if group == "hydra/launcher" and name in LAUNCHERS:
         return f"{group}={name}: not installed; {install(LAUNCHERS[name])}"
-    known = ", ".join(options)
-    return f"{group}={name}: no such {group}.{did_you_mean(name, options)} Known: {known}."
+    known, guess = ", ".join(options), our_value(group, name) or did_you_mean(name, options)
+    return f"{group}={name}: no such {group}.{guess} Known: {known}."
 
 
 def _explain_unknown(key: str, overrides: list[str]) -> str:
+    """Explain the unknown option `key`, and all others of the command that nobody has."""
     groups = config_groups()
     if key in groups:  # configs/train.yaml has all of them, so this is another root config
         return f"{key}: a saved config has no config groups; override its values with key=value"
     owners = choices_with(key)
     if owners:
         return f"{key}: an option of {' or '.join(owners)}; choose that too"
-    pairs = [override.partition("=") for override in overrides]
-    chosen = [f"{group}={name.split(',')[0]}" for group, _, name in pairs if group in groups]
-    known = [*groups, *_keys(compose_overrides(chosen).values)]
-    ending = [name for name in known if name.endswith(f".{key}")]
-    guess = f" Did you mean {' or '.join(ending)}?" if ending else did_you_mean(key, known)
-    return f"{key}: no such option or config group.{guess} See them all: minigpt train --cfg job"
+    values = dict(parse_override(one) for one in overrides if not one.startswith(("+", "~")))
+    known = [*groups, *_known_keys(values)]
+    others = [name for name in values if not (name in known or choices_with(name))]
+    why = f"no such option or config group.{similar_option(key, values.get(key, ''), known)}"
+    for name in others:
+        if name != key and not name.startswith("hydra"):
+            why += f" {name}:{similar_option(name, values[name], known) or ' no such option.'}"
+    return f"{key}: {why} See them all: minigpt train --help"
+
+
+def _known_keys(values: dict[str, str]) -> list[str]:
+    """Return all keys of the config with the choices among `values`."""
+    groups = config_groups()
+    chosen = [f"{key}={value.split(',')[0]}" for key, value in values.items() if key in groups]
+    try:
+        return list(_keys(compose_overrides(chosen).values))
+    except UserError:  # a choice in the folder of --config-dir
+        return list(_keys(compose_overrides([]).values))
+
+
+def similar_option(key: str, value: str, known: Iterable[str]) -> str:
+    """Return ' Did you mean KEY?' for an unknown option, such as one of another project, or ''.
+
+    `known`: all options and config groups.
+    """
+    short = key.rpartition(".")[2]
+    by_part = [[name for name in known if name.endswith(f".{part}")] for part in (key, short)]
+    same = by_part[0] or [name for name in known if name == short] or by_part[1]
+    if 1 <= len(same) <= 2:
+        hint = our_value(same[0], value)
+        return f" Did you mean {' or '.join(same)}?{hint}"
+    return our_option(key, value) or did_you_mean(key, known)
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:

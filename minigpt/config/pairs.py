@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
+
+from minigpt.config.foreign import our_flag, our_value
+from minigpt.errors import did_you_mean
+
+MISTYPED = 0.8  # similarity of a mistyped flag
 
 
 class Override(NamedTuple):
@@ -30,3 +37,30 @@ def parse_override(text: str) -> Override:
     """Split an override at its first '='."""
     key, _, value = text.partition("=")
     return Override(key.lstrip("+~"), value)
+
+
+def without_dashes(arguments: Iterable[str], flags: Collection[str]) -> list[str]:
+    """Return the arguments with overrides of the form --KEY=VALUE, as W&B's agent writes them,
+    as KEY=VALUE.
+
+    `flags` stay, and what looks like a mistyped one.
+    """
+    return [_without_dashes(argument, flags) for argument in arguments]
+
+
+def _without_dashes(argument: str, flags: Collection[str]) -> str:
+    flag, equals, _ = argument.partition("=")
+    is_override = argument.startswith("--") and equals and flag not in flags
+    return argument[2:] if is_override and not did_you_mean(flag, flags, MISTYPED) else argument
+
+
+def refusal(program: str, message: str, flags: Collection[str], takes_overrides: bool) -> str:
+    """Return argparse's message; for an unknown flag, with what to type instead."""
+    flag = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+    choice = re.match(r"argument --(\S+): invalid choice: '(.*?)' ", message)
+    guess = our_value(*choice.groups()) if choice else ""
+    if flag:
+        mistyped = did_you_mean(flag[1], flags, MISTYPED)
+        override = f" An override is {flag[1][2:]}=VALUE."
+        guess = mistyped or override if takes_overrides else our_flag(flag[1], flags) or mistyped
+    return f"{program}: {message}{f'.{guess} See' if guess else '; see'} {program} --help"

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from minigpt.config.foreign import our_value
 from minigpt.data.corpus import CORPORA, DataConfig, require_valid_escapes
 from minigpt.errors import require, require_at_least, require_one_of
 from minigpt.files import absolute_path, sha256
@@ -74,8 +75,9 @@ class TrainerConfig:
         require_at_least(1, "trainer", self, *optional, *patience, or_null=True)
         n, why = self.grad_accum_steps, f"must divide trainer.batch_size={self.batch_size}"
         require(self.batch_size % n == 0, "trainer.grad_accum_steps", n, why)
-        require_one_of("trainer.device", self.device, DEVICES)
-        require_one_of("trainer.precision", self.precision, PRECISIONS)
+        for name, known in (("device", DEVICES), ("precision", PRECISIONS)):
+            value = getattr(self, name)
+            require_one_of(f"trainer.{name}", value, known, hint=our_value(name, value))
 
 
 @dataclass
