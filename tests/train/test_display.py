@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -129,7 +128,7 @@ def test_the_end_of_a_run_that_stops_early(cli: Cli) -> None:
 
 
 def test_a_terminal_has_a_bar_and_a_table(workdir: Path) -> None:
-    leader, follower = pty.openpty()
+    leader, follower = pytest.importorskip("pty").openpty()
     command = [sys.executable, "-m", "minigpt.cli", "train", *TINY, "trainer.max_steps=300"]
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "90", "LINES": "40"}
     process = subprocess.Popen(command, stdout=follower, stderr=follower, env=environment)
