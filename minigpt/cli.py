@@ -16,6 +16,8 @@ COMMANDS = {
     "train": "train a model; every option is a config value (minigpt train model=rope)",
     "sample": "generate text with a trained run (minigpt sample latest --prompt ROMEO:)",
     "eval": "evaluate a trained run on both splits (minigpt eval latest)",
+    "runs": "list runs, newest first (minigpt runs --status finished)",
+    "rm": "delete runs, after a question (minigpt rm runs/NAME)",
     "report": "compare runs, designs and seeds in one HTML page (minigpt report latest)",
     "inspect": "plot a run's attention maps and positional scheme (minigpt inspect latest)",
     "tune": "search hyperparameters (minigpt tune optimizer.lr=1e-3,4e-3)",
@@ -23,9 +25,24 @@ COMMANDS = {
     "data": "prepare a corpus and compare tokenizers on it (minigpt data)",
     "doctor": "check devices, packages and data, and show how to install missing ones",
 }
+# Completed by the shell with names of runs, and also with folders of runs, such as a sweep.
+TAKE_RUNS, TAKE_FOLDERS = ("sample", "inspect"), ("eval", "report", "runs", "rm")
 SHELL_REQUESTS = [
-    f"{verb}={shell}" for verb in ("install", "uninstall", "query") for shell in ("bash", "fish")
+    f"{verb}={shell}"
+    for verb in ("install", "uninstall", "query")
+    for shell in ("bash", "fish", "zsh")
 ]
+# Hydra has no completion for zsh; what it answers to bash is read here.
+ZSH = {
+    "install=zsh": """_minigpt() {
+  local -a answers
+  answers=(${=$(COMP_LINE="$LBUFFER" $words[1] -sc query=zsh 2>/dev/null)})
+  compadd -Q -S '' -- $answers
+}
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -u }
+compdef _minigpt minigpt""",
+    "uninstall=zsh": "compdef -d minigpt; unfunction _minigpt",
+}
 
 
 def usage() -> str:
@@ -67,18 +84,24 @@ def complete(arguments: list[str]) -> int:
     """Print completions for the shell: command names here, arguments of `train` by Hydra."""
     if not any(argument in SHELL_REQUESTS for argument in arguments):
         return _fail(f"-sc: add one of {', '.join(SHELL_REQUESTS)}")
+    for request, script in ZSH.items():
+        if request in arguments:
+            print(script)
+            return 0
+    arguments = ["query=bash" if argument == "query=zsh" else argument for argument in arguments]
     if any(argument.startswith("query=") for argument in arguments):
         program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
         command, typed, overrides = rest.lstrip().partition(" ")
         if not typed:
             print(" ".join(name for name in COMMANDS if name.startswith(command)))
             return 0
-        if command in ("sample", "eval", "inspect", "report"):
+        if command in (*TAKE_RUNS, *TAKE_FOLDERS):
             runs = {path.parent for path in Path("runs").glob("**/manifest.json")}
-            if command in ("eval", "report"):  # also take a folder of runs, such as a sweep
+            if command in TAKE_FOLDERS:
                 runs |= {path.parent for path in runs}
+            typed = overrides.rpartition(" ")[2]
             names = ("latest", *sorted(map(str, runs)))
-            print(" ".join(name for name in names if name.startswith(overrides)))
+            print(" ".join(name for name in names if name.startswith(typed)))
         if command not in ("train", "tune", "bench", "data"):
             return 0
         os.environ["COMP_LINE"] = f"{program} {overrides}"

@@ -15,8 +15,8 @@ from urllib.request import url2pathname
 DISTRIBUTION = "minigpt-lab"  # the name on package indexes, where `minigpt` is another project
 
 
-def install(extra: str) -> str:
-    """Return the shell command that installs the packages of an extra into this environment.
+def install(*extras: str) -> str:
+    """Return the shell command that installs the packages of extras into this environment.
 
     In an editable install it is the extra of that checkout, with the constraints there. Otherwise
     it lists the packages, because pip finds no wheel that was installed from a file or a URL.
@@ -24,15 +24,16 @@ def install(extra: str) -> str:
     try:
         distribution = Distribution.from_name(DISTRIBUTION)
     except PackageNotFoundError:  # run from a folder on PYTHONPATH
-        return f"{_installer('pip')} install '{DISTRIBUTION}[{extra}]'"
+        return f"{_installer('pip')} install '{DISTRIBUTION}[{','.join(extras)}]'"
     # Both files: https://packaging.python.org/en/latest/specifications/recording-installed-packages
     installer = _installer((distribution.read_text("INSTALLER") or "pip").strip())
     source = json.loads(distribution.read_text("direct_url.json") or "{}")
     if source.get("dir_info", {}).get("editable"):
         folder = _relative(Path(url2pathname(urlsplit(source["url"]).path)))
-        constraints, target = folder / "constraints.txt", f"{folder}[{extra}]"
+        constraints, target = folder / "constraints.txt", f"{folder}[{','.join(extras)}]"
         return f"{installer} install -c {_quoted(constraints)} -e {_quoted(target)}"
-    names = requirements(distribution.requires or [], extra)
+    requires = distribution.requires or []
+    names = dict.fromkeys(name for extra in extras for name in requirements(requires, extra))
     return f"{installer} install {' '.join(map(_quoted, names))}"
 
 

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,16 @@ def _require_utf8(key: str, path: str) -> None:
     name = readable_name(Path(path))
     why = "a name that is not UTF-8; rename it, or use a link to it with another name"
     require(os.fsencode(name) == os.fsencode(Path(path)), key, name, why)
+
+
+def disk_bytes(folder: Path) -> int:
+    """Return the size of all files below a folder; links count as such."""
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # deleted since it was listed
+                size += os.lstat(os.path.join(parent, name)).st_size
+    return size
 
 
 def matching_paths(pattern: str) -> list[Path]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import random
+import select
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from minigpt.extras import install
 from tests.conftest import TINY, Cli, inspect_wandb, the_run
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -183,7 +189,10 @@ def test_shell_completion(
 
 @pytest.mark.parametrize(
     ("command", "offered"),
-    [("sample", ""), ("inspect", ""), ("eval", "runs/sweep "), ("report", "runs/sweep ")],
+    [
+        *(("sample", ""), ("inspect", ""), ("sample --greedy", "")),
+        *((name, "runs/sweep ") for name in ("eval", "report", "runs", "rm", "rm runs/x")),
+    ],
 )
 def test_shell_completion_of_runs(
     cli: Cli, workdir: Path, monkeypatch: pytest.MonkeyPatch, command: str, offered: str
@@ -192,6 +201,46 @@ def test_shell_completion_of_runs(
     (workdir / "runs/sweep/rope/manifest.json").write_text("{}")
     monkeypatch.setenv("COMP_LINE", f"minigpt {command} runs/")
     assert cli("-sc", "query=bash").out == f"{offered}runs/sweep/rope\n"
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_completion_in_a_real_zsh(workdir: Path) -> None:
+    """Keys in a terminal: commands, choices, and runs are completed at Tab."""
+    (workdir / "runs/a/rope").mkdir(parents=True)
+    (workdir / "runs/a/rope/manifest.json").write_text("{}")
+    (workdir / ".zshrc").write_text("PROMPT='$ '\n" + 'eval "$(minigpt -sc install=zsh)"\n')
+    keys = ["minigpt doc\t", "\x15minigpt train norm=sand\t", "\x15minigpt sample runs/\t"]
+    shown = _typed_in_zsh(workdir, keys)
+    for completed in ("minigpt doctor", "minigpt train norm=sandwich", "sample runs/a/rope"):
+        assert completed in shown
+
+
+def _typed_in_zsh(home: Path, keys: list[str]) -> str:
+    """Return what a terminal shows, without its control sequences."""
+    import pty
+
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "ZDOTDIR": str(home), "TERM": "dumb"}
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(home)
+        os.execvpe("zsh", ["zsh", "-i"], environment)
+    shown = _read_until(terminal, "$ ")
+    for typed in keys:
+        os.write(terminal, typed.encode())
+        shown += _read_until(terminal, None)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(terminal)
+    return shown
+
+
+def _read_until(terminal: int, end: str | None, quiet: float = 3.0) -> str:
+    """Read until `end`, or until nothing came for some seconds."""
+    text = ""
+    while (end is None or end not in text) and select.select([terminal], [], [], quiet)[0]:
+        text += os.read(terminal, 4096).decode(errors="replace")
+    return text
 
 
 @pytest.mark.parametrize("order", ["flag first", "flag last"])
@@ -378,19 +427,60 @@ def test_data_reports_documents(cli: Cli, workdir: Path) -> None:
     assert row.replace("│", " ").split() == ["char", "4", "2", "3", "8"]
 
 
-def test_doctor_lists_versions_and_choices(cli: Cli) -> None:
+def test_doctor_says_what_works_and_what_is_missing(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outcome = cli("doctor")
     assert outcome.code == 0, outcome.err
-    for word in ("torch", "device", "precision", "threads", "tokenizer=gpt2", "logger=wandb"):
-        assert word in outcome.out
-    assert "--quantize " in outcome.out
+    verdict = [line.split()[0] for line in outcome.out.splitlines()[:5]]
+    assert verdict == ["works", "device", "missing", "get", "more"]
+    assert outcome.out.startswith("works    yes: ")
+    for word in ("torch", "precision", "threads", "tokenizer=gpt2", "logger=wandb", "--quantize"):
+        assert f" {word} " in outcome.out
+
+    real = importlib.metadata.version
+
+    def without(name: str) -> str:
+        if name in ("torchao", "ray"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr("minigpt.run.environment.version", without)
+    lines = cli("doctor").out.splitlines()
+    assert lines[2] == "missing  minigpt tune, --quantize"
+    assert lines[3] == f"get it   {install('ray', 'quantize')}"
+
+
+def test_the_verdict_of_doctor_comes_first_and_soon(workdir: Path) -> None:
+    """Before the slower checks, and within a small multiple of importing torch."""
+
+    def seconds(*command: str) -> float:
+        start = time.monotonic()
+        process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        for _ in range(5):
+            process.stdout.readline()
+        passed = time.monotonic() - start
+        process.communicate()
+        return passed
+
+    torch_alone = min(seconds("-c", "import torch") for _ in range(3))
+    verdict = min(seconds("-u", "-m", "minigpt.cli", "doctor") for _ in range(3))
+    assert verdict < 2 * torch_alone + 1
+
+
+def test_doctor_shows_tables_of_combinations(cli: Cli) -> None:
+    outcome = cli("doctor", "--table", "positional")
+    assert outcome.code == 0, outcome.err
     for scheme in (CONFIGS / "positional").glob("*.yaml"):
         assert f"\n {scheme.stem} " in outcome.out
     assert "FlexAttention has no backward on CPUs" in outcome.out
-    for group in ("attention", "ffn", "norm"):
+    outcome = cli("doctor", "--table", "attention")
+    for group in ("positional", "attention", "ffn", "norm"):
         for choice in (CONFIGS / group).glob("*.yaml"):
             assert f" {choice.stem} " in outcome.out or f" {group}={choice.stem} " in outcome.out
     assert "attention=performer: it computes no scores" in outcome.out
+    assert cli("doctor", "--table", "norm").code == 2
 
 
 def test_an_unavailable_tracker_creates_no_files(cli: Cli, workdir: Path) -> None:

@@ -2,57 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from minigpt.commands.options import Parser
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Console
+
+OPTIONS = {
+    "--table {positional,attention}": "instead: which attention backends support each choice of "
+    "that group, on each device, and which choices can be combined with each attention",
+}
 
 
 def main(arguments: list[str]) -> None:
-    """Print what this machine supports, remedies, and tables of supported combinations."""
-    Parser(
+    """Print a verdict, then every finding; or a table of supported combinations."""
+    parser = Parser(
         "doctor",
-        "Show versions, device, precision, W&B's mode, the data and tokenizers that are available\n"
-        "offline, and which attention backend supports which positional scheme on each device.",
-        ["minigpt doctor"],
-    ).parse(arguments)
+        "Say in five lines what works here, what is missing and how to get it; then show\n"
+        "versions, device, precision, W&B's mode, and which data and tokenizers are available.",
+        ["minigpt doctor", "minigpt doctor --table positional"],
+    )
+    parser.add_options(OPTIONS)
+    options = parser.parse(arguments)
 
+    from minigpt.console import PipeConsole
+
+    console = PipeConsole(highlight=False)
+    if options.table is None:
+        _print_findings(console)
+    else:
+        _print_tables(options.table, console)
+
+
+def _print_findings(console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from minigpt.config.capabilities import Footnotes, attention_table, backend_table
-    from minigpt.console import PipeConsole
-    from minigpt.run.environment import findings
+    from minigpt.run.environment import findings, verdict
 
-    console = PipeConsole(highlight=False)
-    backends, combinations = Footnotes(), Footnotes()
+    for line in verdict():
+        console.print(f"{line.subject:<9}{line.status}", soft_wrap=True, markup=False)
     with console.status("checking ..."):
         lines = findings()
-        title = "backends by positional scheme (t: training, i: inference, a number: see below)"
-        by_positional = _table(title, backend_table("positional", backends))
-        by_attention = _table("backends by attention", backend_table("attention", backends))
-        title = "choices that can be combined with each attention"
-        combined = _table(title, attention_table(combinations))
     table = Table("subject", "status", show_edge=False)
     for finding in lines:
         table.add_row(finding.subject, Text(finding.status))
-    console.print(table)
-    remedies = [f"- {finding.subject}: {finding.remedy}" for finding in lines if finding.remedy]
-    for remedy in remedies or ["nothing is missing"]:
-        console.print(remedy, markup=False)
-    for part in ("", by_positional, "", by_attention, *_lines(backends)):
-        console.print(part, markup=False)
-    for part in ("", combined, *_lines(combinations)):
-        console.print(part, markup=False)
+    console.print("", table)
+    for finding in lines:
+        if finding.remedy:
+            line = f"- {finding.subject}: {finding.remedy}"
+            console.print(line, soft_wrap=True, markup=False)
 
 
-def _lines(footnotes: dict[str, int]) -> list[str]:
-    return [f"{number} {reason}" for reason, number in footnotes.items()]
+def _print_tables(group: str, console: Console) -> None:
+    from minigpt.config.capabilities import Footnotes, attention_table, backend_table
+
+    with console.status("checking ..."):
+        notes = Footnotes()
+        title = f"backends by {group} (t: training, i: inference, a number: see below)"
+        _print_table(title, backend_table(group, notes), notes, console)
+        if group == "attention":
+            notes = Footnotes()
+            title = "choices that can be combined with each attention"
+            _print_table(title, attention_table(notes), notes, console)
 
 
-def _table(title: str, rows: list[list[str]]) -> Table:
+def _print_table(
+    title: str, rows: list[list[str]], notes: dict[str, int], console: Console
+) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Column, Table
 
@@ -61,4 +80,10 @@ def _table(title: str, rows: list[list[str]]) -> Table:
     table = Table(*head, title=title, box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))
     for row in body:
         table.add_row(*row)
-    return table
+    console.print(table)
+    _print_lines((f"{number} {reason}" for reason, number in notes.items()), console)
+
+
+def _print_lines(lines: Iterable[str], console: Console) -> None:
+    for line in (*lines, ""):
+        console.print(line, soft_wrap=True, markup=False)

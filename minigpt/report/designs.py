@@ -119,6 +119,15 @@ def group(runs: Sequence[Run], by: Sequence[str], matched: Sequence[str] = ()) -
     return designs
 
 
+def design_labels(runs: Sequence[Run]) -> list[str]:
+    """Return the label of each run's design among all of them; '' for a run without a config."""
+    configs = [design_config(run) for run in runs]
+    keys = [_identity(_design_only(config)) if config else "" for config in configs]
+    designs = {key: config for key, config in zip(keys, configs, strict=True) if config}
+    names = dict(zip(designs, labels([*designs.values()], (), ()), strict=True))
+    return [names.get(key, "") for key in keys]
+
+
 def _add(design: Design, runs: list[Run]) -> None:
     """Add runs of one config: for each seed the newest finished run, or else the newest."""
     by_seed: dict[Any, list[Run]] = {}

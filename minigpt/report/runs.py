@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +17,14 @@ from minigpt.config.pairs import flat
 from minigpt.config.renamed import rename_keys
 from minigpt.errors import UserError, first_line
 from minigpt.files import read_json_lines, try_read_json
-from minigpt.run.directory import SEARCH, SWEEP, RunDirectory, find_folder
+from minigpt.run.directory import (
+    SEARCH,
+    SWEEP,
+    RunDirectory,
+    find_folder,
+    natural,
+    run_directories,
+)
 from minigpt.run.sweep_file import Job, listed_jobs
 
 FILES = ("config.yaml", "manifest.json", "result.json", "metrics.jsonl", "eval.json", SWEEP, SEARCH)
@@ -139,7 +145,7 @@ def find_runs(names: Sequence[str]) -> RunCollection:
     problems: list[str] = []
     sweeps = _read_sweeps(folders, problems)
     listed = {job.path.resolve(): n for n, job in enumerate(j for s in sweeps for j in s.jobs)}
-    paths = {path.resolve(): path for top in folders for path in _run_directories(top)}
+    paths = {path.resolve(): path for top in folders for path in run_directories(top)}
     runs = [run for path in paths.values() if _is_run(run := read_run(path))]
     files = {file.resolve(): file for top in folders for file in top.rglob(SEARCH)}.values()
     searching = [f.parent for f in files if try_read_json(f, problems).get("status") == "running"]
@@ -150,7 +156,7 @@ def find_runs(names: Sequence[str]) -> RunCollection:
         )
     for number, run in enumerate(runs):
         place = listed.get(run.path.resolve(), len(listed))
-        runs[number] = replace(run, order=(place, run.started, _natural(str(run.path))))
+        runs[number] = replace(run, order=(place, run.started, natural(str(run.path))))
     runs.sort(key=lambda run: run.order)
     problems += [problem for run in runs for problem in run.problems]
     return RunCollection(runs, sweeps, problems, searching)
@@ -195,15 +201,6 @@ def _read_config(file: Path, problems: list[str]) -> dict[str, Any]:
     return content
 
 
-def _run_directories(top: Path) -> Iterator[Path]:
-    """Yield the run directories below and including `top`; a run contains no other run."""
-    for parent, folders, files in os.walk(top, followlinks=True):
-        if {"config.yaml", "result.json"} & {*files}:
-            folders.clear()
-            yield Path(parent)
-        folders[:] = sorted((f for f in folders if not f.startswith(".")), key=_natural)
-
-
 def _is_run(run: Run) -> bool:
     """Whether minigpt wrote the folder: other programs write a config.yaml too."""
     is_config = any(key.startswith("model.") for key in run.config)
@@ -229,11 +226,6 @@ def finite(value: Any) -> float | None:
         return float(value) if is_number and math.isfinite(value) else None
     except OverflowError:  # an integer too large for a float
         return None
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts 10 after 9."""
-    return [(int(p), "") if p.isdigit() else (0, p) for p in re.split(r"(\d+)", text)]
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, if PyYAML was built with it

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,8 @@ from minigpt.errors import UserError, did_you_mean
 from minigpt.files import read_json, to_json, user_path
 
 SWEEP, SEARCH = "sweep.json", "tune.json"  # written in the folder of a sweep or a search
+LOCK = ".lock"
+PROBE_SECONDS = 0.2  # `is_training` in another process may hold a lock for an instant
 RUNS = Path("runs")  # the same as in configs/runtime.yaml; `latest` is the newest run below it
 
 
@@ -50,6 +54,29 @@ class RunDirectory:
         return self.status == "finished"
 
     @property
+    def began(self) -> bool:
+        """Whether it has trained a step, or may: not a run that failed during its set-up."""
+        try:
+            ended = self.status not in (None, "finished")
+        except UserError:  # result.json is broken
+            ended = False
+        steps = self.metrics.is_file() and self.metrics.stat().st_size > 0
+        return self.config.is_file() and (steps or self.last.is_dir() or not ended)
+
+    @property
+    def is_training(self) -> bool:
+        """Whether a process trains it now: another process holds the lock."""
+        if not (self.path / LOCK).is_file():
+            return False
+        try:
+            with self.locked(0.0):
+                return False
+        except Busy:
+            return True
+        except OSError:  # a folder that cannot be written: no process trains there
+            return False
+
+    @property
     def in_group(self) -> bool:
         """Whether it is a run of a sweep or a search."""
         return any((self.path.parent / file).is_file() for file in (SWEEP, SEARCH))
@@ -60,14 +87,14 @@ class RunDirectory:
         return str(self.read_json(self.manifest).get("data_sha256"))
 
     @contextmanager
-    def locked(self, seconds: float = 0.0) -> Iterator[None]:
+    def locked(self, seconds: float = PROBE_SECONDS) -> Iterator[None]:
         """Hold the run's lock, so that no other process trains it.
 
         The operating system releases the lock of a killed process. Raises Busy if another process
         still holds it after `seconds`.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
+        lock = FileLock(self.path / LOCK)
         try:
             lock.acquire(timeout=seconds)
         except Timeout:
@@ -164,8 +191,28 @@ def find_folder(name: str) -> Path:
     return path
 
 
+def run_directories(top: Path) -> Iterator[Path]:
+    """Yield the run directories below and including `top`; a run contains no other run.
+
+    A run directory contains config.yaml or result.json. Hidden folders are skipped.
+    """
+    for parent, folders, files in os.walk(top, followlinks=True):
+        if {"config.yaml", "result.json"} & {*files}:
+            folders.clear()
+            yield Path(parent)
+        folders[:] = sorted((f for f in folders if not f.startswith(".")), key=natural)
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """Return a sort key that puts 10 after 9."""
+    return [(int(p), "") if p.isdigit() else (0, p) for p in re.split(r"(\d+)", text)]
+
+
 def _latest_run() -> RunDirectory:
-    starts = [(file.stat().st_mtime, file.parent) for file in RUNS.rglob("manifest.json")]
-    if not starts:
-        raise UserError(f"latest: no run under {RUNS}/ yet; start one with `minigpt train`")
-    return RunDirectory(max(starts)[1])
+    """Return the newest run that began, by its last (re)start. Raises UserError if none did."""
+    runs = (RunDirectory(path) for path in run_directories(RUNS))
+    starts = [(run.manifest.stat().st_mtime, run) for run in runs if run.manifest.is_file()]
+    for _, run in sorted(starts, key=lambda start: start[0], reverse=True):
+        if run.began:
+            return run
+    raise UserError(f"latest: no run under {RUNS}/ yet; start one with `minigpt train`")

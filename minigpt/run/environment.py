@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +13,7 @@ import torch
 
 from minigpt.config.compose import composed_config
 from minigpt.data.corpus import CORPORA
+from minigpt.data.shakespeare import PACKAGE
 from minigpt.errors import UserError
 from minigpt.extras import install
 from minigpt.logger.wandb_ import WandbConfig
@@ -21,6 +22,21 @@ from minigpt.model import GPT
 from minigpt.run.provenance import PACKAGES, provenance
 from minigpt.runtime import choose_runtime
 from minigpt.tokenizer import TOKENIZERS
+from minigpt.tokenizer.tiktoken_ import GPT2_PACKAGE
+
+# Packages that carry the text and GPT-2's vocabulary; without the others minigpt does not start.
+REQUIRED = (PACKAGE, GPT2_PACKAGE)
+# Optional parts, with the extra that installs each and the packages that it needs.
+OPTIONAL = {
+    "minigpt tune": ("ray", ("ray", "optuna")),
+    "--quantize": ("quantize", ("torchao",)),
+    "logger=tensorboard": ("tensorboard", ("tensorboard",)),
+    "minigpt.runs": ("pandas", ("pandas",)),
+    "minigpt report --wandb": ("workspaces", ("wandb-workspaces",)),
+    "hydra/launcher=joblib": ("joblib", ("hydra-joblib-launcher",)),
+    "hydra/launcher=ray": ("ray", ("hydra-ray-launcher",)),
+    "hydra/launcher=submitit_slurm": ("slurm", ("hydra-submitit-launcher",)),
+}
 
 
 class Finding(NamedTuple):
@@ -40,9 +56,31 @@ def findings() -> list[Finding]:
         *(_available(f"tokenizer={name}", _tokenizer, name) for name in ("char", "gpt2", "bpe")),
         Finding("tokenizer=tiktoken", "downloads an encoding on first use"),
         _wandb(),
-        _installed("logger=tensorboard", "tensorboard", "tensorboard"),
-        _installed("--quantize", "quantize", "torchao"),
-        _installed("minigpt tune", "ray", "ray", "optuna"),
+        *(_optional(subject, *parts) for subject, parts in OPTIONAL.items()),
+    ]
+
+
+def verdict() -> list[Finding]:
+    """Return what works, what is missing and how to get it, without network and in 2 seconds."""
+    runtime = choose_runtime("auto", "auto")
+    with runtime.autocast():  # raises if the device does not compute
+        torch.ones(2, 2, device=runtime.device).mm(torch.ones(2, 2, device=runtime.device)).sum()
+    without = [name for name in REQUIRED if not _versions_of([name])]
+    missing = {
+        subject: extra
+        for subject, (extra, packages) in OPTIONAL.items()
+        if not _versions_of(packages)
+    }
+    commands = [f"pip install {' '.join(without)}"] if without else []
+    commands += [install(*dict.fromkeys(missing.values()))] if missing else []
+    threads = f"{torch.get_num_threads()} of {os.cpu_count()} CPU threads"
+    works = "yes: train, evaluate and sample; data and tokenizers are here, without a download"
+    return [
+        Finding("works", f"not all: {', '.join(without)} not installed" if without else works),
+        Finding("device", f"{runtime.device}, {runtime.precision}, {threads}"),
+        Finding("missing", ", ".join([*without, *missing]) or "nothing"),
+        Finding("get it", " && ".join(commands) or "nothing to install"),
+        Finding("more", "minigpt doctor --table positional | attention: what can be combined"),
     ]
 
 
@@ -104,9 +142,16 @@ def _wandb() -> Finding:
     return Finding("logger=wandb", f"offline: {reason}", remedy)
 
 
-def _installed(subject: str, extra: str, *packages: str) -> Finding:
+def _optional(subject: str, extra: str, packages: Sequence[str]) -> Finding:
+    versions = _versions_of(packages)
+    if not versions:
+        return Finding(subject, "not installed", install(extra))
+    return Finding(subject, f"ready, {' and '.join(versions)}")
+
+
+def _versions_of(packages: Sequence[str]) -> list[str]:
+    """Return packages with their versions, or nothing if one is missing."""
     try:
-        versions = " and ".join(f"{package} {version(package)}" for package in packages)
+        return [f"{package} {version(package)}" for package in packages]
     except PackageNotFoundError:
-        return Finding(subject, f"not installed ({install(extra)})")
-    return Finding(subject, f"ready, {versions}")
+        return []

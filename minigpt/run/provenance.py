@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from minigpt import __version__
+from minigpt.extras import DISTRIBUTION
 from minigpt.files import sha256
 
 # Source files that determine a run's numbers: folders and modules of minigpt.
@@ -27,7 +27,7 @@ def provenance(command: list[str]) -> dict[str, Any]:
     return {
         "command": command,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "minigpt": __version__,
+        "minigpt": importlib.metadata.version(DISTRIBUTION),
         "commit": _commit(),
         "code_sha256": code_sha256(),
         "python": platform.python_version(),
