@@ -7,7 +7,6 @@ import io
 import os
 import signal
 import sys
-from pathlib import Path
 
 from minigpt import __version__
 from minigpt.errors import TRACEBACK, Failure, UserError, did_you_mean, wants_traceback
@@ -16,17 +15,17 @@ COMMANDS = {
     "train": "train a model; every option is a config value (minigpt train model=rope)",
     "sample": "generate text with a trained run (minigpt sample latest --prompt ROMEO:)",
     "eval": "evaluate a trained run on both splits (minigpt eval latest)",
-    "runs": "list runs, newest first (minigpt runs --status finished)",
-    "rm": "delete runs, after a question (minigpt rm runs/NAME)",
     "report": "compare runs, designs and seeds in one HTML page (minigpt report latest)",
+    "runs": "list runs, newest first (minigpt runs --status finished)",
+    "rm": "delete runs and sweeps; asks first (minigpt rm runs/NAME)",
     "inspect": "plot a run's attention maps and positional scheme (minigpt inspect latest)",
     "tune": "search hyperparameters (minigpt tune optimizer.lr=1e-3,4e-3)",
     "bench": "measure speed on this machine (minigpt bench train model=rope,alibi)",
     "data": "prepare a corpus and compare tokenizers on it (minigpt data)",
     "doctor": "check devices, packages and data, and show how to install missing ones",
 }
-# Completed by the shell with names of runs, and also with folders of runs, such as a sweep.
-TAKE_RUNS, TAKE_FOLDERS = ("sample", "inspect"), ("eval", "report", "runs", "rm")
+FOLDER_COMMANDS = ("eval", "report", "runs")  # take a run, or a folder of runs such as a sweep
+RUN_COMMANDS = ("sample", "inspect", "rm", *FOLDER_COMMANDS)
 SHELL_REQUESTS = [
     f"{verb}={shell}"
     for verb in ("install", "uninstall", "query")
@@ -95,17 +94,26 @@ def complete(arguments: list[str]) -> int:
         if not typed:
             print(" ".join(name for name in COMMANDS if name.startswith(command)))
             return 0
-        if command in (*TAKE_RUNS, *TAKE_FOLDERS):
-            runs = {path.parent for path in Path("runs").glob("**/manifest.json")}
-            if command in TAKE_FOLDERS:
-                runs |= {path.parent for path in runs}
-            typed = overrides.rpartition(" ")[2]
-            names = ("latest", *sorted(map(str, runs)))
-            print(" ".join(name for name in names if name.startswith(typed)))
+        if command in RUN_COMMANDS:
+            words = overrides.split(" ")
+            print(" ".join(name for name in _run_names(command) if name.startswith(words[-1])))
         if command not in ("train", "tune", "bench", "data"):
             return 0
         os.environ["COMP_LINE"] = f"{program} {overrides}"
     return run_command("train", arguments)
+
+
+def _run_names(command: str) -> list[str]:
+    """Return what a command that takes runs may be given."""
+    from minigpt.run.directory import RUNS, SEARCH, SWEEP, group_files, run_directories
+
+    runs = {run.path for run in run_directories(RUNS)}
+    if command == "rm":
+        runs |= {file.parent for name in (SWEEP, SEARCH) for file in group_files(RUNS, name)}
+        return sorted(map(str, runs))
+    if command in FOLDER_COMMANDS:
+        runs |= {path.parent for path in runs}
+    return ["latest", *sorted(map(str, runs))]
 
 
 def run_command(command: str, arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +49,6 @@ def _require_utf8(key: str, path: str) -> None:
     name = readable_name(Path(path))
     why = "a name that is not UTF-8; rename it, or use a link to it with another name"
     require(os.fsencode(name) == os.fsencode(Path(path)), key, name, why)
-
-
-def disk_bytes(folder: Path) -> int:
-    """Return the size of all files below a folder; links count as such."""
-    size = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(FileNotFoundError):  # deleted since it was listed
-                size += os.lstat(os.path.join(parent, name)).st_size
-    return size
 
 
 def matching_paths(pattern: str) -> list[Path]:
@@ -232,6 +222,19 @@ def _remove(path: Path) -> None:
 
 def _old(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
+
+
+def directory_bytes(path: Path) -> int:
+    """Return the size of all files below a directory; links are not followed."""
+    files = (os.path.join(parent, name) for parent, _, names in os.walk(path) for name in names)
+    return sum(map(_bytes, files))
+
+
+def _bytes(file: str) -> int:
+    try:
+        return os.lstat(file).st_size
+    except FileNotFoundError:  # replaced since it was listed
+        return 0
 
 
 def sha256(content: bytes | str) -> str:

@@ -65,14 +65,8 @@ TEXT = "".join(f"Line {i}: the quick brown fox jumps over {i * i} lazy dogs.\n" 
 MEDIUM = (
     *("bench/", "inference/", "logger/", "studies/", "sweep/", "train/", "tune/"),
     *("data/test_shards.py", "evaluate/test_eval_runs.py", "evaluate/test_inspect.py"),
-    *(
-        "model/test_designs.py",
-        "run/test_listing.py",
-        "test_api.py",
-        "test_cli.py",
-        "test_scripts.py",
-        "test_use.py",
-    ),
+    *("model/test_designs.py", "report/test_listing.py", "run/test_latest.py"),
+    *("run/test_removal.py", "test_api.py", "test_cli.py", "test_scripts.py", "test_use.py"),
 )
 
 

@@ -163,7 +163,7 @@ def test_runs_lists_unfinished_and_broken_runs(folder: Path, tmp_path: Path) -> 
     rows = {Path(row["run"]).name: row for row in runs(tmp_path).to_dict("records")}
     status = {name: row["status"] for name, row in rows.items()}
     assert status["finished"] == "finished" and status["missing"] == "not started"
-    assert status["running"].startswith("no result.json")
+    assert status["running"] == "killed"
     assert len(rows) == 4 and "broken JSON" in rows["broken"]["problems"]
 
 

@@ -145,7 +145,9 @@ def test_a_missing_run_directory_is_reported(cli: Cli, command: str) -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["sample", "eval", "inspect", "tune", "data", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["sample", "eval", "inspect", "tune", "data", "runs", "rm", "doctor"]
+)
 def test_help_has_an_example(cli: Cli, capfd: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as exit_:
         cli(command, "--help")
@@ -190,24 +192,35 @@ def test_shell_completion(
 @pytest.mark.parametrize(
     ("command", "offered"),
     [
-        *(("sample", ""), ("inspect", ""), ("sample --greedy", "")),
-        *((name, "runs/sweep ") for name in ("eval", "report", "runs", "rm", "rm runs/x")),
+        *((command, "") for command in ("sample", "inspect", "rm runs/a", "sample --draft")),
+        *((command, "runs/sweep ") for command in ("eval", "report", "runs", "eval runs/a")),
     ],
 )
 def test_shell_completion_of_runs(
     cli: Cli, workdir: Path, monkeypatch: pytest.MonkeyPatch, command: str, offered: str
 ) -> None:
     (workdir / "runs/sweep/rope").mkdir(parents=True)
-    (workdir / "runs/sweep/rope/manifest.json").write_text("{}")
+    (workdir / "runs/sweep/rope/config.yaml").write_text("{}")
     monkeypatch.setenv("COMP_LINE", f"minigpt {command} runs/")
     assert cli("-sc", "query=bash").out == f"{offered}runs/sweep/rope\n"
+
+
+def test_shell_completion_of_rm_offers_sweeps(
+    cli: Cli, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("runs/sweep/rope", "runs/group/alibi"):
+        (workdir / folder).mkdir(parents=True)
+        (workdir / folder / "config.yaml").write_text("{}")
+    (workdir / "runs/sweep/sweep.json").write_text("{}")
+    monkeypatch.setenv("COMP_LINE", "minigpt rm ")
+    assert cli("-sc", "query=bash").out == "runs/group/alibi runs/sweep runs/sweep/rope\n"
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
 def test_completion_in_a_real_zsh(workdir: Path) -> None:
     """Keys in a terminal: commands, choices, and runs are completed at Tab."""
     (workdir / "runs/a/rope").mkdir(parents=True)
-    (workdir / "runs/a/rope/manifest.json").write_text("{}")
+    (workdir / "runs/a/rope/config.yaml").write_text("{}")
     (workdir / ".zshrc").write_text("PROMPT='$ '\n" + 'eval "$(minigpt -sc install=zsh)"\n')
     keys = ["minigpt doc\t", "\x15minigpt train norm=sand\t", "\x15minigpt sample runs/\t"]
     shown = _typed_in_zsh(workdir, keys)

@@ -1,4 +1,4 @@
-"""`minigpt rm`: delete runs, after a question."""
+"""`minigpt rm`: delete runs, sweeps and searches."""
 
 from __future__ import annotations
 
@@ -7,46 +7,42 @@ import sys
 from minigpt.commands.options import Parser
 from minigpt.errors import UserError
 
-OPTIONS = {"--yes": "delete without a question"}
-
 
 def main(arguments: list[str]) -> None:
-    """List what is deleted, ask, and delete it."""
+    """List what would be deleted, ask, and delete it."""
     parser = Parser(
         "rm",
-        "Delete runs, or a sweep or a search with all of its runs. Lists them and asks first.\n"
-        "Other folders, links, and runs that are being trained are refused.",
-        ["minigpt rm runs/NAME runs/OTHER", "minigpt rm runs/SWEEP --yes"],
+        "Delete runs, and the folders of sweeps and searches with all their runs. Lists them and\n"
+        "asks first. Refuses running runs, links, and directories with files that minigpt did not\n"
+        "write. `latest` is then the newest run that is left.",
+        ["minigpt rm runs/2026-11-22_18-11-35_rope_6c71", "minigpt rm --yes runs/SWEEP"],
     )
-    text = "a run directory, the folder of a sweep or a search, or latest"
-    parser.add_argument("runs", metavar="RUN", nargs="+", help=text)
-    parser.add_options(OPTIONS)
+    parser.add_argument("run", metavar="RUN", nargs="+", help="a run, or a sweep's folder")
+    parser.add_options({"--yes": "delete without asking"})
     options = parser.parse(arguments)
 
+    from rich.filesize import decimal
+    from rich.prompt import Confirm
+
     from minigpt.console import PipeConsole
-    from minigpt.report.listing import size_text
-    from minigpt.run.remove import find_targets, remove
+    from minigpt.run.removal import plan_removal
 
-    console = PipeConsole(highlight=False)
-    targets = find_targets(options.runs)
-    for target in targets:
-        many = f"{len(target.runs)} runs, " if target.runs != [target.path] else ""
-        line = f"{target.path} ({many}{size_text(target.bytes)})"
-        console.print(line, soft_wrap=True, markup=False)
+    console = PipeConsole(highlight=False, soft_wrap=True)
+    removals = plan_removal(options.run)
+    sizes = [removal.bytes for removal in removals]
+    for removal, size in zip(removals, sizes, strict=True):
+        line = f"{removal.path}  {removal.describe()}, {decimal(size)}"
+        console.print(line, markup=False)
     if not options.yes:
-        _ask()
-    for target in targets:
-        remove(target)
-    console.print(f"deleted {len(targets)} {'folder' if len(targets) == 1 else 'folders'}")
-
-
-def _ask() -> None:
-    """Return if the user says yes. Raises UserError otherwise, and without a terminal."""
-    if not sys.stdin.isatty():
-        raise UserError("minigpt rm: nothing was deleted; add --yes where no terminal can be asked")
-    try:
-        answer = input("delete? [y/N] ")
-    except EOFError:
-        answer = ""
-    if answer.strip().lower() not in ("y", "yes"):
-        raise UserError("minigpt rm: nothing was deleted")
+        if not sys.stdin.isatty():
+            raise UserError("--yes: needed where no terminal can ask; nothing was deleted")
+        try:
+            confirmed = Confirm.ask(f"delete {decimal(sum(sizes))}?", default=False)
+        except EOFError:
+            confirmed = False
+        if not confirmed:
+            console.print("nothing deleted")
+            return
+    for removal in removals:
+        removal.remove()
+    console.print(f"deleted {decimal(sum(sizes))}")

@@ -2,57 +2,67 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from minigpt.commands.options import Parser
 
-OPTIONS = {
-    "--design CHOICE": "only runs of this design: a choice, such as rope, or KEY=VALUE, such as "
-    "optimizer.lr=0.004; if repeated, all must hold",
-    "--status STATUS": "only runs that are finished, running, interrupted, stopped (by a search), "
-    "failed or killed; may be repeated",
-    "--json": "print one JSON object per line, with sizes in bytes and times in UTC",
+TERMINAL_ROWS = 30
+STATUSES = ("finished", "running", "interrupted", "killed", "failed", "stopped", "paused")
+STATUSES += ("not-started",)
+HELP = {
+    "DIR": "a run, a folder searched for runs, or latest: the sweep or search of the newest run "
+    "(default: runs)",
+    "--design": "only runs of this design: a name of the column `design`, a choice such as rope, "
+    "or KEY=VALUE such as optimizer.lr=0.004; may be repeated",
+    "--status": "only runs with this status; killed: without a result, and no process of this "
+    "machine trains it; not-started: it has logged no step; may be repeated",
+    "--limit": f"list at most N runs, 0: all (default: {TERMINAL_ROWS} in a terminal, else all)",
+    "--json": "print JSON: a list of objects",
 }
 
 
 def main(arguments: list[str]) -> None:
-    """Print the runs below the folders."""
+    """Print a table of runs, and how many there are."""
     parser = Parser(
         "runs",
-        "List runs, newest first: design, seed, status, steps, last validation loss, time of the\n"
-        "last start and size on disk. Designs are labelled by their differences.",
+        "List runs, newest first: name, design, seed, status, steps, validation loss, the time of\n"
+        "their last start, and size. The first that has begun is `latest`.",
         [
             "minigpt runs",
             "minigpt runs runs/SWEEP --design rope --status finished",
             "minigpt runs --status killed --json",
         ],
     )
-    text = "a run, a sweep, a folder of them, or latest (default: runs)"
-    parser.add_argument("folders", metavar="DIR", nargs="*", help=text)
-    parser.add_options(OPTIONS, design="append", status="append")
+    add = parser.add_argument
+    add("folders", metavar="DIR", nargs="*", help=HELP["DIR"])
+    add("--design", action="append", default=[], metavar="DESIGN", help=HELP["--design"])
+    add("--status", action="append", default=[], choices=STATUSES, help=HELP["--status"])
+    add("--limit", type=int, metavar="N", help=HELP["--limit"])
+    add("--json", action="store_true", help=HELP["--json"])
     options = parser.parse(arguments)
 
     from minigpt.console import PipeConsole
+    from minigpt.errors import require
     from minigpt.files import to_json
-    from minigpt.report.listing import listed, size_text, table
-    from minigpt.report.runs import find_runs
+    from minigpt.report.listing import list_runs
     from minigpt.report.tables import print_table
-    from minigpt.run.directory import RUNS
+    from minigpt.run.directory import RUNS, find_folder
 
     console = PipeConsole(highlight=False)
-    if not options.folders and not RUNS.is_dir():
-        if not options.json:
-            console.print(f"no runs below {RUNS}/ yet; start one with `minigpt train`")
-        return
-    collection = find_runs(options.folders or [str(RUNS)])
-    rows = listed(collection.runs, options.design or [], options.status or [])
+    limit = options.limit
+    if limit is None:
+        limit = TERMINAL_ROWS if console.is_terminal and not options.json else 0
+    require(limit >= 0, "--limit", limit, "must be 0 or more")
+    none_yet = not options.folders and not RUNS.is_dir()
+    folders: list[Path] = [] if none_yet else [*map(find_folder, options.folders or [str(RUNS)])]
+    statuses = [status.replace("-", " ") for status in options.status]
+    listing = list_runs(folders, options.design, statuses, limit)
     if options.json:
-        for row in rows:
-            console.print(to_json(vars(row)), soft_wrap=True, markup=False)
+        print(to_json(listing.rows, indent=2))
         return
-    size = size_text(sum(row.bytes for row in rows))
-    title = f"{len(rows)} of {len(collection.runs)} runs, {size}"
-    if rows:
-        print_table(table(rows, title), console)
-    else:
-        console.print(title)
-    for problem in collection.problems:
-        console.print(f"warning: {problem}", soft_wrap=True, markup=False)
+    if listing.rows:
+        print_table(listing.table(), console)
+    for row in listing.rows:
+        for problem in row["problems"]:
+            console.print(f"warning: {problem}", soft_wrap=True, markup=False)
+    console.print(listing.summary(), soft_wrap=True, markup=False)

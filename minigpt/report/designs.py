@@ -119,15 +119,6 @@ def group(runs: Sequence[Run], by: Sequence[str], matched: Sequence[str] = ()) -
     return designs
 
 
-def design_labels(runs: Sequence[Run]) -> list[str]:
-    """Return the label of each run's design among all of them; '' for a run without a config."""
-    configs = [design_config(run) for run in runs]
-    keys = [_identity(_design_only(config)) if config else "" for config in configs]
-    designs = {key: config for key, config in zip(keys, configs, strict=True) if config}
-    names = dict(zip(designs, labels([*designs.values()], (), ()), strict=True))
-    return [names.get(key, "") for key in keys]
-
-
 def _add(design: Design, runs: list[Run]) -> None:
     """Add runs of one config: for each seed the newest finished run, or else the newest."""
     by_seed: dict[Any, list[Run]] = {}
@@ -259,6 +250,25 @@ def _labels(configs: Sequence[Values], keys: list[str]) -> list[str]:
         )
         for config in configs
     ]
+
+
+def model_labels(configs: Sequence[Values]) -> list[str]:
+    """Return a label of each run's model: its name, and what differs between models of that name.
+
+    Options outside of `model.`, such as the learning rate, do not count.
+    """
+    models = [{k: v for k, v in config.items() if k.startswith("model.")} for config in configs]
+    by_name: dict[str, dict[str, Values]] = {}
+    for model in models:
+        by_name.setdefault(shown(model.get("model.name", ABSENT)), {})[_identity(model)] = model
+    keys = {name: choices(varying([*same.values()]), ()) for name, same in by_name.items()}
+    labels = []
+    for model in models:
+        name = shown(model.get("model.name", ABSENT))
+        pairs = ((word(key).removeprefix("model."), key) for key in keys[name] if key in model)
+        chosen = (f"{option}={shown(model[key])}" for option, key in pairs)
+        labels.append(" ".join([name, *chosen]))
+    return labels
 
 
 def _determined(configs: Sequence[Values], key: str) -> bool:

@@ -1,135 +1,132 @@
-"""The runs below some folders as one table: `minigpt runs`."""
+"""List runs, newest first: their design, seed, status, steps, loss, time and size."""
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from minigpt.config.pairs import parse_override
-from minigpt.errors import UserError, did_you_mean, require_one_of
-from minigpt.files import disk_bytes, readable_name
-from minigpt.report.designs import by_key, design_labels, sections, shown
-from minigpt.report.runs import Run
-from minigpt.report.tables import Column, Table
-from minigpt.run.directory import RunDirectory
+from rich.filesize import decimal
 
-# `stopped`: early, by a search. Without a result.json, a run is running or was killed.
-STATUSES = ("finished", "running", "interrupted", "stopped", "failed", "killed")
+from minigpt.errors import UserError, did_you_mean
+from minigpt.files import directory_bytes, read_json_lines, try_read_json
+from minigpt.report.designs import GROUP_KEYS, model_labels, sections, shown, word
+from minigpt.report.runs import Run, read_run
+from minigpt.report.tables import Cell, Column, Table
+from minigpt.run.directory import RunDirectory, newest_first, run_directories
+
+TAIL_BYTES = 65536  # of metrics.jsonl: the last step and validation loss of a running run
 
 
 @dataclass(frozen=True)
-class Listed:
-    """One run. `step` of `max_steps`; `val_loss` is the last one; `bytes` on disk."""
+class Listing:
+    """The first `rows` of the runs that `match`, newest first, out of `total` runs."""
 
-    run: str
-    design: str
-    seed: int | None
-    status: str
-    step: int
-    max_steps: int | None
-    val_loss: float | None
-    started: str
-    bytes: int
+    rows: list[dict[str, Any]]
+    match: int
+    total: int
+
+    def table(self) -> Table:
+        """Return the rows as a table for people."""
+        columns = [Column(key, key.replace("_", " ")) for key in ("name", "design", "seed")]
+        columns += [*map(Column, ("status", "steps")), Column("val_loss", "val loss")]
+        columns += [*map(Column, ("when", "size"))]
+        return Table("runs", "", columns, [_cells(row) for row in self.rows])
+
+    def summary(self) -> str:
+        """Return how many runs are shown, in one line."""
+        if not self.total:
+            return "no runs; `minigpt train` starts one"
+        line = f"{len(self.rows):,} of {self.total:,} runs"
+        rest = self.match - len(self.rows)
+        return f"{line}; --limit 0 shows {rest:,} more" if rest else line
 
 
-def listed(runs: Sequence[Run], designs: Sequence[str], statuses: Sequence[str]) -> list[Listed]:
-    """Return the runs of all `designs` and of any of the `statuses`, newest first.
+def list_runs(
+    folders: Sequence[Path], designs: Sequence[str], statuses: Sequence[str], limit: int
+) -> Listing:
+    """Return the newest `limit` runs below the folders (0: all) with these designs and statuses.
 
-    A design is KEY=VALUE, such as positional=rope or optimizer.lr=0.003, or a choice alone, rope.
-    An empty sequence selects all. Labels are those of a report of all runs. Raises UserError for a
-    design that no run has, and for an unknown status.
+    A run has one of the `statuses` and one of the `designs`, if given. Reads the configs of the
+    returned runs only, unless there are `designs`. Raises UserError for a design of no run.
     """
-    for status in statuses:
-        require_one_of("--status", status, STATUSES)
+    found = {run.path.resolve(): run for top in folders for run in run_directories(top)}
+    everything = newest_first(found.values())
+    chosen = [run for run in everything if not statuses or _status(run) in statuses]
+    # The order of directories is known without their configs, which take a millisecond each.
+    known = chosen if designs or limit == 0 else chosen[:limit]
+    runs = [read_run(run.path) for run in known]
+    labels = _labels(runs)
+    matching = range(len(runs))
+    if designs:
+        names = [_names(run, label) for run, label in zip(runs, labels, strict=True)]
+        _require_known(designs, names)
+        matching = [i for i in matching if names[i] & {*designs}]
+    rows = [_row(runs[i], labels[i]) for i in (matching[:limit] if limit else matching)]
+    return Listing(rows, len(matching) if designs else len(chosen), len(everything))
+
+
+def _status(run: RunDirectory) -> str:
+    return try_read_json(run.result).get("status") or run.unrecorded_status
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    known = [run for run in runs if run.config]
+    labels = dict(
+        zip([r.path for r in known], model_labels([r.config for r in known]), strict=True)
+    )
+    return [labels.get(run.path, "") for run in runs]
+
+
+def _names(run: Run, label: str) -> set[str]:
+    """Return what --design may call a run: its label, a choice of a group, or KEY=VALUE."""
+    variants = {*sections([run.config]).values(), *GROUP_KEYS.values()}
+    values = {key: shown(value) for key, value in run.config.items()}
+    pairs = {f"{name}={values[key]}" for key in values for name in (key, word(key))}
+    return {label, *label.split(), *pairs, *(values[key] for key in variants if key in values)}
+
+
+def _require_known(designs: Sequence[str], names: Sequence[set[str]]) -> None:
+    every = set[str]().union(*names)
     for design in designs:
-        if runs and not any(_has(run, design) for run in runs):
-            raise UserError(_explain(design, runs))
-    rows = [
-        _listed(run, label)
-        for run, label in zip(runs, design_labels(runs), strict=True)
-        if all(_has(run, design) for design in designs)
-    ]
-    rows = [row for row in rows if not statuses or row.status in statuses]
-    return sorted(rows, key=lambda row: row.started, reverse=True)
+        if every and design not in every:
+            hint = did_you_mean(design, every)
+            remedy = "Use a name in the column `design`, a choice such as rope, or KEY=VALUE"
+            raise UserError(f"--design={design}: no run has it.{hint} {remedy}")
 
 
-def table(rows: Sequence[Listed], title: str) -> Table:
-    """Return the rows as a table for people, with local times."""
-    columns = [
-        *(Column("run"), Column("design"), Column("seed"), Column("status"), Column("steps")),
-        *(Column("val_loss", "val loss"), Column("when"), Column("size")),
-    ]
-    cells: list[list[Any]] = [
-        [
-            *(row.run, row.design, row.seed, row.status),
-            str(row.step) if row.max_steps is None else f"{row.step}/{row.max_steps}",
-            *(row.val_loss, _local(row.started), size_text(row.bytes)),
-        ]
-        for row in rows
-    ]
-    return Table("runs", title, columns, cells)
+def _row(run: Run, label: str) -> dict[str, Any]:
+    lines = read_json_lines(RunDirectory(run.path).metrics, TAIL_BYTES)
+    logged = {key: value for line in lines for key, value in line.items()}
+    resumed = run.manifest.get("resumed") or [run.manifest]
+    return {
+        "name": str(run.path),
+        "design": label,
+        "seed": run.seed,
+        "status": run.status,
+        "steps": run.result.get("steps", logged.get("step")),
+        "max_steps": run.config.get("trainer.max_steps"),
+        "val_loss": run.number("val_loss") if run.has_ended else logged.get("val_loss"),
+        "when": resumed[-1].get("started"),
+        "bytes": directory_bytes(run.path),
+        "problems": run.problems,
+    }
 
 
-def size_text(size: float) -> str:
-    """Return a number of bytes with a decimal unit."""
-    units = iter(("B", "kB", "MB", "GB"))
-    unit = next(units)
-    while size >= 1000 and (larger := next(units, None)) is not None:
-        size, unit = size / 1000, larger
-    return f"{size:.0f} {unit}" if size >= 100 or unit == "B" else f"{size:.1f} {unit}"
+def _cells(row: dict[str, Any]) -> list[Cell]:
+    steps = "" if row["steps"] is None else f"{row['steps']:,} of {row['max_steps'] or 0:,}"
+    when = "" if row["when"] is None else _local(row["when"])
+    seed = None if row["seed"] is None else str(row["seed"])
+    texts = [row["name"], row["design"], seed, row["status"], steps]
+    return [*texts, row["val_loss"], when, decimal(row["bytes"])]
 
 
-def _listed(run: Run, design: str) -> Listed:
-    steps, losses = [line["step"] for line in run.metrics], run.logged("val_loss")
-    max_steps = run.config.get("trainer.max_steps")
-    return Listed(
-        run=readable_name(run.path),
-        design=design,
-        seed=run.seed,
-        status=_status(run),
-        step=int(run.number("step") or max(steps, default=0)),
-        max_steps=max_steps if isinstance(max_steps, int) else None,
-        val_loss=run.number("val_loss") or (losses[max(losses)] if losses else None),
-        started=run.started,
-        bytes=disk_bytes(run.path),
-    )
-
-
-def _status(run: Run) -> str:
-    if run.has_ended:
-        return run.status
-    return "running" if RunDirectory(run.path).is_training else "killed"
-
-
-def _has(run: Run, design: str) -> bool:
-    """Whether a run has KEY=VALUE, or VALUE as one of its choices."""
-    key, value = parse_override(design)
-    if "=" not in design:
-        return key in _choices(run)
-    with suppress(UserError):
-        return shown(run.config.get(by_key(key, [run.config]))) == value
-    return False
-
-
-def _choices(run: Run) -> set[str]:
-    keys = ["model.name", "model.norm.placement", *sections([run.config]).values()]
-    return {str(run.config[key]) for key in keys if run.config.get(key) is not None}
-
-
-def _explain(design: str, runs: Sequence[Run]) -> str:
-    known = sorted({choice for run in runs for choice in _choices(run)})
-    guess = did_you_mean(parse_override(design).value or design, known)
-    return (
-        f"--design={design}: no run has it.{guess} Use a choice ({', '.join(known)}), or "
-        f"KEY=VALUE, such as optimizer.lr=0.004"
-    )
-
-
-def _local(started: str) -> str:
-    """Return a time in ISO format as local time; as it is if it cannot be read."""
-    with suppress(ValueError):
-        return datetime.fromisoformat(started).astimezone().strftime("%Y-%m-%d %H:%M")
-    return started
+def _local(time: str) -> str:
+    """Return a time in ISO format in the local time zone, to the minute."""
+    try:
+        moment = datetime.datetime.fromisoformat(time).astimezone()
+    except ValueError:
+        return time
+    return f"{moment:%Y-%m-%d %H:%M}"

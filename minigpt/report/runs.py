@@ -22,13 +22,12 @@ from minigpt.run.directory import (
     SWEEP,
     RunDirectory,
     find_folder,
-    natural,
+    group_files,
     run_directories,
 )
 from minigpt.run.sweep_file import Job, listed_jobs
 
 FILES = ("config.yaml", "manifest.json", "result.json", "metrics.jsonl", "eval.json", SWEEP, SEARCH)
-NO_RESULT = "no result.json: still running, or killed"
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,10 @@ class Run:
         seed = self.config.get("seed", self.result.get("seed"))
         return seed if isinstance(seed, int) else None
 
-    @property
+    @cached_property
     def status(self) -> str:
-        """finished, interrupted or failed, or else the reason why there is no status."""
-        return str(self.result.get("status", NO_RESULT))
+        """`status` in result.json, or without that running, killed or not started."""
+        return str(self.result.get("status") or RunDirectory(self.path).unrecorded_status)
 
     @property
     def has_ended(self) -> bool:
@@ -145,9 +144,9 @@ def find_runs(names: Sequence[str]) -> RunCollection:
     problems: list[str] = []
     sweeps = _read_sweeps(folders, problems)
     listed = {job.path.resolve(): n for n, job in enumerate(j for s in sweeps for j in s.jobs)}
-    paths = {path.resolve(): path for top in folders for path in run_directories(top)}
+    paths = {run.path.resolve(): run.path for top in folders for run in run_directories(top)}
     runs = [run for path in paths.values() if _is_run(run := read_run(path))]
-    files = {file.resolve(): file for top in folders for file in top.rglob(SEARCH)}.values()
+    files = _group_files(folders, SEARCH)
     searching = [f.parent for f in files if try_read_json(f, problems).get("status") == "running"]
     if not (runs or listed or searching):
         raise UserError(
@@ -156,7 +155,7 @@ def find_runs(names: Sequence[str]) -> RunCollection:
         )
     for number, run in enumerate(runs):
         place = listed.get(run.path.resolve(), len(listed))
-        runs[number] = replace(run, order=(place, run.started, natural(str(run.path))))
+        runs[number] = replace(run, order=(place, run.started, _natural(str(run.path))))
     runs.sort(key=lambda run: run.order)
     problems += [problem for run in runs for problem in run.problems]
     return RunCollection(runs, sweeps, problems, searching)
@@ -207,11 +206,16 @@ def _is_run(run: Run) -> bool:
     return is_config or bool(run.problems) or bool(run.result) or bool(run.manifest)
 
 
+def _group_files(folders: Sequence[Path], name: str) -> list[Path]:
+    """Return the files of this name in the folders of sweeps or searches, each once."""
+    found = (file for top in folders for file in sorted(group_files(top, name)))
+    return [*{file.resolve(): file for file in found}.values()]
+
+
 def _read_sweeps(folders: Sequence[Path], problems: list[str]) -> list[Sweep]:
     """Read the sweep.json files in the folders and below."""
-    files = {file.resolve(): file for top in folders for file in sorted(top.rglob(SWEEP))}
     sweeps = []
-    for file in files.values():
+    for file in _group_files(folders, SWEEP):
         content = try_read_json(file, problems)
         if isinstance(content.get("jobs"), list):
             name = str(content.get("name") or file.parent.resolve().name)
@@ -226,6 +230,11 @@ def finite(value: Any) -> float | None:
         return float(value) if is_number and math.isfinite(value) else None
     except OverflowError:  # an integer too large for a float
         return None
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Return a sort key that puts 10 after 9."""
+    return [(int(p), "") if p.isdigit() else (0, p) for p in re.split(r"(\d+)", text)]
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, if PyYAML was built with it

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from minigpt.report.statistics import Interval, Spread
@@ -48,7 +49,7 @@ class Table:
         digits = [_digits(c, [row[i] for row in self.rows]) for i, c in enumerate(self.columns)]
         return [[*map(_text, self.columns, row, digits)] for row in self.rows]
 
-    @property
+    @cached_property
     def text_columns(self) -> list[int]:
         """Indices of text columns, which are left-aligned."""
         indices = range(len(self.columns))
@@ -100,7 +101,7 @@ def to_rich(table: Table, width: int) -> list[RichTable]:
         parts[-1].append(index)
     tables = []
     for number, indices in enumerate(parts):
-        title = escape(table.title) if number == 0 else None
+        title = escape(table.title) if table.title and number == 0 else None
         rich = RichTable(title=title, title_justify="left")
         for index in indices:
             justify = "left" if index in table.text_columns else "right"
@@ -123,7 +124,7 @@ def to_plain(table: Table) -> list[str]:
     """Return lines with columns aligned by spaces; no cell is cut."""
     rows = [table.head, *table.texts()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [table.title]
+    lines = [table.title] if table.title else []
     for row in rows:
         cells = [
             cell.ljust(width) if index in table.text_columns else cell.rjust(width)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from minigpt.errors import UserError, did_you_mean
-from minigpt.files import read_json, to_json, user_path
+from minigpt.files import read_json, readable_directory, to_json, user_path
 
 SWEEP, SEARCH = "sweep.json", "tune.json"  # written in the folder of a sweep or a search
-LOCK = ".lock"
-PROBE_SECONDS = 0.2  # `is_training` in another process may hold a lock for an instant
 RUNS = Path("runs")  # the same as in configs/runtime.yaml; `latest` is the newest run below it
+RUNNING, KILLED, NOT_STARTED = "running", "killed", "not started"  # statuses without a result.json
+PEEK_SECONDS = 0.2  # `is_running` holds the lock for an instant
+BUSY = "another process is training this run; wait for it or stop it first"
 
 
 class Busy(UserError):
@@ -36,6 +37,7 @@ class RunDirectory:
         self.samples = path / "samples.txt"
         self.result = path / "result.json"
         self.evaluations = path / "eval.json"
+        self.lock = path / ".lock"
         self.last = path / "checkpoints" / "last"
         self.best = path / "checkpoints" / "best"
 
@@ -54,27 +56,40 @@ class RunDirectory:
         return self.status == "finished"
 
     @property
-    def began(self) -> bool:
-        """Whether it has trained a step, or may: not a run that failed during its set-up."""
+    def is_running(self) -> bool:
+        """Whether a process of this machine holds the lock: it trains the run."""
+        if not self.lock.exists():
+            return False
         try:
-            ended = self.status not in (None, "finished")
-        except UserError:  # result.json is broken
-            ended = False
-        steps = self.metrics.is_file() and self.metrics.stat().st_size > 0
-        return self.config.is_file() and (steps or self.last.is_dir() or not ended)
+            with FileLock(self.lock, timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:  # a read-only copy
+            return False
+
+    def require_not_running(self) -> None:
+        """Raise Busy if a process trains the run."""
+        if self.is_running:
+            raise Busy(f"{self.path}: {BUSY}")
 
     @property
-    def is_training(self) -> bool:
-        """Whether a process trains it now: another process holds the lock."""
-        if not (self.path / LOCK).is_file():
-            return False
-        try:
-            with self.locked(0.0):
-                return False
-        except Busy:
-            return True
-        except OSError:  # a folder that cannot be written: no process trains there
-            return False
+    def has_trained(self) -> bool:
+        """Whether it has logged a step or saved a checkpoint."""
+        logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
+        return logged or any(readable_directory(path).is_dir() for path in (self.last, self.best))
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether `latest` may be this run: it can be resumed, and has trained or is running."""
+        return self.config.is_file() and (self.has_trained or self.is_running)
+
+    @property
+    def unrecorded_status(self) -> str:
+        """The status of a run without a result.json: running, killed or not started."""
+        if self.is_running:
+            return RUNNING
+        return KILLED if self.has_trained else NOT_STARTED
 
     @property
     def in_group(self) -> bool:
@@ -87,33 +102,29 @@ class RunDirectory:
         return str(self.read_json(self.manifest).get("data_sha256"))
 
     @contextmanager
-    def locked(self, seconds: float = PROBE_SECONDS) -> Iterator[None]:
+    def locked(self, seconds: float = PEEK_SECONDS) -> Iterator[None]:
         """Hold the run's lock, so that no other process trains it.
 
         The operating system releases the lock of a killed process. Raises Busy if another process
         still holds it after `seconds`.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK)
+        lock = FileLock(self.lock)
         try:
             lock.acquire(timeout=seconds)
         except Timeout:
-            why = "another process is training this run; wait for it or stop it first"
-            raise Busy(f"{self.path}: {why}") from None
+            raise Busy(f"{self.path}: {BUSY}") from None
         try:
             yield
         finally:
             lock.release()
 
-    def require_own_files(self) -> None:
-        """Raise UserError for a file or checkpoint that is a link to outside of the directory."""
+    def require_own_files(self, why: str, pattern: str = "*") -> None:
+        """Raise UserError, with `why`, for an entry or checkpoint that is a link to outside."""
         top, checkpoints = self.path.resolve(), self.last.parent
-        for path in (*self.path.glob("*.*"), checkpoints, *checkpoints.glob("*")):
+        for path in (*self.path.glob(pattern), checkpoints, *checkpoints.glob("*")):
             if not path.resolve().is_relative_to(top):
-                raise UserError(
-                    f"{path}: is a link to {path.resolve()}, which a resumed run would change; "
-                    f"replace it by a copy"
-                )
+                raise UserError(f"{path}: is a link to {path.resolve()}, {why}")
 
     def append_metrics(self, values: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -191,28 +202,58 @@ def find_folder(name: str) -> Path:
     return path
 
 
-def run_directories(top: Path) -> Iterator[Path]:
+def run_directories(top: Path) -> Iterator[RunDirectory]:
     """Yield the run directories below and including `top`; a run contains no other run.
 
-    A run directory contains config.yaml or result.json. Hidden folders are skipped.
+    A run directory contains config.yaml or result.json.
     """
-    for parent, folders, files in os.walk(top, followlinks=True):
-        if {"config.yaml", "result.json"} & {*files}:
+    for folder, files in _folders(top):
+        if _is_run(files):
+            yield RunDirectory(folder)
+
+
+def group_files(top: Path, name: str) -> Iterator[Path]:
+    """Yield the files SWEEP or SEARCH, as `name` says, in `top` and the folders of runs below."""
+    return (folder / name for folder, files in _folders(top) if name in files)
+
+
+def newest_first(runs: Iterable[RunDirectory]) -> list[RunDirectory]:
+    """Sort runs by the time of their last start or resume, which writes the manifest."""
+
+    def started(run: RunDirectory) -> tuple[float, Path]:
+        try:
+            return run.manifest.stat().st_mtime, run.path
+        except FileNotFoundError:  # a job that failed before it started
+            return 0.0, run.path
+
+    return sorted(runs, key=started, reverse=True)
+
+
+def _is_run(files: set[str]) -> bool:
+    return bool({"config.yaml", "result.json"} & files)
+
+
+def _folders(top: Path) -> Iterator[tuple[Path, set[str]]]:
+    """Yield each folder with the names of its files, but not those inside runs and hidden ones."""
+    seen = set()  # a link may lead back
+    for parent, folders, names in os.walk(top, followlinks=True):
+        stat, files = os.stat(parent), {*names}
+        if _is_run(files) or (stat.st_dev, stat.st_ino) in seen:
             folders.clear()
-            yield Path(parent)
-        folders[:] = sorted((f for f in folders if not f.startswith(".")), key=natural)
-
-
-def natural(text: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts 10 after 9."""
-    return [(int(p), "") if p.isdigit() else (0, p) for p in re.split(r"(\d+)", text)]
+        if (stat.st_dev, stat.st_ino) not in seen:
+            seen.add((stat.st_dev, stat.st_ino))
+            yield Path(parent), files
+        folders[:] = [folder for folder in folders if not folder.startswith(".")]
 
 
 def _latest_run() -> RunDirectory:
-    """Return the newest run that began, by its last (re)start. Raises UserError if none did."""
-    runs = (RunDirectory(path) for path in run_directories(RUNS))
-    starts = [(run.manifest.stat().st_mtime, run) for run in runs if run.manifest.is_file()]
-    for _, run in sorted(starts, key=lambda start: start[0], reverse=True):
-        if run.began:
+    """Return the newest run that has begun; say so if a newer one has not."""
+    runs = newest_first(run for run in run_directories(RUNS) if run.manifest.is_file())
+    for run in runs:
+        if run.has_begun:
+            if run is not runs[0]:
+                why = f"the newest, {runs[0].path}, has logged no step"
+                print(f"minigpt: latest is {run.path}; {why}", file=sys.stderr)
             return run
-    raise UserError(f"latest: no run under {RUNS}/ yet; start one with `minigpt train`")
+    none = f"no run under {RUNS}/ has logged a step" if runs else f"no run under {RUNS}/ yet"
+    raise UserError(f"latest: {none}; start one with `minigpt train`")

@@ -156,7 +156,7 @@ def restore_run(
     starts from its first step. Raises UserError if it is finished.
     """
     before, now = as_trained(run, read_config(run.config)), setup.config
-    run.require_own_files()
+    run.require_own_files("which a resumed run would change; replace it by a copy", "*.*")
     for checkpoint in (run.last, run.best):
         recover_directory(checkpoint)
     max_steps = setup.config.trainer.max_steps

@@ -322,7 +322,7 @@ def test_claims(workdir: Path) -> None:
 
     next(Path("one").rglob("result.json")).unlink()
     for name, why in (
-        ("norm", "no result.json: still running, or killed; run studies/claims/run.py again"),
+        ("norm", "killed; run studies/claims/run.py again"),
         ("heads", "DIR=one/heads: no such folder."),
         ("norm,nrom", "--claims=nrom: not one of inside_blocks, "),
     ):
