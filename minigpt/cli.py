@@ -35,10 +35,10 @@ SHELL_REQUESTS = [
 ZSH = {
     "install=zsh": """_minigpt() {
   local -a answers
-  answers=(${=$(COMP_LINE="$LBUFFER" $words[1] -sc query=zsh 2>/dev/null)})
+  answers=(${=$(COMP_LINE="${words[1,CURRENT]}" $words[1] -sc query=zsh 2>/dev/null)})
   compadd -Q -S '' -- $answers
 }
-(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -u }
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
 compdef _minigpt minigpt""",
     "uninstall=zsh": "compdef -d minigpt; unfunction _minigpt",
 }

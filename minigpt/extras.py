@@ -7,12 +7,19 @@ import re
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 DISTRIBUTION = "minigpt-lab"  # the name on package indexes, where `minigpt` is another project
+
+
+LAUNCHERS = {  # Hydra's launchers, with the extra that installs each
+    **{"joblib": "joblib", "ray": "ray"},
+    **dict.fromkeys(("submitit_local", "submitit_slurm"), "slurm"),
+}
 
 
 def install(*extras: str) -> str:
@@ -24,17 +31,16 @@ def install(*extras: str) -> str:
     try:
         distribution = Distribution.from_name(DISTRIBUTION)
     except PackageNotFoundError:  # run from a folder on PYTHONPATH
-        return f"{_installer('pip')} install '{DISTRIBUTION}[{','.join(extras)}]'"
-    # Both files: https://packaging.python.org/en/latest/specifications/recording-installed-packages
-    installer = _installer((distribution.read_text("INSTALLER") or "pip").strip())
+        return install_packages(f"{DISTRIBUTION}[{','.join(extras)}]")
+    # Its files: https://packaging.python.org/en/latest/specifications/recording-installed-packages
     source = json.loads(distribution.read_text("direct_url.json") or "{}")
     if source.get("dir_info", {}).get("editable"):
         folder = _relative(Path(url2pathname(urlsplit(source["url"]).path)))
         constraints, target = folder / "constraints.txt", f"{folder}[{','.join(extras)}]"
-        return f"{installer} install -c {_quoted(constraints)} -e {_quoted(target)}"
+        return f"{_installer()} -c {_quoted(constraints)} -e {_quoted(target)}"
     requires = distribution.requires or []
     names = dict.fromkeys(name for extra in extras for name in requirements(requires, extra))
-    return f"{installer} install {' '.join(map(_quoted, names))}"
+    return install_packages(*names)
 
 
 def requirements(requires: list[str], extra: str) -> list[str]:
@@ -44,16 +50,28 @@ def requirements(requires: list[str], extra: str) -> list[str]:
     return [package.strip() for package, _, marker in marked if re.search(pattern, marker)]
 
 
-def _installer(name: str) -> str:
-    """Return the command that installs into this environment, active or not."""
+def install_packages(*names: str) -> str:
+    """Return the shell command that installs packages into this environment."""
+    return f"{_installer()} {' '.join(map(_quoted, names))}"
+
+
+def _installer() -> str:
+    """Return the start of a command that installs into this environment, active or not."""
     python = Path(sys.executable)
-    if name == "uv":
-        return f"uv pip --python {_quoted(_relative(python))}"
+    if _installed_by() == "uv":
+        return f"uv pip install --python {_quoted(_relative(python))}"
     pip = python.with_name("pip")
     found = shutil.which("pip")
     if found is not None and Path(found) == pip:
-        return "pip"
-    return _quoted(_relative(pip)) if pip.exists() else f"{_quoted(_relative(python))} -m pip"
+        return "pip install"
+    program = _quoted(_relative(pip)) if pip.exists() else f"{_quoted(_relative(python))} -m pip"
+    return f"{program} install"
+
+
+def _installed_by() -> str:
+    with suppress(PackageNotFoundError):
+        return (Distribution.from_name(DISTRIBUTION).read_text("INSTALLER") or "").strip()
+    return ""
 
 
 def _relative(path: Path) -> Path:

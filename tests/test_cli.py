@@ -223,8 +223,11 @@ def test_completion_in_a_real_zsh(workdir: Path) -> None:
     (workdir / "runs/a/rope/config.yaml").write_text("{}")
     (workdir / ".zshrc").write_text("PROMPT='$ '\n" + 'eval "$(minigpt -sc install=zsh)"\n')
     keys = ["minigpt doc\t", "\x15minigpt train norm=sand\t", "\x15minigpt sample runs/\t"]
+    keys += ["\x15true; FOO=1 minigpt insp\t"]
     shown = _typed_in_zsh(workdir, keys)
-    for completed in ("minigpt doctor", "minigpt train norm=sandwich", "sample runs/a/rope"):
+    for completed in (
+        *("minigpt doctor", "train norm=sandwich", "sample runs/a/rope", "minigpt inspect"),
+    ):
         assert completed in shown
 
 
@@ -462,6 +465,17 @@ def test_doctor_says_what_works_and_what_is_missing(
     lines = cli("doctor").out.splitlines()
     assert lines[2] == "missing  minigpt tune, --quantize"
     assert lines[3] == f"get it   {install('ray', 'quantize')}"
+
+
+def test_doctor_says_that_a_device_does_not_compute(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("no kernel image is available for execution on the device\nmore")
+
+    monkeypatch.setattr("minigpt.run.environment.torch.ones", fail)
+    lines = cli("doctor").out.splitlines()
+    assert lines[0].startswith("works    no: cpu does not compute: no kernel image")
 
 
 def test_the_verdict_of_doctor_comes_first_and_soon(workdir: Path) -> None:

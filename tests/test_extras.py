@@ -65,7 +65,7 @@ def test_a_wheel_names_every_package_of_an_extra(tmp_path: Path) -> None:
         *("hydra-ray-launcher", "optuna", "ray[tune]")
     ]
     (site / f"{DISTRIBUTION.replace('-', '_')}-0.1.0.dist-info/INSTALLER").write_text("uv\n")
-    assert hint("pandas", site, tmp_path).startswith(f"uv pip --python {sys.executable} install ")
+    assert hint("pandas", site, tmp_path).startswith(f"uv pip install --python {sys.executable} ")
 
 
 def test_in_the_checkout_the_command_is_short(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,9 +36,14 @@ def to_config(composed: Composed) -> Config:
     """
     keys = [str(key) for key in composed.values if key not in NOT_SAVED]
     config = typed_config(OmegaConf.masked_copy(composed.values, keys))
+    require_labels(config)
+    return config
+
+
+def require_labels(config: Config) -> None:
+    """Raise UserError for a group, a tag or a project that the tracker never accepts."""
     logger = LOGGERS.variant(config.logger.name)
     logger.check_labels(config.logger, config.group, config.tags)
-    return config
 
 
 def to_options(cls: type[T], values: DictConfig, key: str) -> T:

@@ -39,13 +39,9 @@ from minigpt.config.groups import (
 from minigpt.config.pairs import parse_override
 from minigpt.config.renamed import require_current_overrides
 from minigpt.errors import UserError, did_you_mean, first_line
-from minigpt.extras import install
+from minigpt.extras import LAUNCHERS, install
 from minigpt.files import user_path
 
-# The extras of this package that install Hydra's launchers.
-LAUNCHERS = {"joblib": "joblib", "ray": "ray"} | dict.fromkeys(
-    ("submitit_local", "submitit_slurm"), "slurm"
-)
 # Options whose values are texts, taken as typed.
 TEXT_OPTIONS = (
     *("name", "group", "tags", "resume", "hydra.run.dir", "hydra.sweep.dir"),

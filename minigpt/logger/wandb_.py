@@ -173,7 +173,7 @@ class WandbLogger(Logger):
                 mode=mode,
                 id=info.tracker_id or own_id,
                 resume=None if info.tracker_id is None else "allow",
-                name=info.name[:MAX_LABEL],  # long only in sweeps, whose config tells runs apart
+                name=info.name[:MAX_LABEL],  # the names that minigpt makes are shorter
                 group=info.group,
                 tags=info.tags,
                 config=info.config,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def list_runs(
     if designs:
         names = [_names(run, label) for run, label in zip(runs, labels, strict=True)]
         _require_known(designs, names)
-        matching = [i for i in matching if names[i] & {*designs}]
+        wanted = {*designs, *map(_normal, designs)}
+        matching = [i for i in matching if names[i] & wanted]
     rows = [_row(runs[i], labels[i]) for i in (matching[:limit] if limit else matching)]
     return Listing(rows, len(matching) if designs else len(chosen), len(everything))
 
@@ -84,14 +86,23 @@ def _names(run: Run, label: str) -> set[str]:
     """Return what --design may call a run: its label, a choice of a group, or KEY=VALUE."""
     variants = {*sections([run.config]).values(), *GROUP_KEYS.values()}
     values = {key: shown(value) for key, value in run.config.items()}
-    pairs = {f"{name}={values[key]}" for key in values for name in (key, word(key))}
+    pairs = {_normal(f"{name}={values[key]}") for key in values for name in (key, word(key))}
     return {label, *label.split(), *pairs, *(values[key] for key in variants if key in values)}
+
+
+def _normal(design: str) -> str:
+    """Return KEY=VALUE with numbers, booleans and null in one spelling: 4e-3 is 0.004."""
+    key, equals, value = design.partition("=")
+    with suppress(ValueError):
+        value = f"{float(value):g}"
+    spelling = {"True": "true", "False": "false", "None": "null"}
+    return f"{key}{equals}{spelling.get(value, value)}"
 
 
 def _require_known(designs: Sequence[str], names: Sequence[set[str]]) -> None:
     every = set[str]().union(*names)
     for design in designs:
-        if every and design not in every:
+        if every and not {design, _normal(design)} & every:
             hint = did_you_mean(design, every)
             remedy = "Use a name in the column `design`, a choice such as rope, or KEY=VALUE"
             raise UserError(f"--design={design}: no run has it.{hint} {remedy}")

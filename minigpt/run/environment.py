@@ -14,17 +14,17 @@ import torch
 from minigpt.config.compose import composed_config
 from minigpt.data.corpus import CORPORA
 from minigpt.data.shakespeare import PACKAGE
-from minigpt.errors import UserError
-from minigpt.extras import install
+from minigpt.errors import UserError, first_line
+from minigpt.extras import install, install_packages
 from minigpt.logger.wandb_ import WandbConfig
 from minigpt.logger.wandb_checks import why_not_online
 from minigpt.model import GPT
 from minigpt.run.provenance import PACKAGES, provenance
-from minigpt.runtime import choose_runtime
+from minigpt.runtime import Runtime, choose_runtime
 from minigpt.tokenizer import TOKENIZERS
 from minigpt.tokenizer.tiktoken_ import GPT2_PACKAGE
 
-# Packages that carry the text and GPT-2's vocabulary; without the others minigpt does not start.
+# Packages that carry the text and GPT-2's vocabulary; without its others minigpt does not start.
 REQUIRED = (PACKAGE, GPT2_PACKAGE)
 # Optional parts, with the extra that installs each and the packages that it needs.
 OPTIONAL = {
@@ -61,27 +61,39 @@ def findings() -> list[Finding]:
 
 
 def verdict() -> list[Finding]:
-    """Return what works, what is missing and how to get it, without network and in 2 seconds."""
+    """Return what works, what is missing and how to get it, without network and without Hydra."""
     runtime = choose_runtime("auto", "auto")
-    with runtime.autocast():  # raises if the device does not compute
-        torch.ones(2, 2, device=runtime.device).mm(torch.ones(2, 2, device=runtime.device)).sum()
+    fault = _fault(runtime)
     without = [name for name in REQUIRED if not _versions_of([name])]
     missing = {
         subject: extra
         for subject, (extra, packages) in OPTIONAL.items()
         if not _versions_of(packages)
     }
-    commands = [f"pip install {' '.join(without)}"] if without else []
+    commands = [install_packages(*without)] if without else []
     commands += [install(*dict.fromkeys(missing.values()))] if missing else []
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} CPU threads"
-    works = "yes: train, evaluate and sample; data and tokenizers are here, without a download"
+    works = "yes: train, evaluate and sample; no download is needed"
+    if fault is not None or without:
+        works = f"no: {fault or 'packages with text and vocabulary are not installed'}"
     return [
-        Finding("works", f"not all: {', '.join(without)} not installed" if without else works),
+        Finding("works", works),
         Finding("device", f"{runtime.device}, {runtime.precision}, {threads}"),
         Finding("missing", ", ".join([*without, *missing]) or "nothing"),
         Finding("get it", " && ".join(commands) or "nothing to install"),
         Finding("more", "minigpt doctor --table positional | attention: what can be combined"),
     ]
+
+
+def _fault(runtime: Runtime) -> str | None:
+    """Return why the device does not compute, or None if it does."""
+    try:
+        with runtime.autocast():
+            ones = torch.ones(2, 2, device=runtime.device)
+            (ones @ ones).sum().item()
+    except RuntimeError as error:  # such as a GPU that this build of torch has no kernels for
+        return f"{runtime.device} does not compute: {first_line(error)}"
+    return None
 
 
 def _versions() -> list[Finding]:

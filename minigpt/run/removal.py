@@ -102,9 +102,7 @@ def _removal(name: str) -> Removal:
             return Removal(path, kind, _runs_of_group(path))
     run = RunDirectory(path)
     if not (run.manifest.is_file() or (run.in_group and _has_started(path))):
-        why = (
-            "neither a run (no manifest.json) nor the folder of a sweep; `minigpt runs` lists runs"
-        )
+        why = "neither a run with a manifest.json nor the folder of a sweep or a search"
         raise UserError(f"{name}: {why}")
     _require_own(run)
     return Removal(path, "run", [run])

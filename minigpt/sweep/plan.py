@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from minigpt.config.compose import to_config
+from minigpt.config.compose import require_labels, to_config
 from minigpt.config.groups import file_name
 from minigpt.config.overrides import Composed
 from minigpt.config.pairs import parse_override
@@ -109,6 +109,7 @@ def _typed(composed: Composed, overrides: list[str], group: str, options: SweepC
     config = replace(config, group=group if config.group is None else config.group)
     if options.name is not None and options.name not in config.tags:
         config.tags.append(options.name)
+    require_labels(config)  # of the group and the tag that were added
     return config
 
 

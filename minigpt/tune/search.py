@@ -8,7 +8,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ray import tune
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.stopper import Stopper
 
+from minigpt.config.compose import require_labels
 from minigpt.config.overrides import quoted
 from minigpt.config.schema import Config
 from minigpt.errors import TRACEBACK, Failure
@@ -47,6 +48,7 @@ def search(overrides: list[str], options: TuneOptions) -> None:
     space = parse_space(overrides)
     configs = check_space(space, options)
     folder = (options.directory or new_folder(space)).absolute()
+    require_labels(replace(configs[0], group=configs[0].group or folder.name))
     identity = {"overrides": sorted(overrides), "options": options.identity}
     with locked(folder, identity):
         (folder / STOP_FILE).unlink(missing_ok=True)

@@ -253,6 +253,23 @@ def test_what_wandb_never_takes_is_refused_before_the_run(
     assert {path.name for path in Path().iterdir()} == {"text.txt", "home"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "-m", f"sweep.name={'s' * 80}"), "a tag has 80 characters"),
+        (("train", "-m", f"hydra.sweep.dir={'d' * 129}"), "has 129 characters"),
+        (("tune", f"--dir={'d' * 129}"), "has 129 characters"),
+    ],
+)
+def test_labels_that_a_sweep_adds_are_checked(
+    arguments: tuple[str, ...], message: str, cli: Cli
+) -> None:
+    tiny = [value for value in TINY if value != "logger=none"]
+    outcome = cli(*arguments, *tiny, "logger=wandb", "seed=1,2")
+    assert outcome.code == 2 and message in outcome.err and outcome.err.count("\n") == 1
+    assert not list(Path().rglob("config.yaml"))
+
+
 def test_limits_of_wandb_bind_no_other_logger(cli: Cli) -> None:
     labels = (f"tags=[{'x' * 80}]", f"group={'g' * 129}")
     assert cli("train", *TINY, "trainer.max_steps=1", "logger=none", *labels).code == 0

@@ -73,6 +73,8 @@ def test_filters_of_runs(cli: Cli, runs: Path) -> None:
         "sweep/b",
         "a",
     ]
+    spellings = ("optimizer.lr=0.004", "optimizer.lr=4e-3", "optimizer.lr=.0040")
+    assert len({tuple(names("--design", spelling, cli=cli)) for spelling in spellings}) == 1
     assert names("--design", "optimizer.lr=0.004", "runs/a", "runs/sweep", cli=cli) == [
         "sweep/b",
         "a",

@@ -49,7 +49,7 @@ def test_rm_deletes_runs_and_sweeps(cli: Cli, runs: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("runs", "runs: neither a run (no manifest.json) nor the folder of a sweep"),
+        ("runs", "runs: neither a run with a manifest.json nor the folder of"),
         (".", ".: neither a run"),
         ("..", "..: neither a run"),
         ("", ": no such run directory"),
