@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from typing import Any, Self, TextIO, TypeVar
+from typing import Any, ClassVar, Self, TextIO, TypeVar
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -20,14 +20,20 @@ from rich.table import Table
 from rich.text import Text
 
 SILENCE_SECONDS = 15.0  # the longest time without a line in a pipe while work goes on
-REPORT_SECONDS = 5.0  # between lines of `interruptible`
 
 T = TypeVar("T")
-Advance = Callable[[int], object]  # called with an amount of work that is done
+Advance = Callable[[float], object]  # called with an amount of work that is done
 
 
-def not_shown(amount: int) -> None:
+def ignore_progress(amount: float) -> None:
     """Ignore progress."""
+
+
+def counted(items: Iterable[T], progress: Advance) -> Iterator[T]:
+    """Yield the items; each one is a unit of work, done when the next is asked for."""
+    for item in items:
+        yield item
+        progress(1)
 
 
 class PipeConsole(Console):
@@ -36,26 +42,6 @@ class PipeConsole(Console):
     def on_broken_pipe(self) -> None:
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
-
-
-def interruptible(work: Callable[[], T], activity: str) -> T:
-    """Return `work()`, computed in a thread, so that a signal ends it inside a library too.
-
-    Every REPORT_SECONDS a line on stderr says that the activity goes on.
-    """
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    start = time.monotonic()
-    threading.Thread(target=run, daemon=True).start()
-    while not wait([future], REPORT_SECONDS).done:
-        print(f"minigpt: {activity}: {time.monotonic() - start:.0f} s", file=sys.stderr)
-    return future.result()
 
 
 def discard_output_to_closed_terminal() -> None:
@@ -91,7 +77,7 @@ class LiveView:
         self._live: Live | None = None
         self._ended = threading.Event()
         self._last_line = time.monotonic()
-        self._speaker: threading.Thread | None = None
+        self._reporter: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -108,18 +94,18 @@ class LiveView:
         elif self.status is not None:
             self._ended.clear()
             self._last_line = time.monotonic()
-            self._speaker = threading.Thread(target=self._speak, args=[self.status], daemon=True)
-            self._speaker.start()
+            self._reporter = threading.Thread(target=self._report, args=[self.status], daemon=True)
+            self._reporter.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None
-        if self._speaker is not None:
+        if self._reporter is not None:
             self._ended.set()
-            self._speaker.join()
-            self._speaker = None
+            self._reporter.join()
+            self._reporter = None
 
     def line(self, text: str) -> None:
         """Print one line, above the view if there is one."""
@@ -143,7 +129,7 @@ class LiveView:
         if self._live is not None:
             self._live.refresh()
 
-    def _speak(self, status: Callable[[], str]) -> None:
+    def _report(self, status: Callable[[], str]) -> None:
         with suppress(OSError, ValueError):  # a full disk or a closed stream: the program sees it
             while not self._ended.wait(self._last_line + SILENCE_SECONDS - time.monotonic()):
                 if time.monotonic() >= self._last_line + SILENCE_SECONDS:
@@ -154,21 +140,35 @@ class Progress:
     """Shows on stderr, while its block runs, how much work is done, and the time left.
 
     In a terminal it is a bar, in a pipe a line whenever SILENCE_SECONDS passed. `total`: the work
-    in any unit; None if unknown. The block may be entered again.
+    in any unit; None if unknown. The block may be entered again. Of nested blocks, only the
+    innermost is shown: a terminal has room for one view.
     """
+
+    _running: ClassVar[list[Progress]] = []  # the innermost is last
+    _view: ClassVar[LiveView]  # of the running blocks
 
     def __init__(self, activity: str, total: float | None = None) -> None:
         self.begin(activity, total)
-        self._view = LiveView(self._draw, 2, status=lambda: f"minigpt: {self}", stream=sys.stderr)
 
     def __enter__(self) -> Self:
-        self._view.__enter__()
+        running = Progress._running
+        running.append(self)
+        if len(running) == 1:
+            Progress._view = LiveView(
+                lambda: running[-1]._draw(),
+                per_second=2,
+                status=lambda: f"minigpt: {running[-1]}",
+                stream=sys.stderr,
+            )
+            Progress._view.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._view.__exit__()
+        if Progress._running == [self]:
+            Progress._view.__exit__()
+        Progress._running.remove(self)
 
-    def begin(self, activity: str, total: float | None) -> None:
+    def begin(self, activity: str, total: float | None = None) -> None:
         """Start to count again, for other work."""
         self.activity, self.total, self.done = activity, total, 0.0
         self._started = time.monotonic()
@@ -177,26 +177,43 @@ class Progress:
         """Add work that is done."""
         self.done += amount
 
-    def skip(self, amount: float = 1) -> None:
-        """Remove work that need not be done."""
-        if self.total is not None:
-            self.total -= amount
-
     def counted(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the items; each one is a unit of work, done when the next is asked for."""
-        for item in items:
-            yield item
-            self.advance()
+        return counted(items, self.advance)
 
     def __str__(self) -> str:
+        return f"{self.activity}: {self._done()}"
+
+    def _done(self) -> str:
+        """Return the part of the work that is done and the time left; if unknown, the time."""
         seconds = time.monotonic() - self._started
         if not self.total or not self.done:
-            return f"{self.activity}: {duration(seconds)}"
+            return duration(seconds)
         rest = max(0.0, seconds / self.done * (self.total - self.done))
-        return f"{self.activity}: {min(1.0, self.done / self.total):.0%}, {time_left(rest)}"
+        return f"{min(1.0, self.done / self.total):.0%}, {time_left(rest)}"
 
     def _draw(self) -> RenderableType:
-        return bar(self.activity, self.done, self.total, str(self).rpartition(": ")[2])
+        return bar(self.activity, self.done, self.total, self._done())
+
+
+def interruptible(work: Callable[[], T], activity: str) -> T:
+    """Return `work()`, computed in a thread, so that a signal ends it inside a library too.
+
+    Shows on stderr that the activity goes on.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    with Progress(activity):
+        while not wait([future], 1).done:  # Windows handles a signal only between waits
+            pass
+    return future.result()
 
 
 def bar(name: str, done: float, total: float | None, text: str) -> RenderableType:

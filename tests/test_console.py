@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 
 import pytest
+import rich
 
 from minigpt import console
-from minigpt.console import LiveView, Progress, duration, time_left
+from minigpt.console import LiveView, Progress, duration, interruptible, time_left
 
 
 def test_no_silence_while_work_goes_on(
@@ -36,11 +38,41 @@ def test_a_short_block_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
-def test_skipped_work_does_not_shorten_the_time_left() -> None:
-    progress = Progress("counting", total=10)
-    progress.skip(8)
+def test_of_nested_blocks_the_innermost_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "SILENCE_SECONDS", 0.1)
+    with Progress("outer"):
+        assert interruptible(lambda: time.sleep(0.35) or 3, "inner") == 3
+        inner = capsys.readouterr().err.splitlines()
+        time.sleep(0.35)
+    outer = capsys.readouterr().err.splitlines()
+    assert inner and all(line.startswith("minigpt: inner: ") for line in inner)
+    assert outer and all(line.startswith("minigpt: outer: ") for line in outer)
+
+
+def test_many_short_blocks_in_a_block_are_not_silent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "SILENCE_SECONDS", 0.2)
+    with Progress("outer"):
+        for _ in range(10):
+            with Progress("inner"):
+                time.sleep(0.1)
+    assert len(capsys.readouterr().err.splitlines()) >= 3
+
+
+def test_an_error_in_a_thread_is_raised_and_ends_the_block() -> None:
+    with pytest.raises(ZeroDivisionError):
+        interruptible(lambda: 1 // 0, "dividing")
+    assert Progress._running == []
+
+
+def test_an_activity_may_have_a_colon(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress("C: copying: files", total=4)
     progress.advance()
-    assert str(progress).startswith("counting: 50%")
+    rich.print(progress._draw())
+    assert re.fullmatch(r"C: copying: files +\S+ +25%, 0:00 left", capsys.readouterr().out.strip())
 
 
 def test_lines_postpone_the_status(monkeypatch: pytest.MonkeyPatch) -> None:

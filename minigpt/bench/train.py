@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from minigpt.bench.measure import Design, Result, Times, ceilings, synchronize
 from minigpt.config.schema import Config
-from minigpt.console import Advance, not_shown
+from minigpt.console import Advance, ignore_progress
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.evaluate.loss import evaluate
 from minigpt.logger import LOGGERS, LoggerConfig, RunInfo
@@ -93,7 +93,7 @@ class StepClock(Display):
         if step == 1 or step % self.every == 0:
             self.read(step)
 
-    def train(self, step: int, metrics: dict[str, float]) -> None: ...
+    def train(self, step: int, loss: float, speed: float) -> None: ...
 
     def evaluation(self, step: int, val: Any, best: bool) -> None: ...
 
@@ -134,7 +134,7 @@ def train_in_turns(
     steps: int,
     warmup: int,
     rounds: int,
-    progress: Advance = not_shown,
+    progress: Advance = ignore_progress,
 ) -> list[Measured]:
     """Train each config from scratch for `warmup` + `steps` steps, in `rounds` interleaved rounds.
 

@@ -40,11 +40,12 @@ def _print_findings(console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from minigpt.console import Progress
     from minigpt.run.environment import findings, verdict
 
     for line in verdict():
         console.print(f"{line.subject:<9}{line.status}", soft_wrap=True, markup=False)
-    with console.status("checking ..."):
+    with Progress("checking"):
         lines = findings()
     table = Table("subject", "status", show_edge=False)
     for finding in lines:
@@ -58,15 +59,19 @@ def _print_findings(console: Console) -> None:
 
 def _print_tables(group: str, console: Console) -> None:
     from minigpt.config.capabilities import Footnotes, attention_table, backend_table
+    from minigpt.console import Progress
 
-    with console.status("checking ..."):
+    title = f"backends by {group} (t: training, i: inference, a number: see below)"
+    with Progress("checking"):
         notes = Footnotes()
-        title = f"backends by {group} (t: training, i: inference, a number: see below)"
-        _print_table(title, backend_table(group, notes), notes, console)
-        if group == "attention":
+        rows = backend_table(group, notes)
+    _print_table(title, rows, notes, console)
+    if group == "attention":
+        title = "choices that can be combined with each attention"
+        with Progress("checking"):
             notes = Footnotes()
-            title = "choices that can be combined with each attention"
-            _print_table(title, attention_table(notes), notes, console)
+            rows = attention_table(notes)
+        _print_table(title, rows, notes, console)
 
 
 def _print_table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from minigpt.commands.options import QUANTIZE, Parser, add_run_arguments, set_threads
 from minigpt.errors import UserError, require
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
 
     set_threads(options)
     runs, console = _runs(options.run), PipeConsole(highlight=False)
-    progress = Progress("evaluating", total=len(runs))
+    progress = Progress("evaluating")
     for run in runs:
         skip = len(runs) > 1 and n_estimates is None
         _evaluate_run(run, options, lengths, console, progress, skip_if_recorded=skip)
@@ -114,60 +114,38 @@ def _evaluate_run(
 ) -> None:
     """Evaluate one run, print the results and save them in eval.json.
 
-    `progress`: has one unit per run. `skip_if_recorded`: do nothing if eval.json already has all
-    of them.
+    `skip_if_recorded`: do nothing if eval.json already has all of them.
     """
-    from minigpt.evaluate.loss_curves import require_lengths
-    from minigpt.evaluate.record import is_recorded, save_evaluation
-    from minigpt.inference.quantize import quantized
-    from minigpt.run.load import TrainedRun
+    progress.begin(f"loading {run}")
+    with progress:
+        from minigpt.evaluate.loss_curves import require_lengths
+        from minigpt.evaluate.record import is_recorded, save_evaluation
+        from minigpt.inference.quantize import quantized
+        from minigpt.run.load import TrainedRun
 
-    plain = trained = TrainedRun.load(run, options.checkpoint, options.device, options.set)
-    quantization = None
-    if options.quantize is not None:
-        trained, quantization = quantized(plain, options.quantize)
-    if skip_if_recorded and is_recorded(trained, lengths, options.by_position):
+        plain = trained = TrainedRun.load(run, options.checkpoint, options.device, options.set)
+        quantization = None
+        if options.quantize is not None:
+            trained, quantization = quantized(plain, options.quantize)
+        skipped = skip_if_recorded and is_recorded(trained, lengths, options.by_position)
+        tokens = None if skipped else trained.tokens()
+    if tokens is None:
         console.print(f"{trained.run.path} ({trained.label}): already evaluated", soft_wrap=True)
-        progress.skip()
         return
-    tokens = trained.tokens()
     require_lengths(lengths, tokens.val)
     save_evaluation(trained, {})  # fails before the work if eval.json cannot be written
     about = f"{trained.run.path} ({trained.label}), {trained.runtime.describe()}"
     console.print(about, soft_wrap=True)
-    progress.activity = f"evaluating {trained.run.path}"
-    work = Work(progress, _n_tokens(trained, tokens, options, lengths))
-    val = _evaluate_splits(trained, tokens, plain, quantization, console, work)
+    val = _evaluate_splits(trained, tokens, plain, quantization, console, progress)
     if options.random_batches is not None:
-        _print_random_batches(trained, tokens.val, options.random_batches, console, work)
+        _print_random_batches(trained, tokens.val, options.random_batches, console, progress)
     if lengths or options.by_position:
-        _evaluate_curves(trained, tokens.val, val, lengths, options.by_position, console, work)
+        _evaluate_curves(trained, tokens.val, val, lengths, options.by_position, console, progress)
     console.print(f"written to {trained.run.evaluations}", soft_wrap=True)
 
 
-def _n_tokens(
-    trained: TrainedRun, tokens: TokenData, options: Namespace, lengths: list[int]
-) -> int:
-    """Return the number of tokens of all passes of one run."""
-    from minigpt.evaluate.loss import RANDOM_BATCH_SIZE, RANDOM_BATCHES
-
-    block_size = trained.config.model.block_size
-    limit = trained.model.positional.max_length
-    others = {n for n in lengths if n != block_size and (limit is None or n <= limit)}
-    passes = 1 + len(others) + (options.quantize is not None)
-    n_random = RANDOM_BATCHES * RANDOM_BATCH_SIZE * block_size * (options.random_batches or 0)
-    return len(tokens.train.tokens) + passes * len(tokens.val.tokens) + n_random
-
-
-class Work(NamedTuple):
-    """The evaluation of one run, of `n_tokens` tokens, which is one unit of `progress`."""
-
-    progress: Progress
-    n_tokens: int
-
-    def advance(self, n_tokens: int) -> None:
-        """Add tokens that are evaluated."""
-        self.progress.advance(n_tokens / self.n_tokens)
+def _activity(trained: TrainedRun, what: str) -> str:
+    return f"evaluating {trained.run.path} ({what})"
 
 
 def _evaluate_splits(
@@ -176,7 +154,7 @@ def _evaluate_splits(
     plain: TrainedRun,
     quantization: Quantization | None,
     console: Console,
-    work: Work,
+    progress: Progress,
 ) -> Evaluation:
     """Print and save the losses of both splits, and return the validation loss.
 
@@ -191,12 +169,13 @@ def _evaluate_splits(
     table = Table("split", "tokens", *HEADINGS)
 
     def loss(model: GPT, split: Split, name: str) -> Evaluation:
-        result = evaluate(model, split, trained.runtime, progress=work.advance)
+        progress.begin(_activity(trained, name), len(split.tokens))
+        result = evaluate(model, split, trained.runtime, progress=progress.advance)
         table.add_row(name, f"{len(split.tokens):,}", *cells(result))
         return result
 
     difference = 0.0
-    with work.progress:
+    with progress:
         train = loss(trained.model, tokens.train, "train")
         val = loss(trained.model, tokens.val, "val")
         values: dict[str, Any] = train.metrics("train") | val.metrics("val")
@@ -212,16 +191,18 @@ def _evaluate_splits(
 
 
 def _print_random_batches(
-    trained: TrainedRun, split: Split, n_estimates: int, console: Console, work: Work
+    trained: TrainedRun, split: Split, n_estimates: int, console: Console, progress: Progress
 ) -> None:
     """Print statistics of nanoGPT's estimate of a split's loss."""
     from statistics import fmean, stdev
 
     from minigpt.evaluate.loss import RANDOM_BATCH_SIZE, RANDOM_BATCHES, random_batch_losses
 
-    with work.progress:
+    tokens = n_estimates * RANDOM_BATCHES * RANDOM_BATCH_SIZE * trained.config.model.block_size
+    progress.begin(_activity(trained, "random batches"), tokens)
+    with progress:
         losses = random_batch_losses(
-            trained.model, split, trained.runtime, n_estimates, progress=work.advance
+            trained.model, split, trained.runtime, n_estimates, progress=progress.advance
         )
     about = f"{RANDOM_BATCHES} random batches of {RANDOM_BATCH_SIZE}, {n_estimates} estimates"
     mean = f"mean {fmean(losses):.4f} nats/token, standard deviation {stdev(losses):.4f}"
@@ -236,7 +217,7 @@ def _evaluate_curves(
     lengths: list[int],
     by_position: bool,
     console: Console,
-    work: Work,
+    progress: Progress,
 ) -> None:
     """Print, save and plot the loss of a split by context length and by position."""
     from rich.table import Table
@@ -247,12 +228,15 @@ def _evaluate_curves(
 
     block_size = trained.config.model.block_size
     curve: Curve = {} if lengths else {block_size: at_block_size}
-    for length in lengths:
-        with work.progress:
+    with progress:
+        for length in lengths:
+            progress.begin(_activity(trained, f"val, windows of {length}"), len(split.tokens))
             if length == block_size:
                 curve[length] = at_block_size
             else:
-                curve[length] = loss_curves.evaluate_at_length(trained, split, length, work.advance)
+                curve[length] = loss_curves.evaluate_at_length(
+                    trained, split, length, progress.advance
+                )
             save_evaluation(trained, {"lengths": {str(length): loss_curves.metrics(curve[length])}})
     sections = []
     if lengths:

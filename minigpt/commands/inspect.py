@@ -47,14 +47,16 @@ def main(arguments: list[str]) -> None:
     from rich.text import Text
 
     from minigpt.console import PipeConsole, Progress
-    from minigpt.evaluate.inspection import encode_prompt, inspect_prompt, inspection_runtime
-    from minigpt.html import write_page
-    from minigpt.run.load import TrainedRun
 
     set_threads(options)
-    trained = TrainedRun.load(options.run, options.checkpoint, options.device, options.set)
-    given = options.prompt is not None
-    prompt = encode_prompt(trained, options.prompt) if given else _default_prompt(trained)
+    with Progress("loading"):
+        from minigpt.evaluate.inspection import encode_prompt, inspect_prompt, inspection_runtime
+        from minigpt.html import write_page
+        from minigpt.run.load import TrainedRun
+
+        trained = TrainedRun.load(options.run, options.checkpoint, options.device, options.set)
+        given = options.prompt is not None
+        prompt = encode_prompt(trained, options.prompt) if given else _default_prompt(trained)
     console = PipeConsole(highlight=False)
     runtime = inspection_runtime(trained).describe()
     console.print(f"{trained.run.path} ({trained.label}), {runtime}", soft_wrap=True)

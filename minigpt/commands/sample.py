@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from minigpt.commands.options import QUANTIZE, Parser, add_run_arguments, set_threads
@@ -15,7 +13,6 @@ from minigpt.errors import UserError, one_line_if_out_of_memory, require
 from minigpt.files import user_path
 
 if TYPE_CHECKING:
-    from minigpt.console import Progress
     from minigpt.inference.text import Continuation, TextGenerator
     from minigpt.run.load import TrainedRun
 
@@ -75,12 +72,14 @@ def main(arguments: list[str]) -> None:
     options = parser.parse(arguments)
     _require_compatible(options, parser)
     _require_valid(options)
+    from minigpt.console import Progress
     from minigpt.data.corpus import unescape
 
     prompts = [("--prompt", unescape(prompt)) for prompt in options.prompt or []]
     prompts += _lines(options.prompts)
     with one_line_if_out_of_memory("use a smaller --context, or fewer prompts or --beams"):
-        generator, texts = _text_generator(options, prompts)
+        with Progress("loading"):
+            generator, texts = _text_generator(options, prompts)
         _print_texts(generator, texts, options)
 
 
@@ -191,20 +190,18 @@ def _encode(key: str, text: str, trained: TrainedRun) -> list[int]:
 def _print_texts(generator: TextGenerator, prompts: list[str], options: Namespace) -> None:
     """Print all samples of all prompts; sample k has the seed `options.seed` + k.
 
-    Progress is shown on stderr, unless text appears there or in the terminal piece by piece.
+    Progress is shown on stderr, unless stdout is a terminal or the same file.
     """
     from minigpt.console import Progress
 
-    progress = Progress("sampling", generator.n_steps * options.num_samples)
+    progress = Progress("sampling")
     generator.progress = progress.advance
-    streams = generator.streams and not options.json
-    with progress if streams and not _stdout_is_seen() else nullcontext():
+    with nullcontext() if _stdout_is_seen() else progress:
         for number in range(options.num_samples):
+            progress.begin(f"sample {number + 1} of {options.num_samples}", generator.n_steps)
             texts = generator.texts(options.seed + number)
-            texts = texts if streams else _complete(texts, progress)
             for prompt, text in zip(prompts, texts, strict=True):
                 _print_text(generator, prompt, text, number, options)
-            progress.done = (number + 1) * generator.n_steps  # also if texts stopped earlier
     if generator.statistics:
         _print_draft_statistics(generator, measure_speedup=not options.json)
 
@@ -215,17 +212,6 @@ def _stdout_is_seen() -> bool:
         output, errors = (os.fstat(stream.fileno()) for stream in (sys.stdout, sys.stderr))
         return sys.stdout.isatty() or os.path.samestat(output, errors)
     return False
-
-
-def _complete(texts: Iterator[Continuation], progress: Progress) -> Iterator[Continuation]:
-    """Yield texts whose pieces are all there; progress is shown until then."""
-    while True:
-        with progress:
-            text = next(texts, None)
-            if text is None:
-                return
-            text = replace(text, pieces=["".join(text.pieces)])
-        yield text
 
 
 def _print_text(

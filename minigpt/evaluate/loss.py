@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minigpt.console import Advance, not_shown
+from minigpt.console import Advance, ignore_progress
 from minigpt.data.tokens import Split
 from minigpt.model import GPT
 from minigpt.model.gpt import positions_in_documents
@@ -57,7 +57,7 @@ def evaluate(
     split: Split,
     runtime: Runtime,
     length: int | None = None,
-    progress: Advance = not_shown,
+    progress: Advance = ignore_progress,
 ) -> Evaluation:
     """Return the loss of all tokens of a split but the first, in non-overlapping windows.
 
@@ -81,7 +81,7 @@ def random_batch_losses(
     runtime: Runtime,
     n_estimates: int,
     seed: int = 0,
-    progress: Advance = not_shown,
+    progress: Advance = ignore_progress,
 ) -> list[float]:
     """Return `n_estimates` estimates of a split's loss from random batches, as in nanoGPT.
 
@@ -103,7 +103,7 @@ def random_batch_losses(
 
 
 def nats_by_position(
-    model: GPT, split: Split, runtime: Runtime, length: int, progress: Advance = not_shown
+    model: GPT, split: Split, runtime: Runtime, length: int, progress: Advance = ignore_progress
 ) -> tuple[list[float], list[int]]:
     """Return the summed cross-entropy and the number of targets of each position.
 

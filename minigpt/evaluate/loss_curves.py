@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from minigpt.console import Advance, not_shown
+from minigpt.console import Advance, ignore_progress
 from minigpt.data.tokens import Split
 from minigpt.errors import one_line_if_out_of_memory, require
 from minigpt.evaluate.loss import Evaluation, evaluate
@@ -31,7 +31,7 @@ def require_lengths(lengths: Sequence[int], split: Split) -> None:
 
 
 def evaluate_at_length(
-    trained: TrainedRun, split: Split, length: int, progress: Advance = not_shown
+    trained: TrainedRun, split: Split, length: int, progress: Advance = ignore_progress
 ) -> Evaluation | str:
     """Evaluate in windows of `length` tokens, or return why the loss is undefined.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minigpt.console import Advance, not_shown
+from minigpt.console import Advance, ignore_progress
 from minigpt.errors import require
 from minigpt.inference.generate import (
     Context,
@@ -65,7 +65,7 @@ def beam_search(
     *,
     runtime: Runtime | None = None,
     context: Context = None,
-    progress: Advance = not_shown,
+    progress: Advance = ignore_progress,
 ) -> Hypothesis:
     """Return the best continuation of a prompt that is finished or has `n_tokens` tokens.
 

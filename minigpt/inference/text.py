@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from minigpt.console import Advance, not_shown
+from minigpt.console import Advance, ignore_progress
 from minigpt.errors import UserError
 from minigpt.inference.beam import BeamSearch, beam_search
 from minigpt.inference.generate import (
@@ -69,17 +69,12 @@ class TextGenerator:
     search: BeamSearch | None = None
     draft: Draft | None = None
     statistics: list[DraftStatistics] = field(default_factory=list)
-    progress: Advance = not_shown
+    progress: Advance = ignore_progress
 
     @property
     def n_steps(self) -> int:
         """The sum of what `progress` is called with for all texts of one seed, if none stops."""
         return self.n_tokens * len(self.prompts)
-
-    @property
-    def streams(self) -> bool:
-        """Whether pieces of text are yielded as they are generated."""
-        return self.search is None and (self.draft is not None or len(self.prompts) == 1)
 
     def texts(self, seed: int) -> Iterator[Continuation]:
         """Yield a continuation of each prompt, all sampled with the same seed."""

@@ -88,20 +88,19 @@ class Display:
             return False
         return self.loss_shown is None or time.monotonic() > self.loss_shown + LOSS_SECONDS
 
-    def train(self, step: int, metrics: dict[str, float]) -> None:
-        """Print training metrics, or show them in the bar."""
+    def train(self, step: int, loss: float, speed: float) -> None:
+        """Print the training loss and the speed in tokens/s, or show them in the bar."""
         self.loss_shown = time.monotonic()
-        loss, speed = metrics["train_loss"], metrics["tokens_per_second"]
         self.status = f"train loss {loss:.4f} nats/token  {speed:,.0f} tokens/s"
         if not self.view.console.is_terminal:
             self.line(f"step {step}/{self.max_steps}  {self.status}  {self._time_left()}".rstrip())
 
     @contextmanager
-    def working(self, activity: str, total: int) -> Iterator[Advance]:
+    def working(self, activity: str, total: float) -> Iterator[Advance]:
         """Show an activity other than training steps. Yields a function that adds work done."""
-        done = 0
+        done = 0.0
 
-        def advance(amount: int) -> None:
+        def advance(amount: float) -> None:
             nonlocal done
             done += amount
             self.activity = f"{activity}, {done / total:.0%}"
@@ -190,6 +189,6 @@ class Display:
                 ("bits/byte", f"{result['val_bits_per_byte']:.4f}"),
             ]
         rows += [("time", duration(result["seconds"])), ("run", str(run.path))]
-        names = ["next", *[""] * (len(commands) - 1)]
-        rows += [(n, f"minigpt {c}{path}") for n, c in zip(names, commands, strict=True)]
+        for number, command in enumerate(commands):
+            rows.append(("" if number else "next", f"minigpt {command}{path}"))
         self.view.rows(rows)

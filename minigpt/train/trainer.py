@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from minigpt.console import counted
 from minigpt.data import Batch
 from minigpt.data.corpus import unescape
 from minigpt.data.tokens import Split
@@ -251,29 +252,30 @@ class Trainer:
             if not progress.recent_losses:
                 return
             steps = len(progress.recent_losses)
-            loss = math.fsum(progress.recent_losses) / steps
-            tokens = progress.step * self.tokens_per_step
+            loss, speed = self._loss_and_speed(progress.recent_losses, progress.step_seconds)
             metrics = {
                 "train_loss": loss,
                 "train_perplexity": perplexity(loss),
                 "lr": self.lr(progress.step - 1),
                 "grad_norm": math.fsum(progress.recent_norms) / steps,
-                "tokens": tokens,
-                "tokens_per_second": tokens / progress.step_seconds,
+                "tokens": progress.step * self.tokens_per_step,
+                "tokens_per_second": speed,
                 "seconds": progress.seconds,
                 **{k: math.fsum(values) / steps for k, values in progress.recent_extras.items()},
             }
             progress.recent_losses, progress.recent_norms, progress.recent_extras = [], [], {}
             self._report(metrics)
-            self.display.train(progress.step, metrics)
+            self.display.train(progress.step, loss, speed)
 
     def _show_loss(self) -> None:
         """Show the loss since the last `_settle`, which changes nothing. Syncs the device."""
         losses = step_means(self.logged)["train_loss"]
         seconds = self.stepped_before + self.stopwatch.seconds
-        speed = self.progress.step * self.tokens_per_step / seconds
-        metrics = {"train_loss": math.fsum(losses) / len(losses), "tokens_per_second": speed}
-        self.display.train(self.progress.step, metrics)
+        self.display.train(self.progress.step, *self._loss_and_speed(losses, seconds))
+
+    def _loss_and_speed(self, losses: list[float], seconds: float) -> tuple[float, float]:
+        """Return the mean loss, and tokens/s if all training steps took `seconds`."""
+        return math.fsum(losses) / len(losses), self.progress.step * self.tokens_per_step / seconds
 
     def _pass_over(self, split: Split) -> Evaluation:
         activity = f"evaluating the {split.name} split"
@@ -314,12 +316,13 @@ class Trainer:
             assert self.options.sample_prompt is not None, "resolved by build_setup"
             prompt, n = unescape(self.options.sample_prompt), self.options.sample_tokens
             ids, seed = self.tokenizer.encode(prompt), self.config.seed + step
-            tokens = generate(self.model, [ids], n, seed=seed, runtime=self.runtime)
-            pieces = stream_text(self.tokenizer, (row[0] for row in tokens))
+            rows = generate(self.model, [ids], n, seed=seed, runtime=self.runtime)
             # The model is trained on separate documents, so a sample ends with its document.
             separator = self.config.data.separator
-            with self.display.working("sampling", n):
-                text = prompt + "".join(stop_at(pieces, [] if separator is None else [separator]))
+            stops = [] if separator is None else [separator]
+            with self.display.working("sampling", n) as advance:
+                tokens = (row[0] for row in counted(rows, advance))
+                text = prompt + "".join(stop_at(stream_text(self.tokenizer, tokens), stops))
             self.run.append_sample(step, text)
             self.logger.log_text(text, step)
             self.display.sample(step, text)

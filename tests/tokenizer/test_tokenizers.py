@@ -486,7 +486,7 @@ def test_a_signal_ends_learning_and_progress_is_shown(number: int, tmp_path: Pat
         import sys
         from minigpt import console
         from minigpt.tokenizer import bpe
-        console.REPORT_SECONDS = 0.5
+        console.SILENCE_SECONDS = 0.5
         bpe.MAX_WORD_CHARACTERS = 90_000  # almost as slow as without a limit
         bpe.BPETokenizer.train("ACGT" * 250_000, 5000)
     """
@@ -495,7 +495,7 @@ def test_a_signal_ends_learning_and_progress_is_shown(number: int, tmp_path: Pat
     assert process.stderr is not None
     line = process.stderr.readline().decode()
     assert re.match(
-        r"minigpt: learning 5,000 tokens of tokenizer=bpe from 1,000,000 characters: \d s", line
+        r"minigpt: learning 5,000 tokens of tokenizer=bpe from 1,000,000 characters: \d\.\d s", line
     ), line
     process.send_signal(number)
     assert process.wait(timeout=10) in (-number, 1)

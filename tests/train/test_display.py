@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from minigpt import console
+from minigpt.run import load
+from minigpt.run.weights import load_weights
 from minigpt.train import display
 from tests.conftest import TINY, Cli, read_metrics
 from tests.train.test_resume import stop_at
@@ -172,8 +174,32 @@ def test_eval_shows_progress_on_stderr(
     monkeypatch.setattr(console, "SILENCE_SECONDS", 0.005)
     shown = cli(*command)
     assert shown.out == quiet.out
-    assert re.search(r"^minigpt: evaluating run: \d+%, 0:0\d left$", shown.err, re.MULTILINE)
-    assert all(line.startswith("minigpt: evaluating run: ") for line in shown.err.splitlines())
+    activities = (
+        "loading run",
+        *(
+            f"evaluating run ({what})"
+            for what in ("train", "val", "val, windows of 2", "random batches")
+        ),
+    )
+    for activity in activities:
+        assert f"minigpt: {activity}: " in shown.err
+    line = r"minigpt: (loading run: \d\.\d s|evaluating run \(.+\): (\d+%, 0:0\d left|\d\.\d s))"
+    assert all(re.fullmatch(line, text) for text in shown.err.splitlines())
+
+
+@pytest.mark.parametrize("command", ["eval", "sample", "inspect"])
+def test_a_slow_load_is_not_silent(
+    cli: Cli, tiny_run: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def slow(path: Path, model: torch.nn.Module) -> None:
+        time.sleep(0.5)
+        load_weights(path, model)
+
+    monkeypatch.setattr(load, "load_weights", slow)
+    monkeypatch.setattr(console, "SILENCE_SECONDS", 0.1)
+    done = cli(command, "run")
+    assert done.code == 0, done.err
+    assert len(re.findall(r"^minigpt: loading.*: 0\.\d s$", done.err, re.MULTILINE)) >= 3
 
 
 @pytest.mark.parametrize(
@@ -192,11 +218,13 @@ def test_sample_shows_progress_on_stderr(
 ) -> None:
     command = ["sample", "run", "--max-new-tokens", "300", *options]
     quiet = cli(*command)
-    assert quiet.code == 0 and "sampling" not in quiet.err
+    assert quiet.code == 0 and "minigpt: " not in quiet.err
     monkeypatch.setattr(console, "SILENCE_SECONDS", 0.005)
     shown = cli(*command)
     assert shown.out == quiet.out
-    assert re.search(r"^minigpt: sampling: ", shown.err, re.MULTILINE) or "--stop" in options
+    assert "minigpt: loading: " in shown.err
+    n = options[-1] if "--num-samples" in options else "1"
+    assert f"minigpt: sample {n} of {n}: " in shown.err or "--stop" in options
 
 
 def test_text_that_is_seen_has_no_progress_lines_in_it(tiny_run: Path) -> None:
@@ -211,14 +239,16 @@ def test_text_that_is_seen_has_no_progress_lines_in_it(tiny_run: Path) -> None:
     pipe = subprocess.PIPE
     apart = subprocess.run(command, stdout=pipe, stderr=pipe, text=True, check=True)
     together = subprocess.run(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, check=True)
-    assert "minigpt: sampling: " in apart.stderr
-    assert together.stdout == apart.stdout
+    assert "minigpt: sample 1 of 1: " in apart.stderr
+    shown = re.sub(r"^(minigpt: loading: .*\n)+", "", together.stdout)
+    assert shown == apart.stdout
 
 
 @pytest.mark.parametrize(
     ("command", "shown"),
     [
         (["inspect", "run"], "computing and plotting: "),
+        (["doctor", "--table", "positional"], "checking: "),
         (["data", "data=text", "data.path=text.txt"], "text as "),
         (["data", "--shards", "big", "data=text", "data.path=text.txt"], "encoding, "),
         (["bench", "attention", "--lengths", "8,16", "--repeats", "3"], "measuring: 50%, 0:"),
