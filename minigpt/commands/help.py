@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from minigpt.config.explain import Group, Option
 
@@ -27,17 +27,19 @@ Train a small GPT. Each run writes a directory in runs/.
   minigpt train model=llama --cfg job           print all values without training
   minigpt train --help positional               explain a group, its choices and options
 """
-MORE = """\
+FOOTER = """\
 --key=value is key=value, for W&B's agent.
 Shell completion: eval "$(minigpt -sc install=bash)"
 Hydra's own options: minigpt train --hydra-help"""
 PIPE_WIDTH = 120
 
 
-def print_help(topics: Sequence[str], own: Path | None = None, as_json: bool = False) -> None:
+def print_help(
+    topics: Sequence[str], config_dir: Path | None = None, as_json: bool = False
+) -> None:
     """Print what there is to say about groups, choices and options, or without topics about all.
 
-    `own`: a folder with more choices. Raises UserError for an unknown topic.
+    `config_dir`: a folder with more choices. Raises UserError for an unknown topic.
     """
     from minigpt.config.explain import explained, with_types
     from minigpt.config.overrides import one_line_errors
@@ -48,7 +50,7 @@ def print_help(topics: Sequence[str], own: Path | None = None, as_json: bool = F
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_WIDTH
     with one_line_errors([]):
-        groups = explained(topics, own)
+        groups = explained(topics, config_dir)
     if not topics and not as_json:
         _print_overview(groups, console)
         return
@@ -65,16 +67,16 @@ def print_help(topics: Sequence[str], own: Path | None = None, as_json: bool = F
 
 def _print_overview(groups: list[Group], console: Console) -> None:
     """Print the groups, and every option of the default choices."""
-    console.print(USAGE)
-    console.print("Config groups (group=choice):")
+    _print(USAGE, console)
+    _print("Config groups (group=choice):", console)
     named = [group for group in groups if group.name]
     names = [[one.name for one in group.choices if "/" not in one.name] for group in named]
     rows = zip(named, names, strict=True)
     _print_rows([(group.name, f"{group.text}: {', '.join(of)}") for group, of in rows], console)
-    console.print("\nOptions (key=default) with the default choices:")
+    _print("\nOptions (key=default) with the default choices:", console)
     options = [option for group in groups for option in _default_options(group)]
     _print_rows([(_typed(option), option.text) for option in options], console)
-    console.print(f"\n{MORE}")
+    _print(f"\n{FOOTER}", console)
 
 
 def _default_options(group: Group) -> list[Option]:
@@ -86,7 +88,7 @@ def _print_group(group: Group, console: Console) -> None:
     """Print a group, its choices, the options of all choices, and those of each."""
     if group.name:
         default = f" (default: {group.default})" if group.default else ""
-        console.print(f"{group.name}=CHOICE{default}: {group.text}")
+        _print(f"{group.name}=CHOICE{default}: {group.text}", console)
         _print_rows([(one.name, one.text) for one in group.choices], console)
     _print_options(
         f"options of every {group.name}" if group.name else "options", group.options, console
@@ -95,13 +97,13 @@ def _print_group(group: Group, console: Console) -> None:
         _print_options(f"options of {group.name}={choice.name}", choice.options, console)
     for choice in group.choices:
         if choice.sets:
-            console.print(f"\n{group.name}={choice.name} stands for\n  {' '.join(choice.sets)}")
-    console.print()
+            _print(f"\n{group.name}={choice.name} stands for\n  {' '.join(choice.sets)}", console)
+    _print("", console)
 
 
 def _print_options(title: str, options: list[Option], console: Console) -> None:
     if options:
-        console.print(f"\n{title} (key=default, type)")
+        _print(f"\n{title} (key=default, type)", console)
         _print_rows([(_typed(one), one.type, one.text) for one in options], console)
 
 
@@ -119,4 +121,11 @@ def _print_rows(rows: Sequence[tuple[str, ...]], console: Console) -> None:
         table.add_column(no_wrap=True, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    _print(table, console)
+
+
+def _print(what: RenderableType, console: Console) -> None:
+    """Print a text or a table, without Rich's spaces at the ends of lines."""
+    lines = console.render_lines(what, pad=False)
+    texts = ["".join(segment.text for segment in line).rstrip() for line in lines]
+    console.print("\n".join(texts), soft_wrap=True)

@@ -23,6 +23,7 @@ QUANTIZE = {
     "--quantize {int8,int4}": "quantize the weights of linear layers to save memory "
     "(minigpt doctor says how to install it)",
 }
+HELP = "show this help"
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,8 +38,10 @@ class Parser(argparse.ArgumentParser):
             epilog="examples:\n" + "\n".join(f"  {line}" for line in examples),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
-            conflict_handler="resolve",
+            add_help=False,
         )
+        settings: dict[str, Any] = {"nargs": 0, "default": argparse.SUPPRESS}
+        self._help = self.add_argument("-h", "--help", action=_Help, help=HELP, **settings)
 
     def error(self, message: str) -> NoReturn:
         flags = self._option_string_actions
@@ -61,9 +64,8 @@ class Parser(argparse.ArgumentParser):
         self.takes_overrides = True
         text = "config overrides, as in minigpt train; --KEY=VALUE is understood too"
         self.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help=text)
-        text = "show this help, or explain config groups, choices (GROUP=CHOICE) and options"
-        settings: dict[str, Any] = {"nargs": "*", "metavar": "GROUP", "default": argparse.SUPPRESS}
-        self.add_argument("-h", "--help", action=_Help, help=text, **settings)
+        self._help.nargs, self._help.metavar = "*", "GROUP"
+        self._help.help = f"{HELP}, or explain config groups, choices (GROUP=CHOICE) and options"
 
     def add_options(self, texts: dict[str, str], **settings: Any) -> None:
         """Add options.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from minigpt.commands.help import print_help
-from minigpt.config.hydra_main import HelpRequest, hydra_main, needs_hydra_main, parse_arguments
+from minigpt.config.hydra_main import as_overrides, help_request, hydra_main, needs_hydra_main
 from minigpt.config.overrides import Composed, compose_overrides, require_choices
 from minigpt.config.pairs import parse_override
 from minigpt.errors import UserError
@@ -14,16 +14,17 @@ from minigpt.errors import UserError
 def main(arguments: list[str]) -> None:
     """Train a run or a sweep from the arguments. Raises UserError for wrong arguments."""
     command = ["minigpt", "train", *arguments]
-    parsed = parse_arguments(arguments)
-    if isinstance(parsed, HelpRequest):
-        print_help(parsed.topics, parsed.own, parsed.as_json)
-    elif needs_hydra_main(parsed):
+    arguments = as_overrides(arguments)
+    request = help_request(arguments)
+    if request is not None:
+        print_help(request.topics, request.config_dir, request.as_json)
+    elif needs_hydra_main(arguments):
         from minigpt.sweep.directory import sweep_directory
 
-        hydra_main(parsed, partial(train, command=command), sweep_directory)
+        hydra_main(arguments, partial(train, command=command), sweep_directory)
     else:
-        require_choices(parsed)
-        train(compose_overrides([*_choices_of_resumed_run(parsed), *parsed]), command)
+        require_choices(arguments)
+        train(compose_overrides([*_choices_of_resumed_run(arguments), *arguments]), command)
 
 
 def _choices_of_resumed_run(arguments: list[str]) -> list[str]:

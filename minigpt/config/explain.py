@@ -6,16 +6,13 @@ and behind a group in train.yaml, the group. Only types need the dataclasses, an
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-import yaml
-
+from minigpt.config.comments import CommentedFile, Option
 from minigpt.config.groups import ROOT, config_directory, config_groups, section_of
 from minigpt.config.overrides import similar_option
 from minigpt.config.pairs import parse_override
@@ -26,25 +23,6 @@ BASES = {"model_base.yaml": "model", "sweep/none.yaml": "sweep"}
 TOP_LEVEL = ""  # the group of options that belong to no group
 PARAMS = "hydra.sweeper.params."  # what an experiment varies with -m
 NO_FIELD = {"resume": str | None}  # options of the command line that no dataclass has
-
-
-@dataclass(frozen=True)
-class Option:
-    """An option. `default`: as in YAML; None: required. `type` is empty until `with_types`."""
-
-    key: str
-    default: str | None
-    text: str
-    type: str = ""
-
-    @property
-    def typed(self) -> str:
-        """The default as it is typed; ???, as in YAML, if there is none."""
-        return "???" if self.default is None else self.default
-
-    def is_below(self, key: str) -> bool:
-        """Return whether this is the option `key`, or one of the options below it."""
-        return f"{self.key}.".startswith(f"{key}.")
 
 
 @dataclass(frozen=True)
@@ -84,13 +62,13 @@ class Group:
         return replace(self, choices=chosen, options=_below(self.options, key))
 
 
-def explained(topics: Sequence[str], own: Path | None = None) -> list[Group]:
+def explained(topics: Sequence[str], config_dir: Path | None = None) -> list[Group]:
     """Return what there is to say about each topic, or all groups without topics.
 
     A topic is a group, GROUP=CHOICE with one or several choices, or an option, also with a value.
-    `own`: another folder of choices, that of --config-dir. Raises UserError for an unknown topic.
+    `config_dir`: another folder of choices. Raises UserError for an unknown topic.
     """
-    groups = all_groups(own)
+    groups = all_groups(config_dir)
     return [group for topic in topics for group in _explained(topic, groups)] if topics else groups
 
 
@@ -114,10 +92,10 @@ def all_options(group: Group) -> list[Option]:
     return [*group.options, *(option for choice in group.choices for option in choice.options)]
 
 
-def all_groups(own: Path | None = None) -> list[Group]:
+def all_groups(config_dir: Path | None = None) -> list[Group]:
     """Return every group, in the order of train.yaml, and last the options outside of groups."""
-    root = Commented(config_directory() / f"{ROOT}.yaml")
-    folders = [config_directory(), *([own] if own else [])]
+    root = CommentedFile(config_directory() / f"{ROOT}.yaml")
+    folders = [config_directory(), *([config_dir] if config_dir else [])]
     groups = [_group(name, value, text, folders) for name, value, text in root.defaults]
     assert sorted(group.name for group in groups) == config_groups()
     return [*groups, Group(TOP_LEVEL, "", None, [], root.options(""))]
@@ -129,7 +107,7 @@ def _group(name: str, default: str | None, text: str, folders: list[Path]) -> Gr
         for folder in folders
         for file in sorted((folder / name).rglob("*.yaml"))
     }
-    choices = [_choice(name, choice, Commented(file)) for choice, file in files.items()]
+    choices = [_choice(name, choice, CommentedFile(file)) for choice, file in files.items()]
     if name == "model":
         choices += _designs()
     return Group(name, text, default, sorted(choices, key=lambda one: one.name), _shared(name))
@@ -141,7 +119,7 @@ def _shared(name: str) -> list[Option]:
     return [
         option
         for file, group in BASES.items()
-        for option in Commented(config_directory() / file).options("")
+        for option in CommentedFile(config_directory() / file).options("")
         if section_owners.get(option.key.rpartition(".")[0], group) == name
     ]
 
@@ -151,7 +129,7 @@ def _designs() -> list[Choice]:
     return [
         Choice(
             file.stem,
-            f"The default design. {Commented(file).head}",
+            f"The default design. {CommentedFile(file).head}",
             [],
             [f"positional={file.stem}"],
         )
@@ -159,7 +137,7 @@ def _designs() -> list[Choice]:
     ]
 
 
-def _choice(group: str, name: str, file: Commented) -> Choice:
+def _choice(group: str, name: str, file: CommentedFile) -> Choice:
     section = section_of(group)
     if section != "_global_":
         options = file.options(f"{section}.")
@@ -168,93 +146,10 @@ def _choice(group: str, name: str, file: Commented) -> Choice:
         return Choice(name, file.head)
     values = [f"{one.key.removeprefix(PARAMS)}={one.typed}" for one in file.options("")]
     sets = [value for value in values if value != f"{group}.name={name}"]
-    return Choice(name, file.head, [], [*file.parents(group), *sets])
-
-
-@dataclass(frozen=True)
-class Commented:
-    """A YAML file with its comments. Raises yaml.YAMLError and UnicodeDecodeError."""
-
-    path: Path
-
-    @cached_property
-    def lines(self) -> list[str]:
-        """The lines of the file."""
-        return self.path.read_text(encoding="utf-8").splitlines()
-
-    @cached_property
-    def head(self) -> str:
-        """The comment at the head, without the line for Hydra."""
-        comments = []
-        for line in self.lines:
-            if not line.startswith("#"):
-                break
-            comments.append(line.removeprefix("#").strip())
-        return " ".join(line for line in comments if not line.startswith("@package"))
-
-    @cached_property
-    def _root(self) -> list[tuple[yaml.Node, yaml.Node]]:
-        with self.path.open("rb") as file:  # its name is part of an error
-            node = yaml.compose(file, yaml.SafeLoader)
-        return node.value if isinstance(node, yaml.MappingNode) else []
-
-    @cached_property
-    def defaults(self) -> list[tuple[str, str | None, str]]:
-        """Group, choice and comment of each entry of the defaults list that has a group."""
-        return [
-            (key.value, None if value.value == "null" else value.value, self._comment(value))
-            for item in self._defaults()
-            if isinstance(item, yaml.MappingNode)
-            for key, value in item.value
-        ]
-
-    def parents(self, group: str) -> list[str]:
-        """Return GROUP=CHOICE for each entry of the defaults list of a choice of `group`."""
-        chosen = [f"{key.removeprefix('override /')}={value}" for key, value, _ in self.defaults]
-        names = [item.value for item in self._defaults() if isinstance(item, yaml.ScalarNode)]
-        relative = [name if name.startswith("/") else f"/{group}/{name}" for name in names]
-        files = [name[1:] for name in relative if not name.endswith("/_self_")]
-        parents = [file.replace("/", "=", 1) for file in files if f"{file}.yaml" not in BASES]
-        return [*parents, *chosen]
-
-    def options(self, prefix: str) -> list[Option]:
-        """Return the options that the file sets, their keys with a prefix."""
-        values = [pair for pair in self._root if pair[0].value != "defaults"]
-        return [
-            Option(key, None if value == "???" else value, self._comment(node))
-            for key, node, value in _flat(values, prefix)
-        ]
-
-    def _defaults(self) -> list[yaml.Node]:
-        return next((value.value for key, value in self._root if key.value == "defaults"), [])
-
-    def _comment(self, node: yaml.Node) -> str:
-        """Return the comment behind a value, with the following lines of the same indentation."""
-        number = node.end_mark.line
-        first = re.match(r"\s*# (.*)", self.lines[number][node.end_mark.column :])
-        if first is None:
-            return ""
-        column = node.end_mark.column + first.start(1) - len("# ")
-        texts = [first[1]]
-        for line in self.lines[number + 1 :]:
-            if not line.startswith(" " * column + "# "):
-                break
-            texts.append(line.strip().removeprefix("# "))
-        return " ".join(texts)
-
-
-def _flat(
-    pairs: list[tuple[yaml.Node, yaml.Node]], prefix: str
-) -> Iterator[tuple[str, yaml.Node, str]]:
-    """Yield full key, node and value as text of each value of a mapping."""
-    for key, value in pairs:
-        if isinstance(value, yaml.MappingNode):
-            yield from _flat(value.value, f"{prefix}{key.value}.")
-        elif isinstance(value, yaml.SequenceNode):
-            text = f"[{','.join(item.value for item in value.value)}]"
-            yield f"{prefix}{key.value}", value, text
-        else:
-            yield f"{prefix}{key.value}", value, value.value
+    parents = [
+        one for one in file.parents(group) if f"{one.replace('=', '/', 1)}.yaml" not in BASES
+    ]
+    return Choice(name, file.head, [], [*parents, *sets])
 
 
 def _below(options: list[Option], key: str) -> list[Option]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 class Entry(NamedTuple):
     """`names`: foreign ones, separated by spaces; one with a dot is a full key, any other also the
-    last part of one. `ours`: an option, a config group or GROUP=CHOICE; empty if there is none.
+    last part of one. `ours`: an option or a config group; empty if there is none.
     `hint`: sentences, where the meaning differs.
     """
 
@@ -87,7 +87,7 @@ OPTIONS = (
     Entry("rotary_percentage", "model.positional.fraction", "Needs positional=rope."),
     Entry("sliding_window_size", "model.attention.window", "Needs attention=sliding_window."),
     Entry("attention_logit_softcapping", "model.logit_softcap"),
-    Entry("tie_embeddings tie_word_embeddings", "embedding=tied"),
+    Entry("tie_embeddings tie_word_embeddings", "embedding", "It is tied or untied."),
     Entry("vocab_size padded_vocab_size", "tokenizer.vocab_size", "Needs tokenizer=bpe."),
     # data, runs and trackers
     Entry("dataset", "data", "Your own text is data=text data.path=FILE."),
@@ -95,7 +95,7 @@ OPTIONS = (
     Entry("num_workers pin_memory", "", "Batches are read without worker processes."),
     Entry("out_dir output_dir work_dir", "hydra.run.dir", "name=NAME names the run in runs/."),
     Entry("wandb_run_name run_name task_name", "name"),
-    Entry("wandb_log", "logger=wandb", "logger=none turns it off."),
+    Entry("wandb_log", "logger", "logger=wandb turns it on, logger=none off."),
     Entry("wandb_project logger.wandb.project", "logger.project"),
     Entry("report_to logger_name", "logger"),
     Entry("init_from", "resume", "Weights of other models cannot be loaded."),
@@ -133,9 +133,9 @@ VALUES = (
 FLAGS = (
     Entry("start input", "--prompt"),
     Entry("file prompt_file", "--prompts"),
-    Entry("num_return_sequences n", "--num-samples"),
+    Entry("num_return_sequences", "--num-samples"),
     Entry("max_tokens max_length num_tokens length", "--max-new-tokens"),
-    Entry("temp t", "--temperature"),
+    Entry("temp", "--temperature"),
     Entry("eval_iters", "--random-batches"),
     Entry("gpu", "--device"),
     Entry("out_dir checkpoint_dir ckpt_path init_from", "", "Give the run directory as RUN."),

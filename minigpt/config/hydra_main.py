@@ -46,6 +46,7 @@ FLAGS_WITH_VALUE = (
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"),
     *("--config-dir", "-cd", "--info", "-i", "--experimental-rerun"),
 )
+HELP_FLAGS = ("help", "json", "config_dir", "overrides")  # what --help takes
 
 
 def needs_hydra_main(arguments: list[str]) -> bool:
@@ -137,29 +138,45 @@ def _call(train: Callable[[Composed], None], composed: DictConfig, errors: list[
 
 @dataclass(frozen=True)
 class HelpRequest:
-    """What --help asks for. `own`: the folder of --config-dir."""
+    """What --help asks for. `config_dir`: another folder of choices."""
 
     topics: list[str]
     as_json: bool
-    own: Path | None
+    config_dir: Path | None
 
 
-def parse_arguments(arguments: list[str]) -> list[str] | HelpRequest:
+def as_overrides(arguments: list[str]) -> list[str]:
     """Return the arguments with overrides as KEY=VALUE, also those written as --KEY=VALUE."""
-    parser = _parser()
-    arguments = without_dashes(arguments, parser._option_string_actions)
+    return without_dashes(arguments, _parser()._option_string_actions)
+
+
+def help_request(arguments: list[str]) -> HelpRequest | None:
+    """Return what --help asks for, or None without it. Raises UserError for other flags."""
     if not {"-h", "--help"} & set(arguments):
-        return arguments
+        return None
+    parser = _parser()
     parsed = parser.parse_args(flags_first(arguments))
-    own = None if parsed.config_dir is None else user_path("--config-dir", parsed.config_dir)
-    why = "no such folder; give one with YAML files"
-    require(own is None or own.is_dir(), "--config-dir", own, why)
-    return HelpRequest(parsed.overrides, parsed.json, own)
+    others = [
+        action.option_strings[0]
+        for action in parser._actions
+        if action.dest not in HELP_FLAGS
+        and getattr(parsed, action.dest, action.default) != action.default
+    ]
+    if others:
+        raise UserError(
+            f"minigpt train: --help and {', '.join(others)}: leave out one or the other"
+        )
+    if parsed.config_dir is None:
+        return HelpRequest(parsed.overrides, parsed.json, None)
+    folder = user_path("--config-dir", parsed.config_dir)
+    require(folder.is_dir(), "--config-dir", folder, "no such folder; give one with YAML files")
+    return HelpRequest(parsed.overrides, parsed.json, folder)
 
 
 def _parser() -> ArgumentParser:
     """Return Hydra's parser, which prints one line instead of the usage for an error."""
     parser = get_args_parser()
+    parser.allow_abbrev = False  # Hydra would answer to --hel with its own help
     parser.add_argument("--json", action="store_true")
     parser.error = partial(_refuse, flags=list(parser._option_string_actions))
     return parser

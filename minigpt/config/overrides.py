@@ -42,11 +42,15 @@ from minigpt.errors import UserError, did_you_mean, first_line
 from minigpt.extras import LAUNCHERS, install
 from minigpt.files import user_path
 
-# Options whose values are texts, taken as typed.
+# Options whose values are texts, taken as typed. The default of the first ones is null.
+NULLABLE_TEXTS = (
+    *("name", "group", "resume", "data.dir", "data.document_separator", "trainer.sample_prompt"),
+    "logger.entity",
+)
 TEXT_OPTIONS = (
-    *("name", "group", "tags", "resume", "hydra.run.dir", "hydra.sweep.dir"),
-    *("data.path", "data.dir", "data.document_separator", "trainer.sample_prompt"),
-    *("tokenizer.encoding", "logger.project", "logger.entity"),
+    *NULLABLE_TEXTS,
+    *("tags", "hydra.run.dir", "hydra.sweep.dir", "data.path", "tokenizer.encoding"),
+    "logger.project",
 )
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")  # Hydra creates them, and expands no ~
 FUNCTIONS = ("choice", "range", "interval", "tag", "int", "float", "glob", "sort", "shuffle")
@@ -130,8 +134,9 @@ def quoted(override: str) -> str:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException:
         return f"{key}={_in_quotes(text)}"
-    is_text = key.lstrip("+~") in TEXT_OPTIONS
-    if text == "None" and not is_text:  # how W&B's agent writes null
+    name = key.lstrip("+~")
+    is_text = name in TEXT_OPTIONS
+    if text == "None" and (name in NULLABLE_TEXTS or not is_text):  # how W&B's agent writes null
         return f"{key}=null"
     return f"{key}={_as_typed(text, parsed.value())}" if is_text else override
 
@@ -284,7 +289,7 @@ def _explain_missing(file: str, options: Sequence[str]) -> str:
 
 
 def _explain_unknown(key: str, overrides: list[str]) -> str:
-    """Explain the unknown option `key`, and all others of the command that nobody has."""
+    """Explain the unknown option `key`, and all other unknown ones of the command."""
     groups = config_groups()
     if key in groups:  # configs/train.yaml has all of them, so this is another root config
         return f"{key}: a saved config has no config groups; override its values with key=value"
@@ -316,12 +321,14 @@ def similar_option(key: str, value: str, known: Iterable[str]) -> str:
 
     `known`: all options and config groups.
     """
+    known = list(known)
     short = key.rpartition(".")[2]
-    by_part = [[name for name in known if name.endswith(f".{part}")] for part in (key, short)]
-    same = by_part[0] or [name for name in known if name == short] or by_part[1]
-    if 1 <= len(same) <= 2:
-        hint = our_value(same[0], value)
-        return f" Did you mean {' or '.join(same)}?{hint}"
+    same_end = [name for name in known if name.endswith(f".{key}")]
+    outside_of_sections = [name for name in known if name == short]
+    same_last_part = [name for name in known if name.endswith(f".{short}")]
+    similar = same_end or outside_of_sections or same_last_part
+    if 1 <= len(similar) <= 2:
+        return f" Did you mean {' or '.join(similar)}?{our_value(similar[0], value)}"
     return our_option(key, value) or did_you_mean(key, known)
 
 

@@ -50,17 +50,36 @@ def without_dashes(arguments: Iterable[str], flags: Collection[str]) -> list[str
 
 def _without_dashes(argument: str, flags: Collection[str]) -> str:
     flag, equals, _ = argument.partition("=")
-    is_override = argument.startswith("--") and equals and flag not in flags
-    return argument[2:] if is_override and not did_you_mean(flag, flags, MISTYPED) else argument
+    if not argument.startswith("--") or not equals or flag in flags:
+        return argument
+    return argument if did_you_mean(flag, flags, MISTYPED) else argument[2:]
 
 
 def refusal(program: str, message: str, flags: Collection[str], takes_overrides: bool) -> str:
-    """Return argparse's message; for an unknown flag, with what to type instead."""
-    flag = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+    """Return argparse's message; for unknown flags, with what to type instead of each."""
+    hints = _hints(message, flags, takes_overrides)
+    see = f"{program} --help"
+    return (
+        f"{program}: {message}.{hints} See {see}" if hints else f"{program}: {message}; see {see}"
+    )
+
+
+def _hints(message: str, flags: Collection[str], takes_overrides: bool) -> str:
     choice = re.match(r"argument --(\S+): invalid choice: '(.*?)' ", message)
-    guess = our_value(*choice.groups()) if choice else ""
-    if flag:
-        mistyped = did_you_mean(flag[1], flags, MISTYPED)
-        override = f" An override is {flag[1][2:]}=VALUE."
-        guess = mistyped or override if takes_overrides else our_flag(flag[1], flags) or mistyped
-    return f"{program}: {message}{f'.{guess} See' if guess else '; see'} {program} --help"
+    if choice:
+        return our_value(*choice.groups())
+    if not message.startswith("unrecognized arguments:"):
+        return ""
+    unknown = re.findall(r" (--[^\s=]+)", message)
+    hints = {flag: _hint(flag, flags, takes_overrides) for flag in unknown}
+    if len(hints) == 1:
+        return hints[unknown[0]]
+    return "".join(f" {flag}:{hint}" for flag, hint in hints.items() if hint)
+
+
+def _hint(flag: str, flags: Collection[str], takes_overrides: bool) -> str:
+    """Return what to type instead of an unknown flag, or ''."""
+    mistyped = did_you_mean(flag, flags, MISTYPED)
+    if takes_overrides:
+        return mistyped or f" An override is {flag[2:]}=VALUE."
+    return our_flag(flag, flags) or mistyped

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
+from minigpt.commands.options import Parser
+from minigpt.config.comments import CommentedFile, Option
 from minigpt.config.compose import plain_values
-from minigpt.config.explain import Group, Option, all_groups, all_options, with_types
-from minigpt.config.groups import choices, config_groups, section_of
+from minigpt.config.explain import Group, all_groups, all_options, with_types
+from minigpt.config.groups import choices, config_directory, config_groups, section_of
 from minigpt.config.overrides import compose_overrides
 from minigpt.config.pairs import flat
 from minigpt.sweep.match import SweepConfig
@@ -38,6 +43,12 @@ def explained_keys(overrides: dict[str, str]) -> dict[str, Option]:
         )
         for option in options
     }
+
+
+def changed_by_design(name: str) -> set[str]:
+    """Return the keys that the file of a design sets."""
+    file = config_directory() / f"model/{name}.yaml"
+    return set(flat({"model": yaml.safe_load(file.read_text())})) if file.exists() else set()
 
 
 @pytest.mark.parametrize("group", GROUPS.values(), ids=lambda group: group.name or "top level")
@@ -73,6 +84,7 @@ def test_explained_options_are_those_of_the_config() -> None:
     for variant in variants:
         overrides = [f"{key}={value}" for key, value in variant.items()]
         values = composed(*overrides)
+        of_design = changed_by_design(str(values["model.name"]))
         names = {f"{section_of(group)}.name" for group in config_groups()} | {
             "model.norm.placement"
         }
@@ -80,8 +92,8 @@ def test_explained_options_are_those_of_the_config() -> None:
         assert set(values) - names - {"model.name"} == set(explained) - {"model.name"}
         for key, option in explained.items():
             if option.default is not None:
-                default = OmegaConf.create(f"value: {option.default or repr('')}").value
-                assert default == values[key] or key.startswith("model."), key
+                default = OmegaConf.create(f"value: {option.default}").value
+                assert default == values[key] or key in of_design, key
 
 
 def test_types_come_from_the_dataclasses() -> None:
@@ -146,6 +158,29 @@ def test_help_as_json(cli: Cli) -> None:
     assert "--json belongs to --help" in cli("train", "--json").err
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [("--json -m --cfg job seed", "--multirun, --cfg"), ("--resolve", "--resolve")],
+)
+def test_help_takes_no_flags_of_training(cli: Cli, flags: str, named: str) -> None:
+    outcome = cli("train", "--help", *flags.split())
+    assert outcome.code == 2 and outcome.out == "" and outcome.err.count("\n") == 1
+    assert sorted(named.split(", ")) == sorted(re.findall(r"--(?!help)\w+", outcome.err))
+
+
+def test_lines_of_help_have_no_spaces_at_the_end(cli: Cli) -> None:
+    for topics in ([], ["optimizer"], ["experiment"]):
+        lines = cli("train", "--help", *topics).out.splitlines()
+        assert lines == [line.rstrip() for line in lines]
+
+
+def test_a_parser_refuses_a_flag_that_is_added_twice() -> None:
+    parser = Parser("x", "", [])
+    parser.add_options({"--seed N": ""})
+    with pytest.raises(argparse.ArgumentError):
+        parser.add_options({"--seed N": ""})
+
+
 def test_help_explains_choices_of_a_users_folder(cli: Cli, workdir: Path) -> None:
     file = workdir / "own/optimizer/mine.yaml"
     file.parent.mkdir(parents=True)
@@ -165,6 +200,44 @@ def test_help_explains_choices_of_a_users_folder(cli: Cli, workdir: Path) -> Non
         and "own/optimizer/mine.yaml, line 2" in outcome.err
         and outcome.err.count("\n") == 1
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "typed"),
+    [
+        ("'0.003'  # quoted", "'0.003'"),
+        ("|\n  a\n  b\n", '"a\\nb\\n"'),
+        ("|\n  a", "a"),
+        ("[[a,b], c,\n  {d: 1}]", "[[a,b],c,{d: 1}]"),
+        ("\n  - a\n  - 'b, c'\n", "[a,'b, c']"),
+        ("", "null"),
+        ("&anchor 0.5  # high", "0.5"),
+    ],
+)
+def test_every_yaml_value_is_one_line(workdir: Path, value: str, typed: str) -> None:
+    file = workdir / "x.yaml"
+    file.write_text(f"name: 'x'\nlr: {value}")
+    name, option = CommentedFile(file).options("optimizer.")
+    assert (name.default, option.key, option.default) == ("x", "optimizer.lr", typed)
+    assert option.text == value.partition("# ")[2]
+    read = OmegaConf.create(f"value: {option.default}").value
+    assert read == OmegaConf.create(file.read_text()).lr
+
+
+def test_keys_of_yaml_merges_are_options(workdir: Path) -> None:
+    file = workdir / "x.yaml"
+    file.write_text("a: &a {b: 1}\nc:\n  <<: *a\n  d: 2\n")
+    keys = [option.key for option in CommentedFile(file).options("")]
+    assert keys == ["a.b", "c.b", "c.d"]
+
+
+def test_a_users_list_and_block_of_text_are_explained(cli: Cli, workdir: Path) -> None:
+    file = workdir / "own/experiment/mine.yaml"
+    file.parent.mkdir(parents=True)
+    text = "# @package _global_\ndefaults: [{override /norm: pre}]\ntags: [[a,b],c]\nname: |\n  n"
+    file.write_text(text)
+    outcome = cli("train", "--config-dir", "own", "--help", "experiment=mine")
+    assert outcome.code == 0 and "norm=pre tags=[[a,b],c] name=n" in outcome.out
 
 
 def test_a_missing_users_folder_is_reported(cli: Cli) -> None:

@@ -10,7 +10,14 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from minigpt.config.compose import composed_config
-from minigpt.config.overrides import TEXT_OPTIONS, combinations, quoted
+from minigpt.config.explain import all_groups, all_options
+from minigpt.config.overrides import (
+    NULLABLE_TEXTS,
+    TEXT_OPTIONS,
+    combinations,
+    compose_overrides,
+    quoted,
+)
 from minigpt.config.saved import read_config
 from minigpt.config.schema import REGISTRIES, Config, TrainerConfig
 from tests.conftest import TINY, Cli
@@ -46,6 +53,18 @@ def test_texts_are_quoted_so_that_hydra_reads_them_as_typed(key: str) -> None:
     assert parser.parse_override(quoted(f"{key}=null")).value() is None
     assert parser.parse_override(quoted(f"{key}='7'")).value() == "7"
     assert parser.parse_override(quoted(f"{key}=[7, a,1e3]")).value() == ["7", "a", "1e3"]
+
+
+def test_none_is_null_where_null_is_the_default(workdir: Path) -> None:
+    options = {option.key: option for group in all_groups() for option in all_options(group)}
+    nullable = {key for key in TEXT_OPTIONS if key in options and options[key].default == "null"}
+    assert nullable == set(NULLABLE_TEXTS)
+    for key in (*NULLABLE_TEXTS, "model.n_kv_head"):
+        assert quoted(f"{key}=None") == f"{key}=null"
+    assert quoted("data.path=None") == "data.path=None"
+    arguments = ["logger=wandb", "name=None", "group=None", "logger.entity=None"]
+    values = compose_overrides(arguments).values
+    assert values.name is None and values.group is None and values.logger.entity is None
 
 
 def test_numbers_stay_numbers() -> None:

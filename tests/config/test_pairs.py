@@ -71,6 +71,9 @@ def test_flags_are_still_flags(cli: Cli, workdir: Path) -> None:
         ("tune --trails=3", "--trails=3. Did you mean --trials? See minigpt tune --help"),
         ("data --foo", "--foo. An override is foo=VALUE. See minigpt data --help"),
         ("doctor --foo", "unrecognized arguments: --foo; see minigpt doctor --help"),
+        ("train --hel", "--hel. Did you mean --help? See minigpt train --help"),
+        ("train --multi seed=1,2", "--multi. Did you mean --multirun? See minigpt train --help"),
+        ("data --foo --bar 1", "--foo: An override is foo=VALUE. --bar: An override is bar=VALUE."),
         ("train --modle=rope", "modle: no such option or config group. Did you mean model?"),
     ],
 )
