@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -31,6 +32,15 @@ SHELL_REQUESTS = [
     for verb in ("install", "uninstall", "query")
     for shell in ("bash", "fish", "zsh")
 ]
+SPACE = "; make space, then type the command again"
+REMEDIES: dict[int | None, str] = {
+    errno.ENOSPC: SPACE,
+    errno.EDQUOT: SPACE,
+    errno.EFBIG: "; raise the limit of file sizes (ulimit -f), then type the command again",
+    errno.EACCES: "; work in a folder where you may write",
+    errno.EROFS: "; work in a folder where you may write",
+    errno.ELOOP: "; remove that link",
+}
 # Hydra has no completion for zsh; what it answers to bash is read here.
 ZSH = {
     "install=zsh": """_minigpt() {
@@ -134,7 +144,8 @@ def run_command(command: str, arguments: list[str]) -> int:
     except OSError as error:  # a full disk, a read-only folder
         if wants_traceback():
             raise
-        return _fail(f"{error.filename or command}: {error.strerror or error}", 1)
+        what = f"{error.filename or command}: {error.strerror or error}"
+        return _fail(f"{what}{REMEDIES.get(error.errno, '')}", 1)
 
 
 def _fail(message: str, code: int = 2) -> int:

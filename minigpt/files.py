@@ -40,8 +40,8 @@ def absolute_path(path: str) -> str:
     return absolute
 
 
-def readable_name(path: Path) -> str:
-    """Return a path as text; bytes that are not UTF-8 as escapes."""
+def readable_name(path: Path | str) -> str:
+    """Return a path, or what was typed, as text; bytes that are not UTF-8 as escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -78,12 +78,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        temporary.chmod(0o644)
-        _flush_to_disk(temporary)
-        os.replace(temporary, path)
+        with named(path):
+            yield temporary
+            temporary.chmod(0o644)
+            _flush_to_disk(temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Add the name of a file to an OSError without one: a full disk fails in the middle."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,8 @@ def main(arguments: list[str]) -> None:
         try:
             written = write_page(out / "inspect.html", title, sections)
         except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
             why = f"cannot be written ({error.strerror or error}); choose another folder"
             raise UserError(f"--out={out}: {why}") from None
     head, *rows = (row[: PRINTED_TOP + 2] for row in sections[-1].table or [[]])

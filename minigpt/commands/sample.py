@@ -23,7 +23,7 @@ OPTIONS = {
     **QUANTIZE,
     "--prompt PROMPT": r"text to continue, in which \n is a newline (default: a newline, or the "
     "prompt of the run's own samples if its vocabulary has none); several form one batch",
-    "--prompts FILE": "a UTF-8 file with one prompt per line, in addition to --prompt",
+    "--prompts FILE": "a UTF-8 file with one prompt per line; \\n in it is a newline",
     "--json": "one line of JSON per text: prompt, sample, seed, text, and its scores if any",
     "--context N": "maximum context in tokens (default: model.block_size, as in training), "
     "or all: more tests how its positions extrapolate",
@@ -128,8 +128,12 @@ def _lines(file: str | None) -> list[tuple[str, str]]:
         raise UserError(f"--prompts={file}: {error.strerror or error}; give a text file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"--prompts={file}: not UTF-8 at byte {error.start}; convert it") from None
+    from minigpt.data.corpus import unescape
+
     prompts = [
-        (f"--prompts={file}: line {number}", line) for number, line in enumerate(lines, 1) if line
+        (f"--prompts={file}: line {number}", unescape(line))
+        for number, line in enumerate(lines, 1)
+        if line
     ]
     require(bool(prompts), "--prompts", file, "all lines are empty; write one prompt per line")
     return prompts

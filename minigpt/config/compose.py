@@ -11,7 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from minigpt.config.foreign import our_option
-from minigpt.config.overrides import Composed, compose_overrides
+from minigpt.config.overrides import (
+    INTERPOLATION_ERRORS,
+    Composed,
+    compose_overrides,
+    explain_interpolation,
+)
+from minigpt.config.pairs import flat
 from minigpt.config.renamed import require_current_keys
 from minigpt.config.schema import REGISTRIES, Config
 from minigpt.errors import UserError, did_you_mean, first_line, require
@@ -113,6 +119,8 @@ def _one_line(error: OmegaConfBaseException, values: DictConfig) -> str:
     if unknown:
         siblings = [field.name for field in dataclasses.fields(error.object_type or Config)]
         return f"{key}: no such option.{our_option(key) or did_you_mean(unknown[1], siblings)}"
+    if isinstance(error, INTERPOLATION_ERRORS):
+        return explain_interpolation(f"{key}={flat(plain_values(values)).get(key)}", error)
     if isinstance(error, MissingMandatoryValue):
         return f"{key}: missing; set it with {key}=VALUE"
     value = OmegaConf.select(values, key, throw_on_missing=False) if key else None

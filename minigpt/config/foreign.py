@@ -127,6 +127,8 @@ VALUES = (
     ("backend", "nccl gloo", f"backend= is the implementation of attention. {ONE_DEVICE}"),
     ("optimizer", "adam sgd", "Did you mean adamw?"),
     ("schedule", "none", "Did you mean constant?"),
+    ("positional", "rotary", "Did you mean rope?"),
+    ("norm", "rmsnorm rms layernorm ln", "The kind of norm is model.norm.kind; norm is its place."),
 )
 
 # Foreign flags of commands that use a trained run, such as nanoGPT's sample.py.

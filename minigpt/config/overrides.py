@@ -24,7 +24,11 @@ from hydra.core.override_parser.types import (
 )
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
 
 from minigpt.config.foreign import our_option, our_value
 from minigpt.config.groups import (
@@ -52,6 +56,7 @@ TEXT_OPTIONS = (
     *("tags", "hydra.run.dir", "hydra.sweep.dir", "data.path", "tokenizer.encoding"),
     "logger.project",
 )
+INTERPOLATION_ERRORS = (InterpolationResolutionError, GrammarParseError)
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")  # Hydra creates them, and expands no ~
 FUNCTIONS = ("choice", "range", "interval", "tag", "int", "float", "glob", "sort", "shuffle")
 EXAMPLE = "optimizer.lr='tag(log, interval(1e-4, 1e-2))' or model=rope,alibi"
@@ -249,13 +254,15 @@ def one_line_errors(overrides: list[str]) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error, overrides)) from None
+    except UserError:
+        raise
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else "YAML"
-        raise UserError(f"{place}: not valid YAML ({error.problem}); correct it") from None
+        raise UserError(explain_yaml(error)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         why = f"a file is not UTF-8 or not YAML ({first_line(error)}); correct it"
         raise UserError(f"--config-dir: {why}") from None
+    except ValueError as error:  # of Hydra, for a defaults list that is none
+        raise UserError(f"--config-dir: {first_line(error)}; correct that file") from None
 
 
 def _explain(error: Exception, overrides: list[str]) -> str:
@@ -274,8 +281,28 @@ def _explain(error: Exception, overrides: list[str]) -> str:
         quote = f"""; quote a comma that is part of a text: '{key}="{value}"'"""
         is_text = key in TEXT_OPTIONS
         return f"{ambiguous[1]}: several values; add -m to train one run for each{quote * is_text}"
+    if isinstance(error, INTERPOLATION_ERRORS):
+        # A job of `combinations` has braces and colons escaped.
+        plain = [re.sub(r"\\([{}:])", r"\1", override) for override in overrides]
+        typed = next((override for override in plain if "${" in override), None)
+        return explain_interpolation(typed or str(error.full_key), error)
     cause = error.__cause__
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return f"{lines[0]} {lines[1]}"
     return first_line(error) + (f" ({first_line(cause)})" if cause is not None else "")
+
+
+def explain_interpolation(assignment: str, error: Exception) -> str:
+    """Return the message for KEY=VALUE with a `${...}` that cannot be resolved."""
+    return f"{assignment}: {first_line(error)}; for the text itself write \\${{...}}"
+
+
+def explain_yaml(error: yaml.MarkedYAMLError) -> str:
+    """Return file, line and column of a syntax error, and what it is."""
+    mark = error.problem_mark or error.context_mark
+    place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else "YAML"
+    return f"{place}: not valid YAML ({error.problem}); correct it"
 
 
 def _explain_missing(file: str, options: Sequence[str]) -> str:

@@ -23,6 +23,11 @@ class Override(NamedTuple):
         """The last part of the key: lr of optimizer.lr."""
         return self.key.rpartition(".")[2]
 
+    @property
+    def unquoted(self) -> str:
+        """The value without the quotes of Hydra's grammar."""
+        return self.value.strip("'\"")
+
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested values by full key, such as {"model.n_embd": 64}."""

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from minigpt.config.compose import plain_values, typed_config
-from minigpt.config.overrides import TEXT_OPTIONS, Composed
+from minigpt.config.overrides import TEXT_OPTIONS, Composed, explain_yaml
 from minigpt.config.pairs import flat, parse_override
 from minigpt.config.renamed import rename_keys
 from minigpt.config.schema import Config
@@ -121,8 +122,10 @@ def _read_yaml(path: Path) -> DictConfig:
         saved = OmegaConf.load(path)
     except FileNotFoundError:
         raise UserError(f"{path}: does not exist; is this a run directory?") from None
+    except yaml.MarkedYAMLError as error:
+        raise UserError(explain_yaml(error)) from None
     except Exception as error:
-        raise UserError(f"{path}: not readable YAML ({first_line(error)})") from None
+        raise UserError(f"{path}: not readable YAML ({first_line(error)}); restore it") from None
     if not isinstance(saved, DictConfig):
         raise UserError(f"{path}: not a config that minigpt wrote")
     values = plain_values(saved)

@@ -79,7 +79,7 @@ class Text(TextSource):
     @cached_property
     def _files(self) -> list[Path]:
         files = [path for path, reason in self._reasons.items() if reason is None]
-        why = "no such file, folder or matching files"
+        why = "no such file, folder or matching files; if it was moved, give data.path=NEW"
         if glob.has_magic(self.config.path):
             why += "; * ? [ ] are a pattern, write [[] for a bracket in a name"
         if self._reasons:

@@ -175,10 +175,11 @@ def read_run(path: Path) -> Run:
     """Read one run directory; broken files are listed in its `problems`."""
     directory, problems = RunDirectory(path), []
     manifest = try_read_json(directory.manifest, problems)
-    resolved = manifest.get("resolved", {})
+    config = flat(_read_config(directory.config, problems))
+    resolved = manifest.get("resolved", {}) if config else {}
     return Run(
         path=path,
-        config=flat(_read_config(directory.config, problems)) | resolved,
+        config=config | resolved,
         manifest=manifest,
         result=try_read_json(directory.result, problems),
         evaluations=try_read_json(path / "eval.json", problems),

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from minigpt.errors import UserError, did_you_mean
-from minigpt.files import read_json, readable_directory, to_json, user_path
+from minigpt.files import named, read_json, readable_directory, to_json, user_path
 
 SWEEP, SEARCH = "sweep.json", "tune.json"  # written in the folder of a sweep or a search
 RUNS = Path("runs")  # the same as in configs/runtime.yaml; `latest` is the newest run below it
@@ -163,7 +163,7 @@ class RunDirectory:
 
     @staticmethod
     def _append(path: Path, text: str) -> None:
-        with path.open("a", encoding="utf-8", newline="\n") as file:
+        with named(path), path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(text)
 
 

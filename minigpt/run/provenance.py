@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.extras import DISTRIBUTION
-from minigpt.files import sha256
+from minigpt.files import readable_name, sha256
 
 # Source files that determine a run's numbers: folders and modules of minigpt.
 CODE = ("data", "tokenizer", "model", "optim", "train", "evaluate/loss.py", "runtime.py")
@@ -25,7 +25,7 @@ PACKAGES = ("torch", "hydra-core", "omegaconf", "wandb", "tiktoken", "tokenizers
 def provenance(command: list[str]) -> dict[str, Any]:
     """Return command, start time, versions, code digest and machine, for manifest.json."""
     return {
-        "command": command,
+        "command": [readable_name(argument) for argument in command],
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "minigpt": importlib.metadata.version(DISTRIBUTION),
         "commit": _commit(),

@@ -93,7 +93,8 @@ def labels(jobs: list[list[str]]) -> list[str]:
     short = [column[0].short_key for column in columns]
     keys = [c[0].short_key if short.count(c[0].short_key) == 1 else c[0].key for c in columns]
     rows = [zip(keys, row, strict=True) for row in zip(*columns, strict=True)]
-    return [file_name("_".join(f"{key}={o.value}" for key, o in row)) for row in rows]
+    texts = ([f"{key}={o.unquoted}" for key, o in row] for row in rows)
+    return [file_name("_".join(text)) for text in texts]
 
 
 def _typed(composed: Composed, overrides: list[str], group: str, options: SweepConfig) -> Config:

@@ -7,6 +7,7 @@ import json
 import math
 import pickle
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -133,7 +134,9 @@ def _checkpoint(path: Path) -> Iterator[Path]:
             write_checksums(directory)
     except (OSError, SafetensorError, RuntimeError) as error:
         free = shutil.disk_usage(path.parent).free / 1e6
-        why = f"{path}: checkpoint not written ({first_line(error)}; {free:,.0f} MB free)"
+        # The others quote their sources.
+        reason = error.strerror if isinstance(error, OSError) else "a file is incomplete"
+        why = f"{path}: checkpoint not written ({reason}; {free:,.0f} MB free)"
         why += "; the one written before is intact" if path.exists() else ""
         remedy = f"make space, then minigpt train resume={path.parent.parent}"
         raise Failure(f"{why}; {remedy}") from error
@@ -142,7 +145,8 @@ def _checkpoint(path: Path) -> Iterator[Path]:
 def _read_training(file: Path) -> dict[str, Any]:
     require_intact(file.parent, file.name)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of a raw pickle, which it refuses
+            return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{file}: missing, so this checkpoint cannot be resumed") from None
     except pickle.UnpicklingError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -117,3 +119,57 @@ def test_a_syntax_error_in_an_experiment_names_file_line_and_column(
     file.write_bytes(b"# @package _global_\nname: caf\xe9\n")
     outcome = cli("train", *flags, "--config-dir", "own", "experiment=mine", "logger=none")
     assert outcome.code == 2 and outcome.err.count("\n") == 1 and "UTF-8" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("name=${nope:1}", "Unsupported interpolation type nope"),
+        ("trainer.sample_prompt=${HOME}", "Interpolation key 'HOME' not found"),
+        ("seed=${oc.env:NOPE}", "Environment variable 'NOPE' not found"),
+    ],
+)
+@pytest.mark.parametrize("command", [("train",), ("train", "-m"), ("bench", "train")])
+def test_an_interpolation_names_the_option(
+    command: tuple[str, ...], override: str, why: str, cli: Cli
+) -> None:
+    outcome = cli(*command, *TINY, override)
+    assert outcome.code == 2 and outcome.err.startswith(f"minigpt: {override}: ")
+    assert why in outcome.err and "for the text itself write \\${...}" in outcome.err
+    assert outcome.err.count("\n") == 1 and not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("defaults: 3", "--config-dir: Invalid defaults list in 'experiment/own'"),
+        ("defaults: [1]", "--config-dir: "),
+        ("hydra: 3", "In 'experiment/own': ValidationError raised while composing config: Merge"),
+    ],
+)
+def test_an_experiment_that_hydra_cannot_compose_is_one_line(
+    text: str, message: str, cli: Cli
+) -> None:
+    Path("own/experiment").mkdir(parents=True)
+    Path("own/experiment/own.yaml").write_text(f"# @package _global_\n{text}\n")
+    outcome = cli("train", "--config-dir", "own", "experiment=own", *TINY)
+    assert outcome.code == 2 and message in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_an_experiment_may_set_every_option_of_the_root(cli: Cli) -> None:
+    Path("own/experiment").mkdir(parents=True)
+    values = "seed: 7\nname: mine\ngroup: ours\ntags: [a]\n"
+    Path("own/experiment/own.yaml").write_text(f"# @package _global_\n{values}")
+    command = ("train", "--config-dir", "own", "experiment=own", "--cfg", "job")
+    for line in ("seed: 7", "name: mine", "group: ours", "tags:\n- a"):
+        assert f"\n{line}\n" in cli(*command).out
+    assert "\nseed: 3\n" in cli(*command, "seed=3").out
+
+
+def test_arguments_that_are_not_utf8_are_recorded(cli: Cli) -> None:
+    folder = os.fsdecode(b"own\xff")
+    Path(folder, "experiment").mkdir(parents=True)
+    options = ["trainer.max_steps=1", "hydra.run.dir=run"]
+    assert cli("train", "--config-dir", folder, *TINY, *options).code == 0
+    command = json.loads(Path("run/manifest.json").read_text())["command"]
+    assert "own\\xff" in command

@@ -60,6 +60,23 @@ def test_an_interpolation_in_a_saved_config_is_refused(
         assert f"config.yaml: trainer.sample_prompt={value}: " in outcome.err
 
 
+def test_a_saved_config_with_an_interpolation_or_a_syntax_error_in_every_command(
+    cli: Cli, tiny_run: Path
+) -> None:
+    config = tiny_run / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("group: null", "group: ${nope:1}"))
+    again = ("train", "--config-dir", str(tiny_run), "--config-name", "config")
+    for command in (("sample", "run"), ("eval", "run"), ("train", "resume=run"), again):
+        outcome = cli(*command)
+        assert outcome.code == 2 and "group=${nope:1}: " in outcome.err
+        assert outcome.err.count("\n") == 1
+    config.write_text(f"{text}\na: [")
+    for command in (("sample", "run"), ("eval", "run"), ("train", "resume=run"), again):
+        outcome = cli(*command)
+        assert outcome.code == 2 and "config.yaml, line " in outcome.err
+
+
 def test_config_as_requested_and_manifest_as_resolved(cli: Cli, workdir: Path) -> None:
     options = [o for o in TINY if not o.startswith(("trainer.device", "trainer.threads"))]
     options += ["attention=sliding_window", "hydra.run.dir=run"]
