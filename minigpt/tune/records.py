@@ -129,10 +129,13 @@ class Saving:
 
 
 def saving(records: Iterable[TrialRecord], max_steps: int) -> Saving:
-    """Compare the steps trained with those of full-length trials; failed trials are excluded."""
+    """Compare the steps trained with those of full-length trials.
+
+    Trials that failed, or that a resumed search continues, are excluded.
+    """
     trained, full, seconds, seconds_full = 0, 0, 0.0, 0.0
     for record in records:
-        if record.status == "failed":
+        if record.status in ("failed", "interrupted", "unfinished"):
             continue
         own_max = int(record.values.get("trainer.max_steps", max_steps))
         trained, full = trained + record.steps, full + own_max

@@ -137,7 +137,8 @@ class SearchDisplay(Callback):
 
     def end(self, folder: Path, best: TrialRecord, saving: Saving) -> None:
         """Print the steps saved, the best trial, and the command that trains its config again."""
-        self.line(saving.describe())
+        if saving.steps_in_full > 0:
+            self.line(saving.describe())
         self.line(f"best       {best.name}, {self._described(best.value)} ({best.status})")
         if best.adopted:
             self.line(

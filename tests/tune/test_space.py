@@ -18,7 +18,7 @@ from minigpt.extras import install
 from minigpt.run.directory import RunDirectory
 from minigpt.tune.options import TuneOptions
 from minigpt.tune.proposals import Study
-from minigpt.tune.records import TrialRecord, _evaluations, trial_name
+from minigpt.tune.records import TrialRecord, _evaluations, saving, trial_name
 from minigpt.tune.space import as_typed, bounds, check_space, parse_space, warmup_warning
 from tests.conftest import Cli
 
@@ -295,3 +295,12 @@ def test_a_broken_trial_file_prints_one_line(cli: Cli) -> None:
     Path("s/000/trial.json").write_text("{}")
     refused = cli("tune", *SMALL, "seed=1,2", "--dir", "s")
     assert refused.code == 2 and "000/trial.json: not written by minigpt tune" in refused.err
+
+
+def test_steps_of_interrupted_trials_are_not_saved_steps() -> None:
+    def record(status: str, steps: int) -> TrialRecord:
+        return TrialRecord("0", 0, {}, status, steps, steps, 1.0, 2.0, {})
+
+    saved = saving([record("finished", 10), record("stopped", 4), record("interrupted", 3)], 10)
+    assert (saved.steps_trained, saved.steps_in_full) == (14, 20)
+    assert saving([record("interrupted", 3), record("unfinished", 0)], 10).steps_in_full == 0
