@@ -199,7 +199,11 @@ def test_a_signal_before_the_run_begins_leaves_no_folder(
 ) -> None:
     Path("dna.txt").write_text("".join(random.Random(0).choices("ACGT", k=10_000_000)))
     options = ["data=text", "data.path=dna.txt", "tokenizer=bpe", "logger=none"]
-    command = [sys.executable, "-m", "minigpt.cli", "train", *flags, *options]
+    code = (
+        "import sys; from minigpt import console, cli; console.SILENCE_SECONDS = 0.5; "
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "train", *flags, *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("minigpt: learning 1,024 tokens of tokenizer=bpe")
