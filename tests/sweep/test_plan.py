@@ -35,7 +35,7 @@ def test_jobs_with_equal_labels_get_separate_runs(cli: Cli, workdir: Path) -> No
     (workdir / "text.txt").write_text(text * 2)
     outcome = cli("train", "-m", *TINY, prompts, "trainer.max_steps=1", HERE)
     assert outcome.code == 0, outcome.out
-    assert set(runs()) == {"sample_prompt=_a", "sample_prompt=_a_2"}
+    assert set(runs()) == {"sample_prompt=a", "sample_prompt=a_2"}
     assert "2 skipped" in cli("train", "-m", *TINY, prompts, "trainer.max_steps=1", HERE).out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -9,11 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from minigpt import console
+from minigpt.model import GPT
 from minigpt.run import load
 from minigpt.run.weights import load_weights
 from minigpt.train import display
@@ -172,6 +175,14 @@ def test_eval_shows_progress_on_stderr(
     quiet = cli(*command)
     assert quiet.code == 0 and quiet.err == ""
     monkeypatch.setattr(console, "SILENCE_SECONDS", 0.005)
+    forward, calls = GPT.forward, itertools.count()
+
+    def slow(*args: Any, **options: Any) -> Any:
+        if next(calls) < 30:  # the full passes; there are hundreds of random batches
+            time.sleep(0.05)
+        return forward(*args, **options)
+
+    monkeypatch.setattr(GPT, "forward", slow)
     shown = cli(*command)
     assert shown.out == quiet.out
     activities = (
