@@ -14,11 +14,12 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 DISTRIBUTION = "minigpt-lab"  # the name on package indexes, where `minigpt` is another project
-
-
-LAUNCHERS = {  # Hydra's launchers, with the extra that installs each
-    **{"joblib": "joblib", "ray": "ray"},
-    **dict.fromkeys(("submitit_local", "submitit_slurm"), "slurm"),
+# Hydra's launchers, with the extra that installs each.
+LAUNCHERS = {
+    "joblib": "joblib",
+    "ray": "ray",
+    "submitit_local": "slurm",
+    "submitit_slurm": "slurm",
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from minigpt.commands.options import Parser
@@ -86,9 +85,5 @@ def _print_table(
     for row in body:
         table.add_row(*row)
     console.print(table)
-    _print_lines((f"{number} {reason}" for reason, number in notes.items()), console)
-
-
-def _print_lines(lines: Iterable[str], console: Console) -> None:
-    for line in (*lines, ""):
+    for line in (*(f"{number} {reason}" for reason, number in notes.items()), ""):
         console.print(line, soft_wrap=True, markup=False)

@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> None:
         try:
             written = write_page(out / "inspect.html", title, sections)
         except OSError as error:
-            if error.errno == errno.ENOSPC:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # not the fault of --out
                 raise
             why = f"cannot be written ({error.strerror or error}); choose another folder"
             raise UserError(f"--out={out}: {why}") from None
