@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from minigpt.model.materialize import materialized
 from minigpt.model.positional import DenseScoreMod, DistanceScoreMod, PositionalScheme, ScoreMod
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -81,7 +82,7 @@ class AttentionBias:
         mask = self.mask_mod(*self._index_grid(self._n_rows()))
         dense = self.dense_bias(q, k, layer).masked_fill(~mask, -math.inf)
         if self.positional.bias_depends_on in ("nothing", "positions"):
-            self._dense = dense
+            self._dense = dense = materialized(dense)
         return dense
 
     def dense_bias(self, q: Tensor, k: Tensor, layer: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import require, require_one_of
+from minigpt.model.materialize import materialized
 from minigpt.model.positional.base import POSITIONAL, PositionalConfig, PositionalScheme
 from minigpt.model.shape import ModelShape
 
@@ -49,7 +50,10 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     n = 2 * cos.shape[-1]
     first, second = x[..., :n].chunk(2, dim=-1)  # times cos and sin, bf16 becomes fp32
     rotated = (first * cos - second * sin, second * cos + first * sin)
-    return torch.cat((*(part.to(x.dtype) for part in rotated), x[..., n:]), dim=-1)
+    parts = [part.to(x.dtype) for part in rotated]
+    if n < x.shape[-1]:  # compiled code is slow with an empty part
+        parts.append(x[..., n:])
+    return torch.cat(parts, dim=-1)
 
 
 def inverse_frequencies(n: int, base: float, device: torch.device) -> Tensor:
@@ -86,7 +90,7 @@ class RotaryPositions(PositionalScheme):
         scale = 1.0
         if self.config.scaling == "yarn":
             scale = 0.1 * math.log(self.config.factor) + 1.0
-        cos, sin = scale * angle.cos(), scale * angle.sin()
+        cos, sin = materialized(scale * angle.cos()), materialized(scale * angle.sin())
         return apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
 
     def frequencies(self, device: torch.device) -> Tensor:
