@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import require, require_at_least
+from minigpt.model.materialize import materialized
 from minigpt.model.positional.base import POSITIONAL, PositionalConfig, PositionalScheme
 from minigpt.model.positional.rope import apply_rotary, inverse_frequencies, rotary_channels
 from minigpt.model.shape import ModelShape
@@ -47,4 +48,6 @@ class XposPositions(PositionalScheme):
         decay = (fraction + self.config.gamma) / (1 + self.config.gamma)
         scale = decay ** (positions[..., None] / self.config.scale_base)  # (b, t, e/2)
         cos, sin = angle.cos(), angle.sin()
-        return apply_rotary(q, scale * cos, scale * sin), apply_rotary(k, cos / scale, sin / scale)
+        of_q = materialized(scale * cos), materialized(scale * sin)
+        of_k = materialized(cos / scale), materialized(sin / scale)
+        return apply_rotary(q, *of_q), apply_rotary(k, *of_k)
