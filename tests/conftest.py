@@ -17,10 +17,12 @@ import pytest
 from hypothesis import settings
 
 from minigpt.cli import main
+from minigpt.openmp import limit_spinning
 
-# Tests run in one process per core. The variable must be set before torch is imported; programs
-# that tests start inherit it.
+# Tests run in one process per core. The variables must be set before torch is imported; programs
+# that tests start inherit them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+limit_spinning()
 
 settings.register_profile("minigpt", deadline=None)  # the machine may be busy
 settings.load_profile("minigpt")
