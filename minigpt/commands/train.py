@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
-from minigpt.commands.help import print_help
-from minigpt.config.hydra_main import as_overrides, help_request, hydra_main, needs_hydra_main
-from minigpt.config.overrides import Composed, compose_overrides, require_choices
+from minigpt.commands.help import print_help, topics_of_plain_help
 from minigpt.config.pairs import parse_override
 from minigpt.errors import UserError
+
+if TYPE_CHECKING:
+    from minigpt.config.overrides import Composed
 
 
 def main(arguments: list[str]) -> None:
     """Train a run or a sweep from the arguments. Raises UserError for wrong arguments."""
+    topics = topics_of_plain_help(arguments)
+    if topics is not None:
+        print_help(topics, as_json="--json" in arguments)
+        return
+    from minigpt.config.hydra_main import as_overrides, help_request, hydra_main, needs_hydra_main
+    from minigpt.config.overrides import compose_overrides, require_choices
+
     command = ["minigpt", "train", *arguments]
     arguments = as_overrides(arguments)
     request = help_request(arguments)
