@@ -44,7 +44,7 @@ def measure(design: Design, replicas: int, steps: int, warmup: int, repeats: int
             for seed in seeds
         ]
         models = [trainer.model.train() for trainer in trainers]
-        program = Program(models, runtime, config.trainer.compile)
+        program = Program(models, runtime, config.trainer.compile is True)
 
         def one_after_the_other() -> None:
             for trainer in trainers:

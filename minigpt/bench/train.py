@@ -9,24 +9,31 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity
 
 from minigpt.bench.measure import Design, Result, Times, ceilings, synchronize
 from minigpt.config.schema import Config
 from minigpt.console import Advance, ignore_progress
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.evaluate.loss import evaluate
+from minigpt.files import user_path
 from minigpt.logger import LOGGERS, LoggerConfig, RunInfo
 from minigpt.report.tables import Cell, Column, Table
 from minigpt.run.directory import RunDirectory
 from minigpt.runtime import Runtime, choose_runtime, peak_memory_bytes, set_threads
+from minigpt.train.compilation import Choice, Planned, choose_compilation
 from minigpt.train.display import Display
 from minigpt.train.setup import build_setup
 from minigpt.train.trainer import Trainer
 
 # Steps between clock readings. Each reading syncs the GPU, so frequent readings would idle it.
 STEPS_PER_READING = {"cpu": 1, "cuda": 20}
+TOP = 10  # operators in the summary of a profile
 
 COLUMNS = [
     Column("config", "config"),
@@ -103,9 +110,18 @@ class StepClock(Display):
         return [(t1 - t0) / (s1 - s0) for (s0, t0), (s1, t1) in steps if s0 >= warmup]
 
 
-def measure(design: Design, steps: int, warmup: int, repeats: int) -> Result:
-    """Measure a training step, and the peak speed of the machine by precision."""
-    design.progress.total = repeats * len(design.configs)
+def measure(
+    design: Design, steps: int, warmup: int, repeats: int, profile: str | None = None
+) -> Result:
+    """Measure a training step, and the peak speed of the machine by precision.
+
+    `profile`: a file for torch's profile of the first config's steps; its summary is printed.
+    """
+    design.progress.total = repeats * len(design.configs) + (profile is not None)
+    file = None if profile is None else user_path("--profile", profile)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()  # fails before the work if it cannot be written
     advance = design.progress.advance
     measured = train_in_turns(design.configs, steps, warmup, repeats, advance)
     limits = {one.runtime.precision: one.runtime.device for one in measured}
@@ -126,7 +142,37 @@ def measure(design: Design, steps: int, warmup: int, repeats: int) -> Result:
         f"{peak.bytes / 1e9:,.1f} GB/s copied (read and written)"
         for precision, peak in peaks.items()
     )
-    return Result(Table("train", "Training", COLUMNS, rows, NOTE), {"ceilings": facts})
+    noted = {"ceilings": facts}
+    if file is not None:
+        noted["profile"] = profile_steps(design.configs[0][1], steps, warmup, file)
+        advance(1)
+    return Result(Table("train", "Training", COLUMNS, rows, NOTE), noted)
+
+
+def profile_steps(config: Config, steps: int, warmup: int, file: Path) -> str:
+    """Write torch's trace of `steps` steps. Return the TOP operators and their share of the time.
+
+    The time of an operator excludes those it calls.
+    """
+    device = choose_runtime(config.trainer.device, config.trainer.precision).device
+    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device == "cuda")]
+    with ready_trainer(config, warmup + steps, StepClock(device)) as trainer:
+        trainer.begin()
+
+        def take(n: int) -> None:
+            for _ in range(n):
+                trainer.update([trainer.backward(micro_batch) for micro_batch in trainer.draw()])
+            synchronize(device)
+
+        take(warmup)
+        with torch.profiler.profile(activities=activities) as profiler:
+            take(steps)
+    profiler.export_chrome_trace(str(file))
+    time_of = attrgetter("self_device_time_total" if device == "cuda" else "self_cpu_time_total")
+    operators = sorted(profiler.key_averages(), key=time_of, reverse=True)
+    total = sum(map(time_of, operators))
+    shares = [f"{each.key} {time_of(each) / total:.1%}" for each in operators[:TOP]]
+    return f"{file}, {steps} steps: {', '.join(shares)}"
 
 
 def train_in_turns(
@@ -155,30 +201,53 @@ def train_in_turns(
 
 @contextmanager
 def temporary_trainer(
-    config: Config, prepared: Prepared, runtime: Runtime, display: Display
+    config: Config,
+    prepared: Prepared,
+    runtime: Runtime,
+    display: Display,
+    chosen: Choice | None = None,
 ) -> Iterator[Trainer]:
-    """Yield a trainer without a tracker whose run directory is deleted at the end."""
+    """Yield a trainer without a tracker whose run directory is deleted at the end.
+
+    `chosen`: whether to compile; None: as for a run with the steps of this config.
+    """
     prepared.tokens.require_block(config.model.block_size)
     with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
         run = RunDirectory(Path(folder))
         logger = LOGGERS.build(LoggerConfig("none"), RunInfo(run.path, "bench", None, [], {}, None))
-        yield Trainer(build_setup(config, prepared, runtime), run, display, logger)
+        yield Trainer(build_setup(config, prepared, runtime, chosen), run, display, logger)
+
+
+@contextmanager
+def ready_trainer(config: Config, steps: int, clock: StepClock) -> Iterator[Trainer]:
+    """Yield a trainer of `steps` steps without interruptions, compiled as configured.
+
+    `trainer.compile=auto` is decided for the steps of the config.
+    """
+    set_threads(config.trainer.threads)
+    prepared = prepare(config.data, config.tokenizer)
+    chosen = choose_compilation([Planned(config, prepared.tokenizer.n_vocab)])
+    never = {"eval_every": None, "checkpoint_every": None, "sample_every": None}
+    never |= {"patience": None, "guessing_patience": None}
+    length = {"max_steps": steps, "log_every": steps}
+    config = replace(config, trainer=replace(config.trainer, **length, **never))
+    runtime = choose_runtime(config.trainer.device, config.trainer.precision)
+    with temporary_trainer(config, prepared, runtime, clock, chosen) as trainer:
+        clock.read(0)
+        if chosen.compiled:
+            trainer.compile()
+        yield trainer
 
 
 def _round(measured: Measured, steps: int, warmup: int) -> Round:
-    config, device = measured.config, measured.runtime.device
-    never = {"eval_every": None, "checkpoint_every": None, "sample_every": None}
-    never |= {"patience": None, "guessing_patience": None}
-    length = {"max_steps": warmup + steps, "log_every": warmup + steps}
-    config = replace(config, trainer=replace(config.trainer, **length, **never))
-    set_threads(config.trainer.threads)
-    clock, prepared = StepClock(device), prepare(config.data, config.tokenizer)
-    with temporary_trainer(config, prepared, measured.runtime, clock) as trainer:
-        clock.read(0)
+    runtime = measured.runtime
+    clock = StepClock(runtime.device)
+    with ready_trainer(measured.config, warmup + steps, clock) as trainer:
         trainer.train()
         started = time.perf_counter()  # the loop has evaluated before, so this is warm
-        evaluate(trainer.model, trainer.data.val, measured.runtime)
+        evaluate(trainer.model, trainer.data.val, runtime)
         evaluation = time.perf_counter() - started
     measured.flops_per_token = trainer.model.flops_per_token()
     (_, start), (_, first) = clock.readings[:2]
-    return Round(first - start, clock.seconds(warmup), evaluation, peak_memory_bytes(device))
+    memory = peak_memory_bytes(runtime.device)
+    return Round(first - start, clock.seconds(warmup), evaluation, memory)

@@ -32,7 +32,7 @@ BENCHMARKS = {
     "train": Benchmark(
         "time of a training step",
         "minigpt bench train model=rope,alibi trainer.precision=fp32,bf16",
-        {"steps": "50", "warmup": "10"},
+        {"steps": "50", "warmup": "10", "profile": None},
     ),
     "attention": Benchmark(
         "one layer of a design, by backend and context length",
@@ -53,6 +53,12 @@ BENCHMARKS = {
         "time from the command to the first step",
         "minigpt bench startup --repeats 5 --json startup.json",
         {},
+    ),
+    "busy": Benchmark(
+        "train, eval and sample while other programs use the cores",
+        "minigpt bench busy --competitors 0,1,2,4",
+        {"competitors": "0,1,2,4", "steps": "100"},
+        repeats="3",
     ),
     "replicas": Benchmark(
         "several runs: sequentially, and as one batched program",
@@ -77,11 +83,13 @@ HELP = {
     "axes": "axes to measure",
     "backends": "backends to measure",
     "batch": "batch sizes, such as 1,64",
+    "competitors": "endless loops that run at the same time",
     "context": "tokens per window",
     "corpus": "tokens in the corpus",
     "depth": "layers",
     "folder": "where to write the shards (default: the system's temporary folder)",
     "lengths": "tokens per window, such as 64,256",
+    "profile": "also profile the first config: top operators, and a trace for ui.perfetto.dev",
     "prompt": "tokens in the prompt",
     "repeats": "number of repeats, interleaved between configs",
     "replicas": "number of runs trained at once",
@@ -92,8 +100,10 @@ HELP = {
     "warmup": "untimed steps before each repeat",
     "width": "model.n_embd",
 }
-LISTS = ("batch", "context", "corpus", "depth", "lengths", "width")
+LEAST = {("decode", "tokens"): 2, ("busy", "competitors"): 0}
+LISTS = ("batch", "competitors", "context", "corpus", "depth", "lengths", "width")
 METAVARS = {"axes": "NAME,...", "backends": "NAME,...", "folder": "DIR", "sparse": ""}
+METAVARS |= {"profile": "FILE"}
 SEVERAL_CONFIGS = ("train", "decode")
 
 
@@ -159,7 +169,7 @@ def _options(what: str, arguments: list[str]) -> Namespace:
     options = parser.parse(arguments)
     for name in defaults:
         if name not in METAVARS:
-            least = 2 if (what, name) == ("decode", "tokens") else 1
+            least = LEAST.get((what, name), 1)
             setattr(options, name, _whole_numbers(name, getattr(options, name), least))
     return options
 

@@ -124,7 +124,7 @@ def _one_line(error: OmegaConfBaseException, values: DictConfig) -> str:
     if isinstance(error, MissingMandatoryValue):
         return f"{key}: missing; set it with {key}=VALUE"
     value = OmegaConf.select(values, key, throw_on_missing=False) if key else None
-    if value is None and why.startswith(("Incompatible value", "field")):
+    if value is None and why.startswith(("Incompatible value", "field", "Value 'None' is")):
         return f"{key}=null: needs a value"
     if "is not a ListConfig" in why:
         return f"{key}={value}: must be a list; use {key}=[{value}]"

@@ -41,6 +41,7 @@ class TrainerConfig:
     memory; results are equal, except that a mixture of experts is balanced over each micro-batch.
     `sample_prompt`: with \\n, \\t, \\r and \\\\ as escapes. None: a newline if the vocabulary has
     it, else the first character of the text.
+    `compile`: true, false, or auto, which compiles if that is expected to take less time.
     `patience`: evaluations without a lower validation loss before stopping early.
     `guessing_patience`: steps in a row with a training loss above ln(vocabulary) before the run
     fails; None only warns.
@@ -58,7 +59,7 @@ class TrainerConfig:
     patience: int | None
     device: str
     precision: str
-    compile: bool
+    compile: bool | str
     threads: int | None
     guessing_patience: int | None = None
 
@@ -75,6 +76,8 @@ class TrainerConfig:
         require_at_least(1, "trainer", self, *optional, *patience, or_null=True)
         n, why = self.grad_accum_steps, f"must divide trainer.batch_size={self.batch_size}"
         require(self.batch_size % n == 0, "trainer.grad_accum_steps", n, why)
+        why = "must be auto, true or false"
+        require(self.compile in (True, False, "auto"), "trainer.compile", self.compile, why)
         for name, known in (("device", DEVICES), ("precision", PRECISIONS)):
             value = getattr(self, name)
             require_one_of(f"trainer.{name}", value, known, hint=our_value(name, value))

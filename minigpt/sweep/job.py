@@ -24,6 +24,7 @@ from minigpt.errors import UserError, first_line
 from minigpt.files import try_read_json, write_json
 from minigpt.run.directory import Busy, RunDirectory
 from minigpt.sweep.plan import PlannedJob
+from minigpt.train.compilation import Choice
 from minigpt.train.control import StopRequest
 
 LOG = "output.log"
@@ -40,10 +41,15 @@ class SweepJob:
     """
 
     def __init__(
-        self, jobs: list[PlannedJob], stop_file: Path, fail_fast: bool, threads: int | None
+        self,
+        jobs: list[PlannedJob],
+        stop_file: Path,
+        fail_fast: bool,
+        threads: int | None,
+        compilation: Choice | None,
     ) -> None:
         self.jobs, self.stop_file = jobs, stop_file
-        self.fail_fast, self.threads = fail_fast, threads
+        self.fail_fast, self.threads, self.compilation = fail_fast, threads, compilation
         self.sweeper_pid, self.working_directory = os.getpid(), Path.cwd()
 
     def __call__(self, composed: Any) -> None:
@@ -93,6 +99,7 @@ class SweepJob:
             "resumed": resumed,
             "command": ["minigpt", "train", *job.overrides],
             "threads": self.threads,
+            "compilation": self.compilation,
             "facts": {} if job.matched is None else {"match": job.matched},
         }
 

@@ -13,6 +13,7 @@ from typing import Any
 from minigpt.config.hydra_main import Multirun
 from minigpt.errors import Failure, first_line, require
 from minigpt.run.sweep_file import write_sweep_file
+from minigpt.sweep.compilation import common_compilation
 from minigpt.sweep.job import FAILED, SweepJob
 from minigpt.sweep.match import SweepConfig
 from minigpt.sweep.plan import PlannedJob, plan
@@ -61,7 +62,8 @@ def run_sweep(multirun: Multirun) -> None:
     write_sweep_file(directory, [*planned], command, options.name, options.match)
 
     stop_file = directory / f".stop_{uuid.uuid4().hex[:8]}"
-    task = SweepJob(missing, stop_file, options.fail_fast, threads_each(multirun, len(planned)))
+    threads = threads_each(multirun, len(planned))
+    task = SweepJob(missing, stop_file, options.fail_fast, threads, common_compilation(planned))
     watch = Watch(planned, shown(directory))
     try:
         # Jobs in other processes see the file.

@@ -96,7 +96,8 @@ def _train(sweep: SweepJob, jobs: Sequence[PlannedJob]) -> None:
                 trainers = [replica.trainer for replica in running]
                 if program is None or running != replicas:
                     options, runtime = trainers[0].options, trainers[0].runtime
-                    program = Program([t.model for t in trainers], runtime, options.compile)
+                    compiled = options.compile is True
+                    program = Program([t.model for t in trainers], runtime, compiled)
                 replicas = running
                 step(program, trainers)
         except BaseException as error:

@@ -57,6 +57,7 @@ class Display:
             f"({model.norm.kind}), {model.embedding.name} head",
             "ffn": described(model.ffn),
             "attention": f"{described(model.attention)}; {setup.backend}",
+            "steps": setup.compilation.describe(),
             "run": str(run.path),
         }
         for name, fact in (facts | notices).items():
@@ -110,6 +111,13 @@ class Display:
             yield advance
         finally:
             self.activity = ""
+
+    @contextmanager
+    def preparing(self, activity: str) -> Iterator[None]:
+        """Show an activity before the first step, which the estimate of the time left excludes."""
+        with self.working(activity, math.inf):
+            yield
+        self.started = time.monotonic()
 
     def _time_left(self) -> str:
         done = self.now - self.first_step

@@ -11,7 +11,7 @@ from minigpt.config.saved import read_config, resolved_values, save_config
 from minigpt.config.schema import Config, TrainerConfig, request_sha256
 from minigpt.data.corpus import unescape
 from minigpt.data.prepare import Prepared, prepare
-from minigpt.errors import UserError, first_line, one_line_if_out_of_memory, require
+from minigpt.errors import Failure, UserError, first_line, one_line_if_out_of_memory, require
 from minigpt.files import recover_directory, write_json
 from minigpt.logger import LOGGERS, Logger, RunInfo
 from minigpt.model.compatibility import require_compatible
@@ -19,6 +19,7 @@ from minigpt.run.directory import RunDirectory
 from minigpt.run.load import as_trained
 from minigpt.run.provenance import provenance
 from minigpt.runtime import Runtime, choose_runtime, set_threads
+from minigpt.train.compilation import Choice
 from minigpt.train.control import Diverged, EarlyStop, Interrupted, StopRequest, Stopwatch
 from minigpt.train.display import Display
 from minigpt.train.setup import Setup, build_setup
@@ -61,19 +62,23 @@ def training_session(
     stopwatch: Stopwatch | None = None,
     backend: str | None = None,
     threads: int | None = None,
+    compilation: Choice | None = None,
 ) -> Iterator[Trainer]:
     """Prepare a run, yield its trainer, and write result.json however the block ends.
 
     Everything is checked before the run directory is created, so that an error leaves no files.
     `facts` are added to a new run's manifest. `backend` replaces the name of the attention backend
-    where the caller computes the steps. `threads`: CPU threads if the config has null. Raises
-    UserError for what is not supported.
+    where the caller computes the steps. `threads`: CPU threads if the config has null.
+    `compilation`: whether to compile if the config has auto. Raises UserError for what is not
+    supported.
     """
     requested = config
     if resumed:
         config = as_trained(run, config)
     runtime, prepared = prepare_inputs(config, run if resumed else None, threads)
-    setup = build_setup(config, prepared, runtime)
+    setup = build_setup(
+        config, prepared, runtime, compilation if config.trainer.compile == "auto" else None
+    )
     setup = replace(setup, backend=backend or setup.backend)
     with run.locked():
         if resumed:
@@ -95,7 +100,27 @@ def training_session(
             if logger.notice is not None:
                 notices[config.logger.name] = logger.notice
             display.start(setup, run, manifest, notices)
+            if setup.compilation.compiled and backend is None:
+                compile_steps(trainer, requested)
             yield trainer
+
+
+def compile_steps(trainer: Trainer, requested: Config) -> None:
+    """Compile the training steps. If that fails, train eagerly where the request was auto.
+
+    Raises Failure if it was true.
+    """
+    try:
+        trainer.compile()
+    except Failure as error:
+        if requested.trainer.compile is True:
+            remedy = "use trainer.compile=auto, or false"
+            raise Failure(f"trainer.compile=true: {error}; {remedy}") from error
+        trainer.display.line(f"compile    failed, so this run is eager: {error}")
+        trainer.options.compile = False
+        manifest = trainer.run.read_json(trainer.run.manifest)
+        manifest["resolved"] = resolved_values(requested, trainer.config)
+        write_json(trainer.run.manifest, manifest)
 
 
 def prepare_inputs(
@@ -184,7 +209,7 @@ def _changes_of_machine(before: TrainerConfig, now: TrainerConfig) -> dict[str, 
     """Return a line for the user if a resumed run computes with other rounding than before."""
     changed = [
         f"trainer.{key}={new} (was {old})"
-        for key in ("device", "precision", "threads")
+        for key in ("device", "precision", "compile", "threads")
         if (old := getattr(before, key)) != (new := getattr(now, key))
     ]
     why = "results equal those of an uninterrupted run up to rounding, not bit for bit"

@@ -14,6 +14,7 @@ from minigpt.model import GPT
 from minigpt.optim.optimizer import OPTIMIZERS
 from minigpt.runtime import Runtime, reset_peak_memory
 from minigpt.tokenizer import Tokenizer
+from minigpt.train.compilation import Choice, Planned, choose_compilation
 from minigpt.train.state import TrainState
 
 # Added to the seed, so that batches and initial weights come from different random streams.
@@ -26,6 +27,7 @@ class Setup:
     """A resolved config, with the objects built from it. Data and model are on the device.
 
     `backend`: the attention backend of training steps, and the reason for its choice.
+    `compilation`: whether training steps are compiled.
     """
 
     config: Config
@@ -34,12 +36,16 @@ class Setup:
     data: TokenData
     state: TrainState
     backend: str
+    compilation: Choice
 
 
-def build_setup(config: Config, prepared: Prepared, runtime: Runtime) -> Setup:
+def build_setup(
+    config: Config, prepared: Prepared, runtime: Runtime, compilation: Choice | None = None
+) -> Setup:
     """Seed torch, build model and optimizer, and resolve the config.
 
-    Raises UserError for a combination of choices that is not supported.
+    `compilation`: of a sweep, whose runs must compute alike; None: chosen for this run. Raises
+    UserError for a combination of choices that is not supported.
     """
     reset_peak_memory(runtime.device)
     torch.manual_seed(config.seed)
@@ -52,13 +58,15 @@ def build_setup(config: Config, prepared: Prepared, runtime: Runtime) -> Setup:
     # Resolve `auto`, relative paths and nulls. model.backend.name=auto stays: the backend is chosen
     # separately for each use.
     device, precision, threads = runtime.device, runtime.precision, torch.get_num_threads()
+    chosen = compilation or choose_compilation([Planned(config, prepared.tokenizer.n_vocab)])
     trainer = replace(config.trainer, device=device, precision=precision, threads=threads)
+    trainer = replace(trainer, compile=chosen.compiled)
     if trainer.sample_prompt is None:
         trainer = replace(trainer, sample_prompt=escape(_default_prompt(prepared)))
     attention = model.attention.resolved(config.model.attention)
     design = replace(config.model, attention=attention)
     resolved = replace(config, trainer=trainer, data=config.data.absolute(), model=design)
-    return Setup(resolved, runtime, prepared.tokenizer, data, state, backend)
+    return Setup(resolved, runtime, prepared.tokenizer, data, state, backend, chosen)
 
 
 def _default_prompt(prepared: Prepared) -> str:

@@ -15,12 +15,14 @@ from minigpt.console import counted
 from minigpt.data import Batch
 from minigpt.data.corpus import unescape
 from minigpt.data.tokens import Split
+from minigpt.errors import Failure, first_line
 from minigpt.evaluate.loss import Evaluation, evaluate, perplexity
 from minigpt.inference.generate import generate, stop_at, stream_text
 from minigpt.logger import Logger
 from minigpt.optim.schedule import SCHEDULES
 from minigpt.run.directory import RunDirectory
 from minigpt.runtime import peak_memory_bytes
+from minigpt.train.compilation import Loss, Planned, compiled_loss
 from minigpt.train.control import Diverged, Interrupted, StopRequest, Stopwatch, stop_signals
 from minigpt.train.display import Display
 from minigpt.train.setup import Setup
@@ -58,11 +60,9 @@ class Trainer:
         self.stopwatch = stopwatch or Stopwatch()
         self.on_evaluation = on_evaluation
         self.stopped_by: int | None = None  # a signal that arrived during the last step
-        self.loss = self.model.training_loss
-        if self.options.compile or self.model.backend_name == "flex":
+        self.loss: Loss = self.model.training_loss
+        if self.model.backend_name == "flex":
             torch.compiler.reset()  # torch.compile's recompile limit is per process
-        if self.options.compile:
-            self.loss = torch.compile(self.model.training_loss)
         # Of the steps since the last `_settle`, still on the device: metrics by step and
         # micro-batch, gradient norms by step.
         self.logged: list[list[dict[str, Tensor]]] = []
@@ -112,6 +112,25 @@ class Trainer:
         self.norms.append(norm)
         self.progress.step += 1
         self.display.step(self.progress.step)
+
+    # ---- before the first step ----
+
+    def compile(self) -> None:
+        """Compile forward and backward pass. Raises Failure if torch.compile does."""
+        self.model.train()
+        started, generator = time.perf_counter(), torch.Generator(self.state.generator.device)
+        generator.set_state(self.state.generator.get_state())
+        batch = self.data.train.draw(
+            self.options.batch_size, self.config.model.block_size, generator
+        )
+        micro_batch = next(batch.chunk(self.options.grad_accum_steps))
+        cached = Planned(self.config, self.model.n_vocab).cached(self.runtime)
+        try:
+            with self.display.preparing("compiling (once for this design)"):
+                self.loss = compiled_loss(self.model, micro_batch, self.runtime, cached)
+        except Exception as error:  # of many types, from torch, the compiler and the disk
+            raise Failure(first_line(error)) from error
+        self.progress.seconds += time.perf_counter() - started
 
     # ---- end of the step ----
 

@@ -1,0 +1,92 @@
+"""Measure commands while other programs use the cores, by how OpenMP threads wait."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from minigpt.bench.measure import Design, Result
+from minigpt.errors import Failure
+from minigpt.files import read_json
+from minigpt.openmp import WAIT_SETTINGS
+from minigpt.report.tables import Cell, Column, Table
+
+MINIGPT = [sys.executable, "-m", "minigpt.cli"]
+BUSY_LOOP = [sys.executable, "-c", "while True: pass"]
+# Environments by name. Without settings, minigpt sets its own.
+WAITING: dict[str, dict[str, str]] = {
+    "minigpt's limit": {},
+    "OpenMP's own": {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"},
+    "no spinning": {"OMP_WAIT_POLICY": "PASSIVE"},
+}
+COLUMNS = [
+    Column("competitors", "busy loops"),
+    Column("waiting", "waiting threads"),
+    Column("tokens_per_second", "train, tokens/s", digits=0),
+    Column("ratio", "of the first row", digits=3),
+    Column("eval", "eval, s", digits=2),
+    Column("sample", "sample, s", digits=2),
+]
+
+
+def measure(design: Design, competitors: Sequence[int], steps: int, repeats: int) -> Result:
+    """Train, evaluate and sample beside `competitors` endless loops, interleaved. Medians."""
+    times: dict[tuple[int, str], list[tuple[float, float, float]]] = {
+        (n, waiting): [] for n in competitors for waiting in WAITING
+    }
+    design.progress.total = repeats * len(times)
+    for _ in range(repeats):
+        for n, waiting in design.progress.counted(times):
+            with busy_loops(n):
+                timed = _commands(design.overrides, steps, WAITING[waiting])
+            times[n, waiting].append(timed)
+    rows: list[list[Cell]] = []
+    for (n, waiting), each in times.items():
+        speed, evaluation, sampling = map(statistics.median, zip(*each, strict=True))
+        first = rows[0][2] if rows else speed
+        assert isinstance(first, float)
+        rows.append([str(n), waiting, speed, speed / first, evaluation, sampling])
+    note = f"{steps} steps; eval and sample from command to exit; median of {repeats}."
+    return Result(Table("busy", "Beside other programs", COLUMNS, rows, note))
+
+
+@contextmanager
+def busy_loops(n: int) -> Iterator[None]:
+    """Run n processes that compute without end."""
+    loops = [subprocess.Popen(BUSY_LOOP) for _ in range(n)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def _commands(
+    overrides: Sequence[str], steps: int, settings: dict[str, str]
+) -> tuple[float, float, float]:
+    """Return the tokens/s of a training, and the seconds of an evaluation and of a sample."""
+    inherited = {name: v for name, v in os.environ.items() if name not in WAIT_SETTINGS}
+    with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
+        run = Path(folder, "run")
+
+        def seconds(*arguments: str) -> float:
+            started = time.perf_counter()
+            command = [*MINIGPT, *arguments]
+            done = subprocess.run(command, env=inherited | settings, capture_output=True, text=True)
+            if done.returncode:
+                errors = done.stderr.strip().splitlines() or ["failed without a message"]
+                raise Failure(f"{' '.join(command)}: {errors[-1]}")
+            return time.perf_counter() - started
+
+        length = [f"trainer.max_steps={steps}", "trainer.sample_every=null", "logger=none"]
+        seconds("train", *overrides, *length, f"hydra.run.dir={run}")
+        speed = read_json(run / "result.json")["tokens_per_second"]
+        return speed, seconds("eval", str(run)), seconds("sample", str(run))

@@ -1,0 +1,153 @@
+"""`trainer.compile`: whether training steps are compiled by torch.compile, and how.
+
+Compiled code is cached in the data folder (TORCHINDUCTOR_CACHE_DIR, if set). A file per design
+records that its code is there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from minigpt.config.schema import Config
+from minigpt.data import Batch
+from minigpt.files import sha256, write_json
+from minigpt.model import GPT
+from minigpt.runtime import Runtime, choose_runtime
+
+Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+CACHE_OF_USER = os.environ.get(CACHE)
+COMPILERS = {"darwin": "clang++", "win32": "cl"}  # Inductor's defaults; g++ elsewhere
+
+
+class Cost(NamedTuple):
+    """Training FLOPs during which compiled steps save as much time as preparing them takes.
+
+    `load`: code from the cache, for every run. `compile`: a new design.
+    """
+
+    load: float
+    compile: float
+
+
+# cpu: measured, see docs/performance.md. cuda: an estimate, not measured.
+COSTS = {"cpu": Cost(load=2e12, compile=1.5e13), "cuda": Cost(load=5e14, compile=4e15)}
+
+
+class Choice(NamedTuple):
+    """Whether to compile, and the reason."""
+
+    compiled: bool
+    reason: str
+
+    def describe(self) -> str:
+        """Return the choice with its reason, in one line."""
+        return f"{'compiled' if self.compiled else 'eager'} ({self.reason})"
+
+
+class Planned(NamedTuple):
+    """A run that is to be trained: its config and the size of its vocabulary."""
+
+    config: Config
+    n_vocab: int
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of all its training steps."""
+        trainer, model = self.config.trainer, self.config.model
+        with torch.device("meta"):
+            flops_per_token = GPT(model, self.n_vocab).flops_per_token()
+        return trainer.max_steps * trainer.batch_size * model.block_size * flops_per_token
+
+    def cached(self, runtime: Runtime) -> Path:
+        """Return the file that exists if the compiled code of this design is in the cache."""
+        trainer, separator = self.config.trainer, self.config.data.separator
+        batch = (trainer.batch_size, trainer.grad_accum_steps, separator is not None)
+        threads = trainer.threads or torch.get_num_threads()
+        device = torch.cuda.get_device_name() if runtime.device == "cuda" else "cpu"
+        processor = torch.backends.cpu.get_cpu_capability()
+        machine = (device, runtime.precision, threads, processor, torch.__version__)
+        design = repr((self.config.model, self.n_vocab, batch, machine))
+        return cache_folder(self.config) / "designs" / f"{sha256(design)[:16]}.json"
+
+
+def cache_folder(config: Config) -> Path:
+    """Return the folder of compiled code."""
+    return Path(CACHE_OF_USER or config.data.directory / "compiled").absolute()
+
+
+def choose_compilation(planned: Sequence[Planned]) -> Choice:
+    """Decide `trainer.compile=auto` for runs that must compute alike: one run, or a sweep.
+
+    They are compiled if the compiled steps are expected to save more time than compiling takes,
+    which depends on their FLOPs, not on a timing: see COSTS.
+    """
+    first = planned[0].config.trainer
+    if first.compile != "auto":
+        return Choice(first.compile is True, "as configured")
+    runtime = choose_runtime(first.device, first.precision)
+    cost = COSTS.get(runtime.device)
+    if cost is None:
+        return Choice(False, f"trainer.compile=auto does not compile on {runtime.device}")
+    files = {run.cached(runtime) for run in planned}
+    new = sum(not file.exists() for file in files)
+    flops = sum(run.flops for run in planned)
+    if flops < len(planned) * cost.load + new * cost.compile:
+        steps = sum(run.config.trainer.max_steps for run in planned)
+        return Choice(False, f"{steps:,} steps are too few to make up for compiling")
+    missing = _missing_compiler(runtime.device)
+    if missing is not None:
+        return Choice(False, missing)
+    return Choice(True, "not in the cache yet" if new else "in the cache")
+
+
+def _missing_compiler(device: str) -> str | None:
+    """Return what torch.compile lacks on this machine, or None."""
+    compiler = os.environ.get("CXX", COMPILERS.get(sys.platform, "g++"))
+    if shutil.which(compiler) is None:
+        return f"no C++ compiler {compiler}; with one, training is faster"
+    if device == "cuda" and find_spec("triton") is None:
+        return "no triton; with it, training is faster"
+    return None
+
+
+def compiled_loss(model: GPT, batch: Batch, runtime: Runtime, cached: Path) -> Loss:
+    """Return `model.training_loss`, compiled, with forward and backward code for such a batch.
+
+    The state of the random generators and the gradients do not change. One process at a time
+    compiles a design, and others read its code from the cache. `cached`: see `Planned.cached`.
+    Raises the errors of torch.compile.
+    """
+    os.environ[CACHE] = str(cached.parent.parent)
+    torch.compiler.reset()  # torch.compile's recompile limit is per process
+    loss = torch.compile(model.training_loss, fullgraph=True, dynamic=False)
+    gpus = [torch.cuda.current_device()] if runtime.device == "cuda" else []
+    with _compiling(cached), torch.random.fork_rng(gpus), runtime.autocast():
+        value, _ = loss(batch.inputs, batch.targets, batch.document_ids)
+        value.backward()
+    model.zero_grad()
+    return loss
+
+
+@contextmanager
+def _compiling(cached: Path) -> Iterator[None]:
+    """Hold the design's lock unless its code is in the cache; write its file at the end."""
+    if cached.exists():
+        yield
+        return
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(cached.with_suffix(".lock")):
+        yield
+        write_json(cached, {})
