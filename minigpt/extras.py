@@ -16,7 +16,6 @@ from urllib.request import url2pathname
 DISTRIBUTION = "minigpt-lab"  # the name on package indexes, where `minigpt` is another project
 # Hydra's launchers, with the extra that installs each.
 LAUNCHERS = {
-    "joblib": "joblib",
     "ray": "ray",
     "submitit_local": "slurm",
     "submitit_slurm": "slurm",

@@ -104,7 +104,8 @@ def workdir(tmp_path: Path, prepared_data: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def cli(workdir: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Return a function that runs the command line in this process."""
+    """Return a function that runs the command line, also all jobs of a sweep, in this process."""
+    monkeypatch.setattr("minigpt.sweep.run.processes_at_once", lambda at_once: at_once or 1)
 
     def run(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["minigpt", *arguments])

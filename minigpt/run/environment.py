@@ -33,7 +33,6 @@ OPTIONAL = {
     "logger=tensorboard": ("tensorboard", ("tensorboard",)),
     "minigpt.runs": ("pandas", ("pandas",)),
     "minigpt report --wandb": ("workspaces", ("wandb-workspaces",)),
-    "hydra/launcher=joblib": ("joblib", ("hydra-joblib-launcher",)),
     "hydra/launcher=ray": ("ray", ("hydra-ray-launcher",)),
     "hydra/launcher=submitit_slurm": ("slurm", ("hydra-submitit-launcher",)),
 }

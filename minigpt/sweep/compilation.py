@@ -7,11 +7,10 @@ from contextlib import suppress
 
 from minigpt.config.saved import read_config
 from minigpt.config.schema import Config
-from minigpt.data import CORPORA
 from minigpt.errors import UserError
 from minigpt.run.load import as_trained
 from minigpt.sweep.plan import PlannedJob
-from minigpt.train.compilation import Choice, Planned, choose_compilation
+from minigpt.train.compilation import Choice, Planned, choose_compilation, vocabulary_size
 
 
 def common_compilation(jobs: Sequence[PlannedJob]) -> Choice | None:
@@ -34,8 +33,6 @@ def common_compilation(jobs: Sequence[PlannedJob]) -> Choice | None:
                     return Choice(earlier is True, "as the earlier runs of this sweep")
             source = repr((config.data, config.tokenizer))
             if source not in n_vocab:
-                corpus = CORPORA.build(config.data).corpus()
-                tokenizer = corpus.tokenizer(config.tokenizer, config.data.directory)
-                n_vocab[source] = tokenizer.n_vocab
+                n_vocab[source] = vocabulary_size(config)
             planned.append(Planned(config, n_vocab[source]))
     return choose_compilation(planned) if planned else None

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from minigpt.config.hydra_main import Multirun
 from minigpt.errors import Failure, first_line, require
 from minigpt.run.sweep_file import write_sweep_file
@@ -31,6 +33,7 @@ QUIET: dict[str, Any] = {
 # The number of concurrent jobs on this machine, by launcher.
 AT_ONCE: dict[str, Callable[[dict[str, Any]], int]] = {
     "BasicLauncher": lambda settings: 1,
+    "ProcessesLauncher": lambda settings: processes_at_once(settings["at_once"]),
     "ReplicasLauncher": lambda settings: 1,  # all jobs are one program
     "JoblibLauncher": lambda settings: _cores() if settings["n_jobs"] < 0 else settings["n_jobs"],
     "RayLauncher": lambda settings: int(
@@ -84,6 +87,10 @@ def _require_options(multirun: Multirun) -> None:
     folder = Path(multirun.directory)
     is_free = folder.is_dir() or not folder.exists()
     require(is_free, "hydra.sweep.dir", folder, "is a file; name a folder")
+    if multirun.launcher == "ProcessesLauncher":
+        at_once, why = multirun.settings["at_once"], "needs 1 or more; null is one for each core"
+        valid = at_once is None or (isinstance(at_once, int) and at_once >= 1)
+        require(valid, "hydra.launcher.at_once", at_once, why)
     if multirun.launcher == "JoblibLauncher":
         n_jobs = multirun.settings["n_jobs"]
         require(n_jobs != 0, "hydra.launcher.n_jobs", n_jobs, "needs 1 or more; -1 is all cores")
@@ -111,8 +118,14 @@ def threads_each(multirun: Multirun, n_jobs: int) -> int | None:
     return None if n <= 1 else max(1, _cores() // n)
 
 
+def processes_at_once(at_once: int | None) -> int:
+    """Return `at_once`, or for None one process per GPU, or without a GPU one per core."""
+    return at_once or torch.cuda.device_count() or _cores()
+
+
 def _cores() -> int:
-    return os.cpu_count() or 1
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _require_all_finished(watch: Watch) -> None:

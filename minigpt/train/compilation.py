@@ -20,7 +20,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from minigpt.config.schema import Config
-from minigpt.data import Batch
+from minigpt.data import CORPORA, Batch
 from minigpt.files import sha256, write_json
 from minigpt.model import GPT
 from minigpt.runtime import Runtime, choose_runtime
@@ -81,6 +81,12 @@ class Planned(NamedTuple):
         machine = (device, runtime.precision, threads, processor, torch.__version__)
         design = repr((self.config.model, self.n_vocab, batch, machine))
         return cache_folder(self.config) / "designs" / f"{sha256(design)[:16]}.json"
+
+
+def vocabulary_size(config: Config) -> int:
+    """Return the number of tokens of a config's tokenizer. Raises UserError without its text."""
+    corpus = CORPORA.build(config.data).corpus()
+    return corpus.tokenizer(config.tokenizer, config.data.directory).n_vocab
 
 
 def cache_folder(config: Config) -> Path:

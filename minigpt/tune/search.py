@@ -23,6 +23,7 @@ from minigpt.errors import TRACEBACK, Failure
 from minigpt.files import write_json
 from minigpt.run.directory import SEARCH, RunDirectory
 from minigpt.run.provenance import provenance
+from minigpt.train.compilation import Planned, choose_compilation, vocabulary_size
 from minigpt.train.control import Interrupted, StopRequest, stop_signals
 from minigpt.tune.folder import RAY, locked, new_folder, save_best
 from minigpt.tune.options import TuneOptions
@@ -78,8 +79,19 @@ class Search:
         self.grid = self.space.grid() if self.space.is_exhaustive(options) else None
         self.total = options.count if self.grid is None else len(self.grid)
         self.display = SearchDisplay(options, self.total, self.max_steps, self.ended)
+        saved = RunDirectory(self.folder).read_optional_json(self.folder / SEARCH)
+        self.identity["compiled"] = saved.get("compiled", self._compiled())
         self.stop = StopRequest()
         self.start_time = time.perf_counter()
+
+    def _compiled(self) -> bool:
+        """Return whether trials with trainer.compile=auto are compiled, as if none ended early."""
+        automatic = [config for config in self.configs if config.trainer.compile == "auto"]
+        if not automatic:
+            return False
+        n_vocab = vocabulary_size(self.config)
+        trials = itertools.islice(itertools.cycle(automatic), self.total)
+        return choose_compilation([Planned(config, n_vocab) for config in trials]).compiled
 
     def run(self) -> None:
         """Train the remaining trials, write the results and print them."""
@@ -165,6 +177,7 @@ class Search:
             metric=self.options.metric,
             eval_every=config.trainer.eval_every,
             population=self.options.scheduler == "pbt",
+            compiled=self.identity["compiled"],
         )
 
     def _searcher(self) -> tuple[Any, dict[str, Any]]:

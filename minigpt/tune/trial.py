@@ -26,6 +26,7 @@ from minigpt.config.saved import read_config
 from minigpt.errors import Failure, UserError, first_line
 from minigpt.files import atomic_directory, readable_directory, write_bytes, write_json
 from minigpt.run.directory import RunDirectory
+from minigpt.train.compilation import Choice
 from minigpt.train.control import EarlyStop, StopRequest
 from minigpt.tune.records import TRIAL
 from minigpt.tune.space import Space, Values
@@ -47,6 +48,7 @@ class TrialSettings:
     metric: str
     eval_every: int | None
     population: bool  # trials copy each other's weights
+    compiled: bool  # where trainer.compile is auto
 
     def evaluations(self, step: int) -> int:
         """Return the number of evaluations up to a step, the time unit of schedulers."""
@@ -203,6 +205,7 @@ class Training(threading.Thread):
             command=self.settings.command,
             on_evaluation=self._evaluated,
             stop=self.stop,
+            compilation=Choice(self.settings.compiled, "decided for the whole search"),
         )
 
     def _evaluated(self, trainer: Any) -> None:

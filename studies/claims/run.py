@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--claims", default=",".join(CLAIMS), help="such as norm,heads")
     parser.add_argument("--out", type=Path, help="the page (default: results.md for all claims)")
     parser.add_argument("--judge", action="store_true", help="judge existing runs without training")
-    parser.add_argument("--launcher", default="joblib", help="Hydra's launcher for the sweeps")
+    parser.add_argument("--launcher", default="processes", help="Hydra's launcher for the sweeps")
     parser.add_argument("--searches", default="1,2,3,4,5", help="seeds of the searches")
     parser.add_argument("--trials", default="8", help="trials per search")
     options = parser.parse_intermixed_args()

@@ -154,7 +154,7 @@ def test_sweeps_expand_globs_and_experiments(
 @pytest.mark.parametrize(
     ("options", "launcher", "settings"),
     [
-        ([], "BasicLauncher", {}),
+        ([], "ProcessesLauncher", {"at_once": None}),
         (["hydra/launcher=replicas"], "ReplicasLauncher", {"at_once": 8}),
         (["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"], "JoblibLauncher", {"n_jobs": 3}),
     ],

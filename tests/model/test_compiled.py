@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from minigpt.model import ModelConfig
 from minigpt.model.ffn import FFN
@@ -20,7 +21,7 @@ from tests.model.contract import ATTENTION_IDS, ATTENTIONS, VARIANT_IDS, VARIANT
 from tests.model.tiny import gradients, random_model, random_tokens, tiny_config
 
 CAPTURED = "aot_eager_decomp_partition"
-pytestmark = [pytest.mark.medium, pytest.mark.usefixtures("float64")]
+pytestmark = pytest.mark.usefixtures("float64")
 OTHER: dict[str, dict[str, Any]] = {
     "layernorm": {"kind": "layernorm"},
     "tied": {"embedding": "tied"},
@@ -52,32 +53,38 @@ def assert_equals_eager(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "options"), VARIANTS, ids=VARIANT_IDS)
 def test_positional_schemes(scheme: str, options: Mapping[str, Any]) -> None:
     assert_equals_eager(variant_config(scheme, options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("attention", "options"), ATTENTIONS, ids=ATTENTION_IDS)
 def test_attentions(attention: str, options: Mapping[str, Any]) -> None:
     config = tiny_config(attention=attention, attention_options=options)
     assert_equals_eager(config, length=16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ffn", sorted({*FFN.names()} - {"moe"}))
 def test_feed_forward_layers(ffn: str) -> None:
     assert_equals_eager(tiny_config(ffn=ffn))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_norm_placements(placement: str) -> None:
     assert_equals_eager(tiny_config(placement=placement))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("changes", OTHER.values(), ids=OTHER)
 def test_other_options(changes: dict[str, Any]) -> None:
     assert_equals_eager(tiny_config(**changes))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("scheme", ["rope", "t5", "cope"])
 def test_packed_documents(scheme: str) -> None:
     assert_equals_eager(tiny_config(scheme), documents=True)
@@ -85,7 +92,7 @@ def test_packed_documents(scheme: str) -> None:
 
 def test_expert_routing_cannot_be_captured() -> None:
     """Its shapes depend on data; `trainer.compile=auto` then trains eagerly."""
-    with pytest.raises(torch._dynamo.exc.TorchDynamoException):
+    with pytest.raises(TorchDynamoException):
         assert_equals_eager(tiny_config(ffn="moe"))
 
 

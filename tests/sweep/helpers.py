@@ -19,8 +19,14 @@ def runs(folder: str = "sweep") -> dict[str, Path]:
 
 
 def spawn(*arguments: str) -> subprocess.Popen[str]:
-    """Start a sweep in a separate process, the leader of its process group."""
-    command = [sys.executable, "-m", "minigpt.cli", "train", "-m", *TINY, HERE, *arguments]
+    """Start a sweep in a separate process, the leader of its process group.
+
+    Its jobs run one after the other unless `arguments` have a launcher.
+    """
+    chosen = any(argument.startswith("hydra/launcher=") for argument in arguments)
+    launcher = [] if chosen else ["hydra/launcher=basic"]
+    minigpt = [sys.executable, "-m", "minigpt.cli"]
+    command = [*minigpt, "train", "-m", *TINY, HERE, *launcher, *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 

@@ -47,7 +47,7 @@ def test_the_same_command_resumes_a_killed_sweep(workdir: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="stops by POSIX signals")
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize("launcher", ["basic", "processes"])
 def test_a_stopped_sweep_saves_its_runs(workdir: Path, launcher: str) -> None:
     options = [f"hydra/launcher={launcher}", "seed=1,2,3", "trainer.max_steps=100000"]
     process = spawn(*options, "trainer.eval_every=null", "trainer.sample_every=null")

@@ -16,7 +16,7 @@ from tests.sweep.helpers import HERE, runs, spawn
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
+@pytest.mark.parametrize("launcher", ["processes", "joblib", "submitit_local", "ray"])
 def test_launchers_run_all_jobs(workdir: Path, launcher: str) -> None:
     process = spawn(f"hydra/launcher={launcher}", "seed=1,2", "optimizer.lr=1e-3,1e30")
     out, err = process.communicate(timeout=300)
@@ -36,10 +36,10 @@ def test_a_job_equals_a_single_run(cli: Cli) -> None:
 def test_a_missing_launcher_names_the_extra(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     from hydra.core.config_store import ConfigStore
 
-    monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], "joblib.yaml")
-    outcome = cli("train", "-m", *TINY, "seed=1,2", "hydra/launcher=joblib")
+    monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], "ray.yaml")
+    outcome = cli("train", "-m", *TINY, "seed=1,2", "hydra/launcher=ray")
     assert outcome.code == 2
-    assert f"hydra/launcher=joblib: not installed; {install('joblib')}" in outcome.err
+    assert f"hydra/launcher=ray: not installed; {install('ray')}" in outcome.err
 
 
 def test_leases_are_exclusive(tmp_path: Path) -> None:

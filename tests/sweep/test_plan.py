@@ -108,13 +108,15 @@ def test_several_sweep_presets_are_rejected(cli: Cli, choices: str) -> None:
     [
         ("hydra.sweep.dir=text.txt", "hydra.sweep.dir=text.txt: is a file; name a folder"),
         ("hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0: needs 1 or more"),
+        ("hydra.launcher.at_once=0", "hydra.launcher.at_once=0: needs 1 or more"),
+        ("hydra.launcher.at_once=two", "hydra.launcher.at_once=two: needs 1 or more"),
         ("data.path=nowhere.txt", "nowhere.txt: no such file"),
     ],
 )
 def test_an_error_common_to_all_jobs_stops_a_sweep_before_it_starts(
     cli: Cli, option: str, message: str
 ) -> None:
-    launcher = ["hydra/launcher=joblib"] if "launcher" in option else []
+    launcher = ["hydra/launcher=joblib"] if "n_jobs" in option else []
     refused = cli("train", "-m", *TINY, "seed=1,2", *launcher, option)
     assert refused.code == 2 and message in refused.err, refused.err
     assert refused.err.count("\n") == 1 and not Path("runs").exists()
