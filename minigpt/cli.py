@@ -16,7 +16,7 @@ from minigpt.openmp import limit_spinning
 COMMANDS = {
     "train": "train a model; every option is a config value (minigpt train model=rope)",
     "sample": "generate text with a trained run (minigpt sample latest --prompt ROMEO:)",
-    "eval": "evaluate a trained run on both splits (minigpt eval latest)",
+    "eval": "measure the losses of a trained run (minigpt eval latest)",
     "report": "compare runs, designs and seeds in one HTML page (minigpt report latest)",
     "runs": "list runs, newest first (minigpt runs --status finished)",
     "rm": "delete runs and sweeps; asks first (minigpt rm runs/NAME)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,9 +104,34 @@ def test_eval_equals_the_result_of_training(cli: Cli, tiny_run: Path) -> None:
     assert outcome.code == 0, outcome.err
     result = json.loads(Path("run/result.json").read_text())
     evaluated = json.loads(Path("run/eval.json").read_text())["last"]
-    for key in ("val_loss", "val_perplexity", "val_bits_per_byte"):
+    for key in ("train_loss", "val_loss", "val_perplexity", "val_bits_per_byte"):
         assert evaluated[key] == result[key]
-    assert {"train_loss", "train_perplexity", "train_bits_per_byte"} <= evaluated.keys()
+    assert {"train_perplexity", "train_bits_per_byte"} <= evaluated.keys()
+
+
+def test_a_training_loss_says_which_part_it_is_of(cli: Cli, tiny_run: Path) -> None:
+    """By default of as many tokens as the validation split has, with --full of all of them."""
+    n = json.loads(Path("run/manifest.json").read_text())["tokens"]
+    assert n["val"] < n["train"]
+    first = cli("eval", "run")
+    assert first.code == 0 and f"first {n['val']:,} " in first.out
+    of_slice = json.loads(Path("run/eval.json").read_text())["best"]
+    assert of_slice["train_tokens"] == of_slice["val_tokens"] == n["val"]
+    # Of a folder, only what is not known is evaluated; a loss of another part does not count.
+    shutil.copytree("run", "folder/one")
+    shutil.copytree("run", "folder/two")
+    assert cli("eval", "folder").out.count("already evaluated") == 2
+    for known in (0, 2):
+        again = cli("eval", "folder", "--full")
+        assert again.out.count("already evaluated") == known and "first" not in again.out
+    both = json.loads(Path("folder/one/eval.json").read_text())["best"]
+    assert both["full_train_tokens"] == n["train"] and both["full_train_loss"] != both["train_loss"]
+    assert {key: both[key] for key in of_slice} == of_slice
+    # A file of an earlier version: all of the training split, without its number of tokens.
+    earlier = {k: v for k, v in both.items() if not k.endswith("_tokens")}
+    Path("folder/one/eval.json").write_text(json.dumps({"best": earlier}))
+    assert cli("eval", "folder").out.count("already evaluated") == 1
+    assert json.loads(Path("folder/one/eval.json").read_text())["best"] == earlier | of_slice
 
 
 def test_eval_at_several_lengths(cli: Cli) -> None:

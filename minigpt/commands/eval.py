@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 OPTIONS = {
+    "--full": "training loss of all of the training split (default: as many tokens as validation)",
     **QUANTIZE,
     "--lengths N,N,...": "validation loss with windows of N tokens, for each N",
     "--by-position": "validation loss at each position of a window, or of a document in a window",
@@ -38,11 +39,13 @@ def main(arguments: list[str]) -> None:
     """Print the losses of both splits and the requested curves, and add them to eval.json."""
     parser = Parser(
         "eval",
-        "Evaluate a trained run: one full pass over each split, in windows that do not overlap.\n"
+        "Evaluate a trained run: one full pass over the validation split, in windows that do not\n"
+        "overlap, and one over as many tokens from the start of the training split.\n"
         "With --lengths or --by-position: curves of the validation split, plotted in RUN/eval/.\n"
         "With --quantize: also the increase in validation loss caused by quantization.",
         [
             "minigpt eval latest",
+            "minigpt eval latest --full",
             "minigpt eval latest --lengths 32,64,128,256,512 --by-position",
             "minigpt eval runs/NAME --lengths 512 --set model.positional.scaling=yarn "
             "--set model.positional.factor=4",
@@ -119,7 +122,13 @@ def _evaluate_run(
     progress.begin(f"loading {run}")
     with progress:
         from minigpt.evaluate.loss_curves import require_lengths
-        from minigpt.evaluate.record import is_recorded, save_evaluation
+        from minigpt.evaluate.record import (
+            FULL_TRAIN,
+            TRAIN_SLICE,
+            VAL,
+            is_recorded,
+            save_evaluation,
+        )
         from minigpt.inference.quantize import quantized
         from minigpt.run.load import TrainedRun
 
@@ -127,7 +136,9 @@ def _evaluate_run(
         quantization = None
         if options.quantize is not None:
             trained, quantization = quantized(plain, options.quantize)
-        skipped = skip_if_recorded and is_recorded(trained, lengths, options.by_position)
+        train = FULL_TRAIN if options.full else TRAIN_SLICE
+        wanted = (trained, (train, VAL), lengths, options.by_position)
+        skipped = skip_if_recorded and is_recorded(*wanted)
         tokens = None if skipped else trained.tokens()
     if tokens is None:
         console.print(f"{trained.run.path} ({trained.label}): already evaluated", soft_wrap=True)
@@ -136,7 +147,7 @@ def _evaluate_run(
     save_evaluation(trained, {})  # fails before the work if eval.json cannot be written
     about = f"{trained.run.path} ({trained.label}), {trained.runtime.describe()}"
     console.print(about, soft_wrap=True)
-    val = _evaluate_splits(trained, tokens, plain, quantization, console, progress)
+    val = _evaluate_splits(trained, tokens, train, plain, quantization, console, progress)
     if options.random_batches is not None:
         _print_random_batches(trained, tokens.val, options.random_batches, console, progress)
     if lengths or options.by_position:
@@ -151,6 +162,7 @@ def _activity(trained: TrainedRun, what: str) -> str:
 def _evaluate_splits(
     trained: TrainedRun,
     tokens: TokenData,
+    train: str,
     plain: TrainedRun,
     quantization: Quantization | None,
     console: Console,
@@ -158,27 +170,30 @@ def _evaluate_splits(
 ) -> Evaluation:
     """Print and save the losses of both splits, and return the validation loss.
 
+    `train`: TRAIN_SLICE or FULL_TRAIN, the part of the training split.
     `plain`: the run without `quantization`; its validation loss is printed for comparison.
     """
     from rich.table import Table
 
     from minigpt.evaluate.loss import evaluate
     from minigpt.evaluate.loss_curves import HEADINGS, cells
-    from minigpt.evaluate.record import save_evaluation
+    from minigpt.evaluate.record import FULL_TRAIN, VAL, losses, save_evaluation
 
     table = Table("split", "tokens", *HEADINGS)
 
     def loss(model: GPT, split: Split, name: str) -> Evaluation:
         progress.begin(_activity(trained, name), len(split.tokens))
         result = evaluate(model, split, trained.runtime, progress=progress.advance)
-        table.add_row(name, f"{len(split.tokens):,}", *cells(result))
+        table.add_row(name, _extent(split, tokens), *cells(result))
         return result
 
     difference = 0.0
     with progress:
-        train = loss(trained.model, tokens.train, "train")
+        is_full = train == FULL_TRAIN
+        split = tokens.train if is_full else tokens.train_slice(trained.tokenizer)
+        values: dict[str, Any] = losses(train, split, loss(trained.model, split, "train"))
         val = loss(trained.model, tokens.val, "val")
-        values: dict[str, Any] = train.metrics("train") | val.metrics("val")
+        values |= losses(VAL, tokens.val, val)
         if quantization is not None:
             difference = val.loss - loss(plain.model, tokens.val, "val, not quantized").loss
             values["quantization"] = asdict(quantization) | {"val_loss_difference": difference}
@@ -188,6 +203,12 @@ def _evaluate_splits(
         console.print(f"validation loss {difference:+.5f} nats/token by {quantization.method}")
     save_evaluation(trained, values)
     return val
+
+
+def _extent(part: Split, tokens: TokenData) -> str:
+    """Return how many tokens a part of a split has, and whether it has only the first ones."""
+    n, total = len(part.tokens), len(getattr(tokens, part.name).tokens)
+    return f"{n:,}" if n == total else f"first {n:,}"
 
 
 def _print_random_batches(

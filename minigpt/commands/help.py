@@ -32,6 +32,18 @@ FOOTER = """\
 Shell completion: eval "$(minigpt -sc install=bash)"
 Hydra's own options: minigpt train --hydra-help"""
 PIPE_WIDTH = 120
+HELP_FLAGS = {"-h", "--help"}
+
+
+def topics_of_plain_help(arguments: Sequence[str]) -> list[str] | None:
+    """Return the topics of --help without other flags than --json; None for other arguments.
+
+    Hydra's parser reads other flags; it takes longer to import than the help takes.
+    """
+    flags = {argument for argument in arguments if argument.startswith("-")}
+    if not flags & HELP_FLAGS or not flags <= {*HELP_FLAGS, "--json"}:
+        return None
+    return [argument for argument in arguments if argument not in flags]
 
 
 def print_help(
@@ -41,15 +53,15 @@ def print_help(
 
     `config_dir`: a folder with more choices. Raises UserError for an unknown topic.
     """
+    from minigpt.config.comments import one_line_yaml_errors
     from minigpt.config.explain import explained, with_types
-    from minigpt.config.overrides import one_line_errors
     from minigpt.console import PipeConsole
     from minigpt.files import to_json
 
     console = PipeConsole(highlight=False, markup=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_WIDTH
-    with one_line_errors([]):
+    with one_line_yaml_errors():
         groups = explained(topics, config_dir)
     if not topics and not as_json:
         _print_overview(groups, console)

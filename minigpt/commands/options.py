@@ -10,6 +10,7 @@ from minigpt.commands.help import print_help
 from minigpt.config.pairs import refusal, without_dashes
 from minigpt.errors import UserError, require
 from minigpt.files import user_path
+from minigpt.imports import without_garbage_collection
 
 RUN_OPTIONS = {
     "--checkpoint {best,last}": "best: the lowest validation loss (the default if it exists); "
@@ -127,7 +128,8 @@ def add_run_arguments(parser: Parser, several: bool = False) -> None:
 
 def set_threads(options: argparse.Namespace) -> None:
     """Use as many CPU threads as --threads says. Raises UserError for fewer than 1 or too many."""
-    from minigpt import runtime
+    with without_garbage_collection():
+        from minigpt import runtime
 
     why = "must be 1 or more"
     require(options.threads is None or options.threads >= 1, "--threads", options.threads, why)

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
-from minigpt.commands.help import print_help
-from minigpt.config.hydra_main import as_overrides, help_request, hydra_main, needs_hydra_main
-from minigpt.config.overrides import Composed, compose_overrides, require_choices
+from minigpt.commands.help import print_help, topics_of_plain_help
 from minigpt.config.pairs import parse_override
 from minigpt.errors import UserError
+from minigpt.imports import without_garbage_collection
+
+if TYPE_CHECKING:
+    from minigpt.config.overrides import Composed
 
 
 def main(arguments: list[str]) -> None:
     """Train a run or a sweep from the arguments. Raises UserError for wrong arguments."""
+    topics = topics_of_plain_help(arguments)
+    if topics is not None:
+        print_help(topics, as_json="--json" in arguments)
+        return
+    from minigpt.config.hydra_main import as_overrides, help_request, hydra_main, needs_hydra_main
+    from minigpt.config.overrides import compose_overrides, require_choices
+
     command = ["minigpt", "train", *arguments]
     arguments = as_overrides(arguments)
     request = help_request(arguments)
@@ -41,10 +51,11 @@ def _choices_of_resumed_run(arguments: list[str]) -> list[str]:
 def train(composed: Composed, command: list[str]) -> None:
     """Train a new run, or resume the one that `resume=` names."""
     # Imported here, so that --help, --cfg and shell completion do not wait for torch.
-    from minigpt.config.compose import to_config
-    from minigpt.config.saved import resumed_config
-    from minigpt.run.directory import RunDirectory, find_run
-    from minigpt.train.session import train_run
+    with without_garbage_collection():
+        from minigpt.config.compose import to_config
+        from minigpt.config.saved import resumed_config
+        from minigpt.run.directory import RunDirectory, find_run
+        from minigpt.train.session import train_run
 
     for override in composed.overrides:
         if override.startswith("sweep"):

@@ -14,8 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from minigpt.config.comments import CommentedFile, Option
 from minigpt.config.groups import ROOT, config_directory, config_groups, section_of
-from minigpt.config.overrides import similar_option
-from minigpt.config.pairs import parse_override
+from minigpt.config.pairs import parse_override, similar_option
 from minigpt.errors import UserError, did_you_mean
 
 # The files with the options of all choices of a group, and that group.
@@ -96,32 +95,39 @@ def all_groups(config_dir: Path | None = None) -> list[Group]:
     """Return every group, in the order of train.yaml, and last the options outside of groups."""
     root = CommentedFile(config_directory() / f"{ROOT}.yaml")
     folders = [config_directory(), *([config_dir] if config_dir else [])]
-    groups = [_group(name, value, text, folders) for name, value, text in root.defaults]
+    shared = _shared_options()
+    groups = [
+        Group(name, text, value, _choices(name, folders), shared.get(name, []))
+        for name, value, text in root.defaults
+    ]
     assert sorted(group.name for group in groups) == config_groups()
     return [*groups, Group(TOP_LEVEL, "", None, [], root.options(""))]
 
 
-def _group(name: str, default: str | None, text: str, folders: list[Path]) -> Group:
+def _choices(name: str, folders: list[Path]) -> list[Choice]:
     files = {
         file.relative_to(folder / name).with_suffix("").as_posix(): file
         for folder in folders
         for file in sorted((folder / name).rglob("*.yaml"))
     }
-    choices = [_choice(name, choice, CommentedFile(file)) for choice, file in files.items()]
+    section = section_of(name)
+    choices = [
+        _choice(name, section, choice, CommentedFile(file)) for choice, file in files.items()
+    ]
     if name == "model":
         choices += _designs()
-    return Group(name, text, default, sorted(choices, key=lambda one: one.name), _shared(name))
+    return sorted(choices, key=lambda one: one.name)
 
 
-def _shared(name: str) -> list[Option]:
-    """Return the options of all choices of a group. Those of model.norm belong to `norm`."""
+def _shared_options() -> dict[str, list[Option]]:
+    """Return the options of all choices, by group. Those of model.norm belong to `norm`."""
     section_owners = {section_of(group): group for group in config_groups()}
-    return [
-        option
-        for file, group in BASES.items()
-        for option in CommentedFile(config_directory() / file).options("")
-        if section_owners.get(option.key.rpartition(".")[0], group) == name
-    ]
+    options: dict[str, list[Option]] = {}
+    for file, group in BASES.items():
+        for option in CommentedFile(config_directory() / file).options(""):
+            owner = section_owners.get(option.key.rpartition(".")[0], group)
+            options.setdefault(owner, []).append(option)
+    return options
 
 
 def _designs() -> list[Choice]:
@@ -137,8 +143,7 @@ def _designs() -> list[Choice]:
     ]
 
 
-def _choice(group: str, name: str, file: CommentedFile) -> Choice:
-    section = section_of(group)
+def _choice(group: str, section: str, name: str, file: CommentedFile) -> Choice:
     if section != "_global_":
         options = file.options(f"{section}.")
         return Choice(name, file.head, [one for one in options if one.default != name])

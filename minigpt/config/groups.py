@@ -1,18 +1,18 @@
 """The YAML files of configs/: one folder per config group, one file per choice.
 
-Like overrides.py and hydra_main.py, this does not import torch, so that --help, --cfg and shell
-completion are fast.
+Like overrides.py and hydra_main.py, this does not import torch, so that --cfg and shell completion
+are fast. For --help it does not import Hydra either.
 """
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 ROOT = "train"  # configs/train.yaml
 
@@ -31,8 +31,10 @@ def config_groups() -> list[str]:
 
 def choices(group: str) -> dict[str, DictConfig]:
     """Return the values set by each choice of a config group, by name of the choice."""
+    from omegaconf import OmegaConf
+
     files = sorted((config_directory() / group).glob("*.yaml"))
-    return {file.stem: cast(DictConfig, OmegaConf.load(file)) for file in files}
+    return {file.stem: cast("DictConfig", OmegaConf.load(file)) for file in files}
 
 
 def section_of(group: str) -> str:
@@ -56,8 +58,11 @@ def choices_with(key: str) -> list[str]:
 
 def register() -> None:
     """Register the resolvers of configs/runtime.yaml, and model=NAME for positional schemes."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
     OmegaConf.register_new_resolver(
-        "short_id", lambda: secrets.token_hex(2), use_cache=True, replace=True
+        "short_id", lambda: os.urandom(2).hex(), use_cache=True, replace=True
     )
     OmegaConf.register_new_resolver("run_label", _run_label, replace=True)
     for file in (config_directory() / "positional").glob("*.yaml"):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import (
@@ -30,7 +29,8 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from minigpt.config.foreign import our_option, our_value
+from minigpt.config.comments import one_line_yaml_errors
+from minigpt.config.foreign import our_value
 from minigpt.config.groups import (
     ROOT,
     choices,
@@ -40,7 +40,7 @@ from minigpt.config.groups import (
     register,
     section_of,
 )
-from minigpt.config.pairs import parse_override
+from minigpt.config.pairs import parse_override, similar_option
 from minigpt.config.renamed import require_current_overrides
 from minigpt.errors import UserError, did_you_mean, first_line
 from minigpt.extras import LAUNCHERS, install
@@ -251,16 +251,12 @@ def swept_keys(overrides: list[str]) -> list[str]:
 def one_line_errors(overrides: list[str]) -> Iterator[None]:
     """Turn Hydra's and OmegaConf's errors in this block into a UserError of one line."""
     try:
-        yield
+        with one_line_yaml_errors():
+            yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error, overrides)) from None
     except UserError:
         raise
-    except yaml.MarkedYAMLError as error:
-        raise UserError(explain_yaml(error)) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        why = f"a file is not UTF-8 or not YAML ({first_line(error)}); correct it"
-        raise UserError(f"--config-dir: {why}") from None
     except ValueError as error:  # of Hydra, for a defaults list that is none
         raise UserError(f"--config-dir: {first_line(error)}; correct that file") from None
 
@@ -296,13 +292,6 @@ def _explain(error: Exception, overrides: list[str]) -> str:
 def explain_interpolation(assignment: str, error: Exception) -> str:
     """Return the message for KEY=VALUE with a `${...}` that cannot be resolved."""
     return f"{assignment}: {first_line(error)}; for the text itself write \\${{...}}"
-
-
-def explain_yaml(error: yaml.MarkedYAMLError) -> str:
-    """Return file, line and column of a syntax error, and what it is."""
-    mark = error.problem_mark or error.context_mark
-    place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else "YAML"
-    return f"{place}: not valid YAML ({error.problem}); correct it"
 
 
 def _explain_missing(file: str, options: Sequence[str]) -> str:
@@ -341,22 +330,6 @@ def _known_keys(values: dict[str, str]) -> list[str]:
         return list(_keys(compose_overrides(chosen).values))
     except UserError:  # a choice in the folder of --config-dir
         return list(_keys(compose_overrides([]).values))
-
-
-def similar_option(key: str, value: str, known: Iterable[str]) -> str:
-    """Return ' Did you mean KEY?' for an unknown option, such as one of another project, or ''.
-
-    `known`: all options and config groups.
-    """
-    known = list(known)
-    short = key.rpartition(".")[2]
-    same_end = [name for name in known if name.endswith(f".{key}")]
-    outside_of_sections = [name for name in known if name == short]
-    same_last_part = [name for name in known if name.endswith(f".{short}")]
-    similar = same_end or outside_of_sections or same_last_part
-    if 1 <= len(similar) <= 2:
-        return f" Did you mean {' or '.join(similar)}?{our_value(similar[0], value)}"
-    return our_option(key, value) or did_you_mean(key, known)
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
-from minigpt.config.foreign import our_flag, our_value
+from minigpt.config.foreign import our_flag, our_option, our_value
 from minigpt.errors import did_you_mean
 
 MISTYPED = 0.8  # similarity of a mistyped flag
@@ -42,6 +42,22 @@ def parse_override(text: str) -> Override:
     """Split an override at its first '='."""
     key, _, value = text.partition("=")
     return Override(key.lstrip("+~"), value)
+
+
+def similar_option(key: str, value: str, known: Iterable[str]) -> str:
+    """Return ' Did you mean KEY?' for an unknown option, such as one of another project, or ''.
+
+    `known`: all options and config groups.
+    """
+    known = list(known)
+    short = key.rpartition(".")[2]
+    same_end = [name for name in known if name.endswith(f".{key}")]
+    outside_of_sections = [name for name in known if name == short]
+    same_last_part = [name for name in known if name.endswith(f".{short}")]
+    similar = same_end or outside_of_sections or same_last_part
+    if 1 <= len(similar) <= 2:
+        return f" Did you mean {' or '.join(similar)}?{our_value(similar[0], value)}"
+    return our_option(key, value) or did_you_mean(key, known)
 
 
 def without_dashes(arguments: Iterable[str], flags: Collection[str]) -> list[str]:

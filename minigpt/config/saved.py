@@ -14,8 +14,9 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from minigpt.config.comments import explain_yaml
 from minigpt.config.compose import plain_values, typed_config
-from minigpt.config.overrides import TEXT_OPTIONS, Composed, explain_yaml
+from minigpt.config.overrides import TEXT_OPTIONS, Composed
 from minigpt.config.pairs import flat, parse_override
 from minigpt.config.renamed import rename_keys
 from minigpt.config.schema import Config

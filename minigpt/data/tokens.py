@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from minigpt.errors import require
 from minigpt.files import optional_cache, write_bytes
 from minigpt.tokenizer import Tokenizer
 
+TOKENS_AT_ONCE = 1 << 20  # read to count bytes, so that large corpora take constant memory
 CACHE_FORMAT = 2  # format version: increase it when the meaning of a cached file changes
 
 
@@ -77,6 +78,14 @@ class Split:
         n_bytes = self.target_bytes * n // len(self.tokens)
         return Split(self.name, self.tokens[:n], n_bytes, ids)
 
+    def count_bytes(self, tokenizer: Tokenizer) -> int:
+        """Return the number of UTF-8 bytes of all but the first token."""
+        counts = torch.zeros(tokenizer.n_vocab, dtype=torch.int64)
+        for batch in self.windows(min(TOKENS_AT_ONCE, len(self.tokens) - 1), 1):
+            counts += batch.targets.flatten().bincount(minlength=tokenizer.n_vocab).cpu()
+        used = counts.nonzero().flatten().tolist()
+        return sum(int(counts[token]) * len(tokenizer.token_bytes(token)) for token in used)
+
     def draw(self, batch_size: int, block_size: int, generator: torch.Generator) -> Batch:
         """Draw random windows (batch_size, block_size) on the device of the tokens."""
         last = len(self.tokens) - block_size
@@ -115,6 +124,14 @@ class TokenData:
     def to(self, device: str) -> TokenData:
         """Return the same data on a device."""
         return TokenData(self.train.to(device), self.val.to(device))
+
+    def train_slice(self, tokenizer: Tokenizer) -> Split:
+        """Return the first tokens of the training split, as many as the validation split has.
+
+        `train_loss` in result.json and eval.json is the loss of this slice.
+        """
+        head = self.train.head(len(self.val.tokens))
+        return replace(head, target_bytes=head.count_bytes(tokenizer))
 
     def require_block(self, block_size: int) -> None:
         """Raise UserError unless each split has at least one window of block_size + 1 tokens."""

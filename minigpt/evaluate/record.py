@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from minigpt.data.tokens import Split
 from minigpt.errors import UserError
+from minigpt.evaluate.loss import Evaluation
 from minigpt.files import sha256, write_json
 from minigpt.run.load import TrainedRun
 
 CURVES = ("lengths", "by_position")  # entries that each evaluation extends
+TRAIN_SLICE, FULL_TRAIN, VAL = "train", "full_train", "val"  # what a loss is of, in its key
+
+
+def losses(part: str, split: Split, result: Evaluation) -> dict[str, float]:
+    """Return the metrics of a part of the text for eval.json, and its number of tokens."""
+    return {**result.metrics(part), f"{part}_tokens": len(split.tokens)}
 
 
 def save_evaluation(trained: TrainedRun, values: dict[str, Any]) -> None:
@@ -32,15 +41,20 @@ def save_evaluation(trained: TrainedRun, values: dict[str, Any]) -> None:
         write_json(path, entries)
 
 
-def is_recorded(trained: TrainedRun, lengths: list[int], by_position: bool) -> bool:
-    """Return whether eval.json has the losses of these weights and the requested curves."""
+def is_recorded(
+    trained: TrainedRun, parts: Sequence[str], lengths: list[int], by_position: bool
+) -> bool:
+    """Return whether eval.json has the losses of these weights and the requested curves.
+
+    `parts`: of the text. A loss without its number of tokens is of another part.
+    """
     entry = _read_entries(trained.run.evaluations).get(trained.label, {})
     known = entry.get("lengths", {})
     wanted = {str(n) for n in lengths or [trained.config.model.block_size]}
     defined = {n for n in wanted if known.get(n, {}).get("loss", 0) is not None}
     return (
         entry.get("weights_sha256") == sha256(trained.weights.read_bytes())
-        and "val_loss" in entry
+        and {f"{part}_tokens" for part in parts} <= entry.keys()
         and (not lengths or wanted <= known.keys())
         and (not by_position or defined <= entry.get("by_position", {}).keys())
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,8 +54,20 @@ class AdamWConfig(OptimizerConfig):
         require(self.eps > 0, "optimizer.eps", self.eps, "must be above 0")
 
 
+class EagerOptimizer(torch.optim.Optimizer):
+    """torch's methods without their guards against torch.compile, which compiles only the loss.
+
+    The guards import torch._dynamo, which takes nearly as long as `import torch`.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+
 @OPTIMIZERS.register("adamw", AdamWConfig)
-class AdamW(torch.optim.AdamW):
+class AdamW(EagerOptimizer, torch.optim.AdamW):
     """AdamW (Loshchilov & Hutter 2019), fused, with weight decay on matrices only.
 
     `parameters`: parameters to optimize; None for all. `lr_factor`: factor of their learning rate.
@@ -78,6 +91,12 @@ class AdamW(torch.optim.AdamW):
         betas = (config.beta1, config.beta2)
         super().__init__(groups, config.lr, betas, config.eps, fused=True)
 
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Take one step."""
+        assert closure is None
+        return inspect.unwrap(torch.optim.AdamW.step)(self)
+
 
 @dataclass
 class MuonConfig(AdamWConfig):
@@ -92,14 +111,14 @@ class MuonConfig(AdamWConfig):
         require_at_least(0, "optimizer", self, "adamw_lr_ratio")
 
 
-class StackedMuon(torch.optim.Muon):
+class StackedMuon(EagerOptimizer, torch.optim.Muon):
     """torch.optim.Muon that orthogonalizes all matrices of one shape in one batched product.
 
     The result is equal up to rounding. It is faster, since launches of small kernels dominate.
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Take one step with Nesterov momentum."""
         assert closure is None
         for group in self.param_groups:
@@ -146,7 +165,7 @@ def orthogonalize(
 
 
 @OPTIMIZERS.register("muon", MuonConfig)
-class Muon(torch.optim.Optimizer):
+class Muon(EagerOptimizer):
     """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for other parameters.
 
     Muon's update is the orthogonal matrix nearest to the momentum, scaled to the typical RMS of

@@ -12,7 +12,6 @@ import torch
 from minigpt.config.saved import read_config, with_resolved
 from minigpt.config.schema import Config
 from minigpt.data.corpus import unescape
-from minigpt.data.lazy import LazyTensor
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.data.tokens import TokenData
 from minigpt.errors import UserError, require_one_of
@@ -97,14 +96,9 @@ class TrainedRun:
     def tokens(self) -> TokenData:
         """Return the tokens of both splits on the run's device.
 
-        A training split that is stored on disk is cut to the length of the validation split, as
-        for `train_loss` in result.json. Raises UserError if the text is missing or has changed.
+        Raises UserError if the text is missing or has changed.
         """
-        tokens = self.prepare().tokens.to(self.runtime.device)
-        train = tokens.train
-        if isinstance(train.tokens, LazyTensor):
-            train = train.head(len(tokens.val.tokens))
-        return TokenData(train, tokens.val)
+        return self.prepare().tokens.to(self.runtime.device)
 
 
 def as_trained(run: RunDirectory, config: Config) -> Config:

@@ -171,14 +171,13 @@ class Trainer:
     def result(self, status: str) -> dict[str, Any]:
         """Return the content of result.json, with null for missing results.
 
-        The training loss is over a slice of the training split as long as the validation split.
+        The training loss is that of `TokenData.train_slice`.
         """
         progress, runtime = self.progress, self.runtime
         tokens = progress.step * self.tokens_per_step
         val_loss, train_loss = progress.val_loss, None
         if status == "finished":
-            train_split = self.data.train.head(len(self.data.val.tokens))
-            train_loss = self._pass_over(train_split).loss
+            train_loss = self._pass_over(self.data.train_slice(self.tokenizer)).loss
         return {
             "status": status,
             "seed": self.config.seed,

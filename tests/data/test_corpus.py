@@ -120,6 +120,10 @@ def test_target_bytes_count_utf8(workdir: Path) -> None:
     tokens = TextCorpus(text, 50).tokens(char_tokenizer(text, workdir), workdir)
     assert tokens.train.target_bytes == 2 * 29 + 20
     assert tokens.val.target_bytes == 49
+    text = "é" * 30 + "a" * 170
+    tokenizer = char_tokenizer(text, workdir)
+    part = TextCorpus(text, 150).tokens(tokenizer, workdir).train_slice(tokenizer)
+    assert len(part.tokens) == 50 and part.target_bytes == 2 * 29 + 20  # exact, not scaled
 
 
 @pytest.mark.medium

@@ -77,7 +77,8 @@ def test_documents_of_a_split_are_encoded_separately(
         pairs = [*zip(split.tokens.tolist(), split.document_ids.tolist(), strict=True)]
         assert pairs == plain_inputs(encoded, text.endswith(separator))
         assert split.document_lengths.tolist() == [len(tokens) for tokens in encoded]
-        assert split.target_bytes == len(text.encode()) - len(tokenizer.token_bytes(encoded[0][0]))
+        n_bytes = len(text.encode()) - len(tokenizer.token_bytes(encoded[0][0]))
+        assert split.target_bytes == split.count_bytes(tokenizer) == n_bytes
         assert tokenizer.decode(split.tokens.tolist()) == text
 
 

@@ -7,6 +7,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -321,6 +323,39 @@ def test_stopwatch_pauses_nest() -> None:
         time.sleep(0.01)
         assert watch.seconds == before
     assert before <= watch.seconds < before + 0.01
+
+
+def test_adamw_equals_torch_adamw() -> None:
+    """Bit by bit, with its hooks, through state_dict and back."""
+    config = composed_config(["optimizer=adamw", "model.n_layer=1", "optimizer.weight_decay=0.3"])
+    results, calls = [], []
+    for is_torch in (False, True):
+        torch.manual_seed(1)
+        model = GPT(config.model, 65)
+        ours = OPTIMIZERS.build(config.optimizer, model)
+        groups = [{"params": group["params"]} for group in ours.param_groups]
+        optimizer = torch.optim.AdamW(groups, fused=True) if is_torch else ours
+        optimizer.load_state_dict(ours.state_dict())
+        optimizer.register_step_post_hook(lambda *_: calls.append(None))
+        for _ in range(3):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape)
+            optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.zero_grad()
+        assert all(parameter.grad is None for parameter in model.parameters())
+        results.append([*model.parameters()])
+    assert len(calls) == 6
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_eager_training_does_not_import_the_compiler(workdir: Path, name: str) -> None:
+    """torch._dynamo takes nearly as long to import as torch."""
+    arguments = ["train", *TINY, f"optimizer={name}", "trainer.compile=false", "hydra.run.dir=run"]
+    code = f"import minigpt.cli, sys; assert minigpt.cli.main({arguments}) == 0"
+    check = f"{code}; assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True, capture_output=True)
 
 
 def test_stacked_muon_equals_torch_muon() -> None:
