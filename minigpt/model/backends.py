@@ -42,12 +42,15 @@ def eager(
     return weights.to(v.dtype) @ v
 
 
+# Compiling each block takes minutes. The public torch.compiler.disable imports dynamo at once.
+@torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
 def blockwise(
     q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias, layer: int, dropout: float
 ) -> Tensor:
     """Compute `eager` in blocks of queries, and again in the backward pass (Chen et al. 2016).
 
     Keeps the dense bias, but no scores; skips the keys after a block if tokens are in order.
+    Compiled models call it as it is.
     """
 
     def attend(q: Tensor, k: Tensor, v: Tensor, dense: Tensor) -> Tensor:
