@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -35,13 +34,13 @@ class ProcessesLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run the jobs with joblib's launcher, or one after the other with Hydra's own."""
+        """Run the jobs with joblib's launcher; joblib runs a single one at a time here."""
         from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 
         from minigpt.sweep.run import processes_at_once
 
         n = min(processes_at_once(self.at_once), len(job_overrides))
-        launcher = JoblibLauncher(n_jobs=n) if n > 1 else BasicLauncher()
+        launcher = JoblibLauncher(n_jobs=n)
         launcher.setup(config=self.config, **self.arguments)
         return launcher.launch(job_overrides, initial_job_idx)
 

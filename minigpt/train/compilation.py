@@ -138,7 +138,9 @@ def compiled_loss(model: GPT, batch: Batch, runtime: Runtime, cached: Path) -> L
     """
     os.environ[CACHE] = str(cached.parent.parent)
     torch.compiler.reset()  # torch.compile's recompile limit is per process
-    loss = torch.compile(model.training_loss, fullgraph=True, dynamic=False)
+    # Several graphs only where the backend is not compiled: others would recompile in each step.
+    one_graph = model.backend_name != "blockwise"
+    loss = torch.compile(model.training_loss, fullgraph=one_graph, dynamic=False)
     gpus = [torch.cuda.current_device()] if runtime.device == "cuda" else []
     with _compiling(cached), torch.random.fork_rng(gpus), runtime.autocast():
         value, _ = loss(batch.inputs, batch.targets, batch.document_ids)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.exc import TorchDynamoException
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from minigpt.model import ModelConfig
 from minigpt.model.ffn import FFN
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 OTHER: dict[str, dict[str, Any]] = {
     "layernorm": {"kind": "layernorm"},
     "tied": {"embedding": "tied"},
-    "grouped queries": {"n_head": 4, "n_kv_head": 2},
+    "grouped queries": {"n_embd": 16, "n_head": 4, "n_kv_head": 2},
     "soft cap": {"logit_softcap": 5.0},
     "sdpa": {"backend": "sdpa"},
     "skips": {"n_layer": 4, "unet_skips": True, "value_residual": True},
@@ -92,7 +93,7 @@ def test_packed_documents(scheme: str) -> None:
 
 def test_expert_routing_cannot_be_captured() -> None:
     """Its shapes depend on data; `trainer.compile=auto` then trains eagerly."""
-    with pytest.raises(TorchDynamoException):
+    with pytest.raises((TorchDynamoException, GuardOnDataDependentSymNode)):
         assert_equals_eager(tiny_config(ffn="moe"))
 
 
