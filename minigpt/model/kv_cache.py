@@ -42,7 +42,7 @@ class RingBuffer:
         self._new_slots = torch.where(stored, positions % self.capacity, self.capacity)
         self._end_before, self.end = self.end, max(self.end, min(last + 1, self.capacity))
         self.positions = self.positions.scatter(1, self._new_slots, positions)
-        self.positions[:, self.capacity] = EMPTY
+        self.positions[:, self.capacity].fill_(EMPTY)
         return torch.cat((before, positions), 1) if self.wraps else self.positions[:, : self.end]
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

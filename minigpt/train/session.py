@@ -75,6 +75,8 @@ def training_session(
     requested = config
     if resumed:
         config = as_trained(run, config)
+    if backend is not None:
+        config = replace(config, trainer=replace(config.trainer, graph="off"))
     runtime, prepared = prepare_inputs(config, run if resumed else None, threads)
     setup = build_setup(
         config, prepared, runtime, compilation if config.trainer.compile == "auto" else None
@@ -209,7 +211,7 @@ def _changes_of_machine(before: TrainerConfig, now: TrainerConfig) -> dict[str, 
     """Return a line for the user if a resumed run computes with other rounding than before."""
     changed = [
         f"trainer.{key}={new} (was {old})"
-        for key in ("device", "precision", "compile", "threads")
+        for key in ("device", "precision", "compile", "graph", "threads")
         if (old := getattr(before, key)) != (new := getattr(now, key))
     ]
     why = "results equal those of an uninterrupted run up to rounding, not bit for bit"
