@@ -1,8 +1,7 @@
 """One training step: computed operation by operation, or replayed as one CUDA graph.
 
-A graph launches all kernels of a step at once, with the addresses they had when it was captured.
-So whatever changes between steps is in tensors that stay where they are: the batch, the learning
-rate, and the optimizer's step count.
+For a graph, whatever changes between steps is in tensors that stay where they are: the batch, the
+learning rate, and the optimizer's step count.
 """
 
 from __future__ import annotations
@@ -15,17 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minigpt.capture import Captured, CaptureError
 from minigpt.config.schema import Config
 from minigpt.data import Batch
-from minigpt.errors import Failure, first_line
+from minigpt.errors import Failure
 from minigpt.model import GPT
 from minigpt.runtime import Runtime
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
 Metrics = list[dict[str, Tensor]]
 """The metrics of one step: one dict per micro-batch, tensors on the device."""
-
-WARMUP_STEPS = 3  # before capture: they create the optimizer's state, compile, and tune kernels
 
 
 @dataclass(eq=False)
@@ -113,54 +111,29 @@ class StaticStep(EagerStep):
             _map(Tensor.copy_, static, new)
 
     def replay(self) -> None:
+        """Call `take`, or replay it."""
+        self.take()
+
+    def take(self) -> None:
         """Take a step from the static tensors, and set `metrics` and `norm`."""
         self.metrics, self.norm = self.compute(self.micro_batches)
 
 
 class CapturedStep(StaticStep):
-    """The same step as a CUDA graph, captured after WARMUP_STEPS steps on its own stream.
+    """The same step as a CUDA graph, captured after a few steps. Raises Failure if that fails."""
 
-    The graph keeps its activations in a memory pool of its own. Dropout draws other masks in every
-    replay, since torch advances the state of its generator. Raises Failure if capture fails.
-    """
-
-    stream: torch.cuda.Stream
-    graph: torch.cuda.CUDAGraph | None = None
-    taken = 0
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.captured = Captured(self.take)
 
     def replay(self) -> None:
-        if self.taken < WARMUP_STEPS:
-            self._warm_up()
-        elif self.graph is None:
-            self.graph = self._captured()
-        if self.graph is not None:
-            self.graph.replay()
-        self.taken += 1
-
-    def _warm_up(self) -> None:
-        """Take a step on the stream of the capture, in order with the work around it."""
-        if self.taken == 0:
-            self.stream = torch.cuda.Stream()
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            super().replay()
-        torch.cuda.current_stream().wait_stream(self.stream)
-
-    def _captured(self) -> torch.cuda.CUDAGraph:
-        """Return the graph of a step. Capturing computes nothing."""
-        graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads, such as a tracker's, may use CUDA meanwhile.
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                super().replay()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
+            self.captured()
+        except CaptureError as error:
             raise Failure(
-                f"trainer.graph=on: this step cannot be captured ({first_line(error)}); "
-                f"use trainer.graph=off, also to resume this run"
+                f"trainer.graph=on: this step cannot be captured ({error}); use "
+                f"trainer.graph=off, also to resume this run"
             ) from error
-        return graph
 
 
 STEPS: dict[str, type[EagerStep]] = {"off": EagerStep, "on": CapturedStep}

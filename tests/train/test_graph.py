@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from minigpt.capture import WARMUP_CALLS
 from minigpt.config.compose import composed_config
 from minigpt.data import Batch
 from minigpt.errors import UserError
@@ -20,7 +21,7 @@ from minigpt.model.ffn import FFN
 from minigpt.model.positional import POSITIONAL
 from minigpt.optim.optimizer import OPTIMIZERS
 from minigpt.runtime import choose_runtime
-from minigpt.train.graph import STEPS, WARMUP_STEPS, CapturedStep, EagerStep, StaticStep
+from minigpt.train.graph import STEPS, CapturedStep, EagerStep, StaticStep
 from tests.conftest import TINY, Cli, read_metrics
 from tests.train.test_resume import same_end, stop_at
 
@@ -137,9 +138,9 @@ def test_a_step_waits_for_the_device_only_where_graphs_are_refused(
     documents = design == "documents"
     overrides = OVERRIDES.get(design, [design, *SIZE])
     step = step_of(StaticStep, *overrides)
-    for seed in range(WARMUP_STEPS):
+    for seed in range(WARMUP_CALLS):
         step(batch_of(step, seed, documents), 1e-3)
-    micro_batches = batch_of(step, WARMUP_STEPS, documents)
+    micro_batches = batch_of(step, WARMUP_CALLS, documents)
     with HostWaits() as waits:
         step.compute(micro_batches)
     refused = graph_limit(step.config.model, "cuda", step.model.backend_name)
@@ -211,7 +212,7 @@ def test_captured_steps_equal_eager_ones(design: str, workdir: Path) -> None:
     steps = [step_of(cls, *overrides, device="cuda") for cls in (EagerStep, CapturedStep)]
     if graph_limit(steps[0].config.model, "cuda", steps[0].model.backend_name) is not None:
         pytest.skip("refused")
-    for seed in range(WARMUP_STEPS + 5):
+    for seed in range(WARMUP_CALLS + 5):
         (metrics, norm), (captured, captured_norm) = (
             step(batch_of(step, seed, documents), 1e-3 / (1 + seed)) for step in steps
         )
@@ -251,5 +252,5 @@ def test_dropout_masks_differ_between_replays(workdir: Path) -> None:
     step = step_of(
         CapturedStep, "model.dropout=0.5", "trainer.device=cuda", "optimizer.lr=0", device="cuda"
     )
-    losses = [step(batch_of(step, 0), 0.0)[0][0]["train_loss"] for _ in range(WARMUP_STEPS + 4)]
+    losses = [step(batch_of(step, 0), 0.0)[0][0]["train_loss"] for _ in range(WARMUP_CALLS + 4)]
     assert len({float(loss) for loss in losses}) == len(losses)
