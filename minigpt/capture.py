@@ -48,7 +48,7 @@ class Captured:
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """Return the graph of a call, which is not computed."""
-        graph = torch.cuda.CUDAGraph()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         # Meanwhile other threads, such as a tracker's, may use CUDA.
         recording = torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local")
         try:
@@ -57,5 +57,7 @@ class Captured:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise CaptureError(str(error).strip().partition("\n")[0]) from error
+            torch.cuda.set_stream(current)  # which `recording` leaves at the other one
+            reason = error.__context__ or error  # the first error, before that of its end
+            raise CaptureError(str(reason).strip().partition("\n")[0]) from error
         return graph

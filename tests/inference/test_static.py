@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt.capture import WARMUP_CALLS
+from minigpt.capture import WARMUP_CALLS, CaptureError
 from minigpt.inference import generate as generation
 from minigpt.inference.generate import Decoder, Sampling, generate
 from minigpt.inference.static import MAX_CHUNK, StaticTokens, static_limit
@@ -125,6 +125,23 @@ def static_tensors(tokens: StaticTokens) -> list[torch.Tensor]:
     (buffer,) = tokens.cache.buffers.values()
     stored = [*buffer.keys.values(), *buffer.values.values(), buffer.positions]
     return [tokens.newest, tokens.positions, tokens.index, tokens.noise, tokens.chosen, *stored]
+
+
+def test_a_token_that_cannot_be_captured_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed capture has computed nothing, so the token is not lost."""
+
+    def fail() -> None:
+        raise CaptureError("operation not permitted when stream is capturing")
+
+    model = random_model(tiny_config("rope")).to(DTYPE)
+    expected, _ = static_tokens(model, 20, CPU, Sampling())
+    tokens, decoder = static_tokens(model, 20, CPU, Sampling())
+    with torch.inference_mode():
+        firsts = [x.start(decoder.lengths(), decoder.next_logits) for x in (expected, tokens)]
+        tokens.replay = fail
+        with pytest.warns(UserWarning, match="without a CUDA graph, more slowly: operation not"):
+            assert tokens.take(5) == expected.take(5)
+    assert firsts[0] == firsts[1]
 
 
 @pytest.mark.fast
