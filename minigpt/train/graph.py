@@ -20,8 +20,8 @@ from minigpt.data import Batch
 from minigpt.errors import Failure
 from minigpt.model import GPT
 from minigpt.runtime import Runtime
+from minigpt.train.compilation import Loss
 
-Loss = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
 Metrics = list[dict[str, Tensor]]
 """The metrics of one step: one dict per micro-batch, tensors on the device."""
 
