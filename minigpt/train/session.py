@@ -75,11 +75,11 @@ def training_session(
     requested = config
     if resumed:
         config = as_trained(run, config)
-    if backend is not None:
-        config = replace(config, trainer=replace(config.trainer, graph="off"))
     runtime, prepared = prepare_inputs(config, run if resumed else None, threads)
+    graph = config.trainer.graph if backend is None else "off"
     setup = build_setup(
-        config, prepared, runtime, compilation if config.trainer.compile == "auto" else None
+        replace(config, trainer=replace(config.trainer, graph=graph)),
+        *(prepared, runtime, compilation if config.trainer.compile == "auto" else None),
     )
     setup = replace(setup, backend=backend or setup.backend)
     with run.locked():
