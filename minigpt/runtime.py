@@ -16,6 +16,7 @@ from minigpt.errors import UserError, require
 DEFAULT_THREADS = torch.get_num_threads()  # read before a run of this process changes it
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
+GRAPHS = ("auto", "on", "off")
 
 
 @dataclass(frozen=True)

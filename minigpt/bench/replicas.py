@@ -48,7 +48,7 @@ def measure(design: Design, replicas: int, steps: int, warmup: int, repeats: int
 
         def one_after_the_other() -> None:
             for trainer in trainers:
-                trainer.update([trainer.backward(batch) for batch in trainer.draw()])
+                trainer.take_step()
             design.progress.advance()
 
         def together() -> None:

@@ -161,7 +161,7 @@ def profile_steps(config: Config, steps: int, warmup: int, file: Path) -> str:
 
         def take(n: int) -> None:
             for _ in range(n):
-                trainer.update([trainer.backward(micro_batch) for micro_batch in trainer.draw()])
+                trainer.take_step()
             synchronize(device)
 
         take(warmup)

@@ -78,6 +78,12 @@ BENCHMARKS = {
         | {"folder": None, "sparse": None},
         repeats="3",
     ),
+    "gpu": Benchmark(
+        "all figures of one GPU that have a target, in under 9 minutes",
+        "minigpt bench gpu --nanogpt nanoGPT --json gpu.json",
+        {"nanogpt": None},
+        repeats="1",
+    ),
 }
 HELP = {
     "axes": "axes to measure",
@@ -89,6 +95,7 @@ HELP = {
     "depth": "layers",
     "folder": "where to write the shards (default: the system's temporary folder)",
     "lengths": "tokens per window, such as 64,256",
+    "nanogpt": "a checkout of nanoGPT to compare with",
     "profile": "also profile the first config: top operators, and a trace for ui.perfetto.dev",
     "prompt": "tokens in the prompt",
     "repeats": "number of repeats, interleaved between configs",
@@ -103,7 +110,7 @@ HELP = {
 LEAST = {("decode", "tokens"): 2, ("busy", "competitors"): 0}
 LISTS = ("batch", "competitors", "context", "corpus", "depth", "lengths", "width")
 METAVARS = {"axes": "NAME,...", "backends": "NAME,...", "folder": "DIR", "sparse": ""}
-METAVARS |= {"profile": "FILE"}
+METAVARS |= {"nanogpt": "DIR", "profile": "FILE"}
 SEVERAL_CONFIGS = ("train", "decode")
 
 

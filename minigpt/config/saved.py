@@ -27,8 +27,8 @@ from minigpt.files import write_text
 RESUME_MAY_CHANGE = (
     *("trainer.max_steps", "trainer.patience", "trainer.guessing_patience"),
     *("trainer.log_every", "trainer.checkpoint_every", "trainer.sample_every"),
-    *("trainer.device", "trainer.precision", "trainer.compile", "trainer.threads"),
-    *("data.dir", "data.path", "logger"),
+    *("trainer.device", "trainer.precision", "trainer.compile", "trainer.graph"),
+    *("trainer.threads", "data.dir", "data.path", "logger"),
 )
 
 # What may be changed in the config of a trained run when it is loaded.

@@ -20,7 +20,7 @@ from minigpt.model.positional import POSITIONAL
 from minigpt.optim.optimizer import OPTIMIZERS, OptimizerConfig
 from minigpt.optim.schedule import SCHEDULES, ScheduleConfig
 from minigpt.registry import Registry
-from minigpt.runtime import DEVICES, PRECISIONS
+from minigpt.runtime import DEVICES, GRAPHS, PRECISIONS
 from minigpt.tokenizer import TOKENIZERS, TokenizerConfig
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -42,6 +42,7 @@ class TrainerConfig:
     `sample_prompt`: with \\n, \\t, \\r and \\\\ as escapes. None: a newline if the vocabulary has
     it, else the first character of the text.
     `compile`: true, false, or auto, which compiles if that is expected to take less time.
+    `graph`: whether a GPU replays the whole step as one CUDA graph; auto: where that is possible.
     `patience`: evaluations without a lower validation loss before stopping early.
     `guessing_patience`: steps in a row with a training loss above ln(vocabulary) before the run
     fails; None only warns.
@@ -62,6 +63,7 @@ class TrainerConfig:
     compile: bool | str
     threads: int | None
     guessing_patience: int | None = None
+    graph: str = "off"
 
     def __post_init__(self) -> None:
         require_at_least(0, "trainer", self, "max_steps")
@@ -78,7 +80,10 @@ class TrainerConfig:
         require(self.batch_size % n == 0, "trainer.grad_accum_steps", n, why)
         why = "must be auto, true or false"
         require(self.compile in (True, False, "auto"), "trainer.compile", self.compile, why)
-        for name, known in (("device", DEVICES), ("precision", PRECISIONS)):
+        # YAML reads an unquoted on or off as a boolean.
+        self.graph = {"True": "on", "False": "off"}.get(self.graph, self.graph)
+        choices = (("device", DEVICES), ("precision", PRECISIONS), ("graph", GRAPHS))
+        for name, known in choices:
             value = getattr(self, name)
             require_one_of(f"trainer.{name}", value, known, hint=our_value(name, value))
 

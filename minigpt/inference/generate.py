@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import require
+from minigpt.inference.static import StaticTokens, static_limit
 from minigpt.model import GPT
-from minigpt.model.kv_cache import KVCache
+from minigpt.model.kv_cache import KVCache, StaticKVCache
 from minigpt.runtime import Runtime, choose_runtime
 from minigpt.tokenizer import Tokenizer
 
@@ -62,6 +63,15 @@ class Sampling:
             return logits.argmax(dim=-1, keepdim=True)
         probabilities = self.probabilities(logits)
         return torch.multinomial(probabilities, 1, generator=generator)
+
+    def choose(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """Return the token per row (b,) that `sample` draws if `noise` is its random numbers.
+
+        `noise` (b, n_vocab): Exponential(1). No repetition penalty. The host does not wait.
+        """
+        if self.temperature == 0:
+            return logits.argmax(dim=-1)
+        return (self.probabilities(logits) / noise).argmax(dim=-1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the distribution (b, n_vocab) after top-k, min-p and top-p, renormalized.
@@ -131,12 +141,19 @@ class Decoder:
     A new token needs a forward pass over one position. A sequence longer than `context` is cut at
     `context_start`, and the rest is prefilled again, since cached keys and values depend on the
     tokens that were cut. `context` None: the scheme's `max_length`, or unlimited. Raises UserError
-    if `context` exceeds `max_length`.
+    if `context` exceeds `max_length`. `static_tokens`: if positive, that many new tokens can be
+    processed outside of the decoder, in a StaticKVCache; see `processed`.
 
     `next_logits`: (b, n_vocab) after each sequence.
     """
 
-    def __init__(self, model: GPT, prompts: list[list[int]], context: int | None) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        prompts: list[list[int]],
+        context: int | None,
+        static_tokens: int = 0,
+    ) -> None:
         assert all(prompts), "a prompt has at least one token"
         limit = model.positional.max_length
         if limit is not None and context is not None:
@@ -146,7 +163,17 @@ class Decoder:
         self.model, self.context = model, limit if context is None else context
         self.sequences = [list(prompt) for prompt in prompts]
         self.device = model.head.weight.device
+        self.static_cache: StaticKVCache | None = None
+        if static_tokens:
+            longest = max(len(prompt) for prompt in prompts) + static_tokens
+            capacity = longest if self.context is None else min(longest, self.context)
+            self.static_cache = StaticKVCache(len(prompts), capacity, self.device)
         self._prefill()
+
+    def processed(self, tokens: list[list[int]]) -> None:
+        """Append tokens (b, t) that were processed outside; `next_logits` stays as it was."""
+        for sequence, more in zip(self.sequences, tokens, strict=True):
+            sequence.extend(more)
 
     def append(self, tokens: list[int]) -> None:
         """Append one token to each sequence."""
@@ -160,7 +187,7 @@ class Decoder:
         logits: list[Tensor] = []
         done, n_new = 0, len(tokens[0])
         while done < n_new:
-            n = min(self._free(), n_new - done)
+            n = min(self.free(), n_new - done)
             new = [row[done : done + max(n, 1)] for row in tokens]
             for sequence, more in zip(self.sequences, new, strict=True):
                 sequence.extend(more)
@@ -193,17 +220,17 @@ class Decoder:
         if not same_start or not self.cache.rewind(length - self.starts[0]):
             self._prefill()
 
-    def _free(self) -> int:
+    def free(self) -> int:
         """Return the number of tokens that still fit into the context."""
-        return sys.maxsize if self.context is None else self.context - max(self._lengths())
+        return sys.maxsize if self.context is None else self.context - max(self.lengths())
 
-    def _lengths(self) -> list[int]:
+    def lengths(self) -> list[int]:
         """Return the number of tokens of each sequence in the context."""
         return [len(s) - start for s, start in zip(self.sequences, self.starts, strict=True)]
 
     def _forward(self, new: list[list[int]]) -> Tensor:
         """Return logits (b, t, n_vocab) after each of the newest t tokens."""
-        n, lengths = len(new[0]), self._lengths()
+        n, lengths = len(new[0]), self.lengths()
         if max(lengths) > self.cache.capacity:
             self.cache.grow(self._capacity(max(lengths)))
         first = torch.tensor(lengths, device=self.device)[:, None] - n
@@ -215,10 +242,16 @@ class Decoder:
         self.starts = [context_start(len(sequence), self.context) for sequence in self.sequences]
         contexts = [s[start:] for s, start in zip(self.sequences, self.starts, strict=True)]
         lengths = [len(tokens) for tokens in contexts]
-        self.cache = KVCache(len(contexts), self._capacity(max(lengths)), self.device, lengths)
+        self.cache = self._empty_cache(lengths)
         padded = [tokens + [0] * (max(lengths) - len(tokens)) for tokens in contexts]
         logits = self.model(torch.tensor(padded, device=self.device), cache=self.cache)
         self.next_logits = logits[torch.arange(len(contexts)), [n - 1 for n in lengths]]
+
+    def _empty_cache(self, lengths: list[int]) -> KVCache:
+        if self.static_cache is None:
+            return KVCache(len(lengths), self._capacity(max(lengths)), self.device, lengths)
+        self.static_cache.reset(lengths)
+        return self.static_cache
 
     def _capacity(self, longest: int) -> int:
         capacity = 2 * longest + CACHE_MARGIN
@@ -257,8 +290,11 @@ def generate(
     runtime = decoding_runtime(model, runtime)
     seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
     generators = [torch.Generator(runtime.device).manual_seed(s) for s in seeds]
+    n_static = n_tokens if static_decoding(model, sampling, runtime) else 0
     with model.evaluating(), runtime.autocast():
-        decoder = Decoder(model, prompts, max_context(model, context))
+        decoder = Decoder(model, prompts, max_context(model, context), n_static)
+    if decoder.static_cache is not None:
+        return static_steps(decoder, sampling, generators, n_tokens, runtime)
 
     def steps() -> Iterator[list[int]]:
         for step in range(n_tokens):
@@ -270,6 +306,48 @@ def generate(
             yield tokens
 
     return steps()
+
+
+def static_decoding(model: GPT, sampling: Sampling, runtime: Runtime) -> bool:
+    """Whether `generate` computes each token as a CUDA graph, with equal results up to rounding."""
+    plain = sampling.repetition_penalty == 1  # which reads tokens on the host
+    return runtime.device == "cuda" and plain and static_limit(model) is None
+
+
+def static_steps(
+    decoder: Decoder,
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+    n_tokens: int,
+    runtime: Runtime,
+) -> Iterator[list[int]]:
+    """Yield `n_tokens` times the next token of each sequence of a decoder with a static cache.
+
+    They arrive in chunks, so that the host seldom waits.
+    """
+    model, cache = decoder.model, decoder.static_cache
+    assert cache is not None
+    captured = runtime.device == "cuda"
+    parts = (model, cache, sampling.choose, generators, runtime)
+    tokens: StaticTokens | None = None
+    newest: list[int] = []
+    done = 0
+    while done < n_tokens:
+        with model.evaluating():
+            tokens = tokens or StaticTokens(*parts, captured)
+            n = min(n_tokens - done, tokens.chunk, decoder.free()) if newest else 0
+            if n:
+                rows = tokens.take(n)
+                before = [[token, *row[:-1]] for token, row in zip(newest, rows, strict=True)]
+                decoder.processed(before)
+            else:
+                if newest:
+                    with runtime.autocast():
+                        decoder.append(newest)  # the context is full: this prefills again
+                rows = [[token] for token in tokens.start(decoder.lengths(), decoder.next_logits)]
+        newest = [row[-1] for row in rows]
+        done += len(rows[0])
+        yield from map(list, zip(*rows, strict=True))
 
 
 def stop_at(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:

@@ -155,6 +155,33 @@ def _is_long(config: ModelConfig) -> bool:
     return (config.block_size if horizon is None else horizon) >= LONG_CONTEXT
 
 
+def graph_limit(config: ModelConfig, device: str, backend: str) -> str | None:
+    """Return why a training step cannot be captured as a CUDA graph; None if it can.
+
+    `backend`: the name of the attention backend of training steps.
+    """
+    if device != "cuda":
+        return f"CUDA graphs need trainer.device=cuda, and this run uses {device}"
+    if config.ffn.name == "moe":
+        return "ffn=moe waits for the number of tokens of each expert, which depends on the data"
+    if backend == "flex":
+        return "no test has captured FlexAttention, which builds a block mask in each step"
+    return None
+
+
+def choose_graph(graph: str, config: ModelConfig, device: str, backend: str) -> tuple[str, str]:
+    """Return on or off for a `trainer.graph`, and the reason for it.
+
+    Raises UserError for `on` where a step cannot be captured.
+    """
+    limit = graph_limit(config, device, backend)
+    if graph == "on" and limit is not None:
+        raise UserError(str(Problem("trainer.graph", graph, f"{limit}; use auto or off")))
+    if graph == "auto":
+        return ("on", "one launch per step") if limit is None else ("off", limit)
+    return graph, "as configured"
+
+
 def replica_problems(config: ModelConfig) -> list[Problem]:
     """Return all reasons why runs of a design cannot be trained as replicas."""
     dropout, ffn, backend = config.dropout, config.ffn.name, config.backend.name

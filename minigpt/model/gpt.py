@@ -124,7 +124,7 @@ class GPT(nn.Module):
         in_order = positions is None and document_ids is None and no_cache
         n_tokens = tokens.shape[1]
         if positions is not None:
-            last = int(positions.max())
+            last = int(positions.max()) if cache is None else cache.last_of(positions)
         else:
             last = n_tokens - 1  # upper bound with documents; the exact one syncs the device
             positions = torch.arange(n_tokens, device=tokens.device)[None]

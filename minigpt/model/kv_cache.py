@@ -42,7 +42,7 @@ class RingBuffer:
         self._new_slots = torch.where(stored, positions % self.capacity, self.capacity)
         self._end_before, self.end = self.end, max(self.end, min(last + 1, self.capacity))
         self.positions = self.positions.scatter(1, self._new_slots, positions)
-        self.positions[:, self.capacity] = EMPTY
+        self.positions[:, self.capacity].fill_(EMPTY)
         return torch.cat((before, positions), 1) if self.wraps else self.positions[:, : self.end]
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,6 +114,10 @@ class KVCache:
     def empty(self) -> bool:
         """Whether nothing has been stored."""
         return not self.buffers and not self.states
+
+    def last_of(self, positions: Tensor) -> int:
+        """Return the maximum of new positions, for which the host waits, or an upper bound."""
+        return int(positions.max())
 
     def begin(self, positions: Tensor, last: int) -> None:
         """Begin a forward pass of tokens at `positions` (b or 1, t); `last` is their maximum."""
@@ -188,3 +192,46 @@ class KVCache:
             if not buffer.wraps:
                 buffer.grow(-(-capacity // buffer.stride))
         self.capacity = capacity
+
+
+class StaticRingBuffer(RingBuffer):
+    """A buffer of which every pass attends to all slots; the causal mask hides empty ones.
+
+    Its tensors stay where they are, and no shape depends on the positions.
+    """
+
+    def reserve(self, positions: Tensor, is_token: Tensor, last: int) -> Tensor:
+        self._new_slots = torch.where(is_token, positions, self.capacity)
+        self._end_before, self.end = 0, self.capacity
+        self.positions.scatter_(1, self._new_slots, positions)
+        self.positions[:, self.capacity].fill_(EMPTY)
+        return self.positions[:, : self.capacity]
+
+
+class StaticKVCache(KVCache):
+    """A KV cache for full attention in which passes over one position run as a CUDA graph.
+
+    `reset` empties it for a prefill. A pass must not go beyond `capacity`, which is not checked.
+    """
+
+    def __init__(self, batch: int, capacity: int, device: torch.device) -> None:
+        super().__init__(batch, capacity, device)
+        self.buffers[None] = StaticRingBuffer(batch, capacity, False, device)
+        self._empty = True
+
+    @property
+    def empty(self) -> bool:
+        return self._empty
+
+    def reset(self, lengths: list[int]) -> None:
+        """Remove everything. `lengths`: see KVCache."""
+        self.buffers[None].positions.fill_(EMPTY)
+        self._lengths = torch.tensor(lengths, device=self.device)[:, None]
+        self._empty = True
+
+    def last_of(self, positions: Tensor) -> int:
+        return self.capacity - 1
+
+    def begin(self, positions: Tensor, last: int) -> None:
+        super().begin(positions, last)
+        self._empty = False

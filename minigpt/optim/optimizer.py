@@ -135,7 +135,7 @@ class StackedMuon(EagerOptimizer, torch.optim.Muon):
                 scale = 0.2 * math.sqrt(max(shape))  # matches AdamW's RMS (Liu et al. 2025)
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - lr * decay)
-                    parameter.add_(update, alpha=-lr * scale)
+                    add_scaled(parameter, update, -lr * scale)
 
     def _nesterov(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         """Update the momentum buffer; return it interpolated with the gradient."""
@@ -145,6 +145,14 @@ class StackedMuon(EagerOptimizer, torch.optim.Muon):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
         return gradient.lerp(buffer, momentum)
+
+
+def add_scaled(parameter: Tensor, update: Tensor, factor: float | Tensor) -> None:
+    """Add factor * update to a parameter; a factor on the device (0-d) is not read by the host."""
+    if isinstance(factor, Tensor):
+        parameter.addcmul_(update.to(parameter.dtype), factor)
+    else:
+        parameter.add_(update, alpha=factor)
 
 
 def orthogonalize(

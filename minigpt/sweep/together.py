@@ -52,9 +52,11 @@ def require_replicas(jobs: Iterable[PlannedJob], at_once: int) -> None:
     """Raise UserError unless every job with a valid config can train together with others."""
     valid = isinstance(at_once, int) and at_once >= 1
     require(valid, "hydra.launcher.at_once", at_once, "must be an integer of 1 or more")
-    for job in jobs:
-        for problem in replica_problems(job.config.model) if isinstance(job.config, Config) else []:
+    for config in (job.config for job in jobs if isinstance(job.config, Config)):
+        for problem in replica_problems(config.model):
             raise UserError(f"hydra/launcher=replicas: {problem}")
+        why = "the runs take their steps together, and not as graphs of their own; use auto or off"
+        require(config.trainer.graph != "on", "trainer.graph", config.trainer.graph, why)
 
 
 def train_together(sweep: SweepJob, at_once: int) -> None:

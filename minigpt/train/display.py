@@ -60,6 +60,8 @@ class Display:
             "steps": setup.compilation.describe(),
             "run": str(run.path),
         }
+        if setup.runtime.device == "cuda":
+            facts["graph"] = setup.graph
         for name, fact in (facts | notices).items():
             self.line(f"{name:<10} {fact}")
         warmup = config.schedule.warmup(self.max_steps)

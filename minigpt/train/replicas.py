@@ -79,7 +79,8 @@ def step(program: Program, trainers: Sequence[Trainer]) -> None:
     batches = zip(*(trainer.draw() for trainer in trainers), strict=True)
     metrics = [program.backward(micro_batches, grad_accum_steps) for micro_batches in batches]
     for trainer, of_trainer in zip(trainers, zip(*metrics, strict=True), strict=True):
-        trainer.update(list(of_trainer))
+        trainer.step.set_lr(trainer.lr(trainer.progress.step))
+        trainer.record(list(of_trainer), trainer.step.update())
 
 
 def stacked(each: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -76,8 +76,10 @@ def training_session(
     if resumed:
         config = as_trained(run, config)
     runtime, prepared = prepare_inputs(config, run if resumed else None, threads)
+    graph = config.trainer.graph if backend is None else "off"
     setup = build_setup(
-        config, prepared, runtime, compilation if config.trainer.compile == "auto" else None
+        replace(config, trainer=replace(config.trainer, graph=graph)),
+        *(prepared, runtime, compilation if config.trainer.compile == "auto" else None),
     )
     setup = replace(setup, backend=backend or setup.backend)
     with run.locked():
@@ -209,7 +211,7 @@ def _changes_of_machine(before: TrainerConfig, now: TrainerConfig) -> dict[str, 
     """Return a line for the user if a resumed run computes with other rounding than before."""
     changed = [
         f"trainer.{key}={new} (was {old})"
-        for key in ("device", "precision", "compile", "threads")
+        for key in ("device", "precision", "compile", "graph", "threads")
         if (old := getattr(before, key)) != (new := getattr(now, key))
     ]
     why = "results equal those of an uninterrupted run up to rounding, not bit for bit"

@@ -11,6 +11,7 @@ from minigpt.data import TokenData
 from minigpt.data.corpus import escape
 from minigpt.data.prepare import Prepared
 from minigpt.model import GPT
+from minigpt.model.compatibility import choose_graph
 from minigpt.optim.optimizer import OPTIMIZERS
 from minigpt.runtime import Runtime, reset_peak_memory
 from minigpt.tokenizer import Tokenizer
@@ -27,7 +28,8 @@ class Setup:
     """A resolved config, with the objects built from it. Data and model are on the device.
 
     `backend`: the attention backend of training steps, and the reason for its choice.
-    `compilation`: whether training steps are compiled.
+    `compilation`: whether training steps are compiled. `graph`: whether they are replayed as a
+    CUDA graph, and the reason.
     """
 
     config: Config
@@ -37,6 +39,7 @@ class Setup:
     state: TrainState
     backend: str
     compilation: Choice
+    graph: str
 
 
 def build_setup(
@@ -60,13 +63,15 @@ def build_setup(
     device, precision, threads = runtime.device, runtime.precision, torch.get_num_threads()
     chosen = compilation or choose_compilation([Planned(config, prepared.tokenizer.n_vocab)])
     trainer = replace(config.trainer, device=device, precision=precision, threads=threads)
-    trainer = replace(trainer, compile=chosen.compiled)
+    graph, why = choose_graph(trainer.graph, config.model, device, model.backend_name)
+    trainer = replace(trainer, compile=chosen.compiled, graph=graph)
     if trainer.sample_prompt is None:
         trainer = replace(trainer, sample_prompt=escape(_default_prompt(prepared)))
     attention = model.attention.resolved(config.model.attention)
     design = replace(config.model, attention=attention)
     resolved = replace(config, trainer=trainer, data=config.data.absolute(), model=design)
-    return Setup(resolved, runtime, prepared.tokenizer, data, state, backend, chosen)
+    backends = (backend, chosen, f"{graph} ({why})")
+    return Setup(resolved, runtime, prepared.tokenizer, data, state, *backends)
 
 
 def _default_prompt(prepared: Prepared) -> str:

@@ -22,9 +22,10 @@ from minigpt.logger import Logger
 from minigpt.optim.schedule import SCHEDULES
 from minigpt.run.directory import RunDirectory
 from minigpt.runtime import peak_memory_bytes
-from minigpt.train.compilation import Loss, Planned, compiled_loss
+from minigpt.train.compilation import Planned, compiled_loss
 from minigpt.train.control import Diverged, Interrupted, StopRequest, Stopwatch, stop_signals
 from minigpt.train.display import Display
+from minigpt.train.graph import STEPS, Metrics
 from minigpt.train.setup import Setup
 
 GUESSING_STEPS = 100  # in a row before a warning
@@ -60,12 +61,13 @@ class Trainer:
         self.stopwatch = stopwatch or Stopwatch()
         self.on_evaluation = on_evaluation
         self.stopped_by: int | None = None  # a signal that arrived during the last step
-        self.loss: Loss = self.model.training_loss
         if self.model.backend_name == "flex":
             torch.compiler.reset()  # torch.compile's recompile limit is per process
+        parts = (self.model.training_loss, self.model, self.optimizer, self.runtime, self.config)
+        self.step = STEPS[self.options.graph](*parts)
         # Of the steps since the last `_settle`, still on the device: metrics by step and
         # micro-batch, gradient norms by step.
-        self.logged: list[list[dict[str, Tensor]]] = []
+        self.logged: list[Metrics] = []
         self.norms: list[Tensor] = []
 
     def train(self) -> None:
@@ -78,11 +80,13 @@ class Trainer:
         self.begin()
         with stop_signals(self.stop):
             while self.periodic_work():
-                micro_batches = self.draw()
-                metrics = [self.backward(micro_batch) for micro_batch in micro_batches]
-                self.update(metrics)
+                self.take_step()
 
     # ---- one training step: nothing in it waits for the device ----
+
+    def take_step(self) -> None:
+        """Train on the next batch."""
+        self.record(*self.step(self.draw(), self.lr(self.progress.step)))
 
     def draw(self) -> Sequence[Batch]:
         """Return the next batch, split into `grad_accum_steps` micro-batches."""
@@ -90,24 +94,8 @@ class Trainer:
         batch = self.data.train.draw(self.options.batch_size, block_size, self.state.generator)
         return list(batch.chunk(self.options.grad_accum_steps))
 
-    def backward(self, micro_batch: Batch) -> dict[str, Tensor]:
-        """Accumulate the gradients of a micro-batch. Return the metrics of its forward pass."""
-        with self.runtime.autocast():
-            loss, metrics = self.loss(
-                micro_batch.inputs, micro_batch.targets, micro_batch.document_ids
-            )
-        (loss / self.options.grad_accum_steps).backward()
-        return metrics
-
-    def update(self, metrics: list[dict[str, Tensor]]) -> None:
-        """Clip the gradients and step the optimizer. `metrics`: one dict per micro-batch."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr(self.progress.step) * group.get("lr_factor", 1.0)
-        grad_clip = self.config.optimizer.grad_clip
-        max_norm = math.inf if grad_clip is None else grad_clip
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    def record(self, metrics: Metrics, norm: Tensor) -> None:
+        """Count a step, and keep its metrics and gradient norm until the next `_settle`."""
         self.logged.append(metrics)
         self.norms.append(norm)
         self.progress.step += 1
@@ -127,7 +115,7 @@ class Trainer:
         cached = Planned(self.config, self.model.n_vocab).cached(self.runtime)
         try:
             with self.display.preparing("compiling (once for this design)"):
-                self.loss = compiled_loss(self.model, micro_batch, self.runtime, cached)
+                self.step.loss = compiled_loss(self.model, micro_batch, self.runtime, cached)
         except Exception as error:  # of many types, from torch, the compiler and the disk
             raise Failure(first_line(error)) from error
         self.progress.seconds += time.perf_counter() - started
@@ -346,7 +334,7 @@ class Trainer:
             self.display.sample(step, text)
 
 
-def step_means(logged: list[list[dict[str, Tensor]]]) -> dict[str, list[float]]:
+def step_means(logged: list[Metrics]) -> dict[str, list[float]]:
     """Return each metric's values by step, averaged over micro-batches. Syncs the device.
 
     `logged`: metrics by step and micro-batch. The elements of a vector are named NAME_0, NAME_1.

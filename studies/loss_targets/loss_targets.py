@@ -20,7 +20,7 @@ from typing import Any
 
 from minigpt.bench.measure import device_here, machine
 from minigpt.config.compose import composed_config
-from minigpt.files import read_json
+from minigpt.files import read_json, write_json
 from minigpt.report.statistics import interval
 from minigpt.report.tables import Cell, Column, Table, to_markdown, to_plain
 
@@ -52,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Recipes for one GPU and their target losses.")
     parser.add_argument("experiment", choices=tuple(TARGETS))
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as of minigpt train")
+    parser.add_argument("--json", type=Path, help="also write means and targets to a file")
     parser.add_argument("--markdown", type=Path, help="also write the table to a file")
     options = parser.parse_args()
     target = TARGETS[options.experiment]
@@ -73,6 +74,12 @@ def main() -> None:
     note = f"{'Met' if met else 'Missed'}: experiment={options.experiment}, last step, full pass."
     table = Table(options.experiment, options.experiment, COLUMNS, rows, note)
     facts = ", ".join(f"{key} {value}" for key, value in machine(device_here()).items())
+    if options.json is not None:
+        names = [column.title for column in COLUMNS[1:]]
+        content: dict[str, Any] = {"seeds": len(runs)}
+        content["means"] = dict(zip(names, [mean.mean for mean in means], strict=True))
+        content["targets"] = dict(zip(names, limits, strict=True))
+        write_json(options.json, content)
     print(*to_plain(table), note, facts, sep="\n")
     if options.markdown is not None:
         options.markdown.write_text(f"{to_markdown(table)}\n\n{facts}\n", encoding="utf-8")

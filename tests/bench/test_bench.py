@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
+from minigpt.bench import gpu
 from minigpt.bench.measure import Times, alternately, ceilings, in_new_process
 from minigpt.bench.train import StepClock
 from minigpt.config.compose import composed_config
@@ -74,6 +78,60 @@ def test_bench_group_attention_uses_comparable_options(cli: Cli) -> None:
     names = ["bigbird", "chunked", "full", "landmark", "performer", "sliding_window"]
     assert [row["attention"] for row in rows("out.json")] == names
     assert "model.attention.features=64" in done.out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests the message without a GPU")
+def test_bench_gpu_needs_a_gpu(cli: Cli) -> None:
+    done = cli("bench", "gpu", "--json", "out.json")
+    assert done.code == 2 and done.out == "" and not Path("out.json").exists()
+    assert done.err.count("\n") == 1 and "minigpt bench gpu: needs a GPU" in done.err
+
+
+def test_parts_of_bench_gpu(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part but those that need a GPU, on small models; a failed part does not stop others."""
+    monkeypatch.setattr(gpu, "STEPS", 4)
+    monkeypatch.setattr(gpu, "WARMUP", 1)
+    monkeypatch.setattr("minigpt.bench.measure.CEILING_SIZE", {"cpu": 64})
+    small = [*SMALL, "model.dropout=0.0", "trainer.precision=fp32"]
+    parts: dict[str, gpu.Part] = {
+        "steps": partial(gpu.training, small, 1, ways=["eager"]),
+        "decoding": partial(gpu.decoding, small, 1, tokens=3),
+        "replicas": partial(gpu.together, small, 1, n=2),
+        "graph": partial(gpu.training, small, 1, ways=["graph"]),
+    }
+    rows = [row for name, part in parts.items() for row in gpu.rows_of(name, part, 60.0)]
+    *figures, failed = rows
+    assert all(isinstance(row[1], float) and row[1] > 0 for row in figures)
+    assert len(figures) == 2 + 4 + 1 and figures[-1][2] == ">= 5"
+    assert str(failed[3]).startswith("failed: trainer.graph=on: CUDA graphs need")
+    late = gpu.rows_of("steps", parts["steps"], 0.0)
+    assert late == [["steps", None, "", "not measured: 520 s have passed"]]
+
+
+def test_figures_are_met_or_missed() -> None:
+    assert gpu.Figure("loss", 1.41, 1.40).row() == ["loss", 1.41, "<= 1.4", "missed"]
+    assert gpu.Figure("times", 5.0, 5, operator.ge).row() == ["times", 5.0, ">= 5", "met"]
+    assert gpu.Figure("ms", 5.0).row() == ["ms", 5.0, "", ""]
+
+
+@pytest.mark.slow
+def test_bench_gpu_reads_the_study(workdir: Path) -> None:
+    small = [*SMALL, "trainer.max_steps=3", "trainer.compile=false", "logger=none"]
+    figures = list(gpu.recipe("speedrun", small, 300.0))
+    assert [figure.target for figure in figures] == [1.4697, 10, 40]
+    assert all(figure.value > 0 for figure in figures)
+    with pytest.raises(Failure, match=r"loss_targets.py speedrun: .*no such option"):
+        list(gpu.recipe("speedrun", ["model.n_layers=1"], 300.0))
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_bench_gpu_on_small_models(cli: Cli) -> None:
+    small = [option for option in SMALL if "device" not in option]
+    short = ("trainer.max_steps=5", "model.dropout=0.0", "--json", "out.json")
+    done = cli("bench", "gpu", *small, *short)
+    assert done.code == 0, done.err
+    assert not [row for row in rows("out.json") if "failed" in str(row["result"])]
 
 
 def test_bench_vocabulary_compares_chunked_logits(cli: Cli) -> None:

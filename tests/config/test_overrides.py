@@ -26,8 +26,8 @@ from tests.conftest import TINY, Cli
 
 # Options of type str that take one of a few names, which are no numbers.
 CHOICES = {
-    *("trainer.device", "trainer.precision", "logger.mode", "model.positional.layers"),
-    *("model.positional.scaling", "model.positional.table"),
+    *("trainer.device", "trainer.precision", "trainer.graph", "logger.mode"),
+    *("model.positional.layers", "model.positional.scaling", "model.positional.table"),
     *("model.positional.slopes", "model.positional.heads", "model.ffn.expert"),
 }
 

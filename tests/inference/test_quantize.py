@@ -275,7 +275,7 @@ def test_torchao_prints_no_warnings(cli: Cli) -> None:
     assert done.stderr.startswith("int8: ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("method", METHODS)
 def test_quantize_on_a_gpu(method: str) -> None:
     runtime = Runtime("cuda", "", "bf16", "")

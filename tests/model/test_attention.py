@@ -172,7 +172,7 @@ def test_backends_agree(scheme: str, dtype: torch.dtype, tolerance: float) -> No
             torch.testing.assert_close(result, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @each_variant
 def test_flex_on_a_gpu(scheme: str, options: Options, softcap: float | None) -> None:
