@@ -60,7 +60,7 @@ def _print_tables(group: str, console: Console) -> None:
     from minigpt.config.capabilities import Footnotes, attention_table, backend_table
     from minigpt.console import Progress
 
-    title = f"backends by {group} (t: training, i: inference, a number: see below)"
+    title = f"backends by {group}: t training, i inference, or a reason below"
     with Progress("checking"):
         notes = Footnotes()
         rows = backend_table(group, notes)

@@ -14,7 +14,7 @@ from minigpt.model.ffn import FFN
 from minigpt.model.norm import PLACEMENTS
 from minigpt.model.positional import POSITIONAL
 
-BY_DEVICE = [(backend, device) for backend in BACKENDS for device in ("cpu", "cuda", "mps")]
+DEVICES = ("cpu", "cuda", "mps")
 GROUPS = {
     "positional": POSITIONAL.names(),
     "attention": ATTENTION.names(),
@@ -28,17 +28,28 @@ def backend_table(group: str, footnotes: Footnotes) -> list[list[str]]:
     """Return which backends support each choice of a group, by device; headings first.
 
     Applies to the default design; a soft-cap, dropout or small heads can exclude more. Cells are
-    "t i" (training, inference), or the numbers of the reasons why not.
+    "t i" (training, inference), or the numbers of the reasons why not. A backend has one column if
+    it supports the same on all devices.
     """
-    rows = [[group, *(f"{backend} {device}" for backend, device in BY_DEVICE)]]
-    for name, design in _designs(group).items():
-        cells = []
-        for backend, device in BY_DEVICE:
-            reasons = [(use, backend_limit(design, backend, device, use)) for use in USES]
-            marks = (_number(reason, footnotes) if reason else use[0] for use, reason in reasons)
-            cells.append(" ".join(marks))
-        rows.append([name, *cells])
-    return rows
+    designs = _designs(group)
+    columns = [[group, *designs]]
+    for backend in BACKENDS:
+        by_device = {
+            device: [_uses(design, backend, device, footnotes) for design in designs.values()]
+            for device in DEVICES
+        }
+        first, *others = by_device.values()
+        if all(cells == first for cells in others):
+            columns.append([backend, *first])
+        else:
+            columns += [[f"{backend} {device}", *cells] for device, cells in by_device.items()]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _uses(design: ModelConfig, backend: str, device: str, footnotes: Footnotes) -> str:
+    """Return the initial of each use that a backend supports, or the number of the reason."""
+    reasons = [(use, backend_limit(design, backend, device, use)) for use in USES]
+    return " ".join(_number(reason, footnotes) if reason else use[0] for use, reason in reasons)
 
 
 def attention_table(footnotes: Footnotes) -> list[list[str]]:

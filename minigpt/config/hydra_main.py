@@ -6,6 +6,7 @@ Only this module imports private parts of Hydra.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from argparse import ArgumentParser, Namespace
@@ -70,6 +71,7 @@ def hydra_main(
     """
     register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them and exiting
+    logging.raiseExceptions = False  # Hydra logs --info, perhaps to a pipe that was closed
     arguments = flags_first(arguments)
     parsed = _parser().parse_args(arguments)
     overrides = [quoted(override) for override in parsed.overrides]

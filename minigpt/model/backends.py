@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
+from torch.utils.checkpoint import checkpoint
 
 from minigpt.errors import require_one_of
 from minigpt.model.bias import AttentionBias
@@ -20,11 +21,17 @@ from minigpt.model.bias import AttentionBias
 Backend = Callable[[Tensor, Tensor, Tensor, AttentionBias, int, float], Tensor]
 """backend(q, k, v, bias, layer, dropout) -> (b, h, t, e); q (b, h, t, e), k and v (b, h, s, e)."""
 
+BLOCK_QUERIES = 128  # per block of `blockwise`; its scores then fit into a cache
+
+
+def capped_scores(q: Tensor, k: Tensor, bias: AttentionBias) -> Tensor:
+    """Return softcap(q k^T / sqrt(e)): (b, h, i, j)."""
+    return bias.softcap((q / math.sqrt(q.shape[-1])) @ k.mT)
+
 
 def attention_weights(q: Tensor, k: Tensor, bias: AttentionBias, layer: int) -> Tensor:
     """Return softmax(softcap(q k^T / sqrt(e)) + bias + mask): (b, h, i, j)."""
-    scores = (q / math.sqrt(q.shape[-1])) @ k.mT
-    return (bias.softcap(scores) + bias.dense(q, k, layer)).softmax(dim=-1)
+    return (capped_scores(q, k, bias) + bias.dense(q, k, layer)).softmax(dim=-1)
 
 
 def eager(
@@ -33,6 +40,31 @@ def eager(
     """Compute attention from a dense matrix of attention weights."""
     weights = F.dropout(attention_weights(q, k, bias, layer), dropout)
     return weights.to(v.dtype) @ v
+
+
+# Compiling each block takes minutes. The public torch.compiler.disable imports dynamo at once.
+@torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
+def blockwise(
+    q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias, layer: int, dropout: float
+) -> Tensor:
+    """Compute `eager` in blocks of queries, and again in the backward pass (Chen et al. 2016).
+
+    Keeps the dense bias, but no scores; skips the keys after a block if tokens are in order.
+    Compiled models call it as it is.
+    """
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, dense: Tensor) -> Tensor:
+        weights = (capped_scores(q, k, bias) + dense).softmax(dim=-1)
+        return F.dropout(weights, dropout).to(v.dtype) @ v
+
+    n, mixed = BLOCK_QUERIES, []
+    rows = bias.dense(q, k, layer).split(n, dim=-2)
+    for index, (queries, dense) in enumerate(zip(q.split(n, dim=-2), rows, strict=True)):
+        end = (index + 1) * n if bias.in_order else k.shape[-2]
+        block = (queries, k[..., :end, :], v[..., :end, :], dense[..., :end])
+        rng = dropout > 0  # reading the RNG state is slow
+        mixed.append(checkpoint(attend, *block, use_reentrant=False, preserve_rng_state=rng))
+    return torch.cat(mixed, dim=-2)
 
 
 def sdpa(
@@ -73,7 +105,12 @@ def _flex_attention(device: str) -> Callable[..., Any]:
     return torch.compile(flex_attention, fullgraph=True) if device == "cuda" else flex_attention
 
 
-BACKENDS: dict[str, Backend] = {"eager": eager, "sdpa": sdpa, "flex": flex}
+BACKENDS: dict[str, Backend] = {
+    "eager": eager,
+    "blockwise": blockwise,
+    "sdpa": sdpa,
+    "flex": flex,
+}
 
 
 @dataclass

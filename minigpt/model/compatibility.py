@@ -27,6 +27,8 @@ Use = Literal["training", "inference"]
 USES: tuple[Use, ...] = ("training", "inference")
 FLEX_MIN_HEAD_SIZE = 16  # minimum of FlexAttention's GPU kernels
 SHORT_BLOCK = 64  # in tokens; see docs/performance.md
+LONG_CONTEXT = 512  # keys per query, on a CPU; see docs/performance.md
+FUSED = "torch's fused kernels"
 NO_BLOCKS = "needs blocks, but model.n_layer=0 has no blocks"
 
 
@@ -114,13 +116,43 @@ def choose_backend(config: ModelConfig, device: str, bf16: bool, use: Use) -> tu
         _raise_first(_backend(config, device, use))
         return name, "as configured"
     limit = backend_limit(config, "sdpa", device, use)
+    if device == "cpu" and use == "training":
+        return _choose_for_cpu_training(config, bf16, limit)
     if limit is not None:
         return "eager", f"sdpa: {limit}"
-    if device == "cpu" and bf16 and use == "training":
-        return "eager", "the backward pass of torch's bf16 flash attention is slow on CPUs"
-    if device == "cpu" and use == "training" and config.block_size <= SHORT_BLOCK:
+    return "sdpa", FUSED
+
+
+def _choose_for_cpu_training(config: ModelConfig, bf16: bool, limit: str | None) -> tuple[str, str]:
+    """Return `choose_backend` for training on a CPU; `limit`: SDPA's limit of the design."""
+    unfused = limit or _without_flash(config)
+    by_content = POSITIONAL.variant(config.positional.name).bias_depends_on == "content"
+    if backend_limit(config, "blockwise", "cpu", "training") is None and _is_long(config):
+        if unfused is None:
+            return "sdpa", FUSED
+        if not by_content:  # else computing the bias takes most of the time
+            return "blockwise", f"sdpa: {unfused}"
+    if limit is not None or (bf16 and unfused is not None):
+        return "eager", f"sdpa: {unfused}"
+    if bf16:
+        return "eager", "the backward pass of torch's bf16 flash attention is slow at this length"
+    if config.block_size <= SHORT_BLOCK:
         return "eager", "torch's flash attention is slower than dense matmuls at this length"
-    return "sdpa", "torch's fused kernels"
+    return "sdpa", FUSED
+
+
+def _without_flash(config: ModelConfig) -> str | None:
+    """Return why torch trains a design on a CPU without its flash attention; None if with it."""
+    if config.dropout > 0:
+        return "torch's flash attention has no dropout on CPUs"
+    if POSITIONAL.variant(config.positional.name).has_learned_bias(config.positional):
+        return "torch's flash attention has no gradient of a learned bias"
+    return None
+
+
+def _is_long(config: ModelConfig) -> bool:
+    horizon = ATTENTION.build(config.attention, config.shape).horizon
+    return (config.block_size if horizon is None else horizon) >= LONG_CONTEXT
 
 
 def replica_problems(config: ModelConfig) -> list[Problem]:
@@ -129,11 +161,11 @@ def replica_problems(config: ModelConfig) -> list[Problem]:
     elsewhere = "or another hydra/launcher"
     masks = f"replicas would draw other dropout masks than separate runs; use 0, {elsewhere}"
     routing = f"expert routing has no batching rule in torch.vmap; use another ffn, {elsewhere}"
-    fused = "fused attention has no batching rule in torch.vmap; use eager or auto"
+    batched = "only eager attention has a batching rule in torch.vmap; use eager or auto"
     rules = (
         (dropout > 0, Problem("model.dropout", dropout, masks)),
         (ffn == "moe", Problem("ffn", ffn, routing)),
-        (backend not in ("eager", "auto"), Problem("model.backend.name", backend, fused)),
+        (backend not in ("eager", "auto"), Problem("model.backend.name", backend, batched)),
     )
     return [problem for applies, problem in rules if applies]
 

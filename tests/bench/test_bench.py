@@ -46,7 +46,7 @@ def test_bench_attention_covers_backends_and_lengths(cli: Cli) -> None:
     assert done.code == 0, done.err
     measured = [(row["length"], row["backend"]) for row in rows("out.json")]
     assert measured == [
-        (n, b) for n in ("8", "16") for b in ("eager", "sdpa")
+        (n, b) for n in ("8", "16") for b in ("eager", "blockwise", "sdpa")
     ]  # flex trains on GPUs
 
 
@@ -161,7 +161,7 @@ def test_a_failed_startup_prints_one_line(cli: Cli) -> None:
         ("train trainer.device=cuda9", "trainer.device=cuda9: not one of"),
         ("group", "the following arguments are required: GROUP"),
         ("group optimizer", "GROUP=optimizer: not one of positional, attention, ffn, norm."),
-        ("group ffn --backends cuda", "--backends=cuda: not one of eager, sdpa, flex."),
+        ("group ffn --backends cuda", "--backends=cuda: not one of eager, blockwise, sdpa, flex."),
         ("growth --axes dept", "--axes=dept: not one of context, width, depth, corpus. Did you"),
         ("growth --context 128 --tokens 64", "--tokens=64: fewer than one window of --context"),
         ("growth --axes depth model.n_layers=1", "model.n_layers: no such option"),

@@ -46,7 +46,7 @@ ATTENTIONS = [
     (name, options) for name in ATTENTION.names() for options in ATTENTION_OPTIONS.get(name, [{}])
 ]
 ATTENTION_IDS = ["-".join(map(str, (name, *options.values()))) for name, options in ATTENTIONS]
-TRAINABLE = ["eager", "sdpa"]  # backends with a backward pass on CPUs
+TRAINABLE = ["eager", "blockwise", "sdpa"]  # backends with a backward pass on CPUs
 
 Results = tuple[Tensor, dict[str, Tensor]]
 """Logits, and the gradient of every parameter."""

@@ -12,11 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from minigpt.bench.measure import kept_bytes
 from minigpt.errors import UserError
-from minigpt.model import GPT, ModelConfig
-from minigpt.model.backends import BACKENDS, BackendConfig
+from minigpt.model import GPT, ModelConfig, backends
+from minigpt.model.backends import BACKENDS, BackendConfig, blockwise, eager
 from minigpt.model.bias import AttentionBias
-from minigpt.model.compatibility import SHORT_BLOCK, USES, Use, backend_limit, choose_backend
+from minigpt.model.compatibility import (
+    LONG_CONTEXT,
+    SHORT_BLOCK,
+    USES,
+    Use,
+    backend_limit,
+    choose_backend,
+)
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import KINDS, PLACEMENTS
 from minigpt.model.positional import POSITIONAL
@@ -103,7 +111,7 @@ def test_grouped_queries_equal_the_reference(scheme: str, backend: str, n_kv_hea
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("backend", ["eager", "flex"])
+@pytest.mark.parametrize("backend", ["eager", "blockwise", "flex"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_soft_caps_equal_the_reference(scheme: str, backend: str) -> None:
     config = tiny_config(scheme, n_head=4, n_embd=16, n_kv_head=2, logit_softcap=0.5)
@@ -217,6 +225,56 @@ def test_attention_dropout_keeps_the_mean(backend: str) -> None:
         assert set(kept.unique().round().tolist()) == {0.0, 2.0}
         torch.testing.assert_close(kept.mean(0), torch.ones(i + 1), rtol=0, atol=0.1)
         assert not mixed[:, 0, i, i + 1 :].any()
+
+
+def one_layer_inputs(length: int, **changes: Any) -> tuple[list[Tensor], AttentionBias]:
+    """Return random q, k, v (2, 3, length, 4) with gradients, and the bias of a design."""
+    config = tiny_config("t5", block_size=length, **changes)
+    positions = torch.arange(length)[None]
+    scheme = random_model(config).positional
+    bias = AttentionBias(scheme, 3, positions, positions, True, config.logit_softcap)
+    qkv = torch.randn(3, 2, 3, length, 4, generator=torch.Generator().manual_seed(0))
+    return [x.clone().requires_grad_() for x in qkv], bias
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 300])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_blockwise_equals_eager_around_its_block(
+    length: int, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "BLOCK_QUERIES", 128)
+    results: list[list[Tensor]] = []
+    for backend in (eager, blockwise, blockwise):
+        (q, k, v), bias = one_layer_inputs(length, logit_softcap=softcap)
+        y = backend(q, k, v, bias, 0, 0.0)
+        inputs = [q, k, v, *bias.positional.parameters()]
+        results.append([y, *torch.autograd.grad(y.square().sum(), inputs)])
+    for expected, first, again in zip(*results, strict=True):
+        assert_equal(first, expected)
+        assert torch.equal(again, first)
+
+
+def test_blockwise_repeats_its_dropout_in_the_backward_pass() -> None:
+    (q, k, v), bias = one_layer_inputs(16)
+    torch.manual_seed(0)
+    y = blockwise(q, k, v, bias, 0, 0.5)
+    (grad,) = torch.autograd.grad(y.sum(), v)
+    # y is linear in v, so <grad, v> = sum(y) only if both passes drop the same weights.
+    torch.testing.assert_close((grad * v).sum(), y.sum())
+    torch.manual_seed(0)
+    assert torch.equal(blockwise(q, k, v, bias, 0, 0.5), y)
+
+
+def test_blockwise_keeps_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "BLOCK_QUERIES", 128)
+    length, tokens = 512, random_tokens(1, 512)
+    kept: dict[str, int] = {}
+    for name in ("eager", "blockwise"):
+        model = random_model(tiny_config("rope", block_size=length, backend=name))
+        kept[name] = kept_bytes(model, tokens)
+    scores_of_a_layer = 4 * 3 * length**2
+    assert kept["blockwise"] < scores_of_a_layer < kept["eager"] / 2
 
 
 Check = Callable[[ModelConfig, str], None]
@@ -416,6 +474,34 @@ def test_auto_chooses_the_backend(use: Use) -> None:
         assert choose_backend(config, "cpu", True, use) == (name, "as configured")
 
 
+@pytest.mark.parametrize(
+    ("scheme", "changes", "bf16", "fp32"),
+    [
+        ("rope", {}, "sdpa", "sdpa"),
+        ("alibi", {}, "sdpa", "sdpa"),
+        ("alibi", {"options": {"slopes": "learned"}}, "blockwise", "blockwise"),
+        ("t5", {}, "blockwise", "blockwise"),
+        ("rope", {"dropout": 0.1}, "blockwise", "blockwise"),
+        ("rope", {"logit_softcap": 9.0}, "blockwise", "blockwise"),
+        ("cope", {}, "eager", "sdpa"),
+        ("rope", {"attention": "performer"}, "eager", "eager"),
+        ("rope", {"attention": "bigbird"}, "sdpa", "sdpa"),
+        ("rope", {"attention": "sliding_window"}, "eager", "sdpa"),  # its window is shorter
+    ],
+)
+def test_auto_trains_long_contexts_without_dense_scores_on_a_cpu(
+    scheme: str, changes: dict[str, Any], bf16: str, fp32: str
+) -> None:
+    config = tiny_config(scheme, backend="auto", block_size=LONG_CONTEXT, **changes)
+    assert choose_backend(config, "cpu", True, "training")[0] == bf16
+    assert choose_backend(config, "cpu", False, "training")[0] == fp32
+    shorter = replace(config, block_size=LONG_CONTEXT - 1)
+    assert choose_backend(shorter, "cpu", True, "training")[0] == "eager"
+    for use in USES:
+        assert choose_backend(config, "cuda", True, use)[0] in ("eager", "sdpa")
+    assert choose_backend(config, "cpu", True, "inference")[0] in ("eager", "sdpa")
+
+
 def test_model_uses_the_chosen_backend() -> None:
     model = GPT(tiny_config(backend="auto"), N_VOCAB)
     assert model.use_backend("cpu", bf16=True, use="training").startswith("eager (")
@@ -478,7 +564,7 @@ def test_flex_rejects_training_of_learned_biases(scheme: str, options: Options) 
     if is_learned:
         assert reason == "FlexAttention sums the gradients of a learned bias in no fixed order"
         message = "^model.backend.name=flex: does not support training of this design on cuda: "
-        message += f"{reason}; use eager, sdpa or auto$"
+        message += f"{reason}; use eager, blockwise, sdpa or auto$"
         with pytest.raises(UserError, match=message):
             choose_backend(config, "cuda", True, "training")
     assert choose_backend(config, "cuda", True, "inference") == ("flex", "as configured")

@@ -103,7 +103,7 @@ def test_unsupported_options_are_rejected(cli: Cli, workdir: Path) -> None:
             "model.dropout=0.1: replicas would draw other dropout masks than separate runs",
         ),
         (["ffn=moe"], "ffn=moe: expert routing has no batching rule"),
-        (["backend=sdpa"], "model.backend.name=sdpa: fused attention has no batching rule"),
+        (["backend=sdpa"], "model.backend.name=sdpa: only eager attention has a batching rule"),
         (["hydra.launcher.at_once=0"], "hydra.launcher.at_once=0: must be an integer of 1"),
         (["hydra.launcher.at_once=2.5"], "hydra.launcher.at_once=2.5: must be an integer"),
         (["hydra.launcher.at_once=abc"], "hydra.launcher.at_once=abc: must be an integer"),
