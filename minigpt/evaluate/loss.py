@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
+from torch import Tensor
 
 from minigpt.console import Advance, ignore_progress
-from minigpt.data.tokens import Split
+from minigpt.data.tokens import Batch, Split
 from minigpt.model import GPT
 from minigpt.model.gpt import positions_in_documents
 from minigpt.runtime import Runtime
@@ -18,6 +23,8 @@ from minigpt.runtime import Runtime
 NUMBERS_AT_ONCE = 2**25
 # Limit of a batch on a CPU, so that activations stay in its caches.
 TOKENS_IN_CACHE = 2048
+# Threads of a CPU that compute a batch each. Each needs memory for a batch.
+BATCHES_AT_ONCE = 4
 # nanoGPT's loss estimate in its recipe for CPUs: number of batches, windows per batch.
 RANDOM_BATCHES, RANDOM_BATCH_SIZE = 20, 12
 
@@ -115,14 +122,52 @@ def nats_by_position(
         batch_size = max(1, min(batch_size, TOKENS_IN_CACHE // length))
     nats = torch.zeros(length, dtype=torch.float64)
     counts = torch.zeros(length, dtype=torch.int64)
-    with model.evaluating(), runtime.autocast():
-        for batch in split.windows(length, batch_size):
+
+    def losses_of(batch: Batch) -> Tensor:
+        with torch.inference_mode(), runtime.autocast():  # of a thread
             losses = model.loss(batch.inputs, batch.targets, batch.document_ids, reduction="none")
+        return losses.cpu().double()
+
+    in_threads = runtime.device == "cpu" and model.backend_name != "flex"  # which compiles
+    with model.evaluating(), batches_at_once(BATCHES_AT_ONCE if in_threads else 1) as computed:
+        for batch, losses in computed(losses_of, split.windows(length, batch_size)):
             ids = batch.document_ids
             ids = torch.zeros_like(batch.inputs) if ids is None else ids
             positions = positions_in_documents(ids).flatten().cpu()
-            nats += positions.bincount(losses.cpu().double(), length)  # in order: deterministic
+            nats += positions.bincount(losses, length)  # in order: deterministic
             counts += positions.bincount(minlength=length)
             progress(batch.targets.numel())
     n_seen = int((counts > 0).sum())  # fewer than `length` if all documents are shorter
     return nats[:n_seen].tolist(), counts[:n_seen].tolist()
+
+
+Computed = Iterator[tuple[Batch, Tensor]]
+
+
+@contextmanager
+def batches_at_once(
+    limit: int,
+) -> Iterator[Callable[[Callable[[Batch], Tensor], Iterable[Batch]], Computed]]:
+    """Compute up to `limit` batches at once, each with a part of torch's CPU threads.
+
+    Yields a function that returns each batch with its result, in order. Threads that share every
+    operation wait for each other at its end, which takes long beside other programs; those that
+    compute batches of their own do not wait. The result depends on the threads of one batch only.
+    """
+    threads = torch.get_num_threads()
+    workers = min(threads, limit)
+    if workers == 1:
+        yield lambda compute, batches: ((batch, compute(batch)) for batch in batches)
+        return
+    torch.set_num_threads(threads // workers)
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+
+            def computed(compute: Callable[[Batch], Tensor], batches: Iterable[Batch]) -> Computed:
+                rest = iter(batches)
+                while some := list(islice(rest, 4 * workers)):  # not all of a long split
+                    yield from zip(some, pool.map(compute, some), strict=True)
+
+            yield computed
+    finally:
+        torch.set_num_threads(threads)

@@ -212,6 +212,31 @@ def test_evaluation_does_not_depend_on_the_batch_size(monkeypatch: pytest.Monkey
         assert evaluate(model, split, CPU).loss == pytest.approx(at_once.loss, rel=1e-6)
 
 
+def test_evaluation_does_not_depend_on_the_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bit by bit; an error leaves the number as it was."""
+    monkeypatch.setattr(evaluate_module, "TOKENS_IN_CACHE", 16)
+    model, split, before = tiny_model(), tiny_split(1000), torch.get_num_threads()
+
+    def fail(amount: float) -> None:
+        raise RuntimeError(amount)
+
+    try:
+        results, progress = [], list[list[float]]()
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            progress.append([])
+            results.append(evaluate(model, split, CPU, progress=progress[-1].append))
+            with pytest.raises(RuntimeError, match="16"):
+                evaluate(model, split, CPU, progress=fail)
+            assert torch.get_num_threads() == threads
+        assert results[0] == results[1] == results[2]
+        assert progress[0] == progress[1] == progress[2] and sum(progress[0]) == 999
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_evaluation_is_deterministic_and_restores_the_mode() -> None:
     model, split = tiny_model(dropout=0.5), tiny_split(50)
     result = evaluate(model.train(), split, CPU)
