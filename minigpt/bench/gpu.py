@@ -93,7 +93,7 @@ def all_parts(overrides: Sequence[str], nanogpt: str | None, repeats: int) -> di
         "best": partial(recipe, "best", overrides),
     }
     if nanogpt is not None:
-        ratios = {"steps": ("minigpt, auto", "step, minigpt / nanoGPT", 0.6, operator.le)}
+        ratios = {"steps": ("minigpt, default", "step, minigpt / nanoGPT", 0.6, operator.le)}
         ratios |= {"decode": ("minigpt / nanoGPT", "tokens/s", 10, operator.ge)}
         for what, cell in ratios.items():
             parts[f"nanoGPT, {what}"] = partial(compared, what, nanogpt, *cell)
