@@ -7,6 +7,7 @@ learning rate, and the optimizer's step count.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -17,7 +18,6 @@ from torch import Tensor
 from minigpt.capture import Captured, CaptureError
 from minigpt.config.schema import Config
 from minigpt.data import Batch
-from minigpt.errors import Failure
 from minigpt.model import GPT
 from minigpt.runtime import Runtime
 from minigpt.train.compilation import Loss
@@ -120,20 +120,19 @@ class StaticStep(EagerStep):
 
 
 class CapturedStep(StaticStep):
-    """The same step as a CUDA graph, captured after a few steps. Raises Failure if that fails."""
+    """The same step as a CUDA graph, captured after a few steps; with a warning, if it cannot be."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.captured = Captured(self.take)
+        self.captured: Callable[[], None] = Captured(self.take)
 
     def replay(self) -> None:
         try:
             self.captured()
         except CaptureError as error:
-            raise Failure(
-                f"trainer.graph=on: this step cannot be captured ({error}); use "
-                f"trainer.graph=off, also to resume this run"
-            ) from error
+            warnings.warn(f"training without a CUDA graph, more slowly: {error}", stacklevel=2)
+            self.captured = self.take
+            self.captured()
 
 
 STEPS: dict[str, type[EagerStep]] = {"off": EagerStep, "on": CapturedStep}
