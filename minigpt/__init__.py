@@ -18,9 +18,9 @@ def __getattr__(name: str) -> Any:
     """Import the Python API on first use, so that `minigpt --help` does not import torch."""
     if name not in ("load_run", "runs"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from minigpt.openmp import limit_spinning
+    from minigpt.cpu import prepare_process
 
-    limit_spinning()
+    prepare_process()
     from minigpt import api
 
     return getattr(api, name)

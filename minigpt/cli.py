@@ -10,8 +10,8 @@ import signal
 import sys
 
 from minigpt import __version__
+from minigpt.cpu import prepare_process
 from minigpt.errors import TRACEBACK, Failure, UserError, did_you_mean, wants_traceback
-from minigpt.openmp import limit_spinning
 
 COMMANDS = {
     "train": "train a model; every option is a config value (minigpt train model=rope)",
@@ -129,7 +129,7 @@ def _run_names(command: str) -> list[str]:
 
 def run_command(command: str, arguments: list[str]) -> int:
     """Run a command by name and return its exit code. Print a user error as one line to stderr."""
-    limit_spinning()
+    prepare_process()
     try:
         importlib.import_module(f"minigpt.commands.{command}").main(arguments)
         return 0

@@ -17,12 +17,12 @@ import pytest
 from hypothesis import settings
 
 from minigpt.cli import main
-from minigpt.openmp import limit_spinning
+from minigpt.cpu import prepare_process
 
 # Tests run in one process per core. The variables must be set before torch is imported; programs
 # that tests start inherit them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-limit_spinning()
+prepare_process()
 
 settings.register_profile("minigpt", deadline=None)  # the machine may be busy
 settings.load_profile("minigpt")

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minigpt.bench.measure import Design, Result
+from minigpt.cpu import WAIT_SETTINGS
 from minigpt.errors import Failure
 from minigpt.files import read_json
-from minigpt.openmp import WAIT_SETTINGS
 from minigpt.report.tables import Cell, Column, Table
 
 MINIGPT = [sys.executable, "-m", "minigpt.cli"]

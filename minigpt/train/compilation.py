@@ -32,6 +32,9 @@ CACHE_OF_USER = os.environ.get(CACHE)
 COMPILERS = {"darwin": "clang++", "win32": "cl"}  # Inductor's defaults; g++ elsewhere
 
 
+FILL = "fill_uninitialized_memory"  # of torch's deterministic mode: costs time, changes nothing
+
+
 class Cost(NamedTuple):
     """Training FLOPs during which compiled steps save as much time as preparing them takes.
 
@@ -134,7 +137,8 @@ def compiled_loss(model: GPT, batch: Batch, runtime: Runtime, cached: Path) -> L
 
     The state of the random generators and the gradients do not change. One process at a time
     compiles a design, and others read its code from the cache. `cached`: see `Planned.cached`.
-    Raises the errors of torch.compile.
+    It must be called, with its backward pass, in `reproducible_code`. Raises the errors of
+    torch.compile.
     """
     os.environ[CACHE] = str(cached.parent.parent)
     torch.compiler.reset()  # torch.compile's recompile limit is per process
@@ -142,11 +146,33 @@ def compiled_loss(model: GPT, batch: Batch, runtime: Runtime, cached: Path) -> L
     one_graph = model.backend_name != "blockwise"
     loss = torch.compile(model.training_loss, fullgraph=one_graph, dynamic=False)
     gpus = [torch.cuda.current_device()] if runtime.device == "cuda" else []
-    with _compiling(cached), torch.random.fork_rng(gpus), runtime.autocast():
-        value, _ = loss(batch.inputs, batch.targets, batch.document_ids)
+    with _compiling(cached), torch.random.fork_rng(gpus), reproducible_code(runtime.device):
+        with runtime.autocast():
+            value, _ = loss(batch.inputs, batch.targets, batch.document_ids)
         value.backward()
     model.zero_grad()
     return loss
+
+
+@contextmanager
+def reproducible_code(device: str) -> Iterator[None]:
+    """On a CPU, compile and run code whose sums have a fixed order, as those of eager training.
+
+    Otherwise the gradient of an embedding is a sum in the order in which threads come.
+    """
+    if device != "cpu":
+        yield
+        return
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = getattr(torch.utils.deterministic, FILL)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    setattr(torch.utils.deterministic, FILL, False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        setattr(torch.utils.deterministic, FILL, fill)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -30,7 +31,7 @@ Metrics = list[dict[str, Tensor]]
 class EagerStep:
     """One training step, operation by operation. Nothing in it waits for the device.
 
-    `loss`: `GPT.training_loss`, or a compiled version of it.
+    `loss`: `GPT.training_loss`, or a compiled version of it, whose code runs in `code()`.
     """
 
     loss: Loss
@@ -38,6 +39,7 @@ class EagerStep:
     optimizer: torch.optim.Optimizer
     runtime: Runtime
     config: Config
+    code: Callable[[], AbstractContextManager[object]] = nullcontext  # around each backward pass
 
     def __call__(self, micro_batches: Sequence[Batch], lr: float) -> tuple[Metrics, Tensor]:
         """Train on a batch. Return the metrics, and the gradient norm before clipping."""
@@ -56,11 +58,12 @@ class EagerStep:
 
     def backward(self, micro_batch: Batch) -> dict[str, Tensor]:
         """Accumulate the gradients of a micro-batch. Return the metrics of its forward pass."""
-        with self.runtime.autocast():
-            loss, metrics = self.loss(
-                micro_batch.inputs, micro_batch.targets, micro_batch.document_ids
-            )
-        (loss / self.config.trainer.grad_accum_steps).backward()
+        with self.code():
+            with self.runtime.autocast():
+                loss, metrics = self.loss(
+                    micro_batch.inputs, micro_batch.targets, micro_batch.document_ids
+                )
+            (loss / self.config.trainer.grad_accum_steps).backward()
         return metrics
 
     def update(self) -> Tensor:
@@ -120,7 +123,7 @@ class StaticStep(EagerStep):
 
 
 class CapturedStep(StaticStep):
-    """The same step as a CUDA graph, captured after a few steps; with a warning, if it cannot be."""
+    """The same step as a CUDA graph. With a warning, it goes on uncaptured if that fails."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

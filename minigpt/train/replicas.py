@@ -16,6 +16,7 @@ from minigpt.errors import one_line_if_out_of_memory
 from minigpt.model import GPT
 from minigpt.model.backends import eager
 from minigpt.runtime import Runtime
+from minigpt.train.compilation import reproducible_code
 from minigpt.train.trainer import Trainer
 
 BACKEND = "eager (several runs in one program)"
@@ -65,9 +66,10 @@ class Program:
         buffers = stacked([dict(model.named_buffers()) for model in self.models])
         given = [name for name, x in vars(micro_batches[0]).items() if x is not None]
         batch = [torch.stack([getattr(b, name) for b in micro_batches]) for name in given]
-        with self.runtime.autocast():
-            losses, metrics = self.losses(weights | buffers, *batch)
-        (losses.sum() / grad_accum_steps).backward()
+        with reproducible_code(self.runtime.device):
+            with self.runtime.autocast():
+                losses, metrics = self.losses(weights | buffers, *batch)
+            (losses.sum() / grad_accum_steps).backward()
         n_models = len(self.models)
         return [{name: values[i] for name, values in metrics.items()} for i in range(n_models)]
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -22,7 +23,7 @@ from minigpt.logger import Logger
 from minigpt.optim.schedule import SCHEDULES
 from minigpt.run.directory import RunDirectory
 from minigpt.runtime import peak_memory_bytes
-from minigpt.train.compilation import Planned, compiled_loss
+from minigpt.train.compilation import Planned, compiled_loss, reproducible_code
 from minigpt.train.control import Diverged, Interrupted, StopRequest, Stopwatch, stop_signals
 from minigpt.train.display import Display
 from minigpt.train.graph import STEPS, Metrics
@@ -116,6 +117,7 @@ class Trainer:
         try:
             with self.display.preparing("compiling (once for this design)"):
                 self.step.loss = compiled_loss(self.model, micro_batch, self.runtime, cached)
+            self.step.code = partial(reproducible_code, self.runtime.device)
         except Exception as error:  # of many types, from torch, the compiler and the disk
             raise Failure(first_line(error)) from error
         self.progress.seconds += time.perf_counter() - started

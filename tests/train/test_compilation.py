@@ -126,6 +126,18 @@ def test_a_compiled_run_resumes_bit_equal_and_fills_the_cache(
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one thread computes in order")
+def test_compiled_runs_with_several_threads_are_bit_equal(cli: Cli) -> None:
+    large = [*("model.n_embd=64", "model.block_size=64", "trainer.batch_size=32")]
+    options = [*TINY, *large, "trainer.threads=2", "trainer.compile=true"]
+    for run in ("one", "two"):
+        assert cli("train", *options, f"hydra.run.dir={run}").code == 0
+    weights = [Path(run, "checkpoints/last/model.safetensors") for run in ("one", "two")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def test_a_design_is_compiled_by_one_process_at_a_time(config: Config) -> None:
     cached = with_steps(config, 1).cached(choose_runtime("cpu", "fp32"))
     lock = FileLock(cached.with_suffix(".lock"))
