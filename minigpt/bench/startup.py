@@ -19,6 +19,8 @@ def measure(design: Design, repeats: int) -> Result:
     """Time each command `repeats` times, interleaved, after a round that fills the disk cache."""
     minigpt = [sys.executable, "-m", "minigpt.cli"]
     often = ["trainer.log_every=1", "trainer.sample_every=null", "logger=none"]
+    if not any(override.startswith("trainer.compile=") for override in design.overrides):
+        often.append("trainer.compile=false")
     commands = {
         "python -c pass": [sys.executable, "-c", "pass"],
         "python -c 'import torch'": [sys.executable, "-c", "import torch"],
@@ -38,7 +40,7 @@ def measure(design: Design, repeats: int) -> Result:
     rows: list[list[Cell]] = [
         [name, Times(turns).describe(unit=1, digits=3)] for name, turns in seconds.items()
     ]
-    note = "First step: time until its line is printed."
+    note = "First step: time until its line is printed; eager unless trainer.compile is given."
     return Result(Table("startup", "Start", COLUMNS, rows, note))
 
 
