@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from minigpt.config.schema import Config
 from minigpt.data import CORPORA, Batch
 from minigpt.files import sha256, write_json
 from minigpt.model import GPT
+from minigpt.model.attention import ATTENTION
 from minigpt.runtime import Runtime, choose_runtime
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -30,8 +32,6 @@ Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 CACHE_OF_USER = os.environ.get(CACHE)
 COMPILERS = {"darwin": "clang++", "win32": "cl"}  # Inductor's defaults; g++ elsewhere
-
-
 FILL = "fill_uninitialized_memory"  # of torch's deterministic mode: costs time, changes nothing
 
 
@@ -75,14 +75,20 @@ class Planned(NamedTuple):
         return trainer.max_steps * trainer.batch_size * model.block_size * flops_per_token
 
     def cached(self, runtime: Runtime) -> Path:
-        """Return the file that exists if the compiled code of this design is in the cache."""
+        """Return the file that exists if the compiled code of this design is in the cache.
+
+        It is the same for a config as requested and as resolved by `build_setup`.
+        """
         trainer, separator = self.config.trainer, self.config.data.separator
+        model = self.config.model
+        with torch.device("meta"):
+            attention = ATTENTION.build(model.attention, model.shape).resolved(model.attention)
         batch = (trainer.batch_size, trainer.grad_accum_steps, separator is not None)
         threads = trainer.threads or torch.get_num_threads()
         device = torch.cuda.get_device_name() if runtime.device == "cuda" else "cpu"
         processor = torch.backends.cpu.get_cpu_capability()
         machine = (device, runtime.precision, threads, processor, torch.__version__)
-        design = repr((self.config.model, self.n_vocab, batch, machine))
+        design = repr((replace(model, attention=attention), self.n_vocab, batch, machine))
         return cache_folder(self.config) / "designs" / f"{sha256(design)[:16]}.json"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class Program:
     """
 
     def __init__(self, models: Sequence[GPT], runtime: Runtime, compiled: bool) -> None:
-        self.models, self.runtime = models, runtime
+        self.models, self.runtime, self.compiled = models, runtime, compiled
         # The warning about operations without a batching rule, which vmap computes one by one.
         warnings.filterwarnings("ignore", message="There is a performance drop")
         with torch.device("meta"):  # only its code is used; functional_call passes the weights
@@ -66,7 +67,7 @@ class Program:
         buffers = stacked([dict(model.named_buffers()) for model in self.models])
         given = [name for name, x in vars(micro_batches[0]).items() if x is not None]
         batch = [torch.stack([getattr(b, name) for b in micro_batches]) for name in given]
-        with reproducible_code(self.runtime.device):
+        with reproducible_code(self.runtime.device) if self.compiled else nullcontext():
             with self.runtime.autocast():
                 losses, metrics = self.losses(weights | buffers, *batch)
             (losses.sum() / grad_accum_steps).backward()

@@ -80,7 +80,8 @@ class Search:
         self.total = options.count if self.grid is None else len(self.grid)
         self.display = SearchDisplay(options, self.total, self.max_steps, self.ended)
         saved = RunDirectory(self.folder).read_optional_json(self.folder / SEARCH)
-        self.identity["compiled"] = saved.get("compiled", self._compiled())
+        known = "compiled" in saved  # a resumed search computes alike
+        self.identity["compiled"] = saved["compiled"] if known else self._compiled()
         self.stop = StopRequest()
         self.start_time = time.perf_counter()
 

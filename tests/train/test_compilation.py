@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
 from minigpt.config.compose import composed_config
 from minigpt.config.schema import Config
+from minigpt.model.attention import ATTENTION
 from minigpt.run.directory import RunDirectory
 from minigpt.runtime import choose_runtime
 from minigpt.train import compilation
@@ -65,6 +67,17 @@ def test_seeds_share_the_cost_of_compiling(config: Config) -> None:
     wider = replace(config.model, n_embd=136)
     designs = [seeds[0], Planned(replace(seeds[1].config, model=wider), 65)]
     assert not choose_compilation(designs).compiled
+
+
+@pytest.mark.parametrize("attention", ATTENTION.names())
+def test_the_resolved_config_is_the_same_design(tmp_path: Path, attention: str) -> None:
+    config = composed_config([f"data.dir={tmp_path}", *CPU, f"attention={attention}"])
+    with torch.device("meta"):
+        module = ATTENTION.build(config.model.attention, config.model.shape)
+    model = replace(config.model, attention=module.resolved(config.model.attention))
+    runtime = choose_runtime("cpu", "fp32")
+    resolved = replace(config, model=model)
+    assert Planned(config, 65).cached(runtime) == Planned(resolved, 65).cached(runtime)
 
 
 def test_auto_without_a_compiler_is_eager(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
