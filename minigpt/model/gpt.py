@@ -20,6 +20,7 @@ from minigpt.model.config import ModelConfig
 from minigpt.model.context import Auxiliary, ForwardContext
 from minigpt.model.ffn import FeedForward
 from minigpt.model.kv_cache import KVCache
+from minigpt.model.linear import Linear
 from minigpt.model.norm import PLACEMENTS
 from minigpt.model.positional import POSITIONAL
 
@@ -56,7 +57,7 @@ class GPT(nn.Module):
         placement = PLACEMENTS[config.norm.placement]
         self.embedding_norm = config.norm.build(shape, placement.on_embeddings)
         self.final_norm = config.norm.build(shape, placement.final)
-        self.head = nn.Linear(config.n_embd, n_padded, bias=False)
+        self.head = Linear(config.n_embd, n_padded, bias=False)
         if config.embedding.name == "tied":
             self.head.weight = self.token_embedding.weight
         self._initialise()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from minigpt.model.attention import Attention
 from minigpt.model.context import ForwardContext
+from minigpt.model.linear import Linear
 from minigpt.model.shape import ModelShape
 
 
@@ -25,20 +26,17 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.layer, self.head_size = layer, shape.head_size
         self.qk_norm, self.dropout = shape.qk_norm, shape.dropout
-        kv_width = shape.n_kv_head * shape.head_size
-        self.widths = (shape.n_embd, kv_width, kv_width)
-        self.qkv = nn.Linear(shape.n_embd, sum(self.widths), bias=shape.bias)
-        self.out = nn.Linear(shape.n_embd, shape.n_embd, bias=shape.bias)
+        self.n_heads = (shape.n_head, shape.n_kv_head, shape.n_kv_head)  # of q, k and v
+        self.qkv = Linear(shape.n_embd, sum(self.n_heads) * shape.head_size, bias=shape.bias)
+        self.out = Linear(shape.n_embd, shape.n_embd, bias=shape.bias)
         self.value_residual = shape.value_residual
         if shape.value_residual and layer > 0:
             self.value_weights = nn.Parameter(torch.full((2,), 0.5))  # this layer, first layer
 
     def forward(self, x: Tensor, attention: Attention, ctx: ForwardContext) -> Tensor:
         x = ctx.positional.block_input(x, ctx.positions, self.layer)
-        q, k, v = (
-            rearrange(part, "b t (h e) -> b h t e", e=self.head_size)
-            for part in self.qkv(x).split(self.widths, dim=-1)
-        )
+        heads = rearrange(self.qkv(x), "b t (h e) -> b h t e", e=self.head_size)
+        q, k, v = heads.split(self.n_heads, dim=1)
         if self.qk_norm:  # no learned gain (Henry et al. 2020; Dehghani et al. 2023)
             q, k = (F.rms_norm(x, x.shape[-1:]).to(v.dtype) for x in (q, k))
         if self.value_residual:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from minigpt.errors import require
 from minigpt.model.context import ForwardContext
+from minigpt.model.linear import Linear
 from minigpt.model.shape import ModelShape
 from minigpt.registry import Registry
 
@@ -55,8 +56,8 @@ class MLP(FeedForward):
     def __init__(self, config: FeedForwardConfig, shape: ModelShape) -> None:
         super().__init__()
         hidden = config.hidden_width(shape.n_embd)
-        self.up = nn.Linear(shape.n_embd, hidden, bias=shape.bias)
-        self.out = nn.Linear(hidden, shape.n_embd, bias=shape.bias)
+        self.up = Linear(shape.n_embd, hidden, bias=shape.bias)
+        self.out = Linear(hidden, shape.n_embd, bias=shape.bias)
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         return self.out(type(self).activation(self.up(x)))
@@ -103,8 +104,8 @@ class GatedMLP(FeedForward):
     def __init__(self, config: FeedForwardConfig, shape: ModelShape) -> None:
         super().__init__()
         hidden = config.hidden_width(shape.n_embd)
-        self.gate_up = nn.Linear(shape.n_embd, 2 * hidden, bias=shape.bias)
-        self.out = nn.Linear(hidden, shape.n_embd, bias=shape.bias)
+        self.gate_up = Linear(shape.n_embd, 2 * hidden, bias=shape.bias)
+        self.out = Linear(hidden, shape.n_embd, bias=shape.bias)
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from minigpt.errors import require_at_least
 from minigpt.model.context import ForwardContext
 from minigpt.model.ffn.base import FFN, FeedForward, FeedForwardConfig, relu_squared
+from minigpt.model.linear import Linear
 from minigpt.model.shape import ModelShape
 
 
@@ -38,11 +39,11 @@ class ConvFeedForward(FeedForward):
         super().__init__()
         hidden = config.hidden_width(shape.n_embd)
         self.kernel = config.kernel
-        self.up = nn.Linear(shape.n_embd, hidden, bias=shape.bias)
+        self.up = Linear(shape.n_embd, hidden, bias=shape.bias)
         self.taps = nn.Parameter(torch.zeros(config.kernel, hidden))  # index -1: the current token
         with torch.no_grad():
             self.taps[-1] = 1
-        self.out = nn.Linear(hidden, shape.n_embd, bias=shape.bias)
+        self.out = Linear(hidden, shape.n_embd, bias=shape.bias)
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         up = self.up(x)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from minigpt.errors import require, require_at_least, require_one_of
 from minigpt.model.context import Auxiliary, ForwardContext
 from minigpt.model.ffn.base import FFN, MLP, FeedForward, FeedForwardConfig, GatedMLP
+from minigpt.model.linear import Linear
 from minigpt.model.shape import ModelShape
 
 # Longer batches of an expert are padded to a multiple: oneDNN compiles a bf16 kernel per length.
@@ -68,7 +69,7 @@ class MixtureOfExperts(FeedForward):
     def __init__(self, config: MixtureConfig, shape: ModelShape) -> None:
         super().__init__()
         self.n_active, self.balance = config.n_active, config.balance
-        self.router = nn.Linear(shape.n_embd, config.n_expert, bias=False)
+        self.router = Linear(shape.n_embd, config.n_expert, bias=False)
         expert = FeedForwardConfig(config.expert, config.expansion)
         self.experts = nn.ModuleList(FFN.build(expert, shape) for _ in range(config.n_expert))
 
