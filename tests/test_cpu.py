@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from minigpt.cpu import (
     MALLOC_SETTINGS,
     SPIN_LIMITS,
     WAIT_SETTINGS,
+    is_amd,
     keep_freed_memory,
     limit_spinning,
 )
@@ -29,6 +31,14 @@ def test_settings_of_the_user_stay(name: str) -> None:
     environment = {name: "as the user says"}
     limit_spinning(environment)
     assert environment == {name: "as the user says"}
+
+
+def test_the_vendor_of_the_cpu(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    assert not is_amd(cpuinfo)  # another system
+    for vendor, expected in (("AuthenticAMD", True), ("GenuineIntel", False)):
+        cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+        assert is_amd(cpuinfo) == expected
 
 
 START = {
