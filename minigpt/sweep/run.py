@@ -19,7 +19,7 @@ from minigpt.sweep.compilation import common_compilation
 from minigpt.sweep.job import FAILED, SweepJob
 from minigpt.sweep.match import SweepConfig
 from minigpt.sweep.plan import PlannedJob, plan
-from minigpt.sweep.together import require_replicas
+from minigpt.sweep.together import cpu_warning, require_replicas
 from minigpt.sweep.watch import SKIPPED, Watch, list_jobs, shown
 from minigpt.train.control import Interrupted, StopRequest, stop_signals
 
@@ -57,8 +57,10 @@ def run_sweep(multirun: Multirun) -> None:
         list_jobs(planned, directory)
         return
     missing = [job for job in planned if not job.finished_before]
+    warning: str | None = None
     if multirun.launcher == "ReplicasLauncher":
         require_replicas(missing, multirun.settings["at_once"])
+        warning = cpu_warning(missing)
     directory.mkdir(parents=True, exist_ok=True)
     arguments = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
     command = ["minigpt", "train", *arguments]
@@ -71,6 +73,8 @@ def run_sweep(multirun: Multirun) -> None:
     try:
         # Jobs in other processes see the file.
         with stop_signals(StopRequest(), lambda number: stop_file.write_text(str(number))), watch:
+            if warning is not None:
+                watch.view.line(f"warning    {warning}")
             if missing:
                 _launch(multirun, task, missing)
         stopped_by = stop_file.read_text() if stop_file.exists() else ""

@@ -11,6 +11,7 @@ from minigpt.config.schema import Config
 from minigpt.errors import UserError, require
 from minigpt.model.compatibility import replica_problems
 from minigpt.run.load import as_trained
+from minigpt.runtime import choose_runtime
 from minigpt.sweep.job import Output, SweepJob, leased_gpu
 from minigpt.sweep.plan import PlannedJob
 from minigpt.train.control import Interrupted, StopRequest, Stopwatch
@@ -57,6 +58,23 @@ def require_replicas(jobs: Iterable[PlannedJob], at_once: int) -> None:
             raise UserError(f"hydra/launcher=replicas: {problem}")
         why = "the runs take their steps together, and not as graphs of their own; use auto or off"
         require(config.trainer.graph != "on", "trainer.graph", config.trainer.graph, why)
+
+
+def cpu_warning(jobs: Iterable[PlannedJob]) -> str | None:
+    """Return a line that recommends another launcher if jobs run on a CPU, otherwise None."""
+    if not any(_is_on_cpu(job.config) for job in jobs if isinstance(job.config, Config)):
+        return None
+    return (
+        "hydra/launcher=replicas gains little on a CPU, whose cores one run fills; "
+        "hydra/launcher=processes, the default, is faster"
+    )
+
+
+def _is_on_cpu(config: Config) -> bool:
+    try:
+        return choose_runtime(config.trainer.device, config.trainer.precision).device == "cpu"
+    except UserError:  # reported when the job starts
+        return False
 
 
 def train_together(sweep: SweepJob, at_once: int) -> None:

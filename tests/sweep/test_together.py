@@ -67,6 +67,15 @@ def test_replicas_equal_separate_runs(cli: Cli) -> None:
     assert len(losses) == 8
 
 
+def test_replicas_on_a_cpu_recommend_processes(cli: Cli) -> None:
+    options = ["-m", *TINY, "hydra.sweep.dir=sweep", "seed=1,2", REPLICAS]
+    line = "hydra/launcher=processes, the default, is faster"
+    shown = cli("train", *options)
+    assert (shown.out + shown.err).count(line) == 1
+    again = cli("train", *options)  # nothing to train
+    assert line not in again.out + again.err
+
+
 def test_designs_lengths_and_documents_are_grouped(cli: Cli) -> None:
     options = ["model=rope,t5", "seed=1,2", "trainer.max_steps=4,7", "trainer.precision=fp32"]
     options.append(r"data.document_separator='\n'")
