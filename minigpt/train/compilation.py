@@ -33,6 +33,7 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"
 CACHE_OF_USER = os.environ.get(CACHE)
 COMPILERS = {"darwin": "clang++", "win32": "cl"}  # Inductor's defaults; g++ elsewhere
 FILL = "fill_uninitialized_memory"  # of torch's deterministic mode: costs time, changes nothing
+_design_in_process: Path | None = None  # the design whose compiled code this process has
 
 
 class Cost(NamedTuple):
@@ -147,7 +148,7 @@ def compiled_loss(model: GPT, batch: Batch, runtime: Runtime, cached: Path) -> L
     torch.compile.
     """
     os.environ[CACHE] = str(cached.parent.parent)
-    torch.compiler.reset()  # torch.compile's recompile limit is per process
+    _keep_code_of(cached)
     # Several graphs only where the backend is not compiled: others would recompile in each step.
     one_graph = model.backend_name != "blockwise"
     loss = torch.compile(model.training_loss, fullgraph=one_graph, dynamic=False)
@@ -158,6 +159,18 @@ def compiled_loss(model: GPT, batch: Batch, runtime: Runtime, cached: Path) -> L
         value.backward()
     model.zero_grad()
     return loss
+
+
+def _keep_code_of(cached: Path) -> None:
+    """Remove the compiled code of this process, unless it is that of the same design.
+
+    Another run of the design, such as the next seed of a sweep, then starts at once. Without this,
+    a process would reach torch.compile's recompile limit after a few designs.
+    """
+    global _design_in_process  # as torch.compile's own state
+    if cached != _design_in_process:
+        torch.compiler.reset()
+    _design_in_process = cached
 
 
 @contextmanager

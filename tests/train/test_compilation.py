@@ -141,6 +141,24 @@ def test_a_compiled_run_resumes_bit_equal_and_fills_the_cache(
 
 @needs_compiler
 @pytest.mark.slow
+def test_the_next_run_of_a_design_reuses_the_code_of_the_process(cli: Cli) -> None:
+    options = [*TINY, "trainer.compile=true", "data.dir=data"]
+
+    def graphs_after(run: str, *more: str) -> int:
+        assert cli("train", *options, *more, f"hydra.run.dir={run}").code == 0
+        return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+    torch.compiler.reset()
+    first = graphs_after("first", "seed=1")
+    assert graphs_after("second", "seed=2") == first
+    assert graphs_after("wider", "seed=2", "model.n_embd=40") > first
+    graphs_after("alone", "seed=2")  # after another design
+    weights = [Path(run, "checkpoints/last/model.safetensors") for run in ("second", "alone")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@needs_compiler
+@pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one thread computes in order")
 def test_compiled_runs_with_several_threads_are_bit_equal(cli: Cli) -> None:
     large = [*("model.n_embd=64", "model.block_size=64", "trainer.batch_size=32")]
