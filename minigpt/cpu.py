@@ -24,7 +24,7 @@ def is_amd(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 # OpenMP, which torch brings on Linux (its own default is 300,000), milliseconds for LLVM's and
 # Intel's (200). While other programs have the cores, a spinning thread keeps the one it waits for
 # from running. How long a check takes depends on the CPU: on an Intel Xeon 1,000 checks cost a
-# third of the speed of a quiet machine, on an AMD EPYC 2,000 cost nothing measurable.
+# third of the speed of a quiet machine, on an AMD EPYC 2,000 cost a few per cent.
 SPIN_LIMITS = {"GOMP_SPINCOUNT": "2000" if is_amd() else "10000", "KMP_BLOCKTIME": "1"}
 WAIT_SETTINGS = (*SPIN_LIMITS, "OMP_WAIT_POLICY", "KMP_LIBRARY")
 # Bytes. glibc returns freed blocks above the first, and memory at the end of the heap above the

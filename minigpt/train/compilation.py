@@ -33,7 +33,10 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"
 CACHE_OF_USER = os.environ.get(CACHE)
 COMPILERS = {"darwin": "clang++", "win32": "cl"}  # Inductor's defaults; g++ elsewhere
 FILL = "fill_uninitialized_memory"  # of torch's deterministic mode: costs time, changes nothing
-_design_in_process: Path | None = None  # the design whose compiled code this process has
+# Runs that share the code of a process: fewer than torch.compile's recompile limit, because a run
+# whose guards fail adds code.
+RUNS_OF_CODE = 4
+_code_in_process: tuple[Path | None, int] = (None, 0)  # its design, and the number of its runs
 
 
 class Cost(NamedTuple):
@@ -164,13 +167,15 @@ def compiled_loss(model: GPT, batch: Batch, runtime: Runtime, cached: Path) -> L
 def _keep_code_of(cached: Path) -> None:
     """Remove the compiled code of this process, unless it is that of the same design.
 
-    Another run of the design, such as the next seed of a sweep, then starts at once. Without this,
-    a process would reach torch.compile's recompile limit after a few designs.
+    Another run of the design, such as the next seed of a sweep, then starts at once. See
+    RUNS_OF_CODE.
     """
-    global _design_in_process  # as torch.compile's own state
-    if cached != _design_in_process:
+    global _code_in_process  # as torch.compile's own state
+    design, runs = _code_in_process
+    if cached != design or runs == RUNS_OF_CODE:
         torch.compiler.reset()
-    _design_in_process = cached
+        runs = 0
+    _code_in_process = (cached, runs + 1)
 
 
 @contextmanager
