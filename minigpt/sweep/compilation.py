@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from minigpt.config.saved import read_config
 from minigpt.config.schema import Config
@@ -13,10 +14,13 @@ from minigpt.sweep.plan import PlannedJob
 from minigpt.train.compilation import Choice, Planned, choose_compilation, vocabulary_size
 
 
-def common_compilation(jobs: Sequence[PlannedJob]) -> Choice | None:
+def common_compilation(
+    jobs: Sequence[PlannedJob], threads: int | None, processes: int | None
+) -> Choice | None:
     """Return the choice for all runs with `auto`: that of earlier ones, else one for their sum.
 
-    None if there are no such runs.
+    None if there are no such runs. `threads`: of each job, None for torch's default; `processes`:
+    see `choose_compilation`.
     """
     automatic = [
         (job, job.config)
@@ -34,5 +38,6 @@ def common_compilation(jobs: Sequence[PlannedJob]) -> Choice | None:
             source = repr((config.data, config.tokenizer))
             if source not in n_vocab:
                 n_vocab[source] = vocabulary_size(config)
-            planned.append(Planned(config, n_vocab[source]))
-    return choose_compilation(planned) if planned else None
+            trainer = replace(config.trainer, threads=config.trainer.threads or threads)
+            planned.append(Planned(replace(config, trainer=trainer), n_vocab[source]))
+    return choose_compilation(planned, processes) if planned else None

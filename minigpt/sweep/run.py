@@ -68,7 +68,8 @@ def run_sweep(multirun: Multirun) -> None:
 
     stop_file = directory / f".stop_{uuid.uuid4().hex[:8]}"
     threads = threads_each(multirun, len(planned))
-    task = SweepJob(missing, stop_file, options.fail_fast, threads, common_compilation(planned))
+    compilation = common_compilation(planned, threads, jobs_at_once(multirun, len(planned)))
+    task = SweepJob(missing, stop_file, options.fail_fast, threads, compilation)
     watch = Watch(planned, shown(directory))
     try:
         # Jobs in other processes see the file.
@@ -115,11 +116,14 @@ def _launch(multirun: Multirun, task: SweepJob, missing: list[PlannedJob]) -> No
 
 def threads_each(multirun: Multirun, n_jobs: int) -> int | None:
     """Return the number of threads per job, so that jobs share the cores; None: torch's default."""
+    n = jobs_at_once(multirun, n_jobs)
+    return None if n is None or n <= 1 else max(1, _cores() // n)
+
+
+def jobs_at_once(multirun: Multirun, n_jobs: int) -> int | None:
+    """Return the number of concurrent jobs on this machine; None: the launcher does not say."""
     at_once = AT_ONCE.get(multirun.launcher)
-    if at_once is None:
-        return None
-    n = min(at_once(multirun.settings), n_jobs)
-    return None if n <= 1 else max(1, _cores() // n)
+    return None if at_once is None else min(at_once(multirun.settings), n_jobs)
 
 
 def processes_at_once(at_once: int | None) -> int:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import groupby
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +44,7 @@ _code_in_process: tuple[Path | None, int] = (None, 0)  # its design, and the num
 class Cost(NamedTuple):
     """Training FLOPs during which compiled steps save as much time as preparing them takes.
 
-    `load`: code from the cache, for every run. `compile`: a new design.
+    `load`: code from the cache, for runs that share it, see RUNS_OF_CODE. `compile`: a new design.
     """
 
     load: float
@@ -107,11 +109,12 @@ def cache_folder(config: Config) -> Path:
     return Path(CACHE_OF_USER or config.data.directory / "compiled").absolute()
 
 
-def choose_compilation(planned: Sequence[Planned]) -> Choice:
+def choose_compilation(planned: Sequence[Planned], processes: int | None = None) -> Choice:
     """Decide `trainer.compile=auto` for runs that must compute alike: one run, or a sweep.
 
     They are compiled if the compiled steps are expected to save more time than compiling takes,
-    which depends on their FLOPs, not on a timing: see COSTS.
+    which depends on their FLOPs, not on a timing: see COSTS. `processes`: the number of processes
+    that share the runs; None: one for each run.
     """
     first = planned[0].config.trainer
     if first.compile != "auto":
@@ -120,16 +123,22 @@ def choose_compilation(planned: Sequence[Planned]) -> Choice:
     cost = COSTS.get(runtime.device)
     if cost is None:
         return Choice(False, f"trainer.compile=auto does not compile on {runtime.device}")
-    files = {run.cached(runtime) for run in planned}
-    new = sum(not file.exists() for file in files)
+    files = [run.cached(runtime) for run in planned]
+    new = sum(not file.exists() for file in set(files))
     flops = sum(run.flops for run in planned)
-    if flops < len(planned) * cost.load + new * cost.compile:
+    if flops < _loads(files, processes or len(files)) * cost.load + new * cost.compile:
         steps = sum(run.config.trainer.max_steps for run in planned)
         return Choice(False, f"{steps:,} steps are too few to make up for compiling")
     missing = _missing_compiler(runtime.device)
     if missing is not None:
         return Choice(False, missing)
     return Choice(True, "not in the cache yet" if new else "in the cache")
+
+
+def _loads(files: Sequence[Path], processes: int) -> int:
+    """Return how often code is loaded for runs in this order: see `_keep_code_of`."""
+    counts = [len(list(runs)) for _, runs in groupby(files)]
+    return sum(max(min(n, processes), ceil(n / RUNS_OF_CODE)) for n in counts)
 
 
 def _missing_compiler(device: str) -> str | None:

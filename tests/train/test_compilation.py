@@ -64,9 +64,27 @@ def test_seeds_share_the_cost_of_compiling(config: Config) -> None:
     assert not choose_compilation([with_steps(config, few)]).compiled
     seeds = [Planned(replace(with_steps(config, few).config, seed=seed), 65) for seed in range(4)]
     assert choose_compilation(seeds).compiled
+    assert choose_compilation(seeds, processes=1).compiled
     wider = replace(config.model, n_embd=136)
     designs = [seeds[0], Planned(replace(seeds[1].config, model=wider), 65)]
     assert not choose_compilation(designs).compiled
+
+
+@needs_compiler
+def test_runs_in_one_process_load_their_code_once(config: Config) -> None:
+    steps = steps_for(config, DEFAULT_COST.load / 2)
+    mark_as_cached(with_steps(config, 1))
+    seeds = [Planned(replace(with_steps(config, steps).config, seed=seed), 65) for seed in range(4)]
+    assert choose_compilation(seeds, processes=1).compiled
+    assert choose_compilation(seeds, processes=2).compiled
+    assert not choose_compilation(seeds, processes=3).compiled
+    assert not choose_compilation(seeds).compiled  # one each
+    wider = [replace(seed.config, model=replace(config.model, n_embd=136)) for seed in seeds]
+    mark_as_cached(Planned(wider[0], 65))
+    others = [Planned(config, 65) for config in wider]
+    assert choose_compilation(seeds + others, processes=1).compiled
+    in_turn = [run for pair in zip(seeds, others, strict=True) for run in pair]
+    assert not choose_compilation(in_turn, processes=1).compiled
 
 
 @pytest.mark.parametrize("attention", ATTENTION.names())
