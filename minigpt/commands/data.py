@@ -67,22 +67,25 @@ def _print_sizes(configs: list[Config], prepared: list[Prepared], console: Conso
     import torch
     from rich.table import Table
 
-    sizes = Table("tokenizer", "vocabulary", "train tokens", "val tokens", "bytes/token", "sha256")
-    documents = Table("tokenizer", "train documents", "val", "median tokens", "longest")
+    names = [split.name for split in prepared[0].tokens.splits]
+    columns = [f"{name} tokens" for name in names]
+    sizes = Table("tokenizer", "vocabulary", *columns, "bytes/token", "sha256")
+    columns = [f"{name} documents" for name in names]
+    documents = Table("tokenizer", *columns, "median tokens", "longest")
     for config, data in zip(configs, prepared, strict=True):
-        name, train, val = config.tokenizer.name, data.tokens.train, data.tokens.val
-        counts = (data.tokenizer.n_vocab, len(train.tokens), len(val.tokens))
-        bytes_per_token = data.corpus.n_bytes / (len(train.tokens) + len(val.tokens))
+        name, n_tokens = config.tokenizer.name, [len(split.tokens) for split in data.tokens.splits]
+        counts = (data.tokenizer.n_vocab, *n_tokens)
+        bytes_per_token = data.corpus.n_bytes / sum(n_tokens)
         fingerprint = data.tokenizer.fingerprint[:12]
         sizes.add_row(name, *(f"{n:,}" for n in counts), f"{bytes_per_token:.3f}", fingerprint)
-        n_documents = (len(train.document_lengths), len(val.document_lengths))
-        lengths = torch.cat((train.document_lengths, val.document_lengths))
-        statistics = (*n_documents, lengths.median(), lengths.max())
+        by_split = [split.document_lengths for split in data.tokens.splits]
+        lengths = torch.cat(by_split)
+        statistics = (*map(len, by_split), lengths.median(), lengths.max())
         documents.add_row(name, *(f"{n:,}" for n in statistics))
     corpus, data_config = prepared[0].corpus, configs[0].data
     characters = corpus.characters.values()
     counts = (corpus.n_bytes, sum(characters), *characters)
-    table = Table("corpus", "bytes", "characters", "train", "val")
+    table = Table("corpus", "bytes", "characters", *names)
     table.add_row(data_config.name, *(f"{n:,}" for n in counts))
     console.print(table)
     console.print(f"sha256 {corpus.sha256}", soft_wrap=True)

@@ -36,11 +36,12 @@ RANDOM_BATCHES = (
 
 
 def main(arguments: list[str]) -> None:
-    """Print the losses of both splits and the requested curves, and add them to eval.json."""
+    """Print the losses of all splits and the requested curves, and add them to eval.json."""
     parser = Parser(
         "eval",
-        "Evaluate a trained run: one full pass over the validation split, in windows that do not\n"
-        "overlap, and one over as many tokens from the start of the training split.\n"
+        "Evaluate a trained run: one full pass over the validation split (and the test split, if\n"
+        "the run has one), in windows that do not overlap, and one over as many tokens from the\n"
+        "start of the training split.\n"
         "With --lengths or --by-position: curves of the validation split, plotted in RUN/eval/.\n"
         "With --quantize: also the increase in validation loss caused by quantization.",
         [
@@ -124,6 +125,7 @@ def _evaluate_run(
         from minigpt.evaluate.loss_curves import require_lengths
         from minigpt.evaluate.record import (
             FULL_TRAIN,
+            TEST,
             TRAIN_SLICE,
             VAL,
             is_recorded,
@@ -137,7 +139,8 @@ def _evaluate_run(
         if options.quantize is not None:
             trained, quantization = quantized(plain, options.quantize)
         train = FULL_TRAIN if options.full else TRAIN_SLICE
-        wanted = (trained, (train, VAL), lengths, options.by_position)
+        test = [TEST] if trained.config.data.test_fraction else []
+        wanted = (trained, [train, VAL, *test], lengths, options.by_position)
         skipped = skip_if_recorded and is_recorded(*wanted)
         tokens = None if skipped else trained.tokens()
     if tokens is None:
@@ -168,7 +171,7 @@ def _evaluate_splits(
     console: Console,
     progress: Progress,
 ) -> Evaluation:
-    """Print and save the losses of both splits, and return the validation loss.
+    """Print and save the losses of all splits, and return the validation loss.
 
     `train`: TRAIN_SLICE or FULL_TRAIN, the part of the training split.
     `plain`: the run without `quantization`; its validation loss is printed for comparison.
@@ -177,7 +180,7 @@ def _evaluate_splits(
 
     from minigpt.evaluate.loss import evaluate
     from minigpt.evaluate.loss_curves import HEADINGS, cells
-    from minigpt.evaluate.record import FULL_TRAIN, VAL, losses, save_evaluation
+    from minigpt.evaluate.record import FULL_TRAIN, TEST, VAL, losses, save_evaluation
 
     table = Table("split", "tokens", *HEADINGS)
 
@@ -194,6 +197,8 @@ def _evaluate_splits(
         values: dict[str, Any] = losses(train, split, loss(trained.model, split, "train"))
         val = loss(trained.model, tokens.val, "val")
         values |= losses(VAL, tokens.val, val)
+        if tokens.test is not None:
+            values |= losses(TEST, tokens.test, loss(trained.model, tokens.test, "test"))
         if quantization is not None:
             difference = val.loss - loss(plain.model, tokens.val, "val, not quantized").loss
             values["quantization"] = asdict(quantization) | {"val_loss_difference": difference}

@@ -30,6 +30,8 @@ class DataConfig:
 
     `dir`: the folder of cached files; None: the environment variable MINIGPT_DATA, or data.
     `train_fraction`: the first int(train_fraction * n) characters are the training split.
+    `test_fraction`: the last int(test_fraction * n) of the n other characters are the test split,
+    the rest the validation split; 0: no test split.
     `document_separator`: the string that ends each document, in which \\n, \\t, \\r and \\\\ are
     escapes. FILE: each file is a document, which FILE_END ends. None: each split is one document.
     """
@@ -37,6 +39,7 @@ class DataConfig:
     name: str
     dir: str | None
     train_fraction: float
+    test_fraction: float = field(default=0.0, kw_only=True)
     document_separator: str | None = field(default=None, kw_only=True)
 
     @property
@@ -69,6 +72,11 @@ class DataConfig:
             "must be between 0 and 1, so that neither split is empty",
         )
         require(0 < fraction < 1, "data.train_fraction", fraction, why)
+        test, why = (
+            self.test_fraction,
+            "must be 0 or more and below 1: it is of the validation text",
+        )
+        require(0 <= test < 1, "data.test_fraction", test, why)
         escaped = self.document_separator
         if escaped is not None:
             key = "data.document_separator"
@@ -94,7 +102,7 @@ def escape(text: str) -> str:
 
 
 class Corpus(ABC):
-    """A text with a training and a validation split, its tokenizer and its tokens.
+    """A text with its splits, its tokenizer and its tokens.
 
     `sha256`, `n_bytes`: digest and size of the UTF-8 text. `characters`: count by split name.
     `left_out`: one line about files that are not part of the text; None if there are none.
@@ -111,21 +119,27 @@ class Corpus(ABC):
 
     @abstractmethod
     def tokens(self, tokenizer: Tokenizer, directory: Path) -> TokenData:
-        """Return both splits as tokens, cached in `directory`.
+        """Return all splits as tokens, cached in `directory`.
 
         Raises UserError if the corpus is stored as tokens of another tokenizer.
         """
 
 
 class TextCorpus(Corpus):
-    """A text in memory. Its first `n_train` characters are the training split.
+    """A text in memory. Its first `n_train` characters are the training split, its last `n_test`
+    the test split.
 
     Each document ends with `separator`; with None each split is one document.
     """
 
-    def __init__(self, text: str, n_train: int, separator: str | None = None) -> None:
-        self.text, self.n_train, self.separator = text, n_train, separator
-        self.splits = {"train": text[:n_train], "val": text[n_train:]}
+    def __init__(
+        self, text: str, n_train: int, separator: str | None = None, n_test: int = 0
+    ) -> None:
+        self.text, self.n_train, self.n_test, self.separator = text, n_train, n_test, separator
+        n_val = len(text) - n_train - n_test
+        self.splits = {"train": text[:n_train], "val": text[n_train : n_train + n_val]}
+        if n_test:
+            self.splits["test"] = text[-n_test:]
         self.characters = {name: len(part) for name, part in self.splits.items()}
         content = text.encode("utf-8")
         self.n_bytes, self.sha256 = len(content), sha256(content)
@@ -135,7 +149,8 @@ class TextCorpus(Corpus):
         return create(config, self.text, self.n_train, directory)
 
     def tokens(self, tokenizer: Tokenizer, directory: Path) -> TokenData:
-        key = (CACHE_FORMAT, self.sha256, self.n_train, self.separator, tokenizer.fingerprint)
+        sizes = (self.n_train, self.n_test) if self.n_test else (self.n_train,)
+        key = (CACHE_FORMAT, self.sha256, *sizes, self.separator, tokenizer.fingerprint)
         path = directory / "tokens" / f"{sha256(json.dumps(key))}.safetensors"
         return read_tokens(path) or write_tokens(path, self.splits, self.separator, tokenizer)
 
@@ -170,7 +185,9 @@ class TextSource(Source):
     def corpus(self) -> TextCorpus:
         """Return the corpus. Raises UserError if it is too short or lacks the separator."""
         text = self.read()
-        corpus = TextCorpus(text, n_train(self.config, len(text)), self.config.separator)
+        train = n_train(self.config, len(text))
+        test = n_test(self.config, len(text) - train)
+        corpus = TextCorpus(text, train, self.config.separator, test)
         for name, part in corpus.splits.items():
             has_separator = corpus.separator is None or corpus.separator in part
             require_separator(has_separator, self.config, name, "\r\n" in part)
@@ -187,6 +204,20 @@ def n_train(config: DataConfig, n: int) -> int:
             f"data.train_fraction={config.train_fraction}; use more text"
         )
     return n_train
+
+
+def n_test(config: DataConfig, n: int) -> int:
+    """Return the number of test characters, of n that are not for training.
+
+    Raises UserError if a test split is configured and it, or the validation split, is empty.
+    """
+    n_test = int(config.test_fraction * n)
+    if config.test_fraction and n_test == 0:
+        raise UserError(
+            f"data={config.name}: {n} characters of validation are too few to split at "
+            f"data.test_fraction={config.test_fraction}; use more text"
+        )
+    return n_test
 
 
 def require_separator(in_split: bool, config: DataConfig, split: str, has_crlf: bool) -> None:

@@ -99,7 +99,12 @@ class Index:
 
 
 def data_settings(config: DataConfig) -> dict[str, Any]:
-    """Return the options that determine the splits, by full key."""
+    """Return the options that determine the splits, by full key.
+
+    Raises UserError for a test split.
+    """
+    why = "shards have no test split; use data=text, or 0"
+    require(config.test_fraction == 0, "data.test_fraction", config.test_fraction, why)
     return {
         "data.train_fraction": config.train_fraction,
         "data.document_separator": FILE if config.document_separator == FILE else config.separator,

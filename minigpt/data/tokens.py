@@ -116,14 +116,20 @@ class Split:
 
 @dataclass(frozen=True)
 class TokenData:
-    """The tokens of both splits."""
+    """The tokens of each split. `test`: None without `data.test_fraction`."""
 
     train: Split
     val: Split
+    test: Split | None = None
+
+    @property
+    def splits(self) -> list[Split]:
+        """Return the splits that there are."""
+        return [split for split in (self.train, self.val, self.test) if split is not None]
 
     def to(self, device: str) -> TokenData:
         """Return the same data on a device."""
-        return TokenData(self.train.to(device), self.val.to(device))
+        return TokenData(*(split.to(device) for split in self.splits))
 
     def train_slice(self, tokenizer: Tokenizer) -> Split:
         """Return the first tokens of the training split, as many as the validation split has.
@@ -135,7 +141,7 @@ class TokenData:
 
     def require_block(self, block_size: int) -> None:
         """Raise UserError unless each split has at least one window of block_size + 1 tokens."""
-        for split in (self.train, self.val):
+        for split in self.splits:
             n, needed = len(split.tokens), block_size + 1
             why = f"the {split.name} split has only {n} tokens, one window needs {needed}"
             remedy = "use more text or a smaller block"
@@ -168,7 +174,7 @@ def encode_documents(
 def write_tokens(
     path: Path, splits: dict[str, str], separator: str | None, tokenizer: Tokenizer
 ) -> TokenData:
-    """Encode both splits and write them to a safetensors file.
+    """Encode the splits and write them to a safetensors file.
 
     Writing is atomic: processes that write the same file at the same time all succeed.
     """
@@ -202,4 +208,4 @@ def _token_data(tensors: dict[str, Tensor], n_bytes: dict[str, str]) -> TokenDat
         ids = tensors.get(f"{name}_documents")
         return Split(name, tensors[name], int(n_bytes[name]), ids)
 
-    return TokenData(split("train"), split("val"))
+    return TokenData(*(split(name) for name in ("train", "val", "test") if name in tensors))

@@ -16,7 +16,8 @@ from minigpt.files import sha256, write_json
 from minigpt.run.load import TrainedRun
 
 CURVES = ("lengths", "by_position")  # entries that each evaluation extends
-TRAIN_SLICE, FULL_TRAIN, VAL = "train", "full_train", "val"  # what a loss is of, in its key
+# What a loss is of, in its key.
+TRAIN_SLICE, FULL_TRAIN, VAL, TEST = "train", "full_train", "val", "test"
 
 
 def losses(part: str, split: Split, result: Evaluation) -> dict[str, float]:

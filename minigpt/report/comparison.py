@@ -35,6 +35,8 @@ class Measure:
 
 LOSS = Measure("val_loss", "validation loss", "nats/token")
 BITS = Measure("val_bits_per_byte", "validation loss", "bits/byte")
+TEST_LOSS = Measure("test_loss", "test loss", "nats/token")
+TEST_BITS = Measure("test_bits_per_byte", "test loss", "bits/byte")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ class Comparison:
         return sorted(self.designs, key=rank)
 
     @property
+    def validation(self) -> Measure:
+        """The validation loss, which curves are of, in the unit of `measure`."""
+        return LOSS if self.one_tokenizer else BITS
+
+    @property
     def seeds(self) -> list[int]:
         """Every seed of a finished run."""
         return sorted({seed for design in self.designs for seed in design.by_seed})
@@ -94,7 +101,7 @@ def compare(
     finished = [run for design in designs for run in design.runs]
     one_tokenizer = len(_values(finished, _tokenizer)) < 2
     comparable = len(_values(finished, _text)) < 2
-    measure = LOSS if one_tokenizer else BITS
+    measure = _measure(finished, one_tokenizer)
     if baseline is None:
         base = next((design for design in designs if design.runs), None)
     elif not designs:
@@ -117,6 +124,13 @@ def compare(
     comparison.warnings.extend(warnings(comparison, by))
     comparison.notes.extend(notes(comparison))
     return comparison
+
+
+def _measure(finished: Sequence[Run], one_tokenizer: bool) -> Measure:
+    """Return the loss to compare by: of the test split, if every run has one."""
+    if finished and all(run.number(TEST_LOSS.key) is not None for run in finished):
+        return TEST_LOSS if one_tokenizer else TEST_BITS
+    return LOSS if one_tokenizer else BITS
 
 
 def _differences(

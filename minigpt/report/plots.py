@@ -80,7 +80,7 @@ def styles(designs: Sequence[Design]) -> dict[str, Style]:
 
 def plots(comparison: Comparison, checkpoint: str | None) -> list[Plot]:
     """Return the plots that have data, in the order of the page."""
-    drafts = [learning(comparison, comparison.measure.key)]
+    drafts = [learning(comparison, comparison.validation.key)]
     if comparison.one_tokenizer:
         drafts.append(learning(comparison, "train_loss"))
     if checkpoint is not None:
@@ -99,7 +99,7 @@ AXES = {"step": "steps", "tokens": "tokens", "FLOPs": "FLOPs", "seconds": "secon
 
 def learning(comparison: Comparison, key: str) -> Plot | None:
     """Return the plot of a metric during training, by step, tokens, FLOPs and seconds."""
-    measure = comparison.measure
+    measure = comparison.validation
     is_training_loss = key == "train_loss"
     name = "training loss" if is_training_loss else measure.name
     unit = LOSS.unit if is_training_loss else measure.unit
@@ -174,7 +174,7 @@ def _axes(run: Run, steps: list[int]) -> dict[str, Sequence[float]]:
 
 def length_plot(comparison: Comparison, checkpoint: str) -> Plot | None:
     """Return the plot of the measure by context length."""
-    measure = comparison.measure
+    measure = comparison.validation
     known = lengths(comparison.designs, checkpoint)
     by_label = styles(comparison.designs)
     figure = _figure(f"{measure.name}, {measure.unit}", "context length, tokens")

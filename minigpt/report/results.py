@@ -53,6 +53,8 @@ def leaderboard(comparison: Comparison) -> Table:
         Column("val_loss", "val loss"),
         Column("val_perplexity", "perplexity"),
         Column("val_bits_per_byte", "bits/byte"),
+        Column("test_loss", "test loss"),
+        Column("test_bits_per_byte", "test bits/byte"),
         Column("train_loss", "train loss"),
     ]
     columns = [
@@ -144,7 +146,7 @@ def differences(comparison: Comparison) -> Table:
 
 def by_length(comparison: Comparison, checkpoint: str) -> Table:
     """Return the measure by context length, from `minigpt eval --lengths`."""
-    measure = comparison.measure
+    measure = comparison.validation
     sizes = lengths(comparison.designs, checkpoint)
     columns = [Column("design"), *(Column(f"at_{n}", f"{n:,}") for n in sizes)]
     rows: list[list[Cell]] = []

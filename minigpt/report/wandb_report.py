@@ -116,7 +116,7 @@ def _panels(comparison: Comparison) -> list[Any]:
     measure = comparison.measure
     spread: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
     extremes: dict[str, Any] = {"groupby_aggfunc": "median", "groupby_rangefunc": "minmax"}
-    curves = [measure.key, *(["train_loss"] if comparison.one_tokenizer else [])]
+    curves = [comparison.validation.key, *(["train_loss"] if comparison.one_tokenizer else [])]
     panels: list[Any] = [
         wr.LinePlot(title=f"{key} by {x}", x=x, y=[key], title_x=x, title_y=key, **spread)
         for key in curves

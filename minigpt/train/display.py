@@ -198,6 +198,8 @@ class Display:
                 ("perplexity", f"{result['val_perplexity']:.3f}"),
                 ("bits/byte", f"{result['val_bits_per_byte']:.4f}"),
             ]
+        if "test_loss" in result:
+            rows.append(("test loss", f"{result['test_loss']:.4f} nats/token (full pass)"))
         rows += [("time", duration(result["seconds"])), ("run", str(run.path))]
         for number, command in enumerate(commands):
             rows.append(("" if number else "next", f"minigpt {command}{path}"))

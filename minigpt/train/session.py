@@ -158,7 +158,7 @@ def create_run(
             f"`minigpt train resume={run.path}`, or choose another directory"
         )
     setup.tokenizer.save(run.tokenizer)
-    splits = (setup.data.train, setup.data.val)
+    splits = setup.data.splits
     return {
         **provenance(command),
         "device": setup.runtime.describe(),

@@ -165,9 +165,11 @@ class Trainer:
         """
         progress, runtime = self.progress, self.runtime
         tokens = progress.step * self.tokens_per_step
-        val_loss, train_loss = progress.val_loss, None
+        val_loss, train_loss, test = progress.val_loss, None, {}
         if status == "finished":
             train_loss = self._pass_over(self.data.train_slice(self.tokenizer)).loss
+            if self.data.test is not None:
+                test = self._pass_over(self.data.test).metrics("test")
         return {
             "status": status,
             "seed": self.config.seed,
@@ -178,6 +180,7 @@ class Trainer:
             "best_val_loss": progress.best_val_loss,
             "val_perplexity": None if val_loss is None else perplexity(val_loss),
             "val_bits_per_byte": progress.val_bits_per_byte,
+            **test,
             "parameters": self.model.parameter_counts(),
             "flops_per_token": self.model.flops_per_token(),
             "tokens_per_second": tokens / progress.step_seconds if progress.step_seconds else None,
