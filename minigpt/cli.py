@@ -21,6 +21,7 @@ COMMANDS = {
     "runs": "list runs, newest first (minigpt runs --status finished)",
     "rm": "delete runs and sweeps; asks first (minigpt rm runs/NAME)",
     "inspect": "plot a run's attention maps and positional scheme (minigpt inspect latest)",
+    "compare": "compare designs, each at its own best (minigpt compare model=rope,alibi)",
     "tune": "search hyperparameters (minigpt tune optimizer.lr=1e-3,4e-3)",
     "bench": "measure speed on this machine (minigpt bench train model=rope,alibi)",
     "data": "prepare a corpus and compare tokenizers on it (minigpt data)",
@@ -108,7 +109,7 @@ def complete(arguments: list[str]) -> int:
         if command in RUN_COMMANDS:
             words = overrides.split(" ")
             print(" ".join(name for name in _run_names(command) if name.startswith(words[-1])))
-        if command not in ("train", "tune", "bench", "data"):
+        if command not in ("train", "compare", "tune", "bench", "data"):
             return 0
         os.environ["COMP_LINE"] = f"{program} {overrides}"
     return run_command("train", arguments)

@@ -65,7 +65,16 @@ TEXT = "".join(f"Line {i}: the quick brown fox jumps over {i * i} lazy dogs.\n" 
 
 # Tests that train runs through the command line, start processes, or are large matrices.
 MEDIUM = (
-    *("bench/", "inference/", "logger/", "studies/", "sweep/", "train/", "tune/"),
+    *(
+        "bench/",
+        "compare/test_compare.py",
+        "inference/",
+        "logger/",
+        "studies/",
+        "sweep/",
+        "train/",
+        "tune/",
+    ),
     *("data/test_shards.py", "evaluate/test_eval_runs.py", "evaluate/test_inspect.py"),
     *("model/test_designs.py", "report/test_listing.py", "run/test_latest.py"),
     *("run/test_removal.py", "test_api.py", "test_cli.py", "test_scripts.py", "test_use.py"),

@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import hydra
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -255,17 +258,33 @@ def multirun(
     of_experiment = [f"{key}={value}" for key, value in params.items()]
     require_current_overrides(of_experiment)
     parser = OverridesParser.create(config_loader=context.config_loader)
+    jobs = jobs_of(parser.parse_overrides([*of_experiment, *arguments]))
     settings = OmegaConf.to_container(config.hydra.launcher, resolve=True)
     assert isinstance(settings, dict)
     target = settings.pop("_target_")
     return Multirun(
-        jobs=jobs_of(parser.parse_overrides([*of_experiment, *arguments])),
+        jobs=jobs,
         directory=config.hydra.sweep.dir,
         launcher=target.rpartition(".")[2],
         settings={str(key): value for key, value in settings.items()},
         _context=context,
         _config=config,
     )
+
+
+def compose_multirun(overrides: list[str]) -> Multirun:
+    """Return the sweep that `minigpt train -m` would run. Raises UserError."""
+    register()
+    overrides = [quoted(override) for override in overrides]
+    require_current_overrides(overrides)
+    require_choices(overrides)
+    directory = str(config_directory())
+    with one_line_errors(overrides), initialize_config_dir(directory, version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration(ROOT, overrides, RunMode.MULTIRUN)
+        context = HydraContext(config_loader=loader, callbacks=Callbacks(config))
+        params, arguments = config.hydra.sweeper.params or {}, list(config.hydra.overrides.task)
+        return multirun(context, config, params, arguments)
 
 
 def job_number() -> int:

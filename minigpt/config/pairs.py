@@ -12,6 +12,9 @@ from minigpt.errors import did_you_mean
 MISTYPED = 0.8  # similarity of a mistyped flag
 
 
+Values = dict[str, Any]  # by key: str (as typed), int, float, bool or None
+
+
 class Override(NamedTuple):
     """One override. `key` has no prefix (+, ++, ~); `value` is as typed, '' if missing."""
 
@@ -38,10 +41,28 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return by_key
 
 
+def as_typed(value: Any) -> str:
+    """Return a value as Hydra's grammar writes it; floats round-trip exactly."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, str) else repr(value)
+
+
 def parse_override(text: str) -> Override:
     """Split an override at its first '='."""
     key, _, value = text.partition("=")
     return Override(key.lstrip("+~"), value)
+
+
+def described_values(values: Values, separator: str = " ") -> str:
+    """Return values with short keys and three digits."""
+    return separator.join(
+        f"{parse_override(key).short_key}="
+        + (f"{value:.3g}" if isinstance(value, float) else as_typed(value))
+        for key, value in values.items()
+    )
 
 
 def similar_option(key: str, value: str, known: Iterable[str]) -> str:

@@ -46,7 +46,8 @@ class Comparison:
     `differences`: each other design minus the baseline, by label, with Holm's correction over all.
     `best`: labels of the lowest mean and of designs not significantly worse than it; empty unless
     `comparable`, which is False if losses are of different texts. `match`: the quantity that
-    `sweep.match` made equal, `matched`: the keys it set.
+    `sweep.match` made equal, `matched`: the keys it set. `tuned`: keys that a search chose for each
+    design.
     """
 
     collection: RunCollection
@@ -59,6 +60,7 @@ class Comparison:
     best: set[str]
     match: str | None
     matched: list[str]
+    tuned: list[str]
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -71,6 +73,16 @@ class Comparison:
             return interval is None, 0.0 if interval is None else interval.mean
 
         return sorted(self.designs, key=rank)
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels of the designs, in order."""
+        return [design.label for design in self.designs]
+
+    @property
+    def own_keys(self) -> list[str]:
+        """Keys that have a value of their own in each design, and are not a choice to compare."""
+        return [*self.matched, *self.tuned]
 
     @property
     def validation(self) -> Measure:
@@ -97,7 +109,8 @@ def compare(
     match = matches.pop() if len(matches) == 1 else None
     changes = [_dict(_match_of(run), "changed") for run in collection.runs]
     matched = sorted({key for changed in changes for key in changed}) if match else []
-    designs = group(collection.runs, by, matched)
+    tuned = sorted({key for run in collection.runs for key in _dict(run.manifest, "tuned")})
+    designs = group(collection.runs, by, [*matched, *tuned])
     finished = [run for design in designs for run in design.runs]
     one_tokenizer = len(_values(finished, _tokenizer)) < 2
     comparable = len(_values(finished, _text)) < 2
@@ -120,6 +133,7 @@ def compare(
         best={designs[index].label for index in best} if comparable else set(),
         match=match,
         matched=matched,
+        tuned=tuned,
     )
     comparison.warnings.extend(warnings(comparison, by))
     comparison.notes.extend(notes(comparison))
@@ -186,6 +200,9 @@ def notes(comparison: Comparison) -> list[str]:
     if comparison.match:
         changed = _changes_for_match(comparison)
         lines.append(f"Matched across the designs: {comparison.match}.{changed}")
+    if comparison.tuned:
+        keys = " and ".join(comparison.tuned)
+        lines.append(f"Each design has its own {keys}, which a search chose with other seeds.")
     if len(comparison.seeds) == 1:
         lines.append(
             "One seed gives no confidence interval and no test; use several, such as seed=1,2,3."
@@ -261,7 +278,7 @@ def _groups(designs: Sequence[Design], by: Sequence[str]) -> list[str]:
 
 def _several_choices(comparison: Comparison) -> list[str]:
     designs = [design for design in comparison.designs if design.runs]
-    pairs = pairs_with_several_choices(designs, comparison.baseline, comparison.matched)
+    pairs = pairs_with_several_choices(designs, comparison.baseline, comparison.own_keys)
     if not pairs:
         return []
     some = "; ".join(
@@ -275,7 +292,7 @@ def _several_choices(comparison: Comparison) -> list[str]:
 def _steps(comparison: Comparison) -> list[str]:
     steps = {d.label: {int(r.number("steps") or 0) for r in d.runs} for d in comparison.designs}
     values = _group((f"{n:,}", label) for label, counts in steps.items() for n in sorted(counts))
-    if len(values) < 2 or any("max_steps" in key for key in comparison.matched):
+    if len(values) < 2 or any("max_steps" in key for key in comparison.own_keys):
         return []
     parts = "; ".join(f"{n} ({_shortened(labels)})" for n, labels in values.items())
     return [f"numbers of steps differ: {parts}"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
@@ -14,20 +16,31 @@ from minigpt.report.comparison import Comparison, count
 from minigpt.report.evaluations import choose_checkpoint
 from minigpt.report.plots import Plot, plots, styles
 from minigpt.report.results import markdown, summary, tables
-from minigpt.report.tables import to_csv, to_latex
+from minigpt.report.tables import Table, to_csv, to_latex
 
 SAMPLE_CHARACTERS = 600
 # SVG dash patterns of a legend's lines, as the plots draw them.
 STROKES = {"solid": "none", "dash": "7 4", "dot": "2 4", "dashdot": "7 3 2 3"}
 
 
-def write_report(comparison: Comparison, out: Path, refresh: float | None = None) -> list[Path]:
+@dataclass(frozen=True)
+class Extra:
+    """Tables and plots of a command besides those of every report."""
+
+    tables: Sequence[Table] = ()
+    plots: Sequence[Plot] = ()
+
+
+def write_report(
+    comparison: Comparison, out: Path, refresh: float | None = None, extra: Extra | None = None
+) -> list[Path]:
     """Write the page `out`, STEM.md, STEM.tex and STEM_TABLE.csv for each table; return paths.
 
     A browser reloads the page every `refresh` seconds.
     """
-    checkpoint = choose_checkpoint(comparison)
-    all_tables, figures = tables(comparison, checkpoint), plots(comparison, checkpoint)
+    checkpoint, extra = choose_checkpoint(comparison), extra or Extra()
+    all_tables = [*tables(comparison, checkpoint), *extra.tables]
+    figures = [*extra.plots, *plots(comparison, checkpoint)]
     page = render(
         "report.html.j2",
         title=title(comparison),
@@ -36,7 +49,8 @@ def write_report(comparison: Comparison, out: Path, refresh: float | None = None
         notes=comparison.notes,
         tables=all_tables,
         plots=figures,
-        styles=styles(comparison.designs),
+        extra_tables=[table.name for table in extra.tables],
+        styles=styles(comparison.labels),
         strokes=STROKES,
         samples=_samples(comparison),
         refresh=None if refresh is None else f"{refresh:g}",

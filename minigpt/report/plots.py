@@ -12,7 +12,6 @@ import plotly.graph_objects as go
 
 from minigpt.html import PARTS_OF_OCTAVE, by_octave
 from minigpt.report.comparison import LOSS, Comparison
-from minigpt.report.designs import Design
 from minigpt.report.evaluations import BY_POSITION, at_length, by_position, lengths
 from minigpt.report.runs import Run
 from minigpt.report.statistics import half_intervals, interval
@@ -70,11 +69,10 @@ class Line:
     half: list[float] | None
 
 
-def styles(designs: Sequence[Design]) -> dict[str, Style]:
-    """Return a style for each design, by label."""
+def styles(labels: Sequence[str]) -> dict[str, Style]:
+    """Return a style for each label of a design."""
     colours, symbols = itertools.cycle(COLOURS), itertools.cycle(SYMBOLS)
     dashes = itertools.cycle(dash for dash in DASHES for _ in COLOURS)
-    labels = [design.label for design in designs]
     return dict(zip(labels, map(Style, colours, dashes, symbols), strict=False))
 
 
@@ -109,7 +107,7 @@ def learning(comparison: Comparison, key: str) -> Plot | None:
     known = {design.label: lines for design, lines in curves if lines}
     if all(len(lines["step"].x) < 2 for lines in known.values()):  # the leaderboard has one value
         return None
-    by_label = styles(comparison.designs)
+    by_label = styles(comparison.labels)
     figure = _figure(f"{name}, {unit}", AXES["step"])
     for label, lines in known.items():
         _add_line(figure, label, by_label[label], lines["step"])
@@ -176,7 +174,7 @@ def length_plot(comparison: Comparison, checkpoint: str) -> Plot | None:
     """Return the plot of the measure by context length."""
     measure = comparison.validation
     known = lengths(comparison.designs, checkpoint)
-    by_label = styles(comparison.designs)
+    by_label = styles(comparison.labels)
     figure = _figure(f"{measure.name}, {measure.unit}", "context length, tokens")
     _by_octaves(figure, known)
     for design in comparison.designs:
@@ -205,7 +203,7 @@ def position_plot(comparison: Comparison, checkpoint: str) -> Plot | None:
     if not comparison.one_tokenizer:
         return None  # positions are in tokens, which differ
     designs = comparison.designs
-    by_label = styles(designs)
+    by_label = styles([design.label for design in designs])
     sizes = lengths(designs, checkpoint, BY_POSITION)
     trained = {design.config.get("model.block_size") for design in designs}
     sizes.sort(key=lambda n: (n not in trained, n))  # the length in training comes first
@@ -238,7 +236,7 @@ def _position_line(seeds: list[list[float]]) -> Line:
 def against(comparison: Comparison, name: str, key: str, title: str) -> Plot | None:
     """Return the plot of the measure against another result, a point for each design."""
     measure = comparison.measure
-    by_label = styles(comparison.designs)
+    by_label = styles(comparison.labels)
     figure = _figure(f"{measure.name}, {measure.unit}", title)
     xs: list[float] = []
     for design in comparison.designs:
@@ -269,6 +267,20 @@ def against(comparison: Comparison, name: str, key: str, title: str) -> Plot | N
         figure.update_xaxes(type="log")
     text = "One point for each design, with the interval of its loss over seeds."
     return Plot(name, f"Loss against {name}", text, figure)
+
+
+def log_plot(
+    name: str, heading: str, text: str, unit: str, lines_by_axis: dict[str, dict[str, Line]]
+) -> Plot:
+    """Return a plot of lines by label over a logarithmic x-axis, with a button for each axis."""
+    first = next(iter(lines_by_axis))
+    figure = _figure(unit, first)
+    figure.update_xaxes(type="log")
+    by_label = styles([*lines_by_axis[first]])
+    for label, line in lines_by_axis[first].items():
+        _add_line(figure, label, by_label[label], line, mode="lines+markers")
+    axes = [Choice(axis, *_data([*lines.values()]), axis) for axis, lines in lines_by_axis.items()]
+    return Plot(name, heading, text, figure, axes)
 
 
 # ---- lines, bands, axes ----

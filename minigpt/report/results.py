@@ -175,6 +175,8 @@ def configs(comparison: Comparison) -> Table:
     note = "Every value that differs between designs; empty: the design has no such option."
     if comparison.matched:
         note += f" Set by sweep.match: {', '.join(comparison.matched)}."
+    if comparison.tuned:
+        note += f" Chosen by a search: {', '.join(comparison.tuned)}."
     return Table("configs", "Configuration differences", columns, rows if keys else [], note)
 
 

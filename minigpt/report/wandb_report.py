@@ -72,7 +72,7 @@ def build(comparison: Comparison, entity: str, project: str, title: str, online:
     """
     import wandb_workspaces.reports.v2.interface as wr
 
-    keys = choices(varying([d.config for d in comparison.designs]), comparison.matched)
+    keys = choices(varying([d.config for d in comparison.designs]), comparison.own_keys)
     measure = comparison.measure
     warnings = [wr.UnorderedList(items=[*comparison.warnings])] if comparison.warnings else []
     grouped = ", ".join(word(key) for key in keys) or "nothing"

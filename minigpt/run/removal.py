@@ -1,4 +1,4 @@
-"""Remove run directories and the folders of sweeps and searches, and nothing else.
+"""Remove run directories and the folders of sweeps, searches and comparisons, and nothing else.
 
 A directory with a file that minigpt did not write is refused. A removal first renames the directory
 to a hidden name, which no command lists; if it is killed, the same command removes the rest.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from minigpt.errors import UserError
 from minigpt.files import absolute_path, directory_bytes, try_read_json, user_path
-from minigpt.run.directory import SEARCH, SWEEP, RunDirectory, find_run
+from minigpt.run.directory import COMPARISON, PHASES, SEARCH, SWEEP, RunDirectory, find_run
 
 REPORT = ("report.html", "report.md", "report.tex", "report_*.csv", "report_wandb.json")
 COMMON = (".lock", ".*.lock", ".*.tmp", *REPORT)
@@ -33,7 +33,8 @@ SHOWN = 3  # names in an error
 
 @dataclass(frozen=True)
 class Removal:
-    """A directory to remove: a run; a sweep or search with its `runs`; the rest of a removal."""
+    """A directory to remove: a run; the folder of a sweep, search or comparison, with its `runs`;
+    the rest of a removal."""
 
     path: Path
     kind: str
@@ -76,8 +77,8 @@ class Removal:
 def plan_removal(names: Sequence[str]) -> list[Removal]:
     """Return what to remove for the RUNs a user names; those inside another are left out.
 
-    Raises UserError for a path that is neither a run nor the folder of a sweep or a search, that
-    is a link or contains one to outside, that contains other files, or that is in use.
+    Raises UserError for a path that is neither a run nor the folder of several, that is a link or
+    contains one to outside, that contains other files, or that is in use.
     """
     planned = {Path(absolute_path(str(r.path))): r for r in map(_removal, names)}
     for removal in planned.values():
@@ -100,9 +101,11 @@ def _removal(name: str) -> Removal:
     for file, kind in ((SWEEP, "sweep"), (SEARCH, "search")):
         if (path / file).is_file():
             return Removal(path, kind, _runs_of_group(path))
+    if (path / COMPARISON).is_file():
+        return Removal(path, "comparison", _runs_of_comparison(path))
     run = RunDirectory(path)
     if not (run.manifest.is_file() or (run.in_group and _has_started(path))):
-        why = "neither a run with a manifest.json nor the folder of a sweep or a search"
+        why = "neither a run with a manifest.json nor the folder of a sweep, search or comparison"
         raise UserError(f"{name}: {why}")
     _require_own(run)
     return Removal(path, "run", [run])
@@ -116,6 +119,13 @@ def _runs_of_group(folder: Path) -> list[RunDirectory]:
     for path in runs:
         _require_own(RunDirectory(path))
     return [*map(RunDirectory, runs)]
+
+
+def _runs_of_comparison(folder: Path) -> list[RunDirectory]:
+    sweeps = [e for phase in PHASES if ((e := folder / phase) / SWEEP).is_file()]
+    others = [e for e in folder.iterdir() if not _is_own(e, (COMPARISON, *COMMON))]
+    _refuse(folder, [entry for entry in others if entry not in sweeps or entry.is_symlink()])
+    return [run for sweep in sweeps for run in _runs_of_group(sweep)]
 
 
 def _require_own(run: RunDirectory) -> None:

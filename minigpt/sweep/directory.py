@@ -22,12 +22,21 @@ def sweep_directory(overrides: Sequence[str], swept: Sequence[str]) -> Path:
 
     `swept` are the keys that vary.
     """
-    identity = sorted(override for override in overrides if not override.startswith(NOT_IDENTITY))
-    digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:6]
-    earlier = sorted(RUNS.glob(f"*_sweep_*_{digest}"))
-    if earlier:
-        return earlier[-1]
     parsed = [parse_override(override) for override in overrides]
     presets = [override.value for override in parsed if override.key in PRESETS]
-    label = file_name("_".join([*presets, *(key.rpartition(".")[2] for key in swept)]))
-    return RUNS / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_sweep_{label}_{digest}"
+    label = "_".join([*presets, *(key.rpartition(".")[2] for key in swept)])
+    return folder_of("sweep", overrides, label)
+
+
+def folder_of(kind: str, overrides: Sequence[str], label: str) -> Path:
+    """Return the folder that an earlier command with these overrides made, else a new one.
+
+    `kind`: what the command does; `label`: part of the name of a new folder.
+    """
+    identity = sorted(override for override in overrides if not override.startswith(NOT_IDENTITY))
+    digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:6]
+    earlier = sorted(RUNS.glob(f"*_{kind}_*_{digest}"))
+    if earlier:
+        return earlier[-1]
+    now = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
+    return RUNS / f"{now}_{kind}_{file_name(label)}_{digest}"

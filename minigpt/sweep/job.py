@@ -100,7 +100,7 @@ class SweepJob:
             "command": ["minigpt", "train", *job.overrides],
             "threads": self.threads,
             "compilation": self.compilation,
-            "facts": {} if job.matched is None else {"match": job.matched},
+            "facts": job.facts,
         }
 
     @contextmanager

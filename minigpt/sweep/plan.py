@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,11 @@ MATCHED_BY = {"parameters": "model.n_embd"}
 class PlannedJob(Job):
     """A job of this sweep, with its config or the error in its overrides.
 
-    `matched`: changes by `sweep.match`. `finished_before`: an earlier command finished it.
+    `facts`: added to the manifest of the run. `finished_before`: an earlier command finished it.
     """
 
     config: Config | UserError
-    matched: dict[str, Any] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
     finished_before: bool = False
 
     @property
@@ -61,7 +61,8 @@ def plan(
             matcher = matcher or Matcher(options.match, config, overrides)
             config, matched = matcher.match(config)
             path, finished = directories.assign(label, config)
-            job = PlannedJob(overrides, path, config, matched, finished)
+            facts = {} if matched is None else {"match": matched}
+            job = PlannedJob(overrides, path, config, facts, finished)
         except UserError as error:
             if options.fail_fast:
                 raise

@@ -6,21 +6,24 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from minigpt.config.hydra_main import Multirun
+from minigpt.console import PipeConsole
 from minigpt.errors import Failure, first_line, require
-from minigpt.run.sweep_file import write_sweep_file
+from minigpt.run.directory import SWEEP
+from minigpt.run.sweep_file import next_commands, write_sweep_file
 from minigpt.sweep.compilation import common_compilation
 from minigpt.sweep.job import FAILED, SweepJob
 from minigpt.sweep.match import SweepConfig
 from minigpt.sweep.plan import PlannedJob, plan
 from minigpt.sweep.together import cpu_warning, require_replicas
 from minigpt.sweep.watch import SKIPPED, Watch, list_jobs, shown
+from minigpt.train.compilation import Choice
 from minigpt.train.control import Interrupted, StopRequest, stop_signals
 
 # Options of ray.init: without a dashboard, and with nothing printed.
@@ -30,6 +33,8 @@ QUIET: dict[str, Any] = {
     "configure_logging": True,
     "logging_level": logging.CRITICAL,
 }
+# trainer.compile=auto with hydra/launcher=replicas, whose program is not in the cache of designs.
+REPLICAS = Choice(False, "hydra/launcher=replicas compiles only with trainer.compile=true")
 # The number of concurrent jobs on this machine, by launcher.
 AT_ONCE: dict[str, Callable[[dict[str, Any]], int]] = {
     "BasicLauncher": lambda settings: 1,
@@ -56,21 +61,47 @@ def run_sweep(multirun: Multirun) -> None:
     if options.dry_run:
         list_jobs(planned, directory)
         return
+    arguments = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
+    try:
+        watch = run_jobs(multirun, planned, ["minigpt", "train", *arguments], options)
+        _require_all_finished(watch)
+    finally:
+        if (directory / SWEEP).exists():
+            console = PipeConsole(highlight=False)
+            for line in next_commands(directory):
+                console.print(line, soft_wrap=True, markup=False)
+
+
+def run_jobs(
+    multirun: Multirun,
+    planned: list[PlannedJob],
+    command: list[str],
+    options: SweepConfig,
+    others: Sequence[PlannedJob] = (),
+    later_steps: int = 0,
+) -> Watch:
+    """Run the jobs that have not finished before, and print a summary; return their statuses.
+
+    `others`: jobs of another sweep, which decide on `trainer.compile=auto` together with these.
+    `later_steps`: training steps that follow the sweep, for the time left. Raises Interrupted after
+    a signal.
+    """
+    directory = Path(multirun.directory).absolute()
     missing = [job for job in planned if not job.finished_before]
+    threads, at_once = threads_each(multirun, len(planned)), jobs_at_once(multirun, len(planned))
     warning: str | None = None
     if multirun.launcher == "ReplicasLauncher":
         require_replicas(missing, multirun.settings["at_once"])
         warning = cpu_warning(missing)
+        compilation = REPLICAS
+    else:
+        compilation = common_compilation([*planned, *others], threads, at_once)
     directory.mkdir(parents=True, exist_ok=True)
-    arguments = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
-    command = ["minigpt", "train", *arguments]
     write_sweep_file(directory, [*planned], command, options.name, options.match)
 
     stop_file = directory / f".stop_{uuid.uuid4().hex[:8]}"
-    threads = threads_each(multirun, len(planned))
-    compilation = common_compilation(planned, threads, jobs_at_once(multirun, len(planned)))
     task = SweepJob(missing, stop_file, options.fail_fast, threads, compilation)
-    watch = Watch(planned, shown(directory))
+    watch = Watch(planned, shown(directory), later_steps)
     try:
         # Jobs in other processes see the file.
         with stop_signals(StopRequest(), lambda number: stop_file.write_text(str(number))), watch:
@@ -84,7 +115,7 @@ def run_sweep(multirun: Multirun) -> None:
         watch.summary()
     if stopped_by not in ("", FAILED):
         raise Interrupted(int(stopped_by))
-    _require_all_finished(watch)
+    return watch
 
 
 def _require_options(multirun: Multirun) -> None:

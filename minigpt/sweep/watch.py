@@ -22,7 +22,6 @@ from minigpt.errors import UserError
 from minigpt.files import read_json_lines, try_read_json
 from minigpt.report.comparison import BITS, LOSS
 from minigpt.report.tables import Cell, Column, Table, print_table
-from minigpt.run.sweep_file import next_commands
 from minigpt.sweep.job import LOG
 from minigpt.sweep.plan import PlannedJob
 
@@ -48,10 +47,13 @@ class Status:
 
 
 class Watch:
-    """Shows a sweep while the block runs: a table in a terminal, a line for each job in a pipe."""
+    """Shows a sweep while the block runs: a table in a terminal, a line for each job in a pipe.
 
-    def __init__(self, jobs: list[PlannedJob], directory: str) -> None:
-        self.jobs, self.directory = jobs, directory
+    `later_steps`: training steps that follow the sweep, for the time left.
+    """
+
+    def __init__(self, jobs: list[PlannedJob], directory: str, later_steps: int = 0) -> None:
+        self.jobs, self.directory, self.later_steps = jobs, directory, later_steps
         self.start_time, self.clock = time.time(), time.perf_counter()
         self.statuses = [self._status(job) for job in jobs]
         self.first_step = self._steps()
@@ -103,8 +105,6 @@ class Watch:
         print_table(Table("jobs", "Jobs", columns, rows), self.view.console)
         seconds = time.perf_counter() - self.clock
         self._line(f"{self._counts()}; {seconds:.1f} s; in {self.directory}")
-        for line in next_commands(Path(self.directory)):
-            self._line(line)
 
     def _watch(self) -> None:
         while not self.finished.wait(POLL_SECONDS):
@@ -149,7 +149,7 @@ class Watch:
         trained = steps - self.first_step
         if trained <= 0:
             return ""
-        remaining = sum(job.max_steps for job in self.jobs) - steps
+        remaining = sum(job.max_steps for job in self.jobs) - steps + self.later_steps
         return time_left((time.perf_counter() - self.clock) / trained * remaining)
 
     def _counts(self) -> str:

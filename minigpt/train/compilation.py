@@ -27,6 +27,7 @@ from minigpt.data import CORPORA, Batch
 from minigpt.files import sha256, write_json
 from minigpt.model import GPT
 from minigpt.model.attention import ATTENTION
+from minigpt.run.provenance import code_sha256
 from minigpt.runtime import Runtime, choose_runtime
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -93,7 +94,7 @@ class Planned(NamedTuple):
         threads = trainer.threads or torch.get_num_threads()
         device = torch.cuda.get_device_name() if runtime.device == "cuda" else "cpu"
         processor = torch.backends.cpu.get_cpu_capability()
-        machine = (device, runtime.precision, threads, processor, torch.__version__)
+        machine = (device, runtime.precision, threads, processor, torch.__version__, code_sha256())
         design = repr((replace(model, attention=attention), self.n_vocab, batch, machine))
         return cache_folder(self.config) / "designs" / f"{sha256(design)[:16]}.json"
 

@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minigpt.config.pairs import parse_override
+from minigpt.config.pairs import Values, described_values
 from minigpt.errors import UserError
 from minigpt.files import read_json_lines
 from minigpt.run.directory import RunDirectory
-from minigpt.tune.space import Values, as_typed
 
 TRIAL = "trial.json"  # in a trial's run directory: its number and values
 LABEL_LENGTH = 60
@@ -23,15 +22,6 @@ def trial_name(number: int, values: Values, changing: bool) -> str:
     text = "" if changing else described_values(values, "_")
     label = re.sub(r"[^\w.=+-]+", "_", text)[:LABEL_LENGTH].strip("_")
     return f"{number:03d}_{label}" if label else f"{number:03d}"
-
-
-def described_values(values: Values, separator: str = " ") -> str:
-    """Return values with short keys and three digits."""
-    return separator.join(
-        f"{parse_override(key).short_key}="
-        + (f"{value:.3g}" if isinstance(value, float) else as_typed(value))
-        for key, value in values.items()
-    )
 
 
 @dataclass(frozen=True)

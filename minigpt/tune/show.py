@@ -12,13 +12,13 @@ from typing import Any
 from ray.tune import Callback
 from rich.console import Group, RenderableType
 
+from minigpt.config.pairs import Values, described_values
 from minigpt.console import LiveView, time_left
 from minigpt.errors import first_line
 from minigpt.report.tables import Cell, Column, Table, print_table, to_rich
 from minigpt.run.sweep_file import next_commands
 from minigpt.tune.options import METRICS, TuneOptions
-from minigpt.tune.records import Saving, TrialRecord, described_values
-from minigpt.tune.space import Values
+from minigpt.tune.records import Saving, TrialRecord
 
 MAX_ROWS = 12  # rows of the live table: running trials, then the best
 REFRESHES_PER_SECOND = 2

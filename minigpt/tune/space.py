@@ -13,12 +13,11 @@ from ray.tune.search.sample import Categorical, Domain, Integer
 
 from minigpt.config.compose import composed_config
 from minigpt.config.overrides import EXAMPLE, Interval, compose_overrides, parse_values, quoted
-from minigpt.config.pairs import parse_override
+from minigpt.config.pairs import Values, as_typed, parse_override
 from minigpt.config.schema import Config
 from minigpt.errors import UserError, require
 from minigpt.tune.options import TuneOptions
 
-Values = dict[str, Any]  # by key: str (as typed), int, float, bool or None
 BUDGET = ("trainer.max_steps", "trainer.eval_every")  # schedulers compare trials by them
 
 
@@ -105,15 +104,6 @@ def _interval(text: str, interval: Interval) -> Domain:
         draw = tune.lograndint if "log" in tags else tune.randint
         return draw(int(low), int(high) + 1)  # exclusive upper bound; Hydra's is inclusive
     return (tune.loguniform if "log" in tags else tune.uniform)(float(low), float(high))
-
-
-def as_typed(value: Any) -> str:
-    """Return a value as Hydra's grammar writes it; floats round-trip exactly."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return value if isinstance(value, str) else repr(value)
 
 
 def check_space(space: Space, options: TuneOptions) -> list[Config]:

@@ -1,0 +1,1 @@
+"""`minigpt compare`: the same search for every design, then fresh seeds. `run.py` has the steps."""

@@ -1,0 +1,300 @@
+"""Run a comparison: search every design alike, then train the best of each with fresh seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from minigpt.compare.options import CompareOptions
+from minigpt.compare.page import write_comparison
+from minigpt.compare.search import (
+    FIRST_SEARCH_SEED,
+    DesignSearch,
+    diverged,
+    points,
+    probes,
+    trial,
+)
+from minigpt.compare.space import Axis, axes_of
+from minigpt.config.compose import to_config
+from minigpt.config.hydra_main import Multirun, compose_multirun
+from minigpt.config.overrides import one_line_errors
+from minigpt.config.pairs import as_typed, described_values, parse_override
+from minigpt.config.schema import Config
+from minigpt.console import PipeConsole
+from minigpt.errors import Failure, UserError, require
+from minigpt.files import try_read_json, write_json
+from minigpt.report.comparison import count
+from minigpt.run.directory import COMPARISON, PHASES, RunDirectory
+from minigpt.run.provenance import provenance
+from minigpt.sweep.directory import folder_of
+from minigpt.sweep.match import SweepConfig
+from minigpt.sweep.plan import PlannedJob, labels, plan
+from minigpt.sweep.run import run_jobs
+from minigpt.train.control import Interrupted
+
+SEARCH, FINAL = PHASES
+TEST_FRACTION = "data.test_fraction=0.5"  # unless given
+# Options of one run or of a sweep, which a comparison sets itself.
+REFUSED = ("resume", "sweep.dry_run", "hydra.run", "hydra.sweep", "hydra.mode")
+
+
+def run_comparison(overrides: list[str], options: CompareOptions) -> None:
+    """Run what is missing of a comparison, and write and print its report.
+
+    Raises UserError for wrong input before any run starts, Interrupted after a signal, and Failure
+    if runs failed other than by diverging.
+    """
+    for override in overrides:
+        if parse_override(override).key.startswith(REFUSED):
+            raise UserError(f"{override}: a comparison makes its own runs; leave it out")
+    designs, axes = designs_of(overrides), axes_of(options.space, options.budget)
+    require_not_searched(designs, axes)
+    varied = [
+        parse_override(column[0]) for column in zip(*designs, strict=True) if len({*column}) > 1
+    ]
+    label = "_".join(override.short_key for override in varied)
+    folder = options.directory or folder_of("compare", [*overrides, *options.identity], label)
+    identity = {"overrides": sorted(overrides), "options": options.identity}
+    comparison = Comparison(overrides, designs, options, folder.absolute(), identity)
+    comparison.check(axes)
+    with locked(comparison.folder, identity):
+        comparison.run(axes)
+
+
+def designs_of(overrides: list[str]) -> list[list[str]]:
+    """Return the overrides of each design. Seeds of a preset are dropped. Raises UserError."""
+    for override in overrides:
+        if parse_override(override).key == "seed":
+            raise UserError(f"{override}: a comparison has its own seeds; use --seeds N")
+    with one_line_errors(overrides):
+        jobs = compose_multirun(overrides).jobs
+    keys = {parse_override(override).key for override in jobs[0]}
+    added = [] if "data.test_fraction" in keys else [TEST_FRACTION]
+    designs: list[list[str]] = []
+    for job in jobs:
+        design = [*(one for one in job if parse_override(one).key != "seed"), *added]
+        if design not in designs:
+            designs.append(design)
+    if len(designs) < 2:
+        raise UserError("nothing to compare: give a key several values, such as model=rope,alibi")
+    return designs
+
+
+def require_not_searched(designs: list[list[str]], axes: Sequence[Axis]) -> None:
+    """Raise UserError if a design sets an option that is searched."""
+    searched = {parse_override(axis.key).key for axis in axes}
+    for override in designs[0]:
+        if parse_override(override).key in searched:
+            key, _, value = override.partition("=")
+            raise UserError(
+                f"{override}: is searched; leave it out, or use --space {key}={value},..."
+            )
+
+
+@contextmanager
+def locked(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
+    """Create the folder, and lock it while the block runs.
+
+    Raises UserError if it has another comparison or other files, or is locked.
+    """
+    require(folder.is_dir() or not folder.exists(), "--dir", folder, "is a file; name a folder")
+    saved = RunDirectory(folder).read_optional_json(folder / COMPARISON)
+    lock = folder / ".lock"
+    if not saved and folder.exists() and {*folder.iterdir()} - {lock}:
+        raise UserError(f"--dir={folder}: contains other files; choose a new folder")
+    for key, value in identity.items() if saved else ():
+        why = f"contains a comparison with other {key} ({' '.join(saved.get(key) or ['none'])})"
+        require(saved.get(key) == value, "--dir", folder, f"{why}; choose a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout:
+        why = "another minigpt compare is running there; stop it first"
+        raise UserError(f"--dir={folder}: {why}") from None
+
+
+@dataclass
+class Comparison:
+    """A comparison in its folder. All that it knows is in the results of its runs."""
+
+    overrides: list[str]
+    designs: list[list[str]]
+    options: CompareOptions
+    folder: Path
+    identity: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.names = labels(self.designs)
+        self.console = PipeConsole(highlight=False)
+        self.searched: list[PlannedJob] = []
+        self.command = ["minigpt", "compare", *self.overrides, *self.options.identity]
+
+    def line(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def check(self, axes: Sequence[Axis]) -> None:
+        """Compose each design with each value of an axis. Raises UserError if one is invalid."""
+        multirun = self.multirun(SEARCH)
+        for design in self.designs:
+            config = self.config(multirun, design)
+            for point in probes(axes, config):
+                self.config(multirun, [*design, *point.overrides])
+
+    def run(self, axes: list[Axis]) -> None:
+        """Search, widen the space once if a best value is at its edge, train, and report."""
+        write_json(self.folder / COMPARISON, self.identity)
+        try:
+            self.run_all(axes)
+        except Interrupted:
+            self.line("stopped, runs saved; the same command continues")
+            raise
+
+    def run_all(self, axes: list[Axis]) -> None:
+        """Do the work of `run`."""
+        self.line(f"compare    {len(self.designs)} designs: {', '.join(self.names)}")
+        searches = self.search(axes)
+        edges = [{search.edges.get(axis.key) for search in searches} - {None} for axis in axes]
+        wider = [axis.widened(edge) for axis, edge in zip(axes, edges, strict=True)]
+        if wider != axes:
+            at = [axis.key for axis, new in zip(axes, wider, strict=True) if axis != new]
+            self.line(f"widened    for every design: a best value of {' and '.join(at)} is an edge")
+            searches = self.search(wider)
+        if not any(search.best for search in searches):
+            raise Failure(f"{self.folder / SEARCH}: every run diverged; lower --space optimizer.lr")
+        runs = self.train(searches)
+        write_json(self.folder / COMPARISON, self.identity | self.results(searches))
+        self.line("")
+        where = (self.folder / FINAL, searches, runs, self.folder)
+        page, *others = write_comparison(*where, self.console)
+        self.line(f"wrote {page}, {', '.join(path.name for path in others)}")
+
+    # ---- the two sweeps ----
+
+    def search(self, axes: Sequence[Axis]) -> list[DesignSearch]:
+        """Run the trials that are missing, and return all of them by design."""
+        multirun = self.multirun(SEARCH)
+        configs = [self.config(multirun, design) for design in self.designs]
+        by_design = [points(axes, config) for config in configs]
+        seeds = range(FIRST_SEARCH_SEED, FIRST_SEARCH_SEED + self.options.search_seeds)
+        trials = [
+            [*design, *point.overrides, f"seed={seed}"]
+            for design, grid in zip(self.designs, by_design, strict=True)
+            for point in grid
+            for seed in seeds
+        ]
+        n_trials, n_final = len(by_design[0]), self.options.seeds
+        self.line(
+            f"search     {len(trials)} runs: {count(n_trials, 'trial')} of each design, "
+            f"{count(len(seeds), 'seed')}; then {n_final * len(self.designs)}: "
+            f"{count(n_final, 'fresh seed')} of each"
+        )
+        for axis in axes:
+            values = [", ".join(map(as_typed, axis.values(config))) for config in configs]
+            self.line(f"space      {axis.key}: {'; '.join(dict.fromkeys(values))}")
+        jobs = self.planned(multirun, trials)
+        steps = sum(config.trainer.max_steps for config in configs) * n_final
+        firsts = jobs[:: n_trials * len(seeds)]  # the final runs compute as the search does
+        self.run_missing(multirun, jobs, firsts * n_final, steps)
+        self.searched = jobs
+        rows = iter(jobs)
+        return [
+            DesignSearch(
+                name,
+                design,
+                axes,
+                [trial(point, [next(rows) for _ in seeds]) for point in grid],
+            )
+            for name, design, grid in zip(self.names, self.designs, by_design, strict=True)
+        ]
+
+    def train(self, searches: list[DesignSearch]) -> dict[str, Path]:
+        """Train the best values of each design with fresh seeds; return a run of each, by label."""
+        multirun = self.multirun(FINAL)
+        chosen = [(search, search.best.point) for search in searches if search.best is not None]
+        for search, point in chosen:
+            edges = "".join(f"; {key} is the {edge} tried" for key, edge in search.edges.items())
+            self.line(f"chosen     {search.label}: {described_values(point.values)}{edges}")
+        seeds = range(1, 1 + self.options.seeds)
+        runs = [
+            [*search.overrides, *point.overrides, f"seed={seed}"]
+            for search, point in chosen
+            for seed in seeds
+        ]
+        each = [(search.label, point) for search, point in chosen for _ in seeds]
+        jobs = [
+            replace(job, facts=job.facts | {"tuned": point.values})
+            for job, (_, point) in zip(self.planned(multirun, runs), each, strict=True)
+        ]
+        self.run_missing(multirun, jobs, self.searched)
+        return {label: job.path for job, (label, _) in zip(jobs, each, strict=True)}
+
+    def multirun(self, phase: str) -> Multirun:
+        """Return the sweep of a phase, without its jobs."""
+        return compose_multirun([*self.overrides, f"hydra.sweep.dir={self.folder / phase}"])
+
+    def config(self, multirun: Multirun, design: list[str]) -> Config:
+        """Return the config of a design. Raises UserError."""
+        with one_line_errors(design):
+            return to_config(multirun.compose(design))
+
+    def planned(self, multirun: Multirun, jobs: list[list[str]]) -> list[PlannedJob]:
+        """Return the runs of a phase. Those that diverged count as finished. Raises UserError."""
+        options = multirun.section(SweepConfig, "sweep")
+        with one_line_errors(self.overrides):
+            planned = plan(jobs, Path(multirun.directory), options, multirun.compose)
+        if len(planned) < len(jobs):
+            raise UserError(f"{' '.join(self.overrides)}: two designs are the same; leave one out")
+        for job in planned:
+            if isinstance(job.config, UserError):
+                raise job.config
+        ended = [job.finished_before or diverged(try_read_json(job.run.result)) for job in planned]
+        return [replace(j, finished_before=e) for j, e in zip(planned, ended, strict=True)]
+
+    def run_missing(
+        self,
+        multirun: Multirun,
+        jobs: list[PlannedJob],
+        others: Sequence[PlannedJob],
+        later_steps: int = 0,
+    ) -> None:
+        """Run the jobs that have not ended. Raises Failure if one failed but did not diverge."""
+        if any(not job.finished_before for job in jobs):
+            options = multirun.section(SweepConfig, "sweep")
+            run_jobs(multirun, jobs, self.command, options, others, later_steps)
+        for job in jobs:
+            result = try_read_json(job.run.result)
+            if not job.run.finished and not diverged(result):
+                error = result.get("error", result.get("status", "not started"))
+                raise Failure(f"{job.path}: {error}; the same command runs what is missing")
+
+    def results(self, searches: list[DesignSearch]) -> dict[str, Any]:
+        """Return the content of compare.json, besides its identity."""
+        return {
+            "provenance": provenance(self.command),
+            "designs": [
+                {
+                    "label": search.label,
+                    "overrides": search.overrides,
+                    "chosen": search.best and search.best.point.values,
+                    "edges": search.edges,
+                    "trials": [
+                        {
+                            "values": trial.point.values,
+                            "val_loss": trial.loss if math.isfinite(trial.loss) else None,
+                            "seconds": trial.seconds,
+                        }
+                        for trial in search.trials
+                    ],
+                }
+                for search in searches
+            ],
+        }

@@ -1,0 +1,172 @@
+"""`minigpt compare`, through the command line: the search, the fresh seeds and the report."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import TINY, Cli
+
+DESIGNS = ["compare", *TINY, "trainer.sample_every=null", "positional=learned,rope"]
+SMALL = [*DESIGNS, "--budget=3", "--seeds=2", "--dir=all"]
+
+
+def rows(name: str, folder: str = "all") -> list[dict[str, str]]:
+    """Return a table of the report."""
+    with Path(folder, f"report_{name}.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def manifest(run: Path) -> dict[str, Any]:
+    """Return a run's manifest."""
+    return json.loads((run / "manifest.json").read_text())
+
+
+def losses(folder: str) -> dict[str, tuple[float, float]]:
+    """Return validation and test loss of every run."""
+    results = {
+        path.parent: json.loads(path.read_text()) for path in Path(folder).rglob("result.json")
+    }
+    return {
+        f"{run.parent.name}/{run.name}": (result["val_loss"], result["test_loss"])
+        for run, result in results.items()
+    }
+
+
+def test_every_design_is_searched_alike_and_compared_on_fresh_seeds(cli: Cli) -> None:
+    done = cli(*SMALL)
+    assert done.code == 0, done.err
+    assert "space      optimizer.lr: 0.002, 0.004, 0.008" in done.out
+    # 12 steps want more than three times the configured learning rate.
+    assert "widened    for every design: a best value of optimizer.lr is an edge" in done.out
+    saved = json.loads(Path("all/compare.json").read_text())
+    spaces = [[trial["values"] for trial in design["trials"]] for design in saved["designs"]]
+    assert spaces[0] == spaces[1] and len(spaces[0]) == 5
+    for design in saved["designs"]:
+        best = min(design["trials"], key=lambda trial: trial["val_loss"])
+        assert design["chosen"] == best["values"]
+
+    # The same settings and seeds, but nothing that chose is part of the result.
+    seeds = {p: {manifest(r)["resolved"].get("seed", r.name) for r in Path("all", p).iterdir()
+                 if r.is_dir()} for p in ("search", "final")}  # fmt: skip
+    assert len(seeds["final"]) == 4 and len(seeds["search"]) == 10
+    for run in Path("all/final").iterdir():
+        if run.is_dir():
+            chosen = {tuple(design["chosen"].items()) for design in saved["designs"]}
+            assert tuple(manifest(run)["tuned"].items()) in chosen
+    configs = "".join(path.read_text() for path in Path("all").rglob("config.yaml"))
+    assert configs.count("seed: 1001\n") == 10
+    assert configs.count("seed: 1\n") == configs.count("seed: 2\n") == 2
+    assert configs.count("test_fraction: 0.5") == 14
+
+    assert "ranked by test loss (nats/token)" in done.out
+    assert "Each design has its own optimizer.lr and optimizer.weight_decay" in done.out
+    assert "several choices differ" not in done.out
+    assert {row["design"] for row in rows("leaderboard")} == {
+        "positional=learned",
+        "positional=rope",
+    }
+    by_design = {row["design"]: row for row in rows("chosen")}
+    for design in saved["designs"]:
+        row = by_design[design["label"]]
+        assert float(row["optimizer.lr"]) == design["chosen"]["optimizer.lr"]
+        assert row["trials"] == "5" and row["diverged"] == "0"
+    page = Path("all/report.html").read_text()
+    assert "Chosen by the search" in page and '"sensitivity"' in page
+
+    # The same command trains nothing again; another comparison needs another folder.
+    before = {path: path.stat().st_mtime_ns for path in Path("all").rglob("result.json")}
+    again = cli(*SMALL)
+    assert again.code == 0
+    assert before == {path: path.stat().st_mtime_ns for path in Path("all").rglob("result.json")}
+    other = cli(*DESIGNS, "--budget=4", "--seeds=2", "--dir=all")
+    assert other.code == 2 and "contains a comparison with other options" in other.err
+    removed = cli("rm", "--yes", "all")
+    assert removed.code == 0 and "comparison with all its runs, 14" in removed.out
+    assert not Path("all").exists()
+
+
+def test_a_design_that_diverges_at_some_rates_is_chosen_at_another(cli: Cli) -> None:
+    space = "--space=optimizer.lr=0.004,1e30"
+    done = cli(*DESIGNS, space, "--budget=2", "--seeds=2", "--dir=all", "optimizer=adamw")
+    assert done.code == 0, done.err
+    for row in rows("chosen"):
+        assert float(row["optimizer.lr"]) == 0.004 and row["diverged"] == "1"
+    diverged = [p for p in Path("all/search").rglob("result.json") if "Diverged" not in p.name
+                and json.loads(p.read_text()).get("diverged")]  # fmt: skip
+    assert len(diverged) == 2
+    stamps = [path.stat().st_mtime_ns for path in diverged]
+    again = cli(*DESIGNS, space, "--budget=2", "--seeds=2", "--dir=all", "optimizer=adamw")
+    assert again.code == 0  # a run that diverged would do so again
+    assert stamps == [path.stat().st_mtime_ns for path in diverged]
+
+
+def test_every_rate_diverges(cli: Cli) -> None:
+    done = cli(*DESIGNS, "--space=optimizer.lr=1e30,2e30", "--budget=2", "--seeds=2", "--dir=all")
+    assert done.code == 1 and "every run diverged" in done.err
+
+
+@pytest.mark.slow
+def test_a_preset_names_the_designs_and_its_seeds_are_replaced(cli: Cli) -> None:
+    done = cli("compare", *TINY, "trainer.sample_every=null", "sweep=norm", "--budget=3",
+               "--seeds=2", "--dir=all", "--space=optimizer.lr=1e-3,4e-3,2e-2")  # fmt: skip
+    assert done.code == 0, done.err
+    assert len(rows("leaderboard")) >= 4 and {row["runs"] for row in rows("leaderboard")} == {"2"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["positional=rope"], "nothing to compare"),
+        (["positional=rope,alibi", "seed=1"], "a comparison has its own seeds"),
+        (["positional=rope,alibi", "resume=latest"], "makes its own runs"),
+        (["positional=rope,alibi", "hydra.sweep.dir=x"], "makes its own runs"),
+        (["positional=rope,alibi", "optimizer.lr=0.1"], "optimizer.lr=0.1: is searched"),
+        (["positional=rope,ropy"], "ropy"),
+        (["positional=rope,alibi", "--space=foo.bar=1,2"], "foo.bar: no such option"),
+        (
+            ["positional=rope,alibi", "--space=optimizer.beta1=a,b", "--budget=6"],
+            "not a valid float",
+        ),
+        (["positional=rope,alibi", "--dir=text.txt"], "is a file; name a folder"),
+        (["positional=rope,alibi", "--dir=."], "contains other files"),
+        (["positional=rope,alibi", "--seeds=many"], "--seeds"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(
+    cli: Cli, arguments: list[str], message: str
+) -> None:
+    before = {*Path().iterdir()}
+    done = cli("compare", *TINY, *arguments)
+    assert done.code == 2 and message in done.err, done.err
+    assert len(done.err.splitlines()) == 1
+    assert {*Path().iterdir()} == before
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_ends_equal(cli: Cli) -> None:
+    command = [*DESIGNS, "--space=optimizer.lr=0.004,0.02", "--budget=2", "--seeds=2", "--dir=all"]
+    assert cli(*command).code == 0
+    expected, table = losses("all"), rows("differences")
+    shutil.rmtree("all")
+    program = [sys.executable, "-m", "minigpt.cli", *command]
+    for n_results, number in ((1, signal.SIGKILL), (5, signal.SIGTERM)):  # in each of its sweeps
+        process = subprocess.Popen(program, start_new_session=True)
+        while len([*Path("all").rglob("result.json")]) < n_results:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(60) in (-number, 128 + number)
+    finished = subprocess.run(program, check=False, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert losses("all") == expected
+    assert rows("differences") == table
