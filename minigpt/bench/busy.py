@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from minigpt.bench.measure import Design, Result
+from minigpt.bench.programs import MINIGPT, busy_loops, running
 from minigpt.cpu import WAIT_SETTINGS
-from minigpt.errors import Failure
 from minigpt.files import read_json
 from minigpt.report.tables import Cell, Column, Table
 
-MINIGPT = [sys.executable, "-m", "minigpt.cli"]
-BUSY_LOOP = [sys.executable, "-c", "while True: pass"]
 # Environments by name. Without settings, minigpt sets its own.
 WAITING: dict[str, dict[str, str]] = {
     "minigpt's limit": {},
@@ -57,18 +52,6 @@ def measure(design: Design, competitors: Sequence[int], steps: int, repeats: int
     return Result(Table("busy", "Beside other programs", COLUMNS, rows, note))
 
 
-@contextmanager
-def busy_loops(n: int) -> Iterator[None]:
-    """Run n processes that compute without end."""
-    loops = [subprocess.Popen(BUSY_LOOP) for _ in range(n)]
-    try:
-        yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
-
-
 def _commands(
     overrides: Sequence[str], steps: int, settings: dict[str, str]
 ) -> tuple[float, float, float]:
@@ -79,11 +62,8 @@ def _commands(
 
         def seconds(*arguments: str) -> float:
             started = time.perf_counter()
-            command = [*MINIGPT, *arguments]
-            done = subprocess.run(command, env=inherited | settings, capture_output=True, text=True)
-            if done.returncode:
-                errors = done.stderr.strip().splitlines() or ["failed without a message"]
-                raise Failure(f"{' '.join(command)}: {errors[-1]}")
+            with running([*MINIGPT, *arguments], inherited | settings) as process:
+                process.wait()
             return time.perf_counter() - started
 
         length = [f"trainer.max_steps={steps}", "trainer.sample_every=null", "logger=none"]

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from datetime import date
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
@@ -116,13 +116,18 @@ def alternately(
 def in_new_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Return `function(...)`, computed in a new process to measure its peak memory.
 
-    Raises the exceptions of the function, and Failure if the process was killed.
+    Raises the exceptions of the function, and Failure if the process was killed. An interrupt
+    ends it.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(function, *args, **kwargs).result()
         except BrokenProcessPool:
             raise Failure(f"{function.__name__}: its process was killed; out of memory?") from None
+        except KeyboardInterrupt:
+            for process in active_children():
+                process.terminate()
+            raise
 
 
 class Ceilings(NamedTuple):

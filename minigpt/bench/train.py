@@ -27,6 +27,7 @@ from minigpt.report.tables import Cell, Column, Table
 from minigpt.run.directory import RunDirectory
 from minigpt.runtime import Runtime, choose_runtime, peak_memory_bytes, set_threads
 from minigpt.train.compilation import Choice, Planned, choose_compilation
+from minigpt.train.control import Interrupted
 from minigpt.train.display import Display
 from minigpt.train.setup import build_setup
 from minigpt.train.trainer import Trainer
@@ -103,6 +104,8 @@ class StepClock(Display):
     def train(self, step: int, loss: float, speed: float) -> None: ...
 
     def evaluation(self, step: int, val: Any, best: bool) -> None: ...
+
+    def stopped(self, number: int, run: RunDirectory, result: dict[str, Any]) -> None: ...
 
     def seconds(self, warmup: int) -> list[float]:
         """Return the seconds per step between readings, without the first `warmup` steps."""
@@ -244,6 +247,8 @@ def _round(measured: Measured, steps: int, warmup: int) -> Round:
     clock = StepClock(runtime.device)
     with ready_trainer(measured.config, warmup + steps, clock) as trainer:
         trainer.train()
+        if trainer.stopped_by is not None:
+            raise Interrupted(trainer.stopped_by)
         started = time.perf_counter()  # the loop has evaluated before, so this is warm
         evaluate(trainer.model, trainer.data.val, runtime)
         evaluation = time.perf_counter() - started

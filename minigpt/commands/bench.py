@@ -129,6 +129,7 @@ def main(arguments: list[str]) -> None:
     options = _options(first.what, first.rest)
 
     from minigpt.bench.measure import machine
+    from minigpt.bench.programs import ended_by_signals
     from minigpt.console import PipeConsole
     from minigpt.files import write_json
     from minigpt.report.tables import print_table
@@ -139,7 +140,7 @@ def main(arguments: list[str]) -> None:
     if first.what == "group":
         values["group"] = options.group
     benchmark = import_module(f"minigpt.bench.{first.what}")
-    with design.progress:
+    with ended_by_signals(), design.progress:
         result: Result = benchmark.measure(design, **values)
     table, facts = result.table, machine(design.device) | result.facts
     console = PipeConsole(highlight=False)
