@@ -21,7 +21,7 @@ from minigpt.config.schema import Config
 from minigpt.console import Advance, ignore_progress
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.evaluate.loss import evaluate
-from minigpt.files import user_path
+from minigpt.files import write_bytes
 from minigpt.logger import LOGGERS, LoggerConfig, RunInfo
 from minigpt.report.tables import Cell, Column, Table
 from minigpt.run.directory import RunDirectory
@@ -114,17 +114,13 @@ class StepClock(Display):
 
 
 def measure(
-    design: Design, steps: int, warmup: int, repeats: int, profile: str | None = None
+    design: Design, steps: int, warmup: int, repeats: int, profile: Path | None = None
 ) -> Result:
     """Measure a training step, and the peak speed of the machine by precision.
 
     `profile`: a file for torch's profile of the first config's steps; its summary is printed.
     """
     design.progress.total = repeats * len(design.configs) + (profile is not None)
-    file = None if profile is None else user_path("--profile", profile)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()  # fails before the work if it cannot be written
     advance = design.progress.advance
     measured = train_in_turns(design.configs, steps, warmup, repeats, advance)
     limits = {one.runtime.precision: one.runtime.device for one in measured}
@@ -146,8 +142,8 @@ def measure(
         for precision, peak in peaks.items()
     )
     noted = {"ceilings": facts}
-    if file is not None:
-        noted["profile"] = profile_steps(design.configs[0][1], steps, warmup, file)
+    if profile is not None:
+        noted["profile"] = profile_steps(design.configs[0][1], steps, warmup, profile)
         advance(1)
     return Result(Table("train", "Training", COLUMNS, rows, NOTE), noted)
 
@@ -170,7 +166,10 @@ def profile_steps(config: Config, steps: int, warmup: int, file: Path) -> str:
         take(warmup)
         with torch.profiler.profile(activities=activities) as profiler:
             take(steps)
-    profiler.export_chrome_trace(str(file))
+    with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
+        trace = Path(folder, file.name)  # whose suffix says whether it is compressed
+        profiler.export_chrome_trace(str(trace))
+        write_bytes(file, trace.read_bytes())
     time_of = attrgetter("self_device_time_total" if device == "cuda" else "self_cpu_time_total")
     operators = sorted(profiler.key_averages(), key=time_of, reverse=True)
     total = sum(map(time_of, operators))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from minigpt.commands.options import Parser
 from minigpt.errors import UserError, require
+from minigpt.files import require_writable
 
 if TYPE_CHECKING:
     from minigpt.bench.measure import Design, Result
@@ -111,6 +112,7 @@ LEAST = {("decode", "tokens"): 2, ("busy", "competitors"): 0}
 LISTS = ("batch", "competitors", "context", "corpus", "depth", "lengths", "width")
 METAVARS = {"axes": "NAME,...", "backends": "NAME,...", "folder": "DIR", "sparse": ""}
 METAVARS |= {"nanogpt": "DIR", "profile": "FILE"}
+FILES = ("json", "out", "profile")  # options that name a file to write
 SEVERAL_CONFIGS = ("train", "decode")
 
 
@@ -168,18 +170,30 @@ def _options(what: str, arguments: list[str]) -> Namespace:
     for name, default in defaults.items():
         metavar = METAVARS.get(name, "N,N,..." if name in LISTS else "N")
         text = HELP[name] + (f" (default: {default})" if default else "")
-        parser.add_options({f"--{name} {metavar}": text}, **{name: default})
+        setting = Path if metavar == "FILE" else default
+        parser.add_options({f"--{name} {metavar}": text}, **{name: setting})
     files = {
         "--json FILE": "also write the figures as JSON",
         "--out FILE.md": "also write a Markdown page",
     }
     parser.add_options(files, json=Path, out=Path)
     options = parser.parse(arguments)
+    _require_files(options)
     for name in defaults:
         if name not in METAVARS:
             least = LEAST.get((what, name), 1)
             setattr(options, name, _whole_numbers(name, getattr(options, name), least))
     return options
+
+
+def _require_files(options: Namespace) -> None:
+    """Raise UserError unless all files can be written after the work, each to its own path."""
+    paths = {name: getattr(options, name, None) for name in FILES}
+    options_of: dict[Path, str] = {}
+    for name, path in [(f"--{name}", path) for name, path in paths.items() if path is not None]:
+        require_writable(name, path)
+        first = options_of.setdefault(path.resolve(), name)
+        require(first == name, name, path, f"is the file of {first}; name another one")
 
 
 def _whole_numbers(name: str, text: str, least: int) -> list[int] | int:

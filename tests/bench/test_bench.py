@@ -44,6 +44,40 @@ def test_bench_train_compares_configs(cli: Cli) -> None:
     assert not Path("runs").exists()
 
 
+def test_bench_train_writes_a_profile(cli: Cli) -> None:
+    options = ["--steps", "2", "--warmup", "1", "--repeats", "1", "--profile", "out/trace.json"]
+    done = cli("bench", "train", *SMALL, *options)
+    assert done.code == 0 and "aten::" in done.out, done.err
+    events = json.loads(Path("out/trace.json").read_text())["traceEvents"]
+    assert any(str(event.get("name")).startswith("aten::") for event in events)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --profile=", "--profile=.: is a folder; name a file in it"),
+        ("train --profile folder", "--profile=folder: is a folder; name a file in it"),
+        ("train --json /dev/null", "--json=/dev/null: is not a regular file"),
+        ("busy --json text.txt/new/x", "--json=text.txt/new/x: cannot be written (Not a directory"),
+        ("growth --out text.txt/page.md", "--out=text.txt/page.md: cannot be written (Not a direc"),
+        ("startup --json " + "x" * 300, "cannot be written (File name too long)"),
+        ("train --json x --profile ./x", "--profile=x: is the file of --json; name another one"),
+    ],
+)
+def test_files_are_checked_before_the_work(cli: Cli, arguments: str, message: str) -> None:
+    Path("folder").mkdir()
+    refused = cli("bench", *arguments.split(), *SMALL)
+    assert refused.code == 2 and message in refused.err, refused.err
+    assert refused.err.startswith("minigpt: ") and refused.err.count("\n") == 1
+
+
+def test_a_failed_benchmark_leaves_no_files(cli: Cli) -> None:
+    files = ["--json", "new/x.json", "--out", "new/x.md", "--profile", "new/trace.json"]
+    failed = cli("bench", "train", *SMALL, "data.path=nowhere.txt", *files)
+    assert failed.code == 2 and "nowhere.txt" in failed.err
+    assert {path.name for path in Path().iterdir()} == {"text.txt"}
+
+
 def test_bench_attention_covers_backends_and_lengths(cli: Cli) -> None:
     options = ["--lengths", "8,16", "--tokens", "64", "--repeats", "2", "--json", "out.json"]
     done = cli("bench", "attention", *SMALL, *options)
