@@ -64,7 +64,7 @@ def _commands(
             started = time.perf_counter()
             with running([*MINIGPT, *arguments], inherited | settings) as process:
                 process.wait()
-            return time.perf_counter() - started
+                return time.perf_counter() - started
 
         length = [f"trainer.max_steps={steps}", "trainer.sample_every=null", "logger=none"]
         seconds("train", *overrides, *length, f"hydra.run.dir={run}")

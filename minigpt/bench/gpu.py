@@ -17,6 +17,7 @@ import torch
 
 from minigpt.bench import decode, replicas
 from minigpt.bench.measure import Design, Result, ceilings
+from minigpt.bench.programs import running
 from minigpt.bench.train import train_in_turns
 from minigpt.config.compose import composed_config
 from minigpt.errors import Failure, UserError, first_line
@@ -184,18 +185,20 @@ def compared(
 def program_output(program: Path, options: Sequence[str], seconds: float) -> dict[str, Any]:
     """Run a program of the repository; return what it writes with --json.
 
-    It exits with 1 also if a target was missed. Raises Failure if it writes nothing, and
-    TimeoutExpired.
+    It exits with 1 also if a target was missed. Raises UserError or Failure if it writes nothing,
+    and TimeoutExpired.
     """
     if not program.is_file():
         raise Failure(f"{program.name}: not part of the installed package; use a checkout")
     with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
         out = Path(folder, "out.json")
         command = [sys.executable, str(program), *options, "--json", str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-        if not out.exists():
-            last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-            raise Failure(f"{program.name} {options[0]}: {last[0]}")
+        try:
+            with running(command) as process:
+                process.wait(seconds)
+        except (UserError, Failure):
+            if not out.exists():
+                raise
         return read_json(out)
 
 

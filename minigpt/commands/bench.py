@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from minigpt.commands.options import Parser
+from minigpt.config.pairs import parse_override
 from minigpt.errors import UserError, require
 from minigpt.files import require_writable
 
@@ -114,6 +115,8 @@ METAVARS = {"axes": "NAME,...", "backends": "NAME,...", "folder": "DIR", "sparse
 METAVARS |= {"nanogpt": "DIR", "profile": "FILE"}
 FILES = ("json", "out", "profile")  # options that name a file to write
 SEVERAL_CONFIGS = ("train", "decode")
+# Overrides that no benchmark uses, and why.
+UNUSED = {"resume": "benchmarks train new runs", "hydra.run.dir": "benchmarks keep no runs"}
 
 
 def main(arguments: list[str]) -> None:
@@ -217,6 +220,8 @@ def _design(what: str, overrides: list[str]) -> Design:
     from minigpt.runtime import choose_runtime
     from minigpt.sweep.plan import labels
 
+    for key, value in map(parse_override, overrides):
+        require(key not in UNUSED, key, value, f"{UNUSED.get(key)}; leave it out")
     jobs = combinations(overrides)
     if len(jobs) > 1 and what not in SEVERAL_CONFIGS:
         why = f"bench {what} takes one config; give each key one value"
