@@ -1,4 +1,4 @@
-"""Everything that is to be measured on one GPU, with its targets, in less than nine minutes."""
+"""Everything that is to be measured on one GPU, with its targets."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from minigpt.bench.measure import Design, Result, ceilings
 from minigpt.bench.programs import running
 from minigpt.bench.train import train_in_turns
 from minigpt.config.compose import composed_config
-from minigpt.errors import Failure, UserError, first_line
+from minigpt.errors import Failure, UserError, first_line, require
 from minigpt.files import read_json
 from minigpt.model import GPT
 from minigpt.report.tables import Cell, Column, Table
 
-LIMIT = 520.0  # seconds for all parts; a part that would begin later is left out
+# Seconds: a part that would begin later is left out, and a program that still runs is killed. What
+# is measured in this process ends when it has done all its steps.
+LIMIT = 520.0
 REPOSITORY = Path(__file__).resolve().parents[2]
 BABY, BLOG = "experiment=nanogpt_baby", "experiment=seed_blog"
 STEPS, WARMUP = 200, 40
@@ -62,14 +64,17 @@ class Figure:
 
 
 Part = Callable[[float], Iterator[Figure]]
-"""part(seconds left) -> figures. It may raise any error."""
+"""part(seconds left) -> figures. It may raise any error; `seconds` is the limit of its program."""
 
 
-def measure(design: Design, nanogpt: str | None, repeats: int) -> Result:
+def measure(design: Design, nanogpt: Path | None, repeats: int) -> Result:
     """Measure all parts in turn. Overrides of `design` change all recipes, for a quick try.
 
     `nanogpt`: a checkout of nanoGPT to compare with; None: without. Raises UserError without a GPU.
     """
+    if nanogpt is not None:
+        why = "no train.py there; give a checkout of nanoGPT"
+        require((nanogpt / "train.py").is_file(), "--nanogpt", nanogpt, why)
     if not torch.cuda.is_available():
         why = f"torch {torch.__version__} finds none here; without one, use another benchmark"
         raise UserError(f"minigpt bench gpu: needs a GPU, and {why}")
@@ -81,10 +86,11 @@ def measure(design: Design, nanogpt: str | None, repeats: int) -> Result:
         rows += rows_of(name, part, LIMIT - (time.perf_counter() - started))
     note = f"Untrained weights, except of the recipes. {STEPS} steps after {WARMUP}."
     took = f"{time.perf_counter() - started:.0f} s"
-    return Result(Table("gpu", "One GPU", COLUMNS, rows, note), {"took": took})
+    missing = [str(row[0]) for row in rows if row[1] is None]
+    return Result(Table("gpu", "One GPU", COLUMNS, rows, note), {"took": took}, missing=missing)
 
 
-def all_parts(overrides: Sequence[str], nanogpt: str | None, repeats: int) -> dict[str, Part]:
+def all_parts(overrides: Sequence[str], nanogpt: Path | None, repeats: int) -> dict[str, Part]:
     """Return the parts by name, in the order of measuring."""
     parts: dict[str, Part] = {
         "training steps": partial(training, overrides, repeats),
@@ -97,7 +103,7 @@ def all_parts(overrides: Sequence[str], nanogpt: str | None, repeats: int) -> di
         ratios = {"steps": ("minigpt, default", "step, minigpt / nanoGPT", 0.6, operator.le)}
         ratios |= {"decode": ("minigpt / nanoGPT", "tokens/s", 10, operator.ge)}
         for what, cell in ratios.items():
-            parts[f"nanoGPT, {what}"] = partial(compared, what, nanogpt, *cell)
+            parts[f"nanoGPT, {what}"] = partial(compared, what, nanogpt, repeats, *cell)
     return parts
 
 
@@ -157,7 +163,7 @@ def together(
 
 
 def recipe(experiment: str, overrides: Sequence[str], seconds: float) -> Iterator[Figure]:
-    """Train a recipe with all seeds of its target, and compare the means."""
+    """Train a recipe once with each seed of its target, and compare the means."""
     program = REPOSITORY / "studies" / "loss_targets" / "loss_targets.py"
     found = program_output(program, [experiment, *overrides], seconds)
     for name, mean in found["means"].items():
@@ -167,16 +173,17 @@ def recipe(experiment: str, overrides: Sequence[str], seconds: float) -> Iterato
 
 def compared(
     what: str,
-    nanogpt: str,
+    nanogpt: Path,
+    rounds: int,
     row: str,
     column: str,
     target: float,
     better: Callable[[float, float], bool],
     seconds: float,
 ) -> Iterator[Figure]:
-    """Compare with nanoGPT's scripts, in one round."""
+    """Compare with nanoGPT's scripts."""
     program = REPOSITORY / "scripts" / "bench_vs_nanogpt.py"
-    options = [what, "--nanogpt", nanogpt, "--rounds", "1"]
+    options = [what, "--nanogpt", str(nanogpt), "--rounds", str(rounds)]
     rows = {cells["who"]: cells for cells in program_output(program, options, seconds)["rows"]}
     value = float(rows[row][column].split()[0])
     yield Figure(f"minigpt / nanoGPT, {what}", value, target, better)

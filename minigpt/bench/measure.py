@@ -76,11 +76,12 @@ class Design:
 
 @dataclass(frozen=True)
 class Result:
-    """A table, additional facts to print, and a figure if there is one."""
+    """A table, additional facts to print, a figure if there is one, and what was not measured."""
 
     table: Table
     facts: dict[str, str] = field(default_factory=dict)
     figure: Figure | None = None
+    missing: list[str] = field(default_factory=list)
 
 
 def device_here() -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from minigpt.commands.options import Parser
 from minigpt.config.pairs import parse_override
-from minigpt.errors import UserError, require
+from minigpt.errors import Failure, UserError, require
 from minigpt.files import require_writable
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ BENCHMARKS = {
         repeats="3",
     ),
     "gpu": Benchmark(
-        "all figures of one GPU that have a target, in under 9 minutes",
+        "all figures of one GPU that have a target",
         "minigpt bench gpu --nanogpt nanoGPT --json gpu.json",
         {"nanogpt": None},
         repeats="1",
@@ -113,6 +113,7 @@ LEAST = {("decode", "tokens"): 2, ("busy", "competitors"): 0}
 LISTS = ("batch", "competitors", "context", "corpus", "depth", "lengths", "width")
 METAVARS = {"axes": "NAME,...", "backends": "NAME,...", "folder": "DIR", "sparse": ""}
 METAVARS |= {"nanogpt": "DIR", "profile": "FILE"}
+FOLDERS = ("folder", "nanogpt")
 FILES = ("json", "out", "profile")  # options that name a file to write
 SEVERAL_CONFIGS = ("train", "decode")
 # Overrides that no benchmark uses, and why.
@@ -120,7 +121,10 @@ UNUSED = {"resume": "benchmarks train new runs", "hydra.run.dir": "benchmarks ke
 
 
 def main(arguments: list[str]) -> None:
-    """Run one benchmark, print its table, and write it as JSON or Markdown if asked to."""
+    """Run one benchmark, print its table, and write it as JSON or Markdown if asked to.
+
+    Raises Failure at the end if a part was not measured.
+    """
     listed = "\n".join(f"  {name:<11} {b.help}" for name, b in BENCHMARKS.items())
     parser = Parser(
         "bench",
@@ -160,6 +164,8 @@ def main(arguments: list[str]) -> None:
     if options.out is not None:
         command = shlex.join(["minigpt", "bench", *arguments])
         _write_page(options.out, result, f"Written by `{command}`: {about}.")
+    if result.missing:
+        raise Failure(f"not measured: {', '.join(result.missing)}; the table says why")
 
 
 def _options(what: str, arguments: list[str]) -> Namespace:
@@ -173,7 +179,7 @@ def _options(what: str, arguments: list[str]) -> Namespace:
     for name, default in defaults.items():
         metavar = METAVARS.get(name, "N,N,..." if name in LISTS else "N")
         text = HELP[name] + (f" (default: {default})" if default else "")
-        setting = Path if metavar == "FILE" else default
+        setting = Path if metavar in ("FILE", "DIR") else default
         parser.add_options({f"--{name} {metavar}": text}, **{name: setting})
     files = {
         "--json FILE": "also write the figures as JSON",
@@ -181,7 +187,7 @@ def _options(what: str, arguments: list[str]) -> Namespace:
     }
     parser.add_options(files, json=Path, out=Path)
     options = parser.parse(arguments)
-    _require_files(options)
+    _require_paths(options)
     for name in defaults:
         if name not in METAVARS:
             least = LEAST.get((what, name), 1)
@@ -189,8 +195,11 @@ def _options(what: str, arguments: list[str]) -> Namespace:
     return options
 
 
-def _require_files(options: Namespace) -> None:
-    """Raise UserError unless all files can be written after the work, each to its own path."""
+def _require_paths(options: Namespace) -> None:
+    """Raise UserError unless folders exist and files can be written, each to its own path."""
+    for name in FOLDERS:
+        folder = getattr(options, name, None)
+        require(folder is None or folder.is_dir(), f"--{name}", folder, "no such folder; create it")
     paths = {name: getattr(options, name, None) for name in FILES}
     options_of: dict[Path, str] = {}
     for name, path in [(f"--{name}", path) for name, path in paths.items() if path is not None]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import operator
 import os
+import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -141,6 +143,49 @@ def test_parts_of_bench_gpu(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert str(failed[3]).startswith("failed: trainer.graph=on: CUDA graphs need")
     late = gpu.rows_of("steps", parts["steps"], 0.0)
     assert late == [["steps", None, "", "not measured: 520 s have passed"]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="kills a process group")
+def test_a_part_of_bench_gpu_ends_in_time_with_all_that_it_started(workdir: Path) -> None:
+    """The grandchild would write the file long before the test ends."""
+    grandchild = "import time; open('began', 'w').close(); time.sleep(6); open('late', 'w').close()"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
+    Path("program.py").write_text(child)
+
+    def part(seconds: float) -> Iterator[gpu.Figure]:
+        gpu.program_output(Path("program.py"), [], seconds)
+        yield gpu.Figure("none", 0.0)
+
+    assert gpu.rows_of("slow", part, 3.0) == [
+        ["slow", None, "", "not measured: did not end in 3 s"]
+    ]
+    assert Path("began").exists()
+    time.sleep(4)
+    assert not Path("late").exists()
+
+
+def test_a_missed_target_is_a_figure_and_a_missing_one_a_failure(workdir: Path) -> None:
+    """As loss_targets.py and bench_vs_nanogpt.py, which exit with 1 if a target was missed."""
+    write = (
+        "import pathlib, sys; pathlib.Path(sys.argv[-1]).write_text('{\"loss\": 2}'); sys.exit(1)"
+    )
+    Path("missed.py").write_text(write)
+    assert gpu.program_output(Path("missed.py"), [], 60) == {"loss": 2}
+    Path("failed.py").write_text("raise SystemExit('no GPU memory')")
+    with pytest.raises(Failure, match=r"^no GPU memory$"):
+        gpu.program_output(Path("failed.py"), [], 60)
+
+
+def test_a_benchmark_without_a_part_fails(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table is printed and written before; here of parts for which no time is left."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "LIMIT", 0.0)
+    failed = cli("bench", "gpu", *SMALL, "--json", "out.json")
+    assert failed.code == 1 and "not measured: 0 s have passed" in failed.out
+    parts = "training steps, decoding, replicas, speedrun, best"
+    assert failed.err == f"minigpt: not measured: {parts}; the table says why\n"
+    assert [row["value"] for row in rows("out.json")] == [None] * 5
 
 
 def test_figures_are_met_or_missed() -> None:
@@ -280,6 +325,9 @@ def test_an_error_of_a_program_is_that_of_the_benchmark(cli: Cli, arguments: str
         ("group", "the following arguments are required: GROUP"),
         ("group optimizer", "GROUP=optimizer: not one of positional, attention, ffn, norm."),
         ("group ffn --backends cuda", "--backends=cuda: not one of eager, blockwise, sdpa, flex."),
+        ("growth --folder nowhere", "--folder=nowhere: no such folder; create it"),
+        ("gpu --nanogpt nowhere", "--nanogpt=nowhere: no such folder; create it"),
+        ("gpu --nanogpt .", "--nanogpt=.: no train.py there; give a checkout of nanoGPT"),
         ("growth --axes dept", "--axes=dept: not one of context, width, depth, corpus. Did you"),
         ("growth --context 128 --tokens 64", "--tokens=64: fewer than one window of --context"),
         ("growth --axes depth model.n_layers=1", "model.n_layers: no such option"),
