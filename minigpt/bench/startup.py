@@ -30,7 +30,7 @@ def measure(design: Design, repeats: int) -> Result:
         "minigpt train --help": [*MINIGPT, "train", "--help"],
     }
     training = [*MINIGPT, "train", *design.overrides, *often]
-    training_name = f"minigpt train {' '.join(design.overrides)}: first step"
+    training_name = f"{' '.join(['minigpt train', *design.overrides])}: first step"
     seconds: dict[str, list[float]] = {}
     design.progress.total = repeats + 1
     for turn in design.progress.counted(range(repeats + 1)):

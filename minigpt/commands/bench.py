@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from argparse import Namespace
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,12 +23,19 @@ AXES |= {"corpus": "1e6,1e7,1e8,1e9"}
 
 
 class Benchmark(NamedTuple):
-    """A benchmark in `minigpt.bench`. Its options are the keyword arguments of its `measure`."""
+    """A benchmark in `minigpt.bench`. Its options are the keyword arguments of its `measure`.
+
+    `own`: overrides that it sets itself, and what to do instead of giving them.
+    """
 
     help: str
     example: str
     options: dict[str, str | None]  # name: default
     repeats: str = "5"
+    own: Mapping[str, str] = {}
+
+
+SET = "is set by this benchmark; leave it out"
 
 
 BENCHMARKS = {
@@ -55,12 +63,14 @@ BENCHMARKS = {
         "time from the command to the first step",
         "minigpt bench startup --repeats 5 --json startup.json",
         {},
+        own={"trainer.log_every": SET, "trainer.sample_every": SET, "logger": SET},
     ),
     "busy": Benchmark(
-        "train, eval and sample while other programs use the cores",
+        "train, eval and sample while other programs use the cores (a quarter of an hour)",
         "minigpt bench busy --competitors 0,1,2,4",
         {"competitors": "0,1,2,4", "steps": "100"},
         repeats="3",
+        own={"trainer.max_steps": "use --steps", "trainer.sample_every": SET, "logger": SET},
     ),
     "replicas": Benchmark(
         "several runs: sequentially, and as one batched program",
@@ -117,7 +127,10 @@ FOLDERS = ("folder", "nanogpt")
 FILES = ("json", "out", "profile")  # options that name a file to write
 SEVERAL_CONFIGS = ("train", "decode")
 # Overrides that no benchmark uses, and why.
-UNUSED = {"resume": "benchmarks train new runs", "hydra.run.dir": "benchmarks keep no runs"}
+UNUSED = {
+    "resume": "benchmarks train new runs; leave it out",
+    "hydra.run.dir": "benchmarks keep no runs; leave it out",
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -229,8 +242,9 @@ def _design(what: str, overrides: list[str]) -> Design:
     from minigpt.runtime import choose_runtime
     from minigpt.sweep.plan import labels
 
+    refused = {**UNUSED, **BENCHMARKS[what].own}
     for key, value in map(parse_override, overrides):
-        require(key not in UNUSED, key, value, f"{UNUSED.get(key)}; leave it out")
+        require(key not in refused, key, value, refused.get(key, ""))
     jobs = combinations(overrides)
     if len(jobs) > 1 and what not in SEVERAL_CONFIGS:
         why = f"bench {what} takes one config; give each key one value"

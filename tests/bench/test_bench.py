@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import os
+import re
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -272,19 +273,20 @@ def test_bench_busy(cli: Cli) -> None:
     assert [row["competitors"] for row in measured] == ["0"] * 3 + ["1"] * 3
     assert [row["waiting"] for row in measured] == 2 * [*WAITING]
     assert measured[0]["ratio"] == 1.0
+    assert re.search(r"minigpt: measuring: \d+%, \d+:\d\d left", done.err)
     for row in measured:
         assert all(row[key] > 0 for key in ("tokens_per_second", "eval", "sample"))  # type: ignore[operator]
     assert not Path("runs").exists()
 
 
 @pytest.mark.slow
-def test_bench_startup(cli: Cli) -> None:
-    done = cli("bench", "startup", *SMALL, "--repeats", "1", "--json", "out.json")
+@pytest.mark.parametrize("overrides", [SMALL, []], ids=["small", "default"])
+def test_bench_startup(cli: Cli, overrides: list[str]) -> None:
+    done = cli("bench", "startup", *overrides, "--repeats", "1", "--json", "out.json")
     assert done.code == 0, done.err
     names = [str(row["what"]) for row in rows("out.json")]
-    assert names[2] == "minigpt --help" and names[-1].endswith(
-        "model.block_size=16 trainer.batch_size=4 trainer.device=cpu: first step"
-    )
+    training = " ".join(["minigpt train", *overrides])
+    assert names[2] == "minigpt --help" and names[-1] == f"{training}: first step"
     assert not Path("runs").exists()
 
 
@@ -318,6 +320,10 @@ def test_an_error_of_a_program_is_that_of_the_benchmark(cli: Cli, arguments: str
         ("startup seed=1,2", "seed=1,2: bench startup takes one config"),
         ("startup trainer.max_steps=0", "trainer.max_steps=0: trains no first step; use 1 or more"),
         ("startup resume=/nowhere", "resume=/nowhere: benchmarks train new runs; leave it out"),
+        ("startup logger=wandb", "logger=wandb: is set by this benchmark; leave it out"),
+        ("startup +trainer.log_every=9", "trainer.log_every=9: is set by this benchmark"),
+        ("busy trainer.max_steps=9", "trainer.max_steps=9: use --steps"),
+        ("busy --competitors 1,1000000", "--competitors=1000000: with more than 16 loops per core"),
         ("train hydra.run.dir=x", "hydra.run.dir=x: benchmarks keep no runs; leave it out"),
         ("decode --batch 1,x", "--batch=1,x: not integers"),
         ("attention --lengths 0", "--lengths=0: must be 1 or more"),
