@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from minigpt.bench import decode, replicas
-from minigpt.bench.measure import Design, Result, ceilings
+from minigpt.bench.measure import Design, Result, as_dicts, ceilings
 from minigpt.bench.programs import running
 from minigpt.bench.train import train_in_turns
 from minigpt.config.compose import composed_config
@@ -214,9 +214,3 @@ def one_design(overrides: Sequence[str]) -> Design:
     config = composed_config(list(overrides))
     device = "cuda" if config.trainer.device == "auto" else config.trainer.device
     return Design(list(overrides), [(" ".join(overrides), config)], device)
-
-
-def as_dicts(table: Table) -> list[dict[str, Any]]:
-    """Return the rows by the keys of their columns."""
-    keys = [column.key for column in table.columns]
-    return [dict(zip(keys, row, strict=True)) for row in table.rows]

@@ -76,12 +76,22 @@ class Design:
 
 @dataclass(frozen=True)
 class Result:
-    """A table, additional facts to print, a figure if there is one, and what was not measured."""
+    """A table, additional facts to print, a figure if there is one, and what was not measured.
+
+    `details`: more tables.
+    """
 
     table: Table
     facts: dict[str, str] = field(default_factory=dict)
     figure: Figure | None = None
     missing: list[str] = field(default_factory=list)
+    details: list[Table] = field(default_factory=list)
+
+
+def as_dicts(table: Table) -> list[dict[str, Any]]:
+    """Return the rows by the keys of their columns."""
+    keys = [column.key for column in table.columns]
+    return [dict(zip(keys, row, strict=True)) for row in table.rows]
 
 
 def device_here() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import tempfile
 import time
@@ -35,6 +36,17 @@ from minigpt.train.trainer import Trainer
 # Steps between clock readings. Each reading syncs the GPU, so frequent readings would idle it.
 STEPS_PER_READING = {"cpu": 1, "cuda": 20}
 TOP = 10  # operators in the summary of a profile
+# What a profile lists: on a CPU operators, not Python's functions or autograd's nodes, and each
+# graph of torch.compile as one; on a GPU kernels.
+LISTED = {
+    "cpu": re.compile(r"(\w+::\w+)$|## Call (CompiledFxGraph \w{6})"),
+    "cuda": re.compile("(.{1,60})"),
+}
+PROFILE_COLUMNS = [
+    Column("operator", "operator"),
+    Column("ms", "ms per step", digits=3),
+    Column("share", "share of the time", digits=3),
+]
 
 COLUMNS = [
     Column("config", "config"),
@@ -118,7 +130,7 @@ def measure(
 ) -> Result:
     """Measure a training step, and the peak speed of the machine by precision.
 
-    `profile`: a file for torch's profile of the first config's steps; its summary is printed.
+    `profile`: a file for torch's profile of the first config's steps.
     """
     design.progress.total = repeats * len(design.configs) + (profile is not None)
     advance = design.progress.advance
@@ -141,17 +153,18 @@ def measure(
         f"{peak.bytes / 1e9:,.1f} GB/s copied (read and written)"
         for precision, peak in peaks.items()
     )
-    noted = {"ceilings": facts}
+    noted, details = {"ceilings": facts}, []
     if profile is not None:
-        noted["profile"] = profile_steps(design.configs[0][1], steps, warmup, profile)
+        details.append(profile_steps(design.configs[0][1], steps, warmup, profile))
+        noted["profile"] = f"{profile} (open it in ui.perfetto.dev)"
         advance(1)
-    return Result(Table("train", "Training", COLUMNS, rows, NOTE), noted)
+    return Result(Table("train", "Training", COLUMNS, rows, NOTE), noted, details=details)
 
 
-def profile_steps(config: Config, steps: int, warmup: int, file: Path) -> str:
-    """Write torch's trace of `steps` steps. Return the TOP operators and their share of the time.
+def profile_steps(config: Config, steps: int, warmup: int, file: Path) -> Table:
+    """Write torch's trace of `steps` steps. Return the TOP of LISTED.
 
-    The time of an operator excludes those it calls.
+    The time of an operator excludes those that it calls.
     """
     device = choose_runtime(config.trainer.device, config.trainer.precision).device
     activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device == "cuda")]
@@ -170,11 +183,18 @@ def profile_steps(config: Config, steps: int, warmup: int, file: Path) -> str:
         trace = Path(folder, file.name)  # whose suffix says whether it is compressed
         profiler.export_chrome_trace(str(trace))
         write_bytes(file, trace.read_bytes())
-    time_of = attrgetter("self_device_time_total" if device == "cuda" else "self_cpu_time_total")
-    operators = sorted(profiler.key_averages(), key=time_of, reverse=True)
-    total = sum(map(time_of, operators))
-    shares = [f"{each.key} {time_of(each) / total:.1%}" for each in operators[:TOP]]
-    return f"{file}, {steps} steps: {', '.join(shares)}"
+    where = "cuda" if device == "cuda" else "cpu"
+    time_of = attrgetter("self_device_time_total" if where == "cuda" else "self_cpu_time_total")
+    events = [event for event in profiler.key_averages() if not event.is_user_annotation]
+    events = [event for event in events if event.device_type.name.lower() == where]
+    total = sum(map(time_of, events))
+    rows: list[list[Cell]] = []
+    for event in sorted(events, key=time_of, reverse=True):
+        if name := LISTED[where].match(event.key):
+            time_per_step = time_of(event) / steps / 1e3  # us to ms
+            rows.append([name[name.lastindex or 0], time_per_step, time_of(event) / total])
+    title = f"Profile of {steps} steps: the {TOP} longest"
+    return Table("profile", title, PROFILE_COLUMNS, rows[:TOP], "")
 
 
 def train_in_turns(

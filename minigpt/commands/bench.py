@@ -150,7 +150,7 @@ def main(arguments: list[str]) -> None:
     first = parser.parse(arguments)
     options = _options(first.what, first.rest)
 
-    from minigpt.bench.measure import machine
+    from minigpt.bench.measure import as_dicts, machine
     from minigpt.bench.programs import ended_by_signals
     from minigpt.console import PipeConsole
     from minigpt.files import write_json
@@ -166,14 +166,15 @@ def main(arguments: list[str]) -> None:
         result: Result = benchmark.measure(design, **values)
     table, facts = result.table, machine(design.device) | result.facts
     console = PipeConsole(highlight=False)
-    print_table(table, console)
+    for each in (table, *result.details):
+        print_table(each, console)
     about = ", ".join(f"{key} {value}" for key, value in facts.items())
     for line in (table.note, about):
         console.print(line, soft_wrap=True, markup=False)
     if options.json is not None:
-        keys = [column.key for column in table.columns]
-        rows = [dict(zip(keys, row, strict=True)) for row in table.rows]
-        write_json(options.json, {"benchmark": table.name, "machine": facts, "rows": rows})
+        details = {each.name: as_dicts(each) for each in result.details}
+        measured = {"benchmark": table.name, "machine": facts, "rows": as_dicts(table)}
+        write_json(options.json, measured | details)
     if options.out is not None:
         command = shlex.join(["minigpt", "bench", *arguments])
         _write_page(options.out, result, f"Written by `{command}`: {about}.")
@@ -263,7 +264,7 @@ def _write_page(path: Path, result: Result, about: str) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     heading, _, body = to_markdown(result.table).partition("\n")
-    lines = [heading.removeprefix("#"), "", about, body]
+    lines = [heading.removeprefix("#"), "", about, body, *map(to_markdown, result.details)]
     if result.figure is not None:
         picture = path.with_suffix(".png")
         result.figure.savefig(picture, dpi=120)

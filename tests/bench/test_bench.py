@@ -17,7 +17,7 @@ import torch
 from minigpt.bench import gpu
 from minigpt.bench.busy import WAITING
 from minigpt.bench.measure import Times, alternately, ceilings, in_new_process
-from minigpt.bench.train import StepClock
+from minigpt.bench.train import LISTED, StepClock
 from minigpt.config.compose import composed_config
 from minigpt.config.groups import config_directory
 from minigpt.config.overrides import combinations
@@ -50,10 +50,33 @@ def test_bench_train_compares_configs(cli: Cli) -> None:
 
 def test_bench_train_writes_a_profile(cli: Cli) -> None:
     options = ["--steps", "2", "--warmup", "1", "--repeats", "1", "--profile", "out/trace.json"]
-    done = cli("bench", "train", *SMALL, *options)
-    assert done.code == 0 and "aten::" in done.out, done.err
+    done = cli("bench", "train", *SMALL, *options, "--json", "out.json", "--out", "page.md")
+    assert done.code == 0 and "ms per step" in done.out, done.err
+    operators = json.loads(Path("out.json").read_text())["profile"]
+    assert len(operators) == 10 and all("::" in each["operator"] for each in operators)
+    times = [each["ms"] for each in operators]
+    assert times == sorted(times, reverse=True) and times[-1] > 0
+    assert 0 < sum(each["share"] for each in operators) < 1
+    assert "## Profile of 2 steps" in Path("page.md").read_text()
     events = json.loads(Path("out/trace.json").read_text())["traceEvents"]
     assert any(str(event.get("name")).startswith("aten::") for event in events)
+
+
+@pytest.mark.parametrize(
+    ("event", "operator"),
+    [
+        ("aten::mm", "aten::mm"),
+        ("minigpt::stored", "minigpt::stored"),
+        ("## Call CompiledFxGraph fgwv5qmdqmc52a5y ##", "CompiledFxGraph fgwv5q"),
+        ("autograd::engine::evaluate_function: MulBackward0", None),
+        ("torch::autograd::AccumulateGrad", None),
+        ("Optimizer.step#AdamW.step", None),
+        ("TorchDynamo Cache Lookup", None),
+    ],
+)
+def test_a_profile_lists_operators(event: str, operator: str | None) -> None:
+    name = LISTED["cpu"].match(event)
+    assert (name and name[name.lastindex or 0]) == operator
 
 
 @pytest.mark.parametrize(
