@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minigpt.errors import first_line, require
+from minigpt.errors import UserError, first_line, require
 
 
 def user_path(key: str, text: str) -> Path:
@@ -85,6 +85,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(key: str, path: Path) -> None:
+    """Raise UserError unless a file could be written there now. Leaves nothing behind.
+
+    Only a regular file may be replaced.
+    """
+    try:
+        require(not path.is_dir(), key, path, "is a folder; name a file in it")
+        require(path.is_file() or not os.path.lexists(path), key, path, "is not a regular file")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=folder).close()
+    except OSError as error:
+        why = f"cannot be written ({error.strerror}); name a file in a folder where you may write"
+        raise UserError(f"{key}={path}: {why}") from None
 
 
 @contextmanager

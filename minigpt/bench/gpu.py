@@ -1,4 +1,4 @@
-"""Everything that is to be measured on one GPU, with its targets, in less than nine minutes."""
+"""Everything that is to be measured on one GPU, with its targets."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from typing import Any
 import torch
 
 from minigpt.bench import decode, replicas
-from minigpt.bench.measure import Design, Result, ceilings
+from minigpt.bench.measure import Design, Result, as_dicts, ceilings
+from minigpt.bench.programs import running
 from minigpt.bench.train import train_in_turns
 from minigpt.config.compose import composed_config
-from minigpt.errors import Failure, UserError, first_line
+from minigpt.errors import Failure, UserError, first_line, require
 from minigpt.files import read_json
 from minigpt.model import GPT
 from minigpt.report.tables import Cell, Column, Table
 
-LIMIT = 520.0  # seconds for all parts; a part that would begin later is left out
+# Seconds: a part that would begin later is left out, and a program that still runs is killed. What
+# is measured in this process ends when it has done all its steps.
+LIMIT = 520.0
 REPOSITORY = Path(__file__).resolve().parents[2]
 BABY, BLOG = "experiment=nanogpt_baby", "experiment=seed_blog"
 STEPS, WARMUP = 200, 40
@@ -61,14 +64,17 @@ class Figure:
 
 
 Part = Callable[[float], Iterator[Figure]]
-"""part(seconds left) -> figures. It may raise any error."""
+"""part(seconds left) -> figures. It may raise any error; `seconds` is the limit of its program."""
 
 
-def measure(design: Design, nanogpt: str | None, repeats: int) -> Result:
+def measure(design: Design, nanogpt: Path | None, repeats: int) -> Result:
     """Measure all parts in turn. Overrides of `design` change all recipes, for a quick try.
 
     `nanogpt`: a checkout of nanoGPT to compare with; None: without. Raises UserError without a GPU.
     """
+    if nanogpt is not None:
+        why = "no train.py there; give a checkout of nanoGPT"
+        require((nanogpt / "train.py").is_file(), "--nanogpt", nanogpt, why)
     if not torch.cuda.is_available():
         why = f"torch {torch.__version__} finds none here; without one, use another benchmark"
         raise UserError(f"minigpt bench gpu: needs a GPU, and {why}")
@@ -80,10 +86,11 @@ def measure(design: Design, nanogpt: str | None, repeats: int) -> Result:
         rows += rows_of(name, part, LIMIT - (time.perf_counter() - started))
     note = f"Untrained weights, except of the recipes. {STEPS} steps after {WARMUP}."
     took = f"{time.perf_counter() - started:.0f} s"
-    return Result(Table("gpu", "One GPU", COLUMNS, rows, note), {"took": took})
+    missing = [str(row[0]) for row in rows if row[1] is None]
+    return Result(Table("gpu", "One GPU", COLUMNS, rows, note), {"took": took}, missing=missing)
 
 
-def all_parts(overrides: Sequence[str], nanogpt: str | None, repeats: int) -> dict[str, Part]:
+def all_parts(overrides: Sequence[str], nanogpt: Path | None, repeats: int) -> dict[str, Part]:
     """Return the parts by name, in the order of measuring."""
     parts: dict[str, Part] = {
         "training steps": partial(training, overrides, repeats),
@@ -96,7 +103,7 @@ def all_parts(overrides: Sequence[str], nanogpt: str | None, repeats: int) -> di
         ratios = {"steps": ("minigpt, default", "step, minigpt / nanoGPT", 0.6, operator.le)}
         ratios |= {"decode": ("minigpt / nanoGPT", "tokens/s", 10, operator.ge)}
         for what, cell in ratios.items():
-            parts[f"nanoGPT, {what}"] = partial(compared, what, nanogpt, *cell)
+            parts[f"nanoGPT, {what}"] = partial(compared, what, nanogpt, repeats, *cell)
     return parts
 
 
@@ -156,7 +163,7 @@ def together(
 
 
 def recipe(experiment: str, overrides: Sequence[str], seconds: float) -> Iterator[Figure]:
-    """Train a recipe with all seeds of its target, and compare the means."""
+    """Train a recipe once with each seed of its target, and compare the means."""
     program = REPOSITORY / "studies" / "loss_targets" / "loss_targets.py"
     found = program_output(program, [experiment, *overrides], seconds)
     for name, mean in found["means"].items():
@@ -166,16 +173,17 @@ def recipe(experiment: str, overrides: Sequence[str], seconds: float) -> Iterato
 
 def compared(
     what: str,
-    nanogpt: str,
+    nanogpt: Path,
+    rounds: int,
     row: str,
     column: str,
     target: float,
     better: Callable[[float, float], bool],
     seconds: float,
 ) -> Iterator[Figure]:
-    """Compare with nanoGPT's scripts, in one round."""
+    """Compare with nanoGPT's scripts."""
     program = REPOSITORY / "scripts" / "bench_vs_nanogpt.py"
-    options = [what, "--nanogpt", nanogpt, "--rounds", "1"]
+    options = [what, "--nanogpt", str(nanogpt), "--rounds", str(rounds)]
     rows = {cells["who"]: cells for cells in program_output(program, options, seconds)["rows"]}
     value = float(rows[row][column].split()[0])
     yield Figure(f"minigpt / nanoGPT, {what}", value, target, better)
@@ -184,18 +192,20 @@ def compared(
 def program_output(program: Path, options: Sequence[str], seconds: float) -> dict[str, Any]:
     """Run a program of the repository; return what it writes with --json.
 
-    It exits with 1 also if a target was missed. Raises Failure if it writes nothing, and
-    TimeoutExpired.
+    It exits with 1 also if a target was missed. Raises UserError or Failure if it writes nothing,
+    and TimeoutExpired.
     """
     if not program.is_file():
         raise Failure(f"{program.name}: not part of the installed package; use a checkout")
     with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
         out = Path(folder, "out.json")
         command = [sys.executable, str(program), *options, "--json", str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-        if not out.exists():
-            last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-            raise Failure(f"{program.name} {options[0]}: {last[0]}")
+        try:
+            with running(command) as process:
+                process.wait(seconds)
+        except (UserError, Failure):
+            if not out.exists():
+                raise
         return read_json(out)
 
 
@@ -204,9 +214,3 @@ def one_design(overrides: Sequence[str]) -> Design:
     config = composed_config(list(overrides))
     device = "cuda" if config.trainer.device == "auto" else config.trainer.device
     return Design(list(overrides), [(" ".join(overrides), config)], device)
-
-
-def as_dicts(table: Table) -> list[dict[str, Any]]:
-    """Return the rows by the keys of their columns."""
-    keys = [column.key for column in table.columns]
-    return [dict(zip(keys, row, strict=True)) for row in table.rows]

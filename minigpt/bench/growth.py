@@ -86,7 +86,7 @@ def measure(
     steps: int,
     warmup: int,
     repeats: int,
-    folder: str | None,
+    folder: Path | None,
     sparse: bool,
     **sizes: list[int],
 ) -> Result:

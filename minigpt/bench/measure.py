@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from datetime import date
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
@@ -76,11 +76,22 @@ class Design:
 
 @dataclass(frozen=True)
 class Result:
-    """A table, additional facts to print, and a figure if there is one."""
+    """A table, additional facts to print, a figure if there is one, and what was not measured.
+
+    `details`: more tables.
+    """
 
     table: Table
     facts: dict[str, str] = field(default_factory=dict)
     figure: Figure | None = None
+    missing: list[str] = field(default_factory=list)
+    details: list[Table] = field(default_factory=list)
+
+
+def as_dicts(table: Table) -> list[dict[str, Any]]:
+    """Return the rows by the keys of their columns."""
+    keys = [column.key for column in table.columns]
+    return [dict(zip(keys, row, strict=True)) for row in table.rows]
 
 
 def device_here() -> str:
@@ -116,13 +127,18 @@ def alternately(
 def in_new_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Return `function(...)`, computed in a new process to measure its peak memory.
 
-    Raises the exceptions of the function, and Failure if the process was killed.
+    Raises the exceptions of the function, and Failure if the process was killed. An interrupt
+    ends it.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(function, *args, **kwargs).result()
         except BrokenProcessPool:
             raise Failure(f"{function.__name__}: its process was killed; out of memory?") from None
+        except KeyboardInterrupt:
+            for process in active_children():
+                process.terminate()
+            raise
 
 
 class Ceilings(NamedTuple):

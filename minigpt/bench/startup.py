@@ -8,7 +8,8 @@ import tempfile
 import time
 
 from minigpt.bench.measure import Design, Result, Times
-from minigpt.errors import Failure
+from minigpt.bench.programs import MINIGPT, running
+from minigpt.errors import Failure, require
 from minigpt.report.tables import Cell, Column, Table
 
 COLUMNS = [Column("what", "command"), Column("seconds", "s (quartiles)")]
@@ -17,23 +18,24 @@ FIRST_STEP = "step 1/"  # start of the line that reports the first step
 
 def measure(design: Design, repeats: int) -> Result:
     """Time each command `repeats` times, interleaved, after a round that fills the disk cache."""
-    minigpt = [sys.executable, "-m", "minigpt.cli"]
+    steps = design.configs[0][1].trainer.max_steps
+    require(steps > 0, "trainer.max_steps", steps, "trains no first step; use 1 or more")
     often = ["trainer.log_every=1", "trainer.sample_every=null", "logger=none"]
     if not any(override.startswith("trainer.compile=") for override in design.overrides):
         often.append("trainer.compile=false")
     commands = {
         "python -c pass": [sys.executable, "-c", "pass"],
         "python -c 'import torch'": [sys.executable, "-c", "import torch"],
-        "minigpt --help": [*minigpt, "--help"],
-        "minigpt train --help": [*minigpt, "train", "--help"],
+        "minigpt --help": [*MINIGPT, "--help"],
+        "minigpt train --help": [*MINIGPT, "train", "--help"],
     }
-    training = [*minigpt, "train", *design.overrides, *often]
-    training_name = f"minigpt train {' '.join(design.overrides)}: first step"
+    training = [*MINIGPT, "train", *design.overrides, *often]
+    training_name = f"{' '.join(['minigpt train', *design.overrides])}: first step"
     seconds: dict[str, list[float]] = {}
     design.progress.total = repeats + 1
     for turn in design.progress.counted(range(repeats + 1)):
-        elapsed = {name: _seconds(command) for name, command in commands.items()}
-        elapsed[training_name] = _seconds(training, FIRST_STEP)
+        elapsed = {name: _to_exit(command) for name, command in commands.items()}
+        elapsed[training_name] = _to_first_step(training)
         if turn:
             for name, value in elapsed.items():
                 seconds.setdefault(name, []).append(value)
@@ -44,21 +46,23 @@ def measure(design: Design, repeats: int) -> Result:
     return Result(Table("startup", "Start", COLUMNS, rows, note))
 
 
-def _seconds(command: list[str], line_start: str | None = None) -> float:
-    """Return the seconds until a command exits, or until it prints `line_start` and is killed."""
-    with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
-        folder_option = [] if line_start is None else [f"hydra.run.dir={folder}/run"]
-        started = time.perf_counter()
-        arguments, pipe = [*command, *folder_option], subprocess.PIPE
-        with subprocess.Popen(arguments, stdout=pipe, stderr=pipe, text=True) as process:
-            assert process.stdout is not None and process.stderr is not None
-            for line in process.stdout:
-                if line_start is not None and line.startswith(line_start):
-                    elapsed = time.perf_counter() - started
-                    process.kill()
-                    return elapsed
-            process.wait()
-            if process.returncode or line_start is not None:
-                errors = process.stderr.read().strip().splitlines() or ["failed without a message"]
-                raise Failure(f"{' '.join(command)}: {errors[-1]}")
+def _to_exit(command: list[str]) -> float:
+    """Return the seconds until a command exits."""
+    started = time.perf_counter()
+    with running(command) as process:
+        process.wait()
         return time.perf_counter() - started
+
+
+def _to_first_step(command: list[str]) -> float:
+    """Return the seconds until a training prints the line of its first step, where it is killed."""
+    with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
+        started = time.perf_counter()
+        directory = f"hydra.run.dir={folder}/run"
+        with running([*command, directory], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith(FIRST_STEP):
+                    return time.perf_counter() - started
+            process.wait()
+        raise Failure(f"{' '.join(command)}: ended without a line that begins with {FIRST_STEP!r}")

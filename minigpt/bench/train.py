@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import tempfile
 import time
@@ -21,12 +22,13 @@ from minigpt.config.schema import Config
 from minigpt.console import Advance, ignore_progress
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.evaluate.loss import evaluate
-from minigpt.files import user_path
+from minigpt.files import write_bytes
 from minigpt.logger import LOGGERS, LoggerConfig, RunInfo
 from minigpt.report.tables import Cell, Column, Table
 from minigpt.run.directory import RunDirectory
 from minigpt.runtime import Runtime, choose_runtime, peak_memory_bytes, set_threads
 from minigpt.train.compilation import Choice, Planned, choose_compilation
+from minigpt.train.control import Interrupted
 from minigpt.train.display import Display
 from minigpt.train.setup import build_setup
 from minigpt.train.trainer import Trainer
@@ -34,6 +36,17 @@ from minigpt.train.trainer import Trainer
 # Steps between clock readings. Each reading syncs the GPU, so frequent readings would idle it.
 STEPS_PER_READING = {"cpu": 1, "cuda": 20}
 TOP = 10  # operators in the summary of a profile
+# What a profile lists: on a CPU operators, not Python's functions or autograd's nodes, and each
+# graph of torch.compile as one; on a GPU kernels.
+LISTED = {
+    "cpu": re.compile(r"(\w+::\w+)$|## Call (CompiledFxGraph \w{6})"),
+    "cuda": re.compile("(.{1,60})"),
+}
+PROFILE_COLUMNS = [
+    Column("operator", "operator"),
+    Column("ms", "ms per step", digits=3),
+    Column("share", "share of the time", digits=3),
+]
 
 COLUMNS = [
     Column("config", "config"),
@@ -104,6 +117,8 @@ class StepClock(Display):
 
     def evaluation(self, step: int, val: Any, best: bool) -> None: ...
 
+    def stopped(self, number: int, run: RunDirectory, result: dict[str, Any]) -> None: ...
+
     def seconds(self, warmup: int) -> list[float]:
         """Return the seconds per step between readings, without the first `warmup` steps."""
         steps = pairwise(self.readings)
@@ -111,17 +126,13 @@ class StepClock(Display):
 
 
 def measure(
-    design: Design, steps: int, warmup: int, repeats: int, profile: str | None = None
+    design: Design, steps: int, warmup: int, repeats: int, profile: Path | None = None
 ) -> Result:
     """Measure a training step, and the peak speed of the machine by precision.
 
-    `profile`: a file for torch's profile of the first config's steps; its summary is printed.
+    `profile`: a file for torch's profile of the first config's steps.
     """
     design.progress.total = repeats * len(design.configs) + (profile is not None)
-    file = None if profile is None else user_path("--profile", profile)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()  # fails before the work if it cannot be written
     advance = design.progress.advance
     measured = train_in_turns(design.configs, steps, warmup, repeats, advance)
     limits = {one.runtime.precision: one.runtime.device for one in measured}
@@ -142,17 +153,18 @@ def measure(
         f"{peak.bytes / 1e9:,.1f} GB/s copied (read and written)"
         for precision, peak in peaks.items()
     )
-    noted = {"ceilings": facts}
-    if file is not None:
-        noted["profile"] = profile_steps(design.configs[0][1], steps, warmup, file)
+    noted, details = {"ceilings": facts}, []
+    if profile is not None:
+        details.append(profile_steps(design.configs[0][1], steps, warmup, profile))
+        noted["profile"] = f"{profile} (open it in ui.perfetto.dev)"
         advance(1)
-    return Result(Table("train", "Training", COLUMNS, rows, NOTE), noted)
+    return Result(Table("train", "Training", COLUMNS, rows, NOTE), noted, details=details)
 
 
-def profile_steps(config: Config, steps: int, warmup: int, file: Path) -> str:
-    """Write torch's trace of `steps` steps. Return the TOP operators and their share of the time.
+def profile_steps(config: Config, steps: int, warmup: int, file: Path) -> Table:
+    """Write torch's trace of `steps` steps. Return the TOP of LISTED.
 
-    The time of an operator excludes those it calls.
+    The time of an operator excludes those that it calls.
     """
     device = choose_runtime(config.trainer.device, config.trainer.precision).device
     activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device == "cuda")]
@@ -167,12 +179,22 @@ def profile_steps(config: Config, steps: int, warmup: int, file: Path) -> str:
         take(warmup)
         with torch.profiler.profile(activities=activities) as profiler:
             take(steps)
-    profiler.export_chrome_trace(str(file))
-    time_of = attrgetter("self_device_time_total" if device == "cuda" else "self_cpu_time_total")
-    operators = sorted(profiler.key_averages(), key=time_of, reverse=True)
-    total = sum(map(time_of, operators))
-    shares = [f"{each.key} {time_of(each) / total:.1%}" for each in operators[:TOP]]
-    return f"{file}, {steps} steps: {', '.join(shares)}"
+    with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
+        trace = Path(folder, file.name)  # whose suffix says whether it is compressed
+        profiler.export_chrome_trace(str(trace))
+        write_bytes(file, trace.read_bytes())
+    where = "cuda" if device == "cuda" else "cpu"
+    time_of = attrgetter("self_device_time_total" if where == "cuda" else "self_cpu_time_total")
+    events = [event for event in profiler.key_averages() if not event.is_user_annotation]
+    events = [event for event in events if event.device_type.name.lower() == where]
+    total = sum(map(time_of, events))
+    rows: list[list[Cell]] = []
+    for event in sorted(events, key=time_of, reverse=True):
+        if name := LISTED[where].match(event.key):
+            time_per_step = time_of(event) / steps / 1e3  # us to ms
+            rows.append([name[name.lastindex or 0], time_per_step, time_of(event) / total])
+    title = f"Profile of {steps} steps: the {TOP} longest"
+    return Table("profile", title, PROFILE_COLUMNS, rows[:TOP], "")
 
 
 def train_in_turns(
@@ -244,6 +266,8 @@ def _round(measured: Measured, steps: int, warmup: int) -> Round:
     clock = StepClock(runtime.device)
     with ready_trainer(measured.config, warmup + steps, clock) as trainer:
         trainer.train()
+        if trainer.stopped_by is not None:
+            raise Interrupted(trainer.stopped_by)
         started = time.perf_counter()  # the loop has evaluated before, so this is warm
         evaluate(trainer.model, trainer.data.val, runtime)
         evaluation = time.perf_counter() - started

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import shlex
 from argparse import Namespace
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from minigpt.commands.options import Parser
-from minigpt.errors import UserError, require
+from minigpt.config.pairs import parse_override
+from minigpt.errors import Failure, UserError, require
+from minigpt.files import require_writable
 
 if TYPE_CHECKING:
     from minigpt.bench.measure import Design, Result
@@ -20,12 +23,19 @@ AXES |= {"corpus": "1e6,1e7,1e8,1e9"}
 
 
 class Benchmark(NamedTuple):
-    """A benchmark in `minigpt.bench`. Its options are the keyword arguments of its `measure`."""
+    """A benchmark in `minigpt.bench`. Its options are the keyword arguments of its `measure`.
+
+    `own`: overrides that it sets itself, and what to do instead of giving them.
+    """
 
     help: str
     example: str
     options: dict[str, str | None]  # name: default
     repeats: str = "5"
+    own: Mapping[str, str] = {}
+
+
+SET = "is set by this benchmark; leave it out"
 
 
 BENCHMARKS = {
@@ -53,12 +63,14 @@ BENCHMARKS = {
         "time from the command to the first step",
         "minigpt bench startup --repeats 5 --json startup.json",
         {},
+        own={"trainer.log_every": SET, "trainer.sample_every": SET, "logger": SET},
     ),
     "busy": Benchmark(
-        "train, eval and sample while other programs use the cores",
+        "train, eval and sample while other programs use the cores (a quarter of an hour)",
         "minigpt bench busy --competitors 0,1,2,4",
         {"competitors": "0,1,2,4", "steps": "100"},
         repeats="3",
+        own={"trainer.max_steps": "use --steps", "trainer.sample_every": SET, "logger": SET},
     ),
     "replicas": Benchmark(
         "several runs: sequentially, and as one batched program",
@@ -79,7 +91,7 @@ BENCHMARKS = {
         repeats="3",
     ),
     "gpu": Benchmark(
-        "all figures of one GPU that have a target, in under 9 minutes",
+        "all figures of one GPU that have a target",
         "minigpt bench gpu --nanogpt nanoGPT --json gpu.json",
         {"nanogpt": None},
         repeats="1",
@@ -111,11 +123,21 @@ LEAST = {("decode", "tokens"): 2, ("busy", "competitors"): 0}
 LISTS = ("batch", "competitors", "context", "corpus", "depth", "lengths", "width")
 METAVARS = {"axes": "NAME,...", "backends": "NAME,...", "folder": "DIR", "sparse": ""}
 METAVARS |= {"nanogpt": "DIR", "profile": "FILE"}
+FOLDERS = ("folder", "nanogpt")
+FILES = ("json", "out", "profile")  # options that name a file to write
 SEVERAL_CONFIGS = ("train", "decode")
+# Overrides that no benchmark uses, and why.
+UNUSED = {
+    "resume": "benchmarks train new runs; leave it out",
+    "hydra.run.dir": "benchmarks keep no runs; leave it out",
+}
 
 
 def main(arguments: list[str]) -> None:
-    """Run one benchmark, print its table, and write it as JSON or Markdown if asked to."""
+    """Run one benchmark, print its table, and write it as JSON or Markdown if asked to.
+
+    Raises Failure at the end if a part was not measured.
+    """
     listed = "\n".join(f"  {name:<11} {b.help}" for name, b in BENCHMARKS.items())
     parser = Parser(
         "bench",
@@ -128,7 +150,8 @@ def main(arguments: list[str]) -> None:
     first = parser.parse(arguments)
     options = _options(first.what, first.rest)
 
-    from minigpt.bench.measure import machine
+    from minigpt.bench.measure import as_dicts, machine
+    from minigpt.bench.programs import ended_by_signals
     from minigpt.console import PipeConsole
     from minigpt.files import write_json
     from minigpt.report.tables import print_table
@@ -139,21 +162,24 @@ def main(arguments: list[str]) -> None:
     if first.what == "group":
         values["group"] = options.group
     benchmark = import_module(f"minigpt.bench.{first.what}")
-    with design.progress:
+    with ended_by_signals(), design.progress:
         result: Result = benchmark.measure(design, **values)
     table, facts = result.table, machine(design.device) | result.facts
     console = PipeConsole(highlight=False)
-    print_table(table, console)
+    for each in (table, *result.details):
+        print_table(each, console)
     about = ", ".join(f"{key} {value}" for key, value in facts.items())
     for line in (table.note, about):
         console.print(line, soft_wrap=True, markup=False)
     if options.json is not None:
-        keys = [column.key for column in table.columns]
-        rows = [dict(zip(keys, row, strict=True)) for row in table.rows]
-        write_json(options.json, {"benchmark": table.name, "machine": facts, "rows": rows})
+        details = {each.name: as_dicts(each) for each in result.details}
+        measured = {"benchmark": table.name, "machine": facts, "rows": as_dicts(table)}
+        write_json(options.json, measured | details)
     if options.out is not None:
         command = shlex.join(["minigpt", "bench", *arguments])
         _write_page(options.out, result, f"Written by `{command}`: {about}.")
+    if result.missing:
+        raise Failure(f"not measured: {', '.join(result.missing)}; the table says why")
 
 
 def _options(what: str, arguments: list[str]) -> Namespace:
@@ -167,18 +193,33 @@ def _options(what: str, arguments: list[str]) -> Namespace:
     for name, default in defaults.items():
         metavar = METAVARS.get(name, "N,N,..." if name in LISTS else "N")
         text = HELP[name] + (f" (default: {default})" if default else "")
-        parser.add_options({f"--{name} {metavar}": text}, **{name: default})
+        setting = Path if metavar in ("FILE", "DIR") else default
+        parser.add_options({f"--{name} {metavar}": text}, **{name: setting})
     files = {
         "--json FILE": "also write the figures as JSON",
         "--out FILE.md": "also write a Markdown page",
     }
     parser.add_options(files, json=Path, out=Path)
     options = parser.parse(arguments)
+    _require_paths(options)
     for name in defaults:
         if name not in METAVARS:
             least = LEAST.get((what, name), 1)
             setattr(options, name, _whole_numbers(name, getattr(options, name), least))
     return options
+
+
+def _require_paths(options: Namespace) -> None:
+    """Raise UserError unless folders exist and files can be written, each to its own path."""
+    for name in FOLDERS:
+        folder = getattr(options, name, None)
+        require(folder is None or folder.is_dir(), f"--{name}", folder, "no such folder; create it")
+    paths = {name: getattr(options, name, None) for name in FILES}
+    options_of: dict[Path, str] = {}
+    for name, path in [(f"--{name}", path) for name, path in paths.items() if path is not None]:
+        require_writable(name, path)
+        first = options_of.setdefault(path.resolve(), name)
+        require(first == name, name, path, f"is the file of {first}; name another one")
 
 
 def _whole_numbers(name: str, text: str, least: int) -> list[int] | int:
@@ -202,6 +243,9 @@ def _design(what: str, overrides: list[str]) -> Design:
     from minigpt.runtime import choose_runtime
     from minigpt.sweep.plan import labels
 
+    refused = {**UNUSED, **BENCHMARKS[what].own}
+    for key, value in map(parse_override, overrides):
+        require(key not in refused, key, value, refused.get(key, ""))
     jobs = combinations(overrides)
     if len(jobs) > 1 and what not in SEVERAL_CONFIGS:
         why = f"bench {what} takes one config; give each key one value"
@@ -220,7 +264,7 @@ def _write_page(path: Path, result: Result, about: str) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     heading, _, body = to_markdown(result.table).partition("\n")
-    lines = [heading.removeprefix("#"), "", about, body]
+    lines = [heading.removeprefix("#"), "", about, body, *map(to_markdown, result.details)]
     if result.figure is not None:
         picture = path.with_suffix(".png")
         result.figure.savefig(picture, dpi=120)

@@ -19,7 +19,7 @@ from minigpt.config.overrides import (
 )
 from minigpt.config.pairs import flat
 from minigpt.config.renamed import require_current_keys
-from minigpt.config.schema import REGISTRIES, Config
+from minigpt.config.schema import CHOICES_OF_COMPILE, REGISTRIES, Config
 from minigpt.errors import UserError, did_you_mean, first_line, require
 from minigpt.logger import LOGGERS
 
@@ -128,6 +128,10 @@ def _one_line(error: OmegaConfBaseException, values: DictConfig) -> str:
         return f"{key}=null: needs a value"
     if "is not a ListConfig" in why:
         return f"{key}={value}: must be a list; use {key}=[{value}]"
+    if "Union[bool, str]" in why:  # only trainer.compile has two types
+        return f"{key}={value}: {CHOICES_OF_COMPILE}"
+    if re.match("Cannot convert '(List|Dict)Config' to string", why):
+        return f"{key}={value}: must be one value"
     converted = re.match(r"Value '(.*)' of type '.*' could not be converted to (\w+)", why)
     if converted:
         return f"{key}={converted[1]}: not a valid {converted[2].lower()}"

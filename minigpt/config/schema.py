@@ -31,6 +31,8 @@ REGISTRIES: dict[str, Registry[Any]] = {
     )
 }
 
+CHOICES_OF_COMPILE = "must be auto, true or false"
+
 
 @dataclass
 class TrainerConfig:
@@ -78,9 +80,9 @@ class TrainerConfig:
         require_at_least(1, "trainer", self, *optional, *patience, or_null=True)
         n, why = self.grad_accum_steps, f"must divide trainer.batch_size={self.batch_size}"
         require(self.batch_size % n == 0, "trainer.grad_accum_steps", n, why)
-        why = "must be auto, true or false"
-        require(self.compile in (True, False, "auto"), "trainer.compile", self.compile, why)
-        # YAML reads an unquoted on or off as a boolean.
+        known = self.compile in (True, False, "auto")
+        require(known, "trainer.compile", self.compile, CHOICES_OF_COMPILE)
+        # YAML reads an unquoted on or off as a boolean, so that true is on.
         self.graph = {"True": "on", "False": "off"}.get(self.graph, self.graph)
         choices = (("device", DEVICES), ("precision", PRECISIONS), ("graph", GRAPHS))
         for name, known in choices:

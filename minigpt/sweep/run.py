@@ -21,7 +21,7 @@ from minigpt.sweep.compilation import common_compilation
 from minigpt.sweep.job import FAILED, SweepJob
 from minigpt.sweep.match import SweepConfig
 from minigpt.sweep.plan import PlannedJob, plan
-from minigpt.sweep.together import cpu_warning, require_replicas
+from minigpt.sweep.together import cpu_warning, require_at_once, require_replicas
 from minigpt.sweep.watch import SKIPPED, Watch, list_jobs, shown
 from minigpt.train.compilation import Choice
 from minigpt.train.control import Interrupted, StopRequest, stop_signals
@@ -124,9 +124,9 @@ def _require_options(multirun: Multirun) -> None:
     is_free = folder.is_dir() or not folder.exists()
     require(is_free, "hydra.sweep.dir", folder, "is a file; name a folder")
     if multirun.launcher == "ProcessesLauncher":
-        at_once, why = multirun.settings["at_once"], "needs 1 or more; null is one for each core"
-        valid = at_once is None or (isinstance(at_once, int) and at_once >= 1)
-        require(valid, "hydra.launcher.at_once", at_once, why)
+        at_once = multirun.settings["at_once"]
+        if at_once is not None:  # one for each core
+            require_at_once(at_once)
     if multirun.launcher == "JoblibLauncher":
         n_jobs = multirun.settings["n_jobs"]
         require(n_jobs != 0, "hydra.launcher.n_jobs", n_jobs, "needs 1 or more; -1 is all cores")

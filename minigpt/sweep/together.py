@@ -49,10 +49,15 @@ class Replica:
             raise error
 
 
+def require_at_once(at_once: object) -> None:
+    """Raise UserError unless `hydra.launcher.at_once` is an integer of 1 or more."""
+    valid = type(at_once) is int and at_once >= 1  # True is an int too
+    require(valid, "hydra.launcher.at_once", at_once, "must be an integer of 1 or more")
+
+
 def require_replicas(jobs: Iterable[PlannedJob], at_once: int) -> None:
     """Raise UserError unless every job with a valid config can train together with others."""
-    valid = isinstance(at_once, int) and at_once >= 1
-    require(valid, "hydra.launcher.at_once", at_once, "must be an integer of 1 or more")
+    require_at_once(at_once)
     for config in (job.config for job in jobs if isinstance(job.config, Config)):
         for problem in replica_problems(config.model):
             raise UserError(f"hydra/launcher=replicas: {problem}")

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from minigpt.config.schema import Config
 from minigpt.data import CORPORA, Batch
+from minigpt.errors import first_line
 from minigpt.files import sha256, write_json
 from minigpt.model import GPT
 from minigpt.model.attention import ATTENTION
@@ -144,12 +145,23 @@ def _loads(files: Sequence[Path], processes: int) -> int:
 
 def _missing_compiler(device: str) -> str | None:
     """Return what torch.compile lacks on this machine, or None."""
-    compiler = os.environ.get("CXX", COMPILERS.get(sys.platform, "g++"))
+    compiler = _compiler()
     if shutil.which(compiler) is None:
         return f"no C++ compiler {compiler}; with one, training is faster"
     if device == "cuda" and find_spec("triton") is None:
         return "no triton; with it, training is faster"
     return None
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX", COMPILERS.get(sys.platform, "g++"))
+
+
+def why_not_compiled(error: Exception, device: str) -> str:
+    """Return in one line why torch.compile failed: what is missing here, or its own error."""
+    broken = "InvalidCxxCompiler" in str(error)
+    its_own = f"the C++ compiler {_compiler()} does not work" if broken else first_line(error)
+    return _missing_compiler(device) or its_own
 
 
 def compiled_loss(model: GPT, batch: Batch, runtime: Runtime, cached: Path) -> Loss:

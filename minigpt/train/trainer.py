@@ -16,14 +16,14 @@ from minigpt.console import counted
 from minigpt.data import Batch
 from minigpt.data.corpus import unescape
 from minigpt.data.tokens import Split
-from minigpt.errors import Failure, first_line
+from minigpt.errors import Failure
 from minigpt.evaluate.loss import Evaluation, evaluate, perplexity
 from minigpt.inference.generate import generate, stop_at, stream_text
 from minigpt.logger import Logger
 from minigpt.optim.schedule import SCHEDULES
 from minigpt.run.directory import RunDirectory
 from minigpt.runtime import peak_memory_bytes
-from minigpt.train.compilation import Planned, compiled_loss, reproducible_code
+from minigpt.train.compilation import Planned, compiled_loss, reproducible_code, why_not_compiled
 from minigpt.train.control import Diverged, Interrupted, StopRequest, Stopwatch, stop_signals
 from minigpt.train.display import Display
 from minigpt.train.graph import STEPS, Metrics
@@ -119,7 +119,7 @@ class Trainer:
                 self.step.loss = compiled_loss(self.model, micro_batch, self.runtime, cached)
             self.step.code = partial(reproducible_code, self.runtime.device)
         except Exception as error:  # of many types, from torch, the compiler and the disk
-            raise Failure(first_line(error)) from error
+            raise Failure(why_not_compiled(error, self.runtime.device)) from error
         self.progress.seconds += time.perf_counter() - started
 
     # ---- end of the step ----

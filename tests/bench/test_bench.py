@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import operator
 import os
+import re
+import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +15,9 @@ import pytest
 import torch
 
 from minigpt.bench import gpu
+from minigpt.bench.busy import WAITING
 from minigpt.bench.measure import Times, alternately, ceilings, in_new_process
-from minigpt.bench.train import StepClock
+from minigpt.bench.train import LISTED, StepClock
 from minigpt.config.compose import composed_config
 from minigpt.config.groups import config_directory
 from minigpt.config.overrides import combinations
@@ -42,6 +46,63 @@ def test_bench_train_compares_configs(cli: Cli) -> None:
         assert all(row[key] > 0 for key in ("tokens_per_second", "utilisation", "evaluation"))  # type: ignore[operator]
     assert "GFLOP/s in a" in done.out and "GB/s copied" in done.out
     assert not Path("runs").exists()
+
+
+def test_bench_train_writes_a_profile(cli: Cli) -> None:
+    options = ["--steps", "2", "--warmup", "1", "--repeats", "1", "--profile", "out/trace.json"]
+    done = cli("bench", "train", *SMALL, *options, "--json", "out.json", "--out", "page.md")
+    assert done.code == 0 and "ms per step" in done.out, done.err
+    operators = json.loads(Path("out.json").read_text())["profile"]
+    assert len(operators) == 10 and all("::" in each["operator"] for each in operators)
+    times = [each["ms"] for each in operators]
+    assert times == sorted(times, reverse=True) and times[-1] > 0
+    assert 0 < sum(each["share"] for each in operators) < 1
+    assert "## Profile of 2 steps" in Path("page.md").read_text()
+    events = json.loads(Path("out/trace.json").read_text())["traceEvents"]
+    assert any(str(event.get("name")).startswith("aten::") for event in events)
+
+
+@pytest.mark.parametrize(
+    ("event", "operator"),
+    [
+        ("aten::mm", "aten::mm"),
+        ("minigpt::stored", "minigpt::stored"),
+        ("## Call CompiledFxGraph fgwv5qmdqmc52a5y ##", "CompiledFxGraph fgwv5q"),
+        ("autograd::engine::evaluate_function: MulBackward0", None),
+        ("torch::autograd::AccumulateGrad", None),
+        ("Optimizer.step#AdamW.step", None),
+        ("TorchDynamo Cache Lookup", None),
+    ],
+)
+def test_a_profile_lists_operators(event: str, operator: str | None) -> None:
+    name = LISTED["cpu"].match(event)
+    assert (name and name[name.lastindex or 0]) == operator
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --profile=", "--profile=.: is a folder; name a file in it"),
+        ("train --profile folder", "--profile=folder: is a folder; name a file in it"),
+        ("train --json /dev/null", "--json=/dev/null: is not a regular file"),
+        ("busy --json text.txt/new/x", "--json=text.txt/new/x: cannot be written (Not a directory"),
+        ("growth --out text.txt/page.md", "--out=text.txt/page.md: cannot be written (Not a direc"),
+        ("startup --json " + "x" * 300, "cannot be written (File name too long)"),
+        ("train --json x --profile ./x", "--profile=x: is the file of --json; name another one"),
+    ],
+)
+def test_files_are_checked_before_the_work(cli: Cli, arguments: str, message: str) -> None:
+    Path("folder").mkdir()
+    refused = cli("bench", *arguments.split(), *SMALL)
+    assert refused.code == 2 and message in refused.err, refused.err
+    assert refused.err.startswith("minigpt: ") and refused.err.count("\n") == 1
+
+
+def test_a_failed_benchmark_leaves_no_files(cli: Cli) -> None:
+    files = ["--json", "new/x.json", "--out", "new/x.md", "--profile", "new/trace.json"]
+    failed = cli("bench", "train", *SMALL, "data.path=nowhere.txt", *files)
+    assert failed.code == 2 and "nowhere.txt" in failed.err
+    assert {path.name for path in Path().iterdir()} == {"text.txt"}
 
 
 def test_bench_attention_covers_backends_and_lengths(cli: Cli) -> None:
@@ -108,6 +169,49 @@ def test_parts_of_bench_gpu(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert late == [["steps", None, "", "not measured: 520 s have passed"]]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="kills a process group")
+def test_a_part_of_bench_gpu_ends_in_time_with_all_that_it_started(workdir: Path) -> None:
+    """The grandchild would write the file long before the test ends."""
+    grandchild = "import time; open('began', 'w').close(); time.sleep(6); open('late', 'w').close()"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
+    Path("program.py").write_text(child)
+
+    def part(seconds: float) -> Iterator[gpu.Figure]:
+        gpu.program_output(Path("program.py"), [], seconds)
+        yield gpu.Figure("none", 0.0)
+
+    assert gpu.rows_of("slow", part, 3.0) == [
+        ["slow", None, "", "not measured: did not end in 3 s"]
+    ]
+    assert Path("began").exists()
+    time.sleep(4)
+    assert not Path("late").exists()
+
+
+def test_a_missed_target_is_a_figure_and_a_missing_one_a_failure(workdir: Path) -> None:
+    """As loss_targets.py and bench_vs_nanogpt.py, which exit with 1 if a target was missed."""
+    write = (
+        "import pathlib, sys; pathlib.Path(sys.argv[-1]).write_text('{\"loss\": 2}'); sys.exit(1)"
+    )
+    Path("missed.py").write_text(write)
+    assert gpu.program_output(Path("missed.py"), [], 60) == {"loss": 2}
+    Path("failed.py").write_text("raise SystemExit('no GPU memory')")
+    with pytest.raises(Failure, match=r"^no GPU memory$"):
+        gpu.program_output(Path("failed.py"), [], 60)
+
+
+def test_a_benchmark_without_a_part_fails(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table is printed and written before; here of parts for which no time is left."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "LIMIT", 0.0)
+    failed = cli("bench", "gpu", *SMALL, "--json", "out.json")
+    assert failed.code == 1 and "not measured: 0 s have passed" in failed.out
+    parts = "training steps, decoding, replicas, speedrun, best"
+    assert failed.err == f"minigpt: not measured: {parts}; the table says why\n"
+    assert [row["value"] for row in rows("out.json")] == [None] * 5
+
+
 def test_figures_are_met_or_missed() -> None:
     assert gpu.Figure("loss", 1.41, 1.40).row() == ["loss", 1.41, "<= 1.4", "missed"]
     assert gpu.Figure("times", 5.0, 5, operator.ge).row() == ["times", 5.0, ">= 5", "met"]
@@ -120,7 +224,7 @@ def test_bench_gpu_reads_the_study(workdir: Path) -> None:
     figures = list(gpu.recipe("speedrun", small, 300.0))
     assert [figure.target for figure in figures] == [1.4697, 10, 40]
     assert all(figure.value > 0 for figure in figures)
-    with pytest.raises(Failure, match=r"loss_targets.py speedrun: .*no such option"):
+    with pytest.raises(Failure, match="no such option"):
         list(gpu.recipe("speedrun", ["model.n_layers=1"], 300.0))
 
 
@@ -184,20 +288,43 @@ def test_bench_replicas(cli: Cli) -> None:
 
 
 @pytest.mark.slow
-def test_bench_startup(cli: Cli) -> None:
-    done = cli("bench", "startup", *SMALL, "--repeats", "1", "--json", "out.json")
+def test_bench_busy(cli: Cli) -> None:
+    options = ["--competitors", "0,1", "--steps", "3", "--repeats", "1", "--json", "out.json"]
+    done = cli("bench", "busy", *SMALL, *options)
     assert done.code == 0, done.err
-    names = [str(row["what"]) for row in rows("out.json")]
-    assert names[2] == "minigpt --help" and names[-1].endswith(
-        "model.block_size=16 trainer.batch_size=4 trainer.device=cpu: first step"
-    )
+    measured = rows("out.json")
+    assert [row["competitors"] for row in measured] == ["0"] * 3 + ["1"] * 3
+    assert [row["waiting"] for row in measured] == 2 * [*WAITING]
+    assert measured[0]["ratio"] == 1.0
+    assert re.search(r"minigpt: measuring: \d+%, \d+:\d\d left", done.err)
+    for row in measured:
+        assert all(row[key] > 0 for key in ("tokens_per_second", "eval", "sample"))  # type: ignore[operator]
     assert not Path("runs").exists()
 
 
 @pytest.mark.slow
-def test_a_failed_startup_prints_one_line(cli: Cli) -> None:
-    failed = cli("bench", "startup", "data=text", "data.path=nowhere.txt", "--repeats", "1")
-    assert failed.code == 1 and "nowhere.txt: no such file" in failed.err
+@pytest.mark.parametrize("overrides", [SMALL, []], ids=["small", "default"])
+def test_bench_startup(cli: Cli, overrides: list[str]) -> None:
+    done = cli("bench", "startup", *overrides, "--repeats", "1", "--json", "out.json")
+    assert done.code == 0, done.err
+    names = [str(row["what"]) for row in rows("out.json")]
+    training = " ".join(["minigpt train", *overrides])
+    assert names[2] == "minigpt --help" and names[-1] == f"{training}: first step"
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "startup data=text data.path=nowhere.txt",
+        "busy data=text data.path=nowhere.txt --competitors 0",
+    ],
+)
+def test_an_error_of_a_program_is_that_of_the_benchmark(cli: Cli, arguments: str) -> None:
+    failed = cli("bench", *arguments.split(), "--repeats", "1")
+    assert failed.code == 2 and failed.err.startswith(
+        "minigpt: data.path=nowhere.txt: no such file"
+    )
     assert failed.err.count("\n") == 1
 
 
@@ -214,12 +341,22 @@ def test_a_failed_startup_prints_one_line(cli: Cli) -> None:
         ("train --steps 5,6", "--steps=5,6: takes one number"),
         ("attention model=rope,alibi", "model=rope,alibi: bench attention takes one config"),
         ("startup seed=1,2", "seed=1,2: bench startup takes one config"),
+        ("startup trainer.max_steps=0", "trainer.max_steps=0: trains no first step; use 1 or more"),
+        ("startup resume=/nowhere", "resume=/nowhere: benchmarks train new runs; leave it out"),
+        ("startup logger=wandb", "logger=wandb: is set by this benchmark; leave it out"),
+        ("startup +trainer.log_every=9", "trainer.log_every=9: is set by this benchmark"),
+        ("busy trainer.max_steps=9", "trainer.max_steps=9: use --steps"),
+        ("busy --competitors 1,1000000", "--competitors=1000000: with more than 16 loops per core"),
+        ("train hydra.run.dir=x", "hydra.run.dir=x: benchmarks keep no runs; leave it out"),
         ("decode --batch 1,x", "--batch=1,x: not integers"),
         ("attention --lengths 0", "--lengths=0: must be 1 or more"),
         ("train trainer.device=cuda9", "trainer.device=cuda9: not one of"),
         ("group", "the following arguments are required: GROUP"),
         ("group optimizer", "GROUP=optimizer: not one of positional, attention, ffn, norm."),
         ("group ffn --backends cuda", "--backends=cuda: not one of eager, blockwise, sdpa, flex."),
+        ("growth --folder nowhere", "--folder=nowhere: no such folder; create it"),
+        ("gpu --nanogpt nowhere", "--nanogpt=nowhere: no such folder; create it"),
+        ("gpu --nanogpt .", "--nanogpt=.: no train.py there; give a checkout of nanoGPT"),
         ("growth --axes dept", "--axes=dept: not one of context, width, depth, corpus. Did you"),
         ("growth --context 128 --tokens 64", "--tokens=64: fewer than one window of --context"),
         ("growth --axes depth model.n_layers=1", "model.n_layers: no such option"),

@@ -22,6 +22,7 @@ from minigpt.config.overrides import (
 )
 from minigpt.config.saved import read_config
 from minigpt.config.schema import REGISTRIES, Config, TrainerConfig
+from minigpt.errors import UserError
 from tests.conftest import TINY, Cli
 
 # Options of type str that take one of a few names, which are no numbers.
@@ -173,3 +174,15 @@ def test_arguments_that_are_not_utf8_are_recorded(cli: Cli) -> None:
     assert cli("train", "--config-dir", folder, *TINY, *options).code == 0
     command = json.loads(Path("run/manifest.json").read_text())["command"]
     assert "own\\xff" in command
+
+
+@pytest.mark.parametrize("value", ["2", "2.5", "1", "maybe", "[a]"])
+def test_a_value_of_compile_is_auto_or_a_boolean(value: str) -> None:
+    with pytest.raises(UserError, match=r"^trainer\.compile=.*: must be auto, true or false$"):
+        composed_config([f"trainer.compile={value}"])
+
+
+@pytest.mark.parametrize("override", ["trainer.graph=[on]", "trainer.device={a:1}"])
+def test_a_list_is_not_a_text(override: str) -> None:
+    with pytest.raises(UserError, match=r"^trainer\.\w+=.*: must be one value$"):
+        composed_config([override])

@@ -108,8 +108,10 @@ def test_several_sweep_presets_are_rejected(cli: Cli, choices: str) -> None:
     [
         ("hydra.sweep.dir=text.txt", "hydra.sweep.dir=text.txt: is a file; name a folder"),
         ("hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0: needs 1 or more"),
-        ("hydra.launcher.at_once=0", "hydra.launcher.at_once=0: needs 1 or more"),
-        ("hydra.launcher.at_once=two", "hydra.launcher.at_once=two: needs 1 or more"),
+        ("hydra.launcher.at_once=0", "hydra.launcher.at_once=0: must be an integer of 1"),
+        ("hydra.launcher.at_once=1.5", "hydra.launcher.at_once=1.5: must be an integer"),
+        ("hydra.launcher.at_once=two", "hydra.launcher.at_once=two: must be an integer"),
+        ("hydra.launcher.at_once=true", "hydra.launcher.at_once=True: must be an integer"),
         ("data.path=nowhere.txt", "nowhere.txt: no such file"),
     ],
 )

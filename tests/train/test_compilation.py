@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,6 +137,23 @@ def test_a_failed_compilation_leaves_an_eager_run(
     assert refused.code == 1
     assert refused.err.startswith("minigpt: trainer.compile=true: ")
     assert refused.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [
+        ("no_such_compiler", "no C++ compiler no_such_compiler; with one, training is faster"),
+        ("false", "the C++ compiler false does not work"),
+    ],
+)
+def test_true_without_a_compiler_says_so(workdir: Path, compiler: str, message: str) -> None:
+    """In a process of its own: torch reads CXX when it is imported."""
+    command = [sys.executable, "-m", "minigpt.cli", "train", *TINY, "trainer.compile=true"]
+    environment = os.environ | {"CXX": compiler, compilation.CACHE: str(workdir / "empty")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    remedy = "use trainer.compile=auto, or false"
+    assert done.returncode == 1
+    assert done.stderr == f"minigpt: trainer.compile=true: {message}; {remedy}\n"
 
 
 @needs_compiler
