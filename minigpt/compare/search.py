@@ -10,8 +10,8 @@ from statistics import fmean
 from minigpt.compare.space import Axis, grid
 from minigpt.config.pairs import Values, as_typed
 from minigpt.config.schema import Config
-from minigpt.files import try_read_json
 from minigpt.report.comparison import LOSS
+from minigpt.report.runs import read_run
 from minigpt.sweep.plan import PlannedJob
 
 FIRST_SEARCH_SEED = 1001  # seeds of the search; those of the final runs count from 1
@@ -80,9 +80,10 @@ def probes(axes: Sequence[Axis], config: Config) -> list[DesignPoint]:
 
 def trial(point: DesignPoint, jobs: Sequence[PlannedJob]) -> Trial:
     """Return a trial from the results of its runs, one for each seed of the search."""
-    results = [try_read_json(job.run.result) for job in jobs]
-    losses = [math.inf if diverged(result) else result[LOSS.key] for result in results]
-    return Trial(point, fmean(losses), sum(result.get("seconds") or 0.0 for result in results))
+    runs = [read_run(job.path) for job in jobs]
+    losses = [math.inf if diverged(run.result) else run.number(LOSS.key) for run in runs]
+    assert None not in losses, "run_missing lets no other failure pass"
+    return Trial(point, fmean(losses), sum(run.number("seconds") or 0.0 for run in runs))
 
 
 def diverged(result: dict[str, object]) -> bool:

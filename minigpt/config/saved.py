@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from minigpt.config.comments import explain_yaml
-from minigpt.config.compose import plain_values, typed_config
+from minigpt.config.compose import plain_values, require_effect, typed_config
 from minigpt.config.overrides import TEXT_OPTIONS, Composed
 from minigpt.config.pairs import flat, parse_override
 from minigpt.config.renamed import rename_keys
@@ -38,10 +38,13 @@ TRAINED_KEEPS = ("model.positional.name", "model.positional.")
 INTERPOLATION = re.compile(r"(\\*)\$\{")  # OmegaConf's; an odd number of backslashes escapes it
 
 
-def save_config(config: Config, path: Path) -> None:
-    """Write config.yaml with all values; --config-dir and --config-name train it again."""
+def save_config(config: Config, path: Path, remarks: Sequence[str] = ()) -> None:
+    """Write config.yaml with all values; --config-dir and --config-name train it again.
+
+    It begins with the lines of `remarks`, as comments.
+    """
     directory = path.parent.resolve()
-    header = (
+    header = "".join(f"# {line}\n" for line in remarks) + (
         "# All values of this run, as requested. To train it again, also with other values:\n"
         f"#   minigpt train --config-dir '{directory}' --config-name {path.stem} seed=2\n"
     )
@@ -81,7 +84,7 @@ def read_config(path: Path, changes: Sequence[str] = ()) -> Config:
 def resumed_config(path: Path, composed: Composed) -> Config:
     """Return a saved config with the changes among RESUME_MAY_CHANGE that `composed` makes.
 
-    Raises UserError for an override of any other key.
+    Raises UserError for an override of any other key, and for an option without effect.
     """
     saved = _read_yaml(path)
     changed = OmegaConf.create(_escaped(OmegaConf.to_container(composed.values, resolve=True)))
@@ -95,7 +98,9 @@ def resumed_config(path: Path, composed: Composed) -> Config:
                 f"{', '.join(RESUME_MAY_CHANGE)}; for anything else start a new run"
             )
         OmegaConf.update(saved, key, OmegaConf.select(changed, key), merge=False)
-    return typed_config(saved)
+    config = typed_config(saved)
+    require_effect(config)
+    return config
 
 
 def resolved_values(requested: Config, resolved: Config) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from minigpt.config.compose import composed_config
 from minigpt.config.saved import read_config
 from minigpt.errors import Failure, UserError, first_line
 from minigpt.files import atomic_directory, readable_directory, write_bytes, write_json
+from minigpt.report.runs import read_run
 from minigpt.run.directory import RunDirectory
 from minigpt.train.compilation import Choice
 from minigpt.train.control import EarlyStop, StopRequest
@@ -87,6 +88,8 @@ class Trial(tune.Trainable):
     def _write_record(self) -> None:
         number = int(self.trial_name.partition("_")[0])
         self.record |= {"number": number, "values": self.values}
+        start = self.record.get("adopted", [{"step": 0}])[-1]["step"]  # of an older version's trial
+        self.record.setdefault("schedule", [{"step": start, "values": self.values}])
         self.record |= {"pid": os.getpid(), "host": platform.node()}
         write_json(self.directory.path / TRIAL, self.record)
 
@@ -114,6 +117,7 @@ class Trial(tune.Trainable):
         if self.settings.population:
             copy_run(self.directory, RunDirectory(target))
         origin = {"id": uuid.uuid4().hex, "run": self.trial_name}
+        origin["schedule"] = self.record["schedule"]
         write_json(target / ORIGIN, origin | {key: latest[key] for key in ("step", "seconds")})
 
     def load_checkpoint(self, checkpoint: Any) -> None:
@@ -128,6 +132,8 @@ class Trial(tune.Trainable):
         before = self.directory.read_json(self.directory.result)  # written when it was paused
         copy_run(source, self.directory)
         left = {"left_step": before["steps"], "left_seconds": before["seconds"]}
+        changed = {"step": origin["step"], "values": self.values}
+        self.record["schedule"] = [*origin.pop("schedule"), changed]
         adopted.append(origin | left | {"values": self.values})
         self._write_record()  # written last: if killed before this, the run is copied again
 
@@ -174,6 +180,8 @@ class Training(threading.Thread):
         try:
             self._train()
             result = self.directory.read_json(self.directory.result)
+            metric = self.settings.metric
+            result[metric] = read_run(self.directory.path).number(metric)
             self.reports.put(self._report(result["steps"], result) | {"done": True})
         except (UserError, Failure) as error:  # a restart would fail again
             self.reports.put({"status": "failed", "error": first_line(error), "done": True})
