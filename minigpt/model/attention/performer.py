@@ -35,10 +35,11 @@ class PerformerConfig(AlternatingAttentionConfig):
 class Performer(Attention):
     """exp(q . k / sqrt(e)) estimated by phi(q) . phi(k), FAVOR+ (Choromanski et al. 2020).
 
-    phi(x)_m = exp(w_m . x' - |x'|^2 / 2), x' = x / e^(1/4): positive, and unbiased over w, which
-    are normal vectors made orthogonal to each other in groups of head_size. They are drawn once per
-    layer and saved with the weights. Computed in fp32. Time and memory are linear in the length;
-    the decoding state has features * (head_size + 1) + 1 numbers per head, at any length.
+    phi(x)_m = exp(w_m . x' - |x'|^2 / 2), x' = x / e^(1/4): positive, and the mean over m is
+    unbiased over w, which are normal vectors made orthogonal to each other in groups of head_size.
+    They are drawn once per layer and saved with the weights. Computed in fp32. Time and memory are
+    linear in the length; the decoding state has features * (head_size + 1) + 1 numbers per head, at
+    any length.
     """
 
     uses_backend, supports_documents = False, False
@@ -119,6 +120,10 @@ class Performer(Attention):
 
 
 def orthogonal(n: int, e: int) -> Tensor:
-    """Draw n normal vectors (n, e), orthogonal in groups of e, with independent norms."""
-    groups = torch.linalg.qr(torch.randn(-(-n // e), e, e))[0].mT
+    """Draw n normal vectors (n, e), orthogonal in groups of e, with independent norms.
+
+    Q of a QR factorisation is uniform (Haar) only if R has a positive diagonal (Mezzadri 2007).
+    """
+    q, r = torch.linalg.qr(torch.randn(-(-n // e), e, e))
+    groups = (q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]).mT
     return groups.flatten(0, 1)[:n] * torch.randn(n, e).norm(dim=1, keepdim=True)
