@@ -82,7 +82,11 @@ class Landmark(Attention):
         self.mark = nn.Parameter(torch.empty(shape.n_embd).normal_(std=0.02))
 
     def keys_per_query(self, length: int) -> float:
-        return (length + length / self.block) * self.rows_per_token
+        return length / self.block + min(length, (self.retrieved + 1) * self.block)
+
+    def flops_per_query(self, length: int) -> float:
+        landmarks = 6 * self.n_embd * length / self.block  # no weighted sum: they have no values
+        return super().flops_per_query(length) - landmarks
 
     def extend_sequence(
         self, x: Tensor, positions: Tensor, in_order: bool
@@ -261,7 +265,9 @@ class Scorer:
         def products(q: Tensor, k: Tensor) -> Tensor:
             return torch.einsum("bhie,bhimle->bhiml", q, gather(k))
 
-        near, far = products(self.near_q, keys.near), products(self.far_q, keys.far)
+        near, far = products(self.near_q, keys.near), None
+        if self.attention.has_far_blocks(self.ctx):
+            far = products(self.far_q, keys.far)
         blocks_back = (self.positions[:, None, :, None] // block - blocks)[..., None]
         all_slots = self._arange(keys.near.shape[2])[None]
         scores = self._scores(near, far, blocks_back, keys, all_slots, bias)

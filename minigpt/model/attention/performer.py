@@ -51,10 +51,18 @@ class Performer(Attention):
         empty = torch.zeros(0, config.features, shape.head_size)
         self.register_buffer("features", torch.stack(by_layer) if by_layer else empty)
 
-    def keys_per_query(self, length: int) -> float:
-        """Return the equivalent number of keys of features, state update and use, and chunk."""
+    def flops_per_query(self, length: int) -> float:
+        """Return the FLOPs of phi(q) and phi(k), the pairs of a chunk, and the state.
+
+        The features of x have no gradient, so that they count twice. The first chunk uses no state,
+        the last one adds nothing to it.
+        """
         _, n, e = self.features.shape
-        return 2 * n + min(length, CHUNK) * (1 + n / e) / 2
+        n_head, chunk = self.n_embd // e, min(length, CHUNK)
+        features = 2 * 2 * 2 * n * e
+        pairs = 3 * 2 * chunk * (n + e + 1)
+        state = 3 * 2 * 2 * n * (e + 1) * (1 - chunk / length)
+        return n_head * (features + pairs + state)
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, ctx: ForwardContext, layer: int, dropout: float

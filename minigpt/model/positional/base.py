@@ -64,6 +64,7 @@ class PositionalScheme(nn.Module):
 
     def __init__(self, config: PositionalConfig, shape: ModelShape) -> None:
         super().__init__()
+        self.n_embd = shape.n_embd
 
     @classmethod
     def overrides(cls, hook: str) -> bool:
@@ -96,6 +97,14 @@ class PositionalScheme(nn.Module):
         Empty slots of a cache have a position after every query.
         """
         return None
+
+    def flops_per_query(self, keys: float) -> float:
+        """Return the training FLOPs of the products in `score_mod`, for a query with `keys` keys.
+
+        Of one evaluation: `bias_depends_on` says which rows and layers share it. Training takes
+        three times the products of the forward pass. Elementwise operations are not counted.
+        """
+        return 0.0
 
 
 class LearnedBiasScheme(PositionalScheme):

@@ -43,7 +43,7 @@ class BlockInputPositions(PositionalScheme):
 
     def __init__(self, config: BlockInputConfig, shape: ModelShape) -> None:
         super().__init__(config, shape)
-        self.base, self.n_embd = config.base, shape.n_embd
+        self.base = config.base
         if config.table == "learned":
             self.max_length = shape.block_size
             self.table = nn.Parameter(torch.empty(shape.n_layer, shape.block_size, shape.n_embd))

@@ -65,3 +65,7 @@ class ContextualPositions(PositionalScheme):
         lower = by_count.gather(-1, below.long())
         upper = by_count.gather(-1, count.detach().ceil().long())
         return DenseScoreMod(lower + (upper - lower) * (count - below))
+
+    def flops_per_query(self, keys: float) -> float:
+        counts = min(keys + 1, self.table.shape[1])
+        return 6 * self.n_embd * (keys + counts)  # q_i . k_m and q_i . E[count] in each head

@@ -70,3 +70,6 @@ class Fire(LearnedBiasScheme):
         hidden = torch.relu(relative[..., None] * up + up_bias)
         bias = hidden @ self.of_layer(layer, self.down).T  # (b, i, j, h)
         return DenseScoreMod(bias.movedim(-1, 1))
+
+    def flops_per_query(self, keys: float) -> float:
+        return 6 * keys * self.down[0].numel()  # the last layer of f; its first one is elementwise

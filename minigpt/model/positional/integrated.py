@@ -54,3 +54,6 @@ class IntegratedPositions(PositionalScheme):
         k_positions = k_positions.clamp(max=self.table.shape[2] - 1)  # empty slots are beyond
         vectors = self.table[layer][:, k_positions].transpose(0, 1)  # (b or 1, h or 1, j, e)
         return DenseScoreMod(q / math.sqrt(q.shape[-1]) @ vectors.mT)
+
+    def flops_per_query(self, keys: float) -> float:
+        return 6 * self.n_embd * keys  # q_i . P[j] in each head

@@ -54,3 +54,6 @@ class RelativePositions(PositionalScheme):
     ) -> ScoreMod:
         by_distance = q / math.sqrt(q.shape[-1]) @ self.table[layer].T  # (b, h, i, n)
         return DistanceScoreMod(by_distance, q_positions, k_positions)
+
+    def flops_per_query(self, keys: float) -> float:
+        return 6 * self.n_embd * min(keys, self.table.shape[1])  # q_i . R[distance] in each head

@@ -42,7 +42,7 @@ class SinusoidalPositions(PositionalScheme):
 
     def __init__(self, config: SinusoidalConfig, shape: ModelShape) -> None:
         super().__init__(config, shape)
-        self.base, self.n_embd = config.base, shape.n_embd
+        self.base = config.base
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         table = sinusoids(positions, self.n_embd, self.base)
