@@ -20,7 +20,7 @@ from minigpt.model.config import ModelConfig
 from minigpt.model.context import Auxiliary, ForwardContext
 from minigpt.model.ffn import FeedForward
 from minigpt.model.kv_cache import KVCache
-from minigpt.model.linear import Linear, linear_flops
+from minigpt.model.linear import Linear, linear_flops, matrices
 from minigpt.model.norm import PLACEMENTS
 from minigpt.model.positional import POSITIONAL
 
@@ -258,12 +258,14 @@ class GPT(nn.Module):
         }
 
     def decayed_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters for weight decay: matrices and tables of vectors.
+        """Return the parameters for weight decay: matrices of products, and tables of vectors.
 
-        Vectors (norms, biases) and attention score biases are not decayed.
+        Not what is multiplied or added elementwise (norms, biases, convolutions), nor attention
+        score biases.
         """
-        biases = set() if self.positional.weight_decay else set(self.positional.parameters())
-        return [p for p in self.parameters() if p.ndim >= 2 and p not in biases]
+        tables = self.positional.parameters() if self.positional.weight_decay else ()
+        decayed = {*matrices(self), self.token_embedding.weight, *(p for p in tables if p.ndim > 1)}
+        return [p for p in self.parameters() if p in decayed]
 
     def flops_per_token(self, batch_size: int) -> int:
         """Return the FLOPs per token of the products in a training step of `batch_size` windows.
