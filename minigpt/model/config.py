@@ -8,9 +8,9 @@ from minigpt.errors import require, require_at_least, require_one_of
 from minigpt.model.attention import AttentionConfig
 from minigpt.model.backends import BackendConfig
 from minigpt.model.ffn import FeedForwardConfig
-from minigpt.model.norm import NormConfig
+from minigpt.model.norm import PLACEMENTS, NormConfig, post_norm
 from minigpt.model.positional import PositionalConfig
-from minigpt.model.shape import ModelShape
+from minigpt.model.shape import INIT_STD, ModelShape
 
 EMBEDDINGS = ("tied", "untied")
 RESIDUAL_INITS = ("scaled", "zero")
@@ -74,7 +74,9 @@ class ModelConfig:
     def shape(self) -> ModelShape:
         """Sizes and switches that the parts of the model share."""
         n_kv_head = self.n_head if self.n_kv_head is None else self.n_kv_head
+        norm_first = PLACEMENTS[self.norm.placement].residual is not post_norm
         return ModelShape(
             *(self.n_layer, self.n_head, n_kv_head, self.n_embd, self.block_size),
             *(self.dropout, self.bias, self.qk_norm, self.value_residual),
+            first_input_rms=1.0 if norm_first else INIT_STD,
         )

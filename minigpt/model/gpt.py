@@ -23,6 +23,7 @@ from minigpt.model.kv_cache import KVCache
 from minigpt.model.linear import Linear, linear_flops, matrices
 from minigpt.model.norm import PLACEMENTS
 from minigpt.model.positional import POSITIONAL
+from minigpt.model.shape import INIT_STD
 
 MAX_LOGITS = 2**22  # logits computed at once: 16 MiB in fp32
 
@@ -76,7 +77,7 @@ class GPT(nn.Module):
             if name.startswith("positional"):
                 continue  # a positional scheme initialises its own parameters
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=INIT_STD)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         zero = self.config.residual_init == "zero"
@@ -86,7 +87,7 @@ class GPT(nn.Module):
             if name.endswith("output_norm.weight"):
                 nn.init.constant_(parameter, scale)
             elif name.endswith("out.weight") and not has_output_norm:
-                nn.init.normal_(parameter, std=0.02 * scale)
+                nn.init.normal_(parameter, std=INIT_STD * scale)
 
     # ---- forward ----
 

@@ -14,7 +14,7 @@ from minigpt.errors import require_at_least
 from minigpt.model.attention.base import ATTENTION, Attention, AttentionConfig, repeat_kv
 from minigpt.model.context import ForwardContext
 from minigpt.model.kv_cache import KVCache
-from minigpt.model.shape import ModelShape
+from minigpt.model.shape import INIT_STD, ModelShape
 
 # Added to a landmark's score once per block index, so that ties go to the later block: in the first
 # layer all landmarks are equal, and rounding must not decide between them.
@@ -79,7 +79,7 @@ class Landmark(Attention):
         self.rows_per_token = 1 + 1 / self.block
         self.farthest = shape.block_size // self.block - 1  # greatest distance in training, blocks
         self.retrieved = self.farthest if config.retrieved is None else config.retrieved
-        self.mark = nn.Parameter(torch.empty(shape.n_embd).normal_(std=0.02))
+        self.mark = nn.Parameter(torch.empty(shape.n_embd).normal_(std=INIT_STD))
 
     def keys_per_query(self, length: int) -> float:
         return length / self.block + min(length, (self.retrieved + 1) * self.block)
