@@ -24,7 +24,7 @@ class ModelShape:
     block_size: int
     dropout: float = 0.0
     bias: bool = False
-    qk_norm: bool = False
+    qk_norm: bool | str = False
     value_residual: bool = False
     first_input_rms: float = 1.0
 

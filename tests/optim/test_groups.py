@@ -47,6 +47,7 @@ DESIGNS = [
     *([f"attention={name}"] for name in ATTENTION.names()),
     ["model=gpt2"],
     ["model=llama", "model.norm.kind=rmsnorm"],
+    ["model.qk_norm=gain"],
     ["model.bias=true", "norm=peri", "model.value_residual=true", "model.unet_skips=true"],
 ]
 
