@@ -60,9 +60,9 @@ COLUMNS = [
 ]
 NOTE = (
     "Step: median over all steps of all rounds after each round's warm-up. Utilisation: "
-    "flops_per_token (6 per active weight, 12 n_embd per key and layer) times tokens/s, over the "
-    "FLOP/s of one large matrix product in the same precision. Evaluation: one pass over the "
-    "validation split."
+    "flops_per_token (6 per active weight, 12 n_embd per key and layer, and the products of the "
+    "positional scheme) times tokens/s, over the FLOP/s of one large matrix product in the same "
+    "precision. Evaluation: one pass over the validation split."
 )
 
 
@@ -271,7 +271,7 @@ def _round(measured: Measured, steps: int, warmup: int) -> Round:
         started = time.perf_counter()  # the loop has evaluated before, so this is warm
         evaluate(trainer.model, trainer.data.val, runtime)
         evaluation = time.perf_counter() - started
-    measured.flops_per_token = trainer.model.flops_per_token()
+    measured.flops_per_token = trainer.model.flops_per_token(trainer.options.micro_batch_size)
     (_, start), (_, first) = clock.readings[:2]
     memory = peak_memory_bytes(runtime.device)
     return Round(first - start, clock.seconds(warmup), evaluation, memory)

@@ -68,6 +68,11 @@ class TrainerConfig:
     guessing_patience: int | None = None
     graph: str = "off"
 
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences per forward pass."""
+        return self.batch_size // self.grad_accum_steps
+
     def __post_init__(self) -> None:
         require_at_least(0, "trainer", self, "max_steps")
         key, prompt = "trainer.sample_prompt", self.sample_prompt

@@ -8,12 +8,13 @@ from minigpt.errors import require, require_at_least, require_one_of
 from minigpt.model.attention import AttentionConfig
 from minigpt.model.backends import BackendConfig
 from minigpt.model.ffn import FeedForwardConfig
-from minigpt.model.norm import NormConfig
+from minigpt.model.norm import PLACEMENTS, NormConfig, post_norm
 from minigpt.model.positional import PositionalConfig
-from minigpt.model.shape import ModelShape
+from minigpt.model.shape import INIT_STD, ModelShape
 
 EMBEDDINGS = ("tied", "untied")
 RESIDUAL_INITS = ("scaled", "zero")
+QK_NORMS = (False, True, "gain")
 
 
 @dataclass
@@ -34,7 +35,8 @@ class ModelConfig:
     `vocab_multiple`: the vocabulary is padded up to a multiple of this.
     `residual_init`: initial scale of the last linear layer of each residual branch, or of the gain
     of its output norm: 1 / sqrt(2 n_layer) (scaled, GPT-2) or zero.
-    `logit_softcap`: see `AttentionBias`. `value_residual`: see `SelfAttention`.
+    `logit_softcap`: see `AttentionBias`. `qk_norm` (in QK_NORMS), `value_residual`: see
+    `SelfAttention`.
     `unet_skips`: each layer of the second half adds the output of its mirror image in the first
     half (the innermost pair first), times a learned weight that starts at 1 (Jordan et al. 2024,
     modded-nanogpt). n_layer / 2 parameters.
@@ -47,7 +49,7 @@ class ModelConfig:
     block_size: int
     dropout: float
     bias: bool
-    qk_norm: bool
+    qk_norm: bool | str
     residual_init: str
     vocab_multiple: int
     positional: PositionalConfig
@@ -67,6 +69,8 @@ class ModelConfig:
         require_at_least(1, "model", self, "n_kv_head", or_null=True)
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1)")
         require_one_of("model.residual_init", self.residual_init, RESIDUAL_INITS)
+        why = "must be true, false or gain"
+        require(self.qk_norm in QK_NORMS, "model.qk_norm", self.qk_norm, why)
         cap, why = self.logit_softcap, "must be above 0, or null for no soft-cap"
         require(cap is None or cap > 0, "model.logit_softcap", cap, why)
 
@@ -74,7 +78,9 @@ class ModelConfig:
     def shape(self) -> ModelShape:
         """Sizes and switches that the parts of the model share."""
         n_kv_head = self.n_head if self.n_kv_head is None else self.n_kv_head
+        norm_first = PLACEMENTS[self.norm.placement].residual is not post_norm
         return ModelShape(
             *(self.n_layer, self.n_head, n_kv_head, self.n_embd, self.block_size),
             *(self.dropout, self.bias, self.qk_norm, self.value_residual),
+            first_input_rms=1.0 if norm_first else INIT_STD,
         )

@@ -20,9 +20,10 @@ from minigpt.model.config import ModelConfig
 from minigpt.model.context import Auxiliary, ForwardContext
 from minigpt.model.ffn import FeedForward
 from minigpt.model.kv_cache import KVCache
-from minigpt.model.linear import Linear
+from minigpt.model.linear import Linear, linear_flops, matrices
 from minigpt.model.norm import PLACEMENTS
 from minigpt.model.positional import POSITIONAL
+from minigpt.model.shape import INIT_STD
 
 MAX_LOGITS = 2**22  # logits computed at once: 16 MiB in fp32
 
@@ -76,7 +77,7 @@ class GPT(nn.Module):
             if name.startswith("positional"):
                 continue  # a positional scheme initialises its own parameters
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=INIT_STD)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         zero = self.config.residual_init == "zero"
@@ -86,7 +87,7 @@ class GPT(nn.Module):
             if name.endswith("output_norm.weight"):
                 nn.init.constant_(parameter, scale)
             elif name.endswith("out.weight") and not has_output_norm:
-                nn.init.normal_(parameter, std=0.02 * scale)
+                nn.init.normal_(parameter, std=INIT_STD * scale)
 
     # ---- forward ----
 
@@ -258,26 +259,39 @@ class GPT(nn.Module):
         }
 
     def decayed_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters for weight decay: matrices and tables of vectors.
+        """Return the parameters for weight decay: matrices of products, and tables of vectors.
 
-        Vectors (norms, biases) and attention score biases are not decayed.
+        Not what is multiplied or added elementwise (norms, biases, convolutions), nor attention
+        score biases.
         """
-        biases = set() if self.positional.weight_decay else set(self.positional.parameters())
-        return [p for p in self.parameters() if p.ndim >= 2 and p not in biases]
+        tables = self.positional.parameters() if self.positional.weight_decay else ()
+        decayed = {*matrices(self), self.token_embedding.weight, *(p for p in tables if p.ndim > 1)}
+        return [p for p in self.parameters() if p in decayed]
 
-    def flops_per_token(self) -> int:
-        """Return training FLOPs per token: 6 per active weight, plus 12 n_embd per key and layer.
+    def flops_per_token(self, batch_size: int) -> int:
+        """Return the FLOPs per token of the products in a training step of `batch_size` windows.
 
-        Counts the forward and backward passes without a discount for the causal mask (Chowdhery et
-        al. 2022, appendix B). Keys outside an attention's pattern are not counted.
+        6 per active weight of the linear layers, and what attention and positional scheme say of
+        themselves: 12 n_embd per key and layer in full attention, without a discount for the causal
+        mask (Chowdhery et al. 2022, appendix B). Counts what the formulas need: not elementwise
+        operations, masked keys that a backend computes, or products that it computes twice.
         """
-        counts = self.parameter_counts()
-        inactive = counts["total"] - counts["active"]
-        in_blocks = counts["non_embedding"] - inactive
-        weights = in_blocks * self.attention.rows_per_token + self.head.weight.numel()
-        block_size = self.config.block_size
-        keys = sum(each.keys_per_query(block_size) for each in self.attention_by_layer)
-        return round(6 * weights + 12 * self.config.n_embd * keys)
+        length = self.config.block_size
+        blocks = [module for module in self.blocks if isinstance(module, Block)]
+        linear = sum(linear_flops(b.self_attention) + b.ffn.flops_per_token() for b in blocks)
+        attention = sum(each.flops_per_query(length) for each in self.attention_by_layer)
+        in_blocks = linear + attention + self._bias_flops(batch_size)
+        return round(in_blocks * self.attention.rows_per_token + linear_flops(self.head))
+
+    def _bias_flops(self, batch_size: int) -> float:
+        """Return the training FLOPs per query of the positional scheme's bias, in all layers."""
+        depends_on = self.positional.bias_depends_on
+        attentions = self.attention_by_layer
+        if depends_on == "positions":  # one bias for all layers that share an attention
+            attentions = list(dict.fromkeys(attentions))
+        keys = [each.keys_per_query(self.config.block_size) for each in attentions]
+        flops = sum(map(self.positional.flops_per_query, keys))
+        return flops if depends_on == "content" else flops / batch_size
 
 
 def positions_in_documents(document_ids: Tensor) -> Tensor:

@@ -38,3 +38,16 @@ class Linear(nn.Linear):
         output = torch.bmm(halves, columns.expand(2, -1, -1)).view(self.out_features, -1).t()
         output = output.reshape(*input.shape[:-1], self.out_features)
         return output if self.bias is None else output + self.bias
+
+
+def matrices(module: nn.Module) -> list[Tensor]:
+    """Return the weights of the linear layers in a module."""
+    return [part.weight for part in module.modules() if isinstance(part, nn.Linear)]
+
+
+def linear_flops(module: nn.Module) -> int:
+    """Return the training FLOPs of a row in the linear layers of a module: 6 per weight.
+
+    A multiplication and an addition in the forward pass, and as many for each of both gradients.
+    """
+    return 6 * sum(weight.numel() for weight in matrices(module))

@@ -18,8 +18,11 @@ class SelfAttention(nn.Module):
 
     With n_kv_head < n_head, neighbouring query heads share a key-value head: grouped-query
     attention (Ainslie et al. 2023), or multi-query attention with one (Shazeer 2019). With
-    value residuals, the values of each layer are mixed with those of the first layer, by learned
-    weights that start at 1/2 (Zhou et al. 2024): 2 (n_layer - 1) parameters.
+    QK-norm, queries and keys are divided by their root mean square (Henry et al. 2020; Dehghani et
+    al. 2023), so that no score exceeds sqrt(head_size); with `gain`, each head multiplies its
+    queries by a learned number that starts at 1, as in Swin v2 (Liu et al. 2021): n_head parameters
+    per layer. With value residuals, the values of each layer are mixed with those of the first
+    layer, by learned weights that start at 1/2 (Zhou et al. 2024): 2 (n_layer - 1) parameters.
     """
 
     def __init__(self, shape: ModelShape, layer: int) -> None:
@@ -29,6 +32,9 @@ class SelfAttention(nn.Module):
         self.n_heads = (shape.n_head, shape.n_kv_head, shape.n_kv_head)  # of q, k and v
         self.qkv = Linear(shape.n_embd, sum(self.n_heads) * shape.head_size, bias=shape.bias)
         self.out = Linear(shape.n_embd, shape.n_embd, bias=shape.bias)
+        self.qk_gain = None
+        if shape.qk_norm == "gain":
+            self.qk_gain = nn.Parameter(torch.ones(shape.n_head))
         self.value_residual = shape.value_residual
         if shape.value_residual and layer > 0:
             self.value_weights = nn.Parameter(torch.full((2,), 0.5))  # this layer, first layer
@@ -37,8 +43,10 @@ class SelfAttention(nn.Module):
         x = ctx.positional.block_input(x, ctx.positions, self.layer)
         heads = rearrange(self.qkv(x), "b t (h e) -> b h t e", e=self.head_size)
         q, k, v = heads.split(self.n_heads, dim=1)
-        if self.qk_norm:  # no learned gain (Henry et al. 2020; Dehghani et al. 2023)
+        if self.qk_norm:
             q, k = (F.rms_norm(x, x.shape[-1:]).to(v.dtype) for x in (q, k))
+        if self.qk_gain is not None:
+            q = (q * self.qk_gain[:, None, None]).to(v.dtype)
         if self.value_residual:
             if ctx.first_values is None:
                 ctx.first_values = v

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from minigpt.errors import require, require_at_least
 from minigpt.model import GPT
+from minigpt.model.linear import matrices
 from minigpt.registry import Registry
 
 
@@ -80,12 +81,12 @@ class AdamW(EagerOptimizer, torch.optim.AdamW):
         parameters: list[nn.Parameter] | None = None,
         lr_factor: float = 1.0,
     ) -> None:
-        decayed = set(model.decayed_parameters())
+        to_decay = set(model.decayed_parameters())
         parameters = list(model.parameters()) if parameters is None else parameters
-        matrices = [p for p in parameters if p in decayed]
-        others = [p for p in parameters if p not in decayed]
+        decayed = [p for p in parameters if p in to_decay]
+        others = [p for p in parameters if p not in to_decay]
         groups = [
-            {"params": matrices, "weight_decay": config.weight_decay, "lr_factor": lr_factor},
+            {"params": decayed, "weight_decay": config.weight_decay, "lr_factor": lr_factor},
             {"params": others, "weight_decay": 0.0, "lr_factor": lr_factor},
         ]
         betas = (config.beta1, config.beta2)
@@ -174,21 +175,21 @@ def orthogonalize(
 
 @OPTIMIZERS.register("muon", MuonConfig)
 class Muon(EagerOptimizer):
-    """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for other parameters.
+    """Muon (Jordan et al. 2024) for the linear layers of the blocks, AdamW for other parameters.
 
     Muon's update is the orthogonal matrix nearest to the momentum, scaled to the typical RMS of
     AdamW's update, so that both use learning rates of the same order.
     """
 
     def __init__(self, config: MuonConfig, model: GPT) -> None:
-        matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-        assert matrices, "`compatibility` should have rejected this"
+        hidden = matrices(model.blocks)
+        assert hidden, "`compatibility` should have rejected this"
         self.muon = StackedMuon(
-            *(matrices, config.lr, config.weight_decay, config.momentum),
+            *(hidden, config.lr, config.weight_decay, config.momentum),
             adjust_lr_fn="match_rms_adamw",
         )
-        hidden = set(matrices)
-        others = [p for p in model.parameters() if p not in hidden]
+        of_muon = set(hidden)
+        others = [p for p in model.parameters() if p not in of_muon]
         self.adamw = AdamW(config, model, others, config.adamw_lr_ratio)
         super().__init__(self._groups(), {})
 

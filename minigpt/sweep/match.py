@@ -83,7 +83,9 @@ class Matcher:
         if self.quantity == "steps":
             return 1
         tokens = config.trainer.batch_size * config.model.block_size
-        return tokens * (self._design(config).flops_per_token() if self.quantity == "flops" else 1)
+        if self.quantity == "tokens":
+            return tokens
+        return tokens * self._design(config).flops_per_token(config.trainer.micro_batch_size)
 
     def _width(self, config: Config) -> int:
         """Return the n_embd whose number of parameters is closest to the reference."""

@@ -79,7 +79,8 @@ class Planned(NamedTuple):
         """FLOPs of all its training steps."""
         trainer, model = self.config.trainer, self.config.model
         with torch.device("meta"):
-            flops_per_token = GPT(model, self.n_vocab).flops_per_token()
+            gpt = GPT(model, self.n_vocab)
+        flops_per_token = gpt.flops_per_token(trainer.micro_batch_size)
         return trainer.max_steps * trainer.batch_size * model.block_size * flops_per_token
 
     def cached(self, runtime: Runtime) -> Path:

@@ -184,7 +184,7 @@ class Trainer:
             "val_bits_per_byte": progress.val_bits_per_byte,
             **test,
             "parameters": self.model.parameter_counts(),
-            "flops_per_token": self.model.flops_per_token(),
+            "flops_per_token": self.model.flops_per_token(self.options.micro_batch_size),
             "tokens_per_second": tokens / progress.step_seconds if progress.step_seconds else None,
             "seconds": progress.seconds,
             "peak_memory_bytes": peak_memory_bytes(runtime.device),

@@ -872,6 +872,8 @@ def attention(
             k, v = (y[kv_head * size : (kv_head + 1) * size] for y in (k, v))
             if config.qk_norm:
                 q, k = unit(q), unit(k)
+            if config.qk_norm == "gain":
+                q = q * weights[f"{name}.qk_gain"][head]
             queries.append(q)
             keys.append(k)
             values.append(v)

@@ -131,6 +131,7 @@ def test_every_design_trains_or_is_refused(scheme: str, attention: str) -> None:
         (["model=bigram", "model.n_layer=2"], "model=bigram: a bigram has .*; set model.n_layer=0"),
         (["model=bigram", "model.n_kv_head=1"], "model.n_kv_head=1: needs blocks, .*; use null"),
         (["model=bigram", "model.logit_softcap=5"], "model.logit_softcap=5.0: needs .*; use null"),
+        (["model.qk_norm=gains"], "model.qk_norm=gains: must be true, false or gain"),
         (["attention=windowed"], "attention=windowed: no such attention"),
         (["ffn=conv", "model.ffn.kernel=0"], "model.ffn.kernel=0: must be 1 or more"),
         (["ffn=conv", "model.ffn.kernel=129"], "model.ffn.kernel=129: exceeds model.block_size"),
@@ -158,7 +159,7 @@ def test_flops_count_unmasked_keys() -> None:
     sizes = ["model.n_layer=2", "model.n_embd=32", "model.n_head=2", "model.block_size=64"]
 
     def flops(*overrides: str) -> int:
-        return GPT(composed_model(*sizes, *overrides), N_VOCAB).flops_per_token()
+        return GPT(composed_model(*sizes, *overrides), N_VOCAB).flops_per_token(16)
 
     full = flops("attention=full")
     flops_per_key = 12 * 32  # of one layer
@@ -166,11 +167,9 @@ def test_flops_count_unmasked_keys() -> None:
         assert full - flops(f"attention={attention}") == 2 * flops_per_key * (64 - keys)
     mixed_layers = flops("attention=sliding_window", "model.attention.layers=[full,sliding_window]")
     assert full - mixed_layers == flops_per_key * (64 - 16)
-    # Each block of 8 tokens adds a landmark: 9/8 of the rows and keys, and 32 parameters.
-    matrices, head, rows = full - 2 * flops_per_key * 64, 6 * 32 * N_VOCAB, 9 / 8
-    blocks = matrices - head + 6 * 32
-    scores = 2 * flops_per_key * 64 * rows**2
-    assert flops("attention=landmark") == blocks * rows + head + scores
-    # The features of q and k, the state's update and use, and the lower half of each chunk.
-    scores = 2 * flops_per_key * (2 * 64 + 64 * (1 + 64 / 16) / 2)
-    assert flops("attention=performer") == matrices + scores
+    # Products of a query with the keys of its pattern, or with each distance within it.
+    for scheme, keys in (("integrated", 64), ("relative", 64), ("cope", 2 * 64 + 1)):
+        assert flops(f"model={scheme}") - full == flops_per_key * keys
+    for scheme, keys in (("integrated", 16), ("relative", 16), ("cope", 2 * 16 + 1)):
+        chunked = flops("attention=chunked"), flops(f"model={scheme}", "attention=chunked")
+        assert chunked[1] - chunked[0] == flops_per_key * keys

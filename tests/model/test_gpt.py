@@ -21,6 +21,7 @@ from minigpt.model.context import Auxiliary
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import KINDS, PLACEMENTS, NormConfig
 from minigpt.model.positional import POSITIONAL
+from minigpt.model.self_attention import SelfAttention
 from tests.model.contract import VARIANTS, variant_config
 from tests.model.reference import FEED_FORWARDS, NORMS, reference_logits, reference_loss
 from tests.model.tiny import (
@@ -74,6 +75,52 @@ def test_equals_the_reference(
         expected_grads = gradients(reference_loss(expected, targets), model)
     torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(grads, expected_grads, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("scheme", ["rope", "relative"])
+@pytest.mark.parametrize("n_kv_head", [1, None])
+def test_qk_norm_with_a_gain_equals_the_reference(scheme: str, n_kv_head: int | None) -> None:
+    config = tiny_config(scheme, n_kv_head=n_kv_head, qk_norm="gain")
+    model = random_model(config)
+    tokens, targets = random_tokens(2, 5), random_tokens(2, 5, seed=1)
+    logits, weights = model(tokens), dict(model.named_parameters())
+    assert weights["blocks.0.self_attention.qk_gain"].shape == (3,)
+    expected = reference_logits(config, weights, N_VOCAB, tokens, torch.arange(5).expand(2, -1))
+    grads = gradients(F.cross_entropy(logits.flatten(0, 1), targets.flatten()), model)
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
+    expected_grads = gradients(reference_loss(expected, targets), model)
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-10, atol=1e-10)
+
+
+def test_a_gain_starts_as_qk_norm_and_lifts_its_cap() -> None:
+    """Aligned queries and keys score sqrt(head_size) without a gain, gain times it with one."""
+    models = []
+    for qk_norm in (True, "gain"):
+        torch.manual_seed(0)
+        models.append(GPT(tiny_config("nope", qk_norm=qk_norm, residual_init="scaled"), N_VOCAB))
+    plain, gained = models
+    tokens = random_tokens(2, 9)
+    assert torch.equal(plain(tokens), gained(tokens))
+    assert gained.parameter_counts()["total"] - plain.parameter_counts()["total"] == 2 * 3
+    largest: list[float] = []
+
+    def scores(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+        largest.append((q @ k.mT / q.shape[-1] ** 0.5).abs().max().item())
+        return v
+
+    for model in models:
+        for module in model.modules():
+            if isinstance(module, SelfAttention):
+                size = module.head_size * 3
+                with torch.no_grad():  # the same projection for queries and keys
+                    module.qkv.weight[size : 2 * size] = module.qkv.weight[:size]
+                    if module.qk_gain is not None:
+                        module.qk_gain.fill_(5.0)
+        model.backend = scores
+        model(tokens)
+    cap = 4**0.5
+    assert largest == pytest.approx([cap, cap, 5 * cap, 5 * cap], rel=0.01)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -250,10 +297,10 @@ def test_grouped_queries_shrink_the_qkv_projection() -> None:
 @pytest.mark.parametrize("embedding", EMBEDDINGS)
 def test_flops_per_token(embedding: str) -> None:
     config = tiny_config("learned", "gelu", embedding=embedding, bias=False)
-    # Two layers of 12 d^2 and two gains each, the final gain, the head; 12 L d T for attention.
-    matrices = 2 * (12 * 12**2 + 2 * 12) + 12 + N_VOCAB * 12
+    # Two layers of 12 d^2, the head; 12 L d T for attention.
+    matrices = 2 * 12 * 12**2 + N_VOCAB * 12
     # Embeddings are lookups and cost no FLOPs.
-    assert GPT(config, N_VOCAB).flops_per_token() == 6 * matrices + 12 * 2 * 12 * 16
+    assert GPT(config, N_VOCAB).flops_per_token(1) == 6 * matrices + 12 * 2 * 12 * 16
 
 
 @pytest.mark.parametrize("embedding", EMBEDDINGS)

@@ -237,8 +237,8 @@ def test_active_parameter_and_flop_counts() -> None:
         "non_embedding": 2 * (5 * expert + router) + rest,
         "positional": 0,
     }
-    matrices = 2 * (2 * expert + router) + rest + N_VOCAB * d
-    assert model.flops_per_token() == 6 * matrices + 12 * 2 * d * config.block_size
+    matrices = 2 * (2 * expert + router + 4 * d * d) + N_VOCAB * d
+    assert model.flops_per_token(1) == 6 * matrices + 12 * 2 * d * config.block_size
 
 
 def test_weight_decay_applies_to_all_matrices() -> None:

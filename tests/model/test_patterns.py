@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -381,6 +382,30 @@ def test_performer_is_stable_with_long_keys(size: float) -> None:
     torch.testing.assert_close(ones, torch.ones_like(ones))
     for length in (2, 50, 140):
         assert_equal(mixed(v, length), mixed(v, 300)[:, :, :length])
+
+
+@pytest.mark.parametrize("head_size", [1, 2, 3, 8, 16, 64])
+@pytest.mark.parametrize("direction", [1.0, -1.0])
+def test_performer_estimate_is_unbiased(head_size: int, direction: float) -> None:
+    """The mean of phi(q)_m phi(k)_m over thousands of draws is exp(q . k / sqrt(e)).
+
+    Aligned q and k along an axis: features whose direction is not uniform miss it by the most.
+    """
+    torch.manual_seed(0)
+    n_draws = min(4096, 2**15 // head_size)  # groups of orthogonal features, in each layer
+    sizes = ("model.n_layer=16", "model.n_head=1", f"model.n_embd={head_size}")
+    options = f"model.attention.features={n_draws * head_size}"
+    config = composed_model("attention=performer", "positional=nope", *sizes, options)
+    performer = ATTENTION.build(config.attention, config.shape)
+    assert isinstance(performer, Performer)
+    for axis in {0, head_size // 2, head_size - 1}:
+        q = torch.zeros(1, 1, 1, head_size)
+        q[..., axis] = direction * 0.7 * head_size**0.25
+        estimates = [(2 * performer.log_features(q, layer)).exp() for layer in range(16)]
+        draws = torch.cat(estimates).view(-1, head_size).mean(1) / math.exp(0.7**2)
+        error = draws.std().item() / math.sqrt(len(draws))
+        assert error < 0.02, error
+        assert abs(draws.mean().item() - 1) < 4 * error, (axis, draws.mean(), error)
 
 
 def estimate_error(n_features: int, seed: int) -> float:

@@ -87,7 +87,7 @@ def test_attentions(attention: str, options: Mapping[str, Any]) -> None:
 @pytest.mark.parametrize("embedding", ["tied", "untied"])
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_block_options(placement: str, embedding: str, ffn: str) -> None:
-    parts: dict[str, Any] = {"qk_norm": True, "value_residual": True, "unet_skips": True}
+    parts: dict[str, Any] = {"qk_norm": "gain", "value_residual": True, "unet_skips": True}
     config = tiny_config(placement=placement, embedding=embedding, ffn=ffn, **parts)
     assert_equals_separate(config, batches())
     assert_equals_separate(tiny_config(kind="layernorm", n_kv_head=1, logit_softcap=0.5), batches())

@@ -18,6 +18,17 @@ def second_width() -> int:
     return int(config.model.n_embd)
 
 
+def test_flops_include_the_products_of_a_scheme(cli: Cli) -> None:
+    """At this size the product of queries and positions is a seventh of all FLOPs."""
+    options = ["model=nope,integrated", "model.block_size=64", "sweep.match=flops", HERE]
+    assert cli("train", "-m", *TINY, *options).code == 0
+    results = [
+        json.loads(Path(f"sweep/model={name}/result.json").read_text())
+        for name in ("nope", "integrated")
+    ]
+    assert [result["steps"] for result in results] == [12, 10]
+
+
 @pytest.mark.parametrize("match", ["steps", "tokens", "parameters", "flops"])
 def test_runs_match_in_the_chosen_quantity(cli: Cli, match: str) -> None:
     """Without sweep.match, the two designs differ in every quantity but steps."""

@@ -341,19 +341,6 @@ def test_schedule_formulas() -> None:
     assert schedule("constant", 10).factor(200) == 1
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS.names())
-def test_weight_decay_applies_to_matrices_only(name: str) -> None:
-    config = composed_config([f"optimizer={name}", "model=gpt2", "optimizer.weight_decay=0.5"])
-    model = GPT(config.model, 65)
-    optimizer = OPTIMIZERS.build(config.optimizer, model)
-    decay = {
-        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
-    }
-    assert len(decay) == len(list(model.parameters()))
-    for parameter in model.parameters():
-        assert decay[id(parameter)] == (0.5 if parameter.ndim >= 2 else 0.0)
-
-
 def test_stopwatch_pauses_nest() -> None:
     watch = Stopwatch()
     with watch.paused():

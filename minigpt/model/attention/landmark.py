@@ -14,7 +14,7 @@ from minigpt.errors import require_at_least
 from minigpt.model.attention.base import ATTENTION, Attention, AttentionConfig, repeat_kv
 from minigpt.model.context import ForwardContext
 from minigpt.model.kv_cache import KVCache
-from minigpt.model.shape import ModelShape
+from minigpt.model.shape import INIT_STD, ModelShape
 
 # Added to a landmark's score once per block index, so that ties go to the later block: in the first
 # layer all landmarks are equal, and rounding must not decide between them.
@@ -79,10 +79,14 @@ class Landmark(Attention):
         self.rows_per_token = 1 + 1 / self.block
         self.farthest = shape.block_size // self.block - 1  # greatest distance in training, blocks
         self.retrieved = self.farthest if config.retrieved is None else config.retrieved
-        self.mark = nn.Parameter(torch.empty(shape.n_embd).normal_(std=0.02))
+        self.mark = nn.Parameter(torch.empty(shape.n_embd).normal_(std=INIT_STD))
 
     def keys_per_query(self, length: int) -> float:
-        return (length + length / self.block) * self.rows_per_token
+        return length / self.block + min(length, (self.retrieved + 1) * self.block)
+
+    def flops_per_query(self, length: int) -> float:
+        landmarks = 6 * self.n_embd * length / self.block  # no weighted sum: they have no values
+        return super().flops_per_query(length) - landmarks
 
     def extend_sequence(
         self, x: Tensor, positions: Tensor, in_order: bool
@@ -261,7 +265,9 @@ class Scorer:
         def products(q: Tensor, k: Tensor) -> Tensor:
             return torch.einsum("bhie,bhimle->bhiml", q, gather(k))
 
-        near, far = products(self.near_q, keys.near), products(self.far_q, keys.far)
+        near, far = products(self.near_q, keys.near), None
+        if self.attention.has_far_blocks(self.ctx):
+            far = products(self.far_q, keys.far)
         blocks_back = (self.positions[:, None, :, None] // block - blocks)[..., None]
         all_slots = self._arange(keys.near.shape[2])[None]
         scores = self._scores(near, far, blocks_back, keys, all_slots, bias)

@@ -35,10 +35,11 @@ class PerformerConfig(AlternatingAttentionConfig):
 class Performer(Attention):
     """exp(q . k / sqrt(e)) estimated by phi(q) . phi(k), FAVOR+ (Choromanski et al. 2020).
 
-    phi(x)_m = exp(w_m . x' - |x'|^2 / 2), x' = x / e^(1/4): positive, and unbiased over w, which
-    are normal vectors made orthogonal to each other in groups of head_size. They are drawn once per
-    layer and saved with the weights. Computed in fp32. Time and memory are linear in the length;
-    the decoding state has features * (head_size + 1) + 1 numbers per head, at any length.
+    phi(x)_m = exp(w_m . x' - |x'|^2 / 2), x' = x / e^(1/4): positive, and the mean over m is
+    unbiased over w, which are normal vectors made orthogonal to each other in groups of head_size.
+    They are drawn once per layer and saved with the weights. Computed in fp32. Time and memory are
+    linear in the length; the decoding state has features * (head_size + 1) + 1 numbers per head, at
+    any length.
     """
 
     uses_backend, supports_documents = False, False
@@ -50,10 +51,18 @@ class Performer(Attention):
         empty = torch.zeros(0, config.features, shape.head_size)
         self.register_buffer("features", torch.stack(by_layer) if by_layer else empty)
 
-    def keys_per_query(self, length: int) -> float:
-        """Return the equivalent number of keys of features, state update and use, and chunk."""
+    def flops_per_query(self, length: int) -> float:
+        """Return the FLOPs of phi(q) and phi(k), the pairs of a chunk, and the state.
+
+        The features of x have no gradient, so that they count twice. The first chunk uses no state,
+        the last one adds nothing to it.
+        """
         _, n, e = self.features.shape
-        return 2 * n + min(length, CHUNK) * (1 + n / e) / 2
+        n_head, chunk = self.n_embd // e, min(length, CHUNK)
+        features = 2 * 2 * 2 * n * e
+        pairs = 3 * 2 * chunk * (n + e + 1)
+        state = 3 * 2 * 2 * n * (e + 1) * (1 - chunk / length)
+        return n_head * (features + pairs + state)
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, ctx: ForwardContext, layer: int, dropout: float
@@ -119,6 +128,10 @@ class Performer(Attention):
 
 
 def orthogonal(n: int, e: int) -> Tensor:
-    """Draw n normal vectors (n, e), orthogonal in groups of e, with independent norms."""
-    groups = torch.linalg.qr(torch.randn(-(-n // e), e, e))[0].mT
+    """Draw n normal vectors (n, e), orthogonal in groups of e, with independent norms.
+
+    Q of a QR factorisation is uniform (Haar) only if R has a positive diagonal (Mezzadri 2007).
+    """
+    q, r = torch.linalg.qr(torch.randn(-(-n // e), e, e))
+    groups = (q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]).mT
     return groups.flatten(0, 1)[:n] * torch.randn(n, e).norm(dim=1, keepdim=True)

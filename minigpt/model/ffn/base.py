@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from minigpt.errors import require
 from minigpt.model.context import ForwardContext
-from minigpt.model.linear import Linear
+from minigpt.model.linear import Linear, linear_flops
 from minigpt.model.shape import ModelShape
 from minigpt.registry import Registry
 
@@ -39,6 +39,10 @@ class FeedForward(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """(b, t, d) -> (b, t, d)."""
+
+    def flops_per_token(self) -> int:
+        """Return the training FLOPs of a token's products; elementwise ones are not counted."""
+        return linear_flops(self)
 
     def inactive_parameters(self) -> int:
         """Return the number of parameters that a token does not use."""

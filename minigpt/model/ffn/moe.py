@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from minigpt.errors import require, require_at_least, require_one_of
 from minigpt.model.context import Auxiliary, ForwardContext
 from minigpt.model.ffn.base import FFN, MLP, FeedForward, FeedForwardConfig, GatedMLP
-from minigpt.model.linear import Linear
+from minigpt.model.linear import Linear, linear_flops
 from minigpt.model.shape import ModelShape
 
 # Longer batches of an expert are padded to a multiple: oneDNN compiles a bf16 kernel per length.
@@ -101,6 +101,9 @@ class MixtureOfExperts(FeedForward):
         auxiliary.coefficients["balance_loss"] = self.balance
         auxiliary.metrics[f"expert_usage/layer_{len(losses)}/expert"] = usage
         losses.append(balance_loss(usage, probability))
+
+    def flops_per_token(self) -> int:
+        return linear_flops(self.router) + self.n_active * linear_flops(self.experts[0])
 
     def inactive_parameters(self) -> int:
         """Return the number of parameters in the experts that a token does not use."""

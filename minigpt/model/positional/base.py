@@ -45,8 +45,11 @@ class LayerSharingConfig(PositionalConfig):
 class PositionalScheme(nn.Module):
     """Base class: injects token positions into a GPT by hooks, which do nothing by default.
 
-    A scheme initialises its own parameters. The first axis of a parameter is the layer, unless all
-    layers share it.
+    A scheme initialises its own parameters. A table starts at 0, so that it has no effect before it
+    is learned, or with the RMS of what it is added to (`ModelShape.input_rms`, `key_rms`); a score
+    bias that does not depend on the query starts at 0, or with differences between keys of the
+    order of 1, the unit of the softmax, or less. The first axis of a parameter is the layer, unless
+    all layers share it.
 
     `max_length`: number of positions the scheme is defined for; None for every length.
     `bias_depends_on`: what the bias of `score_mod` depends on, so that a backend can reuse it:
@@ -64,6 +67,7 @@ class PositionalScheme(nn.Module):
 
     def __init__(self, config: PositionalConfig, shape: ModelShape) -> None:
         super().__init__()
+        self.n_embd = shape.n_embd
 
     @classmethod
     def overrides(cls, hook: str) -> bool:
@@ -97,6 +101,14 @@ class PositionalScheme(nn.Module):
         """
         return None
 
+    def flops_per_query(self, keys: float) -> float:
+        """Return the training FLOPs of the products in `score_mod`, for a query with `keys` keys.
+
+        Of one evaluation: `bias_depends_on` says which rows and layers share it. Training takes
+        three times the products of the forward pass. Elementwise operations are not counted.
+        """
+        return 0.0
+
 
 class LearnedBiasScheme(PositionalScheme):
     """Base class of learned score biases: one set for all layers, or one set per layer.
@@ -114,6 +126,12 @@ class LearnedBiasScheme(PositionalScheme):
     def of_layer(self, layer: int, parameters: Tensor) -> Tensor:
         """Return the index of a layer's set."""
         return parameters[layer % self.n_sets]
+
+
+def random_tables(*shape: int, rms: list[float]) -> nn.Parameter:
+    """Return normal tables (l, *shape) of the given RMS, one per layer."""
+    scale = torch.tensor(rms).view(-1, *(1 for _ in shape))
+    return nn.Parameter(torch.randn(len(rms), *shape) * scale)
 
 
 def distance_between(q_positions: Tensor, k_positions: Tensor) -> Callable[..., Tensor]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minigpt.errors import require, require_one_of
-from minigpt.model.positional.base import POSITIONAL, PositionalConfig, PositionalScheme
+from minigpt.model.positional.base import (
+    POSITIONAL,
+    PositionalConfig,
+    PositionalScheme,
+    random_tables,
+)
 from minigpt.model.positional.sinusoidal import sinusoids
 from minigpt.model.shape import ModelShape
 
@@ -36,18 +40,19 @@ class BlockInputPositions(PositionalScheme):
     """q, k, v of layer l are projections of x_t + P_l[t]; the residual stream has no positions.
 
     Learned tables, one per layer: n_layer * block_size * n_embd parameters, defined up to
-    block_size. Or sinusoids, the same in all layers: no parameters, defined at every length.
-    Memory: t d numbers per layer. After Al-Rfou et al. 2018 (learned) and Dehghani et al. 2018
-    (sinusoids), who add them to the residual stream before each layer.
+    block_size, starting with the RMS of x, which is 1 after a norm. Or sinusoids of RMS 0.7, the
+    same in all layers: no parameters, defined at every length; with norm=post they are 35 times the
+    embeddings in the first block. Memory: t d numbers per layer. After Al-Rfou et al. 2018
+    (learned) and Dehghani et al. 2018 (sinusoids), who add them to the residual stream before each
+    layer.
     """
 
     def __init__(self, config: BlockInputConfig, shape: ModelShape) -> None:
         super().__init__(config, shape)
-        self.base, self.n_embd = config.base, shape.n_embd
+        self.base = config.base
         if config.table == "learned":
             self.max_length = shape.block_size
-            self.table = nn.Parameter(torch.empty(shape.n_layer, shape.block_size, shape.n_embd))
-            nn.init.normal_(self.table, std=0.02)
+            self.table = random_tables(shape.block_size, shape.n_embd, rms=shape.input_rms)
 
     def block_input(self, x: Tensor, positions: Tensor, layer: int) -> Tensor:
         if self.base is None:

@@ -34,8 +34,8 @@ class ContextualPositions(PositionalScheme):
     """score += q_i . E[p_ij], p_ij = sum of sigmoid(q_i . k_m / sqrt(e)) over the tokens m from j
     to i (Golovneva et al. 2024).
 
-    E is a table per layer, shared by its heads, initialised to 0 and interpolated between integer
-    counts. The dot product with E is not scaled, as in the paper's code. Absolute positions only
+    E is a table per layer, shared by its heads, interpolated between integer counts. As in the
+    paper's code, it starts at 0, and the dot product with E is not scaled. Absolute positions only
     order the tokens. n_layer * (max_position + 1) * head_size parameters; memory: about ten times
     b h t^2 numbers per layer; defined at every length.
     """
@@ -65,3 +65,7 @@ class ContextualPositions(PositionalScheme):
         lower = by_count.gather(-1, below.long())
         upper = by_count.gather(-1, count.detach().ceil().long())
         return DenseScoreMod(lower + (upper - lower) * (count - below))
+
+    def flops_per_query(self, keys: float) -> float:
+        counts = min(keys + 1, self.table.shape[1])
+        return 6 * self.n_embd * (keys + counts)  # q_i . k_m and q_i . E[count] in each head

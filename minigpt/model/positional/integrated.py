@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minigpt.errors import require_one_of
 from minigpt.model.positional.base import (
@@ -15,6 +14,7 @@ from minigpt.model.positional.base import (
     PositionalConfig,
     PositionalScheme,
     ScoreMod,
+    random_tables,
 )
 from minigpt.model.shape import ModelShape
 
@@ -36,7 +36,7 @@ class IntegratedPositions(PositionalScheme):
     Scores of absolute embeddings expand into four products (Ke et al. 2021, who use position by
     position); this is query word by key position, with a separate table. n_layer * block_size *
     head_size parameters, times n_head with own tables; memory: b h t^2 numbers per layer; defined
-    up to block_size.
+    up to block_size. P starts with the RMS of the keys, as q_i . (k_j + P[j]).
     """
 
     bias_depends_on = "content"
@@ -45,8 +45,7 @@ class IntegratedPositions(PositionalScheme):
         super().__init__(config, shape)
         self.max_length = shape.block_size
         tables = 1 if config.heads == "shared" else shape.n_head
-        table = torch.empty(shape.n_layer, tables, shape.block_size, shape.head_size)
-        self.table = nn.Parameter(nn.init.normal_(table, std=0.02))
+        self.table = random_tables(tables, shape.block_size, shape.head_size, rms=shape.key_rms)
 
     def score_mod(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor, layer: int
@@ -54,3 +53,6 @@ class IntegratedPositions(PositionalScheme):
         k_positions = k_positions.clamp(max=self.table.shape[2] - 1)  # empty slots are beyond
         vectors = self.table[layer][:, k_positions].transpose(0, 1)  # (b or 1, h or 1, j, e)
         return DenseScoreMod(q / math.sqrt(q.shape[-1]) @ vectors.mT)
+
+    def flops_per_query(self, keys: float) -> float:
+        return 6 * self.n_embd * keys  # q_i . P[j] in each head

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minigpt.errors import require_at_least
 from minigpt.model.positional.base import (
@@ -15,6 +14,7 @@ from minigpt.model.positional.base import (
     PositionalConfig,
     PositionalScheme,
     ScoreMod,
+    random_tables,
 )
 from minigpt.model.shape import ModelShape
 
@@ -36,7 +36,8 @@ class RelativePositions(PositionalScheme):
     Shaw et al. 2018, equation 4: for keys only, causal. Scores are shifted into place (Huang et
     al. 2018), so that no (t, t, e) tensor is needed; memory: b h t^2 numbers per layer. n_layer *
     block_size * head_size parameters, defined up to block_size; with `max_distance`, max_distance +
-    1 vectors per layer, defined at every length.
+    1 vectors per layer, defined at every length. R starts with the RMS of the keys, as
+    q_i . (k_j + R[i - j]).
     """
 
     bias_depends_on = "content"
@@ -46,11 +47,13 @@ class RelativePositions(PositionalScheme):
         longest = config.max_distance
         self.max_length = shape.block_size if longest is None else None
         n = shape.block_size if longest is None else longest + 1
-        table = torch.empty(shape.n_layer, n, shape.head_size)
-        self.table = nn.Parameter(nn.init.normal_(table, std=0.02))
+        self.table = random_tables(n, shape.head_size, rms=shape.key_rms)
 
     def score_mod(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor, layer: int
     ) -> ScoreMod:
         by_distance = q / math.sqrt(q.shape[-1]) @ self.table[layer].T  # (b, h, i, n)
         return DistanceScoreMod(by_distance, q_positions, k_positions)
+
+    def flops_per_query(self, keys: float) -> float:
+        return 6 * self.n_embd * min(keys, self.table.shape[1])  # q_i . R[distance] in each head

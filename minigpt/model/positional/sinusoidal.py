@@ -36,13 +36,14 @@ def sinusoids(positions: Tensor, n_embd: int, base: float) -> Tensor:
 class SinusoidalPositions(PositionalScheme):
     """sqrt(d) x_t + P_t, P_t the sinusoids of t (Vaswani et al. 2017).
 
-    The factor sqrt(d) is the paper's (section 3.4). No parameters; memory: t d numbers, once;
+    The factor sqrt(d) is the paper's (section 3.4). P has an RMS of 0.7; at the start it is
+    35 / sqrt(d) times sqrt(d) x. No parameters; memory: t d numbers, once;
     defined at every length.
     """
 
     def __init__(self, config: SinusoidalConfig, shape: ModelShape) -> None:
         super().__init__(config, shape)
-        self.base, self.n_embd = config.base, shape.n_embd
+        self.base = config.base
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         table = sinusoids(positions, self.n_embd, self.base)
