@@ -11,7 +11,7 @@ from minigpt.compare.space import Axis, grid
 from minigpt.config.pairs import Values, as_typed
 from minigpt.config.schema import Config
 from minigpt.report.comparison import LOSS
-from minigpt.report.runs import read_run
+from minigpt.report.runs import Run, read_run
 from minigpt.sweep.plan import PlannedJob
 
 FIRST_SEARCH_SEED = 1001  # seeds of the search; those of the final runs count from 1
@@ -81,9 +81,12 @@ def probes(axes: Sequence[Axis], config: Config) -> list[DesignPoint]:
 def trial(point: DesignPoint, jobs: Sequence[PlannedJob]) -> Trial:
     """Return a trial from the results of its runs, one for each seed of the search."""
     runs = [read_run(job.path) for job in jobs]
-    losses = [math.inf if diverged(run.result) else run.number(LOSS.key) for run in runs]
-    assert None not in losses, "run_missing lets no other failure pass"
-    return Trial(point, fmean(losses), sum(run.number("seconds") or 0.0 for run in runs))
+    return Trial(point, fmean(map(_loss, runs)), sum(run.number("seconds") or 0.0 for run in runs))
+
+
+def _loss(run: Run) -> float:
+    loss = run.number(LOSS.key)
+    return math.inf if loss is None or diverged(run.result) else loss
 
 
 def diverged(result: dict[str, object]) -> bool:
