@@ -57,14 +57,21 @@ class SweepJob:
         from minigpt.train.session import train_run
 
         os.chdir(self.working_directory)  # for relative paths; a worker starts in another one
+        parent = os.getppid()
         job, stop = self.jobs[job_number()], StopRequest()
         if self.stop_file.exists():
             return
         with self.output(job) as output, output.caught():
             training = self.training(job)
             if training is not None:
-                with self.watching(stop), leased_gpu():
+                with self.watching(stop, parent), leased_gpu():
                     train_run(**training, stop=stop)
+        if self.is_orphan(parent):
+            os._exit(0)  # the run is saved, and nothing else ends a worker of joblib
+
+    def is_orphan(self, parent: int) -> bool:
+        """Return whether the process that started this one, `parent`, has exited."""
+        return os.getpid() != self.sweeper_pid and os.getppid() != parent
 
     def request_stop(self, reason: str) -> None:
         """Write the stop file, unless it exists."""
@@ -104,15 +111,14 @@ class SweepJob:
         }
 
     @contextmanager
-    def watching(self, stop: StopRequest) -> Iterator[None]:
-        """Stop the run when the stop file appears, or when the process that started it exits."""
+    def watching(self, stop: StopRequest, parent: int) -> Iterator[None]:
+        """Stop the run when the stop file appears, or when the `parent` process exits."""
         finished = threading.Event()
-        parent = os.getppid()
 
         def watch() -> None:
             while not finished.wait(POLL_SECONDS):
-                is_orphan = os.getpid() != self.sweeper_pid and os.getppid() != parent
-                if stop.number is None and (is_orphan or self.stop_file.exists()):
+                stopped = self.stop_file.exists() or self.is_orphan(parent)
+                if stop.number is None and stopped:
                     stop.number = signal.SIGTERM
 
         thread = threading.Thread(target=watch, daemon=True)

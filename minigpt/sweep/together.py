@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def _train(sweep: SweepJob, jobs: Sequence[PlannedJob]) -> None:
     replicas: list[Replica] = []
     with ExitStack() as stack:
         try:
-            stack.enter_context(sweep.watching(stop))
+            stack.enter_context(sweep.watching(stop, os.getppid()))
             stack.enter_context(leased_gpu())
             for replica in _start(sweep, jobs, stop, stack):
                 replicas.append(replica)
