@@ -19,7 +19,6 @@ from minigpt.tune.space import Space, Values
 
 MAX_DRAWS = 1000  # for a value that no trial has; after the first GUIDED at random
 GUIDED = 10
-STATES = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL}  # all others are PRUNED
 
 
 class Study:
@@ -28,7 +27,8 @@ class Study:
     New values are drawn with a seed of their trial's number, so that a resumed search does not draw
     the values of earlier trials again. Optuna's TPE ranks finished trials before stopped ones, and
     these by step and then by value, so that good values are modelled from the longest trainings, as
-    in BOHB (Falkner et al. 2018).
+    in BOHB (Falkner et al. 2018). It ignores trials in the state FAIL, so a failed trial is stopped
+    without a value here, which ranks last: values near those that diverged are avoided.
     """
 
     def __init__(self, space: Space, options: TuneOptions, earlier: list[TrialRecord]) -> None:
@@ -37,13 +37,13 @@ class Study:
         self.distributions = OptunaSearch.convert_search_space(space.domains)
         self.study = optuna.create_study()
         for record in earlier:
-            state = STATES.get(record.status, TrialState.PRUNED)
+            finished, failed = record.status == "finished", record.status == "failed"
             trial = create_trial(
-                state=state,
-                value=None if state is TrialState.FAIL else record.value,
+                state=TrialState.COMPLETE if finished else TrialState.PRUNED,
+                value=None if failed else record.value,
                 params=record.values,
                 distributions=self.distributions,
-                intermediate_values=record.evaluations,
+                intermediate_values={} if failed else record.evaluations,
             )
             self.study.add_trial(trial)
 
@@ -75,11 +75,14 @@ class Study:
         # BOHB draws at random until it has d + 1 good and d + 1 bad points.
         return TPESampler(seed=seed, n_startup_trials=2 * (dimensions + 1), constant_liar=True)
 
-    def tell(self, trial: optuna.Trial, status: str, value: float | None) -> None:
-        """End a trial. A trial that did not finish keeps its last reported value."""
-        state = STATES.get(status, TrialState.PRUNED)
-        value = value if state is TrialState.COMPLETE else None
-        self.study.tell(trial, None if value is None else [value], state=state)
+    def tell(self, trial: optuna.Trial, status: str, value: float | None, step: int) -> None:
+        """End a trial with its last value at a step, which a failed one does not keep."""
+        if status == "finished":
+            self.study.tell(trial, value)
+            return
+        if status != "failed" and value is not None:
+            trial.report(value, step)
+        self.study.tell(trial, state=TrialState.PRUNED)
 
 
 class Proposals(Searcher):
@@ -91,6 +94,7 @@ class Proposals(Searcher):
         super().__init__(metric=metric, mode="min")
         self.study, self.planned, self.numbers = study, planned, numbers
         self.asked: dict[str, optuna.Trial] = {}
+        self.results: dict[str, dict[str, Any]] = {}  # the last of each trial
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         if self.planned:
@@ -104,17 +108,16 @@ class Proposals(Searcher):
         return {"run": name, **trial.params}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self.asked[trial_id].report(result[self.metric], result["step"])
+        self.results[trial_id] = result
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
+        last = self.results.pop(trial_id, {})  # a trial that is stopped while paused has no other
+        result = {"status": "stopped", "step": 0} | last | (result or {})
+        status = "failed" if error else result["status"]
         trial = self.asked.pop(trial_id)
-        result = result or {}
-        value = result.get(self.metric)
-        if value is not None and result["status"] != "finished":
-            trial.report(value, result["step"])
-        self.study.tell(trial, "failed" if error else result.get("status", "stopped"), value)
+        self.study.tell(trial, status, result.get(self.metric), result["step"])
 
     def _do_nothing(self, *_: Any, **__: Any) -> None:
         """Ignore HyperBand's pauses, and saving: run directories have all state."""

@@ -145,6 +145,24 @@ def test_tpe_is_told_of_ended_trials() -> None:
     assert proposed(best=7) < 1e-3 < 1e-2 < proposed(best=23)
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_tpe_avoids_values_whose_trials_fail(resumed: bool) -> None:
+    """Half of the space diverges, late, after better losses than those of stopped trials."""
+    space, options = parse_space(["optimizer.lr=tag(log,interval(1e-4,1e0))"]), TuneOptions()
+    study, ended = Study(space, options, []), list[TrialRecord]()
+    for number in range(30):
+        study = Study(space, options, ended) if resumed else study
+        trial = study.ask(number)
+        rate = trial.params["optimizer.lr"]
+        step, status = (8, "failed") if rate > 1e-2 else (4, ("stopped", "finished")[number % 2])
+        loss = 1.0 if status == "failed" else 3 - rate
+        study.tell(trial, status, loss, step)
+        values = {step: loss}
+        ended.append(TrialRecord("", number, trial.params, status, step, step, 1.0, loss, values))
+    failed = [record.number for record in ended if record.status == "failed"]
+    assert len([number for number in failed if number >= 10]) < 10  # of 20; 20 where ignored
+
+
 def test_metrics_lines_without_the_metric_are_skipped(tmp_path: Path) -> None:
     lines = ['{"step": 1, "val_loss": 2.0}', "null", "[1]", '{"step": 2, "val_loss": null}', "{"]
     run = RunDirectory(tmp_path)

@@ -266,6 +266,19 @@ def test_a_search_extended_trial_by_trial_repeats_no_values(cli: Cli, ray: None)
     assert workers[0] == workers[1] != workers[2]  # a call starts a worker once
 
 
+def test_a_search_leaves_the_values_that_diverge(cli: Cli, ray: None) -> None:
+    """From a rate of about 20 the loss is not finite."""
+    options = tiny(trainer__max_steps=12, schedule__warmup_steps=0)
+    options += ["optimizer.lr=tag(log,interval(1e-4,1e5))", "--trials", "18", "--jobs", "1"]
+    done = cli("tune", *options, "--dir", "search")
+    assert done.code == 0, done.err
+    trials = read_report(Path("search"))["trials"]
+    failed = [trial["values"]["optimizer.lr"] for trial in trials if trial["status"] == "failed"]
+    others = [trial["values"]["optimizer.lr"] for trial in trials if trial["status"] != "failed"]
+    assert failed and max(others) < min(failed)
+    assert len(failed) < len(others), (failed, others)
+
+
 def test_hyperband_stops_in_rounds(cli: Cli, ray: None) -> None:
     options = ["--scheduler", "hyperband", "--trials", "6", "--jobs", "2", "--dir", "search"]
     done = cli("tune", *tiny(trainer__max_steps=12), RATES, *options)
