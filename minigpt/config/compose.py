@@ -38,12 +38,24 @@ def to_config(composed: Composed) -> Config:
     """Return the composed config as typed objects.
 
     Raises UserError with the full key for an unknown or renamed key, a wrong type, a value out of
-    range or an unsupported combination.
+    range, an unsupported combination or an option without effect.
     """
     keys = [str(key) for key in composed.values if key not in NOT_SAVED]
     config = typed_config(OmegaConf.masked_copy(composed.values, keys))
     require_labels(config)
+    require_effect(config)
     return config
+
+
+def require_effect(config: Config) -> None:
+    """Raise UserError for an option that training would ignore; saved configs may have some."""
+    trainer = config.trainer
+    why = (
+        "counts evaluations, and trainer.eval_every=null evaluates only after the last step; give "
+        "trainer.eval_every a number of steps, or use trainer.patience=null"
+    )
+    used = trainer.patience is None or trainer.eval_every is not None
+    require(used, "trainer.patience", trainer.patience, why)
 
 
 def require_labels(config: Config) -> None:

@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from minigpt.config.comments import explain_yaml
-from minigpt.config.compose import plain_values, typed_config
+from minigpt.config.compose import plain_values, require_effect, typed_config
 from minigpt.config.overrides import TEXT_OPTIONS, Composed
 from minigpt.config.pairs import flat, parse_override
 from minigpt.config.renamed import rename_keys
@@ -81,7 +81,7 @@ def read_config(path: Path, changes: Sequence[str] = ()) -> Config:
 def resumed_config(path: Path, composed: Composed) -> Config:
     """Return a saved config with the changes among RESUME_MAY_CHANGE that `composed` makes.
 
-    Raises UserError for an override of any other key.
+    Raises UserError for an override of any other key, and for an option without effect.
     """
     saved = _read_yaml(path)
     changed = OmegaConf.create(_escaped(OmegaConf.to_container(composed.values, resolve=True)))
@@ -95,7 +95,9 @@ def resumed_config(path: Path, composed: Composed) -> Config:
                 f"{', '.join(RESUME_MAY_CHANGE)}; for anything else start a new run"
             )
         OmegaConf.update(saved, key, OmegaConf.select(changed, key), merge=False)
-    return typed_config(saved)
+    config = typed_config(saved)
+    require_effect(config)
+    return config
 
 
 def resolved_values(requested: Config, resolved: Config) -> dict[str, Any]:

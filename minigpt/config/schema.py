@@ -45,7 +45,8 @@ class TrainerConfig:
     it, else the first character of the text.
     `compile`: true, false, or auto, which compiles if that is expected to take less time.
     `graph`: whether a GPU replays the whole step as one CUDA graph; auto: where that is possible.
-    `patience`: evaluations without a lower validation loss before stopping early.
+    `patience`: evaluations without a lower validation loss before stopping early; needs
+    `eval_every`.
     `guessing_patience`: steps in a row with a training loss above ln(vocabulary) before the run
     fails; None only warns.
     """

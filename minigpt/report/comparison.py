@@ -207,7 +207,14 @@ def notes(comparison: Comparison) -> list[str]:
         lines.append(
             "One seed gives no confidence interval and no test; use several, such as seed=1,2,3."
         )
-    backends = _values([r for d in comparison.designs for r in d.runs], _backend)
+    finished = [run for design in comparison.designs for run in design.runs]
+    early = [str(run.path) for run in finished if run.stopped_by_patience]
+    if early:
+        lines.append(
+            f"trainer.patience stopped {count(len(early), 'run')} early, ranked by the best "
+            f"validation loss, not by the last: {_shortened(early)}"
+        )
+    backends = _values(finished, _backend)
     if len(backends) > 1:
         lines.append(
             "Attention backends differ: losses are comparable, but speed and memory depend on the "

@@ -28,6 +28,7 @@ from minigpt.run.directory import (
 from minigpt.run.sweep_file import Job, listed_jobs
 
 FILES = ("config.yaml", "manifest.json", "result.json", "metrics.jsonl", "eval.json", SWEEP, SEARCH)
+VALIDATION = ("val_loss", "val_bits_per_byte")
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,28 @@ class Run:
         """The time of its first step, in ISO format; '' if unknown."""
         return str(self.manifest.get("started", ""))
 
+    @property
+    def stopped_by_patience(self) -> bool:
+        """Whether `trainer.patience` ended it before its last step."""
+        steps, last = self._recorded("steps"), finite(self.config.get("trainer.max_steps"))
+        early = steps is not None and last is not None and steps < last
+        return early and self.result.get("status") == "finished"
+
     def number(self, key: str) -> float | None:
-        """Return a finite number of result.json by its dotted key, else None."""
+        """Return a finite number of result.json by its dotted key, else None.
+
+        The validation loss of a run that `trainer.patience` stopped is its lowest, that of its best
+        checkpoint, since such a run ends only after the loss has risen.
+        """
+        value = self._recorded(key)
+        if key not in VALIDATION or not self.stopped_by_patience:
+            return value
+        best, last = self._recorded("best_val_loss"), self._recorded("val_loss")
+        if value is None or best is None or last is None:
+            return value
+        return best if value == last else value * best / last  # bits/byte, in proportion
+
+    def _recorded(self, key: str) -> float | None:
         value: Any = self.result
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None

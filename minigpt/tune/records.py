@@ -11,6 +11,7 @@ from typing import Any
 from minigpt.config.pairs import Values, described_values
 from minigpt.errors import UserError
 from minigpt.files import read_json_lines
+from minigpt.report.runs import read_run
 from minigpt.run.directory import RunDirectory
 
 TRIAL = "trial.json"  # in a trial's run directory: its number and values
@@ -35,7 +36,7 @@ class TrialRecord:
     step: int  # step of its weights
     steps: int
     seconds: float
-    value: float | None  # the metric at the last evaluation
+    value: float | None  # the metric as `minigpt report` ranks it, or at the last evaluation
     evaluations: dict[int, float] = field(default_factory=dict)  # the metric by step
     adopted: list[dict[str, Any]] = field(default_factory=list)  # runs it copied, with the step
     error: str | None = None
@@ -77,7 +78,7 @@ def _read_trial(directory: Path, metric: str) -> TrialRecord:
         step=step,
         steps=step + sum(entry["left_step"] - entry["step"] for entry in adopted),
         seconds=seconds + sum(entry["left_seconds"] - entry["seconds"] for entry in adopted),
-        value=result.get(metric, last_value),
+        value=read_run(directory).number(metric) if result else last_value,
         evaluations=evaluations,
         adopted=adopted,
         error=trial.get("error") or result.get("error"),

@@ -25,6 +25,7 @@ from minigpt.config.compose import composed_config
 from minigpt.config.saved import read_config
 from minigpt.errors import Failure, UserError, first_line
 from minigpt.files import atomic_directory, readable_directory, write_bytes, write_json
+from minigpt.report.runs import read_run
 from minigpt.run.directory import RunDirectory
 from minigpt.train.compilation import Choice
 from minigpt.train.control import EarlyStop, StopRequest
@@ -173,7 +174,9 @@ class Training(threading.Thread):
     def run(self) -> None:
         try:
             self._train()
-            result = self.directory.read_json(self.directory.result)
+            run = read_run(self.directory.path)
+            ranked = {self.settings.metric: run.number(self.settings.metric)}
+            result = run.result | ranked
             self.reports.put(self._report(result["steps"], result) | {"done": True})
         except (UserError, Failure) as error:  # a restart would fail again
             self.reports.put({"status": "failed", "error": first_line(error), "done": True})

@@ -129,6 +129,23 @@ def test_a_match_of_some_runs_hides_no_warning(tmp_path: Path) -> None:
     assert warned(found, "sweep.match differs between runs: flops (1 run); null (1 run)")
 
 
+def test_runs_stopped_by_patience_are_ranked_by_their_best_loss(tmp_path: Path) -> None:
+    make_run(tmp_path / "rope", config("rope"), 1.5)
+    early = {"steps": 30, "best_val_loss": 1.4, "best_step": 10}
+    make_run(tmp_path / "alibi", config("alibi"), 1.6, result=early)
+    comparison = compare([str(tmp_path)])
+    ranked = [
+        (d.label, *map(d.interval, ("val_loss", "val_bits_per_byte"))) for d in comparison.ranked
+    ]
+    assert [label for label, *_ in ranked] == ["positional=alibi", "positional=rope"]
+    (_, loss, bits), _ = ranked
+    assert loss and bits and loss.mean == 1.4
+    assert bits.mean == pytest.approx(1.4 / math.log(2))
+    (note,) = [line for line in comparison.notes if "trainer.patience" in line]
+    assert note.startswith("trainer.patience stopped 1 run early, ranked by the best validation")
+    assert "alibi" in note and "rope" not in note
+
+
 def test_one_seed_has_no_interval(tmp_path: Path, cli: Cli) -> None:
     folder = make_sweep(tmp_path / "one", POSITIONS, seeds=(1,))
     found = compare([str(folder)], [], None)

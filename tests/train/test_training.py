@@ -22,6 +22,7 @@ from minigpt.model import GPT
 from minigpt.model.positional import PositionalScheme
 from minigpt.optim.optimizer import OPTIMIZERS, StackedMuon
 from minigpt.optim.schedule import SCHEDULES, Schedule
+from minigpt.report.runs import read_run
 from minigpt.runtime import choose_runtime
 from minigpt.train.control import Stopwatch
 from minigpt.train.display import Display
@@ -126,6 +127,35 @@ def test_patience_stops_a_run(cli: Cli) -> None:
     assert result("run")["steps"] == 12
     assert result("run")["status"] == "finished"
     assert result("run")["best_step"] == 4
+
+
+def test_a_run_stopped_by_patience_is_ranked_by_its_best_loss(cli: Cli) -> None:
+    worse = ["optimizer.lr=3", "optimizer.grad_clip=null", "trainer.patience=1"]
+    assert cli("train", *TINY, *worse, "trainer.max_steps=100", "hydra.run.dir=run").code == 0
+    final, run = result("run"), read_run(Path("run"))
+    evaluations = {m["step"]: m for m in read_metrics(Path("run")) if "val_loss" in m}
+    best = evaluations[final["best_step"]]
+    assert run.number("val_loss") == final["best_val_loss"] < final["val_loss"]
+    assert run.number("val_bits_per_byte") == pytest.approx(best["val_bits_per_byte"], rel=1e-12)
+    report = cli("report", "run")
+    assert report.code == 0 and "trainer.patience stopped 1 run early" in report.out
+
+
+def test_patience_without_evaluations_is_refused(cli: Cli) -> None:
+    options = [*TINY, "hydra.run.dir=run", "trainer.eval_every=null"]
+    refused = cli("train", *options, "trainer.patience=2")
+    assert refused.code == 2 and not Path("run").exists()
+    assert refused.err == (
+        "minigpt: trainer.patience=2: counts evaluations, and trainer.eval_every=null evaluates "
+        "only after the last step; give trainer.eval_every a number of steps, or use "
+        "trainer.patience=null\n"
+    )
+    assert cli("train", *options).code == 0
+    resumed = cli("train", "resume=run", "trainer.max_steps=99", "trainer.patience=2")
+    assert resumed.code == 2 and "trainer.patience=2: counts evaluations" in resumed.err
+    config = Path("run/config.yaml")  # as an older version wrote it: still loaded
+    config.write_text(config.read_text().replace("patience: null", "patience: 2", 1))
+    assert cli("sample", "run", "--max-new-tokens", "3").code == 0
 
 
 def test_samples_use_at_most_block_size_tokens(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
