@@ -62,7 +62,8 @@ class LoadedRun(TrainedRun):
     ) -> str:
         """Return sampled text that continues a prompt, without the prompt.
 
-        The arguments are the options of `minigpt sample`, and the same seed gives the same text.
+        The arguments are the options of `minigpt sample`. On a CPU the same seed with the same
+        number of threads gives the same text.
         `prompt`: by default a newline, or the prompt of the run's own samples if the vocabulary has
         no newline. `stop`: generation ends before the first of these strings; by default
         the document separator of the run's data, if any. Raises UserError for a value out of

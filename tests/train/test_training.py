@@ -141,6 +141,16 @@ def test_a_run_stopped_by_patience_is_ranked_by_its_best_loss(cli: Cli) -> None:
     assert report.code == 0 and "trainer.patience stopped 1 run early" in report.out
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_seed_and_threads_give_the_same_run(cli: Cli, threads: int) -> None:
+    options = [*TINY, "model.n_embd=64", f"trainer.threads={threads}", "trainer.device=cpu"]
+    for name in ("one", "two"):
+        assert cli("train", *options, f"hydra.run.dir={name}").code == 0
+    assert read_metrics(Path("one")) == read_metrics(Path("two"))
+    for name, weight in weights("one").items():
+        assert torch.equal(weights("two")[name], weight)
+
+
 def test_patience_without_evaluations_is_refused(cli: Cli) -> None:
     options = [*TINY, "hydra.run.dir=run", "trainer.eval_every=null"]
     refused = cli("train", *options, "trainer.patience=2")
