@@ -107,9 +107,7 @@ OPTIONS = (
     Entry("dtype fp16 bf16 amp mixed_precision", "trainer.precision", "It is fp32 or bf16."),
     Entry("accelerator", "trainer.device"),
     Entry("devices num_nodes strategy", "", ONE_DEVICE),
-    Entry(
-        "deterministic", "", "On a CPU, runs with the same seed and trainer.threads are bit-equal."
-    ),
+    Entry("deterministic", "", "On a CPU, runs of one seed and trainer.threads are bit-equal."),
     Entry("max_new_tokens", "trainer.sample_tokens"),
 )
 

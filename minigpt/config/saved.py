@@ -38,10 +38,13 @@ TRAINED_KEEPS = ("model.positional.name", "model.positional.")
 INTERPOLATION = re.compile(r"(\\*)\$\{")  # OmegaConf's; an odd number of backslashes escapes it
 
 
-def save_config(config: Config, path: Path) -> None:
-    """Write config.yaml with all values; --config-dir and --config-name train it again."""
+def save_config(config: Config, path: Path, remarks: Sequence[str] = ()) -> None:
+    """Write config.yaml with all values; --config-dir and --config-name train it again.
+
+    It begins with the lines of `remarks`, as comments.
+    """
     directory = path.parent.resolve()
-    header = (
+    header = "".join(f"# {line}\n" for line in remarks) + (
         "# All values of this run, as requested. To train it again, also with other values:\n"
         f"#   minigpt train --config-dir '{directory}' --config-name {path.stem} seed=2\n"
     )

@@ -79,7 +79,25 @@ def _require_same_search(saved: dict[str, Any], wanted: dict[str, Any], folder: 
 
 
 def save_best(folder: Path, best: TrialRecord) -> None:
-    """Write best.yaml: the best trial's config, without the tracker group of the search."""
+    """Write best.yaml: the best trial's config, without the tracker group of the search.
+
+    If the values of a member of a population changed, its first lines have the schedule.
+    """
     config = read_config(RunDirectory(folder / best.name).config)
     group = None if config.group == folder.name else config.group
-    save_config(replace(config, group=group), folder / BEST)
+    save_config(replace(config, group=group), folder / BEST, _schedule_lines(best))
+
+
+def _schedule_lines(best: TrialRecord) -> list[str]:
+    """Return lines that tell the values of each part of a training, none if they never changed."""
+    if not best.adopted:
+        return []
+    changes = [
+        f"  from step {entry['step']}: {' '.join(Space([], {}).overrides(entry['values']))}"
+        for entry in best.schedule
+    ]
+    return [
+        f"This config does not reproduce {best.name}: it has the last values, and --scheduler pbt",
+        "changed them during the training (of this trial, and of those whose weights it copied):",
+        *changes,
+    ]

@@ -39,6 +39,8 @@ class TrialRecord:
     value: float | None  # the metric as `minigpt report` ranks it, or at the last evaluation
     evaluations: dict[int, float] = field(default_factory=dict)  # the metric by step
     adopted: list[dict[str, Any]] = field(default_factory=list)  # runs it copied, with the step
+    # The values its weights were trained with, those of the copied runs too: `values` from `step`.
+    schedule: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
 
     def ended(self, scheduler: str) -> bool:
@@ -81,6 +83,7 @@ def _read_trial(directory: Path, metric: str) -> TrialRecord:
         value=read_run(directory).number(metric) if result else last_value,
         evaluations=evaluations,
         adopted=adopted,
+        schedule=trial.get("schedule", []),
         error=trial.get("error") or result.get("error"),
     )
 

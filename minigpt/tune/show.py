@@ -143,7 +143,7 @@ class SearchDisplay(Callback):
         if best.adopted:
             self.line(
                 "           its optimizer options changed during training: best.yaml has the last "
-                "values, tune.json all of them"
+                "values and, as a comment, the schedule; training it again gives another loss"
             )
         directory = shlex.quote(str(folder))
         self.line(f"again      minigpt train --config-dir {directory} --config-name best")

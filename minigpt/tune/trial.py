@@ -88,6 +88,8 @@ class Trial(tune.Trainable):
     def _write_record(self) -> None:
         number = int(self.trial_name.partition("_")[0])
         self.record |= {"number": number, "values": self.values}
+        start = self.record.get("adopted", [{"step": 0}])[-1]["step"]  # of an older version's trial
+        self.record.setdefault("schedule", [{"step": start, "values": self.values}])
         self.record |= {"pid": os.getpid(), "host": platform.node()}
         write_json(self.directory.path / TRIAL, self.record)
 
@@ -115,6 +117,7 @@ class Trial(tune.Trainable):
         if self.settings.population:
             copy_run(self.directory, RunDirectory(target))
         origin = {"id": uuid.uuid4().hex, "run": self.trial_name}
+        origin["schedule"] = self.record["schedule"]
         write_json(target / ORIGIN, origin | {key: latest[key] for key in ("step", "seconds")})
 
     def load_checkpoint(self, checkpoint: Any) -> None:
@@ -129,6 +132,8 @@ class Trial(tune.Trainable):
         before = self.directory.read_json(self.directory.result)  # written when it was paused
         copy_run(source, self.directory)
         left = {"left_step": before["steps"], "left_seconds": before["seconds"]}
+        changed = {"step": origin["step"], "values": self.values}
+        self.record["schedule"] = [*origin.pop("schedule"), changed]
         adopted.append(origin | left | {"values": self.values})
         self._write_record()  # written last: if killed before this, the run is copied again
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
@@ -138,6 +139,7 @@ def test_best_config_reproduces_the_best_value(
     assert main(["train", *again]) == 0
     assert json.loads(Path("again/result.json").read_text())["val_loss"] == best["value"]
     assert "group: null" in Path("search/best.yaml").read_text()
+    assert best_comment(Path("search")).startswith("# All values of this run, as requested.")
 
 
 def test_trials_can_be_evaluated_sampled_and_resumed(
@@ -306,10 +308,14 @@ def test_hyperband_stops_in_rounds(cli: Cli, ray: None) -> None:
 def test_population_based_training_copies_better_trials(cli: Cli, ray: None) -> None:
     # With one worker, trials take turns, and which one is copied depends only on the seed.
     steps = {"trainer__max_steps": 30, "trainer__eval_every": 10, "trainer__log_every": 1}
-    arguments = tiny(**steps, trainer__checkpoint_every=10)
-    arguments += ["optimizer.lr=interval(1e-5,1e-1)", "optimizer.weight_decay=0.1,0.3"]
+    arguments = tiny(**steps, trainer__checkpoint_every=10, schedule__warmup_steps=0)
+    arguments += [
+        "schedule=constant",
+        "optimizer.lr=interval(1e-5,1e-1)",
+        "optimizer.weight_decay=0.1,0.3",
+    ]
     arguments += ["--scheduler", "pbt", "--trials", "2", "--jobs", "1"]
-    done = cli("tune", *arguments, "--seed", "6", "--dir", "search")
+    done = cli("tune", *arguments, "--seed", "2", "--dir", "search")
     assert done.code == 0, done.err
     trials = read_report(Path("search"))["trials"]
     copies = [trial for trial in trials if trial["adopted"]]
@@ -331,6 +337,31 @@ def test_population_based_training_copies_better_trials(cli: Cli, ray: None) -> 
         assert trial["adopted"][-1]["values"] == trial["values"]
         rates = [m["lr"] for m in metrics if "lr" in m and m["step"] > copy_step]
         assert max(rates) <= trial["values"]["optimizer.lr"]
+    for trial in trials:
+        assert trial["schedule"][-1]["values"] == trial["values"]
+        assert_trained_with(trial["schedule"], Path("search") / trial["name"])
+    best = read_report(Path("search"))["best"]
+    assert best["adopted"], "the best trial kept its values, so the test is vacuous"
+    comment = best_comment(Path("search"))
+    assert f"# This config does not reproduce {best['name']}: it has the last values" in comment
+    for part in best["schedule"]:
+        values = " ".join(f"{key}={value}" for key, value in part["values"].items())
+        assert f"#   from step {part['step']}: {values}\n" in comment
+    again = ["--config-dir", "search", "--config-name", "best", "hydra.run.dir=again"]
+    assert cli("train", *again).code == 0
+
+
+def assert_trained_with(schedule: list[dict[str, Any]], run: Path) -> None:
+    """Compare the logged learning rates, which have no warm-up or decay, with a schedule."""
+    for line in (line for line in read_metrics(run) if "lr" in line):
+        (*_, part) = (part for part in schedule if part["step"] < line["step"])
+        assert line["lr"] == part["values"]["optimizer.lr"]
+
+
+def best_comment(folder: Path) -> str:
+    """Return the first lines of best.yaml, which are comments."""
+    lines = (folder / "best.yaml").read_text().splitlines(keepends=True)
+    return "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
 def wait_for(condition: Any, seconds: float = 180) -> Any:
