@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 from minigpt.commands.options import Parser, path_option
-from minigpt.errors import UserError
+from minigpt.errors import UserError, require
 
 LIVE_SECONDS, MAX_SECONDS = 5.0, 86400.0
 HELP = {
@@ -16,6 +18,10 @@ HELP = {
     "differs except the seed; may be repeated",
     "--baseline": "the design to subtract from the others: positional=learned, or just learned "
     "(default: the design that was started first)",
+    "--equivalent": "also test whether each difference to the baseline lies within X, by two "
+    "one-sided paired t-tests (TOST); X is in the unit of the ranking, nats/token or bits/byte",
+    "--plan": "also print how many seeds would detect a difference of X to the baseline with 80 % "
+    "power, from the standard deviation of the differences seen so far",
     "--out": "the page (default: report.html in DIR, or in this folder for several DIR)",
     "--live": "update whenever a file changes, until every run, sweep and search has ended",
     "--every": f"how often --live checks the files (default: {LIVE_SECONDS:g})",
@@ -28,7 +34,7 @@ def main(arguments: list[str]) -> None:
     """Print the comparison, and write the page and the tables."""
     options = _options(arguments)
     from minigpt.console import PipeConsole
-    from minigpt.report.comparison import compare
+    from minigpt.report.comparison import compare, require_paired_seeds
     from minigpt.report.page import write_report
     from minigpt.report.show import follow, show
     from minigpt.run.directory import find_folder
@@ -41,10 +47,9 @@ def main(arguments: list[str]) -> None:
 
         project_name(options.wandb)
         require_workspaces()
-    if options.live:
-        comparison = follow(folders, options.by, options.baseline, out, options.every)
-    else:
-        comparison = compare(folders, options.by, options.baseline)
+    read = partial(compare, folders, options.by, options.baseline, options.equivalent, options.plan)
+    comparison = follow(folders, read, out, options.every) if options.live else read()
+    require_paired_seeds(comparison)
     console = PipeConsole(highlight=False)
     show(comparison, console)
     page, *others = write_report(comparison, out)
@@ -69,6 +74,7 @@ def _options(arguments: list[str]) -> Namespace:
             "minigpt report latest",
             "minigpt report runs/sweep --baseline learned",
             "minigpt report runs --by positional --by norm --out compared.html",
+            "minigpt report latest --equivalent 0.01 --plan 0.01",
             "minigpt report latest --live",
         ],
     )
@@ -76,6 +82,8 @@ def _options(arguments: list[str]) -> Namespace:
     add("folders", metavar="DIR", nargs="+", help=HELP["DIR"])
     add("--by", action="append", default=[], metavar="KEY,...", help=HELP["--by"])
     add("--baseline", metavar="DESIGN", help=HELP["--baseline"])
+    add("--equivalent", metavar="X", type=float, help=HELP["--equivalent"])
+    add("--plan", metavar="X", type=float, help=HELP["--plan"])
     add("--out", metavar="FILE.html", type=path_option, help=HELP["--out"])
     add("--live", action="store_true", help=HELP["--live"])
     add("--every", metavar="SECONDS", type=float, default=LIVE_SECONDS, help=HELP["--every"])
@@ -84,6 +92,9 @@ def _options(arguments: list[str]) -> Namespace:
     options.by = [key for group in options.by for key in group.split(",") if key]
     if not 0 < options.every <= MAX_SECONDS:
         raise UserError(f"--every={options.every:g}: must be above 0 and at most a day of seconds")
+    for key in ("equivalent", "plan"):
+        value, why = getattr(options, key), "must be a number above 0, such as 0.01"
+        require(value is None or 0 < value < math.inf, f"--{key}", value, why)
     return options
 
 

@@ -56,8 +56,8 @@ def main(arguments: list[str]) -> None:
     """Stream generated text to standard output."""
     parser = Parser(
         "sample",
-        "Generate text with a trained run. On a CPU the same seed gives the same text with the same\n"
-        "number of threads.",
+        "Generate text with a trained run. On a CPU the same seed with the same number of threads\n"
+        "gives the same text.",
         [
             "minigpt sample latest --prompt ROMEO:",
             "minigpt sample latest --greedy --max-new-tokens 100",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from minigpt.errors import UserError
+from minigpt.errors import UserError, require
 from minigpt.report.designs import (
     Design,
     by_key,
@@ -44,6 +44,8 @@ class Comparison:
     """Designs in the order in which they were started, including the `baseline`.
 
     `differences`: each other design minus the baseline, by label, with Holm's correction over all.
+    `equivalent`: the margin within which their equivalence is tested. `plan`: a difference, for
+    which the seeds needed to detect it are shown. Both are in the unit of `measure`.
     `best`: labels of the lowest mean and of designs not significantly worse than it; empty unless
     `comparable`, which is False if losses are of different texts. `match`: the quantity that
     `sweep.match` made equal, `matched`: the keys it set. `tuned`: keys that a search chose for each
@@ -61,6 +63,8 @@ class Comparison:
     match: str | None
     matched: list[str]
     tuned: list[str]
+    equivalent: float | None = None
+    plan: float | None = None
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -96,13 +100,17 @@ class Comparison:
 
 
 def compare(
-    names: Sequence[str], by: Sequence[str] = (), baseline: str | None = None
+    names: Sequence[str],
+    by: Sequence[str] = (),
+    baseline: str | None = None,
+    equivalent: float | None = None,
+    plan: float | None = None,
 ) -> Comparison:
     """Read the runs in folders, group them into designs and compare the designs.
 
     `names` are folders, or `latest`. `by`: config groups or keys to group by; if empty, all keys
     except the seed. `baseline`: a label or a value in it; None is the first design started.
-    Raises UserError.
+    `equivalent`, `plan`: see Comparison. Raises UserError.
     """
     collection = find_runs(names)
     matches = {_match_of(run).get("what") for run in collection.runs if run.config}
@@ -129,11 +137,13 @@ def compare(
         measure=measure,
         one_tokenizer=one_tokenizer,
         comparable=comparable,
-        differences=_differences(designs, base, measure),
+        differences=_differences(designs, base, measure, equivalent),
         best={designs[index].label for index in best} if comparable else set(),
         match=match,
         matched=matched,
         tuned=tuned,
+        equivalent=equivalent,
+        plan=plan,
     )
     comparison.warnings.extend(warnings(comparison, by))
     comparison.notes.extend(notes(comparison))
@@ -148,7 +158,10 @@ def _measure(finished: Sequence[Run], one_tokenizer: bool) -> Measure:
 
 
 def _differences(
-    designs: Sequence[Design], baseline: Design | None, measure: Measure
+    designs: Sequence[Design],
+    baseline: Design | None,
+    measure: Measure,
+    margin: float | None,
 ) -> dict[str, Difference]:
     if baseline is None:
         return {}
@@ -157,13 +170,29 @@ def _differences(
         design.label: difference
         for design in designs
         if design is not baseline
-        and (difference := paired(design.seeds(measure.key), base)) is not None
+        and (difference := paired(design.seeds(measure.key), base, margin)) is not None
     }
     corrected = holm([difference.p for difference in differences.values()])
+    equivalence = holm([difference.p_tost for difference in differences.values()])
     return {
-        label: replace(difference, p_holm=p)
-        for (label, difference), p in zip(differences.items(), corrected, strict=True)
+        label: replace(difference, p_holm=p, p_tost_holm=p_tost)
+        for (label, difference), p, p_tost in zip(
+            differences.items(), corrected, equivalence, strict=True
+        )
     }
+
+
+def require_paired_seeds(comparison: Comparison) -> None:
+    """Raise UserError if a test that was asked for has fewer than two seeds for every design."""
+    shared = max((d.interval.n for d in comparison.differences.values()), default=0)
+    base = comparison.baseline
+    of = "" if base is None else f" with the baseline {base.label}"
+    why = (
+        f"needs 2 seeds of finished runs that a design shares{of}, and there is at most {shared}; "
+        f"train more, such as seed=1,2,3"
+    )
+    for key, value in (("--equivalent", comparison.equivalent), ("--plan", comparison.plan)):
+        require(value is None or shared >= 2, key, value, why)
 
 
 # ---- warnings and notes ----

@@ -10,16 +10,18 @@ from minigpt.report.comparison import LOSS, Comparison, count
 from minigpt.report.designs import Design, shown, varying, word
 from minigpt.report.evaluations import at_length, lengths
 from minigpt.report.runs import Run
-from minigpt.report.statistics import CONFIDENCE, POWER, interval
+from minigpt.report.statistics import CONFIDENCE, MAX_SEEDS, POWER, interval, seeds_to_detect
 from minigpt.report.tables import Cell, Column, Table, markdown_text, to_markdown
 
 BEST, NOT_WORSE = "★", "≈"
 PERCENT = f"{CONFIDENCE:.0%}"
+ALPHA = 1 - CONFIDENCE
+YES = {None: "", True: "yes", False: "no"}
 
 
 def tables(comparison: Comparison, checkpoint: str | None) -> list[Table]:
     """Return the tables that have rows, in the order of the page."""
-    drafts = [leaderboard(comparison), differences(comparison)]
+    drafts = [leaderboard(comparison), differences(comparison), plan(comparison)]
     if checkpoint is not None:
         drafts.append(by_length(comparison, checkpoint))
     drafts += [configs(comparison), runs(comparison), versions(comparison)]
@@ -59,7 +61,7 @@ def leaderboard(comparison: Comparison) -> Table:
     ]
     columns = [
         Column("design"),
-        Column("mark", f"{BEST} best, {NOT_WORSE} tied"),
+        Column("mark", f"{BEST} best, {NOT_WORSE} n.s."),
         *(c for c in losses if comparison.one_tokenizer or c.key == measure.key),
         Column("runs"),
         Column("parameters_total", "parameters"),
@@ -93,8 +95,9 @@ def leaderboard(comparison: Comparison) -> Table:
     note = (
         f"±: half-width of the {PERCENT} confidence interval of the mean over seeds (Student's t). "
         f"{BEST}: significantly better than every other design. {NOT_WORSE}: lowest mean, or not "
-        f"significantly different from it (paired t-tests of {measure.name}, {measure.unit}; Holm "
-        f"correction over all pairs of designs). tokens/s: median over seeds (lowest to highest)."
+        f"significantly different (n.s.) from it (paired t-tests of {measure.name}, "
+        f"{measure.unit}; Holm correction over all pairs of designs). tokens/s: median over seeds "
+        f"(lowest to highest)."
     )
     if comparison.one_tokenizer:
         note += f" Losses are in {LOSS.unit}. Perplexity is exp(mean loss), its ± to first order."
@@ -102,7 +105,10 @@ def leaderboard(comparison: Comparison) -> Table:
 
 
 def mark(comparison: Comparison, design: Design) -> str:
-    """Return the mark of a best or tied design; '' if there is only one seed."""
+    """Return the mark of the best design and of those not significantly different from it.
+
+    '' if there is only one seed.
+    """
     finished = [other for other in comparison.designs if other.by_seed]
     if design.label not in comparison.best or len(finished) < 2:
         return ""
@@ -114,7 +120,7 @@ def mark(comparison: Comparison, design: Design) -> str:
 
 def differences(comparison: Comparison) -> Table:
     """Return each design minus the baseline, paired by seed."""
-    measure, base = comparison.measure, comparison.baseline
+    measure, margin = comparison.measure, comparison.equivalent
     columns = [
         Column("design"),
         Column("difference", sign="+"),
@@ -124,6 +130,12 @@ def differences(comparison: Comparison) -> Table:
         Column("detectable", "minimum detectable effect"),
         Column("significant"),
     ]
+    if margin is not None:
+        columns += [
+            Column("p_tost", "p (TOST)", is_p=True),
+            Column("p_tost_holm", "p (TOST, Holm)", is_p=True),
+            Column("equivalent", f"equivalent within {margin:g}"),
+        ]
     rows: list[list[Cell]] = []
     for design in comparison.ranked:
         difference = comparison.differences.get(design.label)
@@ -131,17 +143,66 @@ def differences(comparison: Comparison) -> Table:
             continue
         row: list[Cell] = [design.label, difference.interval, difference.interval.n]
         row += [difference.p, difference.p_holm, difference.minimum_detectable_effect]
-        rows.append([*row, {None: "", True: "yes", False: "no"}[difference.significant]])
-    name = "" if base is None else base.label
+        row += [YES[difference.significant]]
+        row += [difference.p_tost, difference.p_tost_holm, YES[difference.equivalent]]
+        rows.append(row[: len(columns)])
+    name = _baseline(comparison)
     note = (
         f"{measure.name.capitalize()} ({measure.unit}) minus that of {name} with the same seed: "
         f"below 0 is better. ±: half-width of the {PERCENT} confidence interval. p: two-sided "
         f"paired t-test; p (Holm): corrected over all rows; significant: p (Holm) below "
-        f"{1 - CONFIDENCE:.2f}. Minimum detectable effect: the true difference d that one test "
+        f"{ALPHA:.2f}. Minimum detectable effect: the true difference d that one test "
         f"with these seeds detects with a power of {POWER:.0%} (noncentral t with noncentrality "
         f"d sqrt(n) / s, where s is the standard deviation of the differences)."
     )
+    if margin is not None:
+        note += (
+            f" p (TOST): the larger p of two one-sided paired t-tests that the difference is above "
+            f"-{margin:g} and below {margin:g} {measure.unit}, which is below {ALPHA:.2f} if its "
+            f"{1 - 2 * ALPHA:.0%} confidence interval lies within them; equivalent within "
+            f"{margin:g}: p (TOST, Holm), corrected over all rows, is below {ALPHA:.2f}. A "
+            f"difference that is neither significant nor equivalent needs more seeds."
+        )
     return Table("differences", f"Differences to {name}", columns, rows, note)
+
+
+def plan(comparison: Comparison) -> Table:
+    """Return how many seeds would detect a difference of `comparison.plan`."""
+    effect, measure, name = comparison.plan, comparison.measure, _baseline(comparison)
+    if effect is None:
+        return Table("plan", "", [], [])
+    columns = [
+        Column("design"),
+        Column("seeds", "seeds so far"),
+        Column("deviation", "standard deviation of the differences", 6),
+        Column("needed", f"seeds to detect {effect:g}"),
+    ]
+    rows: list[list[Cell]] = []
+    for design in comparison.ranked:
+        if design is comparison.baseline:
+            continue
+        difference = comparison.differences.get(design.label)
+        n = 0 if difference is None else difference.interval.n
+        deviation = None if difference is None else difference.deviation
+        rows.append([design.label, n, deviation, _seeds(effect, deviation)])
+    note = (
+        f"How many seeds, shared with {name}, one two-sided paired t-test at {ALPHA:.2f} needs to "
+        f"detect a true difference of {effect:g} {measure.unit} with a power of {POWER:.0%}, if "
+        f"the differences by seed have the standard deviation seen so far; after few seeds that is "
+        f"a rough estimate itself. Empty: fewer than 2 shared seeds."
+    )
+    return Table("plan", f"Seeds to detect {effect:g} {measure.unit}", columns, rows, note)
+
+
+def _seeds(effect: float, deviation: float | None) -> Cell:
+    if deviation is None:
+        return None
+    needed = seeds_to_detect(effect, deviation)
+    return f"more than {MAX_SEEDS:,}" if needed is None else needed
+
+
+def _baseline(comparison: Comparison) -> str:
+    return "" if comparison.baseline is None else comparison.baseline.label
 
 
 def by_length(comparison: Comparison, checkpoint: str) -> Table:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from minigpt.console import LiveView
-from minigpt.report.comparison import Comparison, compare
+from minigpt.report.comparison import Comparison
 from minigpt.report.evaluations import choose_checkpoint
 from minigpt.report.page import write_report
-from minigpt.report.results import differences, leaderboard, running, summary, tables
+from minigpt.report.results import differences, leaderboard, plan, running, summary, tables
 from minigpt.report.runs import file_states
 from minigpt.report.tables import print_table, to_rich
 
-PRINTED = ("leaderboard", "differences", "lengths", "configs")  # the page has all tables
+PRINTED = ("leaderboard", "differences", "plan", "lengths", "configs")  # the page has all tables
 
 
 def show(comparison: Comparison, console: Console) -> None:
@@ -44,9 +44,9 @@ def show(comparison: Comparison, console: Console) -> None:
 
 
 def follow(
-    folders: Sequence[str], by: Sequence[str], baseline: str | None, out: Path, seconds: float
+    folders: Sequence[str], read: Callable[[], Comparison], out: Path, seconds: float
 ) -> Comparison:
-    """Update the report whenever a file changes; return the last comparison.
+    """Update the report whenever a file in the folders changes; return the last comparison.
 
     Checks the files every `seconds`. Returns when all runs, sweeps and searches have ended, or at
     Ctrl-C.
@@ -56,7 +56,7 @@ def follow(
     def draw() -> RenderableType:
         if comparison is None:
             return ""
-        shown = [table(comparison) for table in (running, leaderboard, differences)]
+        shown = [table(comparison) for table in (running, leaderboard, differences, plan)]
         parts = [to_rich(table, view.console.width) for table in shown if table.rows]
         return Group(Text(summary(comparison)), *itertools.chain(*parts))
 
@@ -67,7 +67,7 @@ def follow(
             while True:
                 now = file_states([Path(folder) for folder in folders])
                 if now != states:
-                    states, comparison = now, compare(folders, by, baseline)
+                    states, comparison = now, read()
                     write_report(comparison, out, refresh=seconds)
                     view.refresh()
                     if not view.console.is_terminal:

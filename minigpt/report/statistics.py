@@ -1,4 +1,4 @@
-"""Statistics over seeds: t-intervals, medians, paired t-tests, Holm's correction, effects.
+"""Statistics over seeds: t-intervals, medians, paired tests, Holm's correction, effects, power.
 
 Uses the distribution functions in `scipy.special`, which imports in a third of the time of
 `scipy.stats`, and only where they are used. Tests compare the results with `scipy.stats`.
@@ -7,6 +7,7 @@ Uses the distribution functions in `scipy.special`, which imports in a third of 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -14,7 +15,8 @@ from itertools import combinations
 import numpy as np
 
 CONFIDENCE = 0.95
-POWER = 0.8  # power of the paired t-test, for the minimum detectable effect
+POWER = 0.8  # power of the paired t-test, for the minimum detectable effect and seeds to plan
+MAX_SEEDS = 10**6
 Seeds = dict[int, float]  # a number for each seed
 
 
@@ -61,19 +63,28 @@ class Spread:
 class Difference:
     """One design minus another, over the seeds that both have.
 
-    `p`: two-sided paired t-test. `p` and `minimum_detectable_effect` are None for one seed.
-    `p_holm`: corrected for the family of tests.
+    `deviation`: standard deviation of the differences by seed. `p`: two-sided paired t-test.
+    `p_tost`: test of equivalence within a margin, if one was asked for. All are None for one seed.
+    `p_holm`, `p_tost_holm`: corrected for the family of tests.
     """
 
     interval: Interval
+    deviation: float | None
     p: float | None
     minimum_detectable_effect: float | None
+    p_tost: float | None = None
     p_holm: float | None = None
+    p_tost_holm: float | None = None
 
     @property
     def significant(self) -> bool | None:
         """Whether the corrected p is below 1 - CONFIDENCE; None without a p."""
         return None if self.p_holm is None else self.p_holm < 1 - CONFIDENCE
+
+    @property
+    def equivalent(self) -> bool | None:
+        """Whether the corrected p of the equivalence test is below 1 - CONFIDENCE."""
+        return None if self.p_tost_holm is None else self.p_tost_holm < 1 - CONFIDENCE
 
 
 def quantile(df: float) -> float:
@@ -106,12 +117,21 @@ def minus(one: Seeds, other: Seeds) -> Seeds:
     return {seed: one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())}
 
 
-def paired(one: Seeds, other: Seeds) -> Difference | None:
-    """Return one minus the other over the seeds that both have, None if they share no seed."""
+def paired(one: Seeds, other: Seeds, margin: float | None = None) -> Difference | None:
+    """Return one minus the other over the seeds that both have, None if they share no seed.
+
+    `margin`: also test for equivalence within it.
+    """
     by_seed = [*minus(one, other).values()]
     if not by_seed:
         return None
-    return Difference(interval(by_seed), paired_p(by_seed), minimum_detectable_effect(by_seed))
+    return Difference(
+        interval(by_seed),
+        deviation=float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None,
+        p=paired_p(by_seed),
+        minimum_detectable_effect=minimum_detectable_effect(by_seed),
+        p_tost=None if margin is None else equivalence_p(by_seed, margin),
+    )
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
@@ -130,20 +150,53 @@ def paired_p(differences: Sequence[float]) -> float | None:
     return float(2 * special.stdtr(n - 1, -abs(mean) / deviation * math.sqrt(n)))
 
 
-def minimum_detectable_effect(differences: Sequence[float]) -> float | None:
-    """Return the smallest true difference that one paired t-test detects with POWER.
+def equivalence_p(differences: Sequence[float], margin: float) -> float | None:
+    """Return the p of two one-sided t-tests that the mean is within (-margin, margin).
 
-    d with P(|T| > t) = POWER, where T is noncentral t with n - 1 degrees of freedom and
-    noncentrality d sqrt(n) / s; s is the standard deviation of the differences. None for one seed.
+    The larger p of the two (TOST; Schuirmann 1987): below alpha exactly if the interval with
+    confidence 1 - 2 alpha lies within the margin. None for one difference. If all differences are
+    equal, p is 0 within the margin and else 1.
     """
     n = len(differences)
     if n < 2:
         return None
+    mean, deviation = float(np.mean(differences)), float(np.std(differences, ddof=1))
+    if deviation == 0:
+        return 0.0 if abs(mean) < margin else 1.0
+    from scipy import special
+
+    return float(special.stdtr(n - 1, (abs(mean) - margin) / deviation * math.sqrt(n)))
+
+
+def minimum_detectable_effect(differences: Sequence[float]) -> float | None:
+    """Return the smallest true difference that one paired t-test detects with POWER.
+
+    None for one seed.
+    """
+    n = len(differences)
+    return None if n < 2 else detectable(n) * float(np.std(differences, ddof=1))
+
+
+def detectable(n: int) -> float:
+    """Return the minimum detectable effect of n >= 2 differences of standard deviation 1.
+
+    d with P(|T| > t) = POWER, where T is noncentral t with n - 1 degrees of freedom and
+    noncentrality d sqrt(n).
+    """
     from scipy import special
 
     # P(T < -t) is negligible where P(T > t) = POWER.
-    noncentrality = float(special.nctdtrinc(n - 1, 1 - POWER, quantile(n - 1)))
-    return noncentrality * float(np.std(differences, ddof=1)) / math.sqrt(n)
+    return float(special.nctdtrinc(n - 1, 1 - POWER, quantile(n - 1))) / math.sqrt(n)
+
+
+def seeds_to_detect(effect: float, deviation: float) -> int | None:
+    """Return the fewest seeds with which one paired t-test detects an effect with POWER.
+
+    `deviation`: standard deviation of the differences by seed. None for more than MAX_SEEDS.
+    """
+    counts = range(2, MAX_SEEDS + 1)
+    place = bisect_left(counts, True, key=lambda n: detectable(n) * deviation <= effect)
+    return counts[place] if place < len(counts) else None
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:

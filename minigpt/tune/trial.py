@@ -179,9 +179,9 @@ class Training(threading.Thread):
     def run(self) -> None:
         try:
             self._train()
-            run = read_run(self.directory.path)
-            ranked = {self.settings.metric: run.number(self.settings.metric)}
-            result = run.result | ranked
+            result = self.directory.read_json(self.directory.result)
+            metric = self.settings.metric
+            result[metric] = read_run(self.directory.path).number(metric)
             self.reports.put(self._report(result["steps"], result) | {"done": True})
         except (UserError, Failure) as error:  # a restart would fail again
             self.reports.put({"status": "failed", "error": first_line(error), "done": True})

@@ -11,17 +11,21 @@ from hypothesis import strategies as st
 from scipy import special, stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
+from statsmodels.stats.weightstats import ttost_paired
 
 from minigpt.report.statistics import (
     CONFIDENCE,
+    MAX_SEEDS,
     POWER,
     Interval,
+    equivalence_p,
     half_intervals,
     holm,
     interval,
     minimum_detectable_effect,
     not_significantly_worse,
     paired,
+    seeds_to_detect,
 )
 
 few = settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
@@ -67,6 +71,57 @@ def test_minimum_detectable_effect_equals_statsmodels(values: list[float]) -> No
     effect = minimum_detectable_effect(values)
     size = TTestPower().solve_power(nobs=len(values), alpha=1 - CONFIDENCE, power=POWER)
     assert effect == pytest.approx(size * np.std(values, ddof=1), rel=1e-4)
+
+
+@few
+@given(lists, st.floats(1e-3, 10))
+def test_equivalence_equals_statsmodels_and_the_interval(
+    values: list[float], margin: float
+) -> None:
+    other = np.random.default_rng(len(values)).normal(size=len(values))
+    one = np.asarray(values) / 1e3 + other
+    found = paired(dict(enumerate(one)), dict(enumerate(other)), margin)
+    expected, *_ = ttost_paired(one, other, -margin, margin)
+    assert found is not None and found.p_tost is not None
+    assert found.p_tost == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    low, high = stats.t.interval(
+        2 * CONFIDENCE - 1, len(values) - 1, np.mean(one - other), stats.sem(one - other)
+    )
+    assert (found.p_tost < 1 - CONFIDENCE) == (-margin < low and high < margin)
+
+
+def test_designs_that_differ_by_the_margin_are_rarely_equivalent() -> None:
+    draws = np.random.default_rng(0).normal(0.01, 0.004, (2000, 5))
+    equivalent = [(equivalence_p([*row], 0.01) or 0) < 1 - CONFIDENCE for row in draws]
+    assert np.mean(equivalent) == pytest.approx(1 - CONFIDENCE, abs=0.015)
+    closer = [(equivalence_p([*row], 0.02) or 0) < 1 - CONFIDENCE for row in draws]
+    assert np.mean(closer) > 0.9
+
+
+@few
+@given(st.floats(1e-3, 4), st.floats(1e-4, 1))  # statsmodels returns nan above
+def test_seeds_to_detect_equal_statsmodels(size: float, deviation: float) -> None:
+    power = TTestPower()
+    needed = seeds_to_detect(size * deviation, deviation)
+    if needed is None:
+        assert power.power(size, MAX_SEEDS, 1 - CONFIDENCE) < POWER + 1e-4
+        return
+    # A power of almost exactly POWER may be on either side.
+    assert power.power(size, needed, 1 - CONFIDENCE) > POWER - 1e-4
+    assert needed == 2 or power.power(size, needed - 1, 1 - CONFIDENCE) < POWER + 1e-4
+
+
+def test_planned_seeds_make_the_effect_detectable() -> None:
+    values = [0.01, 0.03, -0.02, 0.0]
+    effect = minimum_detectable_effect(values)
+    assert effect is not None
+    deviation = float(np.std(values, ddof=1))
+    assert seeds_to_detect(effect * 1.0001, deviation) == 4
+    assert seeds_to_detect(effect * 0.9999, deviation) == 5
+    size = 0.01 / deviation
+    expected = TTestPower().solve_power(effect_size=size, alpha=1 - CONFIDENCE, power=POWER)
+    assert seeds_to_detect(0.01, deviation) == math.ceil(expected)
+    assert seeds_to_detect(0.01, 0.0) == 2 and seeds_to_detect(1e-9, 1.0) is None
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10])
@@ -135,7 +190,9 @@ def test_edges() -> None:
     assert paired({1: 1.0}, {2: 1.0}) is None
     one = paired({1: 1.0, 2: 3.0}, {1: 0.5})
     assert one is not None and one.interval == Interval(0.5, None, 1)
-    assert one.p is None and one.minimum_detectable_effect is None
+    assert one.p is None and one.minimum_detectable_effect is None and one.deviation is None
+    assert equivalence_p([0.0], 1.0) is None
+    assert [equivalence_p([x, x], 1.0) for x in (0.5, 1.0)] == [0.0, 1.0]
     same = paired({1: 1.0, 2: 3.0}, {1: 1.0, 2: 3.0})
     assert (
         same is not None

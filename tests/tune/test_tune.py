@@ -285,13 +285,15 @@ def test_trials_stopped_by_patience_count_with_their_best_loss(cli: Cli, ray: No
     options = tiny(trainer__max_steps=40, trainer__patience=1, optimizer__grad_clip="null")
     done = cli("tune", *options, "optimizer.lr=0,3", *GRID)
     assert done.code == 0, done.err
+    rose = False
     for trial in read_report(Path("search"))["trials"]:
         result = json.loads((Path("search") / trial["name"] / "result.json").read_text())
         assert (result["status"], trial["value"]) == ("finished", result["best_val_loss"])
         assert result["steps"] < 40
         ended = f"at step {result['steps']} of 40, val_loss {result['best_val_loss']:.4f} "
         assert f"{trial['name']}: finished {ended}" in done.out
-    assert result["best_val_loss"] < result["val_loss"]
+        rose |= result["best_val_loss"] < result["val_loss"]
+    assert rose, "no loss rose, so the test is vacuous"
 
 
 def test_hyperband_stops_in_rounds(cli: Cli, ray: None) -> None:
