@@ -240,8 +240,9 @@ def notes(comparison: Comparison) -> list[str]:
     early = [str(run.path) for run in finished if run.stopped_by_patience]
     if early:
         lines.append(
-            f"trainer.patience stopped {count(len(early), 'run')} early, ranked by the best "
-            f"validation loss, not by the last: {_shortened(early)}"
+            f"trainer.patience stopped {count(len(early), 'run')} early, ranked by the "
+            f"{comparison.measure.name} of the best checkpoint, not of the last: "
+            f"{_shortened(early)}"
         )
     backends = _values(finished, _backend)
     if len(backends) > 1:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from typing import Any, NoReturn
 
@@ -22,6 +23,7 @@ from minigpt.inference.generate import generate, stop_at, stream_text
 from minigpt.logger import Logger
 from minigpt.optim.schedule import SCHEDULES
 from minigpt.run.directory import RunDirectory
+from minigpt.run.weights import load_weights
 from minigpt.runtime import peak_memory_bytes
 from minigpt.train.compilation import Planned, compiled_loss, reproducible_code, why_not_compiled
 from minigpt.train.control import Diverged, Interrupted, StopRequest, Stopwatch, stop_signals
@@ -169,7 +171,7 @@ class Trainer:
         if status == "finished":
             train_loss = self._pass_over(self.data.train_slice(self.tokenizer)).loss
             if self.data.test is not None:
-                test = self._pass_over(self.data.test).metrics("test")
+                test = self._test(self.data.test).metrics("test")
         return {
             "status": status,
             "seed": self.config.seed,
@@ -292,6 +294,17 @@ class Trainer:
         activity = f"evaluating the {split.name} split"
         with self.display.working(activity, len(split.tokens)) as advance:
             return evaluate(self.model, split, self.runtime, progress=advance)
+
+    def _test(self, split: Split) -> Evaluation:
+        """Evaluate the test split, with the best weights if `patience` ended the run."""
+        if self.progress.step == self.options.max_steps:
+            return self._pass_over(split)
+        last = deepcopy(self.model.state_dict())
+        load_weights(self.run.best, self.model)
+        try:
+            return self._pass_over(split)
+        finally:
+            self.model.load_state_dict(last)
 
     def _evaluate(self) -> None:
         with self._paused():

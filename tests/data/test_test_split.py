@@ -62,6 +62,19 @@ def test_a_test_split_changes_no_weights_and_is_evaluated_once(cli: Cli) -> None
 
 
 @pytest.mark.medium
+def test_the_best_weights_are_tested_where_patience_ended_the_run(cli: Cli) -> None:
+    worse = ["optimizer.lr=3", "optimizer.grad_clip=null", "trainer.patience=1"]
+    result = trained(cli, "run", *worse, "trainer.max_steps=100", "data.test_fraction=0.5")
+    assert result["best_val_loss"] < result["val_loss"]
+    for checkpoint in ("best", "last"):
+        assert cli("eval", "run", "--checkpoint", checkpoint).code == 0
+    tested = json.loads(Path("run/eval.json").read_text())
+    assert result["test_loss"] == pytest.approx(tested["best"]["test_loss"], abs=1e-6)
+    assert result["test_loss"] != pytest.approx(tested["last"]["test_loss"], abs=1e-3)
+    assert "ranked by the test loss of the best checkpoint" in cli("report", "run").out
+
+
+@pytest.mark.medium
 def test_the_report_ranks_by_the_test_loss_if_every_run_has_one(cli: Cli) -> None:
     trained(cli, "runs/one", "data.test_fraction=0.5")
     trained(cli, "runs/bpe", "data.test_fraction=0.5", "tokenizer=bpe", "tokenizer.vocab_size=300")

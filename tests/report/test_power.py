@@ -48,9 +48,8 @@ def test_equivalence_is_a_column_of_the_differences(cli: Cli, folder: Path) -> N
     assert (rows["rope"]["significant"], rows["rope"]["equivalent"]) == ("no", "yes")
     assert (rows["alibi"]["significant"], rows["alibi"]["equivalent"]) == ("yes", "no")
     for name, row in rows.items():
-        expected, *_ = ttost_paired(
-            *map(np.asarray, (LOSSES[name], LOSSES["learned"])), -0.01, 0.01
-        )
+        losses, base = np.asarray(LOSSES[name]), np.asarray(LOSSES["learned"])
+        expected, *_ = ttost_paired(losses, base, -0.01, 0.01)
         assert float(row["p_tost"]) == pytest.approx(expected)
     assert float(rows["rope"]["p_tost_holm"]) == pytest.approx(2 * float(rows["rope"]["p_tost"]))
     page = (folder / "report.html").read_text(encoding="utf-8")

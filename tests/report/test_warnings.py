@@ -142,7 +142,9 @@ def test_runs_stopped_by_patience_are_ranked_by_their_best_loss(tmp_path: Path) 
     assert loss and bits and loss.mean == 1.4
     assert bits.mean == pytest.approx(1.4 / math.log(2))
     (note,) = [line for line in comparison.notes if "trainer.patience" in line]
-    assert note.startswith("trainer.patience stopped 1 run early, ranked by the best validation")
+    assert note.startswith(
+        "trainer.patience stopped 1 run early, ranked by the validation loss of the best checkpoint"
+    )
     assert "alibi" in note and "rope" not in note
 
 
