@@ -85,7 +85,7 @@ MISTAKES = {
     "data.dir=": "data.dir=: needs a folder, or null",
     "data.document_separator=": "data.document_separator=: must not be empty; use null for no doc",
     "data.document_separator=@": "data.document_separator='@': does not occur in the train split",
-    "data.document_separator=[a]": "data.document_separator=['a']: Cannot convert 'ListConfig' to",
+    "data.document_separator=[a]": "data.document_separator=['a']: must be one value",
     r"data.document_separator=\d": r"data.document_separator=\d: invalid escape; use \n, \t, \r or",
     r"attention=performer data.document_separator=\n": "attention=performer: cannot mask other",
     "data.document_seperator=x": "Did you mean data.document_separator",

@@ -18,21 +18,19 @@ from minigpt.report.tables import Cell, Column, Table, print_table
 
 
 def write_comparison(
-    final: Path,
     searches: Sequence[DesignSearch],
-    runs: dict[str, Path],
+    runs: dict[str, list[Path]],
     folder: Path,
     console: PipeConsole,
 ) -> list[Path]:
     """Print the comparison, write report.html with its tables into `folder`; return the paths.
 
-    `runs`: a final run of each design, by the label of its search.
+    `runs`: the final runs of each design, by the label of its search.
     """
-    comparison = compare([str(final)])
-    labels = {run.path.resolve(): d.label for d in comparison.designs for run in d.all_runs}
+    comparison = compare([str(path) for paths in runs.values() for path in paths])
+    labels = {run.path: d.label for d in comparison.designs for run in d.all_runs}
     searches = [
-        replace(search, label=labels.get(runs.get(search.label, final).resolve(), search.label))
-        for search in searches
+        replace(s, label=labels[runs[s.label][0]] if s.label in runs else s.label) for s in searches
     ]
     table, plot = chosen(searches), sensitivity(searches)
     show(comparison, console)

@@ -134,6 +134,7 @@ class Comparison:
     def __post_init__(self) -> None:
         self.names = labels(self.designs)
         self.console = PipeConsole(highlight=False)
+        self.configs: list[Config] = []
         self.searched: list[PlannedJob] = []
         self.command = ["minigpt", "compare", *self.overrides, *self.options.identity]
 
@@ -144,14 +145,15 @@ class Comparison:
     def check(self, axes: Sequence[Axis]) -> None:
         """Compose each design with each value of an axis. Raises UserError if one is invalid."""
         multirun = self.multirun(SEARCH)
-        for design in self.designs:
-            config = self.config(multirun, design)
+        self.configs = [self.config(multirun, design) for design in self.designs]
+        for design, config in zip(self.designs, self.configs, strict=True):
             for point in probes(axes, config):
                 self.config(multirun, [*design, *point.overrides])
 
     def run(self, axes: list[Axis]) -> None:
         """Search, widen the space once if a best value is at its edge, train, and report."""
-        write_json(self.folder / COMPARISON, self.identity)
+        if not (self.folder / COMPARISON).exists():
+            write_json(self.folder / COMPARISON, self.identity)
         try:
             self.run_all(axes)
         except Interrupted:
@@ -161,6 +163,9 @@ class Comparison:
     def run_all(self, axes: list[Axis]) -> None:
         """Do the work of `run`."""
         self.line(f"compare    {len(self.designs)} designs: {', '.join(self.names)}")
+        if not all(config.data.test_fraction for config in self.configs):
+            why = "the report is of the text that chose the values, with other seeds"
+            self.line(f"warning    data.test_fraction=0: {why}")
         searches = self.search(axes)
         edges = [{search.edges.get(axis.key) for search in searches} - {None} for axis in axes]
         wider = [axis.widened(edge) for axis, edge in zip(axes, edges, strict=True)]
@@ -170,11 +175,10 @@ class Comparison:
             searches = self.search(wider)
         if not any(search.best for search in searches):
             raise Failure(f"{self.folder / SEARCH}: every run diverged; lower --space optimizer.lr")
-        runs = self.train(searches)
+        runs = self.train(searches)  # only these: the folder may have some of earlier code
         write_json(self.folder / COMPARISON, self.identity | self.results(searches))
         self.line("")
-        where = (self.folder / FINAL, searches, runs, self.folder)
-        page, *others = write_comparison(*where, self.console)
+        page, *others = write_comparison(searches, runs, self.folder, self.console)
         self.line(f"wrote {page}, {', '.join(path.name for path in others)}")
 
     # ---- the two sweeps ----
@@ -182,8 +186,7 @@ class Comparison:
     def search(self, axes: Sequence[Axis]) -> list[DesignSearch]:
         """Run the trials that are missing, and return all of them by design."""
         multirun = self.multirun(SEARCH)
-        configs = [self.config(multirun, design) for design in self.designs]
-        by_design = [points(axes, config) for config in configs]
+        by_design = [points(axes, config) for config in self.configs]
         seeds = range(FIRST_SEARCH_SEED, FIRST_SEARCH_SEED + self.options.search_seeds)
         trials = [
             [*design, *point.overrides, f"seed={seed}"]
@@ -198,10 +201,10 @@ class Comparison:
             f"{count(n_final, 'fresh seed')} of each"
         )
         for axis in axes:
-            values = [", ".join(map(as_typed, axis.values(config))) for config in configs]
+            values = [", ".join(map(as_typed, axis.values(config))) for config in self.configs]
             self.line(f"space      {axis.key}: {'; '.join(dict.fromkeys(values))}")
         jobs = self.planned(multirun, trials)
-        steps = sum(config.trainer.max_steps for config in configs) * n_final
+        steps = sum(config.trainer.max_steps for config in self.configs) * n_final
         firsts = jobs[:: n_trials * len(seeds)]  # the final runs compute as the search does
         self.run_missing(multirun, jobs, firsts * n_final, steps)
         self.searched = jobs
@@ -216,8 +219,8 @@ class Comparison:
             for name, design, grid in zip(self.names, self.designs, by_design, strict=True)
         ]
 
-    def train(self, searches: list[DesignSearch]) -> dict[str, Path]:
-        """Train the best values of each design with fresh seeds; return a run of each, by label."""
+    def train(self, searches: list[DesignSearch]) -> dict[str, list[Path]]:
+        """Train the best values of each design with fresh seeds; return the runs by label."""
         multirun = self.multirun(FINAL)
         chosen = [(search, search.best.point) for search in searches if search.best is not None]
         for search, point in chosen:
@@ -235,7 +238,10 @@ class Comparison:
             for job, (_, point) in zip(self.planned(multirun, runs), each, strict=True)
         ]
         self.run_missing(multirun, jobs, self.searched)
-        return {label: job.path for job, (label, _) in zip(jobs, each, strict=True)}
+        by_label: dict[str, list[Path]] = {}
+        for job, (label, _) in zip(jobs, each, strict=True):
+            by_label.setdefault(label, []).append(job.path)
+        return by_label
 
     def multirun(self, phase: str) -> Multirun:
         """Return the sweep of a phase, without its jobs."""

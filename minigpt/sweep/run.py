@@ -68,7 +68,7 @@ def run_sweep(multirun: Multirun) -> None:
     finally:
         if (directory / SWEEP).exists():
             console = PipeConsole(highlight=False)
-            for line in next_commands(directory):
+            for line in next_commands(Path(shown(directory))):
                 console.print(line, soft_wrap=True, markup=False)
 
 

@@ -115,6 +115,25 @@ def test_every_rate_diverges(cli: Cli) -> None:
     assert done.code == 1 and "every run diverged" in done.err
 
 
+def test_without_a_test_split_a_line_says_what_is_reported(cli: Cli) -> None:
+    done = cli(*SMALL, "data.test_fraction=0", "--space=optimizer.lr=0.004,0.02")
+    assert done.code == 0, done.err
+    assert "warning    data.test_fraction=0: the report is of the text that chose" in done.out
+    assert "ranked by validation loss (nats/token)" in done.out
+
+
+def test_final_runs_of_earlier_code_are_left_out(cli: Cli) -> None:
+    command = [*SMALL, "--space=optimizer.lr=0.004,0.02", "--budget=2"]
+    assert cli(*command).code == 0
+    for run in Path("all/final").glob("*/manifest.json"):
+        text = json.loads(run.read_text())
+        run.write_text(json.dumps(text | {"code_sha256": "of earlier code"}))
+    assert cli(*command).code == 0
+    assert len([*Path("all/final").glob("*/result.json")]) == 8
+    assert {row["runs"] for row in rows("leaderboard")} == {"2"}
+    assert len(rows("runs")) == 4
+
+
 @pytest.mark.slow
 def test_a_preset_names_the_designs_and_its_seeds_are_replaced(cli: Cli) -> None:
     done = cli("compare", *TINY, "trainer.sample_every=null", "sweep=norm", "--budget=3",
