@@ -31,6 +31,6 @@ class CompareOptions:
 
     @property
     def identity(self) -> list[str]:
-        """What tells this comparison from another one of the same designs, as flags."""
+        """The options that the same comparison must repeat, as flags."""
         numbers = {"budget": self.budget, "seeds": self.seeds, "search-seeds": self.search_seeds}
         return [f"--{key}={n}" for key, n in numbers.items()] + [f"--space={s}" for s in self.space]

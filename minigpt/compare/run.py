@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,11 @@ def run_comparison(overrides: list[str], options: CompareOptions) -> None:
     comparison = Comparison(overrides, designs, options, folder.absolute(), identity)
     comparison.check(axes)
     with locked(comparison.folder, identity):
-        comparison.run(axes)
+        try:
+            comparison.run(axes)
+        except Interrupted:
+            comparison.line("stopped, runs saved; the same command continues")
+            raise
 
 
 def designs_of(overrides: list[str]) -> list[list[str]]:
@@ -134,9 +139,14 @@ class Comparison:
     def __post_init__(self) -> None:
         self.names = labels(self.designs)
         self.console = PipeConsole(highlight=False)
-        self.configs: list[Config] = []
         self.searched: list[PlannedJob] = []
         self.command = ["minigpt", "compare", *self.overrides, *self.options.identity]
+
+    @cached_property
+    def configs(self) -> list[Config]:
+        """The config of each design. Raises UserError."""
+        multirun = self.multirun(SEARCH)
+        return [self.config(multirun, design) for design in self.designs]
 
     def line(self, text: str) -> None:
         """Print a line."""
@@ -145,7 +155,6 @@ class Comparison:
     def check(self, axes: Sequence[Axis]) -> None:
         """Compose each design with each value of an axis. Raises UserError if one is invalid."""
         multirun = self.multirun(SEARCH)
-        self.configs = [self.config(multirun, design) for design in self.designs]
         for design, config in zip(self.designs, self.configs, strict=True):
             for point in probes(axes, config):
                 self.config(multirun, [*design, *point.overrides])
@@ -154,14 +163,6 @@ class Comparison:
         """Search, widen the space once if a best value is at its edge, train, and report."""
         if not (self.folder / COMPARISON).exists():
             write_json(self.folder / COMPARISON, self.identity)
-        try:
-            self.run_all(axes)
-        except Interrupted:
-            self.line("stopped, runs saved; the same command continues")
-            raise
-
-    def run_all(self, axes: list[Axis]) -> None:
-        """Do the work of `run`."""
         self.line(f"compare    {len(self.designs)} designs: {', '.join(self.names)}")
         if not all(config.data.test_fraction for config in self.configs):
             why = "the report is of the text that chose the values, with other seeds"
