@@ -13,7 +13,7 @@ from minigpt.model.positional import PositionalConfig
 from minigpt.model.shape import INIT_STD, ModelShape
 
 EMBEDDINGS = ("tied", "untied")
-RESIDUAL_INITS = ("scaled", "zero")
+RESIDUAL_INITS = ("scaled", "zero", "normal")
 QK_NORMS = (False, True, "gain")
 
 
@@ -34,7 +34,7 @@ class ModelConfig:
     `n_kv_head`: number of key-value heads, None for n_head.
     `vocab_multiple`: the vocabulary is padded up to a multiple of this.
     `residual_init`: initial scale of the last linear layer of each residual branch, or of the gain
-    of its output norm: 1 / sqrt(2 n_layer) (scaled, GPT-2) or zero.
+    of its output norm: 1 / sqrt(2 n_layer) (scaled, GPT-2), zero, or that of other layers (normal).
     `logit_softcap`: see `AttentionBias`. `qk_norm` (in QK_NORMS), `value_residual`: see
     `SelfAttention`.
     `unet_skips`: each layer of the second half adds the output of its mirror image in the first

@@ -71,7 +71,8 @@ class GPT(nn.Module):
     def _initialise(self) -> None:
         """Initialise as GPT-2: normal with std 0.02, zero biases, residual branches scaled.
 
-        The scale of a branch is that of its last linear layer, or of its output norm if it has one.
+        `residual_init` is the scale of a branch: of its last linear layer, or of its output norm if
+        it has one. `normal` scales neither.
         """
         for name, module in self.named_modules():
             if name.startswith("positional"):
@@ -80,8 +81,12 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=INIT_STD)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        zero = self.config.residual_init == "zero"
-        scale = 0.0 if zero else 1 / math.sqrt(2 * max(1, self.config.n_layer))
+        scales = {
+            "zero": 0.0,
+            "scaled": 1 / math.sqrt(2 * max(1, self.config.n_layer)),
+            "normal": 1.0,
+        }
+        scale = scales[self.config.residual_init]
         has_output_norm = PLACEMENTS[self.config.norm.placement].on_output
         for name, parameter in self.blocks.named_parameters():
             if name.endswith("output_norm.weight"):

@@ -356,7 +356,7 @@ def test_zero_residual_init_starts_as_identity(scheme: str, ffn: str) -> None:
 @pytest.mark.parametrize("placement", ["sandwich", "peri"])
 def test_output_norms_take_the_residual_init(placement: str) -> None:
     torch.manual_seed(0)
-    for residual_init, gain in (("zero", 0.0), ("scaled", 1 / 4)):
+    for residual_init, gain in (("zero", 0.0), ("scaled", 1 / 4), ("normal", 1.0)):
         config = tiny_config(
             placement=placement, n_layer=8, n_embd=96, residual_init=residual_init, n_head=4
         )
@@ -367,10 +367,13 @@ def test_output_norms_take_the_residual_init(placement: str) -> None:
                 assert parameter.std().item() == pytest.approx(0.02, rel=0.1), name
 
 
+@pytest.mark.parametrize("residual_init, residual_std", [("scaled", 0.005), ("normal", 0.02)])
 @pytest.mark.parametrize("ffn", FFN.names())
-def test_scaled_residual_init(ffn: str) -> None:
+def test_initial_weights(ffn: str, residual_init: str, residual_std: float) -> None:
     torch.manual_seed(0)
-    config = tiny_config("learned", ffn, n_layer=8, n_embd=96, residual_init="scaled", bias=True)
+    config = tiny_config(
+        "learned", ffn, n_layer=8, n_embd=96, residual_init=residual_init, bias=True
+    )
     branches: set[str] = set()
     for name, parameter in GPT(config, n_vocab=200).named_parameters():
         if name.endswith("bias"):
@@ -383,7 +386,7 @@ def test_scaled_residual_init(ffn: str) -> None:
             is_residual = name.endswith("out.weight")
             if is_residual:
                 branches.add(".".join(name.split(".")[:3]))
-            std = 0.005 if is_residual else 0.02
+            std = residual_std if is_residual else 0.02
             rel = 5 / math.sqrt(2 * parameter.numel())  # five standard errors
             assert parameter.std().item() == pytest.approx(std, rel=rel), name
     assert len(branches) == 2 * 8  # so 0.005 is 0.02 / sqrt(2 * 8)
