@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from minigpt.console import Progress
     from minigpt.data.tokens import Split, TokenData
     from minigpt.evaluate.loss import Evaluation
-    from minigpt.evaluate.loss_curves import Curve
+    from minigpt.evaluate.loss_curves import Curve, LengthCurve
     from minigpt.inference.quantize import Quantization
     from minigpt.model import GPT
     from minigpt.run.load import TrainedRun
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 OPTIONS = {
     "--full": "training loss of all of the training split (default: as many tokens as validation)",
     **QUANTIZE,
-    "--lengths N,N,...": "validation loss with windows of N tokens, for each N",
+    "--lengths N,N,...": "validation loss in windows of N tokens that do not overlap, for each N",
+    "--contexts N,N,...": "validation loss of the same tokens, each with exactly N before it",
     "--by-position": "validation loss at each position of a window, or of a document in a window",
 }
 RANDOM_BATCHES = (
@@ -42,12 +43,14 @@ def main(arguments: list[str]) -> None:
         "Evaluate a trained run: one full pass over the validation split (and the test split, if\n"
         "the run has one), in windows that do not overlap, and one over as many tokens from the\n"
         "start of the training split.\n"
-        "With --lengths or --by-position: curves of the validation split, plotted in RUN/eval/.\n"
+        "With --lengths, --contexts or --by-position: curves of the validation split, plotted in\n"
+        "RUN/eval/.\n"
         "With --quantize: also the increase in validation loss caused by quantization.",
         [
             "minigpt eval latest",
             "minigpt eval latest --full",
             "minigpt eval latest --lengths 32,64,128,256,512 --by-position",
+            "minigpt eval latest --contexts 32,64,128,256,512",
             "minigpt eval runs/NAME --lengths 512 --set model.positional.scaling=yarn "
             "--set model.positional.factor=4",
             "minigpt eval latest --quantize int4",
@@ -60,7 +63,8 @@ def main(arguments: list[str]) -> None:
         "--random-batches", metavar="N", type=int, nargs="?", const=50, help=RANDOM_BATCHES
     )
     options = parser.parse(arguments)
-    lengths = _lengths(options.lengths)
+    lengths = _lengths("--lengths", options.lengths)
+    contexts = _lengths("--contexts", options.contexts)
     n_estimates = options.random_batches
     if n_estimates is not None:
         require(n_estimates >= 2, "--random-batches", n_estimates, "must be 2 or more")
@@ -72,7 +76,7 @@ def main(arguments: list[str]) -> None:
     progress = Progress("evaluating")
     for run in runs:
         skip = len(runs) > 1 and n_estimates is None
-        _evaluate_run(run, options, lengths, console, progress, skip_if_recorded=skip)
+        _evaluate_run(run, options, lengths, contexts, console, progress, skip_if_recorded=skip)
 
 
 def _runs(names: list[str]) -> list[str]:
@@ -96,15 +100,15 @@ def _runs(names: list[str]) -> list[str]:
     return runs
 
 
-def _lengths(text: str | None) -> list[int]:
+def _lengths(flag: str, text: str | None) -> list[int]:
     if text is None:
         return []
     try:
         lengths = sorted({int(part) for part in text.split(",")})
     except ValueError:
-        raise UserError(f"--lengths={text}: not integers; write them as 32,64,128") from None
+        raise UserError(f"{flag}={text}: not integers; write them as 32,64,128") from None
     if lengths[0] < 1:
-        raise UserError(f"--lengths={text}: context lengths must be 1 or more")
+        raise UserError(f"{flag}={text}: context lengths must be 1 or more")
     return lengths
 
 
@@ -112,6 +116,7 @@ def _evaluate_run(
     run: str,
     options: Namespace,
     lengths: list[int],
+    contexts: list[int],
     console: Console,
     progress: Progress,
     skip_if_recorded: bool,
@@ -122,7 +127,7 @@ def _evaluate_run(
     """
     progress.begin(f"loading {run}")
     with progress:
-        from minigpt.evaluate.loss_curves import require_lengths
+        from minigpt.evaluate.loss_curves import EXACT, WINDOWS
         from minigpt.evaluate.record import (
             FULL_TRAIN,
             TEST,
@@ -140,21 +145,23 @@ def _evaluate_run(
             trained, quantization = quantized(plain, options.quantize)
         train = FULL_TRAIN if options.full else TRAIN_SLICE
         test = [TEST] if trained.config.data.test_fraction else []
-        wanted = (trained, [train, VAL, *test], lengths, options.by_position)
+        wanted = (trained, [train, VAL, *test], lengths, contexts, options.by_position)
         skipped = skip_if_recorded and is_recorded(*wanted)
         tokens = None if skipped else trained.tokens()
     if tokens is None:
         console.print(f"{trained.run.path} ({trained.label}): already evaluated", soft_wrap=True)
         return
-    require_lengths(lengths, tokens.val)
+    WINDOWS.require(lengths, tokens.val)
+    EXACT.require(contexts, tokens.val)
     save_evaluation(trained, {})  # fails before the work if eval.json cannot be written
     about = f"{trained.run.path} ({trained.label}), {trained.runtime.describe()}"
     console.print(about, soft_wrap=True)
     val = _evaluate_splits(trained, tokens, train, plain, quantization, console, progress)
     if options.random_batches is not None:
         _print_random_batches(trained, tokens.val, options.random_batches, console, progress)
-    if lengths or options.by_position:
-        _evaluate_curves(trained, tokens.val, val, lengths, options.by_position, console, progress)
+    if lengths or contexts or options.by_position:
+        wanted = {WINDOWS: lengths, EXACT: contexts}
+        _evaluate_curves(trained, tokens.val, val, wanted, options.by_position, console, progress)
     console.print(f"written to {trained.run.evaluations}", soft_wrap=True)
 
 
@@ -240,7 +247,7 @@ def _evaluate_curves(
     trained: TrainedRun,
     split: Split,
     at_block_size: Evaluation,
-    lengths: list[int],
+    wanted: dict[LengthCurve, list[int]],
     by_position: bool,
     console: Console,
     progress: Progress,
@@ -249,34 +256,40 @@ def _evaluate_curves(
     from rich.table import Table
 
     from minigpt.evaluate import loss_curves
-    from minigpt.evaluate.record import save_evaluation
+    from minigpt.evaluate.record import BY_POSITION, save_evaluation
     from minigpt.html import write_page
 
     block_size = trained.config.model.block_size
-    curve: Curve = {} if lengths else {block_size: at_block_size}
-    with progress:
-        for length in lengths:
-            progress.begin(_activity(trained, f"val, windows of {length}"), len(split.tokens))
-            if length == block_size:
-                curve[length] = at_block_size
-            else:
-                curve[length] = loss_curves.evaluate_at_length(
-                    trained, split, length, progress.advance
-                )
-            save_evaluation(trained, {"lengths": {str(length): loss_curves.metrics(curve[length])}})
     sections = []
-    if lengths:
+    windows: Curve = {block_size: at_block_size}
+    for kind, lengths in wanted.items():
+        if not lengths:
+            continue
+        curve: Curve = {}
+        with progress:
+            for length in lengths:
+                progress.begin(_activity(trained, f"val, {kind.name} {length}"), kind.size(split))
+                is_known = kind is loss_curves.WINDOWS and length == block_size
+                evaluated = (
+                    at_block_size
+                    if is_known
+                    else kind.evaluate(trained, split, length, progress.advance)
+                )
+                curve[length] = evaluated
+                save_evaluation(trained, {kind.name: {str(length): loss_curves.metrics(evaluated)}})
         head, *rows = loss_curves.length_table(curve)
         reasons = {result for result in curve.values() if isinstance(result, str)}
-        table = Table(*head, caption="; ".join(sorted(reasons)) or None)
+        table = Table(*head, title=kind.heading, caption="; ".join(sorted(reasons)) or None)
         for row in rows:
             table.add_row(*row)
         console.print(table)
-        sections.append(loss_curves.length_section(curve, block_size))
+        sections.append(kind.section(curve, block_size))
+        if kind is loss_curves.WINDOWS:
+            windows = curve
     if by_position:
-        values = {str(n): result.by_position for n, result in loss_curves.defined(curve).items()}
-        save_evaluation(trained, {"by_position": values})
-        sections.append(loss_curves.position_section(curve, block_size))
+        values = {str(n): result.by_position for n, result in loss_curves.defined(windows).items()}
+        save_evaluation(trained, {BY_POSITION: values})
+        sections.append(loss_curves.position_section(windows, block_size))
     title = f"{trained.run.path.name} ({trained.label}): validation loss and context"
     page = trained.run.path / "eval" / f"{trained.label.replace(' ', '_')}.html"
     for path in write_page(page, title, sections):

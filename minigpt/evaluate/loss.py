@@ -12,12 +12,14 @@ from itertools import islice
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from minigpt.console import Advance, ignore_progress
 from minigpt.data.tokens import Batch, Split
 from minigpt.model import GPT
 from minigpt.model.gpt import positions_in_documents
 from minigpt.runtime import Runtime
+from minigpt.tokenizer import Tokenizer
 
 # Maximum number of logits, and of attention scores, per batch; a scheme may need several copies.
 NUMBERS_AT_ONCE = 2**25
@@ -25,6 +27,8 @@ NUMBERS_AT_ONCE = 2**25
 TOKENS_IN_CACHE = 2048
 # Threads of a CPU that compute a batch each. Each needs memory for a batch.
 BATCHES_AT_ONCE = 4
+# Targets of `evaluate_at_context`.
+N_TARGETS = 4096
 # nanoGPT's loss estimate in its recipe for CPUs: number of batches, windows per batch.
 RANDOM_BATCHES, RANDOM_BATCH_SIZE = 20, 12
 
@@ -82,6 +86,37 @@ def evaluate(
     )
 
 
+def evaluate_at_context(
+    model: GPT,
+    split: Split,
+    tokenizer: Tokenizer,
+    runtime: Runtime,
+    n_context: int,
+    progress: Advance = ignore_progress,
+) -> Evaluation:
+    """Return the loss of N_TARGETS tokens, each predicted from exactly the `n_context` before it.
+
+    The targets are spread evenly over the second half of the split, so they are the same for every
+    `n_context` up to half the split, and for every model with this tokenizer. `by_position` has one
+    entry. `progress`: as in `evaluate`. Raises UserError beyond the scheme's `max_length`.
+    """
+    last = len(split.tokens) - 1
+    first = max(n_context, len(split.tokens) // 2)
+    n_targets = min(N_TARGETS, last - first + 1)
+    targets = torch.linspace(first, last, n_targets, dtype=torch.float64).round().long()
+    starts = (targets - n_context).to(split.tokens.device)[:, None]
+    nats, n_bytes = 0.0, 0
+    with model.evaluating(), runtime.autocast():
+        for rows in starts.split(windows_at_once(model, runtime, n_context)):
+            batch = split.windows_at(rows, n_context)
+            hidden = model.hidden(batch.inputs, document_ids=batch.document_ids)[:, -1]
+            logits, ids = model.head(hidden)[:, : model.n_vocab].float(), batch.targets[:, -1]
+            nats += F.cross_entropy(logits, ids, reduction="sum").item()
+            n_bytes += sum(len(tokenizer.token_bytes(token)) for token in ids.tolist())
+            progress(len(rows))
+    return Evaluation(nats / n_targets, nats / math.log(2) / n_bytes, [nats / n_targets])
+
+
 def random_batch_losses(
     model: GPT,
     split: Split,
@@ -116,10 +151,7 @@ def nats_by_position(
 
     Positions are counted in each window of `length`, or in each document of a window.
     """
-    at_once = (length * model.n_vocab, length * length * model.config.n_head)
-    batch_size = max(1, min(128, NUMBERS_AT_ONCE // max(at_once)))
-    if runtime.device == "cpu":
-        batch_size = max(1, min(batch_size, TOKENS_IN_CACHE // length))
+    batch_size = windows_at_once(model, runtime, length)
     nats = torch.zeros(length, dtype=torch.float64)
     counts = torch.zeros(length, dtype=torch.int64)
 
@@ -139,6 +171,17 @@ def nats_by_position(
             progress(batch.targets.numel())
     n_seen = int((counts > 0).sum())  # fewer than `length` if all documents are shorter
     return nats[:n_seen].tolist(), counts[:n_seen].tolist()
+
+
+def windows_at_once(model: GPT, runtime: Runtime, length: int) -> int:
+    """Return the number of windows of `length` tokens in a batch."""
+    at_once = (length * model.n_vocab, length * length * model.config.n_head)
+    batch_size = max(1, min(128, NUMBERS_AT_ONCE // max(at_once)))
+    return (
+        max(1, min(batch_size, TOKENS_IN_CACHE // length))
+        if runtime.device == "cpu"
+        else batch_size
+    )
 
 
 Computed = Iterator[tuple[Batch, Tensor]]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from minigpt.console import Advance, ignore_progress
 from minigpt.data.tokens import Split
 from minigpt.errors import one_line_if_out_of_memory, require
-from minigpt.evaluate.loss import Evaluation, evaluate
+from minigpt.evaluate.loss import N_TARGETS, Evaluation, evaluate, evaluate_at_context
+from minigpt.evaluate.record import CONTEXTS, LENGTHS
 from minigpt.html import PARTS_OF_OCTAVE, Section, by_octave
 from minigpt.run.load import TrainedRun
 
@@ -23,25 +25,81 @@ HEADINGS = ("loss (nats/token)", "perplexity", "bits/byte")
 Curve = dict[int, Evaluation | str]
 
 
-def require_lengths(lengths: Sequence[int], split: Split) -> None:
-    """Raise UserError if a split is not longer than each context length."""
-    longest, n_tokens = max(lengths, default=0), len(split.tokens)
-    why = f"the {split.name} split has only {n_tokens} tokens; use {n_tokens - 1} or fewer"
-    require(longest < n_tokens, "--lengths", longest, why)
+@dataclass(frozen=True)
+class LengthCurve:
+    """A loss at several context lengths.
 
-
-def evaluate_at_length(
-    trained: TrainedRun, split: Split, length: int, progress: Advance = ignore_progress
-) -> Evaluation | str:
-    """Evaluate in windows of `length` tokens, or return why the loss is undefined.
-
-    `progress`: as in `evaluate`. Raises Failure if it runs out of memory.
+    `flag`: of minigpt eval. `name`: in eval.json. `compute`: returns the loss at a length.
+    `longest`: returns the longest length that a split allows. `size`: the tokens of an evaluation.
     """
-    limit = trained.model.positional.max_length
-    if limit is not None and length > limit:
-        return f"undefined: {trained.config.model.positional.name} has {limit} positions"
-    with one_line_if_out_of_memory(f"windows of {length} tokens are too long; use shorter ones"):
-        return evaluate(trained.model, split, trained.runtime, length, progress)
+
+    flag: str
+    name: str
+    heading: str
+    text: str
+    compute: Callable[[TrainedRun, Split, int, Advance], Evaluation]
+    longest: Callable[[Split], int]
+    size: Callable[[Split], int]
+
+    def require(self, lengths: Sequence[int], split: Split) -> None:
+        """Raise UserError if a length is above the longest that the split allows."""
+        longest, length = self.longest(split), max(lengths, default=0)
+        why = f"the {split.name} split has only {len(split.tokens)} tokens; use {longest} or fewer"
+        require(length <= longest, self.flag, length, why)
+
+    def evaluate(
+        self, trained: TrainedRun, split: Split, length: int, progress: Advance = ignore_progress
+    ) -> Evaluation | str:
+        """Return the loss at a context length, or why it is undefined.
+
+        `progress`: as in `evaluate`. Raises Failure if it runs out of memory.
+        """
+        limit = trained.model.positional.max_length
+        if limit is not None and length > limit:
+            return f"undefined: {trained.config.model.positional.name} has {limit} positions"
+        with one_line_if_out_of_memory(f"{self.flag}={length} is too long; use shorter ones"):
+            return self.compute(trained, split, length, progress)
+
+    def section(self, curve: Curve, block_size: int) -> Section:
+        """Plot and tabulate the loss by context length; a line marks the training length."""
+        figure, axes = _loss_axes("tokens in the context", block_size)
+        results = defined(curve)
+        axes.plot([*results], [result.loss for result in results.values()], marker="o")
+        axes.legend()
+        return Section(self.heading, self.text, self.name, figure, length_table(curve))
+
+
+def _in_windows(trained: TrainedRun, split: Split, n: int, progress: Advance) -> Evaluation:
+    return evaluate(trained.model, split, trained.runtime, n, progress)
+
+
+def _exactly(trained: TrainedRun, split: Split, n: int, progress: Advance) -> Evaluation:
+    parts = (trained.model, split, trained.tokenizer, trained.runtime)
+    return evaluate_at_context(*parts, n, progress)
+
+
+WINDOWS = LengthCurve(
+    flag="--lengths",
+    name=LENGTHS,
+    heading="By length of the windows",
+    text="One full pass over the validation text for each length, in windows that do not overlap: "
+    "each token attends to those before it in its window, and in its document if the run has "
+    "documents.",
+    compute=_in_windows,
+    longest=lambda split: len(split.tokens) - 1,
+    size=lambda split: len(split.tokens),
+)
+EXACT = LengthCurve(
+    flag="--contexts",
+    name=CONTEXTS,
+    heading="By length of the context, of the same tokens",
+    text=f"The same {N_TARGETS:,} tokens of the second half of the validation text at each length, "
+    "each predicted from exactly so many tokens before it. Longer windows that do not overlap have "
+    "fewer tokens with a short context; this curve is free of that.",
+    compute=_exactly,
+    longest=lambda split: len(split.tokens) // 2,
+    size=lambda split: N_TARGETS,
+)
 
 
 def defined(curve: Curve) -> dict[int, Evaluation]:
@@ -67,20 +125,6 @@ def length_table(curve: Curve) -> list[list[str]]:
     """Return a table of metrics by context length, headings first."""
     rows = [[str(length), *cells(result)] for length, result in curve.items()]
     return [["context", *HEADINGS], *rows]
-
-
-def length_section(curve: Curve, block_size: int) -> Section:
-    """Plot and tabulate the loss by context length; a line marks the training length."""
-    figure, axes = _loss_axes("tokens in the context", block_size)
-    results = defined(curve)
-    axes.plot([*results], [result.loss for result in results.values()], marker="o")
-    axes.legend()
-    text = (
-        "One full pass over the validation text for each length, in windows that do not overlap: "
-        "each token attends to those before it in its window, and in its document if the run has "
-        "documents."
-    )
-    return Section("By length of the context", text, "lengths", figure, length_table(curve))
 
 
 def position_section(curve: Curve, block_size: int) -> Section:

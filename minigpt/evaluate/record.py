@@ -15,7 +15,8 @@ from minigpt.evaluate.loss import Evaluation
 from minigpt.files import sha256, write_json
 from minigpt.run.load import TrainedRun
 
-CURVES = ("lengths", "by_position")  # entries that each evaluation extends
+LENGTHS, CONTEXTS, BY_POSITION = "lengths", "contexts", "by_position"
+CURVES = (LENGTHS, CONTEXTS, BY_POSITION)  # entries that each evaluation extends
 # What a loss is of, in its key.
 TRAIN_SLICE, FULL_TRAIN, VAL, TEST = "train", "full_train", "val", "test"
 
@@ -43,21 +44,26 @@ def save_evaluation(trained: TrainedRun, values: dict[str, Any]) -> None:
 
 
 def is_recorded(
-    trained: TrainedRun, parts: Sequence[str], lengths: list[int], by_position: bool
+    trained: TrainedRun,
+    parts: Sequence[str],
+    lengths: list[int],
+    contexts: list[int],
+    by_position: bool,
 ) -> bool:
     """Return whether eval.json has the losses of these weights and the requested curves.
 
     `parts`: of the text. A loss without its number of tokens is of another part.
     """
     entry = _read_entries(trained.run.evaluations).get(trained.label, {})
-    known = entry.get("lengths", {})
+    known = entry.get(LENGTHS, {})
     wanted = {str(n) for n in lengths or [trained.config.model.block_size]}
     defined = {n for n in wanted if known.get(n, {}).get("loss", 0) is not None}
     return (
         entry.get("weights_sha256") == sha256(trained.weights.read_bytes())
         and {f"{part}_tokens" for part in parts} <= entry.keys()
         and (not lengths or wanted <= known.keys())
-        and (not by_position or defined <= entry.get("by_position", {}).keys())
+        and {*map(str, contexts)} <= entry.get(CONTEXTS, {}).keys()
+        and (not by_position or defined <= entry.get(BY_POSITION, {}).keys())
     )
 
 

@@ -11,13 +11,24 @@ from minigpt.report.runs import Run, finite
 from minigpt.report.statistics import Seeds
 
 CHECKPOINTS = ("best", "last")  # entries of eval.json for unchanged options
-LENGTHS, BY_POSITION = "lengths", "by_position"  # curves of an entry, by number of tokens
+# Curves of an entry, by number of tokens.
+LENGTHS, CONTEXTS, BY_POSITION = "lengths", "contexts", "by_position"
+LENGTH_CURVES = {  # title and protocol
+    LENGTHS: (
+        "Loss by length of the windows",
+        "One full pass for each length, over windows that do not overlap",
+    ),
+    CONTEXTS: (
+        "Loss by length of the context, of the same tokens",
+        "The same tokens at each length, each predicted from exactly so many tokens before it",
+    ),
+}
 
 
 def choose_checkpoint(comparison: Comparison) -> str | None:
     """Return the checkpoint for which most runs have curves, None if there are no curves."""
     runs = [run for design in comparison.designs for run in design.runs]
-    curves = {LENGTHS, BY_POSITION}
+    curves = {LENGTHS, CONTEXTS, BY_POSITION}
     counts = {n: sum(bool(_entry(run, n).keys() & curves) for run in runs) for n in CHECKPOINTS}
     name = max(CHECKPOINTS, key=lambda name: counts[name])
     return name if counts[name] else None
@@ -29,12 +40,14 @@ def lengths(designs: Sequence[Design], checkpoint: str, curve: str = LENGTHS) ->
     return sorted({int(length) for run in runs for length in _curve(run, checkpoint, curve)})
 
 
-def at_length(design: Design, checkpoint: str, length: int, measure: Measure) -> Seeds:
+def at_length(
+    design: Design, checkpoint: str, length: int, measure: Measure, curve: str = LENGTHS
+) -> Seeds:
     """Return the measure at a context length by seed; empty if it is undefined there."""
     key = measure.key.removeprefix("val_")
 
     def value(run: Run) -> float | None:
-        entry = _curve(run, checkpoint, LENGTHS).get(str(length))
+        entry = _curve(run, checkpoint, curve).get(str(length))
         return finite(entry.get(key)) if isinstance(entry, dict) else None
 
     return design.mean_by_seed(value)

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from minigpt.html import PARTS_OF_OCTAVE, by_octave
 from minigpt.report.comparison import LOSS, Comparison
-from minigpt.report.evaluations import BY_POSITION, at_length, by_position, lengths
+from minigpt.report.evaluations import BY_POSITION, LENGTH_CURVES, at_length, by_position, lengths
 from minigpt.report.runs import Run
 from minigpt.report.statistics import half_intervals, interval
 
@@ -82,7 +82,8 @@ def plots(comparison: Comparison, checkpoint: str | None) -> list[Plot]:
     if comparison.one_tokenizer:
         drafts.append(learning(comparison, "train_loss"))
     if checkpoint is not None:
-        drafts += [length_plot(comparison, checkpoint), position_plot(comparison, checkpoint)]
+        drafts += [length_plot(comparison, checkpoint, curve) for curve in LENGTH_CURVES]
+        drafts.append(position_plot(comparison, checkpoint))
     drafts += [
         against(comparison, "parameters", "parameters.total", "parameters"),
         against(comparison, "time", "seconds", "seconds of training, median and range over seeds"),
@@ -170,15 +171,15 @@ def _axes(run: Run, steps: list[int]) -> dict[str, Sequence[float]]:
 # ---- after training ----
 
 
-def length_plot(comparison: Comparison, checkpoint: str) -> Plot | None:
-    """Return the plot of the measure by context length."""
+def length_plot(comparison: Comparison, checkpoint: str, curve: str) -> Plot | None:
+    """Return the plot of the measure by context length, for a curve of LENGTH_CURVES."""
     measure = comparison.validation
-    known = lengths(comparison.designs, checkpoint)
+    known = lengths(comparison.designs, checkpoint, curve)
     by_label = styles(comparison.labels)
     figure = _figure(f"{measure.name}, {measure.unit}", "context length, tokens")
     _by_octaves(figure, known)
     for design in comparison.designs:
-        seeds = {n: at_length(design, checkpoint, n, measure) for n in known}
+        seeds = {n: at_length(design, checkpoint, n, measure, curve) for n in known}
         intervals = {n: interval([*values.values()]) for n, values in seeds.items() if values}
         if intervals:
             means, halves = zip(*((i.mean, i.half) for i in intervals.values()), strict=True)
@@ -190,12 +191,12 @@ def length_plot(comparison: Comparison, checkpoint: str) -> Plot | None:
     for size in {design.config.get("model.block_size") for design in comparison.designs}:
         if isinstance(size, int):
             figure.add_vline(x=size, line={"dash": "dot", "width": 1, "color": "#888888"})
+    heading, protocol = LENGTH_CURVES[curve]
     text = (
-        f"One full pass for each length, over windows that do not overlap; weights: "
-        f"{checkpoint}. A line ends where its scheme is undefined. Band: interval over "
-        f"seeds; dotted line: length in training."
+        f"{protocol}; weights: {checkpoint}. A line ends where its scheme is undefined. Band: "
+        f"interval over seeds; dotted line: length in training."
     )
-    return Plot("lengths", "Loss by context length", text, figure)
+    return Plot(curve, heading, text, figure)
 
 
 def position_plot(comparison: Comparison, checkpoint: str) -> Plot | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from minigpt.report.comparison import LOSS, Comparison, count
 from minigpt.report.designs import Design, shown, varying, word
-from minigpt.report.evaluations import at_length, lengths
+from minigpt.report.evaluations import LENGTH_CURVES, at_length, lengths
 from minigpt.report.runs import Run
 from minigpt.report.statistics import CONFIDENCE, MAX_SEEDS, POWER, interval, seeds_to_detect
 from minigpt.report.tables import Cell, Column, Table, markdown_text, to_markdown
@@ -23,7 +23,7 @@ def tables(comparison: Comparison, checkpoint: str | None) -> list[Table]:
     """Return the tables that have rows, in the order of the page."""
     drafts = [leaderboard(comparison), differences(comparison), plan(comparison)]
     if checkpoint is not None:
-        drafts.append(by_length(comparison, checkpoint))
+        drafts += [by_length(comparison, checkpoint, curve) for curve in LENGTH_CURVES]
     drafts += [configs(comparison), runs(comparison), versions(comparison)]
     return [table for table in drafts if table.rows]
 
@@ -205,22 +205,23 @@ def _baseline(comparison: Comparison) -> str:
     return "" if comparison.baseline is None else comparison.baseline.label
 
 
-def by_length(comparison: Comparison, checkpoint: str) -> Table:
-    """Return the measure by context length, from `minigpt eval --lengths`."""
+def by_length(comparison: Comparison, checkpoint: str, curve: str) -> Table:
+    """Return the measure by context length, from `minigpt eval --lengths` or `--contexts`."""
     measure = comparison.validation
-    sizes = lengths(comparison.designs, checkpoint)
+    sizes = lengths(comparison.designs, checkpoint, curve)
     columns = [Column("design"), *(Column(f"at_{n}", f"{n:,}") for n in sizes)]
     rows: list[list[Cell]] = []
     for design in comparison.ranked:
-        by_size = [at_length(design, checkpoint, size, measure) for size in sizes]
+        by_size = [at_length(design, checkpoint, size, measure, curve) for size in sizes]
         if any(by_size):
             cells = (interval([*seeds.values()]) if seeds else None for seeds in by_size)
             rows.append([design.label, *cells])
+    title, protocol = LENGTH_CURVES[curve]
     note = (
-        f"{measure.name.capitalize()} ({measure.unit}) by context length in tokens, over windows "
-        f"that do not overlap; weights: {checkpoint}. Empty: no value."
+        f"{measure.name.capitalize()} ({measure.unit}) by context length in tokens. {protocol}; "
+        f"weights: {checkpoint}. Empty: no value."
     )
-    return Table("lengths", "By context length", columns, rows, note)
+    return Table(curve, title, columns, rows, note)
 
 
 def configs(comparison: Comparison) -> Table:

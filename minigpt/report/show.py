@@ -18,7 +18,14 @@ from minigpt.report.results import differences, leaderboard, plan, running, summ
 from minigpt.report.runs import file_states
 from minigpt.report.tables import print_table, to_rich
 
-PRINTED = ("leaderboard", "differences", "plan", "lengths", "configs")  # the page has all tables
+PRINTED = (
+    "leaderboard",
+    "differences",
+    "plan",
+    "lengths",
+    "contexts",
+    "configs",
+)  # the page has all tables
 
 
 def show(comparison: Comparison, console: Console) -> None:

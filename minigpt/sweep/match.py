@@ -1,5 +1,5 @@
-"""`sweep.match`: change each design so that all get the same number of steps, tokens, FLOPs or
-parameters."""
+"""`sweep.match`: change each design so that all get the same number of steps, tokens, bytes of
+text, FLOPs or parameters."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from minigpt.config.schema import Config
-from minigpt.data.prepare import prepare
+from minigpt.data.prepare import Prepared, prepare
 from minigpt.errors import UserError, require_one_of
 from minigpt.model import GPT
 
 MAX_ERROR = 0.1  # maximum relative error of the number of parameters
-MATCHES = ("steps", "tokens", "parameters", "flops")
+MATCHES = ("steps", "tokens", "bytes", "parameters", "flops")
 
 
 @dataclass
@@ -39,13 +39,13 @@ class SweepConfig:
 class Matcher:
     """Changes configs so that one quantity equals that of the reference, up to rounding.
 
-    `steps`, `tokens` and `flops` (of training) set trainer.max_steps, `parameters` (the total)
-    sets model.n_embd. Raises UserError if no value is close enough.
+    `steps`, `tokens`, `bytes` (of text) and `flops` (of training) set trainer.max_steps,
+    `parameters` (the total) sets model.n_embd. Raises UserError if no value is close enough.
     """
 
     def __init__(self, quantity: str | None, reference: Config, overrides: list[str]) -> None:
         self.quantity, self.reference, self.overrides = quantity, reference, overrides
-        self._n_vocab: dict[str, int] = {}
+        self._prepared: dict[str, Prepared] = {}
         self._widths: dict[str, int] = {}
 
     def match(self, config: Config) -> tuple[Config, dict[str, Any] | None]:
@@ -85,6 +85,9 @@ class Matcher:
         tokens = config.trainer.batch_size * config.model.block_size
         if self.quantity == "tokens":
             return tokens
+        if self.quantity == "bytes":
+            split = self._data(config).tokens.train
+            return round(tokens * split.target_bytes / (len(split.tokens) - 1))
         return tokens * self._design(config).flops_per_token(config.trainer.micro_batch_size)
 
     def _width(self, config: Config) -> int:
@@ -114,9 +117,12 @@ class Matcher:
             )
         return nearest * stride
 
-    def _design(self, config: Config) -> GPT:
+    def _data(self, config: Config) -> Prepared:
         key = repr((config.data, config.tokenizer))
-        if key not in self._n_vocab:
-            self._n_vocab[key] = prepare(config.data, config.tokenizer).tokenizer.n_vocab
+        if key not in self._prepared:
+            self._prepared[key] = prepare(config.data, config.tokenizer)
+        return self._prepared[key]
+
+    def _design(self, config: Config) -> GPT:
         with torch.device("meta"):
-            return GPT(config.model, self._n_vocab[key])
+            return GPT(config.model, self._data(config).tokenizer.n_vocab)

@@ -1,440 +1,576 @@
-"""Judge the blog posts' claims from the runs that run.py trained.
+"""The posts' claims: the sentence, what is tested, and how runs decide it.
 
-A claim is the sentence in configs/experiment/claims/NAME.yaml. Its finding is a verdict with tables
-of differences: paired by seed, 95 % t-intervals, p-values Holm-corrected within the claim.
+A claim is judged in each setting by itself. Its verdict comes from the signs of differences that
+are paired by seed: 95 % t-intervals, p-values Holm-corrected within a claim, and equivalence by two
+one-sided tests (TOST).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from minigpt.bench.attention import one_layer, random_windows, time_layers
-from minigpt.bench.measure import device_here, kept_bytes
-from minigpt.errors import UserError
 from minigpt.files import read_json
 from minigpt.report.comparison import LOSS
-from minigpt.report.designs import Design, differences, group
-from minigpt.report.evaluations import at_length
-from minigpt.report.runs import find_runs
-from minigpt.report.statistics import CONFIDENCE, Seeds, holm, interval, minus, paired_p
+from minigpt.report.evaluations import CONTEXTS, at_length
+from minigpt.report.runs import Run
+from minigpt.report.statistics import (
+    CONFIDENCE,
+    Interval,
+    Seeds,
+    equivalence_p,
+    holm,
+    interval,
+    minus,
+    paired_p,
+)
 from minigpt.report.tables import Cell, Column, Table
+from minigpt.run.directory import SEARCH
+from studies.claims.evidence import MEASURED, POSTS, TUNED, Evidence
+from studies.claims.trainings import BACKENDS, SEARCHES
 
-HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
-TOLERANCE = 0.02  # nats/token; losses that differ by less count as equivalent
+HOLDS, PARTLY, FAILS, UNDECIDED = "holds", "holds in part", "does not hold", "undecided"
+TOLERANCE = 0.02  # nats/token; losses that differ by less count as equal
 BITS_TOLERANCE = TOLERANCE / math.log(2)  # bits/byte, for characters of one byte
 FAR = 0.1  # nats/token
-LENGTHS = (64, 256, 1024, 2048)  # lengths for the comparison of backends
-TOKENS, REPEATS = 4096, 7
+ALPHA = 1 - CONFIDENCE
+POSITIONAL, NORM, TOKENIZER = "model.positional.name", "model.norm.placement", "tokenizer.name"
+EMBEDDING, HEADS, LAYERS = "model.embedding.name", "model.n_kv_head", "model.n_layer"
 INPUT_ONLY = ("learned", "sinusoidal")
-EXTRAPOLATING = ("alibi", "rope", "sinusoidal", "t5")  # judged beyond the training length
+INSIDE = ("block_input", "integrated", "relative", "relative_bias", "t5", "rope", "alibi")
+BEYOND = ("alibi", "kerple", "t5", "rope", "sinusoidal")  # schemes without a maximum length
+LONGER = (64, 128, 256)  # context lengths beyond the 32 of training
 
-EFFECT = [Column("comparison"), Column("difference", sign="+"), Column("p", "p (Holm)", is_p=True)]
+
+@dataclass(frozen=True)
+class Effect:
+    """A difference with its interval, its tests and its sign, see `signs`."""
+
+    name: str
+    interval: Interval
+    p: float | None
+    p_tost: float | None
+    sign: str
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The verdict on a claim, the reason and the numbers. `about`: what was trained."""
+    """The verdict on a claim in one setting. `tolerance`: in the unit of the effects."""
 
     verdict: str
     reason: str
-    tables: list[Table]
-    about: str = ""
+    effects: list[Effect] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    tolerance: float = TOLERANCE
+    unit: str = "nats/token"
 
 
-# ---- runs ----
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the posts, and what decides it.
 
-
-class Runs:
-    """The runs in a folder, grouped into designs by keys of their config.
-
-    Raises UserError if a run neither finished nor diverged, which would silently change a mean, and
-    if two designs have the same keys.
+    `tested`: what exactly, and where that is narrower than the sentence. `trainings`: names by
+    setting; a setting that is not there does not apply, for the reason in `tested`.
     """
 
-    def __init__(self, folder: Path, *keys: str) -> None:
-        self.folder = folder
-        self.designs: dict[tuple[str, ...], Design] = {}
-        for design in group(find_runs([str(folder)]).runs, []):
-            for run in design.unfinished:
-                if run.result.get("diverged") is not True:
-                    raise UserError(f"{run.path}: {run.status}; run studies/claims/run.py again")
-            values = tuple(str(design.config.get(key)) for key in keys)
-            if values in self.designs:
-                what = ", ".join(differences(self.designs[values].config, design.config))
-                raise UserError(
-                    f"{folder}: runs of {' '.join(values)} differ in {what}; use another folder"
-                )
-            self.designs[values] = design
-
-    def __getitem__(self, values: tuple[str, ...]) -> Design:
-        """Return the design with these values of the keys."""
-        if values not in self.designs:
-            raise UserError(f"{self.folder}: no run of {' '.join(values)}; run run.py again")
-        return self.designs[values]
-
-    def losses(self, *values: str, bits: bool = False) -> Seeds:
-        """Return the validation loss of a design by seed, in nats/token or bits/byte.
-
-        A diverged run counts with the loss of uniform guessing: ln n per token.
-        """
-        seeds = self[values].seeds("val_bits_per_byte" if bits else "val_loss")
-        for run in self[values].unfinished:
-            if bits:
-                raise UserError(f"{run.path}: diverged, so its bits/byte are unknown")
-            if run.seed is not None:
-                seeds[run.seed] = math.log(run.manifest["vocabulary"])
-        return seeds
-
-    def number(self, key: str, *values: str) -> int:
-        """Return a number that all runs of a design share."""
-        (number,) = {run.number(key) for run in self[values].all_runs}
-        assert number is not None
-        return int(number)
-
-    def finding(self, verdict: str, reason: str, *tables: Table) -> Finding:
-        """Return a finding with a sentence about the design that was trained."""
-        runs = [run for design in self.designs.values() for run in design.all_runs]
-
-        def shown(key: str) -> str:
-            return listed(run.config.get(key) for run in runs)
-
-        about = (
-            f"{shown('model.n_layer')} layers, {shown('model.n_head')} heads, width "
-            f"{shown('model.n_embd')}, block {shown('model.block_size')}, batch "
-            f"{shown('trainer.batch_size')}, {shown('trainer.max_steps')} steps, learning rate "
-            f"{shown('optimizer.lr')}, {shown('data.name')} as {shown('tokenizer.name')} tokens, "
-            f"seeds {shown('seed')}."
-        )
-        return Finding(verdict, reason, [*tables], about)
+    sentence: str
+    tested: str
+    trainings: Mapping[str, Sequence[str]]
+    judge: Callable[[Evidence], Finding]
 
 
-def listed(values: Iterable[object]) -> str:
-    """Return the different values, separated by commas."""
-    return ", ".join(dict.fromkeys(map(str, values)))
+# ---- signs and verdicts ----
 
 
-def positional_runs(folder: Path) -> Runs:
-    """Return the runs shared by the claims about positions."""
-    return Runs(folder / "positional", "model.positional.name")
+def effects_of(differences: Mapping[str, Seeds], tolerance: float = TOLERANCE) -> list[Effect]:
+    """Return the effects of a claim, with p-values corrected for all of them.
 
-
-# ---- statistics ----
-
-
-def compare(losses: Callable[[str], Seeds], pairs: Iterable[tuple[str, str]]) -> dict[str, Seeds]:
-    """Return the differences of pairs of designs by seed, under the name `one minus other`."""
-    return {f"{one} minus {other}": minus(losses(one), losses(other)) for one, other in pairs}
-
-
-def judge(
-    name: str, title: str, effects: dict[str, Seeds], tolerance: float = TOLERANCE
-) -> tuple[Table, list[str]]:
-    """Return a table of differences, and a sign for each.
-
-    equivalent: the whole interval lies within `tolerance` of 0. below, above: significantly
-    different from 0, and the whole interval beyond `tolerance`. slightly below, slightly above:
-    significantly different, but not wholly beyond. undecided: all others, and those of one seed.
+    equivalent: within `tolerance` of 0 by TOST. below, above: significant, and the whole interval
+    beyond `tolerance`. slightly below, slightly above: significant, but not wholly beyond.
+    undecided: all others, and those of one seed.
     """
-    differences = [[*by_seed.values()] for by_seed in effects.values()]
-    adjusted = holm([paired_p(values) for values in differences])
-    rows: list[list[Cell]] = []
-    signs = []
-    for effect, values, p in zip(effects, differences, adjusted, strict=True):
-        mean = interval(values) if values else None
-        rows.append([effect, mean, p])
-        if mean is None or p is None:
-            signs.append("undecided")
-            continue
-        side = "below" if mean.mean < 0 else "above"
-        near, far = sorted((abs(mean.low), abs(mean.high)))
-        if far < tolerance:
-            signs.append("equivalent")
-        elif p >= 1 - CONFIDENCE:
-            signs.append("undecided")
-        else:
-            signs.append(side if near > tolerance else f"slightly {side}")
-    return Table(name, title, EFFECT, rows), signs
+    values = [[*by_seed.values()] for by_seed in differences.values()]
+    ps = holm([paired_p(numbers) for numbers in values])
+    ps_tost = holm([equivalence_p(numbers, tolerance) for numbers in values])
+    effects = []
+    for name, numbers, p, p_tost in zip(differences, values, ps, ps_tost, strict=True):
+        mean = interval(numbers)
+        effects.append(Effect(name, mean, p, p_tost, sign(mean, p, p_tost, tolerance)))
+    return effects
+
+
+def sign(mean: Interval, p: float | None, p_tost: float | None, tolerance: float) -> str:
+    """Return the sign of an effect, see `effects_of`."""
+    if p is None or p_tost is None:
+        return UNDECIDED
+    if p_tost < ALPHA:
+        return "equivalent"
+    if p >= ALPHA:
+        return UNDECIDED
+    side, near = ("below", -mean.high) if mean.mean < 0 else ("above", mean.low)
+    return side if near > tolerance else f"slightly {side}"
 
 
 BETTER, WORSE = {"below", "slightly below"}, {"above", "slightly above"}
 
 
-def verdict(signs: Sequence[str], supporting: set[str], opposing: set[str]) -> str:
-    """Return HOLDS if every sign supports the claim, FAILS if one opposes it."""
+def verdict(effects: Sequence[Effect], supporting: set[str], opposing: set[str]) -> str:
+    """Return HOLDS if every effect supports a claim, FAILS if one opposes it.
+
+    Else PARTLY if at least one supports it and none is undecided, and UNDECIDED if not.
+    """
+    signs = [effect.sign for effect in effects]
     if signs and all(sign in supporting for sign in signs):
         return HOLDS
-    return FAILS if any(sign in opposing for sign in signs) else UNDECIDED
+    if any(sign in opposing for sign in signs):
+        return FAILS
+    is_known = UNDECIDED not in signs and any(sign in supporting for sign in signs)
+    return PARTLY if is_known else UNDECIDED
 
 
-def no_worse(signs: Sequence[str]) -> str:
-    """Return HOLDS if no design is worse; slightly worse is undecided."""
-    return verdict(signs, {"equivalent", *BETTER}, {"above"})
+def no_worse(effects: Sequence[Effect]) -> str:
+    """Return HOLDS if no design is worse, FAILS if one is worse by more than the tolerance."""
+    return verdict(effects, {"equivalent", *BETTER}, {"above"})
 
 
-def better(signs: Sequence[str]) -> str:
-    """Return HOLDS if every design is better."""
-    return verdict(signs, BETTER, {"equivalent", *WORSE})
+def better(effects: Sequence[Effect]) -> str:
+    """Return HOLDS if every design is better, FAILS if one is worse by more than the tolerance."""
+    return verdict(effects, BETTER, {"above"})
 
 
-def means(title: str, heading: str, losses: dict[str, Seeds], unit: str) -> Table:
+def overall(verdicts: Sequence[str]) -> str:
+    """Return the verdict of all settings: theirs if they agree, else that it depends on them."""
+    return verdicts[0] if len({*verdicts}) == 1 else "depends on the setting"
+
+
+# ---- helpers ----
+
+
+def pairs_of(evidence: Evidence, key: str, pairs: Iterable[tuple[str, str]]) -> dict[str, Seeds]:
+    """Return the differences of pairs of values of a key, under the name `one minus other`."""
+    return {
+        f"{one} minus {other}": minus(evidence.losses({key: one}), evidence.losses({key: other}))
+        for one, other in pairs
+    }
+
+
+def means(heading: str, losses: Mapping[str, Seeds], unit: str = "nats/token") -> Table:
     """Return the mean loss of each design."""
     rows: list[list[Cell]] = [[label, interval([*s.values()])] for label, s in losses.items()]
-    return Table("means", title, [Column(heading), Column("value", unit)], rows)
+    return Table("means", "Loss", [Column(heading), Column("value", unit)], rows)
 
 
-# ---- claims ----
+def positional_losses(evidence: Evidence, names: Iterable[str]) -> dict[str, Seeds]:
+    """Return the losses of positional schemes."""
+    return {name: evidence.losses({POSITIONAL: name}) for name in names}
 
 
-def inside_blocks(folder: Path) -> Finding:
-    runs = positional_runs(folder)
-    inside = sorted(name for (name,) in runs.designs if name not in INPUT_ONLY)
-    effects = compare(runs.losses, ((one, other) for one in inside for other in INPUT_ONLY))
-    table, signs = judge("inside", "In every block minus at the input only", effects)
-    losses = {name: runs.losses(name) for name in (*INPUT_ONLY, *inside)}
-    reason = (
-        f"{sum(sign in BETTER for sign in signs)} of {len(signs)} differences are improvements."
-    )
-    return runs.finding(
-        better(signs), reason, means("Validation loss", "positional", losses, "nats/token"), table
-    )
+# ---- claims about positions ----
 
 
-def alike(folder: Path) -> Finding:
-    runs = positional_runs(folder)
-    pairs = (("relative_bias", "alibi"), ("relative_bias", "rope"), ("alibi", "rope"))
-    table, signs = judge("alike", "Paired differences", compare(runs.losses, pairs))
-    reason = f"The same: the whole interval lies within {TOLERANCE} nats of 0."
-    return runs.finding(verdict(signs, {"equivalent"}, {"below", "above"}), reason, table)
+def inside_blocks(evidence: Evidence) -> Finding:
+    pairs = [(one, other) for one in INSIDE for other in INPUT_ONLY]
+    effects = effects_of(pairs_of(evidence, POSITIONAL, pairs))
+    n_better = sum(effect.sign in BETTER for effect in effects)
+    reason = f"{n_better} of {len(effects)} differences are significant improvements."
+    table = means("positional", positional_losses(evidence, (*INPUT_ONLY, *INSIDE)))
+    return Finding(better(effects), reason, effects, [table])
 
 
-def parameters(folder: Path) -> Finding:
-    runs = positional_runs(folder)
-    counts = {name: runs.number("parameters.positional", name) for (name,) in runs.designs}
-    order = sorted(counts, key=lambda name: (counts[name], name))
-    columns = [Column("positional"), Column("n", "parameters of the scheme")]
-    fewest, second = (
-        [name for name in order if counts[name] == n] for n in [*sorted({*counts.values()}), -1][:2]
-    )
-    reason = f"The fewest: {', '.join(fewest)}; the next: {', '.join(second) or 'no other'}."
-    return runs.finding(
-        HOLDS if (fewest, second) == (["alibi"], ["rope"]) else FAILS,
-        reason,
-        Table("parameters", "Parameters", columns, [[name, counts[name]] for name in order]),
-    )
+def alike(evidence: Evidence) -> Finding:
+    pairs = [("relative_bias", "alibi"), ("relative_bias", "rope"), ("alibi", "rope")]
+    effects = effects_of(pairs_of(evidence, POSITIONAL, pairs))
+    reason = f"The same: equivalent within {TOLERANCE} nats/token by TOST."
+    return Finding(verdict(effects, {"equivalent"}, {"below", "above"}), reason, effects)
 
 
-def beyond(folder: Path) -> Finding:
-    runs = positional_runs(folder)
-    (block,) = {int(design.config["model.block_size"]) for design in runs.designs.values()}
-    lengths = [block, 2 * block, 4 * block, 8 * block]
-    columns = [Column("positional"), *(Column(str(n)) for n in lengths)]
-    losses = {
-        (name, n): at_length(runs[(name,)], "last", n, LOSS)
-        for name in EXTRAPOLATING
-        for n in lengths
+def parameters(evidence: Evidence) -> Finding:
+    names = (*INPUT_ONLY, *INSIDE)
+    counts = {n: evidence.number({POSITIONAL: n}, "parameters.positional") for n in names}
+    rows: list[list[Cell]] = [[n, counts[n]] for n in sorted(counts, key=lambda n: counts[n])]
+    others = [count for name, count in counts.items() if name not in ("alibi", "rope")]
+    is_true = counts["alibi"] <= counts["rope"] <= min(others)
+    table = Table("parameters", "Parameters", [Column("positional"), Column("n", "number")], rows)
+    reason = "No scheme has fewer parameters than ALiBi, and no other one fewer than RoPE."
+    return Finding(HOLDS if is_true else FAILS, reason, [], [table])
+
+
+def beyond(evidence: Evidence) -> Finding:
+    def at(name: str, n: int) -> Seeds:
+        return at_length(evidence.design({POSITIONAL: name}), "last", n, LOSS, CONTEXTS)
+
+    losses = {name: {n: at(name, n) for n in (32, *LONGER)} for name in BEYOND}
+    differences = {
+        f"{name} at {n} minus at 32": minus(by_length[n], by_length[32])
+        for name, by_length in losses.items()
+        for n in LONGER
     }
-    rows: list[list[Cell]] = [
-        [name, *(interval([*losses[name, n].values()]) for n in lengths)] for name in EXTRAPOLATING
-    ]
-    effects = {
-        f"{name} at {n} minus at {block}": minus(losses[name, n], losses[name, block])
-        for name in EXTRAPOLATING
-        for n in lengths[1:]
+    effects = effects_of(differences)
+    by_name = {
+        name: effects[i * len(LONGER) : (i + 1) * len(LONGER)] for i, name in enumerate(BEYOND)
     }
-    table, signs = judge("growth", "Effect of a longer context", effects)
-    longer = len(lengths) - 1
-    by_name = {n: signs[i * longer : (i + 1) * longer] for i, n in enumerate(EXTRAPOLATING)}
     alibi = no_worse(by_name.pop("alibi"))
-    others = {n: verdict(s, {"equivalent", *BETTER}, WORSE) for n, s in by_name.items()}
-    worse = [name for name, is_no_worse in others.items() if is_no_worse == FAILS]
-    if alibi == HOLDS and len(worse) == len(others):
-        answer = HOLDS
-    else:
-        answer = FAILS if alibi == FAILS or HOLDS in others.values() else UNDECIDED
+    worse = [name for name, own in by_name.items() if any(e.sign == "above" for e in own)]
+    answer = alibi
+    if alibi == HOLDS and len(worse) < len(by_name):
+        answer = PARTLY if worse else FAILS
+    columns = [Column("positional"), *(Column(f"at_{n}", f"{n}") for n in (32, *LONGER))]
+    rows: list[list[Cell]] = [
+        [name, *(interval([*seeds.values()]) for seeds in by_length.values())]
+        for name, by_length in losses.items()
+    ]
     reason = (
-        f"That ALiBi gets no worse (within {TOLERANCE} nats): {alibi}. Worse at some length: "
+        f"That ALiBi gets no worse (within {TOLERANCE} nats/token): {alibi}. Worse at some length: "
         f"{', '.join(worse) or 'no other scheme'}."
     )
-    return runs.finding(
-        answer, reason, Table("lengths", "Validation loss by context length", columns, rows), table
-    )
+    table = Table("contexts", "Loss by tokens of context", columns, rows)
+    return Finding(answer, reason, effects, [table])
 
 
-def learned_sinusoidal(folder: Path) -> Finding:
-    runs = positional_runs(folder)
-    effect = compare(runs.losses, [("learned", "sinusoidal")])
-    table, (sign,) = judge("learned", "Paired difference", effect)
-    is_better = verdict([sign], {"below"}, {"equivalent", *WORSE})
-    reason = f"No better: not lower by more than {TOLERANCE} nats."
-    return runs.finding(
-        {HOLDS: FAILS, FAILS: HOLDS, UNDECIDED: UNDECIDED}[is_better], reason, table
-    )
+def learned_sinusoidal(evidence: Evidence) -> Finding:
+    effects = effects_of(pairs_of(evidence, POSITIONAL, [("learned", "sinusoidal")]))
+    reason = f"No better: not lower by more than {TOLERANCE} nats/token."
+    return Finding(verdict(effects, {"equivalent", *WORSE}, {"below"}), reason, effects)
 
 
-def tying(folder: Path) -> Finding:
-    runs = Runs(folder / "tying", "tokenizer.name", "model.embedding.name")
-    tokenizers = sorted({name for name, _ in runs.designs})
-    kinds = ("tied", "untied")
-    effects = {
-        f"{name}: tied minus untied": minus(*(runs.losses(name, kind) for kind in kinds))
-        for name in tokenizers
+def bigram(evidence: Evidence) -> Finding:
+    base = {"model.name": "bigram", LAYERS: 0, POSITIONAL: "nope", EMBEDDING: "untied"}
+    losses = evidence.losses(base)
+    schemes = {design.config[POSITIONAL] for design in evidence.designs} - {"nope"}
+    differences = {
+        f"bigram minus {name}": minus(losses, evidence.losses({POSITIONAL: name}))
+        for name in sorted(schemes)
     }
-    table, signs = judge("tying", "Paired differences, nats/token", effects)
+    effects = effects_of(differences, FAR)
+    reason = f"Far: the whole interval is beyond {FAR} nats/token."
+    return Finding(
+        verdict(effects, {"above"}, {"equivalent", "below"}), reason, effects, tolerance=FAR
+    )
+
+
+# ---- claims about blocks ----
+
+
+def tying(evidence: Evidence) -> Finding:
+    kinds, tokenizers = ("tied", "untied"), ("char", "bpe")
+    designs = {(t, k): {TOKENIZER: t, EMBEDDING: k} for t in tokenizers for k in kinds}
+    differences = {
+        f"{t}: tied minus untied": minus(*(evidence.losses(designs[t, k]) for k in kinds))
+        for t in tokenizers
+    }
+    effects = effects_of(differences)
     columns = [Column(heading) for heading in ("tokenizer", *kinds)]
     rows: list[list[Cell]] = [
-        [name, *(runs.number("parameters.total", name, kind) for kind in kinds)]
-        for name in tokenizers
+        [t, *(evidence.number(designs[t, k], "parameters.total") for k in kinds)]
+        for t in tokenizers
     ]
-    reason = f"No cost: tied is better, or within {TOLERANCE} nats."
-    return runs.finding(
-        no_worse(signs), reason, Table("parameters", "Parameters", columns, rows), table
-    )
+    reason = f"No cost: tied is better, or not worse by more than {TOLERANCE} nats/token."
+    table = Table("parameters", "Parameters", columns, rows)
+    return Finding(no_worse(effects), reason, effects, [table])
 
 
-def norm(folder: Path) -> Finding:
-    runs = Runs(folder / "norm", "model.norm.placement", "optimizer.lr")
-    rates = sorted({rate for _, rate in runs.designs}, key=float)
-    losses = {(p, rate): runs.losses(p, rate) for p in ("pre", "post") for rate in rates}
-    effects = {f"pre minus post at {r}": minus(losses["pre", r], losses["post", r]) for r in rates}
-    low, high = effects.values()
-    effects |= {"difference at the high rate minus at the low": minus(high, low)}
-    table, signs = judge("norm", "Paired differences", effects)
-    diverged = [
-        f"{len(design.unfinished)} of {len(design.all_runs)} runs of {placement} at {rate}"
-        for (placement, rate), design in runs.designs.items()
-        if design.unfinished
-    ]
-    labelled = {f"{placement}, lr {rate}": seeds for (placement, rate), seeds in losses.items()}
-    reason = f"Diverged: {', '.join(diverged) or 'no run'}; a diverged run counts as guessing."
-    return runs.finding(
-        better(signs), reason, means("Validation loss", "norm", labelled, "nats/token"), table
-    )
+def norm(evidence: Evidence) -> Finding:
+    """Pre minus post at each depth that both have, and a table of where each fails to train."""
+    post = [design.config for design in evidence.designs if design.config[NORM] == "post"]
+    depths, rates = (sorted({c[key] for c in post}) for key in (LAYERS, "optimizer.lr"))
+    if evidence.setting == TUNED:
+        differences = {
+            f"{n} layers: pre minus post": minus(
+                *(evidence.losses({NORM: placement, LAYERS: n}) for placement in ("pre", "post"))
+            )
+            for n in depths
+        }
+        effects = effects_of(differences)
+        return Finding(better(effects), "Each with its own learning rate.", effects)
+    long = {"trainer.max_steps": 5000, "optimizer.lr": 1e-3}
 
+    def at(placement: str, rate: float, n: int) -> Seeds:
+        own = {NORM: placement, LAYERS: n, "optimizer.lr": rate, "trainer.max_steps": 1000}
+        return evidence.losses(own)
 
-def tokenizer(folder: Path) -> Finding:
-    runs = Runs(folder / "tokenizer", "tokenizer.name")
-    bits = {n: runs.losses(n, bits=True) for n in ("char", "bpe", "gpt2")}
-    effects = compare(bits.__getitem__, [("char", "bpe"), ("char", "gpt2")])
-    table, signs = judge("tokenizer", "Paired differences, bits/byte", effects, BITS_TOLERANCE)
-    reason = (
-        "Losses per token of different tokenizers are not comparable; bits/byte are. The number of "
-        "steps is the same, so larger tokens read more text."
-    )
-    return runs.finding(
-        better(signs), reason, means("Validation loss", "tokenizer", bits, "bits/byte"), table
-    )
-
-
-def bigram(folder: Path) -> Finding:
-    runs = positional_runs(folder)
-    losses = Runs(folder / "bigram", "model.name").losses("bigram")
-    names = sorted(name for (name,) in runs.designs)
-    effects = {f"bigram minus {name}": minus(losses, runs.losses(name)) for name in names}
-    table, signs = judge("bigram", "Paired differences", effects)
-    gaps = [interval([*by_seed.values()]) for by_seed in effects.values()]
-    far = HOLDS if min(gap.low for gap in gaps) > FAR else FAILS
-    reason = (
-        f"Far: the whole interval is beyond {FAR} nats; the smallest difference is "
-        f"{min(gap.mean for gap in gaps):.2f}."
-    )
-    return runs.finding(UNDECIDED if "undecided" in signs else far, reason, table)
-
-
-def heads(folder: Path) -> Finding:
-    runs = Runs(folder / "heads", "model.n_kv_head")
-    counts = sorted((int(n) for (n,) in runs.designs), reverse=True)
-    most, *fewer = counts
-    losses = {f"{n}": runs.losses(f"{n}") for n in counts}
-    effects = {f"{n} minus {most} heads": minus(losses[f"{n}"], losses[f"{most}"]) for n in fewer}
-    table, signs = judge("heads", "Paired differences", effects)
-    config = runs[(str(most),)].config
-    head_size = int(config["model.n_embd"]) // int(config["model.n_head"])
-    titles = ("key-value heads", "cache, bytes/token (fp32)", "validation loss")
-    columns = [*map(Column, ("heads", "bytes", "loss"), titles)]
-    head_bytes = 2 * 4 * head_size * int(config["model.n_layer"])
+    differences = {
+        "5,000 steps: pre minus post": minus(
+            *(evidence.losses(long | {NORM: placement}) for placement in ("pre", "post"))
+        )
+    }
+    differences |= {
+        f"{n} layers at {rate:g}: pre minus post": minus(at("pre", rate, n), at("post", rate, n))
+        for n in depths
+        for rate in rates
+    }
+    effects = effects_of(differences)
+    columns = [Column("rate", "learning rate"), Column("norm")]
+    columns += [Column(f"at_{n}", f"{n} layers") for n in depths]
     rows: list[list[Cell]] = [
-        [str(n), n * head_bytes, interval([*losses[f"{n}"].values()])] for n in counts
+        [f"{rate:g}", p, *(interval([*at(p, rate, n).values()]) for n in depths)]
+        for rate in rates
+        for p in ("pre", "post")
     ]
-    reason = f"Little: better, or within {TOLERANCE} nats."
-    return runs.finding(
-        no_worse(signs), reason, Table("cache", "Loss against cache", columns, rows), table
+    reason = (
+        "1,000 steps of each rate and depth, without warm-up, besides 5,000 at the posts' rate. "
+        "A run that diverged counts with the loss of guessing."
+    )
+    table = Table("grid", "Loss by learning rate and depth", columns, rows)
+    return Finding(better(effects), reason, effects, [table])
+
+
+def heads(evidence: Evidence) -> Finding:
+    expansions = {8: 4.0, 4: 4.5, 2: 4.75, 1: 4.875}
+    designs = {
+        n: {HEADS: None if n == 8 else n, "model.ffn.expansion": expansion}
+        for n, expansion in expansions.items()
+    }
+    losses = {n: evidence.losses(design) for n, design in designs.items()}
+    differences = {f"{n} minus 8 heads": minus(losses[n], losses[8]) for n in (4, 2, 1)}
+    effects = effects_of(differences)
+    config = evidence.design(designs[8]).config
+    head_size = int(config["model.n_embd"]) // int(config["model.n_head"])
+    head_bytes = 2 * 4 * head_size * int(config[LAYERS])
+    columns = [
+        Column("heads", "key-value heads"),
+        Column("parameters"),
+        Column("bytes", "cache, bytes/token (fp32)"),
+        Column("loss"),
+    ]
+    rows: list[list[Cell]] = [
+        [
+            f"{n}",
+            evidence.number(designs[n], "parameters.total"),
+            n * head_bytes,
+            interval([*losses[n].values()]),
+        ]
+        for n in losses
+    ]
+    reason = f"Little: not worse by more than {TOLERANCE} nats/token."
+    table = Table("cache", "Loss against cache, with equal parameters", columns, rows)
+    return Finding(no_worse(effects), reason, effects, [table])
+
+
+# ---- tokenizers ----
+
+
+def tokenizer(evidence: Evidence) -> Finding:
+    """Characters minus subwords at equal bytes read, FLOPs and steps."""
+    rows = _tuned_tokens(evidence) if evidence.setting == TUNED else _tokens_by_curve(evidence)
+    differences = {
+        f"equal {what}: char minus {name}": minus(bits["char"], bits[name])
+        for what, bits in rows.items()
+        for name in ("bpe", "gpt2")
+    }
+    effects = effects_of(differences, BITS_TOLERANCE)
+    tables = [means(f"equal {what}", bits, "bits/byte") for what, bits in rows.items()]
+    reason = "Losses per token of different tokenizers are not comparable; bits/byte are."
+    return Finding(
+        better(effects), reason, effects, tables, tolerance=BITS_TOLERANCE, unit="bits/byte"
     )
 
 
-def backend(_folder: Path, overrides: Sequence[str] = ()) -> Finding:
-    """Measure time and memory of one layer with both backends, interleaved."""
+def _tuned_tokens(evidence: Evidence) -> dict[str, dict[str, Seeds]]:
+    """Return bits/byte of each tokenizer by what is equal, from a comparison each."""
+    rows = {}
+    for name in evidence.names:
+        own = Evidence(evidence.results, TUNED, [name])
+        what = name.rpartition("_")[2]
+        rows[what] = {t: own.losses({TOKENIZER: t}, bits=True) for t in ("char", "bpe", "gpt2")}
+    return rows
+
+
+def _tokens_by_curve(evidence: Evidence) -> dict[str, dict[str, Seeds]]:
+    """Return bits/byte at equal amounts, interpolated between evaluations.
+
+    The learning rate is constant, so that a shorter run is the beginning of a longer one. The
+    amount is the largest that every tokenizer reached.
+    """
+    runs = {t: evidence.design({TOKENIZER: t}).by_seed for t in ("char", "bpe", "gpt2")}
+    rows: dict[str, dict[str, Seeds]] = {}
+    for what, amount in AMOUNTS.items():
+        firsts = {t: next(iter(by_seed.values()))[0] for t, by_seed in runs.items()}
+        each = {t: amount(run) for t, run in firsts.items()}
+        most = min(each[t] * run.result["steps"] for t, run in firsts.items())
+        rows[what] = {
+            t: {seed: bits_at(own[0], most / each[t]) for seed, own in by_seed.items()}
+            for t, by_seed in runs.items()
+        }
+    return rows
+
+
+def _tokens_per_step(run: Run) -> float:
+    return run.config["trainer.batch_size"] * run.config["model.block_size"]
+
+
+# Amount per step of a run, by its name.
+AMOUNTS: dict[str, Callable[[Run], float]] = {
+    "bytes": lambda run: (
+        _tokens_per_step(run)
+        * run.manifest["characters"]["train"]
+        / run.manifest["tokens"]["train"]
+    ),
+    "FLOPs": lambda run: _tokens_per_step(run) * run.result["flops_per_token"],
+    "steps": lambda run: 1.0,
+}
+
+
+def bits_at(run: Run, step: float) -> float:
+    """Return the validation loss in bits/byte at a step, between the nearest evaluations."""
+    logged = run.logged("val_bits_per_byte")
+    before = max((s for s in logged if s <= step), default=min(logged))
+    after = min((s for s in logged if s >= step), default=max(logged))
+    share = 0.0 if after == before else (step - before) / (after - before)
+    return logged[before] + share * (logged[after] - logged[before])
+
+
+# ---- speed and search ----
+
+
+def backend(evidence: Evidence) -> Finding:
+    """SDPA over eager: time at each length and precision, as measured by backends.py."""
+    (folder,) = evidence.folders
+    measured = read_json(folder / MEASURED)
+    rows: list[list[Cell]] = []
+    ratios: dict[str, list[Interval]] = {}
+    less_memory = True
+    for row in measured["rows"]:
+        pairs = zip(row["seconds"]["sdpa"], row["seconds"]["eager"], strict=True)
+        ratio = interval([math.log(sdpa / eager) for sdpa, eager in pairs]).exp()
+        ratios.setdefault(row["precision"], []).append(ratio)
+        eager, sdpa = (row["saved_bytes"][name] / 1e6 for name in ("eager", "sdpa"))
+        less_memory &= sdpa < eager
+        faster = "yes" if ratio.high < 1 else "no" if ratio.low > 1 else UNDECIDED
+        rows.append([row["precision"], f"{row['length']:,}", ratio, faster, eager, sdpa])
+    every = [ratio for by_length in ratios.values() for ratio in by_length]
+    falls = all(a.mean > b.mean for own in ratios.values() for a, b in pairwise(own))
+    n_faster = sum(ratio.high < 1 for ratio in every)
     columns = [
+        Column("precision"),
         Column("length"),
         Column("ratio", "time, sdpa over eager", digits=2),
+        Column("faster"),
         Column("eager", "eager saves, MB", digits=0),
         Column("sdpa", "sdpa saves, MB", digits=0),
     ]
-    rows: list[list[Cell]] = []
-    ratios, device = [], device_here()
-    eager = sdpa = 0.0  # MB at the longest length
-    for length in LENGTHS:
-        chosen = ["experiment=claims/backend", *overrides]
-        layers = {name: one_layer(chosen, length, name, device) for name in ("eager", "sdpa")}
-        models = {name: model for name, model in layers.items() if model is not None}
-        tokens = random_windows(TOKENS, length, device)
-        times = time_layers(models, tokens, REPEATS, device)
-        pairs = zip(times["sdpa"].seconds, times["eager"].seconds, strict=True)
-        ratios.append(interval([math.log(a / b) for a, b in pairs]).exp())
-        eager, sdpa = (kept_bytes(model, tokens) / 1e6 for model in models.values())
-        rows.append([str(length), ratios[-1], eager, sdpa])
-    falls = all(a.mean > b.mean for a, b in pairwise(ratios))
     reason = (
-        f"One layer, {TOKENS:,} tokens in windows of each length, forward and backward in fp32 on "
-        f"{device}; ± over {REPEATS} repeats."
+        f"Faster at {n_faster} of {len(every)} lengths and precisions; the ratio "
+        f"{'falls' if falls else 'does not always fall'} with the length; "
+        f"{'less' if less_memory else 'not always less'} memory. {measured['tokens']:,} tokens on "
+        f"{measured['device']}; ± over {measured['repeats']} repeats."
     )
-    answer = HOLDS if ratios[-1].high < 1 and falls and sdpa < eager else FAILS
-    return Finding(answer, reason, [Table("backend", "SDPA against eager", columns, rows)])
+    is_true = n_faster == len(every) and falls and less_memory
+    answer = HOLDS if is_true else PARTLY if n_faster else FAILS
+    return Finding(answer, reason, [], [Table("backend", "SDPA against eager", columns, rows)])
 
 
-def early_stopping(folder: Path) -> Finding:
+def early_stopping(evidence: Evidence) -> Finding:
+    """Best losses of searches with ASHA minus those of the same searches in full."""
     searches: dict[str, dict[int, dict[str, Any]]] = {"asha": {}, "none": {}}
-    for file in sorted((folder / "early_stopping").glob("*_*/tune.json")):
-        scheduler, _, seed = file.parent.name.rpartition("_")
-        search = searches[scheduler][int(seed)] = read_json(file)
-        if search["status"] != "finished":
-            raise UserError(f"{file}: not finished; run studies/claims/run.py again")
-    if not searches["asha"]:
-        raise UserError(f"{folder}: no search with early stopping; run studies/claims/run.py")
+    for folder in evidence.folders:
+        scheduler, _, seed = folder.name.rpartition("_")
+        searches[scheduler][int(seed)] = read_json(folder / SEARCH)
     early, full = (
         {seed: search["best"]["value"] for seed, search in searches[name].items()}
         for name in ("asha", "none")
     )
-    effect = {"asha minus full": minus(early, full)}
-    table, (sign,) = judge("best", "Best validation loss found", effect)
+    effects = effects_of({"asha minus full": minus(early, full)})
     savings = [search["saving"] for search in searches["asha"].values()]
     share = interval([saving["steps_trained"] / saving["steps_in_full"] for saving in savings])
-    columns = [Column("scheduler"), Column("share", "share of the steps", digits=3)]
-    work = Table(
-        "work", "Steps trained, of the steps of all trials in full", columns, [["asha", share]]
-    )
-    n_trials = sum(len(search["trials"]) for search in searches["asha"].values())
-    max_steps = max(search["max_steps"] for search in searches["asha"].values())
+    n_same = sum(early[seed] == full[seed] for seed in full)
     reason = (
-        f"As good: better, or within {TOLERANCE} nats. The same {len(full)} searches with the same "
-        "configs for both."
+        f"ASHA finds the config of the full search in {n_same} of {len(full)} searches"
+        f"{_bound(n_same, len(full))}, with {share.mean:.2f} ± {share.half or 0:.2f} of the steps."
     )
-    return Finding(
-        no_worse([sign]) if share.high < 1 else FAILS,
-        reason,
-        [table, work],
-        f"{n_trials} trials of at most {max_steps} steps.",
-    )
+    answer = no_worse(effects) if share.high < 1 else FAILS
+    return Finding(answer, reason, effects)
 
 
-CLAIMS: dict[str, Callable[[Path], Finding]] = {
-    claim.__name__: claim
-    for claim in (
-        *(inside_blocks, alike, parameters, beyond, learned_sinusoidal, tying, norm, backend),
-        *(tokenizer, bigram, heads, early_stopping),
-    )
+def _bound(n_same: int, n: int) -> str:
+    """Return what n of n equal outcomes leave open: the 95 % bound of Clopper and Pearson."""
+    bound = 1 - (ALPHA / 2) ** (1 / n)
+    return f" (so in up to {100 * bound:.0f} % it may not)" if n_same == n else ""
+
+
+CLAIMS = {
+    "inside_blocks": Claim(
+        "Positions that act inside every block beat positions added to the input alone.",
+        "Seven schemes that act in every block against learned and sinusoidal positions.",
+        {POSTS: ["posts/positional"], TUNED: ["tuned/positional"]},
+        inside_blocks,
+    ),
+    "alike": Claim(
+        "Relative bias, ALiBi and RoPE reach the same validation loss.",
+        "All three pairs, for equivalence.",
+        {POSTS: ["posts/positional"], TUNED: ["tuned/positional"]},
+        alike,
+    ),
+    "parameters": Claim(
+        "ALiBi needs the fewest parameters, RoPE comes next.",
+        "The parameters of each scheme, all of which are trained. The posts compare with learned "
+        "tables; ALiBi, RoPE and sinusoids have none. Training does not change the numbers.",
+        {POSTS: ["posts/positional"], TUNED: ["tuned/positional"]},
+        parameters,
+    ),
+    "beyond": Claim(
+        "ALiBi gets no worse beyond the training length, where other schemes do.",
+        "The same 4,096 tokens at every length, each predicted from exactly so many tokens; the "
+        "training length is 32. Schemes with a table of positions are undefined beyond it.",
+        {POSTS: ["posts/positional", "posts/kerple"]},
+        beyond,
+    ),
+    "learned_sinusoidal": Claim(
+        "Learned positions are no better than sinusoidal ones.",
+        "Both at the input.",
+        {POSTS: ["posts/positional"], TUNED: ["tuned/positional"]},
+        learned_sinusoidal,
+    ),
+    "bigram": Claim(
+        "A bigram model is far behind every model with attention.",
+        "A table of next tokens against the models with each positional scheme.",
+        {POSTS: ["posts/positional", "posts/bigram"], TUNED: ["tuned/bigram"]},
+        bigram,
+    ),
+    "tying": Claim(
+        "Tying the head to the embedding saves parameters at no cost in loss.",
+        "With characters and with 1,024 byte pairs.",
+        {POSTS: ["posts/positional", "posts/untied", "posts/bpe"], TUNED: ["tuned/tying"]},
+        tying,
+    ),
+    "norm": Claim(
+        "Pre-norm trains better than post-norm.",
+        "Depths of 4, 8 and 16 layers, at several learning rates.",
+        {POSTS: ["posts/positional", "posts/post_norm", "posts/norm_grid"], TUNED: ["tuned/norm"]},
+        norm,
+    ),
+    "heads": Claim(
+        "Fewer key-value heads cost little loss and save cache.",
+        "The feed-forward layer is widened by the weights that fewer heads save.",
+        {
+            POSTS: ["posts/positional", "posts/heads_4", "posts/heads_2", "posts/heads_1"],
+            TUNED: ["tuned/heads"],
+        },
+        heads,
+    ),
+    "tokenizer": Claim(
+        "Larger vocabularies do not help a small model on a small text: characters win in "
+        "bits/byte.",
+        "Contexts of 32 tokens each, which are more text for larger vocabularies.",
+        {
+            POSTS: ["posts/positional", "posts/bpe", "posts/gpt2"],
+            TUNED: ["tuned/tokenizer_bytes", "tuned/tokenizer_flops", "tuned/tokenizer_steps"],
+        },
+        tokenizer,
+    ),
+    "backend": Claim(
+        "Fused attention (SDPA) is faster than writing the scores out, and the more so the longer "
+        "the text; it also needs less memory.",
+        "One layer, forward and backward, at each length and precision. Training does not matter.",
+        {POSTS: [BACKENDS]},
+        backend,
+    ),
+    "early_stopping": Claim(
+        "Early stopping by ASHA finds as good a config as training every trial in full, for less.",
+        "Five pairs of random searches with the same eight configs, of one design.",
+        {TUNED: [f"searches/{scheduler}_{n}" for n in SEARCHES for scheduler in ("none", "asha")]},
+        early_stopping,
+    ),
 }

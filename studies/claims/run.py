@@ -1,167 +1,123 @@
-"""Train the runs for the blog posts' claims, judge the claims, and write a page.
+"""Judge the posts' claims from the committed runs, and train those that are missing.
 
-    python studies/claims/run.py                                # 75 minutes on two CPU cores
-    python studies/claims/run.py --claims norm,heads            # some; writes runs/claims/claims.md
-    python studies/claims/run.py --folder runs/gpu trainer.max_steps=5000 model.n_embd=256
+    python -m studies.claims.run                                  # write the page, without training
+    python -m studies.claims.run --train posts/bigram,tuned/norm  # train some, then write the page
+    python -m studies.claims.run --train all
 
-Run it again to train what is missing. More arguments are overrides for all runs.
+Training can be stopped and continued. Runs are in runs/claims; what the page needs of a training is
+copied to results/ when it has ended. To train one again, delete its folder there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
-from argparse import Namespace
-from datetime import date
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-from claims import CLAIMS, EXTRAPOLATING, Finding, backend, listed
-
-from minigpt.config.groups import config_directory
 from minigpt.errors import UserError, require_one_of
-from minigpt.report.runs import find_runs
-from minigpt.report.tables import to_markdown
+from minigpt.files import read_json, read_json_lines, write_json
+from studies.claims.backends import measure
+from studies.claims.claims import CLAIMS, Finding
+from studies.claims.evidence import Evidence, NotTrained, is_complete
+from studies.claims.page import Findings, draw, page
+from studies.claims.trainings import BACKENDS, TRAININGS
 
-RESULTS = Path(__file__).with_name("results.md")
-POSITIONAL = ("inside_blocks", "positional")  # an experiment, and the folder of its runs
-SWEEPS = {
-    "inside_blocks": [POSITIONAL],
-    "alike": [POSITIONAL],
-    "parameters": [POSITIONAL],
-    "beyond": [POSITIONAL],
-    "learned_sinusoidal": [POSITIONAL],
-    "bigram": [POSITIONAL, ("bigram", "bigram")],
-    **{name: [(name, name)] for name in ("tying", "norm", "heads", "tokenizer")},
-}
+HERE = Path(__file__).parent
+RUNS = Path("runs/claims")
+# Files of a run, a sweep, a comparison and a search that the page needs.
+KEPT = ("config.yaml", "manifest.json", "result.json", "eval.json")
+KEPT += ("sweep.json", "compare.json", "tune.json", "measured.json")
+CONTEXTS = {"posts/positional", "posts/kerple"}  # evaluated at several context lengths
 
 
 def main() -> None:
-    """Train what is missing, print the verdicts and write the page."""
+    """Train what is asked for, and write the page."""
     parser = argparse.ArgumentParser(description="The blog posts' claims, tested.")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all runs")
-    parser.add_argument("--folder", type=Path, default=Path("runs/claims"))
-    parser.add_argument("--claims", default=",".join(CLAIMS), help="such as norm,heads")
-    parser.add_argument("--out", type=Path, help="the page (default: results.md for all claims)")
-    parser.add_argument("--judge", action="store_true", help="judge existing runs without training")
-    parser.add_argument("--launcher", default="processes", help="Hydra's launcher for the sweeps")
-    parser.add_argument("--searches", default="1,2,3,4,5", help="seeds of the searches")
-    parser.add_argument("--trials", default="8", help="trials per search")
+    names = ", ".join([*TRAININGS, BACKENDS])
+    parser.add_argument("--train", default="", metavar="NAME,...", help=f"all, or some of {names}")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of results/ and results.md")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all trainings")
     options = parser.parse_intermixed_args()
-    names = options.claims.split(",")
-    judges = CLAIMS | {"backend": partial(backend, overrides=options.overrides)}
-    findings: dict[str, Finding] = {}
+    results = options.out / "results"
+    every = [*TRAININGS, BACKENDS]
+    chosen = every if options.train == "all" else [n for n in options.train.split(",") if n]
     try:
-        for name in names:
-            require_one_of("--claims", name, CLAIMS)
-        if not options.judge:
-            train(options, names)
-        for name in names:
-            findings[name] = judges[name](options.folder)
-            print(f"{name}: {findings[name].verdict}. {findings[name].reason}")
+        for name in chosen:
+            require_one_of("--train", name, every)
+        for name in chosen:
+            if not is_complete(results / name):
+                train(name, options.runs / name, options.overrides)
+                keep(options.runs / name, results / name)
+        findings = judge(results)
     except UserError as error:
         parser.exit(2, f"{error}\n")
-    out = options.out or (RESULTS if names == [*CLAIMS] else options.folder / "claims.md")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(findings, options.folder), encoding="utf-8")
-    print(f"written to {out}")
+    draw(findings, options.out)
+    (options.out / "results.md").write_text(page(findings, results), encoding="utf-8")
+    print(f"written to {options.out / 'results.md'}")
 
 
-# ---- training ----
+def judge(results: Path) -> Findings:
+    """Return the findings of all claims, and print their verdicts."""
+    findings: dict[str, dict[str, Finding | str]] = {}
+    for name, claim in CLAIMS.items():
+        findings[name] = {}
+        for setting, trainings in claim.trainings.items():
+            try:
+                finding: Finding | str = claim.judge(Evidence(results, setting, trainings))
+            except NotTrained as error:
+                finding = str(error)
+            findings[name][setting] = finding
+            what = finding if isinstance(finding, str) else f"{finding.verdict}. {finding.reason}"
+            print(f"{name}, {setting}: {what}")
+    return findings
 
 
-def train(options: Namespace, names: list[str]) -> None:
-    """Train and evaluate the runs of the claims that are missing in the folder."""
-    for experiment, folder in dict.fromkeys(s for name in names for s in SWEEPS.get(name, [])):
-        command = ["train", "-m", f"experiment=claims/{experiment}", "logger=none"]
-        command += [f"hydra/launcher={options.launcher}"]
-        command += [f"hydra.sweep.dir={options.folder / folder}"]
-        failed = minigpt([*command, *options.overrides], allowed=1)  # 1: a run diverged
-        if failed:
-            print(f"{experiment}: some runs failed", file=sys.stderr)
-    if "beyond" in names:
-        runs = [
-            run
-            for run in find_runs([str(options.folder / "positional")]).runs
-            if run.finished and run.config["model.positional.name"] in EXTRAPOLATING
-        ]
-        block = runs[0].config["model.block_size"]
-        lengths = ",".join(str(n * block) for n in (1, 2, 4, 8))
-        paths = [str(run.path) for run in runs]
-        minigpt(["eval", *paths, "--checkpoint", "last", "--lengths", lengths])
-    if "early_stopping" in names:
-        for seed in options.searches.split(","):
-            for scheduler in ("none", "asha"):
-                search(options, scheduler, seed)
-
-
-def search(options: Namespace, scheduler: str, seed: str) -> None:
-    """Run or resume a search, unless it has finished."""
-    folder = options.folder / "early_stopping" / f"{scheduler}_{seed}"
-    file = folder / "tune.json"
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["status"] == "finished":
+def train(name: str, folder: Path, overrides: list[str]) -> None:
+    """Run the command of a training, or go on with it. Exits with its code if it fails."""
+    if name == BACKENDS:
+        measure(folder)
         return
-    space = ["model=rope,alibi", "optimizer.lr=tag(log,interval(3e-4,3e-2))"]
-    how = ["--search", "random", "--trials", options.trials, "--seed", seed]
-    how += ["--scheduler", scheduler, "--dir", str(folder)]
-    design = ["experiment=claims/early_stopping", "logger=none", *options.overrides]
-    minigpt(["tune", *space, *design, *how])
+    command = [*TRAININGS[name], "logger=none", *overrides]
+    where = f"hydra.sweep.dir={folder}" if command[0] == "train" else f"--dir={folder}"
+    minigpt([*command, where], allowed=1)  # 1: a run diverged
+    if not is_complete(folder):
+        raise UserError(f"{folder}: some runs did not end; the same command continues")
+    if name in CONTEXTS:
+        lengths = "32,64,128,256"
+        minigpt(["eval", str(folder), "--checkpoint", "last", "--contexts", lengths])
 
 
-def minigpt(arguments: list[str], allowed: int = 0) -> int:
-    """Run a minigpt command and return its exit code; exit with it unless it is 0 or `allowed`."""
+def minigpt(arguments: list[str], allowed: int = 0) -> None:
+    """Run a minigpt command; exit with its code unless it is 0 or `allowed`."""
     code = subprocess.run([sys.executable, "-m", "minigpt.cli", *arguments]).returncode
     if code not in (0, allowed):
         sys.exit(code)
-    return code
 
 
-# ---- the page ----
+def keep(folder: Path, kept: Path) -> None:
+    """Copy what the page needs of a training: no weights, of the metrics only evaluations."""
+    for file in sorted(path for path in folder.rglob("*") if path.name in KEPT):
+        target = kept / file.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if file.name == "manifest.json":
+            write_json(target, without_paths(read_json(file)))
+        else:
+            shutil.copy(file, target)
+    for file in sorted(folder.rglob("metrics.jsonl")):
+        lines = [line for line in read_json_lines(file) if "val_loss" in line]
+        text = "".join(f"{json.dumps(line)}\n" for line in lines)
+        (kept / file.relative_to(folder)).write_text(text, encoding="utf-8")
 
 
-def sentence(name: str) -> str:
-    """Return the claim as its experiment states it."""
-    file = config_directory() / "experiment" / "claims" / f"{name}.yaml"
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return next(x for x in lines if x.startswith("# Claim: ")).removeprefix("# Claim: ")
-
-
-def trained(folder: Path) -> str:
-    """Return the device, torch and commit of the runs; empty if no claim needed training."""
-    runs = find_runs([str(folder)]).runs if folder.is_dir() else []
-    facts = [run.manifest for run in runs if run.finished]
-    if not facts:
-        return ""
-    torch = listed(fact["versions"]["torch"] for fact in facts)
-    commit = listed(str(fact["commit"])[:8] for fact in facts)
-    return f"{listed(fact['device'] for fact in facts)}; torch {torch}, commit {commit}."
-
-
-def page(findings: dict[str, Finding], folder: Path) -> str:
-    """Return the page in Markdown."""
-    lines = [
-        "# The posts' claims, tested",
-        "",
-        f"Written by `studies/claims/run.py`, {date.today()}. {trained(folder)}".rstrip(),
-        "",
-        "± is half of a 95 % t-interval over seeds. Differences are paired by seed; p is that of a",
-        "paired t-test, Holm-corrected within a claim. A verdict is about this size, this text and",
-        "this number of steps; `undecided`: more seeds are needed. A run that diverged counts with",
-        "the loss of guessing.",
-        "",
-        "| claim | verdict |",
-        "| --- | --- |",
-        *(f"| [{sentence(name)}](#{name}) | {f.verdict} |" for name, f in findings.items()),
-        "",
-    ]
-    for name, finding in findings.items():
-        lines += [f"## {name}", "", f"*{sentence(name)}*", ""]
-        lines += [f"**{finding.verdict.capitalize()}.** {finding.reason}", ""]
-        lines += [finding.about, ""] if finding.about else []
-        lines += [to_markdown(table).replace("## ", "### ", 1) for table in finding.tables]
-    return "\n".join(lines).rstrip() + "\n"
+def without_paths(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest without the paths of the machine that trained."""
+    resolved = manifest.get("resolved", {})
+    return manifest | {"resolved": {k: v for k, v in resolved.items() if k != "data.dir"}}
 
 
 if __name__ == "__main__":

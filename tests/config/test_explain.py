@@ -107,7 +107,7 @@ def test_model_explains_designs_without_a_file() -> None:
     (rope,) = (choice for choice in GROUPS["model"].choices if choice.name == "rope")
     assert rope.text.startswith("The default design. Rotary") and rope.sets == ["positional=rope"]
     (claim,) = GROUPS["experiment"].only(["claims/norm"]).choices
-    expected = ["experiment=claims/common", "norm=pre,post", "optimizer.lr=0.004,0.016"]
+    expected = ["experiment=claims/posts", "norm=pre,post", "model.n_layer=4,8,16"]
     assert claim.sets[:3] == expected
 
 

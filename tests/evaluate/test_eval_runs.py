@@ -59,6 +59,7 @@ def test_eval_of_a_folder_evaluates_its_finished_runs(cli: Cli) -> None:
     swept = cli("train", "-m", *TINY, "positional=rope,learned", "hydra.sweep.dir=sweep")
     assert swept.code == 0, swept.err
     arguments = ["eval", "sweep", "--checkpoint", "last", "--lengths", "8,16", "--by-position"]
+    arguments += ["--contexts", "8,16"]
     first = cli(*arguments)
     assert first.code == 0 and first.out.count("written to sweep/positional=") == 2, first.err
     files = {path: path.read_text() for path in Path("sweep").rglob("eval.json")}
@@ -78,6 +79,12 @@ def test_eval_of_a_folder_evaluates_its_finished_runs(cli: Cli) -> None:
     rows = csv.DictReader(Path("sweep/report_lengths.csv").read_text().splitlines())
     defined = {row["design"]: [n for n in (4, 8, 16) if row[f"at_{n}"]] for row in rows}
     assert defined == {"positional=rope": [4, 8, 16], "positional=learned": [4, 8]}
+    rows = csv.DictReader(Path("sweep/report_contexts.csv").read_text().splitlines())
+    exact = {row["design"]: [n for n in (8, 16) if row[f"at_{n}"]] for row in rows}
+    assert exact == {"positional=rope": [8, 16], "positional=learned": [8]}
+    assert "plot-contexts" in Path("sweep/report.html").read_text()
+    half = cli("eval", "sweep/positional=rope", "--contexts", "99999999")
+    assert half.code == 2 and "--contexts=99999999: the val split has only" in half.err
     Path("sweep/positional=rope/result.json").write_text('{"status": "failed"}')
     assert "rope" not in cli("eval", "sweep").out
     Path("sweep/positional=learned/result.json").unlink()

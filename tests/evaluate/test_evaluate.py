@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from minigpt.data.corpus import TextCorpus
 from minigpt.data.tokens import Split, TokenData
 from minigpt.errors import UserError
 from minigpt.evaluate import loss as evaluate_module
-from minigpt.evaluate.loss import Evaluation, evaluate, perplexity
+from minigpt.evaluate.loss import Evaluation, evaluate, evaluate_at_context, perplexity
 from minigpt.inference.generate import (
     Sampling,
     apply_repetition_penalty,
@@ -104,6 +105,25 @@ def test_random_batches_reach_every_window(block_size: int, extra: int, seed: in
     assert torch.equal(batch.targets, batch.inputs + 1)
     assert {*batch.inputs[:, 0].tolist()} == {*range(extra)}
     assert batch.targets.max() == len(split.tokens) - 1
+
+
+@pytest.mark.parametrize(("n_context", "n_targets"), [(1, 10), (3, 10), (10, 10), (3, 4)])
+def test_loss_at_an_exact_context(
+    monkeypatch: pytest.MonkeyPatch, n_context: int, n_targets: int
+) -> None:
+    monkeypatch.setattr(evaluate_module, "N_TARGETS", n_targets)
+    model, split, tokenizer = tiny_model("alibi"), tiny_split(20), gpt2_tokenizer()
+    last = len(split.tokens) - 1
+    targets = [round(10 + i * (last - 10) / (n_targets - 1)) for i in range(n_targets)]
+    losses = []
+    for target in targets:
+        context = split.tokens[target - n_context : target].long()[None]
+        losses.append(-model(context)[0, -1].log_softmax(-1)[split.tokens[target].long()].item())
+    result = evaluate_at_context(model, split, tokenizer, CPU, n_context)
+    assert result.loss == pytest.approx(fmean(losses), rel=1e-5)
+    n_bytes = sum(len(tokenizer.token_bytes(int(split.tokens[target]))) for target in targets)
+    assert result.bits_per_byte == pytest.approx(sum(losses) / math.log(2) / n_bytes, rel=1e-5)
+    assert len(result.by_position) == 1
 
 
 def test_random_batches_depend_only_on_the_generator() -> None:

@@ -12,7 +12,9 @@ SMALL = ["data=text", "data.path=text.txt", "model.n_layer=1", "model.n_head=2",
 
 
 def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a program by its path in the repository."""
-    command = [sys.executable, str(REPOSITORY / program), *arguments]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    """Run a program by its path in the repository, or a module by its name."""
+    is_path = program.endswith(".py")
+    command = [sys.executable, *([str(REPOSITORY / program)] if is_path else ["-m", program])]
+    command += arguments
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(command, capture_output=True, text=True, env=env)

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from minigpt.files import write_json
+from minigpt.report.runs import find_runs
 from minigpt.report.statistics import Interval
-from studies.claims import claims
+from studies.claims import backends, claims
+from studies.claims.claims import CLAIMS, FAILS, HOLDS, PARTLY, UNDECIDED, Effect
+from studies.claims.evidence import BASE, POSTS, TUNED, Evidence, NotTrained, is_complete
+from studies.claims.page import draw, page
+from studies.claims.run import keep
+from studies.claims.trainings import BACKENDS, TRAININGS
 from tests.report.synthetic import config, make_run
 from tests.studies.program import SMALL, run
 
-HOLDS, FAILS, UNDECIDED = claims.HOLDS, claims.FAILS, claims.UNDECIDED
 WOBBLE = (0.001, -0.001, 0.002, -0.002, 0.0)
+SCHEMES = (*claims.INPUT_ONLY, *claims.INSIDE)
+Losses = Mapping[str, Sequence[float]]
 
 
 def at(level: float, spread: float = 1.0) -> list[float]:
@@ -26,33 +34,41 @@ def at(level: float, spread: float = 1.0) -> list[float]:
 
 def train(
     folder: Path,
-    designs: dict[str, list[float]],
-    changes: Callable[[str], dict[str, Any]],
-    results: dict[str, dict[str, Any]] | None = None,
+    losses: Losses,
+    changes: Mapping[str, Mapping[str, Any]],
+    results: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write a run for each design and loss; the n-th loss is that of seed n."""
-    for name, losses in designs.items():
-        for seed, loss in enumerate(losses, 1):
-            make_run(
-                folder / f"{name}_{seed}",
-                config(seed=seed, **changes(name)),
-                loss,
-                manifest={"vocabulary": 65},
-                result=(results or {}).get(name),
-            )
+    """Write a finished sweep with a run for each design and loss; the n-th loss is of seed n."""
+    jobs = []
+    for name, values in losses.items():
+        for seed, loss in enumerate(values, 1):
+            settings = config(seed=seed)
+            for key, value in (BASE | dict(changes[name])).items():
+                place = settings
+                *parents, last = key.split(".")
+                for parent in parents:
+                    place = place.setdefault(parent, {})
+                place[last] = value
+            path = folder / f"{name}_{seed}".replace(" ", "_")
+            extra = {"test_loss": loss, "test_bits_per_byte": loss / math.log(2)}
+            result = extra | dict((results or {}).get(name, {}))
+            make_run(path, settings, loss, manifest={"vocabulary": 65}, result=result)
+            jobs.append({"overrides": [], "path": path.name})
+    write_json(folder / "sweep.json", {"jobs": jobs})
 
 
-def positional(name: str) -> dict[str, Any]:
-    return {"positional": name}
+def judge(claim: str, results: Path, setting: str = POSTS) -> claims.Finding:
+    finding = CLAIMS[claim].judge(Evidence(results, setting, CLAIMS[claim].trainings[setting]))
+    assert finding.reason
+    return finding
 
 
-def verdict(claim: str, folder: Path) -> str:
-    finding = claims.CLAIMS[claim](folder)
-    assert finding.reason and all(table.rows for table in finding.tables)
-    return finding.verdict
+def schemes(folder: Path, losses: Losses, results: Any = None) -> None:
+    changes = {name: {"model.positional.name": name} for name in losses}
+    train(folder / "posts" / "positional", losses, changes, results)
 
 
-# ---- signs ----
+# ---- signs and verdicts ----
 
 
 @pytest.mark.parametrize(
@@ -63,57 +79,63 @@ def verdict(claim: str, folder: Path) -> str:
         (at(2.0, 2.0), "equivalent"),
         (at(2.02, 2.0), "slightly above"),
         (at(1.98, 2.0), "slightly below"),
-        (at(2.0, 100.0), "undecided"),
-        ([1.0], "undecided"),
+        (at(2.0, 100.0), UNDECIDED),
+        ([1.0], UNDECIDED),
     ],
 )
 def test_signs(losses: list[float], sign: str) -> None:
     seeds = [dict(enumerate(values)) for values in (losses, at(2.0))]
-    table, signs = claims.judge("t", "t", {"x": claims.minus(*seeds)})
-    assert signs == [sign]
-    shown = table.rows[0][1]
-    assert isinstance(shown, Interval) and (shown.half is None) == (len(losses) == 1)
+    (effect,) = claims.effects_of({"x": claims.minus(*seeds)})
+    assert effect.sign == sign
+    assert (effect.interval.half is None) == (len(losses) == 1)
 
 
-def test_a_tolerance_is_in_its_unit() -> None:
-    effect = {"x": claims.minus(dict(enumerate(at(2.024, 2.0))), dict(enumerate(at(2.0))))}
-    assert claims.judge("t", "t", effect)[1] == ["above"]
-    assert claims.judge("t", "t", effect, claims.BITS_TOLERANCE)[1] == ["equivalent"]
+def test_equivalence_is_tosts() -> None:
+    """A difference of 0.015 with little noise is both significant and equivalent."""
+    difference = {seed: 0.015 + w for seed, w in enumerate(WOBBLE)}
+    (effect,) = claims.effects_of({"x": difference})
+    assert effect.p is not None and effect.p < 0.05
+    assert effect.p_tost is not None and effect.p_tost < 0.05 and effect.sign == "equivalent"
+    (narrower,) = claims.effects_of({"x": difference}, tolerance=0.005)
+    assert narrower.sign == "above"
+
+
+def effects(*signs: str) -> list[Effect]:
+    return [Effect("x", Interval(0, 0, 5), 0.0, 0.0, sign) for sign in signs]
 
 
 @pytest.mark.parametrize(
-    ("signs", "expected"),
+    ("signs", "no_worse", "better"),
     [
-        (["equivalent", "below", "slightly below"], HOLDS),
-        (["equivalent", "above"], FAILS),
-        (["equivalent", "slightly above"], UNDECIDED),
-        (["equivalent", "undecided"], UNDECIDED),
-        ([], UNDECIDED),
+        (["below", "slightly below"], HOLDS, HOLDS),
+        (["equivalent", "below"], HOLDS, PARTLY),
+        (["equivalent", "above"], FAILS, FAILS),
+        (["equivalent", "slightly above"], PARTLY, UNDECIDED),
+        (["below", UNDECIDED], UNDECIDED, UNDECIDED),
+        ([], UNDECIDED, UNDECIDED),
     ],
 )
-def test_no_worse(signs: list[str], expected: str) -> None:
-    assert claims.no_worse(signs) == expected
+def test_verdicts(signs: list[str], no_worse: str, better: str) -> None:
+    assert claims.no_worse(effects(*signs)) == no_worse
+    assert claims.better(effects(*signs)) == better
+
+
+def test_settings_that_disagree() -> None:
+    assert claims.overall([HOLDS, HOLDS]) == HOLDS
+    assert claims.overall([FAILS, HOLDS]) == "depends on the setting"
 
 
 # ---- claims ----
 
 
 @pytest.mark.parametrize(
-    ("designs", "expected"),
-    [
-        ({"learned": 2.0, "sinusoidal": 2.1, "rope": 1.8, "alibi": 1.9}, HOLDS),
-        ({"learned": 2.0, "sinusoidal": 2.1, "rope": 1.8, "alibi": 2.0}, FAILS),  # alike
-        ({"learned": 2.0, "sinusoidal": 2.1, "rope": 1.8, "alibi": 2.3}, FAILS),
-        ({"learned": 2.0, "sinusoidal": 2.1}, UNDECIDED),
-    ],
+    ("alibi", "expected"),
+    [(at(1.9, 2), HOLDS), (at(2.0, 2), PARTLY), (at(2.3, 2), FAILS), (at(1.9, 99), UNDECIDED)],
 )
-def test_inside_blocks(tmp_path: Path, designs: dict[str, float], expected: str) -> None:
-    losses = {n: at(level, 1 + spread) for spread, (n, level) in enumerate(designs.items())}
-    train(tmp_path / "positional", losses, positional)
-    if expected == UNDECIDED:
-        assert claims.inside_blocks(tmp_path).verdict == UNDECIDED
-    else:
-        assert verdict("inside_blocks", tmp_path) == expected
+def test_inside_blocks(tmp_path: Path, alibi: list[float], expected: str) -> None:
+    losses = {name: at(1.8, 1 + 0.1 * n) for n, name in enumerate(SCHEMES)}
+    schemes(tmp_path, losses | {"learned": at(2.0), "sinusoidal": at(2.1), "alibi": alibi})
+    assert judge("inside_blocks", tmp_path).verdict == expected
 
 
 @pytest.mark.parametrize(
@@ -121,87 +143,54 @@ def test_inside_blocks(tmp_path: Path, designs: dict[str, float], expected: str)
     [(at(2.0, 2), at(2.0, 3), HOLDS), (at(2.0), at(2.5), FAILS), (at(2.0), at(2.0, 99), UNDECIDED)],
 )
 def test_alike(tmp_path: Path, alibi: list[float], rope: list[float], expected: str) -> None:
-    losses = {"relative_bias": at(2.0), "alibi": alibi, "rope": rope}
-    train(tmp_path / "positional", losses, positional)
-    assert verdict("alike", tmp_path) == expected
+    schemes(tmp_path, {"relative_bias": at(2.0), "alibi": alibi, "rope": rope})
+    assert judge("alike", tmp_path).verdict == expected
 
 
 @pytest.mark.parametrize(
-    ("counts", "expected"),
-    [({"alibi": 0, "rope": 8, "learned": 64}, HOLDS), ({"alibi": 0, "rope": 0}, FAILS)],
+    ("alibi", "rope", "expected"), [(0, 8, HOLDS), (0, 0, HOLDS), (8, 0, FAILS), (0, 65, FAILS)]
 )
-def test_parameters(tmp_path: Path, counts: dict[str, int], expected: str) -> None:
+def test_parameters(tmp_path: Path, alibi: int, rope: int, expected: str) -> None:
+    counts = dict.fromkeys(SCHEMES, 64) | {"alibi": alibi, "rope": rope}
     results = {name: {"parameters": {"positional": n}} for name, n in counts.items()}
-    train(tmp_path / "positional", dict.fromkeys(counts, at(2.0)), positional, results)
-    assert verdict("parameters", tmp_path) == expected
+    schemes(tmp_path, dict.fromkeys(counts, at(2.0)), results)
+    assert judge("parameters", tmp_path).verdict == expected
 
 
-ALIBI_BEST = {"alibi": at(0.0), "rope": at(0.5), "sinusoidal": at(0.4), "t5": at(0.3)}
+GROWN = {name: at(0.5) for name in claims.BEYOND} | {"alibi": at(0.0, 0.5)}
 
 
 @pytest.mark.parametrize(
     ("grown", "expected"),
     [
-        (ALIBI_BEST, HOLDS),
-        ({**ALIBI_BEST, "alibi": at(0.3)}, FAILS),
-        ({**ALIBI_BEST, "alibi": at(0.0, 99)}, UNDECIDED),
-        ({**ALIBI_BEST, "t5": at(0.0)}, FAILS),
-        ({**ALIBI_BEST, "t5": at(0.0, 99)}, UNDECIDED),
+        (GROWN, HOLDS),
+        (GROWN | {"alibi": at(0.3)}, FAILS),
+        (GROWN | {"alibi": at(0.0, 99)}, UNDECIDED),
+        (GROWN | {"t5": at(0.0, 0.5)}, PARTLY),
+        (dict.fromkeys(GROWN, at(0.0, 0.5)), FAILS),
     ],
 )
 def test_beyond(tmp_path: Path, grown: dict[str, list[float]], expected: str) -> None:
-    """`grown`: by how much losses differ at lengths beyond the block of 8."""
-    train(tmp_path / "positional", dict.fromkeys(grown, at(2.0)), positional)
+    """`grown`: by how much losses differ at contexts beyond the block of 32."""
+    inside = {name: at(2.0) for name in grown if name != "kerple"}
+    schemes(tmp_path, inside)
+    kerple = {"kerple": {"model.positional.name": "kerple"}}
+    train(tmp_path / "posts" / "kerple", {"kerple": at(2.0)}, kerple)
     for name, more in grown.items():
+        folder = tmp_path / "posts" / ("kerple" if name == "kerple" else "positional")
         for seed, (loss, by) in enumerate(zip(at(2.0), more, strict=True), 1):
-            lengths = {
-                str(n): {"loss": loss + (by - 0.1 * seed + 0.1) * (n > 8)} for n in (8, 16, 32, 64)
+            contexts = {
+                str(n): {"loss": loss + (by - 0.1 * (seed - 1)) * (n > 32)}
+                for n in (32, *claims.LONGER)
             }
-            text = json.dumps({"last": {"lengths": lengths}})
-            (tmp_path / "positional" / f"{name}_{seed}" / "eval.json").write_text(text)
-    assert verdict("beyond", tmp_path) == expected
+            write_json(folder / f"{name}_{seed}" / "eval.json", {"last": {"contexts": contexts}})
+    assert judge("beyond", tmp_path).verdict == expected
 
 
 @pytest.mark.parametrize(("learned", "expected"), [(1.5, FAILS), (2.0, HOLDS), (2.5, HOLDS)])
 def test_learned_sinusoidal(tmp_path: Path, learned: float, expected: str) -> None:
-    losses = {"learned": at(learned), "sinusoidal": at(2.0, 2)}
-    train(tmp_path / "positional", losses, positional)
-    assert verdict("learned_sinusoidal", tmp_path) == expected
-
-
-@pytest.mark.parametrize(("tied", "expected"), [(1.5, HOLDS), (2.0, HOLDS), (2.5, FAILS)])
-def test_tying(tmp_path: Path, tied: float, expected: str) -> None:
-    losses = {"tied": at(tied), "untied": at(2.0, 2)}
-    results = {"tied": {"parameters": {"total": 9}}, "untied": {"parameters": {"total": 12}}}
-    train(tmp_path / "tying", losses, lambda n: {"model__embedding": {"name": n}}, results)
-    assert verdict("tying", tmp_path) == expected
-
-
-@pytest.mark.parametrize(
-    ("post", "post_high", "expected"), [(2.2, 2.9, HOLDS), (2.2, 2.4, FAILS), (1.8, 2.9, FAILS)]
-)
-def test_norm(tmp_path: Path, post: float, post_high: float, expected: str) -> None:
-    """Pre-norm: 2 at the low rate, 2.2 at the high one."""
-    losses = {
-        "pre 0.004": at(2.0),
-        "pre 0.016": at(2.2, 2),
-        "post 0.004": at(post, 3),
-        "post 0.016": at(post_high, 4),
-    }
-
-    def changes(name: str) -> dict[str, Any]:
-        placement, rate = name.split()
-        return {"model__norm__placement": placement, "optimizer__lr": float(rate)}
-
-    train(tmp_path / "norm", losses, changes)
-    assert verdict("norm", tmp_path) == expected
-
-
-@pytest.mark.parametrize(("bpe", "expected"), [(2.5, HOLDS), (2.0, FAILS), (1.5, FAILS)])
-def test_tokenizer(tmp_path: Path, bpe: float, expected: str) -> None:
-    losses = {"char": at(2.0), "bpe": at(bpe, 2), "gpt2": at(3.0, 3)}
-    train(tmp_path / "tokenizer", losses, lambda n: {"tokenizer": {"name": n}})
-    assert verdict("tokenizer", tmp_path) == expected
+    schemes(tmp_path, {"learned": at(learned), "sinusoidal": at(2.0, 2)})
+    assert judge("learned_sinusoidal", tmp_path).verdict == expected
 
 
 @pytest.mark.parametrize(
@@ -209,16 +198,107 @@ def test_tokenizer(tmp_path: Path, bpe: float, expected: str) -> None:
     [(at(2.5), HOLDS), (at(2.05), FAILS), (at(1.5), FAILS), (at(2.5, 999), UNDECIDED)],
 )
 def test_bigram(tmp_path: Path, bigram: list[float], expected: str) -> None:
-    train(tmp_path / "positional", {"rope": at(2.0, 2), "alibi": at(1.9, 3)}, positional)
-    train(tmp_path / "bigram", {"bigram": bigram}, lambda n: {"model__name": n})
-    assert verdict("bigram", tmp_path) == expected
+    schemes(tmp_path, {"rope": at(2.0, 2), "learned": at(1.9, 3)})
+    own = {"model.name": "bigram", "model.n_layer": 0, "model.embedding.name": "untied"}
+    changes = {"bigram": own | {"model.positional.name": "nope"}}
+    train(tmp_path / "posts" / "bigram", {"bigram": bigram}, changes)
+    assert judge("bigram", tmp_path).verdict == expected
+
+
+@pytest.mark.parametrize(("tied", "expected"), [(1.5, HOLDS), (2.0, HOLDS), (2.5, FAILS)])
+def test_tying(tmp_path: Path, tied: float, expected: str) -> None:
+    schemes(tmp_path, {"learned": at(tied)}, {"learned": {"parameters": {"total": 9}}})
+    results = {name: {"parameters": {"total": 12}} for name in ("char", "tied", "untied")}
+    untied = {"model.embedding.name": "untied"}
+    train(tmp_path / "posts" / "untied", {"char": at(2.0, 2)}, {"char": untied}, results)
+    bpe = {"tied": {"tokenizer.name": "bpe"}, "untied": {"tokenizer.name": "bpe"} | untied}
+    losses = {"tied": at(tied, 3), "untied": at(2.0, 4)}
+    train(tmp_path / "posts" / "bpe", losses, bpe, results)
+    finding = judge("tying", tmp_path)
+    assert finding.verdict == expected and finding.tables[0].rows[0] == ["char", 9, 12]
+
+
+GRID = {"trainer.max_steps": 1000}
+
+
+@pytest.mark.parametrize(
+    ("deep", "expected"), [(2.9, HOLDS), (2.0, PARTLY), (1.5, FAILS), (math.nan, HOLDS)]
+)
+def test_norm(tmp_path: Path, deep: float, expected: str) -> None:
+    """Post-norm is 0.5 worse, but `deep` at 8 layers and the high rate; nan: it diverges there."""
+    base = {"trainer.max_steps": 5000, "optimizer.lr": 1e-3, "model.positional.name": "learned"}
+    train(tmp_path / "posts" / "positional", {"learned": at(2.0)}, {"learned": base})
+    post = {"post": base | {"model.norm.placement": "post"}}
+    train(tmp_path / "posts" / "post_norm", {"post": at(2.5, 2)}, post)
+    changes, losses = {}, {}
+    for number, (depth, rate) in enumerate([(4, 1e-3), (4, 4e-3), (8, 1e-3), (8, 4e-3)]):
+        for placement in ("pre", "post"):
+            name = f"{placement} {depth} {rate}"
+            own = {"model.n_layer": depth, "optimizer.lr": rate}
+            changes[name] = own | {"model.norm.placement": placement, "trainer.max_steps": 1000}
+            level = 2.0 if placement == "pre" else 2.5
+            losses[name] = at(level, number + (placement == "post"))
+    losses["post 8 0.004"] = at(2.0 if math.isnan(deep) else deep, 5)
+    train(tmp_path / "posts" / "norm_grid", losses, changes)
+    if math.isnan(deep):
+        for seed in range(1, 6):
+            file = tmp_path / "posts" / "norm_grid" / f"post_8_0.004_{seed}" / "result.json"
+            write_json(file, {"status": "failed", "seed": seed, "diverged": True})
+    finding = judge("norm", tmp_path)
+    assert finding.verdict == expected and len(finding.effects) == 5
+    if math.isnan(deep):
+        assert finding.effects[-1].interval.mean == pytest.approx(2.2 - math.log(65), abs=0.01)
 
 
 @pytest.mark.parametrize(("one", "expected"), [(1.5, HOLDS), (2.0, HOLDS), (2.5, FAILS)])
 def test_heads(tmp_path: Path, one: float, expected: str) -> None:
-    losses = {"8": at(2.0), "1": at(one, 2)}
-    train(tmp_path / "heads", losses, lambda n: {"model__n_kv_head": int(n), "model__n_head": 8})
-    assert verdict("heads", tmp_path) == expected
+    results = {"x": {"parameters": {"total": 9}}}
+    for n, expansion, level in ((None, 4.0, 2.0), (4, 4.5, 2.0), (2, 4.75, 2.0), (1, 4.875, one)):
+        folder = "positional" if n is None else f"heads_{n}"
+        own = {"model.n_kv_head": n, "model.ffn.expansion": expansion, "model.n_head": 8}
+        losses = {"x": at(level, 1 + expansion)}
+        train(tmp_path / "posts" / folder, losses, {"x": own | {"model.n_embd": 64}}, results)
+    finding = judge("heads", tmp_path)
+    assert finding.verdict == expected
+    bytes_per_token = [row[2] for row in finding.tables[0].rows]
+    assert bytes_per_token == [2 * 4 * 64 * 4 // share for share in (1, 2, 4, 8)]
+
+
+@pytest.mark.parametrize(("bpe", "expected"), [(3.5, HOLDS), (2.0, FAILS)])
+def test_tuned_tokenizers(tmp_path: Path, bpe: float, expected: str) -> None:
+    names = ("char", "bpe", "gpt2")
+    for what in ("bytes", "flops", "steps"):
+        losses = {"char": at(3.0), "bpe": at(bpe, 2), "gpt2": at(3.5, 3)}
+        changes = {name: {"tokenizer.name": name} for name in names}
+        train(tmp_path / "tuned" / f"tokenizer_{what}", losses, changes)
+    finding = judge("tokenizer", tmp_path, TUNED)
+    assert finding.verdict == expected and len(finding.effects) == 6
+
+
+def test_tokenizers_are_compared_at_equal_amounts_of_one_curve(tmp_path: Path) -> None:
+    """Bits/byte fall by 1 in 100 steps; char, bpe and gpt2 read 1, 2 and 4 bytes per token."""
+    bytes_per_token = {"char": 1, "bpe": 2, "gpt2": 4}
+    for name, n_bytes in bytes_per_token.items():
+        folder = tmp_path / "posts" / {"char": "positional"}.get(name, name)
+        own = {"tokenizer.name": name, "model.embedding.name": "tied"}
+        result = {"steps": 200, "flops_per_token": n_bytes}
+        train(folder, {name: [2.0, 2.1]}, {name: own}, {name: result})
+        for seed in (1, 2):
+            path = folder / f"{name}_{seed}"
+            manifest = json.loads((path / "manifest.json").read_text())
+            counts = {"characters": {"train": 1000}, "tokens": {"train": 1000 // n_bytes}}
+            write_json(path / "manifest.json", manifest | counts)
+            lines = [{"step": s, "val_bits_per_byte": 5 - s / 100} for s in (0, 100, 200)]
+            (path / "metrics.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
+    finding = judge("tokenizer", tmp_path)
+    values = {
+        table.columns[0].key: [row[1].mean for row in table.rows if isinstance(row[1], Interval)]
+        for table in finding.tables
+    }
+    fewer = pytest.approx([3.0, 4.0, 4.5])  # 200, 100 and 50 steps
+    assert values["equal bytes"] == fewer and values["equal FLOPs"] == fewer
+    assert values["equal steps"] == pytest.approx([3.0, 3.0, 3.0])
+    assert values.keys() == {"equal bytes", "equal FLOPs", "equal steps"}
 
 
 @pytest.mark.parametrize(
@@ -226,123 +306,118 @@ def test_heads(tmp_path: Path, one: float, expected: str) -> None:
 )
 def test_early_stopping(tmp_path: Path, best: float, trained: int, expected: str) -> None:
     for scheduler, level, steps in (("asha", best, trained), ("none", 2.0, 400)):
-        for seed, value in enumerate(at(level, len(scheduler)), 1):
-            folder = tmp_path / "early_stopping" / f"{scheduler}_{seed}"
-            folder.mkdir(parents=True)
+        for seed, value in enumerate(at(level), 1):
             saving = {"steps_trained": steps + seed % 2, "steps_in_full": 400}
-            about = {"status": "finished", "max_steps": 50, "trials": [{}] * 8}
-            search = about | {"best": {"value": value}, "saving": saving}
-            (folder / "tune.json").write_text(json.dumps(search))
-    assert verdict("early_stopping", tmp_path) == expected
+            search = {"status": "finished", "best": {"value": value}, "saving": saving}
+            write_json(tmp_path / "searches" / f"{scheduler}_{seed}" / "tune.json", search)
+    finding = judge("early_stopping", tmp_path, TUNED)
+    assert finding.verdict == expected
+    # Five of five: (1 - p)^5 = 0.025 at the upper bound p.
+    assert ("(so in up to 52 %" in finding.reason) == (best == 2.0)
 
 
 # ---- runs that cannot be judged ----
 
 
-def test_runs_of_other_options_are_refused(tmp_path: Path) -> None:
-    losses = {"learned": at(2.0), "sinusoidal": at(2.0, 2)}
-    train(tmp_path / "positional", losses, positional)
-    train(
-        tmp_path / "positional" / "more",
-        {"learned": at(2.0)},
-        lambda n: {**positional(n), "trainer__max_steps": 60},
-    )
-    with pytest.raises(
-        ValueError, match=r"runs of learned differ in trainer.max_steps; use another"
-    ):
-        claims.learned_sinusoidal(tmp_path)
+def test_what_is_not_trained_has_no_verdict(tmp_path: Path) -> None:
+    with pytest.raises(NotTrained, match=r"posts/positional: not trained; use --train posts/posit"):
+        judge("alike", tmp_path)
+    schemes(tmp_path, {"alibi": at(2.0), "rope": at(2.0)})
+    with pytest.raises(ValueError, match=r"0 designs with model.positional.name=relative_bias"):
+        judge("alike", tmp_path)
+    (tmp_path / "posts" / "positional" / "alibi_1" / "result.json").unlink()
+    assert not is_complete(tmp_path / "posts" / "positional")
 
 
-def test_a_diverged_run_counts_as_guessing(tmp_path: Path) -> None:
-    train(tmp_path / "positional", {"sinusoidal": at(2.0), "learned": at(1.9)}, positional)
-    diverged = tmp_path / "positional" / "learned_5" / "result.json"
-    diverged.write_text(json.dumps({"status": "failed", "seed": 5, "diverged": True}))
-    seeds = claims.Runs(tmp_path / "positional", "model.positional.name").losses("learned")
-    assert seeds[5] == math.log(65) and len(seeds) == 5
-    assert claims.learned_sinusoidal(tmp_path).verdict == UNDECIDED
-    train(
-        tmp_path / "tokenizer",
-        {n: at(2.0) for n in ("char", "bpe", "gpt2")},
-        lambda n: {"tokenizer": {"name": n}},
-    )
-    (tmp_path / "tokenizer" / "bpe_1" / "result.json").write_text(diverged.read_text())
-    with pytest.raises(ValueError, match="bpe_1: diverged, so its bits/byte are unknown"):
-        claims.tokenizer(tmp_path)
+def test_only_diverged_runs_count_as_guessing(tmp_path: Path) -> None:
+    schemes(tmp_path, {"sinusoidal": at(2.0), "learned": at(1.9)})
+    file = tmp_path / "posts" / "positional" / "learned_5" / "result.json"
+    write_json(file, {"status": "failed", "seed": 5, "diverged": True})
+    evidence = Evidence(tmp_path, POSTS, ["posts/positional"])
+    assert evidence.losses({})[5] == math.log(65) and len(evidence.losses({})) == 5
+    with pytest.raises(ValueError, match="learned_5: failed, and cannot be judged"):
+        evidence.losses({}, bits=True)
+    write_json(file, {"status": "failed", "seed": 5})
+    with pytest.raises(ValueError, match="learned_5: failed, and cannot be judged"):
+        Evidence(tmp_path, POSTS, ["posts/positional"]).losses({})
 
 
-def test_a_newer_run_takes_the_place_of_one_that_did_not_finish(tmp_path: Path) -> None:
-    losses = {"learned": at(2.0), "sinusoidal": at(2.0, 2)}
-    train(tmp_path / "positional", losses, positional)
-    settings = config(seed=3, positional="learned")
-    make_run(
-        tmp_path / "positional" / "old",
-        settings,
-        status="interrupted",
-        manifest={"started": "2026-11-24"},
-    )
-    assert claims.learned_sinusoidal(tmp_path).verdict == HOLDS
+# ---- the page and the program ----
 
 
-# ---- the script ----
+def test_every_training_decides_a_claim() -> None:
+    used = {name for claim in CLAIMS.values() for own in claim.trainings.values() for name in own}
+    assert used <= {*TRAININGS, BACKENDS}
+    assert {*TRAININGS, BACKENDS} - used <= {"posts/long_char"}
 
 
-def test_backends_are_measured_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page(tmp_path: Path) -> None:
+    schemes(tmp_path / "results", {name: at(2.0, n) for n, name in enumerate(SCHEMES, 1)})
+    known = judge("learned_sinusoidal", tmp_path / "results")
+    findings = {"learned_sinusoidal": {POSTS: known, TUNED: "tuned/positional: not trained"}}
+    draw(findings, tmp_path)
+    text = page(findings, tmp_path / "results")
+    assert "| holds | not trained yet |" in text
+    assert "![Differences](plots/learned_sinusoidal.svg)" in text
+    assert "    minigpt train -m experiment=claims/posts positional=learned,sinusoidal," in text
+    drawn = (tmp_path / "plots" / "learned_sinusoidal.svg").read_bytes()
+    draw(findings, tmp_path)
+    assert (tmp_path / "plots" / "learned_sinusoidal.svg").read_bytes() == drawn
+
+
+def test_backends_are_measured_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in (("LENGTHS", (16, 32)), ("TOKENS", 64), ("REPEATS", 2)):
-        monkeypatch.setattr(claims, name, value)
-    finding = claims.backend(Path())
-    assert finding.verdict in (claims.HOLDS, claims.FAILS)
-    assert [row[0] for row in finding.tables[0].rows] == ["16", "32"]
-    for _, ratio, *megabytes in finding.tables[0].rows:
+        monkeypatch.setattr(backends, name, value)
+    backends.measure(tmp_path / BACKENDS)
+    finding = judge("backend", tmp_path)
+    rows = finding.tables[0].rows
+    assert [row[:2] for row in rows] == [
+        [precision, length] for precision in ("fp32", "bf16") for length in ("16", "32")
+    ]
+    for _, _, ratio, _, *megabytes in rows:
         assert isinstance(ratio, Interval) and ratio.mean > 0
         assert all(isinstance(number, float) and number > 0 for number in megabytes)
 
 
 @pytest.mark.slow
-def test_claims(workdir: Path) -> None:
-    program, basic = "studies/claims/run.py", ["--launcher", "basic", "--claims"]
-    small = [*SMALL, "seed=1,2", "trainer.max_steps=2", "model.n_head=8"]
-    page = ["--folder", "out", "--out", "docs/page.md"]
-    done = run(program, *page, *basic, "norm,heads", *small)
+def test_a_training_is_kept_without_weights(workdir: Path) -> None:
+    program, out = "studies.claims.run", ["--out", "out", "--runs", "runs"]
+    small = [
+        *SMALL,
+        "model.block_size=8",
+        "trainer.max_steps=2",
+        "seed=1,2",
+        "data.train_fraction=0.5",
+    ]
+    done = run(program, *out, "--train", "posts/kerple", *small, "hydra/launcher=basic")
     assert done.returncode == 0, done.stderr
-    text = Path("docs/page.md").read_text(encoding="utf-8")
-    for name in ("norm", "heads"):
-        assert f"\n## {name}\n" in text and f"{name}: " in done.stdout
-    assert text.count("| pre, lr 0.016 |") == 1 and text.count("| 4 minus 8 heads |") == 1
-    assert "seeds 1, 2." in text and "±" in text
-
-    # One seed of two rates, one of which diverges: no interval, and no run is left out.
-    diverging = [*SMALL, "trainer.max_steps=2", "optimizer.lr=1e-3,1e30", "seed=1"]
-    done = run(program, "--folder", "one", *basic, "norm", *diverging)
-    assert done.returncode == 0, done.stderr
-    assert "undecided. Diverged: 1 of 1 runs of pre at 1e+30, 1 of 1" in done.stdout
-    text = Path("one/claims.md").read_text(encoding="utf-8")
-    vocabulary = json.loads(next(Path("one").rglob("manifest.json")).read_text())["vocabulary"]
-    guess = f"{math.log(vocabulary):.4f}"
-    assert f"| pre, lr 1e+30 | {guess} |" in text and "| difference at the high rate minus" in text
-
-    next(Path("one").rglob("result.json")).unlink()
-    for name, why in (
-        ("norm", "killed; run studies/claims/run.py again"),
-        ("heads", "DIR=one/heads: no such folder."),
-        ("norm,nrom", "--claims=nrom: not one of inside_blocks, "),
-    ):
-        refused = run(program, "--folder", "one", "--judge", "--claims", name)
-        assert refused.returncode == 2 and why in refused.stderr, refused.stderr
-        assert refused.stderr.count("\n") == 1
+    assert "alike, posts: posts/positional: not trained" in done.stdout
+    kept = Path("out/results/posts/kerple")
+    assert not [*kept.rglob("*.safetensors")] and [*Path("runs").rglob("*.safetensors")]
+    names = {path.name for path in kept.rglob("*") if path.is_file()}
+    assert names == {
+        *("config.yaml", "manifest.json", "result.json", "metrics.jsonl", "sweep.json"),
+        "eval.json",
+    }
+    assert "not trained yet" in Path("out/results.md").read_text(encoding="utf-8")
+    runs = find_runs([str(kept)]).runs
+    assert [r.finished for r in runs] == [True, True] and not any(r.problems for r in runs)
+    assert all(len(run.evaluations["last"]["contexts"]) == 4 for run in runs)
+    again = run(program, *out, "--train", "posts/kerple", *small)
+    assert again.returncode == 0 and "positional=kerple" not in again.stdout
+    refused = run(program, *out, "--train", "posts/kerpel")
+    assert refused.returncode == 2 and "--train=posts/kerpel: not one of" in refused.stderr
 
 
-@pytest.mark.slow
-def test_only_missing_evaluations_run_again(workdir: Path) -> None:
-    program, chosen = "studies/claims/run.py", ["--folder", "out", "--launcher", "basic"]
-    chosen += ["--claims", "beyond"]
-    small = [*SMALL, "model.block_size=8", "trainer.max_steps=2", "seed=1"]
-    schemes = "positional=alibi,rope,sinusoidal,t5,learned"
-    done = run(program, *chosen, *small, schemes)
-    assert done.returncode == 0, done.stderr
-    files = Path("out").rglob("eval.json")
-    assert sorted(file.parent.name.partition("=")[2] for file in files) == sorted(
-        ["alibi", "rope", "sinusoidal", "t5"]
-    )
-    again = run(program, *chosen, *small, schemes)
-    assert again.returncode == 0 and again.stdout.count("already evaluated") == 4, again.stderr
-    assert "beyond: undecided. " in again.stdout
+def test_paths_of_the_machine_are_not_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    schemes(folder, {"rope": [2.0]})
+    file = folder / "posts" / "positional" / "rope_1" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    resolved = {"data.dir": "/home/me/data", "trainer.threads": 1}
+    write_json(file, manifest | {"resolved": resolved})
+    keep(folder / "posts" / "positional", tmp_path / "kept")
+    kept = json.loads((tmp_path / "kept" / "rope_1" / "manifest.json").read_text())
+    assert kept["resolved"] == {"trainer.threads": 1}

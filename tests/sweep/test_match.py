@@ -29,6 +29,18 @@ def test_flops_include_the_products_of_a_scheme(cli: Cli) -> None:
     assert [result["steps"] for result in results] == [12, 10]
 
 
+def test_equal_bytes_of_text_for_tokenizers(cli: Cli) -> None:
+    """Byte pairs are several bytes each, so that fewer steps read as much text."""
+    options = ["tokenizer=char,bpe", "trainer.max_steps=40", "sweep.match=bytes", HERE]
+    assert cli("train", "-m", *TINY, *options).code == 0
+    manifest = json.loads(Path("sweep/tokenizer=bpe/manifest.json").read_text())
+    result = json.loads(Path("sweep/tokenizer=bpe/result.json").read_text())
+    text = Path("text.txt").read_bytes()[: manifest["characters"]["train"]]  # of one byte each
+    per_token = len(text) / manifest["tokens"]["train"]
+    assert per_token > 1.5
+    assert result["steps"] == pytest.approx(40 / per_token, abs=1)
+
+
 @pytest.mark.parametrize("match", ["steps", "tokens", "parameters", "flops"])
 def test_runs_match_in_the_chosen_quantity(cli: Cli, match: str) -> None:
     """Without sweep.match, the two designs differ in every quantity but steps."""

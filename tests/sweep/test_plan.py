@@ -96,7 +96,7 @@ def test_an_invalid_job_stops_a_sweep_before_it_starts(cli: Cli, workdir: Path) 
     assert sorted(workdir.rglob("*")) == before
 
 
-@pytest.mark.parametrize("choices", ["sweep=norm,ffn", "experiment=claims/common,claims/norm"])
+@pytest.mark.parametrize("choices", ["sweep=norm,ffn", "experiment=claims/posts,claims/norm"])
 def test_several_sweep_presets_are_rejected(cli: Cli, choices: str) -> None:
     refused = cli("train", "-m", choices, *TINY, "seed=1", "sweep.fail_fast=true")
     assert refused.code == 2 and "each sweep preset or experiment in its own command" in refused.err

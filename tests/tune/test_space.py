@@ -209,7 +209,7 @@ def test_trial_names_are_valid_file_names() -> None:
         (["seed=1,2", "--address", "foo"], "--address=foo: give auto, or a cluster's host:port"),
         (
             ["experiment=claims/norm", "model=rope,alibi"],
-            "sweeps over norm, optimizer.lr, seed, which a search ignores",
+            "sweeps over norm, model.n_layer, optimizer.lr, seed, which a search ignores",
         ),
     ],
 )

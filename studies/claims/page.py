@@ -1,0 +1,144 @@
+"""Write results.md and its plots from findings."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from minigpt.report.tables import Column, Table, to_markdown
+from studies.claims.claims import CLAIMS, Effect, Finding, overall
+from studies.claims.evidence import POSTS, TUNED, Evidence
+from studies.claims.trainings import BACKENDS, TRAININGS
+
+Findings = Mapping[str, Mapping[str, Finding | str]]  # by claim and setting; str: why there is none
+SETTINGS = {POSTS: "(a) posts", TUNED: "(b) tuned"}
+COLOURS = {POSTS: "#2f7fd6", TUNED: "#d9700f"}
+EFFECT = [
+    Column("comparison"),
+    Column("difference", sign="+"),
+    Column("p", "p (Holm)", is_p=True),
+    Column("p_tost", "p of equivalence (Holm)", is_p=True),
+    Column("sign"),
+]
+INTRODUCTION = """\
+Written by `python -m studies.claims.run` from the runs in [results/](results/), without training.
+Each claim is judged in two settings:
+
+- **(a) posts**: the posts' own setting, as far as they give it: 4 pre-norm blocks (LayerNorm,
+  GELU at 4x, biases, normal initialization, no QK-norm, no dropout), 8 heads, 64 wide, 32 tokens
+  of context, AdamW at a constant learning rate of 1e-3, 5,000 steps of 2,048 tokens. Loss:
+  validation, after the last step.
+- **(b) tuned**: the same model, each design at its own best: `minigpt compare` searches the
+  learning rate for each design alike, then trains it with fresh seeds for 2,000 steps with warm-
+  up and decay. Loss: a test split that no choice has seen.
+
+Five seeds, unless said otherwise. Differences are paired by seed; ± is half of a 95 % t-interval;
+p-values are Holm-corrected within a claim and a setting. Differences below 0.02 nats/token count
+as equal (`equivalent`: two one-sided tests). A claim **does not hold** if a difference
+contradicts it with its whole interval beyond that. `undecided`: more seeds are needed. `holds in
+part`: no difference contradicts it, and some support it. Verdicts are about this size and this
+text.
+"""
+
+
+def page(findings: Findings, results: Path) -> str:
+    """Return the page in Markdown."""
+    lines = ["# The posts' claims, tested", "", INTRODUCTION, "| claim | (a) posts | (b) tuned |"]
+    lines.append("| --- | --- | --- |")
+    for name, by_setting in findings.items():
+        verdicts = [_verdict(name, setting, by_setting) for setting in SETTINGS]
+        lines.append(f"| [{CLAIMS[name].sentence}](#{name}) | {' | '.join(verdicts)} |")
+    lines.append("")
+    for name, by_setting in findings.items():
+        lines += _section(name, by_setting, results)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _verdict(name: str, setting: str, by_setting: Mapping[str, Finding | str]) -> str:
+    if setting not in CLAIMS[name].trainings:
+        return "does not apply"
+    finding = by_setting[setting]
+    return finding.verdict if isinstance(finding, Finding) else "not trained yet"
+
+
+def _section(name: str, by_setting: Mapping[str, Finding | str], results: Path) -> list[str]:
+    claim = CLAIMS[name]
+    known = {s: f for s, f in by_setting.items() if isinstance(f, Finding)}
+    lines = [f"## {name}", "", f"*{claim.sentence}*", "", f"Tested: {claim.tested}", ""]
+    if len(known) > 1:
+        lines += [f"**In all: {overall([f.verdict for f in known.values()])}.**", ""]
+    if any(finding.effects for finding in known.values()):
+        lines += [f"![Differences]({_plot_path(name)})", ""]
+    for setting, finding in by_setting.items():
+        lines += [f"### {SETTINGS[setting]}", ""]
+        if isinstance(finding, str):
+            lines += [f"{finding}.", ""]
+            continue
+        lines += [f"**{finding.verdict.capitalize()}.** {finding.reason}", ""]
+        tables = [*finding.tables, *([effect_table(finding)] if finding.effects else [])]
+        lines += [to_markdown(table).replace("## ", "#### ", 1) for table in tables]
+        lines += _commands(Evidence(results, setting, claim.trainings[setting]))
+    return lines
+
+
+def _commands(evidence: Evidence) -> list[str]:
+    """Return the commands of the trainings, and the time they took."""
+    commands = [
+        f"    minigpt {shlex.join(TRAININGS[name])}" for name in evidence.names if name != BACKENDS
+    ]
+    if not commands:
+        return []
+    hours = evidence.hours
+    time = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+    return [f"{time} of training, on one core each:", "", *commands, ""]
+
+
+def effect_table(finding: Finding) -> Table:
+    """Return the table of a finding's differences."""
+    rows = [[e.name, e.interval, e.p, e.p_tost, e.sign] for e in finding.effects]
+    return Table("effects", f"Differences, {finding.unit}", EFFECT, rows)
+
+
+# ---- plots ----
+
+
+def _plot_path(name: str) -> str:
+    return f"plots/{name}.svg"
+
+
+def draw(findings: Findings, folder: Path) -> None:
+    """Draw the differences of each claim with their intervals, both settings side by side."""
+    for name, by_setting in findings.items():
+        known = {s: f for s, f in by_setting.items() if isinstance(f, Finding) and f.effects}
+        if known:
+            path = folder / _plot_path(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _draw_claim(known, path)
+
+
+def _draw_claim(known: Mapping[str, Finding], path: Path) -> None:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    n_rows = max(len(finding.effects) for finding in known.values())
+    with rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "none"}):
+        figure = Figure(figsize=(4.5 * len(known) + 1.5, 1.2 + 0.24 * n_rows), layout="constrained")
+        axes = figure.subplots(1, len(known), squeeze=False)[0]
+        for ax, (setting, finding) in zip(axes, known.items(), strict=True):
+            ax.axvspan(-finding.tolerance, finding.tolerance, color="0.9")
+            ax.axvline(0, color="0.6", linewidth=1)
+            places = range(len(finding.effects))[::-1]
+            for place, effect in zip(places, finding.effects, strict=True):
+                _draw_effect(ax, place, effect, COLOURS[setting])
+            ax.set_yticks([*places], [effect.name for effect in finding.effects], fontsize=8)
+            ax.set(title=SETTINGS[setting], xlabel=f"difference, {finding.unit}")
+            ax.grid(axis="x", alpha=0.3)
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
+
+
+def _draw_effect(ax: object, place: int, effect: Effect, colour: str) -> None:
+    mean = effect.interval
+    ax.errorbar(  # type: ignore[attr-defined]
+        mean.mean, place, xerr=mean.half or 0, fmt="o", color=colour, markersize=4, capsize=2
+    )
