@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from minigpt.commands.options import Parser, path_option
 from minigpt.errors import UserError
-from minigpt.extras import install
 from minigpt.tune.options import (
     DEFAULT_POPULATION,
     DEFAULT_TRIALS,
@@ -12,6 +11,7 @@ from minigpt.tune.options import (
     SAMPLERS,
     SCHEDULERS,
     TuneOptions,
+    require_ray,
 )
 
 HELP = {
@@ -35,11 +35,7 @@ def main(arguments: list[str]) -> None:
         if "=" not in override and not override.startswith("~"):
             raise UserError(f"{override}: cannot be parsed; write key=value or key=value,value")
     options = TuneOptions(**{k: v for k, v in vars(given).items() if k != "overrides"})
-    try:
-        import optuna  # noqa: F401
-        import ray.tune  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"minigpt tune: Ray is not installed ({error}); {install('ray')}") from None
+    require_ray("minigpt tune")
 
     from minigpt.tune.search import search
 

@@ -49,7 +49,7 @@ def chosen(searches: Sequence[DesignSearch]) -> Table:
         *(Column(key, parse_override(key).short_key) for key in keys),
         Column("edges", "at the edge of the space"),
         Column("search_val_loss", "val loss in the search"),
-        *map(Column, ("trials", "diverged")),
+        *map(Column, ("trials", "stopped", "diverged")),
         Column("seconds", "seconds of search", 0),
     ]
     rows: list[list[Cell]] = []
@@ -64,13 +64,14 @@ def chosen(searches: Sequence[DesignSearch]) -> Table:
                 edges or "no",
                 None if best is None else best.loss,
                 len(search.trials),
-                sum(math.isinf(trial.loss) for trial in search.trials),
+                sum(trial.stopped for trial in search.trials),
+                sum(trial.diverged for trial in search.trials),
                 sum(trial.seconds for trial in search.trials),
             ]
         )
     total = duration(sum(trial.seconds for search in searches for trial in search.trials))
     note = (
-        f"The same grid for every design. The values with the lowest validation loss "
+        f"The same space and budget for every design. The values with the lowest validation loss "
         f"({LOSS.unit}) in the search are trained with fresh seeds, which are compared on the test "
         f"split: no loss that chose a design's values is part of its result. The search took "
         f"{total} of training."
@@ -90,7 +91,7 @@ def sensitivity(searches: Sequence[DesignSearch]) -> Plot | None:
         return None
     text = (
         "Validation loss in the search, the lowest over the other searched options. Values at "
-        "which every run diverged are left out."
+        "which every run diverged or was stopped early are left out."
     )
     unit = f"{LOSS.name}, {LOSS.unit}"
     return log_plot("sensitivity", "Sensitivity", text, unit, by_axis)
@@ -101,7 +102,7 @@ def _lowest(search: DesignSearch, key: str) -> Line:
     lowest: dict[float, float] = {}
     for trial in search.trials:
         value = trial.point.values[key]
-        if isinstance(value, int | float) and math.isfinite(trial.loss):
+        if isinstance(value, int | float) and not (trial.stopped or trial.diverged):
             lowest[value] = min(trial.loss, lowest.get(value, math.inf))
     return Line(sorted(lowest), [lowest[x] for x in sorted(lowest)], None)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -40,6 +40,9 @@ from minigpt.sweep.plan import PlannedJob, labels, plan
 from minigpt.sweep.run import run_jobs
 from minigpt.train.control import Interrupted
 
+if TYPE_CHECKING:
+    from minigpt.compare.tuning import Tuning
+
 SEARCH, FINAL = PHASES
 TEST_FRACTION = "data.test_fraction=0.5"  # unless given
 # Options of one run or of a sweep, which a comparison sets itself.
@@ -55,7 +58,8 @@ def run_comparison(overrides: list[str], options: CompareOptions) -> None:
     for override in overrides:
         if parse_override(override).key.startswith(REFUSED):
             raise UserError(f"{override}: a comparison makes its own runs; leave it out")
-    designs, axes = designs_of(overrides), axes_of(options.space, options.budget)
+    budget = options.budget if options.search == "grid" else None
+    designs, axes = designs_of(overrides), axes_of(options.space, budget)
     require_not_searched(designs, axes)
     varied = [
         parse_override(column[0]) for column in zip(*designs, strict=True) if len({*column}) > 1
@@ -158,6 +162,9 @@ class Comparison:
         for design, config in zip(self.designs, self.configs, strict=True):
             for point in probes(axes, config):
                 self.config(multirun, [*design, *point.overrides])
+        if self.options.search == "tpe":
+            for search in self.tunings(axes):
+                search.check()
 
     def run(self, axes: list[Axis]) -> None:
         """Search, widen the space once if a best value is at its edge, train, and report."""
@@ -167,13 +174,14 @@ class Comparison:
         if not all(config.data.test_fraction for config in self.configs):
             why = "the report is of the text that chose the values, with other seeds"
             self.line(f"warning    data.test_fraction=0: {why}")
-        searches = self.search(axes)
+        search = self.search if self.options.search == "grid" else self.tune
+        searches = search(axes)
         edges = [{search.edges.get(axis.key) for search in searches} - {None} for axis in axes]
         wider = [axis.widened(edge) for axis, edge in zip(axes, edges, strict=True)]
         if wider != axes:
             at = [axis.key for axis, new in zip(axes, wider, strict=True) if axis != new]
             self.line(f"widened    for every design: a best value of {' and '.join(at)} is an edge")
-            searches = self.search(wider)
+            searches = search(wider)
         if not any(search.best for search in searches):
             raise Failure(f"{self.folder / SEARCH}: every run diverged; lower --space optimizer.lr")
         runs = self.train(searches)  # only these: the folder may have some of earlier code
@@ -188,7 +196,7 @@ class Comparison:
         """Run the trials that are missing, and return all of them by design."""
         multirun = self.multirun(SEARCH)
         by_design = [points(axes, config) for config in self.configs]
-        seeds = range(FIRST_SEARCH_SEED, FIRST_SEARCH_SEED + self.options.search_seeds)
+        seeds = range(FIRST_SEARCH_SEED, FIRST_SEARCH_SEED + self.options.n_search_seeds)
         trials = [
             [*design, *point.overrides, f"seed={seed}"]
             for design, grid in zip(self.designs, by_design, strict=True)
@@ -219,6 +227,27 @@ class Comparison:
             )
             for name, design, grid in zip(self.names, self.designs, by_design, strict=True)
         ]
+
+    def tune(self, axes: Sequence[Axis]) -> list[DesignSearch]:
+        """Run what is missing of a search by Ray Tune for each design; see `search`.
+
+        Its trials are added to those of an earlier, narrower space.
+        """
+        for tuning in self.tunings(axes):
+            self.line(f"search     {tuning.label}: {tuning.options.trials} trials")
+            tuning.run()
+        return [
+            DesignSearch(tuning.label, tuning.design, axes, tuning.trials())
+            for tuning in self.tunings(axes)
+        ]
+
+    def tunings(self, axes: Sequence[Axis]) -> list[Tuning]:
+        """Return the search by Ray Tune of each design."""
+        from minigpt.compare.tuning import Tuning
+
+        folder, budget = self.folder / SEARCH, self.options.budget
+        each = zip(self.names, self.designs, self.configs, strict=True)
+        return [Tuning(name, design, config, axes, folder, budget) for name, design, config in each]
 
     def train(self, searches: list[DesignSearch]) -> dict[str, list[Path]]:
         """Train the best values of each design with fresh seeds; return the runs by label."""

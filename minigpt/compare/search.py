@@ -32,11 +32,20 @@ class DesignPoint:
 
 @dataclass(frozen=True)
 class Trial:
-    """A point with its runs. `loss`: the mean validation loss, infinite if a run diverged."""
+    """A point with its runs. `loss`: the mean validation loss, infinite if a run diverged.
+
+    `stopped`: before its last step, so that its loss cannot be compared.
+    """
 
     point: DesignPoint
     loss: float
     seconds: float
+    stopped: bool = False
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a run diverged."""
+        return math.isinf(self.loss)
 
 
 @dataclass(frozen=True)
@@ -50,9 +59,9 @@ class DesignSearch:
 
     @property
     def best(self) -> Trial | None:
-        """The trial with the lowest validation loss, None if all of them diverged."""
-        best = min(self.trials, key=lambda trial: trial.loss)
-        return best if math.isfinite(best.loss) else None
+        """The full-length trial with the lowest validation loss, None if all of them diverged."""
+        full = [trial for trial in self.trials if not (trial.stopped or trial.diverged)]
+        return min(full, key=lambda trial: trial.loss, default=None)
 
     @property
     def edges(self) -> dict[str, str]:

@@ -17,6 +17,7 @@ LR, DECAY = "optimizer.lr", "optimizer.weight_decay"
 LR_RATIO = 2.0  # of neighbouring learning rates
 DECAYS = (1.0, 4.0)  # times the configured weight decay
 WIDER = 2  # values that widening adds, or more
+POINTS = 4  # of an interval, if the budget does not set them
 MIN_POINTS = 3  # of an interval, so that the best one can lie inside
 # What all designs of a comparison share, so that a search must not choose it.
 NOT_SEARCHED = ("seed", "data", "tokenizer", "trainer.max_steps", "trainer.eval_every", "resume")
@@ -27,12 +28,14 @@ class Axis:
     """A searched option with its values. `relative`: numbers that multiply the configured value.
 
     `ratio`: of neighbouring values, of an axis that can be widened; otherwise None.
+    `continuous`: any number between the first and the last value may be tried.
     """
 
     key: str
     points: tuple[Any, ...]
     relative: bool = False
     ratio: float | None = None
+    continuous: bool = False
 
     def values(self, config: Config) -> list[Any]:
         """Return the values for a design. Raises UserError if there is nothing to multiply."""
@@ -62,11 +65,12 @@ class Axis:
         return replace(self, points=(*below, *self.points, *above))
 
 
-def axes_of(space: Sequence[str], budget: int) -> list[Axis]:
+def axes_of(space: Sequence[str], budget: int | None) -> list[Axis]:
     """Return the axes of at most `budget` points: learning rate, weight decay, and those given.
 
     `space`: overrides with several values, or with an interval, of which there are as many values
-    as the budget allows. Raises UserError.
+    as the budget allows. `budget` None: POINTS of each interval, for a search that needs no grid.
+    Raises UserError.
     """
     given = dict(map(parse_axis, space))
     if len(given) < len(space):
@@ -75,14 +79,16 @@ def axes_of(space: Sequence[str], budget: int) -> list[Axis]:
     intervals: dict[str, Interval | None] = {LR: None} if LR not in given else {}
     intervals |= {key: v for key, v in given.items() if isinstance(v, Interval)}
     size = math.prod(len(values) for values in lists.values())
-    with_decays = size * len(DECAYS) * MIN_POINTS ** len(intervals) <= budget
+    unlimited = size * len(DECAYS) * POINTS ** len(intervals)
+    limit = unlimited if budget is None else budget
+    with_decays = size * len(DECAYS) * MIN_POINTS ** len(intervals) <= limit
     decays = DECAYS if with_decays else DECAYS[:1]
     if DECAY not in given:
         size *= len(decays)
     needed = size * MIN_POINTS ** len(intervals)
     why = f"needs {needed} or more for {MIN_POINTS} values of {' and '.join(intervals) or LR}"
-    require(budget >= needed, "--budget", budget, why)
-    n = int((budget / size) ** (1 / len(intervals)) + 1e-9) if intervals else 0
+    require(limit >= needed, "--budget", budget, why)
+    n = int((limit // size) ** (1 / len(intervals)) + 1e-9) if intervals else 0
     axes = [_interval_axis(key, interval, n) for key, interval in intervals.items()]
     if DECAY not in given:
         axes.append(Axis(DECAY, decays, relative=True))
@@ -116,7 +122,7 @@ def _interval_axis(key: str, interval: Interval | None, n: int) -> Axis:
     """Return n values of an interval; None: multiples of the configured value by LR_RATIO."""
     if interval is None:
         points = tuple(LR_RATIO ** (i - (n - 1) // 2) for i in range(n))
-        return Axis(key, points, relative=True, ratio=LR_RATIO)
+        return Axis(key, points, relative=True, ratio=LR_RATIO, continuous=True)
     low, high = interval.low, interval.high
     parts = [i / (n - 1) for i in range(n)]
     if "log" not in interval.tags:
@@ -126,8 +132,9 @@ def _interval_axis(key: str, interval: Interval | None, n: int) -> Axis:
         points = [low * (high / low) ** part for part in parts]
         ratio = (high / low) ** (1 / (n - 1))
     if "int" in interval.tags or (isinstance(low, int) and isinstance(high, int)):
-        return Axis(key, tuple(sorted({round(point) for point in points})))
-    return Axis(key, tuple(float(f"{point:.4g}") for point in points), ratio=ratio)
+        return Axis(key, tuple(sorted({round(point) for point in points})), continuous=True)
+    rounded = tuple(float(f"{point:.4g}") for point in points)
+    return Axis(key, rounded, ratio=ratio, continuous=True)
 
 
 def grid(axes: Sequence[Axis]) -> list[tuple[int, ...]]:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from minigpt.errors import UserError, require
+from minigpt.extras import install
 from minigpt.report.designs import (
     Design,
     by_key,
+    design_config,
     find_design,
     group,
     identities_without,
@@ -17,6 +19,12 @@ from minigpt.report.designs import (
     shown,
     varying,
     word,
+)
+from minigpt.report.hierarchical import (
+    MixedDifference,
+    by_condition,
+    is_installed,
+    mixed_differences,
 )
 from minigpt.report.runs import Run, RunCollection, find_runs
 from minigpt.report.statistics import Difference, holm, not_significantly_worse, paired
@@ -45,7 +53,9 @@ class Comparison:
 
     `differences`: each other design minus the baseline, by label, with Holm's correction over all.
     `equivalent`: the margin within which their equivalence is tested. `plan`: a difference, for
-    which the seeds needed to detect it are shown. Both are in the unit of `measure`.
+    which the seeds needed to detect it are shown. Both are in the unit of `measure`. `by`: the
+    config keys that runs were grouped by, if they were given. `mixed`: the differences over several
+    conditions, see `minigpt.report.hierarchical`.
     `best`: labels of the lowest mean and of designs not significantly worse than it; empty unless
     `comparable`, which is False if losses are of different texts. `match`: the quantity that
     `sweep.match` made equal, `matched`: the keys it set. `tuned`: keys that a search chose for each
@@ -65,6 +75,8 @@ class Comparison:
     tuned: list[str]
     equivalent: float | None = None
     plan: float | None = None
+    by: list[str] = field(default_factory=list)
+    mixed: dict[str, MixedDifference] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -129,6 +141,8 @@ def compare(
         raise UserError(f"--baseline={baseline}: no run has started; wait for one, or leave it out")
     else:
         base = find_design(baseline, designs)
+    keys = [by_key(name, [design_config(run) for run in collection.runs]) for name in by]
+    conditions = by_condition(designs, base, keys, measure.key)
     best = not_significantly_worse([design.seeds(measure.key) for design in designs])
     comparison = Comparison(
         collection=collection,
@@ -144,9 +158,14 @@ def compare(
         tuned=tuned,
         equivalent=equivalent,
         plan=plan,
+        by=keys,
+        mixed=mixed_differences(conditions) if is_installed() else {},
     )
     comparison.warnings.extend(warnings(comparison, by))
     comparison.notes.extend(notes(comparison))
+    if conditions and not comparison.mixed:
+        why = "a test over the conditions of each group, by a mixed model"
+        comparison.notes.append(f"{why}, needs statsmodels: {install('mixed')}")
     return comparison
 
 

@@ -213,6 +213,12 @@ def identities_without(keys: Sequence[str], configs: Sequence[Values]) -> frozen
     return frozenset(map(_identity, others))
 
 
+def condition(run: Run, keys: Sequence[str]) -> str:
+    """Return the identity of a run's config without the seed and the `keys` it is grouped by."""
+    (identity,) = identities_without(keys, [design_config(run)])
+    return identity
+
+
 # ---- labels ----
 
 

@@ -21,7 +21,8 @@ YES = {None: "", True: "yes", False: "no"}
 
 def tables(comparison: Comparison, checkpoint: str | None) -> list[Table]:
     """Return the tables that have rows, in the order of the page."""
-    drafts = [leaderboard(comparison), differences(comparison), plan(comparison)]
+    drafts = [leaderboard(comparison), differences(comparison), mixed(comparison)]
+    drafts.append(plan(comparison))
     if checkpoint is not None:
         drafts += [by_length(comparison, checkpoint, curve) for curve in LENGTH_CURVES]
     drafts += [configs(comparison), runs(comparison), versions(comparison)]
@@ -164,6 +165,36 @@ def differences(comparison: Comparison) -> Table:
             f"difference that is neither significant nor equivalent needs more seeds."
         )
     return Table("differences", f"Differences to {name}", columns, rows, note)
+
+
+def mixed(comparison: Comparison) -> Table:
+    """Return each group of `--by` minus the baseline, over conditions that vary, if there are."""
+    name, measure = _baseline(comparison), comparison.measure
+    columns = [
+        Column("design"),
+        Column("difference", sign="+"),
+        Column("conditions"),
+        Column("pairs"),
+        Column("p", is_p=True),
+        Column("p_holm", "p (Holm)", is_p=True),
+        Column("between", "deviation between conditions"),
+        Column("within", "deviation between seeds"),
+    ]
+    found = comparison.mixed
+    rows: list[list[Cell]] = []
+    for label in (design.label for design in comparison.ranked if design.label in found):
+        one = found[label]
+        row: list[Cell] = [label, one.interval, one.interval.n, one.n_pairs]
+        rows.append([*row, one.p, one.p_holm, one.between, one.within])
+    note = (
+        f"{measure.name.capitalize()} ({measure.unit}) minus that of {name} with the same seed in "
+        f"the same condition (all that differs besides {', '.join(map(word, comparison.by))}). A "
+        f"mixed model: the difference has a mean, a normal deviation of each condition, and noise "
+        f"between seeds (REML by statsmodels; t with as many degrees of freedom as conditions, "
+        f"less one). Its interval is about other such conditions too; that of the table above is "
+        f"about these conditions."
+    )
+    return Table("mixed", f"Differences to {name} over conditions", columns, rows, note)
 
 
 def plan(comparison: Comparison) -> Table:

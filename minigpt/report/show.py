@@ -21,6 +21,7 @@ from minigpt.report.tables import print_table, to_rich
 PRINTED = (
     "leaderboard",
     "differences",
+    "mixed",
     "plan",
     "lengths",
     "contexts",

@@ -145,9 +145,14 @@ def paired_p(differences: Sequence[float]) -> float | None:
     mean, deviation = float(np.mean(differences)), float(np.std(differences, ddof=1))
     if deviation == 0:
         return 1.0 if mean == 0 else 0.0
+    return t_test_p(mean / deviation * math.sqrt(n), n - 1)
+
+
+def t_test_p(t: float, df: int) -> float:
+    """Return the two-sided p of a value of Student's t."""
     from scipy import special
 
-    return float(2 * special.stdtr(n - 1, -abs(mean) / deviation * math.sqrt(n)))
+    return float(2 * special.stdtr(df, -abs(t)))
 
 
 def equivalence_p(differences: Sequence[float], margin: float) -> float | None:

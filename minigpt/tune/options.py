@@ -1,4 +1,4 @@
-"""Options of a search, checked for combinations. Imports neither ray nor torch."""
+"""Options of a search, checked for combinations. Imports neither ray nor torch at the top."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.errors import UserError, require
+from minigpt.extras import install
 
 SCHEDULERS = ("asha", "hyperband", "pbt", "none")
 SAMPLERS = ("tpe", "random", "grid")
@@ -68,3 +69,12 @@ class TuneOptions:
         """The options that a resumed search must repeat."""
         names = ("scheduler", "search", "metric", "seed")
         return {f"--{name}": getattr(self, name) for name in names}
+
+
+def require_ray(command: str) -> None:
+    """Raise UserError with the command that installs Ray and Optuna if one of them is missing."""
+    try:
+        import optuna  # noqa: F401
+        import ray.tune  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{command}: Ray is not installed ({error}); {install('ray')}") from None

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import TINY, Cli
 
 DESIGNS = ["compare", *TINY, "trainer.sample_every=null", "positional=learned,rope"]
-SMALL = [*DESIGNS, "--budget=3", "--seeds=2", "--dir=all"]
+SMALL = [*DESIGNS, "--budget=3", "--seeds=2", "--search-seeds=1", "--dir=all"]
 
 
 def rows(name: str, folder: str = "all") -> list[dict[str, str]]:
@@ -159,6 +159,9 @@ def test_a_preset_names_the_designs_and_its_seeds_are_replaced(cli: Cli) -> None
         (["positional=rope,alibi", "--dir=text.txt"], "is a file; name a folder"),
         (["positional=rope,alibi", "--dir=."], "contains other files"),
         (["positional=rope,alibi", "--seeds=many"], "--seeds"),
+        (["positional=rope,alibi", "--search=best"], "--search"),
+        (["positional=rope,alibi", "--search=tpe", "--search-seeds=2"], "with one seed"),
+        (["positional=rope,alibi", "--search=tpe", "trainer.eval_every=null"], "at evaluations"),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(
@@ -169,6 +172,37 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     assert done.code == 2 and message in done.err, done.err
     assert len(done.err.splitlines()) == 1
     assert {*Path().iterdir()} == before
+
+
+@pytest.mark.slow
+def test_a_search_by_ray_tune(cli: Cli) -> None:
+    """Eight trials each, some of which ASHA stops; another call trains nothing again."""
+    command = [*DESIGNS, "--search=tpe", "--budget=8", "--seeds=2", "--dir=all"]
+    command += ["trainer.eval_every=2", "trainer.threads=1"]
+    program = [sys.executable, "-m", "minigpt.cli", *command]
+    done = subprocess.run(program, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    saved = json.loads(Path("all/compare.json").read_text())
+    by_design = {row["design"]: row for row in rows("chosen")}
+    for design in saved["designs"]:
+        folders = [*Path("all/search", design["label"]).iterdir()]
+        trials = [t for f in folders for t in json.loads((f / "tune.json").read_text())["trials"]]
+        full = [trial for trial in trials if trial["status"] == "finished"]
+        best = min(full, key=lambda trial: trial["value"])
+        assert design["chosen"] == best["values"]
+        row = by_design[design["label"]]
+        assert int(row["trials"]) == len(trials) == 8 * len(folders)
+        assert int(row["stopped"]) == len(trials) - len(full) > 0
+        rates = [trial["values"]["optimizer.lr"] for trial in trials]
+        assert len({*rates}) == len(rates)  # proposed, not a grid
+    assert {row["runs"] for row in rows("leaderboard")} == {"2"}
+    assert '"sensitivity"' in Path("all/report.html").read_text()
+    before = {path: path.stat().st_mtime_ns for path in Path("all").rglob("result.json")}
+    again = subprocess.run(program, check=False, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in Path("all").rglob("result.json")}
+    other = cli(*[option.replace("tpe", "grid") for option in command])
+    assert other.code == 2 and "contains a comparison with other options" in other.err
 
 
 @pytest.mark.slow
