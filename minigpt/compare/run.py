@@ -233,13 +233,15 @@ class Comparison:
 
         Its trials are added to those of an earlier, narrower space.
         """
-        for tuning in self.tunings(axes):
-            self.line(f"search     {tuning.label}: {tuning.options.trials} trials")
-            tuning.run()
-        return [
-            DesignSearch(tuning.label, tuning.design, axes, tuning.trials())
-            for tuning in self.tunings(axes)
-        ]
+        from minigpt.compare.tuning import run_searches
+
+        tunings, n_final = self.tunings(axes), self.options.seeds
+        self.line(
+            f"search     {count(self.options.budget, 'trial')} of each design by Ray Tune; then "
+            f"{n_final * len(tunings)} runs: {count(n_final, 'fresh seed')} of each"
+        )
+        run_searches(tunings)
+        return [DesignSearch(t.label, t.design, axes, t.trials()) for t in tunings]
 
     def tunings(self, axes: Sequence[Axis]) -> list[Tuning]:
         """Return the search by Ray Tune of each design."""

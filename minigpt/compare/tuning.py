@@ -16,10 +16,11 @@ from minigpt.config.schema import Config
 from minigpt.errors import Failure
 from minigpt.files import sha256, try_read_json
 from minigpt.report.comparison import LOSS
-from minigpt.run.directory import RunDirectory
+from minigpt.run.directory import SEARCH, RunDirectory
 from minigpt.tune.options import TuneOptions
 from minigpt.tune.records import TrialRecord, read_trials
 from minigpt.tune.search import search
+from minigpt.tune.session import ray_session
 from minigpt.tune.space import check_space, parse_space
 
 
@@ -58,9 +59,12 @@ class Tuning:
         """Raise UserError for values that cannot be searched."""
         check_space(parse_space(self.overrides), self.options)
 
-    def run(self) -> None:
-        """Run the search, or what is missing of it. Raises UserError, Interrupted and Failure."""
-        search(self.overrides, self.options)
+    @property
+    def finished(self) -> bool:
+        """Whether the search has ended."""
+        directory = self.options.directory
+        assert directory is not None
+        return try_read_json(directory / SEARCH).get("status") == "finished"
 
     def trials(self) -> list[Trial]:
         """Return the trials of this space and of narrower ones.
@@ -79,6 +83,19 @@ class Tuning:
         loss = math.inf if record.status == "failed" or record.value is None else record.value
         stopped = record.status == "stopped"
         return Trial(DesignPoint(index, values), loss, record.seconds, stopped)
+
+
+def run_searches(tunings: Sequence[Tuning]) -> None:
+    """Run what is missing of the searches, one after the other on the same Ray.
+
+    Raises UserError, Interrupted and Failure.
+    """
+    missing = [tuning for tuning in tunings if not tuning.finished]
+    if not missing:
+        return
+    with ray_session(None, None, missing[0].budget):
+        for tuning in missing:
+            search(tuning.overrides, tuning.options)
 
 
 def domain(axis: Axis, values: Sequence[Any]) -> str:

@@ -20,7 +20,10 @@ def sweep(*overrides: str) -> list[str]:
 
 def compare(*overrides: str, experiment: str = "claims/tuned", budget: int = 4) -> list[str]:
     """Return a comparison of designs, each with the learning rate that is best for it."""
-    return ["compare", f"experiment={experiment}", *overrides, "--budget", f"{budget}"]
+    return [
+        *("compare", f"experiment={experiment}", *overrides),
+        *("--budget", f"{budget}", "--search-seeds", "1"),
+    ]
 
 
 def key_value_heads(n: int, expansion: float) -> list[str]:

@@ -8,8 +8,10 @@ import pytest
 
 from minigpt.compare.options import CompareOptions
 from minigpt.compare.search import DesignPoint, DesignSearch, Trial, points, probes
-from minigpt.compare.space import DECAY, LR, Axis, axes_of, grid
+from minigpt.compare.space import DECAY, DECAYS, LR, Axis, axes_of, grid
+from minigpt.compare.tuning import domain, nearest
 from minigpt.config.compose import composed_config
+from minigpt.config.overrides import parse_values
 from minigpt.errors import UserError
 
 
@@ -130,3 +132,36 @@ def test_the_best_trial_is_that_of_the_lowest_loss_and_divergence_is_the_worst()
 def test_wrong_numbers_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"--(seeds|budget|search-seeds)="):
         CompareOptions(**options)
+
+
+# ---- for a search without a grid ----
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("optimizer.lr=tag(log,interval(1e-3,8e-3))", "tag(log,interval(0.001,0.008))"),
+        ("optimizer.lr=interval(0.1,0.4)", "interval(0.1,0.4)"),
+        ("optimizer.beta2=0.95,0.99", "0.95,0.99"),
+        ("trainer.batch_size=int(interval(4,32))", "tag(int,interval(4,32))"),
+    ],
+)
+def test_axes_in_the_syntax_of_tune(text: str, expected: str) -> None:
+    config = composed_config([])
+    key = text.partition("=")[0]
+    axis = next(axis for axis in axes_of([text], None) if axis.key == key)
+    assert domain(axis, axis.values(config)) == expected
+    assert parse_values(f"{key}={expected}")[1] is not None
+
+
+def test_the_default_space_without_a_grid() -> None:
+    lr, decay = axes_of([], None)
+    assert lr.points == (0.5, 1.0, 2.0, 4.0) and decay.points == DECAYS
+    assert domain(lr, [1e-3, 2e-3, 4e-3]) == "tag(log,interval(0.001,0.004))"
+    assert domain(lr, [1e-3]) == "0.001"
+
+
+def test_the_nearest_value_of_an_axis() -> None:
+    values = [0.001, 0.002, 0.004]
+    assert [nearest(values, x) for x in (0.001, 0.0014, 0.0015, 0.0028, 0.0029)] == [0, 0, 1, 1, 2]
+    assert nearest([0.0, 1.0], 0.4) == 0 and nearest(["a", "b"], "b") == 1
