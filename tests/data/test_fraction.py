@@ -38,7 +38,7 @@ def test_only_the_training_split_is_cut(workdir: Path, fixed: tuple[str, ...]) -
         separator = "\n" if CUT in fixed else None
         tokens, ids = encode_documents(text, separator, part.tokenizer)
         assert torch.equal(part.tokens.train.tokens, tokens)
-        if separator is not None:
+        if ids is not None:
             assert torch.equal(part.tokens.train.document_ids, ids)
         for split, other in zip(part.tokens.splits[1:], whole.tokens.splits[1:], strict=True):
             assert torch.equal(split.tokens, other.tokens)
