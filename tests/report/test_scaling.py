@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
+import yaml
 
+from minigpt.config.groups import config_directory
 from minigpt.errors import UserError
 from minigpt.report.comparison import compare
 from minigpt.report.power_law import PowerLaw
-from minigpt.report.scaling import Scaling, fit_scaling
+from minigpt.report.scaling import VALUES, Scaling, fit_scaling
 from minigpt.report.scaling_page import compute_optimal, extra, notes
 from tests.conftest import Cli
 from tests.report.synthetic import config, make_run
@@ -223,6 +226,21 @@ def test_too_few_values_are_refused_with_the_number_needed(
     assert "--fit: a law of 3 parameters needs 4 values of N, D or U" in done.err
     assert f"have {n_values} (parameters without embeddings; vary model.n_embd" in done.err
     assert "vary data.fraction" in done.err and not (tmp_path / "report.html").exists()
+
+
+def test_the_preset_has_values_for_every_law() -> None:
+    file = config_directory() / "sweep" / "scaling.yaml"
+    params = yaml.safe_load(file.read_text())["hydra"]["sweeper"]["params"]
+    values = {key: str(value).split(",") for key, value in params.items()}
+    sizes = {
+        int(width) ** 2 * int(layers)
+        for width, layers in product(values["model.n_embd"], values["model.n_layer"])
+    }
+    assert len(sizes) == 8
+    for key in ("trainer.max_steps", "data.fraction"):
+        assert len(values[key]) >= VALUES
+    n_runs = math.prod(map(len, values.values()))
+    assert n_runs == 384 and f"# {n_runs} runs: {len(sizes)} sizes" in file.read_text()
 
 
 def test_groups_and_several_texts_are_refused(tmp_path: Path) -> None:
