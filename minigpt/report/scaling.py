@@ -91,7 +91,11 @@ def fit_scaling(comparison: Comparison, by: Sequence[str] = ()) -> Scaling:
             "--fit: the runs used different texts or splits, so their losses are not comparable; "
             "give runs of one text"
         )
-    left_out = Counter(run.status for run in comparison.collection.runs if not run.finished)
+    unfinished = [run for run in comparison.collection.runs if not run.finished]
+    left_out = Counter(
+        "without a validation loss" if run.status == "finished" else run.status
+        for run in unfinished
+    )
     points = []
     for design in comparison.designs:
         unusable = [reason for run in design.runs if (reason := _reason_against(run)) is not None]

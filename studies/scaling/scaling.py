@@ -1,6 +1,6 @@
 """When do more parameters stop helping on tiny Shakespeare? Train, keep results, write a page.
 
-    python studies/scaling/scaling.py              # about 2 hours on two CPU cores, into runs/scaling
+    python studies/scaling/scaling.py              # about 2 hours on two CPU cores
     python studies/scaling/scaling.py --page       # the page from results/, without training
 
 Run it again to train what is missing. More arguments are overrides for all runs.
