@@ -75,7 +75,8 @@ def _print_sizes(configs: list[Config], prepared: list[Prepared], console: Conso
     for config, data in zip(configs, prepared, strict=True):
         name, n_tokens = config.tokenizer.name, [len(split.tokens) for split in data.tokens.splits]
         counts = (data.tokenizer.n_vocab, *n_tokens)
-        bytes_per_token = data.corpus.n_bytes / sum(n_tokens)
+        n_bytes = sum(split.target_bytes for split in data.tokens.splits)
+        bytes_per_token = n_bytes / (sum(n_tokens) - len(names))  # first tokens are no targets
         fingerprint = data.tokenizer.fingerprint[:12]
         sizes.add_row(name, *(f"{n:,}" for n in counts), f"{bytes_per_token:.3f}", fingerprint)
         by_split = [split.document_lengths for split in data.tokens.splits]

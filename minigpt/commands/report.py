@@ -6,10 +6,16 @@ import math
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minigpt.commands.options import Parser, path_option
 from minigpt.errors import UserError, require
 
+if TYPE_CHECKING:
+    from minigpt.report.comparison import Comparison
+    from minigpt.report.page import Extra
+
+RESIDUALS = "residuals"  # a table for the page: it is as long as there are runs
 LIVE_SECONDS, MAX_SECONDS = 5.0, 86400.0
 HELP = {
     "DIR": "a run, a folder searched for runs, or latest: the sweep or search of the newest run, "
@@ -22,6 +28,8 @@ HELP = {
     "one-sided paired t-tests (TOST); X is in the unit of the ranking, nats/token or bits/byte",
     "--plan": "also print how many seeds would detect a difference of X to the baseline with 80 % "
     "power, from the standard deviation of the differences seen so far",
+    "--fit": "also fit power laws of the loss in parameters, tokens, unique tokens and FLOPs, with "
+    "the compute-optimal line; minigpt train -m sweep=scaling trains runs for it",
     "--out": "the page (default: report.html in DIR, or in this folder for several DIR)",
     "--live": "update whenever a file changes, until every run, sweep and search has ended",
     "--every": f"how often --live checks the files (default: {LIVE_SECONDS:g})",
@@ -35,8 +43,8 @@ def main(arguments: list[str]) -> None:
     options = _options(arguments)
     from minigpt.console import PipeConsole
     from minigpt.report.comparison import compare, require_paired_seeds
-    from minigpt.report.page import write_report
-    from minigpt.report.show import follow, show
+    from minigpt.report.page import Extra, write_report
+    from minigpt.report.show import follow, show, show_tables
     from minigpt.run.directory import find_folder
 
     # Resolve once: `latest` may be another folder later.
@@ -50,9 +58,11 @@ def main(arguments: list[str]) -> None:
     read = partial(compare, folders, options.by, options.baseline, options.equivalent, options.plan)
     comparison = follow(folders, read, out, options.every) if options.live else read()
     require_paired_seeds(comparison)
+    extra = _fits(comparison, options.by) if options.fit else Extra()
     console = PipeConsole(highlight=False)
     show(comparison, console)
-    page, *others = write_report(comparison, out)
+    show_tables([table for table in extra.tables if table.name != RESIDUALS], console)
+    page, *others = write_report(comparison, out, extra=extra)
     line = f"wrote {page}, {', '.join(path.name for path in others)}"
     console.print(line, soft_wrap=True, markup=False)
     if options.wandb is not None:
@@ -62,6 +72,16 @@ def main(arguments: list[str]) -> None:
         spec = out.with_name(f"{out.stem}_wandb.json")
         line = save_report(comparison, *project_name(options.wandb), title(comparison), spec)
         console.print(line, soft_wrap=True, markup=False)
+
+
+def _fits(comparison: Comparison, by: list[str]) -> Extra:
+    """Return the tables and plots of the laws that the runs determine; add the notes on them."""
+    from minigpt.report.scaling import fit_scaling
+    from minigpt.report.scaling_page import extra, notes
+
+    scaling = fit_scaling(comparison, by)
+    comparison.notes.extend(notes(scaling))
+    return extra(scaling)
 
 
 def _options(arguments: list[str]) -> Namespace:
@@ -75,6 +95,7 @@ def _options(arguments: list[str]) -> Namespace:
             "minigpt report runs/sweep --baseline learned",
             "minigpt report runs --by positional --by norm --out compared.html",
             "minigpt report latest --equivalent 0.01 --plan 0.01",
+            "minigpt report latest --fit",
             "minigpt report latest --live",
         ],
     )
@@ -84,6 +105,7 @@ def _options(arguments: list[str]) -> Namespace:
     add("--baseline", metavar="DESIGN", help=HELP["--baseline"])
     add("--equivalent", metavar="X", type=float, help=HELP["--equivalent"])
     add("--plan", metavar="X", type=float, help=HELP["--plan"])
+    add("--fit", action="store_true", help=HELP["--fit"])
     add("--out", metavar="FILE.html", type=path_option, help=HELP["--out"])
     add("--live", action="store_true", help=HELP["--live"])
     add("--every", metavar="SECONDS", type=float, default=LIVE_SECONDS, help=HELP["--every"])

@@ -54,6 +54,7 @@ def _parser() -> Parser:
             "minigpt tune model.n_embd='int(interval(32,256))' trainer.max_steps=500 --trials 50",
             "minigpt tune optimizer.lr='interval(1e-3,1e-2)' --scheduler pbt --trials 8",
             "minigpt tune norm=pre,post ffn=gelu,swiglu --search grid --scheduler none",
+            "minigpt tune optimizer.lr=1e-3,4e-3 data.fraction=0.25 trainer.max_steps=500",
             "minigpt tune optimizer.lr=1e-3,4e-3 --address auto --dir /shared/runs/lr",
         ],
     )

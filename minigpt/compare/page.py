@@ -13,8 +13,8 @@ from minigpt.console import PipeConsole, duration
 from minigpt.report.comparison import LOSS, compare
 from minigpt.report.page import Extra, write_report
 from minigpt.report.plots import Line, Plot, log_plot
-from minigpt.report.show import show
-from minigpt.report.tables import Cell, Column, Table, print_table
+from minigpt.report.show import show, show_tables
+from minigpt.report.tables import Cell, Column, Table
 
 
 def write_comparison(
@@ -34,9 +34,7 @@ def write_comparison(
     ]
     table, plot = chosen(searches), sensitivity(searches)
     show(comparison, console)
-    console.print("")
-    print_table(table, console)
-    console.print(table.note, soft_wrap=True, markup=False)
+    show_tables([table], console)
     extra = Extra([table], [] if plot is None else [plot])
     return write_report(comparison, folder / "report.html", extra=extra)
 

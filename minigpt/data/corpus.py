@@ -30,6 +30,8 @@ class DataConfig:
 
     `dir`: the folder of cached files; None: the environment variable MINIGPT_DATA, or data.
     `train_fraction`: the first int(train_fraction * n) characters are the training split.
+    `fraction`: of the training split, the first int(fraction * n) characters are used; the other
+    splits and the tokenizer are as without it.
     `test_fraction`: the last int(test_fraction * n) of the n other characters are the test split,
     the rest the validation split; 0: no test split.
     `document_separator`: the string that ends each document, in which \\n, \\t, \\r and \\\\ are
@@ -40,6 +42,7 @@ class DataConfig:
     dir: str | None
     train_fraction: float
     test_fraction: float = field(default=0.0, kw_only=True)
+    fraction: float = field(default=1.0, kw_only=True)
     document_separator: str | None = field(default=None, kw_only=True)
 
     @property
@@ -77,6 +80,8 @@ class DataConfig:
             "must be 0 or more and below 1: it is of the validation text",
         )
         require(0 <= test < 1, "data.test_fraction", test, why)
+        part, why = self.fraction, "must be above 0 and at most 1: it is of the training split"
+        require(0 < part <= 1, "data.fraction", part, why)
         escaped = self.document_separator
         if escaped is not None:
             key = "data.document_separator"
@@ -126,18 +131,23 @@ class Corpus(ABC):
 
 
 class TextCorpus(Corpus):
-    """A text in memory. Its first `n_train` characters are the training split, its last `n_test`
-    the test split.
+    """A text in memory. Its first `n_train` characters are for training, its last `n_test` are the
+    test split, the others the validation split.
 
-    Each document ends with `separator`; with None each split is one document.
+    The training split is the first `n_used` of the characters for training, or all of them. Each
+    document ends with `separator`; with None each split is one document.
     """
 
     def __init__(
-        self, text: str, n_train: int, separator: str | None = None, n_test: int = 0
+        self,
+        text: str,
+        n_train: int,
+        separator: str | None = None,
+        n_test: int = 0,
+        n_used: int | None = None,
     ) -> None:
-        self.text, self.n_train, self.n_test, self.separator = text, n_train, n_test, separator
-        n_val = len(text) - n_train - n_test
-        self.splits = {"train": text[:n_train], "val": text[n_train : n_train + n_val]}
+        self.text, self.n_train, self.separator = text, n_train, separator
+        self.splits = {"train": text[:n_train][:n_used], "val": text[n_train : len(text) - n_test]}
         if n_test:
             self.splits["test"] = text[-n_test:]
         self.characters = {name: len(part) for name, part in self.splits.items()}
@@ -145,12 +155,13 @@ class TextCorpus(Corpus):
         self.n_bytes, self.sha256 = len(content), sha256(content)
 
     def tokenizer(self, config: TokenizerConfig, directory: Path) -> Tokenizer:
+        # Of all text for training, also if less is used: the losses stay comparable.
         create = TOKENIZERS.variant(config.name).create
         return create(config, self.text, self.n_train, directory)
 
     def tokens(self, tokenizer: Tokenizer, directory: Path) -> TokenData:
-        sizes = (self.n_train, self.n_test) if self.n_test else (self.n_train,)
-        key = (CACHE_FORMAT, self.sha256, *sizes, self.separator, tokenizer.fingerprint)
+        sizes = self.characters
+        key = (CACHE_FORMAT, self.sha256, sizes, self.separator, tokenizer.fingerprint)
         path = directory / "tokens" / f"{sha256(json.dumps(key))}.safetensors"
         return read_tokens(path) or write_tokens(path, self.splits, self.separator, tokenizer)
 
@@ -187,7 +198,8 @@ class TextSource(Source):
         text = self.read()
         train = n_train(self.config, len(text))
         test = n_test(self.config, len(text) - train)
-        corpus = TextCorpus(text, train, self.config.separator, test)
+        used = n_used(self.config, train)
+        corpus = TextCorpus(text, train, self.config.separator, test, used)
         for name, part in corpus.splits.items():
             has_separator = corpus.separator is None or corpus.separator in part
             require_separator(has_separator, self.config, name, "\r\n" in part)
@@ -218,6 +230,17 @@ def n_test(config: DataConfig, n: int) -> int:
             f"data.test_fraction={config.test_fraction}; use more text"
         )
     return n_test
+
+
+def n_used(config: DataConfig, n: int) -> int:
+    """Return the number of characters to train with, of n. Raises UserError if it is 0."""
+    n_used = int(config.fraction * n)
+    if n_used == 0:
+        raise UserError(
+            f"data={config.name}: {n} characters for training are too few for "
+            f"data.fraction={config.fraction}; use more text"
+        )
+    return n_used
 
 
 def require_separator(in_split: bool, config: DataConfig, split: str, has_crlf: bool) -> None:

@@ -101,10 +101,12 @@ class Index:
 def data_settings(config: DataConfig) -> dict[str, Any]:
     """Return the options that determine the splits, by full key.
 
-    Raises UserError for a test split.
+    Raises UserError for a test split, and for a part of the training split.
     """
     why = "shards have no test split; use data=text, or 0"
     require(config.test_fraction == 0, "data.test_fraction", config.test_fraction, why)
+    why = "shards are used whole; use data=text, or 1"
+    require(config.fraction == 1, "data.fraction", config.fraction, why)
     return {
         "data.train_fraction": config.train_fraction,
         "data.document_separator": FILE if config.document_separator == FILE else config.separator,
@@ -204,6 +206,7 @@ def write_shards(
     data = source.config
     if not isinstance(source, TextSource):
         raise UserError(f"data={data.name}: cannot be read as text; use another corpus")
+    settings = data_settings(data) | tokenizer_settings(tokenizer)
     first = _CountedBlocks(source.blocks(), lambda done: progress("reading", done, None))
     leading, alphabet = "", set[str]()
     for block in first:
@@ -229,7 +232,6 @@ def write_shards(
             raise UserError(f"data={data.name}: the text changed while it was read; try again")
         learned.save(temporary / TOKENIZER)
         characters = {"train": n, "val": first.n_characters - n}
-        settings = data_settings(data) | tokenizer_settings(tokenizer)
         facts = (first.sha256, first.n_bytes, characters, settings)
         index = Index(*facts, learned.fingerprint, splits)
         index.write(temporary)

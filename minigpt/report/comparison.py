@@ -409,8 +409,9 @@ def _text(run: Run) -> Any:
     digest = run.manifest.get("data_sha256")
     if not isinstance(digest, str):
         return None
-    characters = _dict(run.manifest, "characters").items()
-    sizes = " + ".join(f"{n:,} {name}" for name, n in characters if isinstance(n, int))
+    # Not the training split: losses after training on a part of it (data.fraction) compare.
+    held_out = {name: n for name, n in _dict(run.manifest, "characters").items() if name != "train"}
+    sizes = " + ".join(f"{n:,} {name}" for name, n in held_out.items() if isinstance(n, int))
     return f"{run.config.get('data.name', 'text')} {digest[:8]}, {sizes} characters"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,13 +46,17 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure under a heading. `choices`: buttons that switch its data; the first is drawn."""
+    """A figure under a heading. `choices`: buttons that switch its data; the first is drawn.
+
+    `legend`: the styles of its labels, if they are not those of the designs.
+    """
 
     name: str
     heading: str
     text: str
     figure: go.Figure
     choices: list[Choice] = field(default_factory=list)
+    legend: dict[str, Style] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:
@@ -271,17 +275,26 @@ def against(comparison: Comparison, name: str, key: str, title: str) -> Plot | N
 
 
 def log_plot(
-    name: str, heading: str, text: str, unit: str, lines_by_axis: dict[str, dict[str, Line]]
+    name: str,
+    heading: str,
+    text: str,
+    unit: str,
+    lines_by_axis: dict[str, dict[str, Line]],
+    modes: Mapping[str, str] | None = None,
 ) -> Plot:
-    """Return a plot of lines by label over a logarithmic x-axis, with a button for each axis."""
+    """Return a plot of lines by label over a logarithmic x-axis, with a button for each axis.
+
+    `modes`: of labels that are not lines with markers: "lines" or "markers".
+    """
     first = next(iter(lines_by_axis))
     figure = _figure(unit, first)
     figure.update_xaxes(type="log")
     by_label = styles([*lines_by_axis[first]])
     for label, line in lines_by_axis[first].items():
-        _add_line(figure, label, by_label[label], line, mode="lines+markers")
+        mode = (modes or {}).get(label, "lines+markers")
+        _add_line(figure, label, by_label[label], line, mode)
     axes = [Choice(axis, *_data([*lines.values()]), axis) for axis, lines in lines_by_axis.items()]
-    return Plot(name, heading, text, figure, axes)
+    return Plot(name, heading, text, figure, axes, by_label)
 
 
 # ---- lines, bands, axes ----

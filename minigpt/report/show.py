@@ -16,7 +16,7 @@ from minigpt.report.evaluations import choose_checkpoint
 from minigpt.report.page import write_report
 from minigpt.report.results import differences, leaderboard, plan, running, summary, tables
 from minigpt.report.runs import file_states
-from minigpt.report.tables import print_table, to_rich
+from minigpt.report.tables import Table, print_table, to_rich
 
 PRINTED = (
     "leaderboard",
@@ -41,14 +41,19 @@ def show(comparison: Comparison, console: Console) -> None:
         line(f"warning: {warning}", "yellow")
     for note in comparison.notes:
         line(note)
-    for table in tables(comparison, choose_checkpoint(comparison)):
-        if table.name not in PRINTED:
-            continue
+    every = tables(comparison, choose_checkpoint(comparison))
+    show_tables([table for table in every if table.name in PRINTED], console)
+
+
+def show_tables(tables: Sequence[Table], console: Console) -> None:
+    """Print tables with their notes."""
+    for table in tables:
         if not console.is_terminal:
-            line("")
+            console.print("")
         print_table(table, console)
         if table.note:
-            line(table.note, "dim")
+            note = Text(table.note, "dim") if console.is_terminal else table.note
+            console.print(note, soft_wrap=not console.is_terminal, markup=False)
 
 
 def follow(

@@ -82,7 +82,7 @@ def asha_search(
     """Run a search with TPE and ASHA over learning rates and models, logged to W&B."""
     folder = tmp_path_factory.mktemp("asha")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
-    arguments = tiny(logger="wandb", trainer__max_steps=14)
+    arguments = tiny(logger="wandb", trainer__max_steps=14, data__fraction=0.5)
     arguments += [
         RATES,
         "model=choice(rope,alibi)",
@@ -140,6 +140,13 @@ def test_best_config_reproduces_the_best_value(
     assert json.loads(Path("again/result.json").read_text())["val_loss"] == best["value"]
     assert "group: null" in Path("search/best.yaml").read_text()
     assert best_comment(Path("search")).startswith("# All values of this run, as requested.")
+    # Trials on a part of the text; then the best config on all of it.
+    in_full = [*again[:-1], "hydra.run.dir=full", "data.fraction=1"]
+    assert main(["train", *in_full]) == 0
+    sizes = [
+        json.loads(Path(f"{run}/manifest.json").read_text())["tokens"] for run in ("again", "full")
+    ]
+    assert sizes[0]["train"] == sizes[1]["train"] // 2 and sizes[0]["val"] == sizes[1]["val"]
 
 
 def test_trials_can_be_evaluated_sampled_and_resumed(
