@@ -76,6 +76,7 @@ DESIGNS: dict[str, list[str]] = {
     "documents": [r"data.document_separator='\n\n'"],
     "documents_window": [r"data.document_separator='\n\n'", "attention=sliding_window"],
     "documents_cope": [r"data.document_separator='\n\n'", "model=cope"],
+    "epochs": ["data.order=epochs"],
     "bpe": ["tokenizer=bpe", "tokenizer.vocab_size=300"],
     "gpt2_tokens": ["tokenizer=gpt2", "model.n_embd=8", "model.n_head=1"],
     "patience": ["trainer.eval_every=5", "trainer.patience=1", "optimizer.lr=0.5"],

@@ -16,6 +16,7 @@ from torch import Tensor
 from minigpt.console import counted
 from minigpt.data import Batch
 from minigpt.data.corpus import unescape
+from minigpt.data.order import ORDERS
 from minigpt.data.tokens import Split
 from minigpt.errors import Failure
 from minigpt.evaluate.loss import Evaluation, evaluate, perplexity
@@ -58,7 +59,11 @@ class Trainer:
         self.state, self.progress = setup.state, setup.state.progress
         self.model, self.optimizer = setup.state.model, setup.state.optimizer
         self.schedule = SCHEDULES.build(self.config.schedule, self.options.max_steps)
-        self.tokens_per_step = self.options.batch_size * self.config.model.block_size
+        batch_size, block_size = self.options.batch_size, self.config.model.block_size
+        self.tokens_per_step = batch_size * block_size
+        self.windows = ORDERS[self.config.data.order](
+            *(self.data.train, batch_size, block_size, self.state.generator, self.config.seed)
+        )
         self.run, self.display, self.logger = run, display, logger
         self.stop = stop or StopRequest()
         self.stopwatch = stopwatch or Stopwatch()
@@ -93,8 +98,7 @@ class Trainer:
 
     def draw(self) -> Sequence[Batch]:
         """Return the next batch, split into `grad_accum_steps` micro-batches."""
-        block_size = self.config.model.block_size
-        batch = self.data.train.draw(self.options.batch_size, block_size, self.state.generator)
+        batch = self.windows.batch(self.progress.step)
         return list(batch.chunk(self.options.grad_accum_steps))
 
     def record(self, metrics: Metrics, norm: Tensor) -> None:

@@ -367,7 +367,7 @@ def test_output_norms_take_the_residual_init(placement: str) -> None:
                 assert parameter.std().item() == pytest.approx(0.02, rel=0.1), name
 
 
-@pytest.mark.parametrize("residual_init, residual_std", [("scaled", 0.005), ("normal", 0.02)])
+@pytest.mark.parametrize(("residual_init", "residual_std"), [("scaled", 0.005), ("normal", 0.02)])
 @pytest.mark.parametrize("ffn", FFN.names())
 def test_initial_weights(ffn: str, residual_init: str, residual_std: float) -> None:
     torch.manual_seed(0)
