@@ -57,6 +57,8 @@ DESIGNS: dict[str, list[str]] = {
     "multi_query": ["model.n_head=4", "model.n_kv_head=1"],
     "softcap": ["model.logit_softcap=20.0"],
     "value_residual": ["model.value_residual=true"],
+    "x0_values": ["model.value_residual=x0"],
+    "head_gates": ["model.head_gates=true"],
     "unet_skips": ["model.n_layer=4", "model.unet_skips=true"],
     "vocab_multiple": ["model.vocab_multiple=16"],
     "alternating_window": [

@@ -120,6 +120,7 @@ DESIGNS = [
     *(f"attention={name}" for name in ATTENTION.names() if name != "full"),
     *(f"ffn={name}" for name in FFN.names()),
     *("optimizer=muon", "model.unet_skips=true", "model.value_residual=true", "backend=eager"),
+    *("model.value_residual=x0", "model.head_gates=true"),
     *("backend=sdpa", "model=bigram", "model.logit_softcap=20.0", "embedding=tied", "documents"),
 ]
 
