@@ -71,6 +71,7 @@ DESIGNS: dict[str, list[str]] = {
     "sdpa": ["backend=sdpa"],
     "eager": ["backend=eager", "model=t5", "model.block_size=96"],
     "bf16": ["trainer.precision=bf16"],
+    "ema": ["optimizer.ema=0.9", "trainer.eval_every=5"],
     "muon": ["optimizer=muon"],
     "accumulate": ["trainer.grad_accum_steps=2", "optimizer.grad_clip=0.5"],
     "schedule_cosine": ["schedule=cosine"],

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from minigpt.model import GPT, ModelConfig
+from minigpt.model.attention import ATTENTION
 from minigpt.model.backends import BACKENDS
 from minigpt.model.context import ForwardContext
 from minigpt.model.linear import ZeroLinear
 from minigpt.model.norm import PLACEMENTS
 from minigpt.model.self_attention import SelfAttention
 from tests.model.contract import (
-    ATTENTION_IDS,
-    ATTENTIONS,
     assert_cached_equals_full,
     assert_causal,
     assert_equals_reference,
     assert_packed_equals_separate,
 )
+from tests.model.reference import ATTENTION_OPTIONS
 from tests.model.tiny import N_VOCAB, random_tokens, tiny_config
 
 Options = Mapping[str, Any]
@@ -42,30 +42,34 @@ def assert_correct(config: ModelConfig, backend: str = "eager") -> None:
 
 
 @each_option
-@pytest.mark.parametrize("n_kv_head", [None, 1])
-def test_equal_the_reference(options: Options, n_kv_head: int | None) -> None:
-    assert_correct(tiny_config(n_layer=3, n_kv_head=n_kv_head, n_embd=24, bias=True, **options))
+def test_equal_the_reference(options: Options) -> None:
+    assert_correct(tiny_config(n_layer=3, bias=True, **options))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equal_the_reference_in_every_backend(backend: str) -> None:
-    config = tiny_config(n_layer=3, n_kv_head=1, n_embd=24, **OPTIONS["both"])
+    config = tiny_config(n_kv_head=1, n_embd=24, **OPTIONS["both"])
     assert_correct(config, backend)
     assert_causal(config, backend)
     assert_packed_equals_separate(config, backend)
 
 
-@pytest.mark.parametrize(("attention", "options"), ATTENTIONS, ids=ATTENTION_IDS)
-def test_equal_the_reference_with_every_attention(attention: str, options: Options) -> None:
+@pytest.mark.parametrize("attention", ATTENTION.names())
+def test_equal_the_reference_with_every_attention(attention: str) -> None:
+    options = ATTENTION_OPTIONS[attention][0]
     config = tiny_config(attention=attention, attention_options=options, **OPTIONS["both"])
-    assert_correct(config)
+    assert_equals_reference(config, "eager", 7, per_row=True)
+    assert_cached_equals_full(config, "eager")
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
-@pytest.mark.parametrize("scheme", ["learned", "block_input"])  # which change x0, and a layer's x
+@pytest.mark.parametrize(
+    ("scheme", "placement"),  # learned positions change x0, those of block_input a layer's x
+    [*(("learned", placement) for placement in PLACEMENTS), ("block_input", "pre")],
+)
 def test_equal_the_reference_with_every_norm(scheme: str, placement: str) -> None:
-    skips = {"n_layer": 4, "unet_skips": True, "qk_norm": "gain"}
-    assert_correct(tiny_config(scheme, placement=placement, **skips, **OPTIONS["both"]))
+    skips: dict[str, Any] = {"n_layer": 3, "unet_skips": True, "qk_norm": "gain"}
+    config = tiny_config(scheme, placement=placement, **skips, **OPTIONS["both"])
+    assert_equals_reference(config, "eager", 5, per_row=True)
 
 
 @each_option
