@@ -59,7 +59,7 @@ class Epochs(WindowOrder):
             part = self._starts(epoch)[done : done + end - first]
             parts.append(part)
             first += len(part)
-        return self.split.at(torch.cat(parts), self.block_size)
+        return self.split.windows_at(torch.cat(parts), self.block_size)
 
     @cached_property
     def n_windows(self) -> int:

@@ -91,7 +91,7 @@ class Split:
         last = len(self.tokens) - block_size
         device = self.tokens.device
         starts = torch.randint(last, (batch_size, 1), generator=generator, device=device)
-        return self.at(starts, block_size)
+        return self.windows_at(starts, block_size)
 
     def windows(self, block_size: int, batch_size: int) -> Iterator[Batch]:
         """Yield batches of consecutive windows; each token but the first is a target exactly once.
@@ -102,11 +102,11 @@ class Split:
         n_whole, rest = divmod(len(self.tokens) - 1, block_size)
         starts = block_size * torch.arange(n_whole + 1, device=self.tokens.device)[:, None]
         for rows in starts[:-1].split(batch_size):
-            yield self.at(rows, block_size)
+            yield self.windows_at(rows, block_size)
         if rest:
-            yield self.at(starts[-1:], rest)
+            yield self.windows_at(starts[-1:], rest)
 
-    def at(self, starts: Tensor, length: int) -> Batch:
+    def windows_at(self, starts: Tensor, length: int) -> Batch:
         """Return the windows of `length` that begin at the indices `starts` (b, 1)."""
         indices = starts + torch.arange(length + 1, device=starts.device)
         tokens, ids = self.tokens[indices].long(), self.document_ids
