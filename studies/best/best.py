@@ -44,6 +44,7 @@ OPTIONS = {
 SEEDS, FRESH_SEEDS = (1, 2, 3, 4, 5), (6, 7, 8, 9, 10)
 WORTH = 0.005  # nats/token; an option does not help if its interval excludes a gain of as much
 HELPS, DOES_NOT, UNDECIDED = "helps", "does not help", "undecided"
+PATHS = ("data.dir", "data.path")  # of this machine, in a manifest's resolved values
 KEPT = ("config.yaml", "manifest.json", "result.json")
 COLUMNS = [
     Column("option"),
@@ -136,10 +137,8 @@ def keep(folder: Path, kept: Path) -> None:
         text = "".join(line for line in lines if not line.startswith("#"))  # has the folder
         (target / "config.yaml").write_text(text, encoding="utf-8")
         manifest = read_json(target / "manifest.json")
-        resolved = {k: v for k, v in manifest["resolved"].items() if k != "data.dir"}
-        command = [word for word in manifest["command"] if not word.startswith("data.dir=")]
-        changes = {"resolved": resolved, "command": command}
-        write_json(target / "manifest.json", manifest | changes)
+        resolved = {k: v for k, v in manifest["resolved"].items() if k not in PATHS}
+        write_json(target / "manifest.json", manifest | {"resolved": resolved})
         rows = [f"{json.dumps(row)}\n" for row in read_json_lines(run.path / "metrics.jsonl")]
         (target / "metrics.jsonl").write_text("".join(rows), encoding="utf-8")
 
@@ -253,13 +252,15 @@ def introduction(results: Path) -> str:
 Written by `python -m studies.best.best` from the runs in [results/](results/), without training.
 {len(runs)} runs, {hours:.1f} hours ({where}).
 
-`{" ".join(SETTING)}`: {parameters:,.0f} parameters, {steps:,.0f} steps,
-{passes:.1f} passes over {tokens["train"]:,} training tokens. The loss is that of the
-test text ({tokens["test"]:,} tokens, one full pass, the weights after the last step), which
-decides nothing during training. Differences are from the baseline, paired by seed
-(seeds {listed(SEEDS)}); ± is half of a 95 % t-interval. An option helps if its loss is
-significantly lower (paired t-test, Holm-corrected over the options); it does not help if
-the interval excludes a gain of {WORTH} nats/token; else more seeds are needed.
+    {" ".join(word for word in about.manifest["command"] if not word.startswith("seed="))}
+
+{parameters:,.0f} parameters, {steps:,.0f} steps,
+{passes:.1f} passes over {tokens["train"]:,} training tokens. The loss is that of the test text
+({tokens["test"]:,} tokens, one full pass, the weights after the last step), which decides
+nothing during training. Differences are from the baseline, paired by seed (seeds
+{listed(SEEDS)}); ± is half of a 95 % t-interval. An option helps if its loss is significantly
+lower (paired t-test, Holm-corrected over the options); it does not help if the interval
+excludes a gain of {WORTH} nats/token; else more seeds are needed.
 """
 
 
