@@ -221,7 +221,7 @@ def page(results: Path) -> str:
     rows += [row(name, OPTIONS[name], effect) for name, effect in found.items()]
     alone = Table("alone", "Each option alone", COLUMNS, rows)
     together = chosen(found)
-    lines = [introduction(results), to_markdown(alone), averaged(results), ""]
+    lines = [introduction(results), to_markdown(alone), fitted(results), averaged(results), ""]
     if not together:
         lines.append("No option helps at this size, so the recipe is the baseline.")
         return "\n".join(lines) + "\n"
@@ -262,6 +262,19 @@ nothing during training. Differences are from the baseline, paired by seed (seed
 lower (paired t-test, Holm-corrected over the options); it does not help if the interval
 excludes a gain of {WORTH} nats/token; else more seeds are needed.
 """
+
+
+def fitted(results: Path) -> str:
+    """Return a sentence on how far the baseline is trained: whether it overfits."""
+    runs = runs_of(results / BASELINE)
+    train, val, best = (
+        interval([run.number(key) or 0.0 for run in runs])
+        for key in ("train_loss", "val_loss", "best_val_loss")
+    )
+    return (
+        f"The baseline's training loss is {train.mean:.3f}, its validation loss {val.mean:.3f} "
+        f"after the last step, and {best.mean:.3f} at the best.\n"
+    )
 
 
 def averaged(results: Path) -> str:

@@ -66,6 +66,7 @@ def test_the_page(results: Path) -> None:
     text = best.page(results)
     assert "| epochs | data.order=epochs | 1.77 ± 0.20 | -0.0304 ± 0.0014 |" in text
     assert "of the average in 2 of 5 runs" in text
+    assert "training loss is 1.400, its validation loss 1.500 after the last step" in text
     assert "minigpt train experiment=best data.order=epochs optimizer.weight_decay=1.6" in text
     assert "fresh seeds confirm it" in " ".join(text.split())
     shutil.rmtree(results / "epochs" / "seed_3")

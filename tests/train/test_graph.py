@@ -33,6 +33,7 @@ STEADY = {
     "accumulation": ["trainer.grad_accum_steps=2", "model.dropout=0.1"],
     "documents": [r"data.document_separator='\n'"],
     "bf16": ["trainer.precision=bf16", "optimizer=muon"],
+    "average": ["optimizer.ema=0.9", "data.order=epochs"],
 }
 
 
