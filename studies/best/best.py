@@ -11,7 +11,6 @@ the same command continues. Runs are in runs/best; what the page needs of them i
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minigpt.errors import UserError
-from minigpt.files import read_json, read_json_lines, write_json
+from minigpt.files import atomic_directory, read_json, write_json
 from minigpt.report.runs import Run, find_runs
 from minigpt.report.statistics import Difference, Seeds, holm, interval, paired
 from minigpt.report.tables import Cell, Column, Table, to_markdown
@@ -45,7 +44,6 @@ SEEDS, FRESH_SEEDS = (1, 2, 3, 4, 5), (6, 7, 8, 9, 10)
 WORTH = 0.005  # nats/token; an option does not help if its interval excludes a gain of as much
 HELPS, DOES_NOT, UNDECIDED = "helps", "does not help", "undecided"
 PATHS = ("data.dir", "data.path")  # of this machine, in a manifest's resolved values
-KEPT = ("config.yaml", "manifest.json", "result.json")
 COLUMNS = [
     Column("option"),
     Column("override"),
@@ -108,7 +106,8 @@ def train(
 
     Raises UserError if a run did not end.
     """
-    if (results / name).is_dir():
+    kept = {seed: results / name / f"seed_{seed}" for seed in seeds}
+    if all(path.is_dir() for path in kept.values()):
         return
     folder = runs / name
     minigpt(
@@ -116,7 +115,9 @@ def train(
         f"hydra.sweep.dir={folder}",
     )
     losses_of(folder, seeds)
-    keep(folder, results / name)
+    trained = {run.seed: run for run in runs_of(folder)}
+    for seed, path in kept.items():
+        keep(trained[seed], path)
 
 
 def minigpt(*arguments: str) -> None:
@@ -126,21 +127,17 @@ def minigpt(*arguments: str) -> None:
         sys.exit(code)
 
 
-def keep(folder: Path, kept: Path) -> None:
-    """Copy what the page needs of an arm: no weights, and no paths of this machine."""
-    for run in find_runs([str(folder)]).runs:
-        target = kept / f"seed_{run.seed}"
-        target.mkdir(parents=True)
-        for name in KEPT:
+def keep(run: Run, kept: Path) -> None:
+    """Copy what the page needs of a run: no weights, and no paths of this machine."""
+    with atomic_directory(kept) as target:
+        for name in ("result.json", "metrics.jsonl"):
             shutil.copy(run.path / name, target / name)
         lines = (run.path / "config.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
         text = "".join(line for line in lines if not line.startswith("#"))  # has the folder
         (target / "config.yaml").write_text(text, encoding="utf-8")
-        manifest = read_json(target / "manifest.json")
+        manifest = read_json(run.path / "manifest.json")
         resolved = {k: v for k, v in manifest["resolved"].items() if k not in PATHS}
         write_json(target / "manifest.json", manifest | {"resolved": resolved})
-        rows = [f"{json.dumps(row)}\n" for row in read_json_lines(run.path / "metrics.jsonl")]
-        (target / "metrics.jsonl").write_text("".join(rows), encoding="utf-8")
 
 
 # ---- judging ----

@@ -107,14 +107,15 @@ def test_training_continues_and_keeps_no_paths(
     monkeypatch.setattr("sys.argv", arguments)
     best.main()
     assert len(commands) == 4
-    shutil.rmtree("page/results/ema")  # trained, but not kept
+    shutil.rmtree("page/results/ema/seed_2")  # trained, but not kept
     monkeypatch.setattr("sys.argv", arguments)  # which `cli` has changed
     best.main()
     assert len(commands) == 5 and commands[-1] == "hydra.sweep.dir=runs/best/ema"
     page = Path("page/results.md").read_text()
     assert "| ema | optimizer.ema=0.5 |" in page
     files = [path for path in Path("page/results").rglob("*") if path.is_file()]
-    assert {path.name for path in files} == {*best.KEPT, "metrics.jsonl"}
+    kept = {"config.yaml", "manifest.json", "result.json", "metrics.jsonl"}
+    assert {path.name for path in files} == kept
     assert not any(str(workdir) in path.read_text() for path in files)
     losses = best.losses_of(Path("page/results/ema"), (1, 2))
     result = json.loads(Path("page/results/ema/seed_1/result.json").read_text())
