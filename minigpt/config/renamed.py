@@ -1,4 +1,4 @@
-"""Config keys that were renamed."""
+"""Config keys, and values of them, that were renamed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ RENAMED_KEYS = {
     "optimizer.other_lr": "optimizer.adamw_lr_ratio",
     "model.positional.clip": "model.positional.max_distance",
 }
+# Values that the current version saves under another name; it still accepts these.
+RENAMED_VALUES = {"model.value_residual": {True: "first_layer"}}
 
 
 def require_current_overrides(overrides: Iterable[str]) -> None:
@@ -31,17 +33,26 @@ def require_current_keys(values: dict[str, Any]) -> None:
 
 
 def rename_keys(values: dict[str, Any]) -> None:
-    """Rename old keys in the nested `values` of a saved config, in place."""
+    """Rename old keys and values in the nested `values` of a saved config, in place."""
     for _, new, section, name in list(_renamed(values)):
         section[new.rpartition(".")[2]] = section.pop(name)
+    for key, names in RENAMED_VALUES.items():
+        for section, name in _present(key, values):
+            section[name] = names.get(section[name], section[name])
 
 
 def _renamed(values: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any], str]]:
     """Yield old key, new key, section and name in it for each old key in `values`."""
     for old, new in RENAMED_KEYS.items():
-        *path, name = old.split(".")
-        section: Any = values
-        for part in path:
-            section = section.get(part) if isinstance(section, dict) else None
-        if isinstance(section, dict) and name in section:
+        for section, name in _present(old, values):
             yield old, new, section, name
+
+
+def _present(key: str, values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the section of a dotted key and the name in it, if nested `values` have it."""
+    *path, name = key.split(".")
+    section: Any = values
+    for part in path:
+        section = section.get(part) if isinstance(section, dict) else None
+    if isinstance(section, dict) and name in section:
+        yield section, name

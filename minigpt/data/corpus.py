@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from minigpt.data import shakespeare
+from minigpt.data.order import ORDERS
 from minigpt.data.tokens import CACHE_FORMAT, TokenData, read_tokens, write_tokens
-from minigpt.errors import UserError, require
+from minigpt.errors import UserError, require, require_one_of
 from minigpt.files import absolute_path, optional_cache, sha256, user_path, write_bytes
 from minigpt.registry import Registry
 from minigpt.tokenizer import TOKENIZERS, Tokenizer, TokenizerConfig
@@ -36,6 +37,7 @@ class DataConfig:
     the rest the validation split; 0: no test split.
     `document_separator`: the string that ends each document, in which \\n, \\t, \\r and \\\\ are
     escapes. FILE: each file is a document, which FILE_END ends. None: each split is one document.
+    `order`: of training windows, in ORDERS.
     """
 
     name: str
@@ -44,6 +46,7 @@ class DataConfig:
     test_fraction: float = field(default=0.0, kw_only=True)
     fraction: float = field(default=1.0, kw_only=True)
     document_separator: str | None = field(default=None, kw_only=True)
+    order: str = field(default="windows", kw_only=True)
 
     @property
     def separator(self) -> str | None:
@@ -82,6 +85,7 @@ class DataConfig:
         require(0 <= test < 1, "data.test_fraction", test, why)
         part, why = self.fraction, "must be above 0 and at most 1: it is of the training split"
         require(0 < part <= 1, "data.fraction", part, why)
+        require_one_of("data.order", self.order, ORDERS)
         escaped = self.document_separator
         if escaped is not None:
             key = "data.document_separator"

@@ -208,12 +208,14 @@ def _without_layers(config: ModelConfig) -> Iterator[Problem]:
     if config.name == "bigram" and n > 0:
         why = f"a bigram has no layers, but model.n_layer={n}; set model.n_layer=0"
         yield Problem("model", "bigram", why)
-    for key in ("value_residual", "unet_skips"):
+    for key, value in (("value_residual", config.value_residual), ("unet_skips", "true")):
         if getattr(config, key) and n < 2:
             why = f"connects layers, but model.n_layer={n}; use 2 layers or more"
-            yield Problem(f"model.{key}", "true", why)
+            yield Problem(f"model.{key}", value, why)
     if n > 0:
         return
+    if config.head_gates:
+        yield Problem("model.head_gates", "true", f"{NO_BLOCKS}; use false")
     if type(config.ffn) is not FeedForwardConfig:
         yield Problem("ffn", config.ffn.name, f"{NO_BLOCKS}; use relu2")
     for key in ("n_kv_head", "logit_softcap"):

@@ -15,6 +15,7 @@ from minigpt.model.shape import INIT_STD, ModelShape
 EMBEDDINGS = ("tied", "untied")
 RESIDUAL_INITS = ("scaled", "zero", "normal")
 QK_NORMS = (False, True, "gain")
+VALUE_RESIDUALS = (False, "first_layer", "x0")
 
 
 @dataclass
@@ -35,8 +36,8 @@ class ModelConfig:
     `vocab_multiple`: the vocabulary is padded up to a multiple of this.
     `residual_init`: initial scale of the last linear layer of each residual branch, or of the gain
     of its output norm: 1 / sqrt(2 n_layer) (scaled, GPT-2), zero, or that of other layers (normal).
-    `logit_softcap`: see `AttentionBias`. `qk_norm` (in QK_NORMS), `value_residual`: see
-    `SelfAttention`.
+    `logit_softcap`: see `AttentionBias`. `qk_norm` (in QK_NORMS), `value_residual` (in
+    VALUE_RESIDUALS; true is first_layer), `head_gates`: see `SelfAttention`.
     `unet_skips`: each layer of the second half adds the output of its mirror image in the first
     half (the innermost pair first), times a learned weight that starts at 1 (Jordan et al. 2024,
     modded-nanogpt). n_layer / 2 parameters.
@@ -60,8 +61,9 @@ class ModelConfig:
     backend: BackendConfig
     n_kv_head: int | None = None
     logit_softcap: float | None = None
-    value_residual: bool = False
+    value_residual: bool | str = False
     unet_skips: bool = False
+    head_gates: bool = False
 
     def __post_init__(self) -> None:
         require_at_least(0, "model", self, "n_layer")
@@ -71,6 +73,10 @@ class ModelConfig:
         require_one_of("model.residual_init", self.residual_init, RESIDUAL_INITS)
         why = "must be true, false or gain"
         require(self.qk_norm in QK_NORMS, "model.qk_norm", self.qk_norm, why)
+        if self.value_residual is True:  # its only value in earlier versions
+            self.value_residual = "first_layer"
+        value, why = self.value_residual, "must be false, first_layer or x0"
+        require(value in VALUE_RESIDUALS, "model.value_residual", value, why)
         cap, why = self.logit_softcap, "must be above 0, or null for no soft-cap"
         require(cap is None or cap > 0, "model.logit_softcap", cap, why)
 
@@ -81,6 +87,6 @@ class ModelConfig:
         norm_first = PLACEMENTS[self.norm.placement].residual is not post_norm
         return ModelShape(
             *(self.n_layer, self.n_head, n_kv_head, self.n_embd, self.block_size),
-            *(self.dropout, self.bias, self.qk_norm, self.value_residual),
+            *(self.dropout, self.bias, self.qk_norm, self.value_residual, self.head_gates),
             first_input_rms=1.0 if norm_first else INIT_STD,
         )

@@ -36,7 +36,8 @@ class ForwardContext:
     are tokens; an attention may append others. `last_position`: upper bound of the positions.
     `in_order`: whether the positions are 0, 1, ... and the cache is empty. `query_blocks`: whether
     attention with a horizon is computed in blocks of queries. `document_ids`: see `GPT.hidden`.
-    `auxiliary`: collects losses and metrics. `first_values` (b, h, t, e): values of layer 0.
+    `auxiliary`: collects losses and metrics. `x0` (b, t, d): the input of the first block
+    over its RMS, and `first_values` (b, h, t, e): the values of layer 0, for value residuals.
     """
 
     positional: PositionalScheme
@@ -51,6 +52,7 @@ class ForwardContext:
     query_blocks: bool = True
     document_ids: Tensor | None = None
     auxiliary: Auxiliary | None = None
+    x0: Tensor | None = None
     first_values: Tensor | None = None
     _results: dict[object, Any] = field(default_factory=dict)
 

@@ -20,7 +20,7 @@ from minigpt.model.config import ModelConfig
 from minigpt.model.context import Auxiliary, ForwardContext
 from minigpt.model.ffn import FeedForward
 from minigpt.model.kv_cache import KVCache
-from minigpt.model.linear import Linear, linear_flops, matrices
+from minigpt.model.linear import Linear, ZeroLinear, linear_flops, matrices
 from minigpt.model.norm import PLACEMENTS
 from minigpt.model.positional import POSITIONAL
 from minigpt.model.shape import INIT_STD
@@ -77,7 +77,7 @@ class GPT(nn.Module):
         for name, module in self.named_modules():
             if name.startswith("positional"):
                 continue  # a positional scheme initialises its own parameters
-            if isinstance(module, nn.Linear | nn.Embedding):
+            if isinstance(module, nn.Linear | nn.Embedding) and not isinstance(module, ZeroLinear):
                 nn.init.normal_(module.weight, std=INIT_STD)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -154,8 +154,10 @@ class GPT(nn.Module):
             document_ids=document_ids,
             auxiliary=auxiliary,
         )
-        x = self.embedding_norm(self.positional.embed(x, positions))
-        return self.final_norm(self._apply_blocks(self.dropout(x), ctx)[:, :n_tokens])
+        x = self.dropout(self.embedding_norm(self.positional.embed(x, positions)))
+        if self.config.value_residual == "x0":
+            ctx.x0 = F.rms_norm(x, x.shape[-1:])
+        return self.final_norm(self._apply_blocks(x, ctx)[:, :n_tokens])
 
     def _apply_blocks(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """Apply all blocks, with U-net skip connections if configured."""

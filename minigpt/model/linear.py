@@ -40,6 +40,19 @@ class Linear(nn.Linear):
         return output if self.bias is None else output + self.bias
 
 
+class ZeroLinear(Linear):
+    """A linear layer without a bias that starts at zero, and draws no random numbers for it.
+
+    So a part that has one starts without effect, and leaves the other weights as they are without.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+
 def matrices(module: nn.Module) -> list[Tensor]:
     """Return the weights of the linear layers in a module."""
     return [part.weight for part in module.modules() if isinstance(part, nn.Linear)]

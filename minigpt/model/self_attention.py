@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from minigpt.model.attention import Attention
 from minigpt.model.context import ForwardContext
-from minigpt.model.linear import Linear
+from minigpt.model.linear import Linear, ZeroLinear
 from minigpt.model.shape import ModelShape
 
 
@@ -21,8 +21,19 @@ class SelfAttention(nn.Module):
     QK-norm, queries and keys are divided by their root mean square (Henry et al. 2020; Dehghani et
     al. 2023), so that no score exceeds sqrt(head_size); with `gain`, each head multiplies its
     queries by a learned number that starts at 1, as in Swin v2 (Liu et al. 2021): n_head parameters
-    per layer. With value residuals, the values of each layer are mixed with those of the first
-    layer, by learned weights that start at 1/2 (Zhou et al. 2024): 2 (n_layer - 1) parameters.
+    per layer.
+
+    With value residuals, the values of each layer but the first are mixed with what earlier ones
+    saw of their token. `first_layer`: with the values of the first layer, by learned weights that
+    start at 1/2 (Zhou et al. 2024): 2 (n_layer - 1) parameters. `x0`: V += W x0 / rms(x0), where x0
+    is the input of the first block and W starts at zero, a projection in place of the tables of
+    value embeddings (Jordan et al. 2024, modded-nanogpt): n_embd n_kv_head head_size parameters per
+    layer but the first. The division gives x0, which starts 50 times smaller, the scale of what
+    other projections read.
+
+    With head gates, the output of each head is multiplied by 2 sigmoid(W x), where x is the input
+    of the projections and W starts at zero, so that a gate starts at 1 (Qiu et al. 2025, headwise
+    gates after the attention): n_embd n_head parameters per layer.
     """
 
     def __init__(self, shape: ModelShape, layer: int) -> None:
@@ -36,8 +47,13 @@ class SelfAttention(nn.Module):
         if shape.qk_norm == "gain":
             self.qk_gain = nn.Parameter(torch.ones(shape.n_head))
         self.value_residual = shape.value_residual
-        if shape.value_residual and layer > 0:
+        self.value_weights, self.x0_values, self.head_gates = None, None, None
+        if shape.value_residual == "first_layer" and layer > 0:
             self.value_weights = nn.Parameter(torch.full((2,), 0.5))  # this layer, first layer
+        if shape.value_residual == "x0" and layer > 0:
+            self.x0_values = ZeroLinear(shape.n_embd, shape.n_kv_head * shape.head_size)
+        if shape.head_gates:
+            self.head_gates = ZeroLinear(shape.n_embd, shape.n_head)
 
     def forward(self, x: Tensor, attention: Attention, ctx: ForwardContext) -> Tensor:
         x = ctx.positional.block_input(x, ctx.positions, self.layer)
@@ -47,11 +63,21 @@ class SelfAttention(nn.Module):
             q, k = (F.rms_norm(x, x.shape[-1:]).to(v.dtype) for x in (q, k))
         if self.qk_gain is not None:
             q = (q * self.qk_gain[:, None, None]).to(v.dtype)
-        if self.value_residual:
-            if ctx.first_values is None:
-                ctx.first_values = v
-            else:
-                own, first = self.value_weights
-                v = own * v + first * ctx.first_values
+        v = self._with_residual(v, ctx)
         y = attention(q, k, v, ctx, self.layer, self.dropout if self.training else 0.0)
+        if self.head_gates is not None:
+            y = y * rearrange(2 * self.head_gates(x).sigmoid(), "b t h -> b h t 1")
         return self.out(rearrange(y, "b h t e -> b t (h e)"))
+
+    def _with_residual(self, v: Tensor, ctx: ForwardContext) -> Tensor:
+        """Return the values (b, h, t, e) of this layer with their value residual."""
+        if self.x0_values is not None:
+            assert ctx.x0 is not None
+            return v + rearrange(self.x0_values(ctx.x0), "b t (h e) -> b h t e", e=self.head_size)
+        if self.value_weights is not None:
+            own, first = self.value_weights
+            assert ctx.first_values is not None
+            return own * v + first * ctx.first_values
+        if self.value_residual == "first_layer":
+            ctx.first_values = v
+        return v

@@ -13,7 +13,8 @@ class ModelShape:
     """Sizes of a model, and switches that apply to all layers.
 
     `n_kv_head`: number of key-value heads. `block_size`: tokens per training window. `bias`:
-    biases in linear layers and LayerNorms. `qk_norm`, `value_residual`: see `SelfAttention`.
+    biases in linear layers and LayerNorms. `qk_norm`, `value_residual`, `head_gates`: see
+    `SelfAttention`.
     `first_input_rms`: initial RMS of the input of the first block's projections, 1 after a norm.
     """
 
@@ -25,7 +26,8 @@ class ModelShape:
     dropout: float = 0.0
     bias: bool = False
     qk_norm: bool | str = False
-    value_residual: bool = False
+    value_residual: bool | str = False
+    head_gates: bool = False
     first_input_rms: float = 1.0
 
     @property

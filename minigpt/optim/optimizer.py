@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,18 +21,22 @@ from minigpt.registry import Registry
 class OptimizerConfig:
     """Options of every optimizer.
 
-    `lr`: peak learning rate, scaled by the schedule. `grad_clip`: maximum gradient norm.
+    `lr`: peak learning rate, scaled by the schedule. `grad_clip`: maximum gradient norm. `ema`:
+    decay of an average of the weights, see `WeightAverage`; None: none is kept.
     """
 
     name: str
     lr: float
     weight_decay: float
     grad_clip: float | None
+    ema: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         require_at_least(0, "optimizer", self, "lr", "weight_decay")
         clip, why = self.grad_clip, "must be above 0, or null for no clipping"
         require(clip is None or clip > 0, "optimizer.grad_clip", clip, why)
+        ema, why = self.ema, "must be between 0 and 1, such as 0.999, or null for no average"
+        require(ema is None or 0 < ema < 1, "optimizer.ema", ema, why)
 
 
 OPTIMIZERS: Registry[torch.optim.Optimizer]

@@ -263,6 +263,12 @@ def notes(comparison: Comparison) -> list[str]:
             f"{comparison.measure.name} of the best checkpoint, not of the last: "
             f"{_shortened(early)}"
         )
+    averaged = [str(run.path) for run in finished if run.result.get("weights") == "ema"]
+    if averaged:
+        lines.append(
+            f"With optimizer.ema the losses are those of the better weights by validation loss: of "
+            f"the averaged ones in {count(len(averaged), 'run')} ({_shortened(averaged)})."
+        )
     backends = _values(finished, _backend)
     if len(backends) > 1:
         lines.append(

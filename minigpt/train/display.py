@@ -6,7 +6,7 @@ import math
 import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -139,9 +139,12 @@ class Display:
         text = "  ".join(part for part in (self.activity or self.status, self._time_left()) if part)
         return bar(f"step {self.now}/{self.max_steps}", self.now, self.max_steps, text)
 
-    def evaluation(self, step: int, val: Evaluation, best: bool) -> None:
-        """Print a validation loss. `best`: the lowest so far."""
+    def evaluation(
+        self, step: int, val: Evaluation, best: bool, by_weights: Mapping[str, float]
+    ) -> None:
+        """Print a validation loss, the lowest of `by_weights` if there are two. `best`: so far."""
         notes = ["best"] if best else []
+        notes += [f"{name} {loss:.4f}" for name, loss in by_weights.items()]
         guessing = math.log(self.vocabulary)
         if val.loss > guessing:
             notes.append(f"above guessing (ln {self.vocabulary} = {guessing:.4f})")
@@ -192,6 +195,8 @@ class Display:
         rows = [heading]
         if result["val_loss"] is not None:
             measured = "full pass" if result["status"] == "finished" else "last evaluation"
+            if "weights" in result:
+                measured += f", {result['weights']} weights"
             best = f"best {result['best_val_loss']:.4f} at step {result['best_step']}"
             rows += [
                 ("val loss", f"{result['val_loss']:.4f} nats/token ({measured}); {best}"),

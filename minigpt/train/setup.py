@@ -12,6 +12,7 @@ from minigpt.data.corpus import escape
 from minigpt.data.prepare import Prepared
 from minigpt.model import GPT
 from minigpt.model.compatibility import choose_graph
+from minigpt.optim.average import WeightAverage
 from minigpt.optim.optimizer import OPTIMIZERS
 from minigpt.runtime import Runtime, reset_peak_memory
 from minigpt.tokenizer import Tokenizer
@@ -57,7 +58,10 @@ def build_setup(
     generator.manual_seed(config.seed + BATCH_SEED)
     model = GPT(config.model, prepared.tokenizer.n_vocab).to(runtime.device)
     backend = model.use_backend(runtime.device, runtime.precision == "bf16", "training")
-    state = TrainState(model, OPTIMIZERS.build(config.optimizer, model), generator)
+    decay = config.optimizer.ema
+    average = None if decay is None else WeightAverage(model, decay)
+    optimizer = OPTIMIZERS.build(config.optimizer, model)
+    state = TrainState(model, optimizer, generator, average=average)
     # Resolve `auto`, relative paths and nulls. model.backend.name=auto stays: the backend is chosen
     # separately for each use.
     device, precision, threads = runtime.device, runtime.precision, torch.get_num_threads()

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_model
+from torch import Tensor
 
 from minigpt.errors import Failure, UserError, first_line
 from minigpt.files import atomic_directory
 from minigpt.model import GPT
+from minigpt.optim.average import EMA, RAW, WeightAverage
 from minigpt.run.weights import WEIGHTS, load_weights, require_intact, write_checksums
 
 TRAINING, INFO = "training.pt", "info.json"
@@ -40,6 +42,8 @@ class Progress:
     evaluated_at: int | None = None  # step of the latest evaluation, whose results follow
     val_loss: float | None = None
     val_bits_per_byte: float | None = None
+    weights: str = RAW  # with the lower validation loss: RAW or EMA
+    val_losses: dict[str, float] = field(default_factory=dict)  # of both, with an EMA
     sampled_at: int | None = None
     recent_losses: list[float] = field(default_factory=list)  # in steps not logged yet
     recent_norms: list[float] = field(default_factory=list)
@@ -49,22 +53,39 @@ class Progress:
 
 @dataclass
 class TrainState:
-    """Model, optimizer, random generator of batches, and progress."""
+    """Model, optimizer, random generator of batches, progress, and an average of the weights."""
 
     model: GPT
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     progress: Progress = field(default_factory=Progress)
+    average: WeightAverage | None = None
+
+    @property
+    def models(self) -> dict[str, GPT]:
+        """The models to evaluate, by the name of their weights."""
+        return {RAW: self.model} | ({} if self.average is None else {EMA: self.average.model})
+
+    @property
+    def better(self) -> GPT:
+        """The model with the lower loss in the latest evaluation, whose weights are reported."""
+        return self.models[self.progress.weights]
 
     def save_best(self, path: Path) -> None:
-        """Write the weights, atomically, with the step and its validation loss."""
+        """Write the better weights, atomically, with the step and its validation loss."""
+        progress = self.progress
         with _checkpoint(path) as directory:
-            save_model(self.model, str(directory / WEIGHTS))
-            info = {"step": self.progress.step, "val_loss": self.progress.best_val_loss}
+            save_model(self.better, str(directory / WEIGHTS))
+            info = {"step": progress.step, "val_loss": progress.best_val_loss}
+            info |= {} if self.average is None else {"weights": progress.weights}
             (directory / INFO).write_text(json.dumps(info) + "\n", encoding="utf-8")
 
     def save(self, path: Path) -> None:
-        """Write the whole state and all random generator states, atomically."""
+        """Write the whole state and all random generator states, atomically.
+
+        WEIGHTS has the better weights, which are loaded to be used; with an average, TRAINING has
+        both.
+        """
         device = next(self.model.parameters()).device.type
         training = {
             "optimizer": self.optimizer.state_dict(),
@@ -77,8 +98,11 @@ class TrainState:
                 "batches_on": self.generator.device.type,
             },
         }
+        if self.average is not None:
+            models = self.models.items()
+            training["weights"] = {n: [p.detach() for p in m.parameters()] for n, m in models}
         with _checkpoint(path) as directory:
-            save_model(self.model, str(directory / WEIGHTS))
+            save_model(self.better, str(directory / WEIGHTS))
             torch.save(training, directory / TRAINING)
 
     def load(self, path: Path) -> None:
@@ -89,9 +113,12 @@ class TrainState:
         """
         if not path.exists():
             return
-        load_weights(path, self.model)
+        for model in self.models.values():
+            load_weights(path, model)
         training = _read_training(path / TRAINING)
         try:
+            if self.average is not None:
+                self._load_both(training["weights"])
             self._load_optimizer(training["optimizer"])
             self.progress = Progress(**training["state"])
             self._load_random(training["random"])
@@ -100,6 +127,12 @@ class TrainState:
                 f"{path / TRAINING}: does not fit this run ({first_line(error)}); "
                 f"restore the run directory as it was written"
             ) from None
+
+    @torch.no_grad()
+    def _load_both(self, weights: dict[str, list[Tensor]]) -> None:
+        for name, model in self.models.items():
+            for parameter, saved in zip(model.parameters(), weights[name], strict=True):
+                parameter.copy_(saved)
 
     def _load_random(self, random: dict[str, Any]) -> None:
         """Restore the generators. On another type of device their draws differ from here on."""

@@ -16,11 +16,13 @@ from torch import Tensor
 from minigpt.console import counted
 from minigpt.data import Batch
 from minigpt.data.corpus import unescape
+from minigpt.data.order import ORDERS
 from minigpt.data.tokens import Split
 from minigpt.errors import Failure
 from minigpt.evaluate.loss import Evaluation, evaluate, perplexity
 from minigpt.inference.generate import generate, stop_at, stream_text
 from minigpt.logger import Logger
+from minigpt.model import GPT
 from minigpt.optim.schedule import SCHEDULES
 from minigpt.run.directory import RunDirectory
 from minigpt.run.weights import load_weights
@@ -58,7 +60,11 @@ class Trainer:
         self.state, self.progress = setup.state, setup.state.progress
         self.model, self.optimizer = setup.state.model, setup.state.optimizer
         self.schedule = SCHEDULES.build(self.config.schedule, self.options.max_steps)
-        self.tokens_per_step = self.options.batch_size * self.config.model.block_size
+        batch_size, block_size = self.options.batch_size, self.config.model.block_size
+        self.tokens_per_step = batch_size * block_size
+        self.windows = ORDERS[self.config.data.order](
+            *(self.data.train, batch_size, block_size, self.state.generator, self.config.seed)
+        )
         self.run, self.display, self.logger = run, display, logger
         self.stop = stop or StopRequest()
         self.stopwatch = stopwatch or Stopwatch()
@@ -93,12 +99,13 @@ class Trainer:
 
     def draw(self) -> Sequence[Batch]:
         """Return the next batch, split into `grad_accum_steps` micro-batches."""
-        block_size = self.config.model.block_size
-        batch = self.data.train.draw(self.options.batch_size, block_size, self.state.generator)
+        batch = self.windows.batch(self.progress.step)
         return list(batch.chunk(self.options.grad_accum_steps))
 
     def record(self, metrics: Metrics, norm: Tensor) -> None:
-        """Count a step, and keep its metrics and gradient norm until the next `_settle`."""
+        """Count a step, average its weights, and keep metrics and norm until the next `_settle`."""
+        if self.state.average is not None:
+            self.state.average.update(self.progress.step)
         self.logged.append(metrics)
         self.norms.append(norm)
         self.progress.step += 1
@@ -163,13 +170,15 @@ class Trainer:
     def result(self, status: str) -> dict[str, Any]:
         """Return the content of result.json, with null for missing results.
 
-        The training loss is that of `TokenData.train_slice`.
+        The training loss is that of `TokenData.train_slice`. With an average of the weights, the
+        losses are those of the better `weights`, and the validation loss of both is stated.
         """
         progress, runtime = self.progress, self.runtime
         tokens = progress.step * self.tokens_per_step
         val_loss, train_loss, test = progress.val_loss, None, {}
         if status == "finished":
-            train_loss = self._pass_over(self.data.train_slice(self.tokenizer)).loss
+            train_slice = self.data.train_slice(self.tokenizer)
+            train_loss = self._pass_over(train_slice, self.state.better).loss
             if self.data.test is not None:
                 test = self._test(self.data.test).metrics("test")
         return {
@@ -183,6 +192,8 @@ class Trainer:
             "val_perplexity": None if val_loss is None else perplexity(val_loss),
             "val_bits_per_byte": progress.val_bits_per_byte,
             **test,
+            **({"weights": progress.weights} if progress.val_losses else {}),
+            **{f"val_loss_{name}": loss for name, loss in progress.val_losses.items()},
             "parameters": self.model.parameter_counts(),
             "flops_per_token": self.model.flops_per_token(self.options.micro_batch_size),
             "tokens_per_second": tokens / progress.step_seconds if progress.step_seconds else None,
@@ -290,19 +301,19 @@ class Trainer:
         """Return the mean loss, and tokens/s if all training steps took `seconds`."""
         return math.fsum(losses) / len(losses), self.progress.step * self.tokens_per_step / seconds
 
-    def _pass_over(self, split: Split) -> Evaluation:
+    def _pass_over(self, split: Split, model: GPT) -> Evaluation:
         activity = f"evaluating the {split.name} split"
         with self.display.working(activity, len(split.tokens)) as advance:
-            return evaluate(self.model, split, self.runtime, progress=advance)
+            return evaluate(model, split, self.runtime, progress=advance)
 
     def _test(self, split: Split) -> Evaluation:
         """Evaluate the test split, with the best weights if `patience` ended the run."""
         if self.progress.step == self.options.max_steps:
-            return self._pass_over(split)
+            return self._pass_over(split, self.state.better)
         last = deepcopy(self.model.state_dict())
         load_weights(self.run.best, self.model)
         try:
-            return self._pass_over(split)
+            return self._pass_over(split, self.model)
         finally:
             self.model.load_state_dict(last)
 
@@ -311,9 +322,15 @@ class Trainer:
             progress = self.progress
             if progress.evaluated_at == progress.step:
                 return
-            val = self._pass_over(self.data.val)
-            if not math.isfinite(val.loss):
-                self._diverged(max(0, progress.step - 1), f"validation loss {val.loss}")
+            models = self.state.models.items()
+            by_weights = {n: self._pass_over(self.data.val, model) for n, model in models}
+            for result in by_weights.values():
+                if not math.isfinite(result.loss):
+                    self._diverged(max(0, progress.step - 1), f"validation loss {result.loss}")
+            progress.weights = min(by_weights, key=lambda name: by_weights[name].loss)
+            val = by_weights[progress.weights]
+            if len(by_weights) > 1:
+                progress.val_losses = {name: x.loss for name, x in by_weights.items()}
             best = val.loss < progress.best_val_loss
             if best:
                 progress.best_val_loss, progress.best_step = val.loss, progress.step
@@ -322,8 +339,9 @@ class Trainer:
             progress.evaluated_at = progress.step
             progress.val_loss, progress.val_bits_per_byte = val.loss, val.bits_per_byte
             self._settle()
-            self._report({**val.metrics("val"), "seconds": progress.seconds})
-            self.display.evaluation(progress.step, val, best)
+            both = {f"val_loss_{name}": loss for name, loss in progress.val_losses.items()}
+            self._report({**val.metrics("val"), **both, "seconds": progress.seconds})
+            self.display.evaluation(progress.step, val, best, progress.val_losses)
             if self.on_evaluation is not None:
                 self.on_evaluation(self)
 
@@ -340,7 +358,7 @@ class Trainer:
             assert self.options.sample_prompt is not None, "resolved by build_setup"
             prompt, n = unescape(self.options.sample_prompt), self.options.sample_tokens
             ids, seed = self.tokenizer.encode(prompt), self.config.seed + step
-            rows = generate(self.model, [ids], n, seed=seed, runtime=self.runtime)
+            rows = generate(self.state.better, [ids], n, seed=seed, runtime=self.runtime)
             # The model is trained on separate documents, so a sample ends with its document.
             separator = self.config.data.separator
             stops = [] if separator is None else [separator]

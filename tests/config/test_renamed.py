@@ -74,12 +74,14 @@ def rename_to_old_keys(file: Path) -> None:
         name = new.rpartition(".")[2]
         if name in section:
             section[old.rpartition(".")[2]] = section.pop(name)
+    config["model"]["value_residual"] = True
     file.write_text(yaml.safe_dump(config))
 
 
 def test_runs_with_old_keys_load_and_resume(cli: Cli) -> None:
     options = ["trainer.grad_accum_steps=2", "optimizer=muon", "optimizer.grad_clip=0.5"]
     options += ["optimizer.adamw_lr_ratio=2", "positional=relative", "schedule=constant"]
+    options += ["model.n_layer=2", "model.value_residual=first_layer"]
     assert cli("train", *TINY, *options, "hydra.run.dir=run").code == 0
     file = Path("run/config.yaml")
     before = read_config(file)
@@ -87,7 +89,9 @@ def test_runs_with_old_keys_load_and_resume(cli: Cli) -> None:
     text = file.read_text()
     assert "accumulate: 2" in text and "clip: 0.5" in text and "other_lr: 2" in text
     assert read_config(file) == before
-    assert find_runs(["run"]).runs[0].config["optimizer.grad_clip"] == 0.5
+    config = find_runs(["run"]).runs[0].config
+    assert config["optimizer.grad_clip"] == 0.5
+    assert config["model.value_residual"] == "first_layer"
     for command in (["eval", "run"], ["sample", "run", "--max-new-tokens", "5"]):
         outcome = cli(*command)
         assert outcome.code == 0, outcome.err

@@ -21,6 +21,7 @@ from numpy.lib.format import open_memmap
 from minigpt.config.compose import composed_config
 from minigpt.data import CORPORA
 from minigpt.data.lazy import DocumentIds, ShardedTokens
+from minigpt.data.order import ORDERS
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.data.shards import Index, chunks, write_shards
 from minigpt.data.tokens import Split, split_documents
@@ -70,11 +71,15 @@ def require_equal(split: Split, other: Split) -> None:
     assert torch.equal(split.document_lengths, other.document_lengths)
     for block_size, batch_size in ((1, 300), (7, 4), (64, 3)):
         drawn = [
-            s.draw(batch_size, block_size, torch.Generator().manual_seed(1)) for s in (split, other)
+            [
+                order(s, batch_size, block_size, torch.Generator().manual_seed(1), 1).batch(1)
+                for order in ORDERS.values()
+            ]
+            for s in (split, other)
         ]
         for one, two in zip(
-            [drawn[0], *split.windows(block_size, batch_size)],
-            [drawn[1], *other.windows(block_size, batch_size)],
+            [*drawn[0], *split.windows(block_size, batch_size)],
+            [*drawn[1], *other.windows(block_size, batch_size)],
             strict=True,
         ):
             for name in ("inputs", "targets", "document_ids"):

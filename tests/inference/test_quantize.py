@@ -164,7 +164,8 @@ def test_reported_bytes() -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("method", METHODS)
 def test_decoding_equals_a_full_pass(method: str, backend: str) -> None:
-    model = build_model(f"backend={backend}", n_layer=1)
+    design = [f"backend={backend}", "model.head_gates=true", "model.value_residual=x0"]
+    model = build_model(*design)
     quantize(model, method)
     text = random_split(12).tokens.tolist()
     with torch.inference_mode():

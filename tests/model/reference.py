@@ -793,7 +793,8 @@ def one_text(
 
     if config.norm.placement == "peri":
         xs = [NORMS[config.norm.kind](x, weights, "embedding_norm", config.norm.eps) for x in xs]
-    first_values: Vectors = []
+    # What value residuals read: x0, or the values that the first layer leaves here.
+    first_values = [unit(x) for x in xs] if config.value_residual == "x0" else []
     outputs: list[Vectors] = []
     for layer in range(config.n_layer):
         mirror = config.n_layer - 1 - layer
@@ -845,21 +846,27 @@ def attention(
     """Queries, keys and values of each head, mixed, and mapped out again.
 
     A value residual is V_l = l1 V_l + l2 V_1 (Zhou et al. 2024, section 3.2); the first layer
-    leaves its values in `first_values`. With fewer heads for keys and values, as many neighbouring
-    queries share each (Ainslie et al. 2023, section 2.2).
+    leaves its values in `first_values`. With x0, which `first_values` then has over its RMS, it is
+    V_l = V_l + W x0. Head gates multiply each head by 2 sigmoid(w x). With fewer heads for keys and
+    values, as many neighbouring queries share each (Ainslie et al. 2023, section 2.2).
     """
     config, weights, scheme = own_attention.config, own_attention.weights, own_attention.scheme
     name = f"blocks.{layer}.self_attention"
     size = config.n_embd // config.n_head
     n_kv_head = config.n_kv_head or config.n_head
     widths = [config.n_embd, n_kv_head * size, n_kv_head * size]
-    projected = []
+    projected, gates = [], []
     for x, at in zip(xs, rows, strict=True):
         x = scheme.block_input(x, at.position, layer)
+        if config.head_gates:
+            gates.append(2 / (1 + torch.exp(-linear(x, weights, f"{name}.head_gates"))))
         projected.append([*linear(x, weights, f"{name}.qkv").split(widths)])
-    if config.value_residual and layer == 0:
+    if config.value_residual == "x0" and layer > 0:
+        for vectors, x0 in zip(projected, first_values, strict=True):
+            vectors[2] = vectors[2] + linear(x0, weights, f"{name}.x0_values")
+    elif config.value_residual == "first_layer" and layer == 0:
         first_values += [v for _, _, v in projected]
-    elif config.value_residual:
+    elif config.value_residual == "first_layer":
         own, first = weights[f"{name}.value_weights"]
         for vectors, first_value in zip(projected, first_values, strict=True):
             vectors[2] = own * vectors[2] + first * first_value
@@ -877,7 +884,10 @@ def attention(
             queries.append(q)
             keys.append(k)
             values.append(v)
-        heads.append(own_attention.mix(Head(layer, head, queries, keys, values), rows))
+        mixed = own_attention.mix(Head(layer, head, queries, keys, values), rows)
+        if config.head_gates:
+            mixed = [gate[head] * y for gate, y in zip(gates, mixed, strict=True)]
+        heads.append(mixed)
     by_row = zip(*heads, strict=True)
     return [linear(torch.cat(of_row), weights, f"{name}.out") for of_row in by_row]
 

@@ -30,6 +30,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "soft cap": {"logit_softcap": 5.0},
     "sdpa": {"backend": "sdpa"},
     "skips": {"n_layer": 4, "unet_skips": True, "value_residual": True},
+    "gates and x0": {"head_gates": True, "value_residual": "x0"},
 }
 
 

@@ -70,6 +70,7 @@ def test_flops_of_feed_forward_layers(ffn: str, bias: bool) -> None:
     [
         {"n_kv_head": 2, "qk_norm": False},
         {"value_residual": True, "unet_skips": True, "logit_softcap": 5.0},
+        {"value_residual": "x0", "head_gates": True, "n_kv_head": 2},
         {"embedding": "tied", "vocab_multiple": 64},
         {"placement": "peri", "kind": "layernorm", "residual_init": "scaled"},
         {"n_layer": 0},

@@ -421,7 +421,15 @@ def test_bigram_depends_only_on_the_current_token() -> None:
         ),
         (
             ["model.n_layer=1", "model.value_residual=true"],
-            r"model\.value_residual=true: connects layers",
+            r"model\.value_residual=first_layer: connects layers",
+        ),
+        (
+            ["model.value_residual=first"],
+            r"model\.value_residual=first: must be false, first_layer or x0",
+        ),
+        (
+            ["model=bigram", "model.head_gates=true"],
+            r"model\.head_gates=true: needs blocks, but model\.n_layer=0",
         ),
         (["model.norm.eps=0"], r"model\.norm\.eps=0\.0: must be above 0"),
         (["norm=peri", "model.norm.affine=false"], r"model\.norm\.affine=false: with norm=peri "),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -90,6 +91,8 @@ def test_block_options(placement: str, embedding: str, ffn: str) -> None:
     parts: dict[str, Any] = {"qk_norm": "gain", "value_residual": True, "unet_skips": True}
     config = tiny_config(placement=placement, embedding=embedding, ffn=ffn, **parts)
     assert_equals_separate(config, batches())
+    parts |= {"value_residual": "x0", "head_gates": True}
+    assert_equals_separate(replace(config, **parts), batches())
     assert_equals_separate(tiny_config(kind="layernorm", n_kv_head=1, logit_softcap=0.5), batches())
 
 

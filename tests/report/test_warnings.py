@@ -148,6 +148,13 @@ def test_runs_stopped_by_patience_are_ranked_by_their_best_loss(tmp_path: Path) 
     assert "alibi" in note and "rope" not in note
 
 
+def test_losses_of_averaged_weights_are_named(tmp_path: Path) -> None:
+    for name, weights in (("rope", "ema"), ("alibi", "raw")):
+        make_run(tmp_path / name, config(name), result={"weights": weights})
+    (note,) = [line for line in compare([str(tmp_path)]).notes if "optimizer.ema" in line]
+    assert "of the averaged ones in 1 run (" in note and "rope" in note and "alibi" not in note
+
+
 def test_one_seed_has_no_interval(tmp_path: Path, cli: Cli) -> None:
     folder = make_sweep(tmp_path / "one", POSITIONS, seeds=(1,))
     found = compare([str(folder)], [], None)

@@ -55,7 +55,8 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 def test_replicas_equal_separate_runs(cli: Cli) -> None:
     options = ["seed=1,2", "optimizer.lr=1e-2,3e-3", "optimizer.weight_decay=0.2,0"]
-    options += ["trainer.precision=fp32", "trainer.grad_accum_steps=2"]
+    options += ["trainer.precision=fp32", "trainer.grad_accum_steps=2", "data.order=epochs"]
+    options += ["optimizer.ema=0.5"]
     separate = sweep(cli, "separate", *options)
     replicas = sweep(cli, "replicas", *options, REPLICAS)
     assert replicas.keys() == separate.keys() and len(separate) == 8

@@ -33,6 +33,7 @@ STEADY = {
     "accumulation": ["trainer.grad_accum_steps=2", "model.dropout=0.1"],
     "documents": [r"data.document_separator='\n'"],
     "bf16": ["trainer.precision=bf16", "optimizer=muon"],
+    "average": ["optimizer.ema=0.9", "data.order=epochs"],
 }
 
 
@@ -120,6 +121,7 @@ DESIGNS = [
     *(f"attention={name}" for name in ATTENTION.names() if name != "full"),
     *(f"ffn={name}" for name in FFN.names()),
     *("optimizer=muon", "model.unet_skips=true", "model.value_residual=true", "backend=eager"),
+    *("model.value_residual=x0", "model.head_gates=true"),
     *("backend=sdpa", "model=bigram", "model.logit_softcap=20.0", "embedding=tied", "documents"),
 ]
 

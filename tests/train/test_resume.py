@@ -87,6 +87,13 @@ def test_resume_restores_attention_buffers(
     assert_resume_is_exact(cli, monkeypatch, [*TINY, f"attention={attention}"])
 
 
+def test_resume_within_an_epoch(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch of this text takes 6 steps: the run stops at step 7, in the second."""
+    Path("text.txt").write_text(Path("text.txt").read_text()[:230])
+    options = ["data.order=epochs", "trainer.grad_accum_steps=2", "model.dropout=0.1"]
+    assert_resume_is_exact(cli, monkeypatch, [*TINY, *options])
+
+
 @pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS.names() if name != "adamw"])
 def test_resume_restores_the_optimizer(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, optimizer: str
