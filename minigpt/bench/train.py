@@ -6,7 +6,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -115,7 +115,9 @@ class StepClock(Display):
 
     def train(self, step: int, loss: float, speed: float) -> None: ...
 
-    def evaluation(self, step: int, val: Any, best: bool) -> None: ...
+    def evaluation(
+        self, step: int, val: Any, best: bool, by_weights: Mapping[str, float]
+    ) -> None: ...
 
     def stopped(self, number: int, run: RunDirectory, result: dict[str, Any]) -> None: ...
 
