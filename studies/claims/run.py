@@ -11,26 +11,19 @@ copied to results/ when it has ended. To train one again, delete its folder ther
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 from minigpt.errors import UserError, require_one_of
-from minigpt.files import read_json, read_json_lines, write_json
 from studies.claims.backends import measure
 from studies.claims.claims import CLAIMS, Finding
 from studies.claims.evidence import Evidence, NotTrained, is_complete
 from studies.claims.page import Findings, draw, page
+from studies.claims.readme import README, results_table, with_table
 from studies.claims.trainings import BACKENDS, TRAININGS
+from studies.kept import keep, minigpt
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/claims")
-# Files of a run, a sweep, a comparison and a search that the page needs.
-KEPT = ("config.yaml", "manifest.json", "result.json", "eval.json")
-KEPT += ("sweep.json", "compare.json", "tune.json", "measured.json")
 CONTEXTS = {"posts/positional", "posts/kerple"}  # evaluated at several context lengths
 
 
@@ -59,6 +52,10 @@ def main() -> None:
     draw(findings, options.out)
     (options.out / "results.md").write_text(page(findings, results), encoding="utf-8")
     print(f"written to {options.out / 'results.md'}")
+    if options.out == HERE:
+        text = with_table(README.read_text(encoding="utf-8"), results_table(results))
+        README.write_text(text, encoding="utf-8")
+        print(f"results table written to {README}")
 
 
 def judge(results: Path) -> Findings:
@@ -84,40 +81,12 @@ def train(name: str, folder: Path, overrides: list[str]) -> None:
         return
     command = [*TRAININGS[name], "logger=none", *overrides]
     where = f"hydra.sweep.dir={folder}" if command[0] == "train" else f"--dir={folder}"
-    minigpt([*command, where], allowed=1)  # 1: a run diverged
+    minigpt(*command, where, allowed=1)  # 1: a run diverged
     if not is_complete(folder):
         raise UserError(f"{folder}: some runs did not end; the same command continues")
     if name in CONTEXTS:
         lengths = "32,64,128,256"
-        minigpt(["eval", str(folder), "--checkpoint", "last", "--contexts", lengths])
-
-
-def minigpt(arguments: list[str], allowed: int = 0) -> None:
-    """Run a minigpt command; exit with its code unless it is 0 or `allowed`."""
-    code = subprocess.run([sys.executable, "-m", "minigpt.cli", *arguments]).returncode
-    if code not in (0, allowed):
-        sys.exit(code)
-
-
-def keep(folder: Path, kept: Path) -> None:
-    """Copy what the page needs of a training: no weights, of the metrics only evaluations."""
-    for file in sorted(path for path in folder.rglob("*") if path.name in KEPT):
-        target = kept / file.relative_to(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if file.name == "manifest.json":
-            write_json(target, without_paths(read_json(file)))
-        else:
-            shutil.copy(file, target)
-    for file in sorted(folder.rglob("metrics.jsonl")):
-        lines = [line for line in read_json_lines(file) if "val_loss" in line]
-        text = "".join(f"{json.dumps(line)}\n" for line in lines)
-        (kept / file.relative_to(folder)).write_text(text, encoding="utf-8")
-
-
-def without_paths(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest without the paths of the machine that trained."""
-    resolved = manifest.get("resolved", {})
-    return manifest | {"resolved": {k: v for k, v in resolved.items() if k != "data.dir"}}
+        minigpt("eval", str(folder), "--checkpoint", "last", "--contexts", lengths)
 
 
 if __name__ == "__main__":

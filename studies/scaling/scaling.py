@@ -1,15 +1,14 @@
 """When do more parameters stop helping on tiny Shakespeare? Train, keep results, write a page.
 
-    python studies/scaling/scaling.py              # about 2 hours on two CPU cores
-    python studies/scaling/scaling.py --page       # the page from results/, without training
+    python -m studies.scaling.scaling              # write the page from results/, without training
+    python -m studies.scaling.scaling --train all  # about 2 hours of training first
 
-Run it again to train what is missing. More arguments are overrides for all runs.
+Training can be stopped; the same command continues. More arguments are overrides for all runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,19 +19,17 @@ import numpy as np
 from minigpt.config.pairs import parse_override
 from minigpt.console import duration
 from minigpt.errors import UserError, require_one_of
-from minigpt.files import read_json, write_json
 from minigpt.report.comparison import compare
-from minigpt.report.designs import TEXT_PATHS
 from minigpt.report.power_law import Point
-from minigpt.report.runs import RunCollection, find_runs
+from minigpt.report.runs import RunCollection
 from minigpt.report.scaling import Scaling, fit_scaling
 from minigpt.report.scaling_page import compute_optimal, laws, notes
 from minigpt.report.statistics import Interval, interval, paired
 from minigpt.report.tables import Cell, Column, Table, to_markdown
-from minigpt.run.directory import RunDirectory
+from studies.kept import keep, minigpt
 
 HERE = Path(__file__).parent
-RESULTS, PAGE, PLOT = HERE / "results", HERE / "results.md", HERE / "sizes.png"
+RUNS, PLOT = Path("runs/scaling"), "sizes.png"
 TOLERANCE = 0.02  # nats/token: a smaller difference is no reason for more parameters
 # Each is the preset sweep=scaling with other values of some options.
 SWEEPS = {
@@ -49,23 +46,21 @@ def main() -> None:
     """Train what is missing, keep its results and write the page."""
     parser = argparse.ArgumentParser(description="When more parameters stop helping.")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all runs")
-    parser.add_argument("--folder", type=Path, default=Path("runs/scaling"), help="of the runs")
-    parser.add_argument("--sweeps", default=",".join(SWEEPS), help="such as sizes,text")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="what the page is made from")
-    parser.add_argument("--page", action="store_true", help="write the page without training")
+    parser.add_argument("--train", default="", metavar="NAME,...", help="all, or some")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of results/ and results.md")
     options = parser.parse_intermixed_args()
-    names = options.sweeps.split(",")
+    names = [*SWEEPS] if options.train == "all" else [n for n in options.train.split(",") if n]
+    results, out = options.out / "results", options.out / "results.md"
     try:
         for name in names:
-            require_one_of("--sweeps", name, SWEEPS)
-        if not options.page:
-            for name in names:
-                train(name, options.folder, options.overrides)
-                keep(options.folder / name, options.results / name)
-        text = page(options.results)
+            require_one_of("--train", name, SWEEPS)
+        for name in names:
+            train(name, options.runs, options.overrides)
+            keep(options.runs / name, results / name)
+        text = page(results)
     except UserError as error:
         parser.exit(2, f"{error}\n")
-    out = options.results.with_suffix(".md")
     out.write_text(text, encoding="utf-8")
     print(text)
     print(f"written to {out}")
@@ -75,25 +70,8 @@ def train(name: str, folder: Path, overrides: Sequence[str]) -> None:
     """Train the runs of a sweep that are missing; exit if the command is wrong."""
     chosen = {parse_override(text).key: text for text in (*SWEEPS[name], *overrides)}
     command = ["train", "-m", "sweep=scaling", "experiment=seed_blog", "logger=none"]
-    command += [f"hydra.sweep.dir={folder / name}", *chosen.values()]
-    code = subprocess.run([sys.executable, "-m", "minigpt.cli", *command]).returncode
-    if code == 1:
+    if minigpt(*command, f"hydra.sweep.dir={folder / name}", *chosen.values(), allowed=1):
         print(f"{name}: some runs failed", file=sys.stderr)
-    elif code:
-        sys.exit(code)
-
-
-def keep(folder: Path, results: Path) -> None:
-    """Copy what a report reads of each run that has ended, without weights and absolute paths."""
-    for run in find_runs([str(folder)]).runs:
-        if run.has_ended:
-            source, kept = RunDirectory(run.path), RunDirectory(results / run.path.name)
-            kept.path.mkdir(parents=True, exist_ok=True)
-            kept.config.write_bytes(source.config.read_bytes())
-            kept.result.write_bytes(source.result.read_bytes())
-            manifest = read_json(source.manifest)
-            resolved = {k: v for k, v in manifest["resolved"].items() if k not in TEXT_PATHS}
-            write_json(kept.manifest, manifest | {"resolved": resolved})
 
 
 # ---- the page ----
@@ -105,15 +83,15 @@ def page(results: Path) -> str:
     lines = [
         "# When do more parameters stop helping?",
         "",
-        f"Written by `studies/scaling/scaling.py`. {trained(comparison.collection)}",
+        f"Written by `python -m studies.scaling.scaling`. {trained(comparison.collection)}",
         "",
     ]
     try:
         scaling = fit_scaling(comparison)
     except UserError as error:
         return "\n".join([*lines, f"{error}.", ""])
-    plot(scaling, results.with_name(PLOT.name))
-    lines += [*answer(scaling), "", f"![loss by parameters]({PLOT.name})", ""]
+    plot(scaling, results.with_name(PLOT))
+    lines += [*answer(scaling), "", f"![loss by parameters]({PLOT})", ""]
     tables = [enough(scaling), laws(scaling), compute_optimal(scaling)]
     lines += [to_markdown(table) for table in tables if table is not None]
     lines += [f"- {line}" for line in notes(scaling)]

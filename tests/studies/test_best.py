@@ -32,7 +32,7 @@ def make_arm(results: Path, name: str, seeds: tuple[int, ...], gains: tuple[floa
         result = {"test_loss": 1.5 + 0.1 * seed - gain, "weights": "ema" if seed < 3 else "raw"}
         manifest = {"tokens": {"train": 2000, "val": 100, "test": 900}}
         settings = config(seed=seed)
-        make_run(results / name / f"seed_{seed}", settings, manifest=manifest, result=result)
+        make_run(results / name / f"seed={seed}", settings, manifest=manifest, result=result)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_the_page(results: Path) -> None:
     assert "training loss is 1.400, its validation loss 1.500 after the last step" in text
     assert "minigpt train experiment=best data.order=epochs optimizer.weight_decay=1.6" in text
     assert "fresh seeds confirm it" in " ".join(text.split())
-    shutil.rmtree(results / "epochs" / "seed_3")
+    shutil.rmtree(results / "epochs" / "seed=3")
     with pytest.raises(UserError, match="epochs: seed 3 has not ended"):
         best.page(results)
 
@@ -107,7 +107,7 @@ def test_training_continues_and_keeps_no_paths(
     monkeypatch.setattr("sys.argv", arguments)
     best.main()
     assert len(commands) == 4
-    shutil.rmtree("page/results/ema/seed_2")  # trained, but not kept
+    shutil.rmtree("page/results/ema/seed=2")  # trained, but not kept
     monkeypatch.setattr("sys.argv", arguments)  # which `cli` has changed
     best.main()
     assert len(commands) == 5 and commands[-1] == "hydra.sweep.dir=runs/best/ema"
@@ -115,8 +115,8 @@ def test_training_continues_and_keeps_no_paths(
     assert "| ema | optimizer.ema=0.5 |" in page
     files = [path for path in Path("page/results").rglob("*") if path.is_file()]
     kept = {"config.yaml", "manifest.json", "result.json", "metrics.jsonl"}
-    assert {path.name for path in files} == kept
+    assert {path.name for path in files} == kept | {"sweep.json"}
     assert not any(str(workdir) in path.read_text() for path in files)
     losses = best.losses_of(Path("page/results/ema"), (1, 2))
-    result = json.loads(Path("page/results/ema/seed_1/result.json").read_text())
+    result = json.loads(Path("page/results/ema/seed=1/result.json").read_text())
     assert losses[1] == result["test_loss"] and math.isfinite(losses[2])

@@ -17,7 +17,9 @@ from studies.claims import backends, claims
 from studies.claims.claims import CLAIMS, FAILS, HOLDS, PARTLY, UNDECIDED, Effect
 from studies.claims.evidence import BASE, POSTS, TUNED, Evidence, NotTrained, is_complete
 from studies.claims.page import draw, page
-from studies.claims.run import keep
+from studies.claims.readme import README, ROWS, results_table, with_table
+from studies.claims.run import HERE, keep
+from studies.claims.run import judge as judge_all
 from studies.claims.trainings import BACKENDS, TRAININGS
 from tests.report.synthetic import config, make_run
 from tests.studies.program import SMALL, run
@@ -363,6 +365,15 @@ def test_page(tmp_path: Path) -> None:
     drawn = (tmp_path / "plots" / "learned_sinusoidal.svg").read_bytes()
     draw(findings, tmp_path)
     assert (tmp_path / "plots" / "learned_sinusoidal.svg").read_bytes() == drawn
+
+
+def test_the_page_and_the_readme_show_the_committed_results() -> None:
+    """`python -m studies.claims.run` would change neither."""
+    results = HERE / "results"
+    table = results_table(results)
+    text = README.read_text(encoding="utf-8")
+    assert with_table(text, table) == text and table.count("\n") == 1 + len(ROWS)
+    assert page(judge_all(results), results) == (HERE / "results.md").read_text(encoding="utf-8")
 
 
 def test_backends_are_measured_side_by_side(

@@ -46,8 +46,8 @@ def test_scaling(workdir: Path) -> None:
     small = [*SMALL[:2], "model.n_head=2", "model.block_size=8", "trainer.batch_size=4"]
     grid = ["model.n_embd=4,8,16,32", "model.n_layer=1", "seed=1,2", "trainer.max_steps=4"]
     brief = ["data.fraction=0.5", "trainer.device=cpu", "trainer.log_every=2"]
-    command = ["studies/scaling/scaling.py", "--results", "kept/results", "--sweeps", "sizes"]
-    done = run(*command, *small, *grid, *brief)
+    command = ["studies.scaling.scaling", "--out", "kept"]
+    done = run(*command, "--train", "sizes", *small, *grid, *brief)
     assert done.returncode == 0, done.stderr
     page = Path("kept/results.md").read_text(encoding="utf-8")
     assert page.startswith("# When do more parameters stop helping?\n") and page in done.stdout
@@ -56,7 +56,7 @@ def test_scaling(workdir: Path) -> None:
     assert all("data.dir" not in json.loads(file.read_text())["resolved"] for file in kept)
     assert str(workdir) not in "".join(file.read_text() for file in kept)
     Path("kept/results.md").unlink()
-    again = run(*command, "--page")
+    again = run(*command)
     assert again.returncode == 0 and Path("kept/results.md").read_text(encoding="utf-8") == page
-    wrong = run(*command, "model.n_layers=1")
+    wrong = run(*command, "--train", "text", "model.n_layers=1")
     assert wrong.returncode == 2 and "model.n_layers: no such option" in wrong.stderr

@@ -1,0 +1,49 @@
+"""The results table of the repository's README, from the committed runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minigpt.report.tables import Cell, Column, Table, to_markdown
+from studies.claims.claims import EMBEDDING, LAYERS, POSITIONAL
+from studies.claims.evidence import POSTS, Evidence
+
+README = Path(__file__).parent.parent.parent / "README.md"
+START, END = "<!-- written by python -m studies.claims.run -->", "<!-- end of results -->"
+BIGRAM = {"model.name": "bigram", LAYERS: 0, POSITIONAL: "nope", EMBEDDING: "untied"}
+# The overrides of each row, and the design that they make.
+ROWS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "bigram": ("model=bigram model.n_layer=0", BIGRAM),
+    "sinusoidal positions": ("positional=sinusoidal", {POSITIONAL: "sinusoidal"}),
+    "learned positions": ("positional=learned", {POSITIONAL: "learned"}),
+    "rotary positions": ("positional=rope", {POSITIONAL: "rope"}),
+    "T5's relative bias": ("positional=t5", {POSITIONAL: "t5"}),
+}
+COLUMNS = [
+    Column("model"),
+    Column("parameters"),
+    Column("loss", "validation loss, nats/character"),
+    Column("command", "minigpt train experiment=claims/posts ..."),
+]
+
+
+def results_table(results: Path) -> str:
+    """Return the table in Markdown. Raises NotTrained if the runs are missing."""
+    evidence = Evidence(results, POSTS, ["posts/positional", "posts/bigram"])
+    rows: list[list[Cell]] = []
+    for name, (overrides, changes) in ROWS.items():
+        design = evidence.design(changes)
+        loss, parameters = design.interval("val_loss"), evidence.number(changes, "parameters.total")
+        rows.append([name, parameters, loss, overrides])
+    _, _, table = to_markdown(Table("results", "Results", COLUMNS, rows)).partition("\n\n")
+    return table.strip()
+
+
+def with_table(readme: str, table: str) -> str:
+    """Return a README with the table between its two marks."""
+    before, _, rest = readme.partition(START)
+    _, _, after = rest.partition(END)
+    assert rest and after, "README.md has the marks of the results table"
+    return f"{before}{START}\n\n{table}\n\n{END}{after}"
