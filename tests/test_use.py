@@ -181,7 +181,7 @@ def test_configs_without_later_options_load_with_equal_results(cli: Cli) -> None
         saved = yaml.safe_load(config.read_text())
         sections = (saved["data"], saved["model"], saved["model"]["positional"])
         removed = [section.pop(name) for section in sections for name in options if name in section]
-        assert len(removed) == len(options)
+        assert len(removed) >= len(options)  # `fraction` is an option of rope and of data
         assert cli("eval", scheme).code == 0
         evaluated = Path(scheme, "eval.json").read_text()
         config.write_text(yaml.safe_dump(saved))
@@ -330,7 +330,7 @@ def test_eval_out_of_memory_prints_one_line_and_keeps_results(
     monkeypatch.setattr(GPT, "loss", allocate_and_compute)
     outcome = cli("eval", "run", "--lengths", "4,16")
     assert outcome.code == 1 and outcome.err.count("\n") == 1
-    assert "out of memory; windows of 16 tokens are too long" in outcome.err
+    assert "out of memory; --lengths=16 is too long" in outcome.err
     entry = json.loads(Path("run/eval.json").read_text())["best"]
     assert [*entry["lengths"]] == ["4"]  # results of shorter lengths are kept
 

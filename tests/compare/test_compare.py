@@ -17,6 +17,7 @@ import pytest
 from tests.conftest import TINY, Cli
 
 DESIGNS = ["compare", *TINY, "trainer.sample_every=null", "positional=learned,rope"]
+ONE_SEED = ["--budget=2", "--seeds=2", "--search-seeds=1", "--dir=all"]
 SMALL = [*DESIGNS, "--budget=3", "--seeds=2", "--search-seeds=1", "--dir=all"]
 
 
@@ -97,7 +98,7 @@ def test_every_design_is_searched_alike_and_compared_on_fresh_seeds(cli: Cli) ->
 
 def test_a_design_that_diverges_at_some_rates_is_chosen_at_another(cli: Cli) -> None:
     space = "--space=optimizer.lr=0.004,1e30"
-    done = cli(*DESIGNS, space, "--budget=2", "--seeds=2", "--dir=all", "optimizer=adamw")
+    done = cli(*DESIGNS, space, *ONE_SEED, "optimizer=adamw")
     assert done.code == 0, done.err
     for row in rows("chosen"):
         assert float(row["optimizer.lr"]) == 0.004 and row["diverged"] == "1"
@@ -105,7 +106,7 @@ def test_a_design_that_diverges_at_some_rates_is_chosen_at_another(cli: Cli) -> 
                 and json.loads(p.read_text()).get("diverged")]  # fmt: skip
     assert len(diverged) == 2
     stamps = [path.stat().st_mtime_ns for path in diverged]
-    again = cli(*DESIGNS, space, "--budget=2", "--seeds=2", "--dir=all", "optimizer=adamw")
+    again = cli(*DESIGNS, space, *ONE_SEED, "optimizer=adamw")
     assert again.code == 0  # a run that diverged would do so again
     assert stamps == [path.stat().st_mtime_ns for path in diverged]
 
@@ -207,7 +208,7 @@ def test_a_search_by_ray_tune(cli: Cli) -> None:
 
 @pytest.mark.slow
 def test_a_killed_comparison_ends_equal(cli: Cli) -> None:
-    command = [*DESIGNS, "--space=optimizer.lr=0.004,0.02", "--budget=2", "--seeds=2", "--dir=all"]
+    command = [*DESIGNS, "--space=optimizer.lr=0.004,0.02", *ONE_SEED]
     assert cli(*command).code == 0
     expected, table = losses("all"), rows("differences")
     shutil.rmtree("all")
