@@ -39,6 +39,7 @@ FAR = 0.1  # nats/token
 ALPHA = 1 - CONFIDENCE
 POSITIONAL, NORM, TOKENIZER = "model.positional.name", "model.norm.placement", "tokenizer.name"
 EMBEDDING, HEADS, LAYERS = "model.embedding.name", "model.n_kv_head", "model.n_layer"
+BIGRAM = {"model.name": "bigram", LAYERS: 0, POSITIONAL: "nope", EMBEDDING: "untied"}
 INPUT_ONLY = ("learned", "sinusoidal")
 INSIDE = ("block_input", "integrated", "relative", "relative_bias", "t5", "rope", "alibi")
 BEYOND = ("alibi", "kerple", "t5", "rope", "sinusoidal")  # schemes without a maximum length
@@ -237,8 +238,7 @@ def learned_sinusoidal(evidence: Evidence) -> Finding:
 
 
 def bigram(evidence: Evidence) -> Finding:
-    base = {"model.name": "bigram", LAYERS: 0, POSITIONAL: "nope", EMBEDDING: "untied"}
-    losses = evidence.losses(base)
+    losses = evidence.losses(BIGRAM)
     schemes = {design.config[POSITIONAL] for design in evidence.designs} - {"nope"}
     differences = {
         f"bigram minus {name}": minus(losses, evidence.losses({POSITIONAL: name}))

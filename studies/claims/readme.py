@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.report.tables import Cell, Column, Table, to_markdown
-from studies.claims.claims import EMBEDDING, LAYERS, POSITIONAL
+from studies.claims.claims import BIGRAM, POSITIONAL
 from studies.claims.evidence import POSTS, Evidence
 
 README = Path(__file__).parent.parent.parent / "README.md"
 START, END = "<!-- written by python -m studies.claims.run -->", "<!-- end of results -->"
-BIGRAM = {"model.name": "bigram", LAYERS: 0, POSITIONAL: "nope", EMBEDDING: "untied"}
 # The overrides of each row, and the design that they make.
 ROWS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "bigram": ("model=bigram model.n_layer=0", BIGRAM),
