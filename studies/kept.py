@@ -9,8 +9,10 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from minigpt.errors import require_one_of
 from minigpt.files import read_json, read_json_lines, write_json
 from minigpt.report.designs import TEXT_PATHS
 
@@ -18,6 +20,14 @@ from minigpt.report.designs import TEXT_PATHS
 # complete.
 OF_RUN = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.json", "result.json")
 OF_GROUP = ("measured.json", "sweep.json", "tune.json", "compare.json")
+
+
+def chosen(text: str, names: Sequence[str]) -> list[str]:
+    """Return the names in the value of --train, all of them for `all`. Raises UserError."""
+    found = [*names] if text == "all" else [name for name in text.split(",") if name]
+    for name in found:
+        require_one_of("--train", name, [*names, "all"])
+    return found
 
 
 def minigpt(*arguments: str, allowed: int = 0) -> int:

@@ -35,7 +35,7 @@ def measure(design: Design, batch: Sequence[int], tokens: int, prompt: int, repe
     design.progress.total = (repeats + 1) * len(cases)
     for turn in range(repeats + 1):
         for label, config, n in design.progress.counted(cases):
-            timed = _decode(config, n, tokens, prompt)
+            timed = decode(config, n, tokens, prompt)
             if turn:
                 seconds.setdefault((label, n), []).append(timed)
     rows: list[list[Cell]] = []
@@ -50,8 +50,11 @@ def measure(design: Design, batch: Sequence[int], tokens: int, prompt: int, repe
     return Result(Table("decode", "Decoding", COLUMNS, rows, note))
 
 
-def _decode(config: Config, batch: int, n_tokens: int, prompt: int) -> tuple[float, float]:
-    """Return the seconds to the first token, and from there to the last."""
+def decode(config: Config, batch: int, n_tokens: int, prompt: int) -> tuple[float, float]:
+    """Decode random prompts with an untrained model.
+
+    Returns the seconds to the first token, and from there to the last.
+    """
     set_threads(config.trainer.threads)
     runtime = choose_runtime(config.trainer.device, config.trainer.precision)
     torch.manual_seed(config.seed)

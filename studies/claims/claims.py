@@ -1,15 +1,14 @@
 """The posts' claims: the sentence, what is tested, and how runs decide it.
 
-A claim is judged in each setting by itself. Its verdict comes from the signs of differences that
-are paired by seed: 95 % t-intervals, p-values Holm-corrected within a claim, and equivalence by two
-one-sided tests (TOST).
+A claim is judged in each setting by itself, from the signs of differences that are paired by seed,
+see verdicts.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -17,56 +16,37 @@ from minigpt.files import read_json
 from minigpt.report.comparison import LOSS
 from minigpt.report.evaluations import CONTEXTS, at_length
 from minigpt.report.runs import Run
-from minigpt.report.statistics import (
-    CONFIDENCE,
-    Interval,
-    Seeds,
-    equivalence_p,
-    holm,
-    interval,
-    minus,
-    paired_p,
-)
+from minigpt.report.statistics import Interval, Seeds, interval, minus
 from minigpt.report.tables import Cell, Column, Table
 from minigpt.run.directory import SEARCH
 from studies.claims.evidence import MEASURED, POSTS, TUNED, Evidence
-from studies.claims.trainings import BACKENDS, SEARCHES
+from studies.claims.trainings import BACKENDS, CACHE, EXPANSIONS, SEARCHES
+from studies.claims.verdicts import (
+    ALPHA,
+    BETTER,
+    BITS_TOLERANCE,
+    FAILS,
+    HOLDS,
+    PARTLY,
+    TOLERANCE,
+    UNDECIDED,
+    WORSE,
+    Finding,
+    better,
+    effects_of,
+    no_worse,
+    verdict,
+)
 
-HOLDS, PARTLY, FAILS, UNDECIDED = "holds", "holds in part", "does not hold", "undecided"
-TOLERANCE = 0.02  # nats/token; losses that differ by less count as equal
-BITS_TOLERANCE = TOLERANCE / math.log(2)  # bits/byte, for characters of one byte
 FAR = 0.1  # nats/token
-ALPHA = 1 - CONFIDENCE
 POSITIONAL, NORM, TOKENIZER = "model.positional.name", "model.norm.placement", "tokenizer.name"
 EMBEDDING, HEADS, LAYERS = "model.embedding.name", "model.n_kv_head", "model.n_layer"
 BIGRAM = {"model.name": "bigram", LAYERS: 0, POSITIONAL: "nope", EMBEDDING: "untied"}
 INPUT_ONLY = ("learned", "sinusoidal")
 INSIDE = ("block_input", "integrated", "relative", "relative_bias", "t5", "rope", "alibi")
 BEYOND = ("alibi", "kerple", "t5", "rope", "sinusoidal")  # schemes without a maximum length
+LONG = "char, 96 tokens"  # about as much text as 32 tokens of bpe
 LONGER = (64, 128, 256)  # context lengths beyond the 32 of training
-
-
-@dataclass(frozen=True)
-class Effect:
-    """A difference with its interval, its tests and its sign, see `signs`."""
-
-    name: str
-    interval: Interval
-    p: float | None
-    p_tost: float | None
-    sign: str
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The verdict on a claim in one setting. `tolerance`: in the unit of the effects."""
-
-    verdict: str
-    reason: str
-    effects: list[Effect] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    tolerance: float = TOLERANCE
-    unit: str = "nats/token"
 
 
 @dataclass(frozen=True)
@@ -81,70 +61,6 @@ class Claim:
     tested: str
     trainings: Mapping[str, Sequence[str]]
     judge: Callable[[Evidence], Finding]
-
-
-# ---- signs and verdicts ----
-
-
-def effects_of(differences: Mapping[str, Seeds], tolerance: float = TOLERANCE) -> list[Effect]:
-    """Return the effects of a claim, with p-values corrected for all of them.
-
-    equivalent: within `tolerance` of 0 by TOST. below, above: significant, and the whole interval
-    beyond `tolerance`. slightly below, slightly above: significant, but not wholly beyond.
-    undecided: all others, and those of one seed.
-    """
-    values = [[*by_seed.values()] for by_seed in differences.values()]
-    ps = holm([paired_p(numbers) for numbers in values])
-    ps_tost = holm([equivalence_p(numbers, tolerance) for numbers in values])
-    effects = []
-    for name, numbers, p, p_tost in zip(differences, values, ps, ps_tost, strict=True):
-        mean = interval(numbers)
-        effects.append(Effect(name, mean, p, p_tost, sign(mean, p, p_tost, tolerance)))
-    return effects
-
-
-def sign(mean: Interval, p: float | None, p_tost: float | None, tolerance: float) -> str:
-    """Return the sign of an effect, see `effects_of`."""
-    if p is None or p_tost is None:
-        return UNDECIDED
-    if p_tost < ALPHA:
-        return "equivalent"
-    if p >= ALPHA:
-        return UNDECIDED
-    side, near = ("below", -mean.high) if mean.mean < 0 else ("above", mean.low)
-    return side if near > tolerance else f"slightly {side}"
-
-
-BETTER, WORSE = {"below", "slightly below"}, {"above", "slightly above"}
-
-
-def verdict(effects: Sequence[Effect], supporting: set[str], opposing: set[str]) -> str:
-    """Return HOLDS if every effect supports a claim, FAILS if one opposes it.
-
-    Else PARTLY if at least one supports it and none is undecided, and UNDECIDED if not.
-    """
-    signs = [effect.sign for effect in effects]
-    if signs and all(sign in supporting for sign in signs):
-        return HOLDS
-    if any(sign in opposing for sign in signs):
-        return FAILS
-    is_known = UNDECIDED not in signs and any(sign in supporting for sign in signs)
-    return PARTLY if is_known else UNDECIDED
-
-
-def no_worse(effects: Sequence[Effect]) -> str:
-    """Return HOLDS if no design is worse, FAILS if one is worse by more than the tolerance."""
-    return verdict(effects, {"equivalent", *BETTER}, {"above"})
-
-
-def better(effects: Sequence[Effect]) -> str:
-    """Return HOLDS if every design is better, FAILS if one is worse by more than the tolerance."""
-    return verdict(effects, BETTER, {"above"})
-
-
-def overall(verdicts: Sequence[str]) -> str:
-    """Return the verdict of all settings: theirs if they agree, else that it depends on them."""
-    return verdicts[0] if len({*verdicts}) == 1 else "depends on the setting"
 
 
 # ---- helpers ----
@@ -288,7 +204,7 @@ def norm(evidence: Evidence) -> Finding:
     long = {"trainer.max_steps": 5000, "optimizer.lr": 1e-3}
 
     def at(placement: str, rate: float, n: int) -> Seeds:
-        own = {NORM: placement, LAYERS: n, "optimizer.lr": rate, "trainer.max_steps": 1000}
+        own = {NORM: placement, LAYERS: n, "optimizer.lr": rate, "trainer.max_steps": 500}
         return evidence.losses(own)
 
     differences = {
@@ -310,7 +226,7 @@ def norm(evidence: Evidence) -> Finding:
         for p in ("pre", "post")
     ]
     reason = (
-        "1,000 steps of each rate and depth, without warm-up, besides 5,000 at the posts' rate. "
+        "500 steps of each rate and depth, without warm-up, besides 5,000 at the posts' rate. "
         "A run that diverged counts with the loss of guessing."
     )
     table = Table("grid", "Loss by learning rate and depth", columns, rows)
@@ -318,10 +234,9 @@ def norm(evidence: Evidence) -> Finding:
 
 
 def heads(evidence: Evidence) -> Finding:
-    expansions = {8: 4.0, 4: 4.5, 2: 4.75, 1: 4.875}
     designs = {
         n: {HEADS: None if n == 8 else n, "model.ffn.expansion": expansion}
-        for n, expansion in expansions.items()
+        for n, expansion in EXPANSIONS.items()
     }
     losses = {n: evidence.losses(design) for n, design in designs.items()}
     differences = {f"{n} minus 8 heads": minus(losses[n], losses[8]) for n in (4, 2, 1)}
@@ -360,6 +275,9 @@ def tokenizer(evidence: Evidence) -> Finding:
         for what, bits in rows.items()
         for name in ("bpe", "gpt2")
     }
+    if LONG in rows["bytes"]:
+        bits = rows["bytes"]
+        differences[f"equal bytes: {LONG} minus bpe"] = minus(bits[LONG], bits["bpe"])
     effects = effects_of(differences, BITS_TOLERANCE)
     tables = [means(f"equal {what}", bits, "bits/byte") for what, bits in rows.items()]
     reason = "Losses per token of different tokenizers are not comparable; bits/byte are."
@@ -384,7 +302,9 @@ def _tokens_by_curve(evidence: Evidence) -> dict[str, dict[str, Seeds]]:
     The learning rate is constant, so that a shorter run is the beginning of a longer one. The
     amount is the largest that every tokenizer reached.
     """
-    runs = {t: evidence.design({TOKENIZER: t}).by_seed for t in ("char", "bpe", "gpt2")}
+    designs: dict[str, dict[str, Any]] = {t: {TOKENIZER: t} for t in ("char", "bpe", "gpt2")}
+    designs[LONG] = {TOKENIZER: "char", "model.block_size": 96}
+    runs = {name: evidence.design(changes).by_seed for name, changes in designs.items()}
     rows: dict[str, dict[str, Seeds]] = {}
     for what, amount in AMOUNTS.items():
         firsts = {t: next(iter(by_seed.values()))[0] for t, by_seed in runs.items()}
@@ -425,21 +345,62 @@ def bits_at(run: Run, step: float) -> float:
 # ---- speed and search ----
 
 
+def ratio_of(seconds: Mapping[str, Sequence[float]], one: str, other: str) -> Interval:
+    """Return the time of one over that of another, of repeats that were measured side by side."""
+    pairs = zip(seconds[one], seconds[other], strict=True)
+    return interval([math.log(a / b) for a, b in pairs]).exp()
+
+
+def is_faster(ratio: Interval) -> str:
+    """Return yes, no or undecided."""
+    return "yes" if ratio.high < 1 else "no" if ratio.low > 1 else UNDECIDED
+
+
+def cache(evidence: Evidence) -> Finding:
+    """Decoding with fewer key-value heads over 8: time at each context, from measured.py."""
+    (folder,) = evidence.folders
+    measured = read_json(folder / MEASURED)
+    rows: list[list[Cell]] = []
+    for row in measured["rows"]:
+        for heads in ("4", "2", "1"):
+            ratio = ratio_of(row["seconds"], heads, "8")
+            megabytes = row["cache_bytes"][heads] / 1e6
+            rows.append([f"{row['context']:,}", heads, ratio, is_faster(ratio), megabytes])
+    n_faster = sum(row[3] == "yes" for row in rows)
+    longest = max(row["context"] for row in measured["rows"])
+    at_longest = [row[3] for row in rows if row[0] == f"{longest:,}"]
+    columns = [
+        Column("context", "tokens of context"),
+        Column("heads", "key-value heads"),
+        Column("ratio", "time, over 8 heads", digits=2),
+        Column("faster"),
+        Column("cache", "cache, MB", digits=0),
+    ]
+    reason = (
+        f"Faster in {n_faster} of {len(rows)} cases. {measured['parameters']:,} parameters with 8 "
+        f"heads, {measured['batch']} texts at once on {measured['device']}; ± over "
+        f"{measured['repeats']} repeats."
+    )
+    is_true = all(answer == "yes" for answer in at_longest)
+    answer = HOLDS if is_true else PARTLY if n_faster else FAILS
+    table = Table("cache", "Time per decoded token", columns, rows)
+    return Finding(answer, reason, [], [table])
+
+
 def backend(evidence: Evidence) -> Finding:
-    """SDPA over eager: time at each length and precision, as measured by backends.py."""
+    """SDPA over eager: time at each length and precision, from measured.py."""
     (folder,) = evidence.folders
     measured = read_json(folder / MEASURED)
     rows: list[list[Cell]] = []
     ratios: dict[str, list[Interval]] = {}
     less_memory = True
     for row in measured["rows"]:
-        pairs = zip(row["seconds"]["sdpa"], row["seconds"]["eager"], strict=True)
-        ratio = interval([math.log(sdpa / eager) for sdpa, eager in pairs]).exp()
+        ratio = ratio_of(row["seconds"], "sdpa", "eager")
         ratios.setdefault(row["precision"], []).append(ratio)
         eager, sdpa = (row["saved_bytes"][name] / 1e6 for name in ("eager", "sdpa"))
         less_memory &= sdpa < eager
-        faster = "yes" if ratio.high < 1 else "no" if ratio.low > 1 else UNDECIDED
-        rows.append([row["precision"], f"{row['length']:,}", ratio, faster, eager, sdpa])
+        length = f"{row['length']:,}"
+        rows.append([row["precision"], length, ratio, is_faster(ratio), eager, sdpa])
     every = [ratio for by_length in ratios.values() for ratio in by_length]
     falls = all(a.mean > b.mean for own in ratios.values() for a, b in pairwise(own))
     n_faster = sum(ratio.high < 1 for ratio in every)
@@ -550,12 +511,20 @@ CLAIMS = {
         },
         heads,
     ),
+    "cache": Claim(
+        "With a large cache, fewer key-value heads decode faster.",
+        "A model of 25M parameters with random weights, 8 layers of width 512, at two lengths of "
+        "context; parameters are equal as above. Its loss is not measured.",
+        {POSTS: [CACHE]},
+        cache,
+    ),
     "tokenizer": Claim(
         "Larger vocabularies do not help a small model on a small text: characters win in "
         "bits/byte.",
-        "Contexts of 32 tokens each, which are more text for larger vocabularies.",
+        "Contexts of 32 tokens each, which are more text for larger vocabularies; in (a) also "
+        "characters with 96 tokens, about as much text as 32 tokens of bpe.",
         {
-            POSTS: ["posts/positional", "posts/bpe", "posts/gpt2"],
+            POSTS: ["posts/positional", "posts/bpe", "posts/gpt2", "posts/long_char"],
             TUNED: ["tuned/tokenizer_bytes", "tuned/tokenizer_flops", "tuned/tokenizer_steps"],
         },
         tokenizer,

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from minigpt.report.tables import Column, Table, to_markdown
-from studies.claims.claims import CLAIMS, Effect, Finding, overall
+from studies.claims.claims import CLAIMS
 from studies.claims.evidence import POSTS, TUNED, Evidence
-from studies.claims.trainings import BACKENDS, TRAININGS
+from studies.claims.trainings import TRAININGS
+from studies.claims.verdicts import Effect, Finding, overall
 
 Findings = Mapping[str, Mapping[str, Finding | str]]  # by claim and setting; str: why there is none
 SETTINGS = {POSTS: "(a) posts", TUNED: "(b) tuned"}
@@ -30,8 +31,8 @@ Each claim is judged in two settings:
   of context, AdamW at a constant learning rate of 1e-3, 5,000 steps of 2,048 tokens. Loss:
   validation, after the last step.
 - **(b) tuned**: the same model, each design at its own best: `minigpt compare` searches the
-  learning rate for each design alike, then trains it with fresh seeds for 2,000 steps with warm-
-  up and decay. Loss: a test split that no choice has seen.
+  learning rate for each design alike, then trains it with fresh seeds, 500 to 2,000 steps with
+  warm-up and decay, see the commands. Loss: a test split that no choice has seen.
 
 Five seeds, unless said otherwise. Differences are paired by seed; ± is half of a 95 % t-interval;
 p-values are Holm-corrected within a claim and a setting. Differences below 0.02 nats/token count
@@ -85,7 +86,7 @@ def _section(name: str, by_setting: Mapping[str, Finding | str], results: Path) 
 def _commands(evidence: Evidence) -> list[str]:
     """Return the commands of the trainings, and the time they took."""
     commands = [
-        f"    minigpt {shlex.join(TRAININGS[name])}" for name in evidence.names if name != BACKENDS
+        f"    minigpt {shlex.join(TRAININGS[name])}" for name in evidence.names if name in TRAININGS
     ]
     if not commands:
         return []

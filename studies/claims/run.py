@@ -13,14 +13,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from minigpt.errors import UserError, require_one_of
-from studies.claims.backends import measure
-from studies.claims.claims import CLAIMS, Finding
+from minigpt.errors import UserError
+from studies.claims.claims import CLAIMS
 from studies.claims.evidence import Evidence, NotTrained, is_complete
+from studies.claims.measured import MEASUREMENTS, measure
 from studies.claims.page import Findings, draw, page
 from studies.claims.readme import README, results_table, with_table
-from studies.claims.trainings import BACKENDS, TRAININGS
-from studies.kept import keep, minigpt
+from studies.claims.trainings import TRAININGS
+from studies.claims.verdicts import Finding
+from studies.kept import chosen, keep, minigpt
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/claims")
@@ -30,19 +31,16 @@ CONTEXTS = {"posts/positional", "posts/kerple"}  # evaluated at several context 
 def main() -> None:
     """Train what is asked for, and write the page."""
     parser = argparse.ArgumentParser(description="The blog posts' claims, tested.")
-    names = ", ".join([*TRAININGS, BACKENDS])
-    parser.add_argument("--train", default="", metavar="NAME,...", help=f"all, or some of {names}")
+    every = [*TRAININGS, *MEASUREMENTS]
+    help = f"all, or some of {', '.join(every)}"
+    parser.add_argument("--train", default="", metavar="NAME,...", help=help)
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of results/ and results.md")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all trainings")
     options = parser.parse_intermixed_args()
     results = options.out / "results"
-    every = [*TRAININGS, BACKENDS]
-    chosen = every if options.train == "all" else [n for n in options.train.split(",") if n]
     try:
-        for name in chosen:
-            require_one_of("--train", name, every)
-        for name in chosen:
+        for name in chosen(options.train, every):
             if not is_complete(results / name):
                 train(name, options.runs / name, options.overrides)
                 keep(options.runs / name, results / name)
@@ -76,8 +74,8 @@ def judge(results: Path) -> Findings:
 
 def train(name: str, folder: Path, overrides: list[str]) -> None:
     """Run the command of a training, or go on with it. Exits with its code if it fails."""
-    if name == BACKENDS:
-        measure(folder)
+    if name in MEASUREMENTS:
+        measure(name, folder)
         return
     command = [*TRAININGS[name], "logger=none", *overrides]
     where = f"hydra.sweep.dir={folder}" if command[0] == "train" else f"--dir={folder}"

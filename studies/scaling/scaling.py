@@ -18,7 +18,7 @@ import numpy as np
 
 from minigpt.config.pairs import parse_override
 from minigpt.console import duration
-from minigpt.errors import UserError, require_one_of
+from minigpt.errors import UserError
 from minigpt.report.comparison import compare
 from minigpt.report.power_law import Point
 from minigpt.report.runs import RunCollection
@@ -26,7 +26,7 @@ from minigpt.report.scaling import Scaling, fit_scaling
 from minigpt.report.scaling_page import compute_optimal, laws, notes
 from minigpt.report.statistics import Interval, interval, paired
 from minigpt.report.tables import Cell, Column, Table, to_markdown
-from studies.kept import keep, minigpt
+from studies.kept import chosen, keep, minigpt
 
 HERE = Path(__file__).parent
 RUNS, PLOT = Path("runs/scaling"), "sizes.png"
@@ -50,12 +50,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of results/ and results.md")
     options = parser.parse_intermixed_args()
-    names = [*SWEEPS] if options.train == "all" else [n for n in options.train.split(",") if n]
     results, out = options.out / "results", options.out / "results.md"
     try:
-        for name in names:
-            require_one_of("--train", name, SWEEPS)
-        for name in names:
+        for name in chosen(options.train, [*SWEEPS]):
             train(name, options.runs, options.overrides)
             keep(options.runs / name, results / name)
         text = page(results)
@@ -68,9 +65,9 @@ def main() -> None:
 
 def train(name: str, folder: Path, overrides: Sequence[str]) -> None:
     """Train the runs of a sweep that are missing; exit if the command is wrong."""
-    chosen = {parse_override(text).key: text for text in (*SWEEPS[name], *overrides)}
+    options = {parse_override(text).key: text for text in (*SWEEPS[name], *overrides)}
     command = ["train", "-m", "sweep=scaling", "experiment=seed_blog", "logger=none"]
-    if minigpt(*command, f"hydra.sweep.dir={folder / name}", *chosen.values(), allowed=1):
+    if minigpt(*command, f"hydra.sweep.dir={folder / name}", *options.values(), allowed=1):
         print(f"{name}: some runs failed", file=sys.stderr)
 
 

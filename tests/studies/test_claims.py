@@ -12,15 +12,16 @@ import pytest
 
 from minigpt.files import write_json
 from minigpt.report.runs import find_runs
-from minigpt.report.statistics import Interval
-from studies.claims import backends, claims
-from studies.claims.claims import CLAIMS, FAILS, HOLDS, PARTLY, UNDECIDED, Effect
+from minigpt.report.statistics import Interval, minus
+from studies.claims import claims, measured, verdicts
+from studies.claims.claims import CLAIMS
 from studies.claims.evidence import BASE, POSTS, TUNED, Evidence, NotTrained, is_complete
 from studies.claims.page import draw, page
 from studies.claims.readme import README, ROWS, results_table, with_table
 from studies.claims.run import HERE, keep
 from studies.claims.run import judge as judge_all
-from studies.claims.trainings import BACKENDS, TRAININGS
+from studies.claims.trainings import BACKENDS, CACHE, TRAININGS
+from studies.claims.verdicts import FAILS, HOLDS, PARTLY, UNDECIDED, Effect, Finding
 from tests.report.synthetic import config, make_run
 from tests.studies.program import SMALL, run
 
@@ -59,7 +60,7 @@ def train(
     write_json(folder / "sweep.json", {"jobs": jobs})
 
 
-def judge(claim: str, results: Path, setting: str = POSTS) -> claims.Finding:
+def judge(claim: str, results: Path, setting: str = POSTS) -> Finding:
     finding = CLAIMS[claim].judge(Evidence(results, setting, CLAIMS[claim].trainings[setting]))
     assert finding.reason
     return finding
@@ -87,7 +88,7 @@ def schemes(folder: Path, losses: Losses, results: Any = None) -> None:
 )
 def test_signs(losses: list[float], sign: str) -> None:
     seeds = [dict(enumerate(values)) for values in (losses, at(2.0))]
-    (effect,) = claims.effects_of({"x": claims.minus(*seeds)})
+    (effect,) = verdicts.effects_of({"x": minus(*seeds)})
     assert effect.sign == sign
     assert (effect.interval.half is None) == (len(losses) == 1)
 
@@ -95,10 +96,10 @@ def test_signs(losses: list[float], sign: str) -> None:
 def test_equivalence_is_tosts() -> None:
     """A difference of 0.015 with little noise is both significant and equivalent."""
     difference = {seed: 0.015 + w for seed, w in enumerate(WOBBLE)}
-    (effect,) = claims.effects_of({"x": difference})
+    (effect,) = verdicts.effects_of({"x": difference})
     assert effect.p is not None and effect.p < 0.05
     assert effect.p_tost is not None and effect.p_tost < 0.05 and effect.sign == "equivalent"
-    (narrower,) = claims.effects_of({"x": difference}, tolerance=0.005)
+    (narrower,) = verdicts.effects_of({"x": difference}, tolerance=0.005)
     assert narrower.sign == "above"
 
 
@@ -118,13 +119,13 @@ def effects(*signs: str) -> list[Effect]:
     ],
 )
 def test_verdicts(signs: list[str], no_worse: str, better: str) -> None:
-    assert claims.no_worse(effects(*signs)) == no_worse
-    assert claims.better(effects(*signs)) == better
+    assert verdicts.no_worse(effects(*signs)) == no_worse
+    assert verdicts.better(effects(*signs)) == better
 
 
 def test_settings_that_disagree() -> None:
-    assert claims.overall([HOLDS, HOLDS]) == HOLDS
-    assert claims.overall([FAILS, HOLDS]) == "depends on the setting"
+    assert verdicts.overall([HOLDS, HOLDS]) == HOLDS
+    assert verdicts.overall([FAILS, HOLDS]) == "depends on the setting"
 
 
 # ---- claims ----
@@ -220,9 +221,6 @@ def test_tying(tmp_path: Path, tied: float, expected: str) -> None:
     assert finding.verdict == expected and finding.tables[0].rows[0] == ["char", 9, 12]
 
 
-GRID = {"trainer.max_steps": 1000}
-
-
 @pytest.mark.parametrize(
     ("deep", "expected"), [(2.9, HOLDS), (2.0, PARTLY), (1.5, FAILS), (math.nan, HOLDS)]
 )
@@ -237,7 +235,7 @@ def test_norm(tmp_path: Path, deep: float, expected: str) -> None:
         for placement in ("pre", "post"):
             name = f"{placement} {depth} {rate}"
             own = {"model.n_layer": depth, "optimizer.lr": rate}
-            changes[name] = own | {"model.norm.placement": placement, "trainer.max_steps": 1000}
+            changes[name] = own | {"model.norm.placement": placement, "trainer.max_steps": 500}
             level = 2.0 if placement == "pre" else 2.5
             losses[name] = at(level, number + (placement == "post"))
     losses["post 8 0.004"] = at(2.0 if math.isnan(deep) else deep, 5)
@@ -279,10 +277,12 @@ def test_tuned_tokenizers(tmp_path: Path, bpe: float, expected: str) -> None:
 
 def test_tokenizers_are_compared_at_equal_amounts_of_one_curve(tmp_path: Path) -> None:
     """Bits/byte fall by 1 in 100 steps; char, bpe and gpt2 read 1, 2 and 4 bytes per token."""
-    bytes_per_token = {"char": 1, "bpe": 2, "gpt2": 4}
+    bytes_per_token = {"char": 1, "bpe": 2, "gpt2": 4, "long_char": 1}
     for name, n_bytes in bytes_per_token.items():
         folder = tmp_path / "posts" / {"char": "positional"}.get(name, name)
-        own = {"tokenizer.name": name, "model.embedding.name": "tied"}
+        is_long = name == "long_char"
+        own = {"tokenizer.name": "char" if is_long else name, "model.embedding.name": "tied"}
+        own |= {"model.block_size": 96} if is_long else {}
         result = {"steps": 200, "flops_per_token": n_bytes}
         train(folder, {name: [2.0, 2.1]}, {name: own}, {name: result})
         for seed in (1, 2):
@@ -297,9 +297,9 @@ def test_tokenizers_are_compared_at_equal_amounts_of_one_curve(tmp_path: Path) -
         table.columns[0].key: [row[1].mean for row in table.rows if isinstance(row[1], Interval)]
         for table in finding.tables
     }
-    fewer = pytest.approx([3.0, 4.0, 4.5])  # 200, 100 and 50 steps
+    fewer = pytest.approx([3.0, 4.0, 4.5, 5 - 2 / 3])  # 200, 100, 50 and 67 steps
     assert values["equal bytes"] == fewer and values["equal FLOPs"] == fewer
-    assert values["equal steps"] == pytest.approx([3.0, 3.0, 3.0])
+    assert values["equal steps"] == pytest.approx([3.0] * 4)
     assert values.keys() == {"equal bytes", "equal FLOPs", "equal steps"}
 
 
@@ -349,8 +349,7 @@ def test_only_diverged_runs_count_as_guessing(tmp_path: Path) -> None:
 
 def test_every_training_decides_a_claim() -> None:
     used = {name for claim in CLAIMS.values() for own in claim.trainings.values() for name in own}
-    assert used <= {*TRAININGS, BACKENDS}
-    assert {*TRAININGS, BACKENDS} - used <= {"posts/long_char"}
+    assert used == {*TRAININGS, *measured.MEASUREMENTS}
 
 
 def test_page(tmp_path: Path) -> None:
@@ -380,8 +379,8 @@ def test_backends_are_measured_side_by_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("LENGTHS", (16, 32)), ("TOKENS", 64), ("REPEATS", 2)):
-        monkeypatch.setattr(backends, name, value)
-    backends.measure(tmp_path / BACKENDS)
+        monkeypatch.setattr(measured, name, value)
+    measured.measure(BACKENDS, tmp_path / BACKENDS)
     finding = judge("backend", tmp_path)
     rows = finding.tables[0].rows
     assert [row[:2] for row in rows] == [
@@ -390,6 +389,36 @@ def test_backends_are_measured_side_by_side(
     for _, _, ratio, _, *megabytes in rows:
         assert isinstance(ratio, Interval) and ratio.mean > 0
         assert all(isinstance(number, float) and number > 0 for number in megabytes)
+
+
+def test_decoding_is_measured_by_key_value_heads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = ["experiment=claims/posts", "model.n_layer=1", "model.n_embd=64"]
+    for name, value in (("LARGE", large), ("CONTEXTS", (8, 16)), ("DECODED", 3), ("REPEATS", 2)):
+        monkeypatch.setattr(measured, name, value)
+    measured.measure(CACHE, tmp_path / CACHE)
+    rows = judge("cache", tmp_path).tables[0].rows
+    assert [row[:2] for row in rows] == [[n, heads] for n in ("8", "16") for heads in "421"]
+    cached = [row[4] for row in rows]
+    assert cached == [2 * 4 * 8 * n * heads * 8 / 1e6 for n in (8, 16) for heads in (4, 2, 1)]
+
+
+@pytest.mark.parametrize(("fast", "expected"), [(0.5, HOLDS), (1.0, FAILS), (0.0, PARTLY)])
+def test_cache(tmp_path: Path, fast: float, expected: str) -> None:
+    """`fast`: time of fewer heads over 8 at the longer context; 0: only of one head."""
+    slow = [1.0, 1.01, 0.99]
+    quick = [fast * s for s in slow] if fast else slow
+    long = {"8": slow, "4": quick, "2": quick, "1": quick if fast else [0.5 * s for s in slow]}
+    size = dict.fromkeys(long, 1000)
+    rows = [
+        {"context": 8, "seconds": dict.fromkeys(long, slow), "cache_bytes": size},
+        {"context": 16, "seconds": long, "cache_bytes": size},
+    ]
+    facts = {"parameters": 9, "batch": 2, "device": "cpu", "repeats": 3, "rows": rows}
+    (tmp_path / CACHE).mkdir(parents=True)
+    write_json(tmp_path / CACHE / "measured.json", facts)
+    assert judge("cache", tmp_path).verdict == expected
 
 
 @pytest.mark.slow
