@@ -1,33 +1,86 @@
-"""Run minigpt, and keep what a report reads of its runs, to be committed.
+"""What studies share: their command line, and the results of runs that are kept to be committed.
 
 Kept are small files: no weights, and no paths of the machine.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-from minigpt.errors import require_one_of
+from minigpt.config.pairs import is_below, parse_override
+from minigpt.errors import UserError, require_one_of
 from minigpt.files import read_json, read_json_lines, write_json
 from minigpt.report.designs import TEXT_PATHS
 
 # In the order in which they are kept: a run with a result, and a group of runs with its file, is
 # complete.
 OF_RUN = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.json", "result.json")
+SAME_RESULTS = ("hydra", "logger", "trainer.threads")  # overrides that keep a study's results
 OF_GROUP = ("measured.json", "sweep.json", "tune.json", "compare.json")
 
 
-def chosen(text: str, names: Sequence[str]) -> list[str]:
-    """Return the names in the value of --train, all of them for `all`. Raises UserError."""
-    found = [*names] if text == "all" else [name for name in text.split(",") if name]
-    for name in found:
-        require_one_of("--train", name, [*names, "all"])
-    return found
+@dataclass(frozen=True)
+class StudyOptions:
+    """What the command line of a study says. `train`: names of what to train."""
+
+    train: list[str]
+    overrides: list[str]
+    runs: Path
+    out: Path
+
+    @property
+    def results(self) -> Path:
+        """The folder with what is kept of the runs."""
+        return self.out / "results"
+
+
+def study_options(
+    description: str,
+    names: Sequence[str],
+    runs: Path,
+    out: Path,
+    arguments: Sequence[str] | None = None,
+) -> StudyOptions:
+    """Parse the command line of a study. Exits with 2 if it is wrong.
+
+    `names`: what it can train. `runs`, `out`: its own folders.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    add = parser.add_argument
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="for all trainings")
+    add("--train", default="", metavar="NAME,...", help=f"all, or some of {', '.join(names)}")
+    add("--runs", type=Path, default=runs, help="folder of the runs")
+    add("--out", type=Path, default=out, help="folder of results/ and results.md")
+    given = parser.parse_intermixed_args(arguments)
+    defaults = {"--runs": given.runs == runs, "--out": given.out == out}
+    try:
+        train = [*names] if given.train == "all" else [n for n in given.train.split(",") if n]
+        for name in train:
+            require_one_of("--train", name, [*names, "all"])
+        if given.overrides and not train:
+            raise UserError(f"{' '.join(given.overrides)}: for training only; add --train")
+        other = [o for o in given.overrides if not is_below(parse_override(o).key, SAME_RESULTS)]
+        if other and any(defaults.values()):
+            flags = " and ".join(flag for flag, is_default in defaults.items() if is_default)
+            why = f"the study's own runs are without; give {flags} too"
+            raise UserError(f"{' '.join(other)}: {why}")
+    except UserError as error:
+        refuse(error)
+    return StudyOptions(train, given.overrides, given.runs, given.out)
+
+
+def refuse(error: UserError) -> NoReturn:
+    """Print an error in the input, and exit with 2."""
+    print(error, file=sys.stderr)
+    sys.exit(2)
 
 
 def minigpt(*arguments: str, allowed: int = 0) -> int:

@@ -18,11 +18,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from minigpt.cli import COMMANDS
 from minigpt.extras import install
 from tests.conftest import TINY, Cli, inspect_wandb, the_run
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MISTAKES = {
+    "model.head_gates=3": "model.head_gates=3: must be true or false",
     "model=alibi model.positional.slope=learned": "Did you mean model.positional.slopes",
     "model=rope model.positional.base=inf": "model.positional.base=inf: must be a finite number",
     "optimizer.lr=inf": "optimizer.lr=inf: must be a finite number",
@@ -145,14 +147,12 @@ def test_a_missing_run_directory_is_reported(cli: Cli, command: str) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "command", ["sample", "eval", "inspect", "tune", "data", "runs", "rm", "doctor"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(cli: Cli, capfd: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as exit_:
         cli(command, "--help")
     assert exit_.value.code == 0
-    assert f"examples:\n  minigpt {command}" in capfd.readouterr().out
+    assert f"minigpt {command}" in capfd.readouterr().out.partition("examples:\n")[2]
 
 
 @pytest.mark.parametrize(

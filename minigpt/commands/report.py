@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from minigpt.commands.options import Parser, path_option
 from minigpt.errors import UserError, require
+from minigpt.files import require_writable
 
 if TYPE_CHECKING:
     from minigpt.report.comparison import Comparison
@@ -26,7 +27,7 @@ HELP = {
     "(default: the design that was started first)",
     "--equivalent": "also test whether each difference to the baseline lies within X, by two "
     "one-sided paired t-tests (TOST); X is in the unit of the ranking, nats/token or bits/byte",
-    "--plan": "also print how many seeds would detect a difference of X to the baseline with 80 % "
+    "--plan": "also print how many seeds would detect a difference of X to the baseline with 80 %% "
     "power, from the standard deviation of the differences seen so far",
     "--fit": "also fit power laws of the loss in parameters, tokens, unique tokens and FLOPs, with "
     "the compute-optimal line; minigpt train -m sweep=scaling trains runs for it",
@@ -58,7 +59,7 @@ def main(arguments: list[str]) -> None:
     read = partial(compare, folders, options.by, options.baseline, options.equivalent, options.plan)
     comparison = follow(folders, read, out, options.every) if options.live else read()
     require_paired_seeds(comparison)
-    extra = _fits(comparison, options.by) if options.fit else Extra()
+    extra = _fits(comparison) if options.fit else Extra()
     console = PipeConsole(highlight=False)
     show(comparison, console)
     show_tables([table for table in extra.tables if table.name != RESIDUALS], console)
@@ -74,12 +75,12 @@ def main(arguments: list[str]) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
 
-def _fits(comparison: Comparison, by: list[str]) -> Extra:
+def _fits(comparison: Comparison) -> Extra:
     """Return the tables and plots of the laws that the runs determine; add the notes on them."""
     from minigpt.report.scaling import fit_scaling
     from minigpt.report.scaling_page import extra, notes
 
-    scaling = fit_scaling(comparison, by)
+    scaling = fit_scaling(comparison)
     comparison.notes.extend(notes(scaling))
     return extra(scaling)
 
@@ -114,6 +115,10 @@ def _options(arguments: list[str]) -> Namespace:
     options.by = [key for group in options.by for key in group.split(",") if key]
     if not 0 < options.every <= MAX_SECONDS:
         raise UserError(f"--every={options.every:g}: must be above 0 and at most a day of seconds")
+    if options.fit and options.by:
+        raise UserError(
+            f"--fit: fits single designs, not the groups of --by={','.join(options.by)}; drop one"
+        )
     for key in ("equivalent", "plan"):
         value, why = getattr(options, key), "must be a number above 0, such as 0.01"
         require(value is None or 0 < value < math.inf, f"--{key}", value, why)
@@ -122,10 +127,15 @@ def _options(arguments: list[str]) -> Namespace:
 
 def _out(out: Path | None, folders: list[str]) -> Path:
     """Return the path of the page. Raises UserError if it cannot be one."""
+    from minigpt.run.directory import COMPARISON, FINAL
+
     if out is None:
-        return Path(folders[0] if len(folders) == 1 else "") / "report.html"
+        folder = Path(folders[0] if len(folders) == 1 else "")
+        is_comparison = (folder / COMPARISON).is_file()  # whose page minigpt compare writes
+        return (folder / FINAL if is_comparison else folder) / "report.html"
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out={out}: the page is HTML; name it {out.with_suffix('.html')}")
     if out.is_dir():
         raise UserError(f"--out={out}: is a folder; name a file in it, {out / 'report.html'}")
+    require_writable("--out", out)
     return out

@@ -26,13 +26,13 @@ from minigpt.compare.space import Axis, axes_of
 from minigpt.config.compose import to_config
 from minigpt.config.hydra_main import Multirun, compose_multirun
 from minigpt.config.overrides import one_line_errors
-from minigpt.config.pairs import as_typed, described_values, parse_override
-from minigpt.config.schema import Config
+from minigpt.config.pairs import as_typed, described_values, is_below, parse_override
+from minigpt.config.schema import Config, request_sha256
 from minigpt.console import PipeConsole
 from minigpt.errors import Failure, UserError, require
 from minigpt.files import try_read_json, write_json
 from minigpt.report.comparison import count
-from minigpt.run.directory import COMPARISON, PHASES, RunDirectory
+from minigpt.run.directory import COMPARISON, FINAL, TRIALS, RunDirectory
 from minigpt.run.provenance import provenance
 from minigpt.sweep.directory import folder_of
 from minigpt.sweep.match import SweepConfig
@@ -43,7 +43,6 @@ from minigpt.train.control import Interrupted
 if TYPE_CHECKING:
     from minigpt.compare.tuning import Tuning
 
-SEARCH, FINAL = PHASES
 TEST_FRACTION = "data.test_fraction=0.5"  # unless given
 # Options of one run or of a sweep, which a comparison sets itself.
 REFUSED = ("resume", "sweep.dry_run", "hydra.run", "hydra.sweep", "hydra.mode")
@@ -56,14 +55,14 @@ def run_comparison(overrides: list[str], options: CompareOptions) -> None:
     if runs failed other than by diverging.
     """
     for override in overrides:
-        if parse_override(override).key.startswith(REFUSED):
+        if is_below(parse_override(override).key, REFUSED):
             raise UserError(f"{override}: a comparison makes its own runs; leave it out")
     budget = options.budget if options.search == "grid" else None
     designs, axes = designs_of(overrides), axes_of(options.space, budget)
-    require_not_searched(designs, axes)
     varied = [
         parse_override(column[0]) for column in zip(*designs, strict=True) if len({*column}) > 1
     ]
+    require_not_searched(designs[0], axes, [override.key for override in varied])
     label = "_".join(override.short_key for override in varied)
     folder = options.directory or folder_of("compare", [*overrides, *options.identity], label)
     identity = {"overrides": sorted(overrides), "options": options.identity}
@@ -96,12 +95,16 @@ def designs_of(overrides: list[str]) -> list[list[str]]:
     return designs
 
 
-def require_not_searched(designs: list[list[str]], axes: Sequence[Axis]) -> None:
-    """Raise UserError if a design sets an option that is searched."""
+def require_not_searched(design: list[str], axes: Sequence[Axis], varied: Sequence[str]) -> None:
+    """Raise UserError if designs set an option that is searched. `varied`: where they differ."""
     searched = {parse_override(axis.key).key for axis in axes}
-    for override in designs[0]:
-        if parse_override(override).key in searched:
-            key, _, value = override.partition("=")
+    for override in design:
+        key, value = parse_override(override)
+        if key in searched and key in varied:
+            raise UserError(
+                f"--space {key}=...: is what the designs differ in; search other options"
+            )
+        if key in searched:
             raise UserError(
                 f"{override}: is searched; leave it out, or use --space {key}={value},..."
             )
@@ -149,7 +152,7 @@ class Comparison:
     @cached_property
     def configs(self) -> list[Config]:
         """The config of each design. Raises UserError."""
-        multirun = self.multirun(SEARCH)
+        multirun = self.multirun(TRIALS)
         return [self.config(multirun, design) for design in self.designs]
 
     def line(self, text: str) -> None:
@@ -157,11 +160,20 @@ class Comparison:
         self.console.print(text, soft_wrap=True, markup=False)
 
     def check(self, axes: Sequence[Axis]) -> None:
-        """Compose each design with each value of an axis. Raises UserError if one is invalid."""
-        multirun = self.multirun(SEARCH)
-        for design, config in zip(self.designs, self.configs, strict=True):
+        """Compose each design with each value of an axis.
+
+        Raises UserError if one is invalid, and if two designs are the same with it.
+        """
+        multirun = self.multirun(TRIALS)
+        names: dict[str, str] = {}
+        for name, design, config in zip(self.names, self.designs, self.configs, strict=True):
             for point in probes(axes, config):
-                self.config(multirun, [*design, *point.overrides])
+                tried = self.config(multirun, [*design, *point.overrides])
+                tried = replace(tried, model=replace(tried.model, name=""))
+                same = names.setdefault(request_sha256(tried), name)
+                if same != name:
+                    at = described_values(point.values)
+                    raise UserError(f"{same} and {name}: are the same design with {at}")
         if self.options.search == "tpe":
             for search in self.tunings(axes):
                 search.check()
@@ -183,7 +195,7 @@ class Comparison:
             self.line(f"widened    for every design: a best value of {' and '.join(at)} is an edge")
             searches = search(wider)
         if not any(search.best for search in searches):
-            raise Failure(f"{self.folder / SEARCH}: every run diverged; lower --space optimizer.lr")
+            raise Failure(f"{self.folder / TRIALS}: every run diverged; lower --space optimizer.lr")
         runs = self.train(searches)  # only these: the folder may have some of earlier code
         write_json(self.folder / COMPARISON, self.identity | self.results(searches))
         self.line("")
@@ -194,7 +206,7 @@ class Comparison:
 
     def search(self, axes: Sequence[Axis]) -> list[DesignSearch]:
         """Run the trials that are missing, and return all of them by design."""
-        multirun = self.multirun(SEARCH)
+        multirun = self.multirun(TRIALS)
         by_design = [points(axes, config) for config in self.configs]
         seeds = range(FIRST_SEARCH_SEED, FIRST_SEARCH_SEED + self.options.n_search_seeds)
         trials = [
@@ -247,7 +259,7 @@ class Comparison:
         """Return the search by Ray Tune of each design."""
         from minigpt.compare.tuning import Tuning
 
-        folder, budget = self.folder / SEARCH, self.options.budget
+        folder, budget = self.folder / TRIALS, self.options.budget
         each = zip(self.names, self.designs, self.configs, strict=True)
         return [Tuning(name, design, config, axes, folder, budget) for name, design, config in each]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from minigpt.config.overrides import Interval, parse_values
-from minigpt.config.pairs import flat, parse_override
+from minigpt.config.pairs import flat, is_below, parse_override
 from minigpt.config.schema import Config
 from minigpt.errors import UserError, require
 
@@ -99,21 +99,18 @@ def parse_axis(text: str) -> tuple[str, list[Any] | Interval]:
     """Return the key and the values of a --space. Raises UserError."""
     if "=" not in text:
         raise UserError(f"--space {text}: write KEY=VALUE,VALUE")
-    key, values = parse_values(text)
+    try:
+        key, values = parse_values(text)
+    except UserError as error:
+        raise UserError(f"--space {error}") from None
     plain = parse_override(text).key
-    if plain.partition(".")[0].startswith("hydra") or plain.startswith(NOT_SEARCHED):
+    if is_below(plain, ("hydra", *NOT_SEARCHED)):
         raise UserError(f"--space {text}: is the same for all designs of a comparison")
     if values is None or (isinstance(values, list) and len(values) < 2):
         raise UserError(f"--space {text}: has one value; give that as an override")
     if isinstance(values, list) and len(set(values)) < len(values):
         raise UserError(f"--space {text}: contains a value twice; leave one of them out")
-    if isinstance(values, Interval):
-        finite = math.isfinite(values.low) and math.isfinite(values.high)
-        if not (finite and values.low < values.high):
-            raise UserError(f"--space {text}: the second bound must be above the first, and finite")
-        if "log" in values.tags and values.low <= 0:
-            raise UserError(f"--space {text}: log needs bounds above 0")
-    elif all(_is_number(value) for value in values):
+    if isinstance(values, list) and all(_is_number(value) for value in values):
         values = sorted(values)
     return key, values
 
@@ -131,7 +128,7 @@ def _interval_axis(key: str, interval: Interval | None, n: int) -> Axis:
     else:
         points = [low * (high / low) ** part for part in parts]
         ratio = (high / low) ** (1 / (n - 1))
-    if "int" in interval.tags or (isinstance(low, int) and isinstance(high, int)):
+    if interval.whole:
         return Axis(key, tuple(sorted({round(point) for point in points})), continuous=True)
     rounded = tuple(float(f"{point:.4g}") for point in points)
     return Axis(key, rounded, ratio=ratio, continuous=True)

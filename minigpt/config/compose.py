@@ -86,7 +86,16 @@ def typed_config(values: DictConfig) -> Config:
         raise UserError(_one_line(error, values)) from None
     assert isinstance(config, Config)
     _require_valid(config.to_dict(), prefix="")
+    _require_booleans(flat(config.to_dict()), flat(plain_values(values)))
     return config
+
+
+def _require_booleans(typed: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raise UserError for a number where a boolean belongs, which OmegaConf would convert."""
+    for key, value in typed.items():
+        number = given.get(key)
+        if isinstance(value, bool) and isinstance(number, int | float):
+            require(isinstance(number, bool), key, number, "must be true or false")
 
 
 def _require_valid(values: dict[str, Any], prefix: str) -> None:
@@ -146,5 +155,8 @@ def _one_line(error: OmegaConfBaseException, values: DictConfig) -> str:
         return f"{key}={value}: must be one value"
     converted = re.match(r"Value '(.*)' of type '.*' could not be converted to (\w+)", why)
     if converted:
-        return f"{key}={converted[1]}: not a valid {converted[2].lower()}"
+        why = f"not a valid {converted[2].lower()}"
+        if converted[2] == "Integer" and re.fullmatch(r"-?\d+\.0", converted[1]):
+            why += "; for whole numbers write int(interval(LOW, HIGH))"
+        return f"{key}={converted[1]}: {why}"
     return f"{key}={value}: {why}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -178,6 +179,20 @@ class Interval:
     high: float
     tags: frozenset[str]
 
+    @property
+    def whole(self) -> bool:
+        """Whether only whole numbers are meant: int(interval(1, 9)) or tag(int, interval(1, 9))."""
+        return "int" in self.tags or (isinstance(self.low, int) and isinstance(self.high, int))
+
+    def check(self, text: str) -> None:
+        """Raise UserError unless it has numbers and known tags. `text`: as typed."""
+        for tag in self.tags - {"log", "int"}:
+            raise UserError(f"{text}: no such tag: {tag}; use log or int")
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise UserError(f"{text}: the second bound must be above the first, and both finite")
+        if "log" in self.tags and self.low <= 0:
+            raise UserError(f"{text}: log needs bounds above 0")
+
 
 def parse_values(text: str) -> tuple[str, list[Any] | Interval | None]:
     """Return an override's key and its values: a list, an interval, or None for a single value.
@@ -191,7 +206,9 @@ def parse_values(text: str) -> tuple[str, list[Any] | Interval | None]:
     value = override.value()
     if isinstance(value, IntervalSweep):
         assert value.start is not None and value.end is not None
-        return key, Interval(value.start, value.end, frozenset(map(str, value.tags)))
+        interval = Interval(value.start, value.end, frozenset(map(str, value.tags)))
+        interval.check(text)
+        return key, interval
     if isinstance(value, Glob):
         raise UserError(f"{text}: a search takes lists; use a list such as model=rope,alibi")
     return key, list(override.sweep_iterator(transformer=_number_or_text))

@@ -41,6 +41,11 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return by_key
 
 
+def is_below(key: str, sections: Iterable[str]) -> bool:
+    """Return whether a key is one of the sections, an option in one, or a config group of one."""
+    return any(key == name or key.startswith((f"{name}.", f"{name}/")) for name in sections)
+
+
 def as_typed(value: Any) -> str:
     """Return a value as Hydra's grammar writes it; floats round-trip exactly."""
     if value is None:

@@ -251,6 +251,9 @@ def notes(comparison: Comparison) -> list[str]:
     if comparison.tuned:
         keys = " and ".join(comparison.tuned)
         lines.append(f"Each design has its own {keys}, which a search chose with other seeds.")
+    if comparison.collection.left_out:
+        folders = _shortened([str(folder) for folder in comparison.collection.left_out])
+        lines.append(f"Left out are the runs that chose these values: {folders}")
     if len(comparison.seeds) == 1:
         lines.append(
             "One seed gives no confidence interval and no test; use several, such as seed=1,2,3."

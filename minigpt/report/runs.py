@@ -18,8 +18,10 @@ from minigpt.config.renamed import rename_keys
 from minigpt.errors import UserError, first_line
 from minigpt.files import read_json_lines, try_read_json
 from minigpt.run.directory import (
+    COMPARISON,
     SEARCH,
     SWEEP,
+    TRIALS,
     RunDirectory,
     find_folder,
     group_files,
@@ -134,13 +136,15 @@ class Run:
 class RunCollection:
     """All runs below the given folders, and the sweeps that list them.
 
-    `searching`: folders of `minigpt tune` searches that are still running.
+    `searching`: folders of `minigpt tune` searches that are still running. `left_out`: folders with
+    the search of a comparison, whose runs chose the values of the others.
     """
 
     runs: list[Run]
     sweeps: list[Sweep]
     problems: list[str]
     searching: list[Path]
+    left_out: list[Path]
 
     @property
     def jobs(self) -> list[Job]:
@@ -158,14 +162,18 @@ class RunCollection:
 def find_runs(names: Sequence[str]) -> RunCollection:
     """Read every run below the folders a user names; `latest` is the newest sweep or run.
 
-    A run directory contains config.yaml or result.json. Raises UserError for a missing folder, and
-    if no folder contains a run or a sweep.
+    A run directory contains config.yaml or result.json. Of a comparison only the final runs are
+    read, unless its search is named. Raises UserError for a missing folder, and if no folder
+    contains a run or a sweep.
     """
     folders = [find_folder(name) for name in names]
     problems: list[str] = []
-    sweeps = _read_sweeps(folders, problems)
+    left_out = [file.parent / TRIALS for file in _group_files(folders, COMPARISON)]
+    left_out = [folder for folder in left_out if folder.is_dir()]
+    sweeps = _read_sweeps(folders, left_out, problems)
     listed = {job.path.resolve(): n for n, job in enumerate(j for s in sweeps for j in s.jobs)}
-    paths = {run.path.resolve(): run.path for top in folders for run in run_directories(top)}
+    found = (run.path for top in folders for run in run_directories(top))
+    paths = {path.resolve(): path for path in found if not _is_below(path, left_out)}
     runs = [run for path in paths.values() if _is_run(run := read_run(path))]
     files = _group_files(folders, SEARCH)
     searching = [f.parent for f in files if try_read_json(f, problems).get("status") == "running"]
@@ -179,7 +187,7 @@ def find_runs(names: Sequence[str]) -> RunCollection:
         runs[number] = replace(run, order=(place, run.started, _natural(str(run.path))))
     runs.sort(key=lambda run: run.order)
     problems += [problem for run in runs for problem in run.problems]
-    return RunCollection(runs, sweeps, problems, searching)
+    return RunCollection(runs, sweeps, problems, searching, left_out)
 
 
 def file_states(folders: Sequence[Path]) -> dict[Path, tuple[int, int]]:
@@ -234,10 +242,18 @@ def _group_files(folders: Sequence[Path], name: str) -> list[Path]:
     return [*{file.resolve(): file for file in found}.values()]
 
 
-def _read_sweeps(folders: Sequence[Path], problems: list[str]) -> list[Sweep]:
+def _is_below(path: Path, folders: Sequence[Path]) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)
+
+
+def _read_sweeps(
+    folders: Sequence[Path], left_out: Sequence[Path], problems: list[str]
+) -> list[Sweep]:
     """Read the sweep.json files in the folders and below."""
     sweeps = []
     for file in _group_files(folders, SWEEP):
+        if _is_below(file, left_out):
+            continue
         content = try_read_json(file, problems)
         if isinstance(content.get("jobs"), list):
             name = str(content.get("name") or file.parent.resolve().name)

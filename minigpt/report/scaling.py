@@ -80,12 +80,8 @@ def name(axes: tuple[str, ...]) -> str:
     return f"L({', '.join(axes)})"
 
 
-def fit_scaling(comparison: Comparison, by: Sequence[str] = ()) -> Scaling:
+def fit_scaling(comparison: Comparison) -> Scaling:
     """Fit every law that the runs of a comparison determine. Raises UserError if there is none."""
-    if by:
-        raise UserError(
-            f"--fit: fits single designs, not the groups of --by={','.join(by)}; drop one"
-        )
     if not comparison.comparable:
         raise UserError(
             "--fit: the runs used different texts or splits, so their losses are not comparable; "
@@ -196,7 +192,7 @@ def largest_slice(points: Sequence[Point], axes: tuple[str, ...]) -> Slice:
 def frontier(points: Sequence[Point]) -> Slice:
     """Return the points of one U that no point of as few FLOPs or fewer equals in loss.
 
-    None if N or D does not vary, since then FLOPs leave no choice.
+    It is empty if N or D does not vary, since then FLOPs leave no choice.
     """
     part = largest_slice(points, ("N", "D"))
     best: list[Point] = []

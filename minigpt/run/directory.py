@@ -15,7 +15,8 @@ from minigpt.errors import UserError, did_you_mean
 from minigpt.files import named, read_json, readable_directory, to_json, user_path
 
 SWEEP, SEARCH = "sweep.json", "tune.json"  # written in the folder of a sweep or a search
-COMPARISON, PHASES = "compare.json", ("search", "final")  # of a comparison, and its two sweeps
+COMPARISON = "compare.json"
+TRIALS, FINAL = PHASES = ("search", "final")  # the two sweeps of a comparison
 RUNS = Path("runs")  # the same as in configs/runtime.yaml; `latest` is the newest run below it
 RUNNING, KILLED, NOT_STARTED = "running", "killed", "not started"  # statuses without a result.json
 PEEK_SECONDS = 0.2  # `is_running` holds the lock for an instant

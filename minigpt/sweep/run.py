@@ -140,6 +140,9 @@ def _launch(multirun: Multirun, task: SweepJob, missing: list[PlannedJob]) -> No
     try:
         multirun.launch(task, [job.overrides for job in missing], quiet)
     except Exception as error:  # from the launcher, e.g. a killed worker; jobs never raise
+        # A signal ends workers that have not begun their job.
+        if task.stop_file.exists() and task.stop_file.read_text() != FAILED:
+            return
         raise Failure(
             f"hydra/launcher failed: {first_line(error)}; the same command runs the rest"
         ) from error

@@ -1,7 +1,7 @@
 """Which options lower the loss of a training that sees a small text many times?
 
-    python -m studies.best.best            # write results.md from results/, without training
-    python -m studies.best.best --train    # train what is missing, then write it
+    python -m studies.best.best                # write results.md from results/, without training
+    python -m studies.best.best --train all    # train what is missing, then write it
 
 Each option is trained alone, then all that help together with fresh seeds. Training can be stopped;
 the same command continues. Runs are in runs/best; what the page needs of them is copied to results/
@@ -10,7 +10,6 @@ the same command continues. Runs are in runs/best; what the page needs of them i
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from minigpt.errors import UserError
 from minigpt.report.runs import Run, find_runs
 from minigpt.report.statistics import Difference, Seeds, holm, interval, paired
 from minigpt.report.tables import Cell, Column, Table, to_markdown
-from studies.kept import keep, minigpt
+from studies.kept import keep, minigpt, refuse, study_options
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/best")
@@ -28,7 +27,7 @@ RUNS = Path("runs/best")
 SETTING = ["experiment=cpu_budget", "model.dropout=0.2"]
 SETTING += ["data.fraction=0.1", "data.test_fraction=0.5"]
 SETTING += ["trainer.eval_every=200", "trainer.log_every=100", "logger=none"]
-BASELINE, FRESH = "baseline", "fresh_baseline"
+BASELINE, FRESH, TOGETHER = "baseline", "fresh_baseline", "together"
 OPTIONS = {
     "epochs": "data.order=epochs",
     "ema": "optimizer.ema=0.99",
@@ -68,25 +67,20 @@ class Effect:
 
 def main() -> None:
     """Train what is missing if asked to, and write the page."""
-    parser = argparse.ArgumentParser(description="What lowers the loss at a small size.")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all runs")
-    parser.add_argument("--train", action="store_true", help="train what is missing")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of results/, results.md")
-    options = parser.parse_intermixed_args()
-    results = options.out / "results"
+    names = [BASELINE, *OPTIONS, TOGETHER]
+    options = study_options("What lowers the loss at a small size.", names, RUNS, HERE)
+    results = options.results
     try:
-        if options.train:
-            for name, override in {BASELINE: None, **OPTIONS}.items():
-                arm = [] if override is None else [override]
+        for name in options.train:
+            if name != TOGETHER:
+                arm = [OPTIONS[name]] if name in OPTIONS else []
                 train(name, [*arm, *options.overrides], SEEDS, options.runs, results)
-            together = chosen(effects(results))
-            if together:
-                for name, arm in ((FRESH, []), (name_of(together), overrides_of(together))):
-                    train(name, [*arm, *options.overrides], FRESH_SEEDS, options.runs, results)
+            elif together := chosen(effects(results)):
+                for arm, own in ((FRESH, []), (name_of(together), overrides_of(together))):
+                    train(arm, [*own, *options.overrides], FRESH_SEEDS, options.runs, results)
         text = page(results)
     except UserError as error:
-        parser.exit(2, f"{error}\n")
+        refuse(error)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results.md").write_text(text, encoding="utf-8")
     print(f"written to {options.out / 'results.md'}")
@@ -130,7 +124,7 @@ def losses_of(folder: Path, seeds: Sequence[int]) -> Seeds:
     for seed in seeds:
         loss = runs[seed].number("test_loss") if seed in runs and runs[seed].finished else None
         if loss is None:
-            raise UserError(f"{folder}: seed {seed} has not ended; --train continues")
+            raise UserError(f"{folder}: seed {seed} has not ended; --train all continues")
         losses[seed] = loss
     return losses
 

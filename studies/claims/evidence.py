@@ -13,7 +13,7 @@ from minigpt.files import read_json
 from minigpt.report.designs import Design, group
 from minigpt.report.runs import Run, find_runs
 from minigpt.report.statistics import Seeds
-from minigpt.run.directory import COMPARISON, PHASES, SEARCH, SWEEP
+from minigpt.run.directory import COMPARISON, SEARCH, SWEEP, TRIALS
 from minigpt.run.sweep_file import listed_jobs
 
 # The design that claims change, by keys of its config.
@@ -49,14 +49,13 @@ class Evidence:
     @cached_property
     def designs(self) -> list[Design]:
         """The designs. A comparison's are those that it chose, trained with fresh seeds."""
-        _, final = PHASES
-        finals = [path / final if (path / final).is_dir() else path for path in self.folders]
-        return group(find_runs([str(path) for path in finals]).runs, [])
+        return group(find_runs([str(path) for path in self.folders]).runs, [])
 
     @property
     def runs(self) -> list[Run]:
         """All runs, those of a comparison's search too."""
-        return find_runs([str(path) for path in self.folders]).runs
+        searches = [path / TRIALS for path in self.folders if (path / TRIALS).is_dir()]
+        return find_runs([str(path) for path in (*self.folders, *searches)]).runs
 
     @property
     def hours(self) -> float:

@@ -10,7 +10,6 @@ copied to results/ when it has ended. To train one again, delete its folder ther
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from minigpt.errors import UserError
@@ -21,7 +20,7 @@ from studies.claims.page import Findings, draw, page
 from studies.claims.readme import README, results_table, with_table
 from studies.claims.trainings import TRAININGS
 from studies.claims.verdicts import Finding
-from studies.kept import chosen, keep, minigpt
+from studies.kept import keep, minigpt, refuse, study_options
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/claims")
@@ -30,23 +29,18 @@ CONTEXTS = {"posts/positional", "posts/kerple"}  # evaluated at several context 
 
 def main() -> None:
     """Train what is asked for, and write the page."""
-    parser = argparse.ArgumentParser(description="The blog posts' claims, tested.")
-    every = [*TRAININGS, *MEASUREMENTS]
-    help = f"all, or some of {', '.join(every)}"
-    parser.add_argument("--train", default="", metavar="NAME,...", help=help)
-    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of results/ and results.md")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all trainings")
-    options = parser.parse_intermixed_args()
-    results = options.out / "results"
+    names = [*TRAININGS, *MEASUREMENTS]
+    options = study_options("The blog posts' claims, tested.", names, RUNS, HERE)
+    results = options.results
     try:
-        for name in chosen(options.train, every):
+        for name in options.train:
             if not is_complete(results / name):
                 train(name, options.runs / name, options.overrides)
                 keep(options.runs / name, results / name)
         findings = judge(results)
     except UserError as error:
-        parser.exit(2, f"{error}\n")
+        refuse(error)
+    options.out.mkdir(parents=True, exist_ok=True)
     draw(findings, options.out)
     (options.out / "results.md").write_text(page(findings, results), encoding="utf-8")
     print(f"written to {options.out / 'results.md'}")

@@ -8,7 +8,6 @@ Training can be stopped; the same command continues. More arguments are override
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from minigpt.report.scaling import Scaling, fit_scaling
 from minigpt.report.scaling_page import compute_optimal, laws, notes
 from minigpt.report.statistics import Interval, interval, paired
 from minigpt.report.tables import Cell, Column, Table, to_markdown
-from studies.kept import chosen, keep, minigpt
+from studies.kept import keep, minigpt, refuse, study_options
 
 HERE = Path(__file__).parent
 RUNS, PLOT = Path("runs/scaling"), "sizes.png"
@@ -44,20 +43,17 @@ SWEEPS = {
 
 def main() -> None:
     """Train what is missing, keep its results and write the page."""
-    parser = argparse.ArgumentParser(description="When more parameters stop helping.")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all runs")
-    parser.add_argument("--train", default="", metavar="NAME,...", help="all, or some")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of results/ and results.md")
-    options = parser.parse_intermixed_args()
-    results, out = options.out / "results", options.out / "results.md"
+    options = study_options("When more parameters stop helping.", [*SWEEPS], RUNS, HERE)
+    results, out = options.results, options.out / "results.md"
     try:
-        for name in chosen(options.train, [*SWEEPS]):
+        for name in options.train:
             train(name, options.runs, options.overrides)
             keep(options.runs / name, results / name)
+        if not results.is_dir():
+            raise UserError(f"{results}: not trained; use --train all")
         text = page(results)
     except UserError as error:
-        parser.exit(2, f"{error}\n")
+        refuse(error)
     out.write_text(text, encoding="utf-8")
     print(text)
     print(f"written to {out}")

@@ -84,6 +84,14 @@ def test_every_design_is_searched_alike_and_compared_on_fresh_seeds(cli: Cli) ->
     page = Path("all/report.html").read_text()
     assert "Chosen by the search" in page and '"sensitivity"' in page
 
+    # A report of the folder leaves the search out, and the page of the comparison as it is.
+    reported = cli("report", "all")
+    assert reported.code == 0 and "4 of 4 runs finished, 2 designs; seeds: 1, 2" in reported.out
+    assert "Left out are the runs that chose these values: all/search" in reported.out
+    assert Path("all/final/report.html").is_file()
+    assert Path("all/report.html").read_text() == page
+    assert "10 of 10 runs finished" in cli("report", "all/search").out
+
     # The same command trains nothing again; another comparison needs another folder.
     before = {path: path.stat().st_mtime_ns for path in Path("all").rglob("result.json")}
     again = cli(*SMALL)
@@ -153,6 +161,16 @@ def test_a_preset_names_the_designs_and_its_seeds_are_replaced(cli: Cli) -> None
         (["positional=rope,alibi", "optimizer.lr=0.1"], "optimizer.lr=0.1: is searched"),
         (["positional=rope,ropy"], "ropy"),
         (["positional=rope,alibi", "--space=foo.bar=1,2"], "foo.bar: no such option"),
+        (["positional=rope,alibi", "--space=dataset=1,2"], "dataset: no such option"),
+        (["positional=rope,alibi", "--space=positional=rope,t5"], "is what the designs differ in"),
+        (
+            ["model=rope,alibi", "--space=positional=rope,alibi"],
+            "model=rope and model=alibi: are the same design with",
+        ),
+        (
+            ["positional=rope,alibi", "--space=model.n_embd=interval(16,18)", "--budget=18"],
+            "not a valid integer; for whole numbers write int(interval(LOW, HIGH))",
+        ),
         (
             ["positional=rope,alibi", "--space=optimizer.beta1=a,b", "--budget=6"],
             "not a valid float",

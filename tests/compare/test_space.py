@@ -70,7 +70,8 @@ def test_a_grid_stays_within_the_budget(budget: int) -> None:
         (["tokenizer=char,bpe"], 8, "is the same for all designs"),
         (["hydra.job.num=1,2"], 8, "is the same for all designs"),
         ([f"{LR}=interval(2,1)"], 8, "the second bound must be above the first"),
-        ([f"{LR}=tag(log,interval(0,1))"], 8, "log needs bounds above 0"),
+        ([f"{LR}=tag(log,interval(0,1))"], 8, f"--space {LR}=tag(log,interval(0,1)): log needs"),
+        ([f"{LR}=tag(lgo,interval(1,2))"], 8, "no such tag: lgo; use log or int"),
         (["optimizer.beta2=" + ",".join(f"0.{n}" for n in range(1, 10))], 8, "needs 27 or more"),
     ],
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from minigpt.commands.report import main
 from minigpt.config.groups import config_directory
 from minigpt.errors import UserError
 from minigpt.report.comparison import compare
@@ -247,7 +248,7 @@ def test_groups_and_several_texts_are_refused(tmp_path: Path) -> None:
     for width in WIDTHS:
         add_run(tmp_path, width)
     with pytest.raises(UserError, match=r"not the groups of --by=model.n_embd"):
-        fit_scaling(compare([str(tmp_path)], ["model.n_embd"]), ["model.n_embd"])
+        main([str(tmp_path), "--fit", "--by", "model.n_embd"])
     make_run(tmp_path / "other", config("rope", 2), manifest={"data_sha256": "f" * 64})
     with pytest.raises(UserError, match="different texts or splits"):
         fit_scaling(compare([str(tmp_path)]))

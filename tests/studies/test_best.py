@@ -11,6 +11,7 @@ import pytest
 
 from minigpt.errors import UserError
 from studies.best import best
+from studies.kept import study_options
 from tests.conftest import TINY, Cli
 from tests.report.synthetic import config, make_run
 
@@ -103,14 +104,15 @@ def test_training_continues_and_keeps_no_paths(
         "data.path=text.txt",
         "hydra/launcher=basic",
     ]
-    arguments = ["best", "--train", *small, "--out", "page", "trainer.sample_every=null"]
+    arguments = ["best", "--train", "all", "--out", "page", "--runs", "own"]
+    arguments += [*small, "trainer.sample_every=null"]
     monkeypatch.setattr("sys.argv", arguments)
     best.main()
     assert len(commands) == 4
     shutil.rmtree("page/results/ema/seed=2")  # trained, but not kept
     monkeypatch.setattr("sys.argv", arguments)  # which `cli` has changed
     best.main()
-    assert len(commands) == 5 and commands[-1] == "hydra.sweep.dir=runs/best/ema"
+    assert len(commands) == 5 and commands[-1] == "hydra.sweep.dir=own/ema"
     page = Path("page/results.md").read_text()
     assert "| ema | optimizer.ema=0.5 |" in page
     files = [path for path in Path("page/results").rglob("*") if path.is_file()]
@@ -120,3 +122,26 @@ def test_training_continues_and_keeps_no_paths(
     losses = best.losses_of(Path("page/results/ema"), (1, 2))
     result = json.loads(Path("page/results/ema/seed=1/result.json").read_text())
     assert losses[1] == result["test_loss"] and math.isfinite(losses[2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data.fraction=1"], "data.fraction=1: for training only; add --train"),
+        (["--train", "ema", "data.fraction=1"], "give --runs and --out too"),
+        (["--train", "ema", "data.fraction=1", "--out", "x"], "give --runs too"),
+        (["--train", "emma"], "--train=emma: not one of ema, all. Did you mean ema"),
+    ],
+)
+def test_wrong_arguments_of_a_study(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        study_options("A study.", ["ema"], tmp_path / "runs", tmp_path, arguments)
+    assert exit_.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_overrides_that_keep_results_go_to_the_folders_of_the_study(tmp_path: Path) -> None:
+    arguments = ["--train", "all", "hydra.launcher.at_once=1", "trainer.threads=1"]
+    options = study_options("A study.", ["ema", "fast"], tmp_path / "runs", tmp_path, arguments)
+    assert options.train == ["ema", "fast"] and options.overrides == arguments[2:]

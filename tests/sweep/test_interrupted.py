@@ -63,6 +63,18 @@ def test_a_stopped_sweep_saves_its_runs(workdir: Path, launcher: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="stops by POSIX signals")
+def test_a_signal_to_starting_workers_stops_the_sweep(workdir: Path) -> None:
+    """As `timeout` and a closed terminal send it: to all processes, also those that still start."""
+    process = spawn("hydra/launcher=processes", "hydra.launcher.at_once=2", "seed=1,2,3")
+    wait_for(lambda: Path("sweep/sweep.json").exists(), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "launcher failed" not in out + err
+
+
+@pytest.mark.slow
 def test_two_processes_share_a_sweep(workdir: Path) -> None:
     options = ["seed=1,2,3,4", "trainer.max_steps=200", "trainer.sample_every=null"]
     processes = [spawn(*options) for _ in range(2)]
