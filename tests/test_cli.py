@@ -553,7 +553,9 @@ EXPERIMENTS = sorted((CONFIGS / "experiment").rglob("*.yaml"))
 @pytest.mark.parametrize("file", [experiment_parameter(file) for file in EXPERIMENTS])
 def test_every_experiment_trains_one_step(cli: Cli, file: Path) -> None:
     name = file.relative_to(CONFIGS / "experiment").with_suffix("").as_posix()
-    params = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params", default={})
+    settings = OmegaConf.load(file)
+    params = OmegaConf.select(settings, "hydra.sweeper.params", default={})
+    compiles = OmegaConf.select(settings, "trainer.compile", default=False)
     if params:
         assert "sweeps over" in cli("train", f"experiment={name}").err
     outcome = cli(
@@ -562,6 +564,7 @@ def test_every_experiment_trains_one_step(cli: Cli, file: Path) -> None:
         *(f"{key}={str(values).split(',')[-1]}" for key, values in params.items()),  # a single job
         *("data=text", "data.path=text.txt", "data.train_fraction=0.8", "trainer.device=cpu"),
         *("trainer.sample_tokens=2", "trainer.batch_size=2"),
+        *(["model.n_layer=2"] if compiles else []),  # the time to compile grows with the layers
     )
     assert outcome.code == 0, outcome.err
 

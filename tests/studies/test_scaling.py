@@ -46,7 +46,7 @@ def test_scaling(workdir: Path) -> None:
     small = [*SMALL[:2], "model.n_head=2", "model.block_size=8", "trainer.batch_size=4"]
     grid = ["model.n_embd=4,8,16,32", "model.n_layer=1", "seed=1,2", "trainer.max_steps=4"]
     brief = ["data.fraction=0.5", "trainer.device=cpu", "trainer.log_every=2"]
-    command = ["studies.scaling.scaling", "--out", "kept"]
+    command = ["studies.scaling.scaling", "--out", "kept", "--runs", "trained"]
     done = run(*command, "--train", "sizes", *small, *grid, *brief)
     assert done.returncode == 0, done.stderr
     page = Path("kept/results.md").read_text(encoding="utf-8")
