@@ -46,7 +46,7 @@ TRAININGS = {
     "posts/bigram": sweep("model=bigram", "model.n_layer=0"),
     "posts/untied": sweep("embedding=untied"),
     "posts/bpe": sweep("tokenizer=bpe", "embedding=tied,untied"),
-    "posts/gpt2": sweep("tokenizer=gpt2", "trainer.max_steps=1600", "trainer.eval_every=100"),
+    "posts/gpt2": sweep("tokenizer=gpt2", "trainer.max_steps=320", "trainer.eval_every=80"),
     "posts/long_char": sweep("model.block_size=96", "trainer.batch_size=22"),
     "posts/heads_4": sweep(*key_value_heads(4)),
     "posts/heads_2": sweep(*key_value_heads(2)),
@@ -58,9 +58,9 @@ TRAININGS = {
     "tuned/tying": compare("tokenizer=char,bpe", "embedding=tied,untied"),
     "tuned/heads": compare(experiment="claims/tuned,claims/heads_4,claims/heads_2,claims/heads_1"),
     "tuned/norm": compare("norm=pre,post", "model.n_layer=4,16", steps=500),
-    "tuned/tokenizer_bytes": compare("tokenizer=char,bpe,gpt2", "sweep.match=bytes"),
+    "tuned/tokenizer_bytes": compare("tokenizer=char,bpe", "sweep.match=bytes"),
     "tuned/tokenizer_flops": compare("tokenizer=char,bpe,gpt2", "sweep.match=flops"),
-    "tuned/tokenizer_steps": compare("tokenizer=char,bpe,gpt2", steps=500),
+    "tuned/tokenizer_steps": compare("tokenizer=char,bpe", steps=500),
     **{
         f"searches/{scheduler}_{seed}": search(scheduler, seed)
         for seed in SEARCHES
