@@ -147,7 +147,7 @@ def test_a_missing_run_directory_is_reported(cli: Cli, command: str) -> None:
     )
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "train"])  # see below
 def test_help_has_an_example(cli: Cli, capfd: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as exit_:
         cli(command, "--help")

@@ -168,7 +168,7 @@ def test_a_preset_names_the_designs_and_its_seeds_are_replaced(cli: Cli) -> None
             "model=rope and model=alibi: are the same design with",
         ),
         (
-            ["positional=rope,alibi", "--space=model.n_embd=interval(16,18)", "--budget=18"],
+            ["positional=rope,alibi", "--space=model.vocab_multiple=interval(1,3)", "--budget=18"],
             "not a valid integer; for whole numbers write int(interval(LOW, HIGH))",
         ),
         (
