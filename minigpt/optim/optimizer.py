@@ -80,7 +80,8 @@ class EagerOptimizer(torch.optim.Optimizer):
 class AdamW(EagerOptimizer, torch.optim.AdamW):
     """AdamW (Loshchilov & Hutter 2019), fused, with weight decay on matrices only.
 
-    `parameters`: parameters to optimize; None for all that are trained. `lr_factor`: factor of their learning rate.
+    `parameters`: parameters to optimize; None for all that are trained. `lr_factor`: factor of
+    their learning rate.
     """
 
     def __init__(
