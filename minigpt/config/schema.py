@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from minigpt.config.foreign import our_value
@@ -12,6 +12,7 @@ from minigpt.data.corpus import CORPORA, DataConfig, require_valid_escapes
 from minigpt.errors import require, require_at_least, require_one_of
 from minigpt.files import absolute_path, sha256
 from minigpt.logger import LOGGERS, LoggerConfig
+from minigpt.model.adapter import ADAPTERS, AdapterConfig
 from minigpt.model.attention import ATTENTION
 from minigpt.model.compatibility import require_compatible
 from minigpt.model.config import ModelConfig
@@ -27,7 +28,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     registry.key: registry
     for registry in (
         *(CORPORA, TOKENIZERS, POSITIONAL, ATTENTION, FFN),
-        *(OPTIMIZERS, SCHEDULES, LOGGERS),
+        *(ADAPTERS, OPTIMIZERS, SCHEDULES, LOGGERS),
     )
 }
 
@@ -98,7 +99,11 @@ class TrainerConfig:
 
 @dataclass
 class Config:
-    """All options of a run."""
+    """All options of a run.
+
+    `init`: the absolute path of the run or folder whose weights it starts from, and whose design
+    and tokenizer it has; None: random weights.
+    """
 
     name: str | None
     group: str | None
@@ -111,10 +116,15 @@ class Config:
     schedule: ScheduleConfig
     trainer: TrainerConfig
     logger: LoggerConfig
+    init: str | None = None
+    adapter: AdapterConfig = field(default_factory=lambda: AdapterConfig("none"))
 
     def __post_init__(self) -> None:
         # torch's CPU generator uses only the lowest 32 bits of a seed.
         require(0 <= self.seed < 2**32, "seed", self.seed, "must be from 0 to 2^32 - 1")
+        why = "adapts trained weights; give them with init=PATH"
+        is_used = self.adapter.name == "none" or self.init is not None
+        require(is_used, "adapter", self.adapter.name, why)
         documents = self.data.separator is not None
         require_compatible(self.model, documents=documents, optimizer=self.optimizer.name)
 
@@ -129,6 +139,8 @@ def request_sha256(config: Config) -> str:
     `config` is the requested config, in which `auto` and null are not resolved yet.
     """
     values = config.to_dict()
+    if config.init is None:  # as in versions without these options
+        del values["init"], values["adapter"]
     for key in ("name", "group", "tags", "logger"):
         del values[key]
     del values["trainer"]["threads"], values["data"]["dir"]

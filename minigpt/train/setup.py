@@ -11,9 +11,11 @@ from minigpt.data import TokenData
 from minigpt.data.corpus import escape
 from minigpt.data.prepare import Prepared
 from minigpt.model import GPT
+from minigpt.model.adapter import ADAPTERS
 from minigpt.model.compatibility import choose_graph
 from minigpt.optim.average import WeightAverage
 from minigpt.optim.optimizer import OPTIMIZERS
+from minigpt.run.load import Initial
 from minigpt.runtime import Runtime, reset_peak_memory
 from minigpt.tokenizer import Tokenizer
 from minigpt.train.compilation import Choice, Planned, choose_compilation
@@ -44,19 +46,28 @@ class Setup:
 
 
 def build_setup(
-    config: Config, prepared: Prepared, runtime: Runtime, compilation: Choice | None = None
+    config: Config,
+    prepared: Prepared,
+    runtime: Runtime,
+    compilation: Choice | None = None,
+    initial: Initial | None = None,
 ) -> Setup:
     """Seed torch, build model and optimizer, and resolve the config.
 
-    `compilation`: of a sweep, whose runs must compute alike; None: chosen for this run. Raises
-    UserError for a combination of choices that is not supported.
+    `compilation`: of a sweep, whose runs must compute alike; None: chosen for this run. `initial`:
+    the weights to start from. Raises UserError for a combination of choices that is not supported,
+    and for weights that do not fit.
     """
     reset_peak_memory(runtime.device)
     torch.manual_seed(config.seed)
     data = prepared.tokens.to(runtime.device)
     generator = torch.Generator(data.train.tokens.device)
     generator.manual_seed(config.seed + BATCH_SEED)
-    model = GPT(config.model, prepared.tokenizer.n_vocab).to(runtime.device)
+    model = GPT(config.model, prepared.tokenizer.n_vocab)
+    if initial is not None:
+        initial.load_into(model)
+    ADAPTERS.build(config.adapter).attach(model)
+    model.to(runtime.device)
     backend = model.use_backend(runtime.device, runtime.precision == "bf16", "training")
     decay = config.optimizer.ema
     average = None if decay is None else WeightAverage(model, decay)
