@@ -136,7 +136,7 @@ def _require_initial_design(override: str, key: str, value: str, init: str | Non
         why = f"sets options of the model, whose design comes from init={init}"
         raise UserError(f"{override}: {why}; use an experiment without")
     groups = [group for group in config_groups() if section_of(group).startswith("model")]
-    may_change = is_below(key, INITIAL_MAY_CHANGE) and key not in ("model.positional",)
+    may_change = is_below(key, INITIAL_MAY_CHANGE) and not key.endswith(".name")
     if is_below(key, ("model", *groups)) and not may_change:
         may = ", ".join(INITIAL_MAY_CHANGE)
         why = f"the design comes from init={init}, and only {may} can change"

@@ -41,13 +41,14 @@ class Initial:
     def load_into(self, model: GPT) -> None:
         """Copy the weights into a model of the same design. Raises UserError if they do not fit."""
         weights = TrainedRun.load(str(self.run.path), self.checkpoint, "cpu").model.state_dict()
-        for name, tensor in model.state_dict().items():
-            if tensor.shape != weights[name].shape:
-                sizes = f"{tuple(weights[name].shape)}, not {tuple(tensor.shape)}"
-                raise UserError(
-                    f"model.block_size={model.config.block_size}: {name} of init={self.run.path} "
-                    f"has the shape {sizes}; leave model.block_size out"
-                )
+        shapes, needed = (
+            {n: tuple(t.shape) for n, t in w.items()} for w in (weights, model.state_dict())
+        )
+        for name in needed.keys() | shapes.keys():
+            if shapes.get(name) != needed.get(name):
+                why = f"has {name} of shape {shapes.get(name)}, and {needed.get(name)} is needed"
+                remedy = "leave model.block_size and options of model.positional out"
+                raise UserError(f"init={self.run.path}: {why}; {remedy}")
         model.load_state_dict(weights)
 
 

@@ -79,7 +79,7 @@ def test_adapters_are_trained_alone_saved_alone_and_merged(cli: Cli, base: Path)
     evaluated = cli("eval", "lora")
     assert evaluated.code == 0
     losses = json.loads(Path("lora/eval.json").read_text())["best"]
-    assert losses["val"]["loss"] == pytest.approx(result["best_val_loss"], abs=2e-4)
+    assert losses["val_loss"] == pytest.approx(result["best_val_loss"], abs=2e-4)
 
 
 def test_a_resumed_run_with_adapters_is_bit_equal(cli: Cli, base: Path) -> None:
@@ -114,7 +114,8 @@ def test_a_base_that_changed_is_refused(cli: Cli, base: Path) -> None:
         (["model=gpt2"], "model=gpt2: the design comes from init=base"),
         (["tokenizer=bpe"], "tokenizer=bpe: the tokenizer comes from init=base, whose weights fit"),
         (["experiment=seed_blog"], "experiment=seed_blog: sets options of the model"),
-        (["model.block_size=16"], "positional.table.weight of init="),
+        (["model.block_size=16"], "has positional.table.weight of shape (8, 16), and (16, 16) is"),
+        (["model.positional.name=rope"], "is a choice of a config group; use positional=rope"),
         (["adapter=lora", "adapter.targets=[q]"], "adapter.targets=q: no linear layer"),
         (["init=nowhere"], "nowhere: no such run directory"),
         (["init=null", "adapter=lora"], "adapter=lora: adapts trained weights; give them with"),
@@ -140,8 +141,6 @@ def test_only_training_starts_from_weights(cli: Cli, base: Path) -> None:
     assert done.code == 2 and "init=base: only train, compare and tune" in done.err
 
 
-def test_metrics_of_a_run_with_adapters_are_those_of_the_merged_model(
-    cli: Cli, base: Path
-) -> None:
+def test_metrics_of_a_run_with_adapters_are_those_of_the_merged_model(cli: Cli, base: Path) -> None:
     assert cli(*LORA, "hydra.run.dir=lora", "optimizer=muon").code == 0
     assert len(read_metrics(Path("lora"))) > 3
