@@ -50,7 +50,7 @@ from minigpt.files import user_path
 # Options whose values are texts, taken as typed. The default of the first ones is null.
 NULLABLE_TEXTS = (
     *("name", "group", "init", "resume", "data.dir", "data.document_separator"),
-    *("trainer.sample_prompt", "logger.entity"),
+    *("trainer.sample_prompt", "objective.teacher", "logger.entity"),
 )
 TEXT_OPTIONS = (
     *NULLABLE_TEXTS,

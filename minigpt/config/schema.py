@@ -32,6 +32,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     )
 }
 
+OBJECTIVES = ("causal",)
 CHOICES_OF_COMPILE = "must be auto, true or false"
 
 
@@ -98,6 +99,22 @@ class TrainerConfig:
 
 
 @dataclass
+class ObjectiveConfig:
+    """What training minimizes. `teacher`: see `Distillation`, as `temperature` and `weight`."""
+
+    name: str = "causal"
+    teacher: str | None = None
+    temperature: float = 2.0
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_one_of("objective.name", self.name, OBJECTIVES)
+        value = self.temperature
+        require(value > 0, "objective.temperature", value, "must be above 0")
+        require(0 <= self.weight <= 1, "objective.weight", self.weight, "must be from 0 to 1")
+
+
+@dataclass
 class Config:
     """All options of a run.
 
@@ -118,6 +135,7 @@ class Config:
     logger: LoggerConfig
     init: str | None = None
     adapter: AdapterConfig = field(default_factory=lambda: AdapterConfig("none"))
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     def __post_init__(self) -> None:
         # torch's CPU generator uses only the lowest 32 bits of a seed.
@@ -125,6 +143,11 @@ class Config:
         why = "adapts trained weights; give them with init=PATH"
         is_used = self.adapter.name == "none" or self.init is not None
         require(is_used, "adapter", self.adapter.name, why)
+        compiled, why = self.trainer.compile, "has no compiled loss; use auto or false"
+        distils = self.objective.teacher is not None
+        require(not (distils and compiled is True), "trainer.compile", "true", f"a teacher {why}")
+        has_experts, why = self.model.ffn.name == "moe", "is not balanced with objective.teacher"
+        require(not (distils and has_experts), "ffn", "moe", f"{why}; use another")
         documents = self.data.separator is not None
         require_compatible(self.model, documents=documents, optimizer=self.optimizer.name)
 
@@ -141,6 +164,8 @@ def request_sha256(config: Config) -> str:
     values = config.to_dict()
     if config.init is None:  # as in versions without these options
         del values["init"], values["adapter"]
+    if config.objective == ObjectiveConfig():
+        del values["objective"]
     for key in ("name", "group", "tags", "logger"):
         del values[key]
     del values["trainer"]["threads"], values["data"]["dir"]

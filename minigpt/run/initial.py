@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from minigpt.config.compose import to_config
 from minigpt.config.overrides import Composed
 from minigpt.config.saved import initial_config, read_config
@@ -18,7 +20,16 @@ def new_config(composed: Composed) -> Config:
     weights do not allow.
     """
     if composed.init is None:
-        return to_config(composed)
+        return with_absolute_teacher(to_config(composed))
     run = find_run(composed.init)
     saved = as_trained(run, read_config(run.config))
-    return initial_config(composed, saved, absolute_path(str(run.path)))
+    return with_absolute_teacher(initial_config(composed, saved, absolute_path(str(run.path))))
+
+
+def with_absolute_teacher(config: Config) -> Config:
+    """Return the config with the teacher's path as it can be found from any folder."""
+    teacher = config.objective.teacher
+    if teacher is None:
+        return config
+    path = absolute_path(str(find_run(teacher).path))
+    return replace(config, objective=replace(config.objective, teacher=path))

@@ -61,16 +61,24 @@ def find_initial(config: Config, resumed: RunDirectory | None = None) -> Initial
     has_all = resumed is not None and config.adapter.name == "none" and resumed.last.exists()
     if config.init is None or has_all:
         return None
-    run = find_run(config.init)
-    expected = {} if resumed is None else resumed.read_json(resumed.manifest).get("init", {})
+    return weights_of("init", config.init, resumed)
+
+
+def weights_of(key: str, name: str, resumed: RunDirectory | None = None) -> Initial:
+    """Return the weights of the run `name`, which the option `key` of another run gives.
+
+    Raises UserError if they are missing, or other than the manifest of a `resumed` run records.
+    """
+    run = find_run(name)
+    expected = {} if resumed is None else resumed.read_json(resumed.manifest).get(key, {})
     checkpoint = expected.get("checkpoint") or default_checkpoint(run)
     file = readable_directory(run.checkpoint(checkpoint)) / WEIGHTS
     if not file.is_file():
-        raise UserError(f"init={run.path}: has no checkpoint; train it first")
+        raise UserError(f"{key}={run.path}: has no checkpoint; train it first")
     initial = Initial(run, checkpoint, sha256_of_file(file))
     if expected.get("sha256", initial.sha256) != initial.sha256:
-        why = "its weights have changed since this run started from them; restore them"
-        raise UserError(f"init={run.path}: {why}")
+        why = "its weights have changed since this run started with them; restore them"
+        raise UserError(f"{key}={run.path}: {why}")
     return initial
 
 

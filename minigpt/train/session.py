@@ -16,7 +16,7 @@ from minigpt.files import recover_directory, write_json
 from minigpt.logger import LOGGERS, Logger, RunInfo
 from minigpt.model.compatibility import require_compatible
 from minigpt.run.directory import RunDirectory
-from minigpt.run.load import Initial, as_trained, find_initial
+from minigpt.run.load import Initial, as_trained, find_initial, weights_of
 from minigpt.run.provenance import provenance
 from minigpt.runtime import Runtime, choose_runtime, set_threads
 from minigpt.train.compilation import Choice
@@ -76,6 +76,11 @@ def training_session(
     if resumed:
         config = as_trained(run, config)
     initial = find_initial(config, run if resumed else None)
+    teacher = config.objective.teacher
+    used = {} if initial is None else {"init": initial.facts}
+    if teacher is not None:
+        key = "objective.teacher"
+        used[key] = weights_of(key, teacher, run if resumed else None).facts
     runtime, prepared = prepare_inputs(config, run if resumed else None, threads, initial)
     graph = config.trainer.graph if backend is None else "off"
     setup = build_setup(
@@ -88,8 +93,7 @@ def training_session(
         if resumed:
             manifest, notices = restore_run(run, setup, command)
         else:
-            facts = {"request_sha256": request_sha256(config), **(facts or {})}
-            facts |= {} if initial is None else {"init": initial.facts}
+            facts = {"request_sha256": request_sha256(config), **(facts or {}), **used}
             manifest, notices = create_run(run, setup, prepared, command, facts), {}
         manifest["resolved"] = resolved_values(requested, setup.config)
         write_json(run.manifest, manifest)

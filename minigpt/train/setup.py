@@ -18,7 +18,8 @@ from minigpt.optim.optimizer import OPTIMIZERS
 from minigpt.run.load import Initial
 from minigpt.runtime import Runtime, reset_peak_memory
 from minigpt.tokenizer import Tokenizer
-from minigpt.train.compilation import Choice, Planned, choose_compilation
+from minigpt.train.compilation import Choice, Loss, Planned, choose_compilation
+from minigpt.train.objective import training_loss
 from minigpt.train.state import TrainState
 
 # Added to the seed, so that batches and initial weights come from different random streams.
@@ -32,7 +33,7 @@ class Setup:
 
     `backend`: the attention backend of training steps, and the reason for its choice.
     `compilation`: whether training steps are compiled. `graph`: whether they are replayed as a
-    CUDA graph, and the reason.
+    CUDA graph, and the reason. `loss`: what each step minimizes.
     """
 
     config: Config
@@ -43,6 +44,7 @@ class Setup:
     backend: str
     compilation: Choice
     graph: str
+    loss: Loss
 
 
 def build_setup(
@@ -76,6 +78,8 @@ def build_setup(
     # Resolve `auto`, relative paths and nulls. model.backend.name=auto stays: the backend is chosen
     # separately for each use.
     device, precision, threads = runtime.device, runtime.precision, torch.get_num_threads()
+    if config.objective.teacher is not None:
+        compilation = Choice(False, "the loss has a teacher")
     chosen = compilation or choose_compilation([Planned(config, prepared.tokenizer.n_vocab)])
     trainer = replace(config.trainer, device=device, precision=precision, threads=threads)
     graph, why = choose_graph(trainer.graph, config.model, device, model.backend_name)
@@ -86,7 +90,8 @@ def build_setup(
     design = replace(config.model, attention=attention)
     resolved = replace(config, trainer=trainer, data=config.data.absolute(), model=design)
     backends = (backend, chosen, f"{graph} ({why})")
-    return Setup(resolved, runtime, prepared.tokenizer, data, state, *backends)
+    loss = training_loss(config.objective, model, prepared.tokenizer, runtime)
+    return Setup(resolved, runtime, prepared.tokenizer, data, state, *backends, loss)
 
 
 def _default_prompt(prepared: Prepared) -> str:
