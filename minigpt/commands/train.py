@@ -52,9 +52,9 @@ def train(composed: Composed, command: list[str]) -> None:
     """Train a new run, or resume the one that `resume=` names."""
     # Imported here, so that --help, --cfg and shell completion do not wait for torch.
     with without_garbage_collection():
-        from minigpt.config.compose import to_config
         from minigpt.config.saved import resumed_config
         from minigpt.run.directory import RunDirectory, find_run
+        from minigpt.run.initial import new_config
         from minigpt.train.session import train_run
 
     for override in composed.overrides:
@@ -64,7 +64,7 @@ def train(composed: Composed, command: list[str]) -> None:
         overrides, keys = " ".join(composed.overrides), ", ".join(composed.swept)
         raise UserError(f"{overrides}: sweeps over {keys}; add -m")
     if composed.resume is None:
-        run, config = RunDirectory(composed.directory), to_config(composed)
+        run, config = RunDirectory(composed.directory), new_config(composed)
     else:
         run = find_run(composed.resume)
         config = resumed_config(run.config, composed)

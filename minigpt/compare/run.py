@@ -23,7 +23,6 @@ from minigpt.compare.search import (
     trial,
 )
 from minigpt.compare.space import Axis, axes_of
-from minigpt.config.compose import to_config
 from minigpt.config.hydra_main import Multirun, compose_multirun
 from minigpt.config.overrides import one_line_errors
 from minigpt.config.pairs import as_typed, described_values, is_below, parse_override
@@ -33,6 +32,7 @@ from minigpt.errors import Failure, UserError, require
 from minigpt.files import try_read_json, write_json
 from minigpt.report.comparison import count
 from minigpt.run.directory import COMPARISON, FINAL, TRIALS, RunDirectory
+from minigpt.run.initial import new_config
 from minigpt.run.provenance import provenance
 from minigpt.sweep.directory import folder_of
 from minigpt.sweep.match import SweepConfig
@@ -294,7 +294,7 @@ class Comparison:
     def config(self, multirun: Multirun, design: list[str]) -> Config:
         """Return the config of a design. Raises UserError."""
         with one_line_errors(design):
-            return to_config(multirun.compose(design))
+            return new_config(multirun.compose(design))
 
     def planned(self, multirun: Multirun, jobs: list[list[str]]) -> list[PlannedJob]:
         """Return the runs of a phase. Those that diverged count as finished. Raises UserError."""

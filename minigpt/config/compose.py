@@ -40,6 +40,8 @@ def to_config(composed: Composed) -> Config:
     Raises UserError with the full key for an unknown or renamed key, a wrong type, a value out of
     range, an unsupported combination or an option without effect.
     """
+    why = "only train, compare and tune start from trained weights; leave it out"
+    require(composed.init is None, "init", composed.init, why)
     keys = [str(key) for key in composed.values if key not in NOT_SAVED]
     config = typed_config(OmegaConf.masked_copy(composed.values, keys))
     require_labels(config)

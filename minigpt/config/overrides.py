@@ -49,8 +49,8 @@ from minigpt.files import user_path
 
 # Options whose values are texts, taken as typed. The default of the first ones is null.
 NULLABLE_TEXTS = (
-    *("name", "group", "resume", "data.dir", "data.document_separator", "trainer.sample_prompt"),
-    "logger.entity",
+    *("name", "group", "init", "resume", "data.dir", "data.document_separator"),
+    *("trainer.sample_prompt", "objective.teacher", "logger.entity"),
 )
 TEXT_OPTIONS = (
     *NULLABLE_TEXTS,
@@ -67,13 +67,15 @@ EXAMPLE = "optimizer.lr='tag(log, interval(1e-4, 1e-2))' or model=rope,alibi"
 class Composed:
     """The config of one run as composed by Hydra; `compose.to_config` converts it to `Config`.
 
-    `values`: everything except Hydra's own section. `resume`: the run to resume. `swept`: keys that
+    `values`: everything except Hydra's own section. `resume`: the run to resume. `init`: the run to
+    start from. `swept`: keys that
     a preset or an experiment varies with -m. `directory`: the run directory, relative if possible.
     """
 
     values: DictConfig
     overrides: list[str]
     resume: str | None
+    init: str | None
     swept: list[str]
     directory: Path
 
@@ -91,11 +93,14 @@ def compose_overrides(overrides: list[str]) -> Composed:
 
 def composed_run(composed: DictConfig, hydra: Any, directory: str) -> Composed:
     """Split a config that Hydra composed into a `Composed`. `hydra`: Hydra's own section."""
-    resume, path, here = composed.get("resume"), Path(os.path.abspath(directory)), Path.cwd()
+    runs = (composed.get("resume"), composed.get("init"))
+    resume, init = (None if name is None else str(name) for name in runs)
+    path, here = Path(os.path.abspath(directory)), Path.cwd()
     return Composed(
         values=OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]),
         overrides=list(hydra.overrides.task),
-        resume=None if resume is None else str(resume),
+        resume=resume,
+        init=init,
         swept=list(hydra.sweeper.params or {}),
         directory=path.relative_to(here) if path.is_relative_to(here) else path,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from minigpt.config.comments import explain_yaml
-from minigpt.config.compose import plain_values, require_effect, typed_config
+from minigpt.config.compose import plain_values, require_effect, to_config, typed_config
+from minigpt.config.groups import config_directory, config_groups, section_of
 from minigpt.config.overrides import TEXT_OPTIONS, Composed
-from minigpt.config.pairs import flat, parse_override
+from minigpt.config.pairs import flat, is_below, parse_override
 from minigpt.config.renamed import rename_keys
 from minigpt.config.schema import Config
 from minigpt.errors import UserError, first_line, require
@@ -30,6 +32,10 @@ RESUME_MAY_CHANGE = (
     *("trainer.device", "trainer.precision", "trainer.compile", "trainer.graph"),
     *("trainer.threads", "data.dir", "data.path", "logger"),
 )
+
+# What a run may change of the design whose weights it starts from.
+INITIAL_MAY_CHANGE = ("model.dropout", "model.block_size", "model.positional", "model.backend")
+INITIAL_MAY_CHANGE += ("backend",)
 
 # What may be changed in the config of a trained run when it is loaded.
 TRAINED_MAY_CHANGE = ("model.positional.", "model.backend.name", "data.path")
@@ -103,6 +109,40 @@ def resumed_config(path: Path, composed: Composed) -> Config:
     return config
 
 
+def initial_config(composed: Composed, saved: Config, path: str) -> Config:
+    """Return the config of a run that starts from the weights of a `saved` one at `path`.
+
+    Its design and tokenizer are the saved ones, except for overrides among INITIAL_MAY_CHANGE.
+    Raises UserError for an override of any other part of them.
+    """
+    values, plain = composed.values.copy(), _escaped(saved.to_dict())
+    values.model, values.tokenizer, values.init = plain["model"], plain["tokenizer"], _escaped(path)
+    for override in composed.overrides:
+        key, value = parse_override(override)
+        _require_initial_design(override, key, value, composed.init)
+        if is_below(key, INITIAL_MAY_CHANGE):
+            key = "model.backend" if key == "backend" else key
+            OmegaConf.update(values, key, OmegaConf.select(composed.values, key), merge=False)
+    return to_config(replace(composed, values=values, init=None))
+
+
+def _require_initial_design(override: str, key: str, value: str, init: str | None) -> None:
+    """Raise UserError for an override of the design or the tokenizer that `init` gives."""
+    if key == "tokenizer" or key.startswith("tokenizer."):
+        why = f"the tokenizer comes from init={init}, whose weights fit no other vocabulary"
+        raise UserError(f"{override}: {why}; leave it out")
+    file = config_directory() / "experiment" / f"{value}.yaml"
+    if key == "experiment" and file.is_file() and "model" in OmegaConf.load(file):
+        why = f"sets options of the model, whose design comes from init={init}"
+        raise UserError(f"{override}: {why}; use an experiment without")
+    groups = [group for group in config_groups() if section_of(group).startswith("model")]
+    may_change = is_below(key, INITIAL_MAY_CHANGE) and not key.endswith(".name")
+    if is_below(key, ("model", *groups)) and not may_change:
+        may = ", ".join(INITIAL_MAY_CHANGE)
+        why = f"the design comes from init={init}, and only {may} can change"
+        raise UserError(f"{override}: {why}; leave it out")
+
+
 def resolved_values(requested: Config, resolved: Config) -> dict[str, Any]:
     """Return by full key the values of `resolved` that differ from the requested ones."""
     before, after = flat(requested.to_dict()), flat(resolved.to_dict())
@@ -147,6 +187,7 @@ def _read_yaml(path: Path) -> DictConfig:
     model = values.get("model")
     if isinstance(model, dict):  # the first versions had only full attention
         model.setdefault("attention", {"name": "full"})
+    values.setdefault("adapter", {"name": "none"})
     return OmegaConf.create(values)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from minigpt.config.foreign import our_value
@@ -12,6 +12,7 @@ from minigpt.data.corpus import CORPORA, DataConfig, require_valid_escapes
 from minigpt.errors import require, require_at_least, require_one_of
 from minigpt.files import absolute_path, sha256
 from minigpt.logger import LOGGERS, LoggerConfig
+from minigpt.model.adapter import ADAPTERS, AdapterConfig
 from minigpt.model.attention import ATTENTION
 from minigpt.model.compatibility import require_compatible
 from minigpt.model.config import ModelConfig
@@ -27,10 +28,11 @@ REGISTRIES: dict[str, Registry[Any]] = {
     registry.key: registry
     for registry in (
         *(CORPORA, TOKENIZERS, POSITIONAL, ATTENTION, FFN),
-        *(OPTIMIZERS, SCHEDULES, LOGGERS),
+        *(ADAPTERS, OPTIMIZERS, SCHEDULES, LOGGERS),
     )
 }
 
+OBJECTIVES = ("causal",)
 CHOICES_OF_COMPILE = "must be auto, true or false"
 
 
@@ -97,8 +99,28 @@ class TrainerConfig:
 
 
 @dataclass
+class ObjectiveConfig:
+    """What training minimizes. `teacher`: see `Distillation`, as `temperature` and `weight`."""
+
+    name: str = "causal"
+    teacher: str | None = None
+    temperature: float = 2.0
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_one_of("objective.name", self.name, OBJECTIVES)
+        value = self.temperature
+        require(value > 0, "objective.temperature", value, "must be above 0")
+        require(0 <= self.weight <= 1, "objective.weight", self.weight, "must be from 0 to 1")
+
+
+@dataclass
 class Config:
-    """All options of a run."""
+    """All options of a run.
+
+    `init`: the absolute path of the run or folder whose weights it starts from, and whose design
+    and tokenizer it has; None: random weights.
+    """
 
     name: str | None
     group: str | None
@@ -111,10 +133,21 @@ class Config:
     schedule: ScheduleConfig
     trainer: TrainerConfig
     logger: LoggerConfig
+    init: str | None = None
+    adapter: AdapterConfig = field(default_factory=lambda: AdapterConfig("none"))
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     def __post_init__(self) -> None:
         # torch's CPU generator uses only the lowest 32 bits of a seed.
         require(0 <= self.seed < 2**32, "seed", self.seed, "must be from 0 to 2^32 - 1")
+        why = "adapts trained weights; give them with init=PATH"
+        is_used = self.adapter.name == "none" or self.init is not None
+        require(is_used, "adapter", self.adapter.name, why)
+        compiled, why = self.trainer.compile, "has no compiled loss; use auto or false"
+        distils = self.objective.teacher is not None
+        require(not (distils and compiled is True), "trainer.compile", "true", f"a teacher {why}")
+        has_experts, why = self.model.ffn.name == "moe", "is not balanced with objective.teacher"
+        require(not (distils and has_experts), "ffn", "moe", f"{why}; use another")
         documents = self.data.separator is not None
         require_compatible(self.model, documents=documents, optimizer=self.optimizer.name)
 
@@ -129,6 +162,10 @@ def request_sha256(config: Config) -> str:
     `config` is the requested config, in which `auto` and null are not resolved yet.
     """
     values = config.to_dict()
+    if config.init is None:  # as in versions without these options
+        del values["init"], values["adapter"]
+    if config.objective == ObjectiveConfig():
+        del values["objective"]
     for key in ("name", "group", "tags", "logger"):
         del values[key]
     del values["trainer"]["threads"], values["data"]["dir"]

@@ -253,16 +253,19 @@ class GPT(nn.Module):
 
     def parameter_counts(self) -> dict[str, int]:
         """Return the number of parameters: `total`, `active` (used per token: without the
-        inactive experts), `non_embedding` (without vocabulary and positions), `positional`."""
+        inactive experts), `non_embedding` (without vocabulary and positions), `positional`, and
+        `trained` if some are frozen."""
         total = sum(p.numel() for p in self.parameters())
         positional = sum(p.numel() for p in self.positional.parameters())
         vocabulary = {self.token_embedding.weight, self.head.weight}  # counted once if tied
         layers = [module for module in self.modules() if isinstance(module, FeedForward)]
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         return {
             "total": total,
             "active": total - sum(layer.inactive_parameters() for layer in layers),
             "non_embedding": total - positional - sum(p.numel() for p in vocabulary),
             "positional": positional,
+            **({"trained": trained} if 0 < trained < total else {}),
         }
 
     def decayed_parameters(self) -> list[nn.Parameter]:

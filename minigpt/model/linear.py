@@ -61,6 +61,7 @@ def matrices(module: nn.Module) -> list[Tensor]:
 def linear_flops(module: nn.Module) -> int:
     """Return the training FLOPs of a row in the linear layers of a module: 6 per weight.
 
-    A multiplication and an addition in the forward pass, and as many for each of both gradients.
+    A multiplication and an addition in the forward pass, and as many for each of both gradients. A
+    frozen weight has no gradient of its own.
     """
-    return 6 * sum(weight.numel() for weight in matrices(module))
+    return sum((6 if w.requires_grad else 4) * w.numel() for w in matrices(module))

@@ -59,6 +59,11 @@ class AdamWConfig(OptimizerConfig):
         require(self.eps > 0, "optimizer.eps", self.eps, "must be above 0")
 
 
+def trained_parameters(model: GPT) -> list[nn.Parameter]:
+    """Return the parameters that are not frozen."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 class EagerOptimizer(torch.optim.Optimizer):
     """torch's methods without their guards against torch.compile, which compiles only the loss.
 
@@ -75,7 +80,8 @@ class EagerOptimizer(torch.optim.Optimizer):
 class AdamW(EagerOptimizer, torch.optim.AdamW):
     """AdamW (Loshchilov & Hutter 2019), fused, with weight decay on matrices only.
 
-    `parameters`: parameters to optimize; None for all. `lr_factor`: factor of their learning rate.
+    `parameters`: parameters to optimize; None for all that are trained. `lr_factor`: factor of
+    their learning rate.
     """
 
     def __init__(
@@ -86,7 +92,7 @@ class AdamW(EagerOptimizer, torch.optim.AdamW):
         lr_factor: float = 1.0,
     ) -> None:
         to_decay = set(model.decayed_parameters())
-        parameters = list(model.parameters()) if parameters is None else parameters
+        parameters = trained_parameters(model) if parameters is None else parameters
         decayed = [p for p in parameters if p in to_decay]
         others = [p for p in parameters if p not in to_decay]
         groups = [
@@ -186,14 +192,16 @@ class Muon(EagerOptimizer):
     """
 
     def __init__(self, config: MuonConfig, model: GPT) -> None:
-        hidden = matrices(model.blocks)
+        trained = trained_parameters(model)
+        of_blocks = set(matrices(model.blocks))
+        hidden = [p for p in trained if p in of_blocks]
         assert hidden, "`compatibility` should have rejected this"
         self.muon = StackedMuon(
             *(hidden, config.lr, config.weight_decay, config.momentum),
             adjust_lr_fn="match_rms_adamw",
         )
         of_muon = set(hidden)
-        others = [p for p in model.parameters() if p not in of_muon]
+        others = [p for p in trained if p not in of_muon]
         self.adamw = AdamW(config, model, others, config.adamw_lr_ratio)
         super().__init__(self._groups(), {})
 

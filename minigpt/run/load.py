@@ -15,12 +15,82 @@ from minigpt.data.corpus import unescape
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.data.tokens import TokenData
 from minigpt.errors import UserError, require_one_of
-from minigpt.files import readable_directory
+from minigpt.files import readable_directory, sha256_of_file
 from minigpt.model import GPT
+from minigpt.model.adapter import ADAPTERS, merge_adapters
 from minigpt.run.directory import RunDirectory, find_run
 from minigpt.run.weights import WEIGHTS, load_weights
 from minigpt.runtime import DEVICES, Runtime, choose_runtime
 from minigpt.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Initial:
+    """The weights that a run starts from: a checkpoint of another run, with its sha256."""
+
+    run: RunDirectory
+    checkpoint: str
+    sha256: str
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the manifest records."""
+        path = str(self.run.path)
+        return {"path": path, "checkpoint": self.checkpoint, "sha256": self.sha256}
+
+    def load_into(self, model: GPT) -> None:
+        """Copy the weights into a model of the same design. Raises UserError if they do not fit."""
+        weights = TrainedRun.load(str(self.run.path), self.checkpoint, "cpu").model.state_dict()
+        shapes, needed = (
+            {n: tuple(t.shape) for n, t in w.items()} for w in (weights, model.state_dict())
+        )
+        for name in needed.keys() | shapes.keys():
+            if shapes.get(name) != needed.get(name):
+                why = f"has {name} of shape {shapes.get(name)}, and {needed.get(name)} is needed"
+                remedy = "leave model.block_size and options of model.positional out"
+                raise UserError(f"init={self.run.path}: {why}; {remedy}")
+        model.load_state_dict(weights)
+
+
+def find_initial(config: Config, resumed: RunDirectory | None = None) -> Initial | None:
+    """Return the weights that a run needs to start from; None if it needs none.
+
+    A `resumed` run needs them for its adapter, or if it has no checkpoint yet. Raises UserError if
+    they are missing, or have changed since it started from them.
+    """
+    has_all = resumed is not None and config.adapter.name == "none" and resumed.last.exists()
+    if config.init is None or has_all:
+        return None
+    return weights_of("init", config.init, resumed)
+
+
+def weights_of(key: str, name: str, resumed: RunDirectory | None = None) -> Initial:
+    """Return the weights of the run `name`, which the option `key` of another run gives.
+
+    Raises UserError if they are missing, or other than the manifest of a `resumed` run records.
+    """
+    run = find_run(name)
+    expected = {} if resumed is None else resumed.read_json(resumed.manifest).get(key, {})
+    checkpoint = expected.get("checkpoint") or default_checkpoint(run)
+    file = readable_directory(run.checkpoint(checkpoint)) / WEIGHTS
+    if not file.is_file():
+        raise UserError(f"{key}={run.path}: has no checkpoint; train it first")
+    initial = Initial(run, checkpoint, sha256_of_file(file))
+    if expected.get("sha256", initial.sha256) != initial.sha256:
+        why = "its weights have changed since this run started with them; restore them"
+        raise UserError(f"{key}={run.path}: {why}")
+    return initial
+
+
+def prepare_new(config: Config) -> Prepared:
+    """Return the data of a new run, with the tokenizer of the one that it starts from."""
+    tokenizer = None if config.init is None else find_run(config.init).tokenizer
+    return prepare(config.data, config.tokenizer, tokenizer)
+
+
+def default_checkpoint(run: RunDirectory) -> str:
+    """Return best if the run has such a checkpoint, else last."""
+    return "best" if readable_directory(run.best).exists() else "last"
 
 
 @dataclass(frozen=True)
@@ -63,11 +133,16 @@ class TrainedRun:
         runtime = choose_runtime(device, "auto", key="--device")
         if runtime.device == config.trainer.device:
             runtime = choose_runtime(device, config.trainer.precision, key="--device")
-        if checkpoint is None:
-            checkpoint = "best" if readable_directory(run.best).exists() else "last"
+        checkpoint = checkpoint or default_checkpoint(run)
         model = GPT(config.model, tokenizer.n_vocab)
         _require_same_parameters(run, model, changes)
+        if config.adapter.name != "none":
+            initial = find_initial(config, run)
+            assert initial is not None
+            initial.load_into(model)
+            ADAPTERS.build(config.adapter).attach(model)
         load_weights(run.checkpoint(checkpoint), model)
+        merge_adapters(model)
         model.to(runtime.device).eval()
         model.use_backend(runtime.device, runtime.precision == "bf16")
         return cls(run, config, tokenizer, model, runtime, checkpoint, tuple(sorted(changes)))

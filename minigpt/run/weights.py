@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
 from minigpt.errors import UserError, first_line
 from minigpt.files import read_json, readable_directory, sha256_of_file, write_json
+from minigpt.model.adapter import adapter_parameters
 
 WEIGHTS, CHECKSUMS = "model.safetensors", "checksums.json"
 # Renamed modules and parameters: patterns of full names in earlier versions, and current names. The
@@ -49,8 +50,17 @@ def require_intact(checkpoint: Path, name: str) -> None:
     raise UserError(f"{checkpoint / name}: {why}; {remedy}")
 
 
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the weights of a model into a checkpoint, of a model with adapters only those."""
+    adapters = adapter_parameters(model)
+    if adapters:
+        save_file({name: p.detach() for name, p in adapters.items()}, str(path / WEIGHTS))
+    else:
+        save_model(model, str(path / WEIGHTS))
+
+
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Load weights into a model in place.
+    """Load what `save_weights` wrote into a model in place.
 
     Raises UserError if they are missing, damaged or do not fit.
     """
@@ -59,9 +69,9 @@ def load_weights(path: Path, model: nn.Module) -> None:
     renaming = model.register_load_state_dict_pre_hook(_rename)
     try:
         try:
-            load_model(model, str(readable_directory(path) / WEIGHTS))
+            _load(model, str(readable_directory(path) / WEIGHTS))
         except FileNotFoundError:  # a training process was replacing it
-            load_model(model, str(readable_directory(path) / WEIGHTS))
+            _load(model, str(readable_directory(path) / WEIGHTS))
     except FileNotFoundError:
         remedy = f"resume training with `minigpt train resume={path.parent.parent}`"
         raise UserError(f"{file}: no such checkpoint yet; {remedy}") from None
@@ -74,6 +84,18 @@ def load_weights(path: Path, model: nn.Module) -> None:
         raise UserError(f"{file}: {why}; {remedy}") from None
     finally:
         renaming.remove()
+
+
+def _load(model: nn.Module, file: str) -> None:
+    """Load a file of weights. Raises RuntimeError if it does not fit."""
+    adapters = adapter_parameters(model)
+    if not adapters:
+        load_model(model, file)
+        return
+    saved = load_file(file)
+    if saved.keys() != adapters.keys():
+        raise RuntimeError("it has weights other than those of the adapters")
+    model.load_state_dict(saved, strict=False)
 
 
 def _rename(model: nn.Module, state: dict[str, Any], *_: Any) -> None:

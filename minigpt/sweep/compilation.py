@@ -35,7 +35,7 @@ def common_compilation(
                 earlier = as_trained(job.run, read_config(job.run.config)).trainer.compile
                 if earlier != "auto":
                     return Choice(earlier is True, "as the earlier runs of this sweep")
-            source = repr((config.data, config.tokenizer))
+            source = repr((config.data, config.tokenizer, config.init))
             if source not in n_vocab:
                 n_vocab[source] = vocabulary_size(config)
             trainer = replace(config.trainer, threads=config.trainer.threads or threads)

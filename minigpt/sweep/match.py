@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from minigpt.config.schema import Config
-from minigpt.data.prepare import Prepared, prepare
+from minigpt.data.prepare import Prepared
 from minigpt.errors import UserError, require_one_of
 from minigpt.model import GPT
+from minigpt.run.load import prepare_new
 
 MAX_ERROR = 0.1  # maximum relative error of the number of parameters
 MATCHES = ("steps", "tokens", "bytes", "parameters", "flops")
@@ -118,9 +119,9 @@ class Matcher:
         return nearest * stride
 
     def _data(self, config: Config) -> Prepared:
-        key = repr((config.data, config.tokenizer))
+        key = repr((config.data, config.tokenizer, config.init))
         if key not in self._prepared:
-            self._prepared[key] = prepare(config.data, config.tokenizer)
+            self._prepared[key] = prepare_new(config)
         return self._prepared[key]
 
     def _design(self, config: Config) -> GPT:

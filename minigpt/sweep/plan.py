@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from minigpt.config.compose import require_labels, to_config
+from minigpt.config.compose import require_labels
 from minigpt.config.groups import file_name
 from minigpt.config.overrides import Composed
 from minigpt.config.pairs import parse_override
@@ -16,6 +16,7 @@ from minigpt.config.schema import Config, request_sha256
 from minigpt.data.corpus import CORPORA
 from minigpt.errors import UserError
 from minigpt.run.directory import RunDirectory
+from minigpt.run.initial import new_config
 from minigpt.run.provenance import same_code
 from minigpt.run.sweep_file import Job
 from minigpt.sweep.match import Matcher, SweepConfig
@@ -107,7 +108,7 @@ def _typed(composed: Composed, overrides: list[str], group: str, options: SweepC
             f"{' '.join(overrides)}: would ignore the swept keys {', '.join(sorted(ignored))}; run "
             f"each sweep preset or experiment in its own command"
         )
-    config = to_config(composed)
+    config = new_config(composed)
     config = replace(config, group=group if config.group is None else config.group)
     if options.name is not None and options.name not in config.tags:
         config.tags.append(options.name)

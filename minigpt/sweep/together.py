@@ -62,6 +62,10 @@ def require_replicas(jobs: Iterable[PlannedJob], at_once: int) -> None:
     for config in (job.config for job in jobs if isinstance(job.config, Config)):
         for problem in replica_problems(config.model):
             raise UserError(f"hydra/launcher=replicas: {problem}")
+        why = "is not computed for several runs at once; use another launcher"
+        teacher = config.objective.teacher
+        require(config.adapter.name == "none", "adapter", config.adapter.name, why)
+        require(teacher is None, "objective.teacher", teacher, why)
         why = "the runs take their steps together, and not as graphs of their own; use auto or off"
         require(config.trainer.graph != "on", "trainer.graph", config.trainer.graph, why)
 

@@ -23,6 +23,13 @@ REFRESHES_PER_SECOND = 5
 LOSS_SECONDS = 10.0  # between losses on display; shorter than console.SILENCE_SECONDS
 
 
+def trained_part(counts: Mapping[str, int]) -> str:
+    """Return how many parameters are trained, and the memory of AdamW's two moments in fp32."""
+    trained, total = counts["trained"], counts["total"]
+    of_all = f"{8 * trained / 1e6:.3g} MB of optimizer states instead of {8 * total / 1e6:.3g}"
+    return f"{trained:,} of {total:,} parameters are trained, {of_all}"
+
+
 class Display:
     """Shows the progress of a run. The bar below the lines is shown only in a terminal."""
 
@@ -60,6 +67,10 @@ class Display:
             "steps": setup.compilation.describe(),
             "run": str(run.path),
         }
+        if config.init is not None:
+            facts["init"] = config.init
+        if "trained" in counts:
+            facts["adapter"] = f"{described(config.adapter)}; {trained_part(counts)}"
         if setup.runtime.device == "cuda":
             facts["graph"] = setup.graph
         for name, fact in (facts | notices).items():

@@ -16,7 +16,7 @@ from minigpt.files import recover_directory, write_json
 from minigpt.logger import LOGGERS, Logger, RunInfo
 from minigpt.model.compatibility import require_compatible
 from minigpt.run.directory import RunDirectory
-from minigpt.run.load import as_trained
+from minigpt.run.load import Initial, as_trained, find_initial, weights_of
 from minigpt.run.provenance import provenance
 from minigpt.runtime import Runtime, choose_runtime, set_threads
 from minigpt.train.compilation import Choice
@@ -75,18 +75,25 @@ def training_session(
     requested = config
     if resumed:
         config = as_trained(run, config)
-    runtime, prepared = prepare_inputs(config, run if resumed else None, threads)
+    initial = find_initial(config, run if resumed else None)
+    teacher = config.objective.teacher
+    used = {} if initial is None else {"init": initial.facts}
+    if teacher is not None:
+        key = "objective.teacher"
+        used[key] = weights_of(key, teacher, run if resumed else None).facts
+    runtime, prepared = prepare_inputs(config, run if resumed else None, threads, initial)
     graph = config.trainer.graph if backend is None else "off"
     setup = build_setup(
         replace(config, trainer=replace(config.trainer, graph=graph)),
         *(prepared, runtime, compilation if config.trainer.compile == "auto" else None),
+        initial,
     )
     setup = replace(setup, backend=backend or setup.backend)
     with run.locked():
         if resumed:
             manifest, notices = restore_run(run, setup, command)
         else:
-            facts = {"request_sha256": request_sha256(config), **(facts or {})}
+            facts = {"request_sha256": request_sha256(config), **(facts or {}), **used}
             manifest, notices = create_run(run, setup, prepared, command, facts), {}
         manifest["resolved"] = resolved_values(requested, setup.config)
         write_json(run.manifest, manifest)
@@ -126,7 +133,7 @@ def compile_steps(trainer: Trainer, requested: Config) -> None:
 
 
 def prepare_inputs(
-    config: Config, resumed: RunDirectory | None, threads: int | None
+    config: Config, resumed: RunDirectory | None, threads: int | None, initial: Initial | None
 ) -> tuple[Runtime, Prepared]:
     """Choose the runtime and prepare the data. Raises UserError for what is not supported."""
     options = config.trainer
@@ -135,7 +142,7 @@ def prepare_inputs(
     LOGGERS.variant(config.logger.name).check(config.logger)
     packed = config.data.separator is not None
     require_compatible(config.model, runtime.device, "training", packed, config.optimizer.name)
-    tokenizer = None if resumed is None else resumed.tokenizer
+    tokenizer = initial and initial.run.tokenizer if resumed is None else resumed.tokenizer
     text = None if resumed is None else resumed.data_sha256
     prepared = prepare(config.data, config.tokenizer, tokenizer, text)
     prepared.tokens.require_block(config.model.block_size)

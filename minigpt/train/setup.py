@@ -11,12 +11,15 @@ from minigpt.data import TokenData
 from minigpt.data.corpus import escape
 from minigpt.data.prepare import Prepared
 from minigpt.model import GPT
+from minigpt.model.adapter import ADAPTERS
 from minigpt.model.compatibility import choose_graph
 from minigpt.optim.average import WeightAverage
 from minigpt.optim.optimizer import OPTIMIZERS
+from minigpt.run.load import Initial
 from minigpt.runtime import Runtime, reset_peak_memory
 from minigpt.tokenizer import Tokenizer
-from minigpt.train.compilation import Choice, Planned, choose_compilation
+from minigpt.train.compilation import Choice, Loss, Planned, choose_compilation
+from minigpt.train.objective import training_loss
 from minigpt.train.state import TrainState
 
 # Added to the seed, so that batches and initial weights come from different random streams.
@@ -30,7 +33,7 @@ class Setup:
 
     `backend`: the attention backend of training steps, and the reason for its choice.
     `compilation`: whether training steps are compiled. `graph`: whether they are replayed as a
-    CUDA graph, and the reason.
+    CUDA graph, and the reason. `loss`: what each step minimizes.
     """
 
     config: Config
@@ -41,22 +44,32 @@ class Setup:
     backend: str
     compilation: Choice
     graph: str
+    loss: Loss
 
 
 def build_setup(
-    config: Config, prepared: Prepared, runtime: Runtime, compilation: Choice | None = None
+    config: Config,
+    prepared: Prepared,
+    runtime: Runtime,
+    compilation: Choice | None = None,
+    initial: Initial | None = None,
 ) -> Setup:
     """Seed torch, build model and optimizer, and resolve the config.
 
-    `compilation`: of a sweep, whose runs must compute alike; None: chosen for this run. Raises
-    UserError for a combination of choices that is not supported.
+    `compilation`: of a sweep, whose runs must compute alike; None: chosen for this run. `initial`:
+    the weights to start from. Raises UserError for a combination of choices that is not supported,
+    and for weights that do not fit.
     """
     reset_peak_memory(runtime.device)
     torch.manual_seed(config.seed)
     data = prepared.tokens.to(runtime.device)
     generator = torch.Generator(data.train.tokens.device)
     generator.manual_seed(config.seed + BATCH_SEED)
-    model = GPT(config.model, prepared.tokenizer.n_vocab).to(runtime.device)
+    model = GPT(config.model, prepared.tokenizer.n_vocab)
+    if initial is not None:
+        initial.load_into(model)
+    ADAPTERS.build(config.adapter).attach(model)
+    model.to(runtime.device)
     backend = model.use_backend(runtime.device, runtime.precision == "bf16", "training")
     decay = config.optimizer.ema
     average = None if decay is None else WeightAverage(model, decay)
@@ -65,6 +78,8 @@ def build_setup(
     # Resolve `auto`, relative paths and nulls. model.backend.name=auto stays: the backend is chosen
     # separately for each use.
     device, precision, threads = runtime.device, runtime.precision, torch.get_num_threads()
+    if config.objective.teacher is not None:
+        compilation = Choice(False, "the loss has a teacher")
     chosen = compilation or choose_compilation([Planned(config, prepared.tokenizer.n_vocab)])
     trainer = replace(config.trainer, device=device, precision=precision, threads=threads)
     graph, why = choose_graph(trainer.graph, config.model, device, model.backend_name)
@@ -75,7 +90,8 @@ def build_setup(
     design = replace(config.model, attention=attention)
     resolved = replace(config, trainer=trainer, data=config.data.absolute(), model=design)
     backends = (backend, chosen, f"{graph} ({why})")
-    return Setup(resolved, runtime, prepared.tokenizer, data, state, *backends)
+    loss = training_loss(config.objective, model, prepared.tokenizer, runtime)
+    return Setup(resolved, runtime, prepared.tokenizer, data, state, *backends, loss)
 
 
 def _default_prompt(prepared: Prepared) -> str:

@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from minigpt.errors import Failure, UserError, first_line
 from minigpt.files import atomic_directory
 from minigpt.model import GPT
 from minigpt.optim.average import EMA, RAW, WeightAverage
-from minigpt.run.weights import WEIGHTS, load_weights, require_intact, write_checksums
+from minigpt.run.weights import load_weights, require_intact, save_weights, write_checksums
 
 TRAINING, INFO = "training.pt", "info.json"
 
@@ -75,7 +74,7 @@ class TrainState:
         """Write the better weights, atomically, with the step and its validation loss."""
         progress = self.progress
         with _checkpoint(path) as directory:
-            save_model(self.better, str(directory / WEIGHTS))
+            save_weights(self.better, directory)
             info = {"step": progress.step, "val_loss": progress.best_val_loss}
             info |= {} if self.average is None else {"weights": progress.weights}
             (directory / INFO).write_text(json.dumps(info) + "\n", encoding="utf-8")
@@ -99,10 +98,12 @@ class TrainState:
             },
         }
         if self.average is not None:
-            models = self.models.items()
-            training["weights"] = {n: [p.detach() for p in m.parameters()] for n, m in models}
+            training["weights"] = {
+                name: [p.detach() for p in self._trained(model)]
+                for name, model in self.models.items()
+            }
         with _checkpoint(path) as directory:
-            save_model(self.better, str(directory / WEIGHTS))
+            save_weights(self.better, directory)
             torch.save(training, directory / TRAINING)
 
     def load(self, path: Path) -> None:
@@ -131,8 +132,13 @@ class TrainState:
     @torch.no_grad()
     def _load_both(self, weights: dict[str, list[Tensor]]) -> None:
         for name, model in self.models.items():
-            for parameter, saved in zip(model.parameters(), weights[name], strict=True):
+            for parameter, saved in zip(self._trained(model), weights[name], strict=True):
                 parameter.copy_(saved)
+
+    def _trained(self, model: GPT) -> list[nn.Parameter]:
+        """Return the parameters of one of the models that training changes."""
+        pairs = zip(self.model.parameters(), model.parameters(), strict=True)
+        return [parameter for trained, parameter in pairs if trained.requires_grad]
 
     def _load_random(self, random: dict[str, Any]) -> None:
         """Restore the generators. On another type of device their draws differ from here on."""

@@ -72,7 +72,7 @@ class Trainer:
         self.stopped_by: int | None = None  # a signal that arrived during the last step
         if self.model.backend_name == "flex":
             torch.compiler.reset()  # torch.compile's recompile limit is per process
-        parts = (self.model.training_loss, self.model, self.optimizer, self.runtime, self.config)
+        parts = (setup.loss, self.model, self.optimizer, self.runtime, self.config)
         self.step = STEPS[self.options.graph](*parts)
         # Of the steps since the last `_settle`, still on the device: metrics by step and
         # micro-batch, gradient norms by step.

@@ -11,11 +11,11 @@ from typing import Any
 from ray import tune
 from ray.tune.search.sample import Categorical, Domain, Integer
 
-from minigpt.config.compose import composed_config
 from minigpt.config.overrides import EXAMPLE, Interval, compose_overrides, parse_values, quoted
 from minigpt.config.pairs import Values, as_typed, parse_override
 from minigpt.config.schema import Config
 from minigpt.errors import UserError, require
+from minigpt.run.initial import new_config
 from minigpt.tune.options import TuneOptions
 
 BUDGET = ("trainer.max_steps", "trainer.eval_every")  # schedulers compare trials by them
@@ -107,7 +107,7 @@ def check_space(space: Space, options: TuneOptions) -> list[Config]:
     if options.search == "grid":
         space.grid()
     searched = {parse_override(key).key for key in space.domains}
-    configs = [composed_config(space.overrides(values)) for values in _probes(space)]
+    configs = [new_config(compose_overrides(space.overrides(values))) for values in _probes(space)]
     swept = compose_overrides(space.overrides(next(_probes(space)))).swept
     if swept:
         raise UserError(

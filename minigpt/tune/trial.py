@@ -21,12 +21,13 @@ from typing import Any
 
 from ray import tune
 
-from minigpt.config.compose import composed_config
+from minigpt.config.overrides import compose_overrides
 from minigpt.config.saved import read_config
 from minigpt.errors import Failure, UserError, first_line
 from minigpt.files import atomic_directory, readable_directory, write_bytes, write_json
 from minigpt.report.runs import read_run
 from minigpt.run.directory import RunDirectory
+from minigpt.run.initial import new_config
 from minigpt.train.compilation import Choice
 from minigpt.train.control import EarlyStop, StopRequest
 from minigpt.tune.records import TRIAL
@@ -195,7 +196,9 @@ class Training(threading.Thread):
     def _train(self) -> None:
         from minigpt.train.session import train_run
 
-        config = composed_config(Space(self.settings.fixed, {}).overrides(self.values))
+        config = new_config(
+            compose_overrides(Space(self.settings.fixed, {}).overrides(self.values))
+        )
         resumed = self.directory.config.exists()
         if resumed:
             with self.directory.locked(LOCK_SECONDS):

@@ -21,7 +21,7 @@ from minigpt.config.overrides import (
     quoted,
 )
 from minigpt.config.saved import read_config
-from minigpt.config.schema import REGISTRIES, Config, TrainerConfig
+from minigpt.config.schema import REGISTRIES, Config, ObjectiveConfig, TrainerConfig
 from minigpt.errors import UserError
 from tests.conftest import TINY, Cli
 
@@ -35,6 +35,7 @@ CHOICES = {
 
 def test_text_options_are_all_options_of_type_str() -> None:
     classes: list[tuple[str, Any]] = [("", Config), ("trainer.", TrainerConfig)]
+    classes += [("objective.", ObjectiveConfig)]
     for key, registry in REGISTRIES.items():
         classes += [(f"{key}.", registry.options(name)) for name in registry.names()]
     keys = {
@@ -43,7 +44,9 @@ def test_text_options_are_all_options_of_type_str() -> None:
         for name, kind in get_type_hints(cls).items()
         if kind in (str, str | None, list[str])
     }
-    variants = {f"{key}.name" for key in REGISTRIES} | {"model.attention.layers"}
+    variants = {f"{key}.name" for key in REGISTRIES} | {
+        *("model.attention.layers", "adapter.targets", "objective.name")
+    }
     expected = {key for key in TEXT_OPTIONS if key != "resume" and not key.startswith("hydra.")}
     assert keys - variants - CHOICES == expected
 

@@ -1,0 +1,146 @@
+"""Runs that start from the weights of another, with and without adapters."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minigpt.run.load import TrainedRun
+from tests.conftest import TINY, Cli, read_metrics
+
+BASE = [*TINY, "trainer.sample_every=null", "hydra.run.dir=base"]
+# Of the design, which comes from the base.
+NOT_DESIGN = [option for option in TINY if not option.startswith("model.")]
+FINETUNED = ["train", *NOT_DESIGN, "init=base", "trainer.sample_every=null"]
+LORA = [*FINETUNED, "adapter=lora", "adapter.rank=2", "optimizer.lr=0.05"]
+
+
+@pytest.fixture
+def base(cli: Cli) -> Path:
+    done = cli("train", "positional=learned", *BASE)
+    assert done.code == 0, done.err
+    return Path("base")
+
+
+def weights(run: str | Path) -> dict[str, torch.Tensor]:
+    return load_file(Path(run) / "checkpoints/last/model.safetensors")
+
+
+def manifest(run: str) -> dict[str, object]:
+    return json.loads(Path(run, "manifest.json").read_text())
+
+
+def test_a_run_starts_from_the_weights_design_and_tokenizer_of_another(
+    cli: Cli, base: Path
+) -> None:
+    done = cli(*FINETUNED, "trainer.max_steps=0", "hydra.run.dir=same", "model.dropout=0.1")
+    assert done.code == 0, done.err
+    best = load_file(base / "checkpoints/best/model.safetensors")
+    assert all(torch.equal(tensor, best[name]) for name, tensor in weights("same").items())
+    config = TrainedRun.load("same").config
+    assert config.model.positional.name == "learned" and config.model.n_embd == 16
+    assert config.model.dropout == 0.1 and config.init == str(base.absolute())
+    recorded = manifest("same")["init"]
+    assert isinstance(recorded, dict) and recorded["checkpoint"] == "best"
+    assert Path("same/tokenizer.json").read_text() == Path("base/tokenizer.json").read_text()
+    again = cli(*FINETUNED, "hydra.run.dir=longer")
+    assert again.code == 0, again.err
+    losses = [json.loads(Path(run, "result.json").read_text()) for run in ("base", "longer")]
+    assert losses[1]["val_loss"] < losses[0]["val_loss"]
+
+
+def test_a_sweep_starts_each_run_from_it(cli: Cli, base: Path) -> None:
+    done = cli(*FINETUNED, "-m", "optimizer.lr=1e-3,1e-2", "hydra.sweep.dir=sweep")
+    assert done.code == 0, done.err
+    assert len([*Path("sweep").glob("*/result.json")]) == 2
+
+
+def test_adapters_are_trained_alone_saved_alone_and_merged(cli: Cli, base: Path) -> None:
+    done = cli(*LORA, "hydra.run.dir=lora")
+    assert done.code == 0, done.err
+    assert "lora (rank 2; alpha 16.0; dropout 0.0; targets qkv); 128 of" in done.out
+    assert {*weights("lora")} == {
+        f"blocks.0.self_attention.qkv.lora_{part}.weight" for part in "ab"
+    }
+    result = json.loads(Path("lora/result.json").read_text())
+    assert result["parameters"]["trained"] == 2 * (16 + 48)
+    size = Path("lora/checkpoints/last/training.pt").stat().st_size
+    assert size < Path("base/checkpoints/last/training.pt").stat().st_size / 2
+    trained, of_base = TrainedRun.load("lora"), TrainedRun.load("base")
+    state, before = trained.model.state_dict(), of_base.model.state_dict()
+    changed = {name for name, tensor in state.items() if not torch.equal(tensor, before[name])}
+    assert changed == {"blocks.0.self_attention.qkv.weight"}  # merged, so that none is slower
+    assert cli("sample", "lora", "--max-new-tokens", "5").code == 0
+    evaluated = cli("eval", "lora")
+    assert evaluated.code == 0
+    losses = json.loads(Path("lora/eval.json").read_text())["best"]
+    assert losses["val_loss"] == pytest.approx(result["best_val_loss"], abs=2e-4)
+
+
+def test_a_resumed_run_with_adapters_is_bit_equal(cli: Cli, base: Path) -> None:
+    options = ["trainer.checkpoint_every=4", "model.dropout=0.1", "adapter.dropout=0.1"]
+    assert cli(*LORA, *options, "hydra.run.dir=whole").code == 0
+    assert cli(*LORA, *options, "hydra.run.dir=parts", "trainer.max_steps=8").code == 0
+    resumed = cli("train", "resume=parts", "trainer.max_steps=12")
+    assert resumed.code == 0, resumed.err
+    # The learning rate of the first 8 steps depends on the length, so compare with such a run.
+    assert cli(*LORA, *options, "hydra.run.dir=again", "trainer.max_steps=8").code == 0
+    assert cli("train", "resume=again", "trainer.max_steps=12").code == 0
+    assert weights("parts").keys() == weights("whole").keys()
+    assert all(torch.equal(weights("parts")[n], weights("again")[n]) for n in weights("parts"))
+
+
+def test_a_base_that_changed_is_refused(cli: Cli, base: Path) -> None:
+    assert cli(*LORA, "hydra.run.dir=lora").code == 0
+    shutil.rmtree(base)
+    gone = cli("sample", "lora")
+    assert gone.code == 2 and "base: no such run directory" in gone.err
+    assert cli("train", "positional=learned", *BASE, "seed=2").code == 0
+    for command in (["sample", "lora"], ["train", "resume=lora", "trainer.max_steps=20"]):
+        done = cli(*command)
+        assert done.code == 2 and "its weights have changed since this run started" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.n_embd=32"], "model.n_embd=32: the design comes from init=base"),
+        (["positional=rope"], "positional=rope: the design comes from init=base"),
+        (["model=gpt2"], "model=gpt2: the design comes from init=base"),
+        (["tokenizer=bpe"], "tokenizer=bpe: the tokenizer comes from init=base, whose weights fit"),
+        (["experiment=seed_blog"], "experiment=seed_blog: sets options of the model"),
+        (["model.block_size=16"], "has positional.table.weight of shape (8, 16), and (16, 16) is"),
+        (["model.positional.name=rope"], "is a choice of a config group; use positional=rope"),
+        (["adapter=lora", "adapter.targets=[q]"], "adapter.targets=q: no linear layer"),
+        (["init=nowhere"], "nowhere: no such run directory"),
+        (["init=null", "adapter=lora"], "adapter=lora: adapts trained weights; give them with"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_leaves_nothing(
+    cli: Cli, base: Path, arguments: list[str], message: str
+) -> None:
+    done = cli(*FINETUNED, "hydra.run.dir=new", *arguments)
+    assert done.code == 2 and message in done.err, done.err
+    assert len(done.err.splitlines()) == 1 and not Path("new").exists()
+
+
+def test_another_context_where_positions_allow(cli: Cli) -> None:
+    assert cli("train", "positional=alibi", *BASE).code == 0
+    done = cli(*FINETUNED, "model.block_size=16", "hydra.run.dir=longer")
+    assert done.code == 0, done.err
+    assert TrainedRun.load("longer").config.model.block_size == 16
+
+
+def test_only_training_starts_from_weights(cli: Cli, base: Path) -> None:
+    done = cli("bench", "train", *NOT_DESIGN, "init=base")
+    assert done.code == 2 and "init=base: only train, compare and tune" in done.err
+
+
+def test_metrics_of_a_run_with_adapters_are_those_of_the_merged_model(cli: Cli, base: Path) -> None:
+    assert cli(*LORA, "hydra.run.dir=lora", "optimizer=muon").code == 0
+    assert len(read_metrics(Path("lora"))) > 3
