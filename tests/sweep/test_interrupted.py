@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.sweep.watch import last_step
 from minigpt.run.weights import WEIGHTS
+from minigpt.sweep.watch import last_step
 from minigpt.train.state import TRAINING
 from tests.conftest import read_metrics
 from tests.sweep.helpers import runs, spawn, wait_for
