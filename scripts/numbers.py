@@ -52,7 +52,7 @@ DESIGNS: dict[str, list[str]] = {
     "llama": ["model=llama", "model.n_layer=2"],
     **{
         name: [f"model={name}"]
-        for name in "t5_decoder bloom gpt_neox falcon gemma olmo2 qwen2".split()
+        for name in ("t5_decoder", "bloom", "gpt_neox", "falcon", "gemma", "olmo2", "qwen2")
     },
     "tied": ["embedding=tied"],
     "rmsnorm_without_gain": ["model.norm.kind=rmsnorm", "model.norm.affine=false"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -86,8 +87,10 @@ def test_attentions(attention: str, options: Mapping[str, Any]) -> None:
 
 @pytest.mark.medium
 @pytest.mark.parametrize("ffn", sorted({*FFN.names()} - {"moe"}))
-@pytest.mark.parametrize("embedding", ["tied", "untied"])
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize(
+    ("placement", "embedding"),
+    [*zip(PLACEMENTS, itertools.cycle(("tied", "untied")), strict=False)],
+)
 def test_block_options(placement: str, embedding: str, ffn: str) -> None:
     parts: dict[str, Any] = {"qk_norm": "gain", "value_residual": True, "unet_skips": True}
     config = tiny_config(placement=placement, embedding=embedding, ffn=ffn, **parts)

@@ -529,7 +529,8 @@ def bloom_options(config: ModelConfig) -> dict[str, Any]:
 
 def gpt_neox_options(config: ModelConfig) -> dict[str, Any]:
     """Return GPT-NeoX's options."""
-    options = llama_options(config) | {"layer_norm_eps": config.norm.eps}
+    options = llama_options(config)
+    options["layer_norm_eps"] = config.norm.eps
     options["rope_parameters"]["partial_rotary_factor"] = vars(config.positional)["fraction"]
     return options
 
