@@ -57,8 +57,9 @@ def require_at_least(
 def require_one_of(key: str, value: str, known: Iterable[str], hint: str = "") -> None:
     """Raise UserError with `hint` or a suggestion unless `value` is one of the known names."""
     known = list(known)
-    why = f"not one of {', '.join(known)}.{hint or did_you_mean(str(value), known)}"
-    require(value in known, key, value, why)
+    if value not in known:  # finding a suggestion is slow
+        why = f"not one of {', '.join(known)}.{hint or did_you_mean(str(value), known)}"
+        require(False, key, value, why)
 
 
 def did_you_mean(word: str, known: Iterable[str], similarity: float = 0.6) -> str:

@@ -38,8 +38,8 @@ CHOICES = {
     "positional": "learned sinusoidal nope integrated block_input relative relative_bias t5 rope "
     "alibi xpos kerple fire cope",
     "attention": "sliding_window chunked bigbird performer landmark",
-    "norm": "post sandwich peri",
-    "ffn": "gelu relu swiglu geglu conv moe",
+    "norm": "post sandwich peri output",
+    "ffn": "gelu relu swiglu geglu geglu_tanh conv moe",
 }
 DESIGNS: dict[str, list[str]] = {
     **{
@@ -50,6 +50,10 @@ DESIGNS: dict[str, list[str]] = {
     "bigram": ["model=bigram", "model.n_layer=0"],
     "gpt2": ["model=gpt2", "model.n_layer=2"],
     "llama": ["model=llama", "model.n_layer=2"],
+    **{
+        name: [f"model={name}"]
+        for name in ("t5_decoder", "bloom", "gpt_neox", "falcon", "gemma", "olmo2", "qwen2")
+    },
     "tied": ["embedding=tied"],
     "rmsnorm_without_gain": ["model.norm.kind=rmsnorm", "model.norm.affine=false"],
     "bias_scaled_init": ["model.bias=true", "model.residual_init=scaled"],

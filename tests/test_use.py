@@ -172,14 +172,18 @@ def test_eval_at_several_lengths(cli: Cli) -> None:
 def test_configs_without_later_options_load_with_equal_results(cli: Cli) -> None:
     """Options missing in a config.yaml of an earlier version take the earlier behaviour."""
     added_options = {
-        "rope": ("fraction", "scaling", "factor", "n_kv_head", "logit_softcap"),
+        "rope": (
+            *("fraction", "scaling", "factor", "n_kv_head", "logit_softcap", "head_size", "block"),
+            *("score_scale", "final_softcap", "scale", "unit_offset", "on_embeddings"),
+        ),
         "alibi": ("slopes", "n_kv_head", "logit_softcap", "document_separator", "attention"),
     }
     for scheme, options in added_options.items():
         assert cli("train", *TINY, f"model={scheme}", f"hydra.run.dir={scheme}").code == 0
         config = Path(scheme) / "config.yaml"
         saved = yaml.safe_load(config.read_text())
-        sections = (saved["data"], saved["model"], saved["model"]["positional"])
+        model = saved["model"]
+        sections = (saved["data"], model, model["positional"], model["embedding"], model["norm"])
         removed = [
             name
             for section in sections

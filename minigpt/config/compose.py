@@ -151,8 +151,9 @@ def _one_line(error: OmegaConfBaseException, values: DictConfig) -> str:
         return f"{key}=null: needs a value"
     if "is not a ListConfig" in why:
         return f"{key}={value}: must be a list; use {key}=[{value}]"
-    if "Union[bool, str]" in why:  # only trainer.compile has two types
-        return f"{key}={value}: {CHOICES_OF_COMPILE}"
+    if "Union[bool, str]" in why:
+        names = f"must be true, false or a name; minigpt train --help {key} lists them"
+        return f"{key}={value}: {CHOICES_OF_COMPILE if key == 'trainer.compile' else names}"
     if re.match("Cannot convert '(List|Dict)Config' to string", why):
         return f"{key}={value}: must be one value"
     converted = re.match(r"Value '(.*)' of type '.*' could not be converted to (\w+)", why)

@@ -96,14 +96,41 @@ def composed_run(composed: DictConfig, hydra: Any, directory: str) -> Composed:
     runs = (composed.get("resume"), composed.get("init"))
     resume, init = (None if name is None else str(name) for name in runs)
     path, here = Path(os.path.abspath(directory)), Path.cwd()
+    overrides = list(hydra.overrides.task)
+    values = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    reset_replaced_parts(values, {override.partition("=")[0] for override in overrides})
     return Composed(
-        values=OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]),
-        overrides=list(hydra.overrides.task),
+        values=values,
+        overrides=overrides,
         resume=resume,
         init=init,
         swept=list(hydra.sweeper.params or {}),
         directory=path.relative_to(here) if path.is_relative_to(here) else path,
     )
+
+
+def reset_replaced_parts(values: DictConfig, overridden: set[str]) -> None:
+    """Reset the options that model=NAME sets of a part, if overrides have chosen another one.
+
+    So `model=gpt_neox positional=alibi` has no fraction of RoPE. Options in `overridden` stay.
+    """
+    folder = config_directory()
+    file = folder / f"model/{OmegaConf.select(values, 'model.name')}.yaml"
+    if not file.is_file():
+        return
+    design = OmegaConf.load(file)
+    for group in overridden & {"attention", "ffn", "positional"} & {*design.model}:
+        chosen = folder / f"{group}/{values.model[group].name}.yaml"
+        if {f"override /{group}": chosen.stem} in design.defaults or not chosen.is_file():
+            continue
+        defaults = OmegaConf.load(chosen)
+        section = values.model[group]
+        for option, value in design.model[group].items():
+            if f"model.{group}.{option}" in overridden or section[option] != value:
+                continue  # set by an override or an experiment
+            section.pop(option)
+            if option in defaults:
+                section[option] = defaults[option]
 
 
 def require_choices(overrides: list[str]) -> None:

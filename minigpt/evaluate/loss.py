@@ -110,7 +110,7 @@ def evaluate_at_context(
         for rows in starts.split(windows_at_once(model, runtime, n_context)):
             batch = split.windows_at(rows, n_context)
             hidden = model.hidden(batch.inputs, document_ids=batch.document_ids)[:, -1]
-            logits, ids = model.head(hidden)[:, : model.n_vocab].float(), batch.targets[:, -1]
+            logits, ids = model.logits(hidden).float(), batch.targets[:, -1]
             nats += F.cross_entropy(logits, ids, reduction="sum").item()
             n_bytes += sum(len(tokenizer.token_bytes(token)) for token in ids.tolist())
             progress(len(rows))

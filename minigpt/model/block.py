@@ -13,18 +13,25 @@ from minigpt.model.shape import ModelShape
 
 
 class Block(nn.Module):
-    """One layer, each sublayer with a norm and a residual connection. (b, t, d) -> (b, t, d)."""
+    """One layer, each sublayer with a norm and a residual connection. (b, t, d) -> (b, t, d).
+
+    `sequential`: the second sublayer reads what the first one has changed. `parallel`: both read
+    the input, x + attention(norm(x)) + ffn(norm(x)), with a norm each (GPT-NeoX, Black et al. 2022)
+    or, with `parallel_shared`, the same norm for both (GPT-J, 2021; PaLM, Chowdhery et al. 2022;
+    Falcon).
+    """
 
     def __init__(
         self, shape: ModelShape, norm: NormConfig, ffn: FeedForwardConfig, layer: int
     ) -> None:
         super().__init__()
         placement = PLACEMENTS[norm.placement]
-        self.residual = placement.residual
-        self.attention_norm = norm.build(shape)
-        self.self_attention = SelfAttention(shape, layer)
+        self.residual, self.kind = placement.residual, shape.block
+        self.attention_norm = norm.build(shape, placement.on_input)
+        self.self_attention = SelfAttention(shape, norm, layer)
         self.attention_output_norm = norm.build(shape, placement.on_output)
-        self.ffn_norm = norm.build(shape)
+        own_norm = placement.on_input and shape.block != "parallel_shared"
+        self.ffn_norm = norm.build(shape, own_norm)
         self.ffn = FFN.build(ffn, shape)
         self.ffn_output_norm = norm.build(shape, placement.on_output)
         self.dropout = nn.Dropout(shape.dropout)
@@ -36,5 +43,9 @@ class Block(nn.Module):
         def feed_forward(x: Tensor) -> Tensor:
             return self.dropout(self.ffn_output_norm(self.ffn(x, ctx)))
 
+        if self.kind != "sequential":
+            read = self.attention_norm(x)
+            read_by_ffn = read if self.kind == "parallel_shared" else self.ffn_norm(x)
+            return x + attend(read) + feed_forward(read_by_ffn)
         x = self.residual(x, self.attention_norm, attend)
         return self.residual(x, self.ffn_norm, feed_forward)

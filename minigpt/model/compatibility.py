@@ -16,6 +16,7 @@ from minigpt.model.attention.landmark import LandmarkConfig
 from minigpt.model.backends import BACKENDS
 from minigpt.model.config import ModelConfig
 from minigpt.model.ffn import FeedForwardConfig
+from minigpt.model.norm import PLACEMENTS, post_norm
 from minigpt.model.positional import POSITIONAL
 from minigpt.model.positional.block_input import BlockInputConfig
 from minigpt.model.positional.relative import RelativeConfig
@@ -56,7 +57,7 @@ def problems(
     Without `device` and `use`, only reasons that hold for every device are returned. `documents`:
     whether a window of the data may hold several documents. `optimizer`: the optimizer's name.
     """
-    rules = (_without_layers, _heads, _positional, _attention)
+    rules = (_without_layers, _heads, _block, _positional, _attention)
     result = [problem for rule in rules for problem in rule(config)]
     result += _exceeding_block_size(config, "ffn.kernel")
     able = [name for name in ATTENTION.names() if ATTENTION.variant(name).supports_documents]
@@ -218,7 +219,9 @@ def _without_layers(config: ModelConfig) -> Iterator[Problem]:
         yield Problem("model.head_gates", "true", f"{NO_BLOCKS}; use false")
     if type(config.ffn) is not FeedForwardConfig:
         yield Problem("ffn", config.ffn.name, f"{NO_BLOCKS}; use relu2")
-    for key in ("n_kv_head", "logit_softcap"):
+    if config.block != "sequential":
+        yield Problem("model.block", config.block, f"{NO_BLOCKS}; use sequential")
+    for key in ("n_kv_head", "head_size", "logit_softcap", "score_scale"):
         if getattr(config, key) is not None:
             yield Problem(f"model.{key}", getattr(config, key), f"{NO_BLOCKS}; use null")
     if config.attention.name != "full":
@@ -230,7 +233,9 @@ def _without_layers(config: ModelConfig) -> Iterator[Problem]:
 
 
 def _heads(config: ModelConfig) -> Iterator[Problem]:
-    pairs = [("n_head", config.n_head, "n_embd", config.n_embd)]
+    pairs = []
+    if config.head_size is None:
+        pairs.append(("n_head", config.n_head, "n_embd", config.n_embd))
     if config.n_kv_head is not None:
         pairs.append(("n_kv_head", config.n_kv_head, "n_head", config.n_head))
     for key, heads, of_key, of in pairs:
@@ -241,6 +246,16 @@ def _heads(config: ModelConfig) -> Iterator[Problem]:
             yield Problem(f"model.{key}", heads, f"must divide model.{of_key}={of}; {remedy}")
 
 
+def _block(config: ModelConfig) -> Iterator[Problem]:
+    block, norm = config.block, config.norm.placement
+    if block != "sequential" and PLACEMENTS[norm].residual is post_norm:
+        why = f"norm={norm} normalises the sum after each sublayer, but parallel ones have one sum"
+        yield Problem("model.block", block, f"{why}; use another norm, or sequential")
+    if block == "parallel_shared" and not PLACEMENTS[norm].on_input:
+        why = f"norm={norm} has no norm of the input that the sublayers could share; use parallel"
+        yield Problem("model.block", block, why)
+
+
 def _positional(config: ModelConfig) -> Iterator[Problem]:
     options = config.positional
     if isinstance(options, RopeConfig | XposConfig):
@@ -249,11 +264,15 @@ def _positional(config: ModelConfig) -> Iterator[Problem]:
         n = round(fraction * size)
         if not math.isclose(n, fraction * size) or n < 2 or n % 2 != 0:
             part = "" if fraction == 1 else f"model.positional.fraction={fraction:g} of "
+            source, remedy = f" (n_embd={config.n_embd} over n_head)", "number of heads"
+            key, value = "model.n_head", config.n_head
+            if config.head_size is not None:
+                source, remedy, key, value = "", "size", "model.head_size", size
             yield Problem(
-                *("model.n_head", config.n_head),
-                f"{options.name} pairs the channels of a head, and {part}the head size {size} "
-                f"(n_embd={config.n_embd} over n_head) is not an even number; choose another "
-                f"number of heads{', or another fraction' if part else ''}",
+                *(key, value),
+                f"{options.name} pairs the channels of a head, and {part}the head size {size}"
+                f"{source} is not an even number; choose another "
+                f"{remedy}{', or another fraction' if part else ''}",
             )
         if isinstance(options, RopeConfig) and options.scaling == "ntk" and n <= 2:
             why = "ntk needs two or more rotated channel pairs; choose larger heads"
@@ -262,6 +281,9 @@ def _positional(config: ModelConfig) -> Iterator[Problem]:
     if (waves or isinstance(options, SinusoidalConfig)) and config.n_embd % 2 != 0:
         why = "sinusoidal positions pair the channels; use an even width"
         yield Problem("model.n_embd", config.n_embd, why)
+    if config.embedding.scale and isinstance(options, SinusoidalConfig):
+        why = "positional=sinusoidal multiplies the embeddings by sqrt(n_embd) too; use false"
+        yield Problem("model.embedding.scale", "true", why)
     longest = options.max_distance if isinstance(options, RelativeConfig) else None
     if longest is not None and longest >= config.block_size:
         why = f"must be below model.block_size={config.block_size}; use less, or null"

@@ -55,9 +55,8 @@ class GPT(nn.Module):
         )
         if config.unet_skips:
             self.skip_weights = nn.Parameter(torch.ones(config.n_layer // 2))
-        placement = PLACEMENTS[config.norm.placement]
-        self.embedding_norm = config.norm.build(shape, placement.on_embeddings)
-        self.final_norm = config.norm.build(shape, placement.final)
+        self.embedding_norm = config.norm.build(shape, config.norm.has_embedding_norm)
+        self.final_norm = config.norm.build(shape, PLACEMENTS[config.norm.placement].final)
         self.head = Linear(config.n_embd, n_padded, bias=False)
         if config.embedding.name == "tied":
             self.head.weight = self.token_embedding.weight
@@ -81,16 +80,11 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=INIT_STD)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        scales = {
-            "zero": 0.0,
-            "scaled": 1 / math.sqrt(2 * max(1, self.config.n_layer)),
-            "normal": 1.0,
-        }
-        scale = scales[self.config.residual_init]
+        scale, offset = self.config.residual_scale, 1.0 if self.config.norm.unit_offset else 0.0
         has_output_norm = PLACEMENTS[self.config.norm.placement].on_output
         for name, parameter in self.blocks.named_parameters():
             if name.endswith("output_norm.weight"):
-                nn.init.constant_(parameter, scale)
+                nn.init.constant_(parameter, scale - offset)
             elif name.endswith("out.weight") and not has_output_norm:
                 nn.init.normal_(parameter, std=INIT_STD * scale)
 
@@ -105,8 +99,15 @@ class GPT(nn.Module):
         auxiliary: Auxiliary | None = None,
     ) -> Tensor:
         """Return logits (b, t, n_vocab) of the next token after each of `tokens`. See `hidden`."""
-        x = self.hidden(tokens, positions, cache, document_ids, auxiliary)
-        return self.head(x)[..., : self.n_vocab]
+        return self.logits(self.hidden(tokens, positions, cache, document_ids, auxiliary))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits (..., n_vocab) of final hidden states (..., d)."""
+        logits, cap = self.head(hidden)[..., : self.n_vocab], self.config.final_softcap
+        if cap is None:
+            return logits
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return cap * torch.tanh(logits / cap)
 
     def hidden(
         self,
@@ -147,6 +148,8 @@ class GPT(nn.Module):
             cache.begin(positions, last)
         x = self.token_embedding(tokens)
         x, positions = self.attention.extend_sequence(x, positions, in_order)
+        if self.config.embedding.scale:
+            x = x * math.sqrt(self.config.n_embd)
         ctx = ForwardContext(
             *(self.positional, self.backend, self.config.n_head, self.config.logit_softcap),
             *(positions, n_tokens, last, in_order, cache),
@@ -216,8 +219,7 @@ class GPT(nn.Module):
         return by_token.mean() if reduction == "mean" else by_token
 
     def _losses(self, x: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        logits = self.head(x)[:, : self.n_vocab].float()
-        return F.cross_entropy(logits, targets, reduction=reduction)
+        return F.cross_entropy(self.logits(x).float(), targets, reduction=reduction)
 
     # ---- backends and evaluation ----
 
@@ -282,9 +284,10 @@ class GPT(nn.Module):
         """Return the FLOPs per token of the products in a training step of `batch_size` windows.
 
         6 per active weight of the linear layers, and what attention and positional scheme say of
-        themselves: 12 n_embd per key and layer in full attention, without a discount for the causal
-        mask (Chowdhery et al. 2022, appendix B). Counts what the formulas need: not elementwise
-        operations, masked keys that a backend computes, or products that it computes twice.
+        themselves: 12 head_size per key, head and layer in full attention, without a discount for
+        the causal mask (Chowdhery et al. 2022, appendix B). Counts what the formulas need: not
+        elementwise operations, masked keys that a backend computes, or products that it computes
+        twice.
         """
         length = self.config.block_size
         blocks = [module for module in self.blocks if isinstance(module, Block)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.errors import require, require_one_of
@@ -17,13 +18,19 @@ KINDS = ("layernorm", "rmsnorm")
 class NormConfig:
     """`placement`: in PLACEMENTS. `kind`: in KINDS. `affine`: whether norms have a learned gain.
 
-    `eps`: added to the variance, or to the mean square.
+    `eps`: added to the variance, or to the mean square. `bias`: whether LayerNorms have a bias;
+    None: as `model.bias` is true or not. `on_embeddings`: whether there is a norm after the
+    embeddings, as in BLOOM; None: as the placement has it. `unit_offset`: the gain is 1 + w
+    (Gemma), and w starts at 0.
     """
 
     placement: str
     kind: str
     affine: bool = True
     eps: float = 1e-5
+    bias: bool | None = None
+    on_embeddings: bool | None = None
+    unit_offset: bool = False
 
     def __post_init__(self) -> None:
         require_one_of("model.norm.placement", self.placement, PLACEMENTS)
@@ -35,14 +42,28 @@ class NormConfig:
         )
         has_gain = self.affine or not PLACEMENTS[self.placement].on_output
         require(has_gain, "model.norm.affine", "false", why)
+        why = "an RMSNorm has no bias; use null, or model.norm.kind=layernorm"
+        require(not self.bias or self.kind != "rmsnorm", "model.norm.bias", "true", why)
+        for key, other in (("bias", "null"), ("unit_offset", "false")):
+            why = f"norms have no gain with model.norm.affine=false; use {other}, or affine=true"
+            require(not getattr(self, key) or self.affine, f"model.norm.{key}", "true", why)
+
+    @property
+    def has_embedding_norm(self) -> bool:
+        """Whether there is a norm after the embeddings."""
+        by_placement = PLACEMENTS[self.placement].on_embeddings
+        return by_placement if self.on_embeddings is None else self.on_embeddings
 
     def build(self, shape: ModelShape, present: bool = True) -> nn.Module:
         """Return a norm over n_embd channels, or the identity if the placement omits it."""
         if not present:
             return nn.Identity()
         if self.kind == "rmsnorm":
-            return RMSNorm(shape.n_embd, self.eps, elementwise_affine=self.affine)
-        return nn.LayerNorm(shape.n_embd, self.eps, self.affine, bias=shape.bias)
+            rms_norm = OffsetRMSNorm if self.unit_offset else RMSNorm
+            return rms_norm(shape.n_embd, self.eps, elementwise_affine=self.affine)
+        layer_norm = OffsetLayerNorm if self.unit_offset else nn.LayerNorm
+        bias = shape.bias if self.bias is None else self.bias
+        return layer_norm(shape.n_embd, self.eps, self.affine, bias=bias)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -53,6 +74,28 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x if self.weight is None else x.to(self.weight.dtype))
+
+
+class OffsetRMSNorm(nn.RMSNorm):
+    """RMSNorm with the gain 1 + w, where w starts at 0 (Gemma, 2024)."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = 1 + self.weight
+        return F.rms_norm(x.to(gain.dtype), self.normalized_shape, gain, self.eps)
+
+
+class OffsetLayerNorm(nn.LayerNorm):
+    """LayerNorm with the gain 1 + w, where w starts at 0."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.zeros_(self.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.layer_norm(input, self.normalized_shape, 1 + self.weight, self.bias, self.eps)
 
 
 Sublayer = Callable[[Tensor], Tensor]
@@ -72,11 +115,13 @@ def post_norm(x: Tensor, norm: nn.Module, sublayer: Sublayer) -> Tensor:
 class Placement:
     """Where a model has norms.
 
-    `residual`: pre_norm or post_norm, for each sublayer. `on_output`: a second norm on the output
-    of each sublayer. `on_embeddings`, `final`: a norm after the embeddings, after the last block.
+    `residual`: pre_norm or post_norm, for each sublayer. `on_input`: the norm that this takes;
+    without, sublayers read the residual stream. `on_output`: a norm on the output of each sublayer.
+    `on_embeddings`, `final`: a norm after the embeddings, after the last block.
     """
 
     residual: Callable[[Tensor, nn.Module, Sublayer], Tensor]
+    on_input: bool = True
     on_output: bool = False
     on_embeddings: bool = False
     final: bool = True
@@ -88,4 +133,6 @@ PLACEMENTS = {
     "sandwich": Placement(pre_norm, on_output=True),  # CogView (Ding et al. 2021)
     # Peri-LN (Kim et al. 2025)
     "peri": Placement(pre_norm, on_output=True, on_embeddings=True),
+    # Swin v2 (Liu et al. 2021), OLMo 2 (2024)
+    "output": Placement(pre_norm, on_input=False, on_output=True),
 }

@@ -12,33 +12,35 @@ INIT_STD = 0.02  # of weights and embeddings (Radford et al. 2019, GPT-2)
 class ModelShape:
     """Sizes of a model, and switches that apply to all layers.
 
-    `n_kv_head`: number of key-value heads. `block_size`: tokens per training window. `bias`:
-    biases in linear layers and LayerNorms. `qk_norm`, `value_residual`, `head_gates`: see
-    `SelfAttention`.
-    `first_input_rms`: initial RMS of the input of the first block's projections, 1 after a norm.
+    `n_kv_head`: number of key-value heads. `head_size`: channels per head. `block_size`: tokens per
+    training window. `bias`: biases in linear layers and LayerNorms; `qkv_bias`: in the projections
+    to q, k and v. `block`: see `Block`. `qk_norm`, `score_scale`, `value_residual`, `head_gates`:
+    see `SelfAttention`.
+    `embedding_rms`: initial RMS of the token embeddings. `input_rms`: initial RMS, per layer, of
+    the channels of the input of the q, k and v projections.
     """
 
     n_layer: int
     n_head: int
     n_kv_head: int
     n_embd: int
+    head_size: int
     block_size: int
-    dropout: float = 0.0
-    bias: bool = False
-    qk_norm: bool | str = False
-    value_residual: bool | str = False
-    head_gates: bool = False
-    first_input_rms: float = 1.0
+    dropout: float
+    bias: bool
+    qkv_bias: bool
+    block: str
+    qk_norm: bool | str
+    score_scale: float | None
+    value_residual: bool | str
+    head_gates: bool
+    embedding_rms: float
+    input_rms: list[float]
 
     @property
-    def head_size(self) -> int:
-        """Channels per head."""
-        return self.n_embd // self.n_head
-
-    @property
-    def input_rms(self) -> list[float]:
-        """Initial RMS, per layer, of the channels of the input of the q, k and v projections."""
-        return [self.first_input_rms if layer == 0 else 1.0 for layer in range(self.n_layer)]
+    def attention_width(self) -> int:
+        """Channels of all heads together."""
+        return self.n_head * self.head_size
 
     @property
     def key_rms(self) -> list[float]:

@@ -96,7 +96,8 @@ class Matcher:
         target = self._reference_amount
         if self._amount(config) == target:
             return config.model.n_embd
-        stride = 2 * config.model.n_head  # an even head size, since RoPE pairs channels
+        heads = config.model.n_head if config.model.head_size is None else 1
+        stride = 2 * heads  # an even head size, since RoPE pairs channels
 
         def parameters(width: int) -> int:
             model = replace(config.model, n_embd=width)

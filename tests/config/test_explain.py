@@ -99,7 +99,7 @@ def test_explained_options_are_those_of_the_config() -> None:
 def test_types_come_from_the_dataclasses() -> None:
     types = {option.key: option.type for option in explained_keys({}).values()}
     assert types["optimizer.lr"] == "float" and types["optimizer.grad_clip"] == "float or null"
-    assert types["tags"] == "list of str" and types["model.bias"] == "bool"
+    assert types["tags"] == "list of str" and types["model.bias"] == "bool or str"
     assert types["sweep.dry_run"] == "bool" and types["resume"] == "str or null"
 
 

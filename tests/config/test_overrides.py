@@ -189,3 +189,27 @@ def test_a_value_of_compile_is_auto_or_a_boolean(value: str) -> None:
 def test_a_list_is_not_a_text(override: str) -> None:
     with pytest.raises(UserError, match=r"^trainer\.\w+=.*: must be one value$"):
         composed_config([override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "value"),
+    [
+        ("model=gpt_neox positional=rope", "positional", {"fraction": 0.25}),
+        ("model=gpt_neox positional=xpos", "positional", {"fraction": None, "base": 10000.0}),
+        ("model=gemma attention=full", "attention", {"layers": None}),
+        ("model=gemma attention=chunked", "attention", {"layers": ["chunked"]}),
+        ("model=mistral ffn=gelu", "ffn", {"expansion": 4.0}),
+        ("model=mistral ffn=gelu model.ffn.expansion=3.5", "ffn", {"expansion": 3.5}),
+        ("model=gemma embedding=untied", "embedding", {"scale": True}),
+    ],
+)
+def test_another_choice_replaces_the_options_that_a_design_sets(
+    overrides: str, key: str, value: dict[str, Any]
+) -> None:
+    section = vars(getattr(composed_config(overrides.split()).model, key))
+    assert {option: section.get(option) for option in value} == value
+
+
+def test_options_of_a_replaced_part_are_reported_if_given() -> None:
+    with pytest.raises(UserError, match=r"^model\.positional\.fraction: no such option"):
+        composed_config(["model=gpt_neox", "positional=alibi", "model.positional.fraction=0.5"])

@@ -165,6 +165,8 @@ def test_reported_bytes() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_decoding_equals_a_full_pass(method: str, backend: str) -> None:
     design = [f"backend={backend}", "model.head_gates=true", "model.value_residual=x0"]
+    design += ["model.head_size=32", "model.block=parallel", "model.bias=qkv"]
+    design += ["model.qk_norm=all_channels", "model.score_scale=0.3", "model.final_softcap=5"]
     model = build_model(*design)
     quantize(model, method)
     text = random_split(12).tokens.tolist()

@@ -31,6 +31,10 @@ SAMPLINGS = {
     "min_p": Sampling(min_p=0.1),
 }
 DTYPE = torch.float64
+FAMILIES: dict[str, dict[str, Any]] = {
+    "parallel": {"block": "parallel_shared", "bias": "qkv", "final_softcap": 2.0},
+    "heads": {"head_size": 6, "qk_norm": "all_channels", "score_scale": 0.3, "placement": "output"},
+}
 
 
 def both(
@@ -56,13 +60,15 @@ def test_static_tokens_equal_the_usual_ones(
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("design", [*DESIGNS, *FAMILIES])
 def test_static_tokens_of_designs(
     monkeypatch: pytest.MonkeyPatch, design: str, backend: str
 ) -> None:
     if (design, backend) == ("softcap", "sdpa"):
         pytest.skip("not supported")
-    model = random_model(tiny_config("rope", backend=backend, **DESIGNS[design])).to(DTYPE)
+    model = random_model(tiny_config("rope", backend=backend, **(DESIGNS | FAMILIES)[design])).to(
+        DTYPE
+    )
     usual, static = both(monkeypatch, model, 30, 1, 5)
     assert static == usual
 

@@ -737,6 +737,7 @@ FEED_FORWARDS: dict[str, FeedForward] = {
     "relu2": each(two_maps(lambda x: relu(x) ** 2)),
     "swiglu": each(gated(swish)),
     "geglu": each(gated(gelu)),
+    "geglu_tanh": each(gated(gelu_tanh)),
     "moe": mixture,
 }
 NORMS: dict[str, Callable[[Tensor, Weights, str, float], Tensor]] = {
@@ -789,10 +790,13 @@ def one_text(
     marks = own_attention.landmarks(positions)
     rows = [*map(Row, positions), *marks]
     xs = [*(table[token] for token in tokens), *(weights["attention.mark"] for _ in marks)]
+    if config.embedding.scale:
+        xs = [x * math.sqrt(config.n_embd) for x in xs]
     xs = [scheme.embed(x, at.position) for x, at in zip(xs, rows, strict=True)]
 
-    if config.norm.placement == "peri":
-        xs = [NORMS[config.norm.kind](x, weights, "embedding_norm", config.norm.eps) for x in xs]
+    has_norm = config.norm.on_embeddings
+    if has_norm or (has_norm is None and config.norm.placement == "peri"):
+        xs = [normalised(config, x, weights, "embedding_norm") for x in xs]
     # What value residuals read: x0, or the values that the first layer leaves here.
     first_values = [unit(x) for x in xs] if config.value_residual == "x0" else []
     outputs: list[Vectors] = []
@@ -811,13 +815,31 @@ def one_text(
         def feed_forward(inputs: Vectors, name: str = f"blocks.{layer}.ffn") -> Vectors:
             return FEED_FORWARDS[config.ffn.name](inputs, weights, name, vars(config.ffn))
 
-        xs = residual(config, weights, xs, attend, f"blocks.{layer}.attention")
-        xs = residual(config, weights, xs, feed_forward, f"blocks.{layer}.ffn")
+        names = [f"blocks.{layer}.attention", f"blocks.{layer}.ffn"]
+        if config.block == "sequential":
+            xs = residual(config, weights, xs, attend, names[0])
+            xs = residual(config, weights, xs, feed_forward, names[1])
+        else:
+            norms = [f"{names[0] if config.block == 'parallel_shared' else n}_norm" for n in names]
+            changes = zip(
+                changes_of(config, weights, xs, attend, names[0], norms[0]),
+                changes_of(config, weights, xs, feed_forward, names[1], norms[1]),
+                strict=True,
+            )
+            xs = [x + sum(each_change) for x, each_change in zip(xs, changes, strict=True)]
         outputs.append(xs)
     if config.norm.placement != "post":
-        xs = [NORMS[config.norm.kind](x, weights, "final_norm", config.norm.eps) for x in xs]
+        xs = [normalised(config, x, weights, "final_norm") for x in xs]
     head = weights["head.weight" if config.embedding.name == "untied" else "token_embedding.weight"]
-    return [head @ x for x in xs[: len(tokens)]]
+    logits, cap = [head @ x for x in xs[: len(tokens)]], config.final_softcap
+    return logits if cap is None else [cap * torch.tanh(x / cap) for x in logits]
+
+
+def normalised(config: ModelConfig, x: Tensor, weights: Weights, name: str) -> Tensor:
+    """The norm of this name, whose gain is 1 + w with a unit offset."""
+    if config.norm.unit_offset:
+        weights = {**weights, f"{name}.weight": 1 + weights[f"{name}.weight"]}
+    return NORMS[config.norm.kind](x, weights, name, config.norm.eps)
 
 
 def residual(
@@ -827,17 +849,29 @@ def residual(
     sublayer: Callable[[Vectors], Vectors],
     name: str,
 ) -> Vectors:
-    """x + f(norm(x)) (pre), norm(x + f(x)) (post), x + norm(f(norm(x))) (sandwich, peri)."""
-
-    def norm(x: Tensor, which: str) -> Tensor:
-        return NORMS[config.norm.kind](x, weights, f"{name}_{which}", config.norm.eps)
-
+    """x + f(norm(x)) (pre), norm(x + f(x)) (post), or one of `changes_of`."""
     if config.norm.placement == "post":
-        return [norm(x + y, "norm") for x, y in zip(xs, sublayer(xs), strict=True)]
-    changes = sublayer([norm(x, "norm") for x in xs])
-    if config.norm.placement in ("sandwich", "peri"):
-        changes = [norm(change, "output_norm") for change in changes]
+        sums = [x + y for x, y in zip(xs, sublayer(xs), strict=True)]
+        return [normalised(config, x, weights, f"{name}_norm") for x in sums]
+    changes = changes_of(config, weights, xs, sublayer, name, f"{name}_norm")
     return [x + change for x, change in zip(xs, changes, strict=True)]
+
+
+def changes_of(
+    config: ModelConfig,
+    weights: Weights,
+    xs: Vectors,
+    sublayer: Callable[[Vectors], Vectors],
+    name: str,
+    norm: str,
+) -> Vectors:
+    """f(norm(x)) (pre), norm(f(norm(x))) (sandwich, peri) or norm(f(x)) (output)."""
+    if config.norm.placement != "output":
+        xs = [normalised(config, x, weights, norm) for x in xs]
+    changes = sublayer(xs)
+    if config.norm.placement == "pre":
+        return changes
+    return [normalised(config, change, weights, f"{name}_output_norm") for change in changes]
 
 
 def attention(
@@ -852,15 +886,19 @@ def attention(
     """
     config, weights, scheme = own_attention.config, own_attention.weights, own_attention.scheme
     name = f"blocks.{layer}.self_attention"
-    size = config.n_embd // config.n_head
+    size = config.head_size or config.n_embd // config.n_head
     n_kv_head = config.n_kv_head or config.n_head
-    widths = [config.n_embd, n_kv_head * size, n_kv_head * size]
+    widths = [config.n_head * size, n_kv_head * size, n_kv_head * size]
     projected, gates = [], []
     for x, at in zip(xs, rows, strict=True):
         x = scheme.block_input(x, at.position, layer)
         if config.head_gates:
             gates.append(2 / (1 + torch.exp(-linear(x, weights, f"{name}.head_gates"))))
-        projected.append([*linear(x, weights, f"{name}.qkv").split(widths)])
+        q, k, v = linear(x, weights, f"{name}.qkv").split(widths)
+        if config.qk_norm == "all_channels":
+            q = rmsnorm(q, weights, f"{name}.q_norm", config.norm.eps)
+            k = rmsnorm(k, weights, f"{name}.k_norm", config.norm.eps)
+        projected.append([q, k, v])
     if config.value_residual == "x0" and layer > 0:
         for vectors, x0 in zip(projected, first_values, strict=True):
             vectors[2] = vectors[2] + linear(x0, weights, f"{name}.x0_values")
@@ -877,10 +915,12 @@ def attention(
         for q, k, v in projected:
             q = q[head * size : (head + 1) * size]
             k, v = (y[kv_head * size : (kv_head + 1) * size] for y in (k, v))
-            if config.qk_norm:
+            if config.qk_norm in (True, "gain"):
                 q, k = unit(q), unit(k)
             if config.qk_norm == "gain":
                 q = q * weights[f"{name}.qk_gain"][head]
+            if config.score_scale is not None:  # instead of 1 / sqrt(size), which `score` applies
+                q = q * config.score_scale * math.sqrt(size)
             queries.append(q)
             keys.append(k)
             values.append(v)

@@ -31,6 +31,8 @@ OTHER: dict[str, dict[str, Any]] = {
     "sdpa": {"backend": "sdpa"},
     "skips": {"n_layer": 4, "unet_skips": True, "value_residual": True},
     "gates and x0": {"head_gates": True, "value_residual": "x0"},
+    "parallel": {"block": "parallel_shared", "bias": "qkv", "final_softcap": 2.0},
+    "heads": {"head_size": 6, "qk_norm": "all_channels", "score_scale": 0.3, "placement": "output"},
 }
 
 

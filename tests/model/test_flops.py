@@ -73,6 +73,8 @@ def test_flops_of_feed_forward_layers(ffn: str, bias: bool) -> None:
         {"value_residual": "x0", "head_gates": True, "n_kv_head": 2},
         {"embedding": "tied", "vocab_multiple": 64},
         {"placement": "peri", "kind": "layernorm", "residual_init": "scaled"},
+        {"head_size": 12, "n_kv_head": 2, "qk_norm": "all_channels", "score_scale": 1.0},
+        {"block": "parallel_shared", "placement": "peri", "bias": "qkv", "final_softcap": 5.0},
         {"n_layer": 0},
     ],
     ids=str,
@@ -81,3 +83,17 @@ def test_flops_of_other_options(changes: dict[str, Any]) -> None:
     both: dict[str, Any] = {**SIZES, **changes}
     config = tiny_config("learned", "gelu", **both)
     assert said(config) == round(counted(config))
+
+
+@pytest.mark.parametrize("scheme", ["cope", "integrated", "relative"])
+def test_flops_of_schemes_with_larger_heads(scheme: str) -> None:
+    config = tiny_config(scheme, head_size=12, **SIZES)
+    assert said(config) == round(counted(config))
+
+
+@pytest.mark.parametrize("attention", ["landmark", "performer"])
+def test_flops_of_attentions_with_larger_heads(attention: str) -> None:
+    options = ATTENTION_OPTIONS[attention][0]
+    sizes: dict[str, Any] = SIZES | {"block_size": 3 * CHUNK}
+    config = tiny_config(attention=attention, attention_options=options, head_size=12, **sizes)
+    assert said(config) == pytest.approx(counted(config), rel=1e-3)

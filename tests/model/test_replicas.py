@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,8 +13,9 @@ from torch import nn
 
 from minigpt.data import Batch
 from minigpt.model import GPT, ModelConfig, gpt
+from minigpt.model.config import EmbeddingConfig
 from minigpt.model.ffn import FFN
-from minigpt.model.norm import PLACEMENTS
+from minigpt.model.norm import PLACEMENTS, NormConfig
 from minigpt.runtime import Runtime
 from minigpt.train.replicas import Program
 from tests.model.contract import ATTENTION_IDS, ATTENTIONS, VARIANT_IDS, VARIANTS
@@ -85,8 +87,10 @@ def test_attentions(attention: str, options: Mapping[str, Any]) -> None:
 
 @pytest.mark.medium
 @pytest.mark.parametrize("ffn", sorted({*FFN.names()} - {"moe"}))
-@pytest.mark.parametrize("embedding", ["tied", "untied"])
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize(
+    ("placement", "embedding"),
+    [*zip(PLACEMENTS, itertools.cycle(("tied", "untied")), strict=False)],
+)
 def test_block_options(placement: str, embedding: str, ffn: str) -> None:
     parts: dict[str, Any] = {"qk_norm": "gain", "value_residual": True, "unet_skips": True}
     config = tiny_config(placement=placement, embedding=embedding, ffn=ffn, **parts)
@@ -94,6 +98,14 @@ def test_block_options(placement: str, embedding: str, ffn: str) -> None:
     parts |= {"value_residual": "x0", "head_gates": True}
     assert_equals_separate(replace(config, **parts), batches())
     assert_equals_separate(tiny_config(kind="layernorm", n_kv_head=1, logit_softcap=0.5), batches())
+
+
+def test_options_of_families() -> None:
+    norm = NormConfig("output", "rmsnorm", unit_offset=True, on_embeddings=True)
+    heads: dict[str, Any] = {"head_size": 6, "qk_norm": "all_channels", "score_scale": 0.3}
+    config = tiny_config(block="parallel", bias="qkv", final_softcap=2.0, **heads)
+    config = replace(config, norm=norm, embedding=EmbeddingConfig("tied", scale=True))
+    assert_equals_separate(config, batches())
 
 
 def test_packed_documents() -> None:

@@ -91,8 +91,9 @@ def test_positions_start_at_the_scale_of_content(
     if recorder.scheme.bias_depends_on in ("positions", "layer"):  # added to any score
         del recorder.ratios["score_mod"]
         assert max(recorder.spreads) < 5
-    if placement == "post" and "sinusoidal" in options.values():
-        del recorder.ratios["block_input"][0]  # sinusoids are added to embeddings as they are
+    if "sinusoidal" in options.values():  # sinusoids are added to embeddings as they are
+        first = {"post": 1, "output": None}.get(placement, 0)  # None: all layers read embeddings
+        del recorder.ratios["block_input"][:first]
     for hook, ratios in recorder.ratios.items():
         for ratio in ratios:
             assert ratio == 0 or 0.2 < ratio < 5, (hook, ratios)

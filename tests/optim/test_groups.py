@@ -48,6 +48,7 @@ DESIGNS = [
     ["model=gpt2"],
     ["model=llama", "model.norm.kind=rmsnorm"],
     ["model.qk_norm=gain"],
+    *([f"model={name}"] for name in ("gpt_neox", "falcon", "gemma", "olmo2")),
     ["model.value_residual=x0", "model.head_gates=true"],
     ["model.bias=true", "norm=peri", "model.value_residual=true", "model.unet_skips=true"],
 ]

@@ -122,7 +122,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: AttentionConfig, shape: ModelShape) -> None:
         super().__init__()
-        self.n_embd = shape.n_embd
+        self.width = shape.attention_width
 
     def mask_mod(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         """Return True where head h of the query at q_idx attends to the key at kv_idx.
@@ -144,10 +144,10 @@ class Attention(nn.Module):
     def flops_per_query(self, length: int) -> float:
         """Return the training FLOPs of a query's products in a sequence of `length` tokens.
 
-        q_i . k_j and w_ij v_j in each head: 2 n_embd per key in the forward pass, times 3. Without
-        a discount for the causal mask; keys outside the pattern are not counted.
+        q_i . k_j and w_ij v_j: 4 head_size per key and head in the forward pass, times 3. Without a
+        discount for the causal mask; keys outside the pattern are not counted.
         """
-        return 12 * self.n_embd * self.keys_per_query(length)
+        return 12 * self.width * self.keys_per_query(length)
 
     def extend_sequence(
         self, x: Tensor, positions: Tensor, in_order: bool

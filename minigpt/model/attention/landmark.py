@@ -85,7 +85,7 @@ class Landmark(Attention):
         return length / self.block + min(length, (self.retrieved + 1) * self.block)
 
     def flops_per_query(self, length: int) -> float:
-        landmarks = 6 * self.n_embd * length / self.block  # no weighted sum: they have no values
+        landmarks = 6 * self.width * length / self.block  # no weighted sum: they have no values
         return super().flops_per_query(length) - landmarks
 
     def extend_sequence(

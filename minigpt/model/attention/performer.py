@@ -58,7 +58,7 @@ class Performer(Attention):
         the last one adds nothing to it.
         """
         _, n, e = self.features.shape
-        n_head, chunk = self.n_embd // e, min(length, CHUNK)
+        n_head, chunk = self.width // e, min(length, CHUNK)
         features = 2 * 2 * 2 * n * e
         pairs = 3 * 2 * chunk * (n + e + 1)
         state = 3 * 2 * 2 * n * (e + 1) * (1 - chunk / length)

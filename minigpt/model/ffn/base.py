@@ -128,3 +128,10 @@ class GegluMLP(GatedMLP):
     """f = GELU, exact."""
 
     activation = staticmethod(F.gelu)
+
+
+@FFN.register("geglu_tanh", FeedForwardConfig)
+class GegluTanhMLP(GatedMLP):
+    """f = GELU by its tanh approximation, as in Gemma."""
+
+    activation = staticmethod(partial(F.gelu, approximate="tanh"))

@@ -67,7 +67,7 @@ class PositionalScheme(nn.Module):
 
     def __init__(self, config: PositionalConfig, shape: ModelShape) -> None:
         super().__init__()
-        self.n_embd = shape.n_embd
+        self.n_embd, self.attention_width = shape.n_embd, shape.attention_width
 
     @classmethod
     def overrides(cls, hook: str) -> bool:

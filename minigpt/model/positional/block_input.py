@@ -41,10 +41,10 @@ class BlockInputPositions(PositionalScheme):
 
     Learned tables, one per layer: n_layer * block_size * n_embd parameters, defined up to
     block_size, starting with the RMS of x, which is 1 after a norm. Or sinusoids of RMS 0.7, the
-    same in all layers: no parameters, defined at every length; with norm=post they are 35 times the
-    embeddings in the first block. Memory: t d numbers per layer. After Al-Rfou et al. 2018
-    (learned) and Dehghani et al. 2018 (sinusoids), who add them to the residual stream before each
-    layer.
+    same in all layers: no parameters, defined at every length; with norm=post or output they are
+    35 times the embeddings in the first block. Memory: t d numbers per layer. After Al-Rfou et al.
+    2018 (learned) and Dehghani et al. 2018 (sinusoids), who add them to the residual stream before
+    each layer.
     """
 
     def __init__(self, config: BlockInputConfig, shape: ModelShape) -> None:

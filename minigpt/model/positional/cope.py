@@ -68,4 +68,5 @@ class ContextualPositions(PositionalScheme):
 
     def flops_per_query(self, keys: float) -> float:
         counts = min(keys + 1, self.table.shape[1])
-        return 6 * self.n_embd * (keys + counts)  # q_i . k_m and q_i . E[count] in each head
+        # q_i . k_m and q_i . E[count] in each head
+        return 6 * self.attention_width * (keys + counts)

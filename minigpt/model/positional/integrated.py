@@ -55,4 +55,4 @@ class IntegratedPositions(PositionalScheme):
         return DenseScoreMod(q / math.sqrt(q.shape[-1]) @ vectors.mT)
 
     def flops_per_query(self, keys: float) -> float:
-        return 6 * self.n_embd * keys  # q_i . P[j] in each head
+        return 6 * self.attention_width * keys  # q_i . P[j] in each head

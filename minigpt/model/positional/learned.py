@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from minigpt.model.positional.base import POSITIONAL, PositionalConfig, PositionalScheme
-from minigpt.model.shape import INIT_STD, ModelShape
+from minigpt.model.shape import ModelShape
 
 
 @POSITIONAL.register("learned", PositionalConfig)
@@ -20,7 +20,7 @@ class LearnedPositions(PositionalScheme):
         super().__init__(config, shape)
         self.max_length = shape.block_size
         self.table = nn.Embedding(shape.block_size, shape.n_embd)
-        nn.init.normal_(self.table.weight, std=INIT_STD)
+        nn.init.normal_(self.table.weight, std=shape.embedding_rms)
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return x + self.table(positions)

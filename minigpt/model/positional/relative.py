@@ -56,4 +56,5 @@ class RelativePositions(PositionalScheme):
         return DistanceScoreMod(by_distance, q_positions, k_positions)
 
     def flops_per_query(self, keys: float) -> float:
-        return 6 * self.n_embd * min(keys, self.table.shape[1])  # q_i . R[distance] in each head
+        # q_i . R[distance] in each head
+        return 6 * self.attention_width * min(keys, self.table.shape[1])
