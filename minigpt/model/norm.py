@@ -21,7 +21,7 @@ class NormConfig:
     `eps`: added to the variance, or to the mean square. `bias`: whether LayerNorms have a bias;
     None: as `model.bias` is true or not. `on_embeddings`: whether there is a norm after the
     embeddings, as in BLOOM; None: as the placement has it. `unit_offset`: the gain is 1 + w
-    (Gemma), and w starts at 0.
+    (Gemma), and w starts at 0, or in an output norm at the residual scale - 1.
     """
 
     placement: str

@@ -147,7 +147,8 @@ def test_sweeps_expand_globs_and_experiments(
     assert len(jobs) == 6
     preset_jobs = capture_multirun(monkeypatch, "sweep=norm", "seed=7").jobs
     assert {tuple(job) for job in preset_jobs} == {
-        (f"norm={name}", "seed=7", "sweep=norm") for name in ("peri", "post", "pre", "sandwich")
+        (f"norm={name}", "seed=7", "sweep=norm")
+        for name in ("output", "peri", "post", "pre", "sandwich")
     }
 
 

@@ -52,7 +52,7 @@ class T5Bias(LearnedBiasScheme):
     """score += b_h[bucket(i - j)], starting at 0 (Raffel et al. 2020, section 2.1).
 
     n_head * buckets parameters, times n_layer with own layers; memory: h t^2 numbers, once or per
-    layer; defined at every length. The scores are scaled by 1 / sqrt(e), unlike T5's.
+    layer; defined at every length. T5 does not scale its scores: model.score_scale=1.0.
     """
 
     bucket: Tensor
