@@ -130,8 +130,9 @@ def measure(
         f"({'sparse files' if sparse else 'random tokens'}). Time: median of {repeats} x {steps} "
         f"steps. {' '.join(verdict(axis, each) for axis, each in measured.items())} FLOPs are "
         f"flops_per_token: 6 per active weight, 12 head_size per key, head and layer, and the "
-        f"products of the positional scheme. MB: peak memory of the process; MB added: beyond the peak of a "
-        f"tiny training (on a GPU: the peak there). Growth is relative to the smallest size."
+        f"products of the positional scheme. MB: peak memory of the process; MB added: beyond the "
+        f"peak of a tiny training (on a GPU: the peak there). Growth is relative to the smallest "
+        f"size."
     )
     table = Table("growth", "Growth of training", COLUMNS, rows, note)
     return Result(table, figure=plot(measured))

@@ -61,8 +61,8 @@ COLUMNS = [
 NOTE = (
     "Step: median over all steps of all rounds after each round's warm-up. Utilisation: "
     "flops_per_token (6 per active weight, 12 head_size per key, head and layer, and the products "
-    "of the positional scheme) times tokens/s, over the FLOP/s of one large matrix product in the same "
-    "precision. Evaluation: one pass over the validation split."
+    "of the positional scheme) times tokens/s, over the FLOP/s of one large matrix product in the "
+    "same precision. Evaluation: one pass over the validation split."
 )
 
 
