@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,19 @@ def _require_free(directory: Path) -> None:
 
 
 @contextmanager
+def _new_parents(directory: Path) -> Iterator[None]:
+    """Remove the parents that the block creates if it fails."""
+    missing = [parent for parent in directory.absolute().parents if not parent.exists()]
+    try:
+        yield
+    except BaseException:
+        for parent in missing:
+            with suppress(OSError):  # never created, or used by others
+                parent.rmdir()
+        raise
+
+
+@contextmanager
 def _stopped_by_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that it leaves nothing behind."""
     from minigpt.train.control import Interrupted
@@ -93,6 +106,7 @@ def _export(name: str, checkpoint: str | None, directory: Path) -> None:
         from minigpt.export.check import (
             CHECKED_TOKENS,
             check_logits,
+            check_reading,
             check_tokenizer,
             import_transformers,
         )
@@ -105,19 +119,20 @@ def _export(name: str, checkpoint: str | None, directory: Path) -> None:
         import_transformers()  # before the work
         val = trained.prepare().tokens.val
         facts = _facts(trained)
-        with atomic_directory(directory) as folder:
+        with _new_parents(directory), atomic_directory(directory) as folder:
             progress.begin(f"writing {directory}", trained.tokenizer.n_vocab)
             parts = (trained.model, trained.config, trained.tokenizer, facts)
             write_model(folder, *parts, advance=progress.advance)
             metrics = read_json_lines(trained.run.metrics)
             title = trained.run.path.resolve().name
             write_card(folder, title, architecture, trained.config, facts, metrics)
-            progress.begin("comparing logits with transformers")
+            progress.begin("comparing logits")
             tokens = val.tokens[:CHECKED_TOKENS]
             difference = check_logits(folder, trained.model, tokens)
             n_tokens = len(val.tokens)
             progress.begin("comparing the tokens of the validation text", n_tokens)
             check_tokenizer(folder, trained.tokenizer, _texts(trained, val), progress.advance)
+            check_reading(folder, trained.model, tokens)
     console.print(f"{trained.run.path} ({trained.label}) as {architecture.name}")
     console.print(
         f"largest difference of logits: {difference:.2g}, in fp32 after each of {len(tokens):,} "

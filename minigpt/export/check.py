@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import Failure, UserError, first_line
+from minigpt.export.folder import read_folder
 from minigpt.extras import install
 from minigpt.model import GPT
 from minigpt.tokenizer import Tokenizer
@@ -53,21 +54,39 @@ def check_logits(folder: Path, model: GPT, tokens: Tensor) -> float:
         if names:
             raise Failure(f"export: transformers reports {what.replace('_', ' ')}: {list(names)}")
     theirs.eval()
+    with torch.no_grad():
+        return _largest_difference("transformers", lambda ids: theirs(ids).logits, model, tokens)
+
+
+def check_reading(folder: Path, model: GPT, tokens: Tensor) -> float:
+    """Return the largest difference of logits between a folder, read by minigpt, and a model.
+
+    As `check_logits`.
+    """
+    with _failing("minigpt cannot read the folder"):
+        read = read_folder(folder).model
+    return _largest_difference("minigpt, which reads the folder,", read, model, tokens)
+
+
+def _largest_difference(
+    name: str, read: Callable[[Tensor], Tensor], model: GPT, tokens: Tensor
+) -> float:
+    """Compare logits of what a folder was read as, by `name`, with those of a model."""
     largest, bound = 0.0, TOLERANCE
     with model.evaluating():
         for window in tokens[:CHECKED_TOKENS].long().split(model.config.block_size):
             ours = model(window[None])
-            with _failing("transformers cannot run the model"):
-                logits = theirs(window[None]).logits
+            with _failing(f"{name} cannot run the model"):
+                logits = read(window[None])
             if logits.shape != ours.shape:
                 shapes = f"{tuple(logits.shape)} instead of {tuple(ours.shape)}"
-                raise Failure(f"export: transformers returns logits of the shape {shapes}")
+                raise Failure(f"export: logits of {name} have the shape {shapes}")
             # also above the bound if it is not a number
             largest = max(largest, float((logits - ours).abs().max().nan_to_num(torch.inf)))
             bound = max(bound, TOLERANCE * float(ours.abs().max()))
     if not largest <= bound:
         raise Failure(
-            f"export: logits of transformers differ by {largest:.2g} from those of the run, and at "
+            f"export: logits of {name} differ by {largest:.2g} from those of the run, and at "
             f"most {bound:.2g} is rounding; nothing was written"
         )
     return largest

@@ -121,7 +121,9 @@ def to_theirs(
     a missing bias zeros where theirs has one.
     """
     shape, theirs = config.shape, {}
+    rest = {*weights} - ({"head.weight"} if config.embedding.name == "tied" else set())
     for ours, names, part in _modules(parts, config):
+        rest -= {f"{ours}.weight", f"{ours}.bias"}
         weight = weights.get(f"{ours}.weight")
         if weight is None:
             assert "norm" in ours, ours
@@ -137,6 +139,7 @@ def to_theirs(
                 split = part.layout_of(config).apart(tensor.float().cpu(), shape)
                 for name, piece in zip(names, split, strict=True):
                     theirs[f"{name}.{suffix}"] = piece.contiguous().clone()
+    assert not rest, f"the requirements should have refused {rest}"
     return theirs
 
 

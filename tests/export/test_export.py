@@ -151,6 +151,17 @@ def corrupted(write: Callable[..., Any]) -> Callable[..., Any]:
     return save
 
 
+def corrupted_reading(read: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `to_ours` that changes one weight."""
+
+    def to_ours(*arguments: Any) -> dict[str, torch.Tensor]:
+        weights = read(*arguments)
+        weights["final_norm.bias"][3] += 1
+        return weights
+
+    return to_ours
+
+
 def failing(error: BaseException) -> Callable[..., Any]:
     """Return a function that raises."""
 
@@ -166,7 +177,7 @@ def test_nothing_is_left_of_a_failed_export(
     before = left(Path())
 
     def export(code: int, message: str) -> None:
-        failed = cli("export", "run", "--to", "hf", "out")
+        failed = cli("export", "run", "--to", "hf", "new/out")
         assert failed.code == code and message in failed.err, failed.err
         assert left(Path()) == before
 
@@ -179,6 +190,9 @@ def test_nothing_is_left_of_a_failed_export(
     with monkeypatch.context() as patch:
         patch.setattr(folder, "to_tokenizer_json", lambda *_: '{"broken": 1}')
         export(1, "transformers cannot load the tokenizer")
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "to_ours", corrupted_reading(folder.to_ours))
+        export(1, "logits of minigpt, which reads the folder, differ by")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "transformers", None)
         export(2, "transformers, which checks the result, is not installed")
