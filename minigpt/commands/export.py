@@ -101,6 +101,8 @@ def _export(name: str, checkpoint: str | None, directory: Path) -> None:
 
     console = PipeConsole(highlight=False, soft_wrap=True)
     with Progress("loading") as progress:
+        import torch
+
         from minigpt.export.architectures import choose_architecture
         from minigpt.export.card import write_card
         from minigpt.export.check import (
@@ -127,12 +129,13 @@ def _export(name: str, checkpoint: str | None, directory: Path) -> None:
             title = trained.run.path.resolve().name
             write_card(folder, title, architecture, trained.config, facts, metrics)
             progress.begin("comparing logits")
-            tokens = val.tokens[:CHECKED_TOKENS]
+            tokens = torch.tensor(val.tokens[:CHECKED_TOKENS].tolist())
             difference = check_logits(folder, trained.model, tokens)
             n_tokens = len(val.tokens)
             progress.begin("comparing the tokens of the validation text", n_tokens)
             check_tokenizer(folder, trained.tokenizer, _texts(trained, val), progress.advance)
             check_reading(folder, trained.model, tokens)
+            _require_free(directory)  # again: another program may have written there
     console.print(f"{trained.run.path} ({trained.label}) as {architecture.name}")
     console.print(
         f"largest difference of logits: {difference:.2g}, in fp32 after each of {len(tokens):,} "
@@ -162,8 +165,9 @@ def _without_folders(argument: str) -> str:
 
 def _texts(trained: TrainedRun, split: Split) -> Iterator[str]:
     """Yield the text of a split in parts, so that a large one takes constant memory."""
+    import torch
+
     from minigpt.data.tokens import TOKENS_AT_ONCE
 
-    for start in range(0, len(split.tokens), TOKENS_AT_ONCE):
-        tokens = split.tokens[start : start + TOKENS_AT_ONCE]
-        yield trained.tokenizer.decode(tokens.tolist())
+    for indices in torch.arange(len(split.tokens)).split(TOKENS_AT_ONCE):  # tokens may be in a file
+        yield trained.tokenizer.decode(split.tokens[indices].tolist())
