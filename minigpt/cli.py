@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train a model; every option is a config value (minigpt train model=rope)",
     "sample": "generate text with a trained run (minigpt sample latest --prompt ROMEO:)",
     "eval": "measure the losses of a trained run (minigpt eval latest)",
+    "export": "write a run as a folder for transformers (minigpt export latest --to hf DIR)",
     "report": "compare runs, designs and seeds in one HTML page (minigpt report latest)",
     "runs": "list runs, newest first (minigpt runs --status finished)",
     "rm": "delete runs and sweeps; asks first (minigpt rm runs/NAME)",
@@ -28,7 +29,7 @@ COMMANDS = {
     "doctor": "check devices, packages and data, and show how to install missing ones",
 }
 FOLDER_COMMANDS = ("eval", "report", "runs")  # take a run, or a folder of runs such as a sweep
-RUN_COMMANDS = ("sample", "inspect", "rm", *FOLDER_COMMANDS)
+RUN_COMMANDS = ("sample", "inspect", "export", "rm", *FOLDER_COMMANDS)
 SHELL_REQUESTS = [
     f"{verb}={shell}"
     for verb in ("install", "uninstall", "query")

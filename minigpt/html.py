@@ -62,10 +62,10 @@ def write_page(path: Path, title: str, sections: list[Section]) -> list[Path]:
     for section in sections:
         if section.figure is None:
             continue
-        images[section.name] = base64.b64encode(_drawn(section.figure, "svg")).decode()
+        images[section.name] = base64.b64encode(drawn(section.figure, "svg")).decode()
         section.figure.suptitle(f"{title}\n{section.heading}", fontsize=9)  # in the PNG only
         png = path.with_name(f"{path.stem}_{section.name}.png")
-        write_bytes(png, _drawn(section.figure, "png"))
+        write_bytes(png, drawn(section.figure, "png"))
         written.append(png)
     write_text(path, render("sections.html.j2", title=title, sections=sections, images=images))
     return written
@@ -82,7 +82,7 @@ def by_octave(losses: list[float]) -> tuple[list[float], list[float]]:
     )
 
 
-def _drawn(figure: Figure, kind: str) -> bytes:
+def drawn(figure: Figure, kind: str) -> bytes:
     import matplotlib
 
     file = io.BytesIO()

@@ -68,6 +68,7 @@ MEDIUM = (
     *(
         "bench/",
         "compare/test_compare.py",
+        "export/",
         "inference/",
         "logger/",
         "studies/",

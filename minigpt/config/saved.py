@@ -64,7 +64,19 @@ def read_config(path: Path, changes: Sequence[str] = ()) -> Config:
     Raises UserError if the file is missing or damaged, and for a change that the weights of a
     trained run do not allow.
     """
-    saved = _read_yaml(path)
+    return _changed(_read_yaml(path), f"{path}:", changes)
+
+
+def changed_config(values: dict[str, Any], source: str, changes: Sequence[str] = ()) -> Config:
+    """Return the config of nested plain values from the file `source`. See `read_config`."""
+    current = _escaped(values)
+    rename_keys(current)
+    saved = OmegaConf.create(current)
+    assert isinstance(saved, DictConfig)
+    return _changed(saved, f"{source}:", changes)
+
+
+def _changed(saved: DictConfig, source: str, changes: Sequence[str]) -> Config:
     keys = [change.partition("=")[0] for change in changes]
     for key, change in zip(keys, changes, strict=True):
         if "=" not in change or not key.startswith(TRAINED_MAY_CHANGE) or key in TRAINED_KEEPS:
@@ -78,13 +90,13 @@ def read_config(path: Path, changes: Sequence[str] = ()) -> Config:
         if key in TEXT_OPTIONS:
             OmegaConf.update(saved, key, _escaped(change.partition("=")[2]))
         else:
-            saved = OmegaConf.merge(saved, OmegaConf.from_dotlist([change]))
-    assert isinstance(saved, DictConfig)
+            merged = OmegaConf.merge(saved, OmegaConf.from_dotlist([change]))
+            assert isinstance(merged, DictConfig)
+            saved = merged
     try:
         return typed_config(saved)
     except UserError as error:
-        source = "--set" if changes else f"{path}:"
-        raise UserError(f"{source} {error}") from None
+        raise UserError(f"{'--set' if changes else source} {error}") from None
 
 
 def resumed_config(path: Path, composed: Composed) -> Config:

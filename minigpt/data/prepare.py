@@ -23,12 +23,13 @@ class Prepared:
 def prepare(
     data: DataConfig,
     tokenizer: TokenizerConfig,
-    tokenizer_file: Path | None = None,
+    saved: Path | Tokenizer | None = None,
     expected_sha256: str | None = None,
 ) -> Prepared:
     """Read the text, build or load the tokenizer, and return the encoded splits.
 
-    To continue or evaluate a trained run, pass the tokenizer it saved and the sha256 of its text.
+    To continue or evaluate a trained run, pass the tokenizer it `saved`, or its file, and the
+    sha256 of its text.
     Raises UserError if the text is missing, too short or not UTF-8, or has another sha256.
     """
     directory = data.directory
@@ -38,8 +39,8 @@ def prepare(
             f"data={data.name}: the text has changed since this run was trained (sha256 "
             f"{corpus.sha256[:12]}, was {expected_sha256[:12]}); restore it, or start a new run"
         )
-    if tokenizer_file is None:
+    if saved is None:
         encoder = corpus.tokenizer(tokenizer, directory)
     else:
-        encoder = load_tokenizer(tokenizer_file)
+        encoder = load_tokenizer(saved) if isinstance(saved, Path) else saved
     return Prepared(corpus, encoder, corpus.tokens(encoder, directory))

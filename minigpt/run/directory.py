@@ -19,6 +19,7 @@ COMPARISON = "compare.json"
 TRIALS, FINAL = PHASES = ("search", "final")  # the two sweeps of a comparison
 RUNS = Path("runs")  # the same as in configs/runtime.yaml; `latest` is the newest run below it
 RUNNING, KILLED, NOT_STARTED = "running", "killed", "not started"  # statuses without a result.json
+EXPORTED = ("config.json", "model.safetensors")  # files of a folder for transformers
 PEEK_SECONDS = 0.2  # `is_running` holds the lock for an instant
 BUSY = "another process is training this run; wait for it or stop it first"
 
@@ -99,8 +100,11 @@ class RunDirectory:
         return any((self.path.parent / file).is_file() for file in (SWEEP, SEARCH))
 
     @property
-    def data_sha256(self) -> str:
-        """The sha256 of the text the run was trained on. Raises UserError without a manifest."""
+    def data_sha256(self) -> str | None:
+        """The sha256 of the text the run was trained on. Raises UserError without a manifest.
+
+        None: unknown.
+        """
         return str(self.read_json(self.manifest).get("data_sha256"))
 
     @contextmanager
@@ -169,6 +173,30 @@ class RunDirectory:
             file.write(text)
 
 
+class ExportedFolder(RunDirectory):
+    """A folder that `minigpt export` wrote, or another one in the format of transformers.
+
+    It has one set of weights, and no log. Evaluations are written to it as to a run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.manifest = path / "minigpt.json"  # missing in a folder of other origin
+
+    def checkpoint(self, name: str) -> Path:
+        return self.path
+
+    @property
+    def data_sha256(self) -> str | None:
+        return self.read_optional_json(self.manifest).get("data_sha256")
+
+
+def is_exported(path: Path) -> bool:
+    """Return whether a folder is an ExportedFolder, not a run."""
+    is_run = (path / "config.yaml").is_file()
+    return not is_run and all((path / name).is_file() for name in EXPORTED)
+
+
 def find_run(name: str) -> RunDirectory:
     """Return the run directory at a path, or for `latest` the newest one below runs/.
 
@@ -183,6 +211,13 @@ def find_run(name: str) -> RunDirectory:
         reason = "not a run: no config.yaml" if path.is_dir() else "no such run directory"
         raise UserError(f"{name}: {reason}; give a directory like runs/..., or `latest`")
     return RunDirectory(path)
+
+
+def find_trained(name: str) -> RunDirectory:
+    """Return the run of `find_run`, or the ExportedFolder at a path."""
+    if name not in ("", "latest") and is_exported(path := user_path("RUN", name)):
+        return ExportedFolder(path)
+    return find_run(name)
 
 
 def find_folder(name: str) -> Path:

@@ -30,6 +30,7 @@ REQUIRED = (PACKAGE, GPT2_PACKAGE)
 OPTIONAL = {
     "minigpt tune": ("ray", ("ray", "optuna")),
     "--quantize": ("quantize", ("torchao",)),
+    "minigpt export": ("hf", ("transformers",)),
     "logger=tensorboard": ("tensorboard", ("tensorboard",)),
     "minigpt.runs": ("pandas", ("pandas",)),
     "minigpt report --wandb": ("workspaces", ("wandb-workspaces",)),

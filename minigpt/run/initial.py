@@ -8,8 +8,9 @@ from minigpt.config.compose import to_config
 from minigpt.config.overrides import Composed
 from minigpt.config.saved import initial_config, read_config
 from minigpt.config.schema import Config
+from minigpt.export.folder import read_folder
 from minigpt.files import absolute_path
-from minigpt.run.directory import find_run
+from minigpt.run.directory import ExportedFolder, find_trained
 from minigpt.run.load import as_trained
 
 
@@ -21,8 +22,11 @@ def new_config(composed: Composed) -> Config:
     """
     if composed.init is None:
         return with_absolute_teacher(to_config(composed))
-    run = find_run(composed.init)
-    saved = as_trained(run, read_config(run.config))
+    run = find_trained(composed.init)
+    if isinstance(run, ExportedFolder):
+        saved = read_folder(run.path).config
+    else:
+        saved = as_trained(run, read_config(run.config))
     return with_absolute_teacher(initial_config(composed, saved, absolute_path(str(run.path))))
 
 
@@ -31,5 +35,5 @@ def with_absolute_teacher(config: Config) -> Config:
     teacher = config.objective.teacher
     if teacher is None:
         return config
-    path = absolute_path(str(find_run(teacher).path))
+    path = absolute_path(str(find_trained(teacher).path))
     return replace(config, objective=replace(config.objective, teacher=path))

@@ -14,11 +14,12 @@ from minigpt.config.schema import Config
 from minigpt.data.corpus import unescape
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.data.tokens import TokenData
-from minigpt.errors import UserError, require_one_of
+from minigpt.errors import UserError, require, require_one_of
+from minigpt.export.folder import read_folder
 from minigpt.files import readable_directory, sha256_of_file
 from minigpt.model import GPT
 from minigpt.model.adapter import ADAPTERS, merge_adapters
-from minigpt.run.directory import RunDirectory, find_run
+from minigpt.run.directory import ExportedFolder, RunDirectory, find_trained
 from minigpt.run.weights import WEIGHTS, load_weights
 from minigpt.runtime import DEVICES, Runtime, choose_runtime
 from minigpt.tokenizer import Tokenizer, load_tokenizer
@@ -40,7 +41,9 @@ class Initial:
 
     def load_into(self, model: GPT) -> None:
         """Copy the weights into a model of the same design. Raises UserError if they do not fit."""
-        weights = TrainedRun.load(str(self.run.path), self.checkpoint, "cpu").model.state_dict()
+        is_exported = isinstance(self.run, ExportedFolder)
+        checkpoint = None if is_exported else self.checkpoint
+        weights = TrainedRun.load(str(self.run.path), checkpoint, "cpu").model.state_dict()
         shapes, needed = (
             {n: tuple(t.shape) for n, t in w.items()} for w in (weights, model.state_dict())
         )
@@ -69,7 +72,7 @@ def weights_of(key: str, name: str, resumed: RunDirectory | None = None) -> Init
 
     Raises UserError if they are missing, or other than the manifest of a `resumed` run records.
     """
-    run = find_run(name)
+    run = find_trained(name)
     expected = {} if resumed is None else resumed.read_json(resumed.manifest).get(key, {})
     checkpoint = expected.get("checkpoint") or default_checkpoint(run)
     file = readable_directory(run.checkpoint(checkpoint)) / WEIGHTS
@@ -84,8 +87,15 @@ def weights_of(key: str, name: str, resumed: RunDirectory | None = None) -> Init
 
 def prepare_new(config: Config) -> Prepared:
     """Return the data of a new run, with the tokenizer of the one that it starts from."""
-    tokenizer = None if config.init is None else find_run(config.init).tokenizer
+    tokenizer = None if config.init is None else tokenizer_of(find_trained(config.init))
     return prepare(config.data, config.tokenizer, tokenizer)
+
+
+def tokenizer_of(run: RunDirectory) -> Tokenizer:
+    """Return the tokenizer of a run or of an exported folder. Raises UserError."""
+    if isinstance(run, ExportedFolder):
+        return read_folder(run.path).tokenizer
+    return load_tokenizer(run.tokenizer)
 
 
 def default_checkpoint(run: RunDirectory) -> str:
@@ -96,6 +106,8 @@ def default_checkpoint(run: RunDirectory) -> str:
 @dataclass(frozen=True)
 class TrainedRun:
     """A run's model in evaluation mode, with its config, tokenizer, device and precision.
+
+    Also of a folder in the format of transformers, whose one checkpoint is called exported.
 
     `changes`: differences from the trained model, each KEY=VALUE of its config or
     quantize=METHOD.
@@ -127,12 +139,12 @@ class TrainedRun:
         require_one_of("--device", device, DEVICES)
         if checkpoint is not None:
             require_one_of("--checkpoint", checkpoint, ("best", "last"))
-        run = find_run(name)
+        run = find_trained(name)
+        if isinstance(run, ExportedFolder):
+            return cls._load_exported(run, checkpoint, device, changes)
         config = as_trained(run, read_config(run.config, changes))
         tokenizer = load_tokenizer(run.tokenizer)
-        runtime = choose_runtime(device, "auto", key="--device")
-        if runtime.device == config.trainer.device:
-            runtime = choose_runtime(device, config.trainer.precision, key="--device")
+        runtime = _runtime_of(config, device)
         checkpoint = checkpoint or default_checkpoint(run)
         model = GPT(config.model, tokenizer.n_vocab)
         _require_same_parameters(run, model, changes)
@@ -146,6 +158,20 @@ class TrainedRun:
         model.to(runtime.device).eval()
         model.use_backend(runtime.device, runtime.precision == "bf16")
         return cls(run, config, tokenizer, model, runtime, checkpoint, tuple(sorted(changes)))
+
+    @classmethod
+    def _load_exported(
+        cls, run: ExportedFolder, checkpoint: str | None, device: str, changes: Sequence[str]
+    ) -> Self:
+        """Load a folder in the format of transformers. See `load` and `read_folder`."""
+        why = f"{run.path} has one set of weights; leave the option out"
+        require(checkpoint is None, "--checkpoint", checkpoint, why)
+        read = read_folder(run.path, changes)
+        runtime = _runtime_of(read.config, device)
+        model = read.model.to(runtime.device)
+        model.use_backend(runtime.device, runtime.precision == "bf16")
+        parts = (run, read.config, read.tokenizer, model, runtime)
+        return cls(*parts, "exported", tuple(sorted(changes)))
 
     @property
     def label(self) -> str:
@@ -166,7 +192,7 @@ class TrainedRun:
     def prepare(self) -> Prepared:
         """Read the run's text and tokenize it. Raises UserError if it is missing or has changed."""
         run, config = self.run, self.config
-        return prepare(config.data, config.tokenizer, run.tokenizer, run.data_sha256)
+        return prepare(config.data, config.tokenizer, self.tokenizer, run.data_sha256)
 
     def tokens(self) -> TokenData:
         """Return the tokens of both splits on the run's device.
@@ -174,6 +200,14 @@ class TrainedRun:
         Raises UserError if the text is missing or has changed.
         """
         return self.prepare().tokens.to(self.runtime.device)
+
+
+def _runtime_of(config: Config, device: str) -> Runtime:
+    """Return the runtime for --device, in the precision of training on the same kind of device."""
+    runtime = choose_runtime(device, "auto", key="--device")
+    if runtime.device == config.trainer.device:
+        return choose_runtime(device, config.trainer.precision, key="--device")
+    return runtime
 
 
 def as_trained(run: RunDirectory, config: Config) -> Config:

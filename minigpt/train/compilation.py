@@ -28,10 +28,10 @@ from minigpt.errors import first_line
 from minigpt.files import sha256, write_json
 from minigpt.model import GPT
 from minigpt.model.attention import ATTENTION
-from minigpt.run.directory import find_run
+from minigpt.run.directory import find_trained
+from minigpt.run.load import tokenizer_of
 from minigpt.run.provenance import code_sha256
 from minigpt.runtime import Runtime, choose_runtime
-from minigpt.tokenizer import load_tokenizer
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
@@ -106,7 +106,7 @@ class Planned(NamedTuple):
 def vocabulary_size(config: Config) -> int:
     """Return the number of tokens of a config's tokenizer. Raises UserError without its text."""
     if config.init is not None:
-        return load_tokenizer(find_run(config.init).tokenizer).n_vocab
+        return tokenizer_of(find_trained(config.init)).n_vocab
     corpus = CORPORA.build(config.data).corpus()
     return corpus.tokenizer(config.tokenizer, config.data.directory).n_vocab
 

@@ -16,7 +16,7 @@ from minigpt.files import recover_directory, write_json
 from minigpt.logger import LOGGERS, Logger, RunInfo
 from minigpt.model.compatibility import require_compatible
 from minigpt.run.directory import RunDirectory
-from minigpt.run.load import Initial, as_trained, find_initial, weights_of
+from minigpt.run.load import Initial, as_trained, find_initial, tokenizer_of, weights_of
 from minigpt.run.provenance import provenance
 from minigpt.runtime import Runtime, choose_runtime, set_threads
 from minigpt.train.compilation import Choice
@@ -142,7 +142,9 @@ def prepare_inputs(
     LOGGERS.variant(config.logger.name).check(config.logger)
     packed = config.data.separator is not None
     require_compatible(config.model, runtime.device, "training", packed, config.optimizer.name)
-    tokenizer = initial and initial.run.tokenizer if resumed is None else resumed.tokenizer
+    tokenizer = None if resumed is None else resumed.tokenizer
+    if initial is not None and resumed is None:
+        tokenizer = tokenizer_of(initial.run)
     text = None if resumed is None else resumed.data_sha256
     prepared = prepare(config.data, config.tokenizer, tokenizer, text)
     prepared.tokens.require_block(config.model.block_size)

@@ -1,0 +1,168 @@
+"""A folder that transformers reads: its files, written from a model and read as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from minigpt.config.compose import composed_config
+from minigpt.config.pairs import as_typed
+from minigpt.config.saved import changed_config
+from minigpt.config.schema import Config
+from minigpt.errors import UserError, first_line
+from minigpt.export.architectures import architecture_of, choose_architecture
+from minigpt.export.fields import CONFIG, Overrides, value_of
+from minigpt.export.tensors import to_ours, to_theirs
+from minigpt.export.tokenizer_json import to_tokenizer_json
+from minigpt.files import read_json, try_read_json, write_json, write_text
+from minigpt.model import GPT
+from minigpt.tokenizer import Tokenizer
+from minigpt.tokenizer.json_ import read_tokenizer_json
+
+WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.json"
+METADATA = "minigpt.json"  # ours: config, data and versions of the run
+# Names of files and folders, and what belongs to a machine or a tracker, stay out of METADATA.
+NOT_WRITTEN = ("logger", "group", "tags", "init", "adapter", "objective")
+
+
+@dataclass(frozen=True)
+class ReadFolder:
+    """What a folder contains: a model in fp32 on the CPU with its config and tokenizer."""
+
+    config: Config
+    tokenizer: Tokenizer
+    model: GPT
+
+
+def write_model(
+    folder: Path,
+    model: GPT,
+    config: Config,
+    tokenizer: Tokenizer,
+    facts: Mapping[str, Any],
+    advance: Callable[[], object] = lambda: None,
+) -> None:
+    """Write config.json, weights, generation config, tokenizer and METADATA into a folder.
+
+    `facts`: values to add to METADATA. `advance`: called for each token of the tokenizer. Raises
+    UserError if no architecture expresses the design.
+    """
+    architecture = choose_architecture(config.model)
+    written = architecture.config_of(config.model, model.n_vocab)
+    weights = to_theirs(architecture.parts, model.state_dict(), config.model, model.n_vocab)
+    write_json(folder / CONFIG, written)
+    # transformers asks for the format of the framework
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    # As `minigpt sample`: from the whole distribution. transformers takes the 50 likeliest tokens.
+    sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    write_json(folder / "generation_config.json", {**tokens, **sampling})
+    write_text(folder / TOKENIZER, to_tokenizer_json(tokenizer, advance))
+    tokenizer_config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.model.block_size,
+        "clean_up_tokenization_spaces": False,
+    }
+    write_json(folder / "tokenizer_config.json", tokenizer_config)
+    metadata = {
+        "config": portable(config),
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        **facts,
+    }
+    write_json(folder / METADATA, metadata)
+
+
+def portable(config: Config) -> dict[str, Any]:
+    """Return the values of a config without folders of this machine and without the tracker."""
+    values = config.to_dict()
+    for key in NOT_WRITTEN:
+        del values[key]
+    data = values["data"]
+    data["dir"] = None
+    if "path" in data:
+        data["path"] = Path(data["path"]).name
+    return values
+
+
+def read_folder(folder: Path, changes: Sequence[str] = ()) -> ReadFolder:
+    """Read a folder with config.json, model.safetensors and tokenizer.json.
+
+    METADATA, if it is there, gives what these do not say: the data, the context of training and
+    how the model was trained. Otherwise the values are the defaults of `minigpt train`. `changes`:
+    as of `read_config`. Raises UserError for a file that is missing or damaged, and for a model
+    that no design of minigpt expresses.
+    """
+    problems: list[str] = []
+    metadata = try_read_json(folder / METADATA, problems)
+    if problems:
+        raise UserError(problems[0].replace("ignored", "restore or delete it"))
+    values = _read_config_json(folder)
+    try:
+        architecture = architecture_of(values)
+        config = _config_of(architecture.overrides_of(values), metadata, changes)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+    tokenizer = read_tokenizer_json(folder / TOKENIZER, metadata.get("tokenizer_fingerprint"))
+    n_rows = value_of(values, "vocab_size")
+    if tokenizer.n_vocab > n_rows:
+        why = f"{CONFIG} has vocab_size={n_rows}, fewer than the {tokenizer.n_vocab} tokens"
+        raise UserError(f"{folder / TOKENIZER}: {why}; restore the files of one model")
+    model = GPT(config.model, tokenizer.n_vocab)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    theirs = _with_prefix(_read_weights(folder), architecture.prefix)
+    try:
+        ours = to_ours(architecture.parts, theirs, config.model, tokenizer.n_vocab, shapes)
+    except UserError as error:
+        raise UserError(f"{folder / WEIGHTS}: {error}") from None
+    model.load_state_dict(ours)
+    return ReadFolder(config, tokenizer, model.eval())
+
+
+def _read_config_json(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        return read_json(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); restore it") from None
+    except ValueError as error:
+        raise UserError(f"{path}: broken JSON ({first_line(error)}); restore it") from None
+
+
+def _config_of(overrides: Overrides, metadata: Mapping[str, Any], changes: Sequence[str]) -> Config:
+    """Return the config of a model with these options, and for the rest as METADATA says."""
+    groups = {key: value for key, value in overrides.items() if "." not in key}
+    typed = [f"{key}={as_typed(value)}" for key, value in {**groups, **overrides}.items()]
+    config = composed_config([*typed, "model.vocab_multiple=1"])
+    saved = metadata.get("config")
+    if saved is not None:
+        values = {**config.to_dict(), **saved}
+        design = config.to_dict()["model"]
+        kept = ("name", "block_size", "dropout", "residual_init", "backend")
+        values["model"] = design | {key: saved["model"][key] for key in kept}
+        config = changed_config(values, METADATA)
+    return changed_config(config.to_dict(), METADATA, changes) if changes else config
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / WEIGHTS
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; minigpt reads weights of one file only") from None
+    except (SafetensorError, OSError) as error:
+        why = f"damaged or not a safetensors file ({first_line(error)})"
+        raise UserError(f"{path}: {why}; restore it") from None
+
+
+def _with_prefix(theirs: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Return weights whose names have the prefix that files of the bare model lack."""
+    if any(name.startswith(prefix) for name in theirs):
+        return theirs
+    heads = ("lm_head.", "embed_out.")
+    return {n if n.startswith(heads) else prefix + n: tensor for n, tensor in theirs.items()}

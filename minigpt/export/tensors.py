@@ -1,0 +1,191 @@
+"""Names and layouts of weights: of minigpt's modules and of those of an architecture.
+
+Pure functions on dicts of tensors, in both directions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from minigpt.errors import UserError
+from minigpt.model.config import ModelConfig
+from minigpt.model.shape import ModelShape
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tensor of ours is divided among theirs, and put together again."""
+
+    apart: Callable[[Tensor, ModelShape], Sequence[Tensor]]
+    together: Callable[[list[Tensor], ModelShape], Tensor]
+
+
+def _head_rows(shape: ModelShape) -> list[int]:
+    """Return the number of rows of queries, keys and values."""
+    return [n * shape.head_size for n in (shape.n_head, shape.n_kv_head, shape.n_kv_head)]
+
+
+def _scale(shape: ModelShape) -> float:
+    return shape.n_embd**0.5
+
+
+def _transpose(tensor: Tensor) -> Tensor:
+    return tensor.T if tensor.ndim == 2 else tensor
+
+
+WHOLE = Layout(lambda tensor, _: [tensor], lambda parts, _: parts[0])
+# Linear weights (in, out), as in GPT-2.
+TRANSPOSED = Layout(lambda tensor, _: [_transpose(tensor)], lambda parts, _: _transpose(parts[0]))
+# Queries, keys and values.
+BY_USE = Layout(
+    lambda tensor, shape: tensor.split(_head_rows(shape)), lambda parts, _: torch.cat(parts)
+)
+# Gate and up.
+HALVES = Layout(lambda tensor, _: tensor.chunk(2), lambda parts, _: torch.cat(parts))
+# Rows ordered by head, then q, k and v: GPT-NeoX. Ours are ordered by q, k and v, then head.
+BY_HEAD = Layout(
+    lambda tensor, shape: [
+        rearrange(tensor, "(part h e) ... -> (h part e) ...", part=3, h=shape.n_head)
+    ],
+    lambda parts, shape: rearrange(
+        parts[0], "(h part e) ... -> (part h e) ...", part=3, h=shape.n_head
+    ),
+)
+# Gains that are added to 1, and embeddings that are multiplied by sqrt(n_embd): Gemma. With a tied
+# head the gain of the last norm is larger in exchange. Not bit-exact.
+ABOVE_ONE = Layout(lambda tensor, _: [tensor - 1], lambda parts, _: parts[0] + 1)
+SCALED = Layout(
+    lambda tensor, shape: [tensor / _scale(shape)], lambda parts, shape: parts[0] * _scale(shape)
+)
+SCALED_ABOVE_ONE = Layout(
+    lambda tensor, shape: [tensor * _scale(shape) - 1],
+    lambda parts, shape: (parts[0] + 1) / _scale(shape),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module of ours and its modules there; names have {layer} and {expert}.
+
+    `bias`: whether theirs has biases: those of ours (own), also where ours has none (always), or
+    never. `when_tied`: the layout with a tied head, if it differs.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    layout: Layout = WHOLE
+    bias: Literal["own", "always", "never"] = "own"
+    when_tied: Layout | None = None
+
+    def layout_of(self, config: ModelConfig) -> Layout:
+        """Return the layout in a design."""
+        tied = config.embedding.name == "tied"
+        return self.when_tied if tied and self.when_tied is not None else self.layout
+
+
+VOCABULARY = ("token_embedding", "head")  # modules with a row per token
+
+
+def _modules(
+    parts: Sequence[Part], config: ModelConfig
+) -> Iterator[tuple[str, tuple[str, ...], Part]]:
+    """Yield the name of each module of ours, the names of theirs, and its part."""
+    n_expert = getattr(config.ffn, "n_expert", 1)
+    for part in parts:
+        if part.ours == "head" and config.embedding.name == "tied":
+            continue
+        layers = range(config.n_layer if "{layer}" in part.ours else 1)
+        experts = range(n_expert if "{expert}" in part.ours else 1)
+        for layer in layers:
+            for expert in experts:
+                names = (part.ours, *part.theirs)
+                ours, *theirs = (name.format(layer=layer, expert=expert) for name in names)
+                yield ours, tuple(theirs), part
+
+
+def to_theirs(
+    parts: Sequence[Part], weights: Mapping[str, Tensor], config: ModelConfig, n_vocab: int
+) -> Tensors:
+    """Return the state dict of a design by their names, in fp32.
+
+    Rows of the padding of the vocabulary are left out. A norm without a gain becomes one with ones,
+    a missing bias zeros where theirs has one.
+    """
+    shape, theirs = config.shape, {}
+    rest = {*weights} - ({"head.weight"} if config.embedding.name == "tied" else set())
+    for ours, names, part in _modules(parts, config):
+        rest -= {f"{ours}.weight", f"{ours}.bias"}
+        weight = weights.get(f"{ours}.weight")
+        if weight is None:
+            assert "norm" in ours, ours
+            weight = torch.ones(config.n_embd)
+        if ours in VOCABULARY:
+            weight = weight[:n_vocab]
+        bias = weights.get(f"{ours}.bias")
+        if bias is None and part.bias == "always":
+            bias = torch.zeros(len(weight))
+        assert bias is None or part.bias != "never", ours
+        for suffix, tensor in (("weight", weight), ("bias", bias)):
+            if tensor is not None:
+                split = part.layout_of(config).apart(tensor.float().cpu(), shape)
+                for name, piece in zip(names, split, strict=True):
+                    theirs[f"{name}.{suffix}"] = piece.contiguous().clone()
+    assert not rest, f"the requirements should have refused {rest}"
+    return theirs
+
+
+# Buffers that earlier versions of transformers saved.
+IGNORED = re.compile(r".*\.(attn|attention)\.(masked_bias|bias)|.*rotary_emb\.inv_freq")
+
+
+def to_ours(
+    parts: Sequence[Part],
+    theirs: Mapping[str, Tensor],
+    config: ModelConfig,
+    n_vocab: int,
+    expected: Mapping[str, torch.Size],
+) -> Tensors:
+    """Return the inverse of `to_theirs`. `expected`: the shapes of the state dict, by our names.
+
+    Raises UserError for a tensor that is missing, has another shape, or has no place here.
+    """
+    shape, weights = config.shape, {}
+    rest = dict(theirs)
+    for ours, names, part in _modules(parts, config):
+        for suffix in ("weight", "bias"):
+            name = f"{ours}.{suffix}"
+            pieces = [rest.pop(f"{their}.{suffix}", None) for their in names]
+            found = [piece.float() for piece in pieces if piece is not None]
+            if name not in expected:
+                if any(piece.any() for piece in found):
+                    raise UserError(f"{names[0]}.{suffix}: not zero, and minigpt has no bias there")
+            elif len(found) == len(names):
+                weights[name] = part.layout_of(config).together(found, shape).contiguous()
+            elif suffix == "bias" and not found:
+                weights[name] = torch.zeros(expected[name])
+            else:
+                raise UserError(f"{names[0]}.{suffix}: missing; restore the file")
+            if name in weights and ours in VOCABULARY:
+                weights[name] = weights[name][:n_vocab]
+    if config.embedding.name == "tied":
+        weights["head.weight"] = weights["token_embedding.weight"]
+        rest.pop(next((part.theirs[0] for part in parts if part.ours == "head"), "") + ".weight", 0)
+    for name in rest:
+        if not IGNORED.fullmatch(name):
+            raise UserError(f"{name}: minigpt has no such tensor in this design")
+    for name, size in expected.items():
+        if name not in weights:
+            raise UserError(f"{name}: no tensor of the file has these weights")
+        if weights[name].shape != size:
+            has = f"has the shape {tuple(weights[name].shape)} instead of {tuple(size)}"
+            raise UserError(f"{name}: {has}; restore the file, or config.json")
+    return weights

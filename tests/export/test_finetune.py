@@ -1,0 +1,69 @@
+"""Folders that transformers wrote are fine-tuned, with and without adapters, and leave again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from minigpt.export.tokenizer_json import to_tokenizer_json
+from minigpt.tokenizer.char import CharTokenizer
+from tests.conftest import TEXT, TINY, Cli
+
+DATA = [option for option in TINY if not option.startswith("model.")]
+TRAIN = ["train", *DATA, "trainer.sample_every=null", "init=given"]
+TOKENIZER = CharTokenizer("".join(sorted(set(TEXT))))
+
+
+def save(kind: str) -> None:
+    """Write a small random model of transformers, with a tokenizer of the text."""
+    torch.manual_seed(0)
+    n_vocab = TOKENIZER.n_vocab
+    if kind == "gpt2":
+        sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8}
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=n_vocab, **sizes))
+    else:
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        sizes |= {"intermediate_size": 24, "max_position_embeddings": 8}
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=n_vocab, **sizes))
+    model.save_pretrained("given")
+    Path("given/tokenizer.json").write_text(to_tokenizer_json(TOKENIZER), encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("adapter", [[], ["adapter=lora", "adapter.rank=2"]], ids=["all", "lora"])
+def test_a_model_of_transformers_is_finetuned_and_exported(
+    cli: Cli, kind: str, adapter: list[str]
+) -> None:
+    save(kind)
+    done = cli(*TRAIN, *adapter, "optimizer.lr=0.02", "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    losses = [line["val_loss"] for line in lines if "val_loss" in line]
+    assert losses[-1] < losses[0]
+    exported = cli("export", "run", "--to", "hf", "out")
+    assert exported.code == 0, exported.err
+    before, after = (load_file(f"{folder}/model.safetensors") for folder in ("given", "out"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    qkv = {
+        name
+        for name in before
+        if "c_attn.weight" in name or name[-13:-7] in ("q_proj", "k_proj", "v_proj")
+    }
+    assert changed == qkv if adapter else len(changed) > len(qkv)
+    assert json.loads(Path("out/config.json").read_text())["model_type"] == kind
+
+
+def test_the_recipe_of_nanogpt(cli: Cli) -> None:
+    save("gpt2")
+    small = ["trainer.batch_size=4", "trainer.grad_accum_steps=2", "trainer.max_steps=3"]
+    data = ["data=text", "data.path=text.txt", "trainer.device=cpu", "trainer.threads=1"]
+    recipe = ["train", "experiment=finetune_shakespeare", "init=given", *data, *small]
+    done = cli(*recipe, "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    assert cli("sample", "run", "--max-new-tokens", "3").code == 0
