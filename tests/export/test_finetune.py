@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def save(kind: str) -> None:
     torch.manual_seed(0)
     n_vocab = TOKENIZER.n_vocab
     if kind == "gpt2":
-        sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8}
+        sizes: dict[str, Any] = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8}
         model = GPT2LMHeadModel(GPT2Config(vocab_size=n_vocab, **sizes))
     else:
         sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
