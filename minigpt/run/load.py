@@ -47,7 +47,7 @@ class Initial:
         shapes, needed = (
             {n: tuple(t.shape) for n, t in w.items()} for w in (weights, model.state_dict())
         )
-        for name in needed.keys() | shapes.keys():
+        for name in sorted(needed.keys() | shapes.keys()):
             if shapes.get(name) != needed.get(name):
                 why = f"has {name} of shape {shapes.get(name)}, and {needed.get(name)} is needed"
                 remedy = "leave model.block_size and options of model.positional out"
