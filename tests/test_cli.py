@@ -563,7 +563,7 @@ def test_every_experiment_trains_one_step(cli: Cli, file: Path) -> None:
         *(["-m"] if params else []),
         *(f"{key}={str(values).split(',')[-1]}" for key, values in params.items()),  # a single job
         *("data=text", "data.path=text.txt", "data.train_fraction=0.8", "trainer.device=cpu"),
-        *("trainer.sample_tokens=2", "trainer.batch_size=2"),
+        *("trainer.sample_tokens=2", "trainer.batch_size=2", "trainer.grad_accum_steps=1"),
         *(["model.n_layer=2"] if compiles else []),  # the time to compile grows with the layers
     )
     assert outcome.code == 0, outcome.err

@@ -145,8 +145,8 @@ def test_final_runs_of_earlier_code_are_left_out(cli: Cli) -> None:
 
 @pytest.mark.slow
 def test_a_preset_names_the_designs_and_its_seeds_are_replaced(cli: Cli) -> None:
-    done = cli("compare", *TINY, "trainer.sample_every=null", "sweep=norm", "--budget=3",
-               "--seeds=2", "--dir=all", "--space=optimizer.lr=1e-3,4e-3,2e-2")  # fmt: skip
+    options = [*TINY, "trainer.sample_every=null", "--space=optimizer.lr=1e-3,4e-3"]
+    done = cli("compare", "sweep=norm", *options, *ONE_SEED)
     assert done.code == 0, done.err
     assert len(rows("leaderboard")) >= 4 and {row["runs"] for row in rows("leaderboard")} == {"2"}
 

@@ -441,7 +441,10 @@ def test_bigram_depends_only_on_the_current_token() -> None:
         (["ffn=moe", "model.ffn.n_active=9"], r"model\.ffn\.n_active=9: must be from 1 to .*=8"),
         (["ffn=moe", "model.ffn.balance=-1"], r"model\.ffn\.balance=-1.*: must be 0 or more"),
         (["ffn=moe", "model.ffn.expansion=0"], r"model\.ffn\.expansion=0.*: must be above 0"),
-        (["ffn=moe", "model.ffn.expert=moe"], r"model\.ffn\.expert=moe: not one of geglu, gelu, "),
+        (
+            ["ffn=moe", "model.ffn.expert=moe"],
+            r"model\.ffn\.expert=moe: not one of geglu, geglu_tanh, ",
+        ),
         (["ffn=moe", "model.ffn.expert=swiglo"], r".*swiglo: .*Did you mean swiglu"),
         (["model.positional.base=1"], r"model\.positional\.base=1.*: "),
         (["model.n_kv_head=0"], r"model\.n_kv_head=0: must be 1 or more"),

@@ -166,13 +166,12 @@ def test_a_closed_terminal_saves_the_run(workdir: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_resume_after_sigkill_at_random_times(workdir: Path, seed: int) -> None:
+def test_resume_after_sigkill_at_random_times(workdir: Path) -> None:
     """Kill processes with SIGKILL at random times, also while they write files."""
     steps = ["trainer.max_steps=800", "trainer.checkpoint_every=3", "trainer.eval_every=7"]
     options = [*TINY, *steps, "trainer.sample_every=50", "model.dropout=0.1"]
     subprocess.run(command("train", *options, "hydra.run.dir=whole"), check=True, timeout=120)
-    generator = random.Random(seed)
+    generator = random.Random(0)
     arguments = [*options, "hydra.run.dir=parts"]
     kills = 0
     for _ in range(4):
