@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -34,7 +33,8 @@ CONTEXTS, BATCH, DECODED = (256, 1536), 8, 17
 def measure(name: str, folder: Path) -> None:
     """Write measured.json into a folder: the rows of a measurement, machine and versions."""
     device = device_here()
-    facts = {**provenance(sys.argv), **machine(device), "repeats": REPEATS}
+    facts = {**provenance([]), **machine(device), "repeats": REPEATS}
+    del facts["command"]  # has paths of this machine
     content = facts | MEASUREMENTS[name](device)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / MEASURED, content)
