@@ -19,7 +19,7 @@ from minigpt.config.overrides import (
 )
 from minigpt.config.pairs import flat
 from minigpt.config.renamed import require_current_keys
-from minigpt.config.schema import CHOICES_OF_COMPILE, REGISTRIES, Config
+from minigpt.config.schema import CHOICES_OF_COMPILE, REGISTRIES, Config, ObjectiveConfig
 from minigpt.errors import UserError, did_you_mean, first_line, require
 from minigpt.logger import LOGGERS
 
@@ -58,6 +58,11 @@ def require_effect(config: Config) -> None:
     )
     used = trainer.patience is None or trainer.eval_every is not None
     require(used, "trainer.patience", trainer.patience, why)
+    default = ObjectiveConfig()
+    for name in ("temperature", "weight"):
+        value, why = getattr(config.objective, name), "is of distillation; give objective.teacher"
+        used = config.objective.teacher is not None or value == getattr(default, name)
+        require(used, f"objective.{name}", value, why)
 
 
 def require_labels(config: Config) -> None:

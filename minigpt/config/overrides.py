@@ -67,9 +67,9 @@ EXAMPLE = "optimizer.lr='tag(log, interval(1e-4, 1e-2))' or model=rope,alibi"
 class Composed:
     """The config of one run as composed by Hydra; `compose.to_config` converts it to `Config`.
 
-    `values`: everything except Hydra's own section. `resume`: the run to resume. `init`: the run to
-    start from. `swept`: keys that
-    a preset or an experiment varies with -m. `directory`: the run directory, relative if possible.
+    `values`: everything except Hydra's own section. `resume`, `init`: the run to resume, or to
+    start from. `swept`: keys that a preset or an experiment varies with -m. `directory`: the run
+    directory, relative if possible.
     """
 
     values: DictConfig

@@ -34,8 +34,9 @@ RESUME_MAY_CHANGE = (
 )
 
 # What a run may change of the design whose weights it starts from.
-INITIAL_MAY_CHANGE = ("model.dropout", "model.block_size", "model.positional", "model.backend")
-INITIAL_MAY_CHANGE += ("backend",)
+INITIAL_MAY_CHANGE = (
+    *("model.dropout", "model.block_size", "model.positional", "model.backend", "backend"),
+)
 
 # What may be changed in the config of a trained run when it is loaded.
 TRAINED_MAY_CHANGE = ("model.positional.", "model.backend.name", "data.path")
@@ -143,11 +144,17 @@ def _require_initial_design(override: str, key: str, value: str, init: str | Non
     if key == "tokenizer" or key.startswith("tokenizer."):
         why = f"the tokenizer comes from init={init}, whose weights fit no other vocabulary"
         raise UserError(f"{override}: {why}; leave it out")
-    file = config_directory() / "experiment" / f"{value}.yaml"
-    if key == "experiment" and file.is_file() and "model" in OmegaConf.load(file):
-        why = f"sets options of the model, whose design comes from init={init}"
-        raise UserError(f"{override}: {why}; use an experiment without")
     groups = [group for group in config_groups() if section_of(group).startswith("model")]
+    file = config_directory() / "experiment" / f"{value}.yaml"
+    if key == "experiment" and file.is_file():
+        content = OmegaConf.load(file)
+        assert isinstance(content, DictConfig)  # Hydra has composed it
+        lines = [line for line in content.get("defaults", []) if OmegaConf.is_dict(line)]
+        defaults = {str(name) for line in lines for name in line}
+        of_design = {f"override /{group}" for group in ("model", "tokenizer", *groups)}
+        if "model" in content or "tokenizer" in content or defaults & of_design:
+            why = f"sets options of the design, which comes from init={init}"
+            raise UserError(f"{override}: {why}; use an experiment without")
     may_change = is_below(key, INITIAL_MAY_CHANGE) and not key.endswith(".name")
     if is_below(key, ("model", *groups)) and not may_change:
         may = ", ".join(INITIAL_MAY_CHANGE)

@@ -16,7 +16,7 @@ from minigpt.config.pairs import as_typed
 from minigpt.config.saved import changed_config
 from minigpt.config.schema import Config
 from minigpt.errors import UserError, first_line
-from minigpt.export.architectures import architecture_of, choose_architecture
+from minigpt.export.architectures import Architecture, architecture_of, choose_architecture
 from minigpt.export.fields import CONFIG, Overrides, value_of
 from minigpt.export.tensors import to_ours, to_theirs
 from minigpt.export.tokenizer_json import to_tokenizer_json
@@ -29,6 +29,15 @@ WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.json"
 METADATA = "minigpt.json"  # ours: config, data and versions of the run
 # Names of files and folders, and what belongs to a machine or a tracker, stay out of METADATA.
 NOT_WRITTEN = ("logger", "group", "tags", "init", "adapter", "objective")
+
+
+@dataclass(frozen=True)
+class ReadDesign:
+    """What a folder says without its weights."""
+
+    architecture: Architecture
+    config: Config
+    tokenizer: Tokenizer
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,21 @@ def read_folder(folder: Path, changes: Sequence[str] = ()) -> ReadFolder:
     as of `read_config`. Raises UserError for a file that is missing or damaged, and for a model
     that no design of minigpt expresses.
     """
+    design = read_design(folder, changes)
+    architecture, config, tokenizer = design.architecture, design.config, design.tokenizer
+    model = GPT(config.model, tokenizer.n_vocab)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    theirs = _with_prefix(_read_weights(folder), architecture.prefix)
+    try:
+        ours = to_ours(architecture.parts, theirs, config.model, tokenizer.n_vocab, shapes)
+    except UserError as error:
+        raise UserError(f"{folder / WEIGHTS}: {error}") from None
+    model.load_state_dict(ours)
+    return ReadFolder(config, tokenizer, model.eval())
+
+
+def read_design(folder: Path, changes: Sequence[str] = ()) -> ReadDesign:
+    """Read config.json, tokenizer.json and METADATA. See `read_folder`."""
     problems: list[str] = []
     metadata = try_read_json(folder / METADATA, problems)
     if problems:
@@ -113,15 +137,7 @@ def read_folder(folder: Path, changes: Sequence[str] = ()) -> ReadFolder:
     if tokenizer.n_vocab > n_rows:
         why = f"{CONFIG} has vocab_size={n_rows}, fewer than the {tokenizer.n_vocab} tokens"
         raise UserError(f"{folder / TOKENIZER}: {why}; restore the files of one model")
-    model = GPT(config.model, tokenizer.n_vocab)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    theirs = _with_prefix(_read_weights(folder), architecture.prefix)
-    try:
-        ours = to_ours(architecture.parts, theirs, config.model, tokenizer.n_vocab, shapes)
-    except UserError as error:
-        raise UserError(f"{folder / WEIGHTS}: {error}") from None
-    model.load_state_dict(ours)
-    return ReadFolder(config, tokenizer, model.eval())
+    return ReadDesign(architecture, config, tokenizer)
 
 
 def _read_config_json(folder: Path) -> dict[str, Any]:

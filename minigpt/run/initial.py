@@ -8,7 +8,7 @@ from minigpt.config.compose import to_config
 from minigpt.config.overrides import Composed
 from minigpt.config.saved import initial_config, read_config
 from minigpt.config.schema import Config
-from minigpt.export.folder import read_folder
+from minigpt.export.folder import read_design
 from minigpt.files import absolute_path
 from minigpt.run.directory import ExportedFolder, find_trained
 from minigpt.run.load import as_trained
@@ -24,7 +24,7 @@ def new_config(composed: Composed) -> Config:
         return with_absolute_teacher(to_config(composed))
     run = find_trained(composed.init)
     if isinstance(run, ExportedFolder):
-        saved = read_folder(run.path).config
+        saved = read_design(run.path).config
     else:
         saved = as_trained(run, read_config(run.config))
     return with_absolute_teacher(initial_config(composed, saved, absolute_path(str(run.path))))

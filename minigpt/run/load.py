@@ -15,7 +15,7 @@ from minigpt.data.corpus import unescape
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.data.tokens import TokenData
 from minigpt.errors import UserError, require, require_one_of
-from minigpt.export.folder import read_folder
+from minigpt.export.folder import read_design, read_folder
 from minigpt.files import readable_directory, sha256_of_file
 from minigpt.model import GPT
 from minigpt.model.adapter import ADAPTERS, merge_adapters
@@ -94,7 +94,7 @@ def prepare_new(config: Config) -> Prepared:
 def tokenizer_of(run: RunDirectory) -> Tokenizer:
     """Return the tokenizer of a run or of an exported folder. Raises UserError."""
     if isinstance(run, ExportedFolder):
-        return read_folder(run.path).tokenizer
+        return read_design(run.path).tokenizer
     return load_tokenizer(run.tokenizer)
 
 
