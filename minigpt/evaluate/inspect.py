@@ -11,7 +11,6 @@ from torch import Tensor
 
 from minigpt.model import GPT
 from minigpt.model.attention import Attention
-from minigpt.model.attention.base import repeat_kv
 from minigpt.model.bias import AttentionBias
 from minigpt.model.context import Auxiliary, ForwardContext
 from minigpt.tokenizer import Tokenizer
@@ -91,7 +90,7 @@ class Recorder(Attention):
         weights = self.attention(q, k, one_hot, ctx.without_side_effects(), layer, 0.0)
         rotated_q, rotated_k = ctx.positional.rotate(q, k, positions, layer)
         bias = self.attention.bias_of(ctx, positions, positions, ctx.in_order)
-        dense = bias.dense(rotated_q, repeat_kv(rotated_k, q), layer)[0, :, :n, :n]
+        dense = bias.dense(rotated_q, rotated_k, layer)[0, :, :n, :n]
         masked = dense.isinf()
         self.weights = weights[0, :, :n].masked_fill(masked, torch.nan).float().cpu()
         self.bias = dense.masked_fill(masked, torch.nan).float().cpu()

@@ -17,16 +17,19 @@ from torch.utils.checkpoint import checkpoint
 
 from minigpt.errors import require_one_of
 from minigpt.model.bias import AttentionBias
+from minigpt.model.grouped import grouped_matmul, repeat_kv
 
 Backend = Callable[[Tensor, Tensor, Tensor, AttentionBias, int, float], Tensor]
-"""backend(q, k, v, bias, layer, dropout) -> (b, h, t, e); q (b, h, t, e), k and v (b, h, s, e)."""
+"""backend(q, k, v, bias, layer, dropout) -> (b, h, t, e).
+
+q: (b, h, t, e). k and v: (b, h or fewer, s, e)."""
 
 BLOCK_QUERIES = 128  # per block of `blockwise`; its scores then fit into a cache
 
 
 def capped_scores(q: Tensor, k: Tensor, bias: AttentionBias) -> Tensor:
     """Return softcap(q k^T / sqrt(e)): (b, h, i, j)."""
-    return bias.softcap((q / math.sqrt(q.shape[-1])) @ k.mT)
+    return bias.softcap(grouped_matmul(q / math.sqrt(q.shape[-1]), k.mT))
 
 
 def attention_weights(q: Tensor, k: Tensor, bias: AttentionBias, layer: int) -> Tensor:
@@ -39,7 +42,7 @@ def eager(
 ) -> Tensor:
     """Compute attention from a dense matrix of attention weights."""
     weights = F.dropout(attention_weights(q, k, bias, layer), dropout)
-    return weights.to(v.dtype) @ v
+    return grouped_matmul(weights.to(v.dtype), v)
 
 
 # Compiling each block takes minutes. The public torch.compiler.disable imports dynamo at once.
@@ -55,7 +58,7 @@ def blockwise(
 
     def attend(q: Tensor, k: Tensor, v: Tensor, dense: Tensor) -> Tensor:
         weights = (capped_scores(q, k, bias) + dense).softmax(dim=-1)
-        return F.dropout(weights, dropout).to(v.dtype) @ v
+        return grouped_matmul(F.dropout(weights, dropout).to(v.dtype), v)
 
     n, mixed = BLOCK_QUERIES, []
     rows = bias.dense(q, k, layer).split(n, dim=-2)
@@ -71,6 +74,9 @@ def sdpa(
     q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias, layer: int, dropout: float
 ) -> Tensor:
     """Compute attention with torch's scaled_dot_product_attention, which has flash kernels."""
+    if q.shape[2] == 1 and q.device.type == "cpu":  # where the kernel is slower than products
+        return eager(q, k, v, bias, layer, dropout)
+    k, v = repeat_kv(k, q), repeat_kv(v, q)
     if bias.is_causal:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     attn_mask = bias.dense(q, k, layer).to(q.dtype)
@@ -85,6 +91,7 @@ def flex(
     Fused on a GPU. On a CPU it is unfused and has no backward pass.
     """
     assert dropout == 0, "`compatibility` should have rejected this"
+    k, v = repeat_kv(k, q), repeat_kv(v, q)
     positional_score_mod = bias.score_mod(q, k, layer)
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:

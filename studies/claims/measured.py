@@ -68,16 +68,7 @@ def cache(device: str) -> dict[str, Any]:
             _, rest = decode(config, BATCH, DECODED, context)
             if turn:  # the first one is not timed
                 seconds[n].append(rest / (DECODED - 1))
-        size = {
-            n: 2
-            * 4
-            * config.model.n_layer
-            * BATCH
-            * context
-            * int(n)
-            * config.model.shape.head_size
-            for n, config in configs.items()
-        }
+        size = {n: cache_bytes(config.model, context) for n, config in configs.items()}
         rows.append({"context": context, "seconds": seconds, "cache_bytes": size})
         print(f"cache: {context} tokens: measured")
     parameters = GPT(configs["8"].model, N_VOCAB).parameter_counts()["total"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minigpt.model import ModelConfig
+from minigpt.model import ModelConfig, backends
 from minigpt.model.bias import AttentionBias
 from minigpt.model.positional import (
     POSITIONAL,
@@ -337,12 +337,16 @@ def test_a_missing_soft_cap_fails(scheme: str, monkeypatch: pytest.MonkeyPatch) 
         assert_equals_reference(config, "eager", 7, per_row=True)
 
 
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_wrongly_grouped_queries_fail(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def tiled(x: Tensor, repeats: int, dim: int) -> Tensor:
-        return torch.cat([x] * repeats, dim)
+def test_wrongly_grouped_queries_fail(
+    scheme: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tiled(x: Tensor, q: Tensor) -> Tensor:
+        return torch.cat([x] * (q.shape[1] // x.shape[1]), dim=1)
 
-    monkeypatch.setattr(Tensor, "repeat_interleave", tiled)
+    monkeypatch.setattr(backends, "repeat_kv", tiled)
+    monkeypatch.setattr(backends, "grouped_matmul", lambda x, y: x @ tiled(y, x))
     config = tiny_config(scheme, n_head=4, n_embd=16, n_kv_head=2)
     with pytest.raises(AssertionError, match="not close"):
-        assert_equals_reference(config, "eager", 7, per_row=True)
+        assert_equals_reference(config, backend, 7, per_row=True)

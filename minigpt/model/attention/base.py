@@ -191,14 +191,7 @@ class Attention(nn.Module):
         if ctx.cache is not None:
             cached = ctx.cache.write(self.horizon, layer, k, v)
             k, v = (k, v) if ctx.in_order else cached
-        k, v = repeat_kv(k, q), repeat_kv(v, q)
         if blocks is None:
             return ctx.backend(q, k, v, bias, layer, dropout)
         q, k, v = blocks.queries(q), blocks.keys(k), blocks.keys(v)
         return blocks.merge(ctx.backend(q, k, v, bias, layer, dropout))
-
-
-def repeat_kv(x: Tensor, q: Tensor) -> Tensor:
-    """Repeat keys or values (b, n_kv_head, t, e) to one per query head."""
-    n_shared = q.shape[1] // x.shape[1]
-    return x if n_shared == 1 else x.repeat_interleave(n_shared, dim=1)

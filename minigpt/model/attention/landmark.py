@@ -11,8 +11,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minigpt.errors import require_at_least
-from minigpt.model.attention.base import ATTENTION, Attention, AttentionConfig, repeat_kv
+from minigpt.model.attention.base import ATTENTION, Attention, AttentionConfig
 from minigpt.model.context import ForwardContext
+from minigpt.model.grouped import repeat_kv
 from minigpt.model.kv_cache import KVCache
 from minigpt.model.shape import INIT_STD, ModelShape
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import require, require_at_least
-from minigpt.model.attention.base import ATTENTION, AlternatingAttentionConfig, Attention, repeat_kv
+from minigpt.model.attention.base import ATTENTION, AlternatingAttentionConfig, Attention
 from minigpt.model.context import ForwardContext
+from minigpt.model.grouped import repeat_kv
 from minigpt.model.shape import ModelShape
 
 MAX_FEATURES = 65536

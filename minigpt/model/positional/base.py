@@ -96,8 +96,8 @@ class PositionalScheme(nn.Module):
     ) -> ScoreMod | None:
         """Return a FlexAttention `score_mod` that adds the layer's bias, or None without a bias.
 
-        q (b, h, i, e) and k (b, h, j, e) are at absolute positions `q_positions` and `k_positions`.
-        Empty slots of a cache have a position after every query.
+        q (b, h, i, e) and k (b, h or fewer, j, e) are at absolute positions `q_positions` and
+        `k_positions`. Empty slots of a cache have a position after every query.
         """
         return None
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.errors import require_at_least
+from minigpt.model.grouped import grouped_matmul
 from minigpt.model.positional.base import (
     POSITIONAL,
     DenseScoreMod,
@@ -51,7 +52,7 @@ class ContextualPositions(PositionalScheme):
     def score_mod(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor, layer: int
     ) -> ScoreMod:
-        products = q / math.sqrt(q.shape[-1]) @ k.mT
+        products = grouped_matmul(q / math.sqrt(q.shape[-1]), k.mT)
         gates = products.to(torch.promote_types(products.dtype, torch.float32)).sigmoid()
         i, j = q_positions[:, None, :, None], k_positions[:, None, None, :]
         gates = gates.masked_fill(j > i, 0.0)
