@@ -15,7 +15,7 @@ CHECKS = (
     ["ruff", "check", "."],
     ["lint-imports", "--no-logo", "--no-cache"],
     ["pyright", "--pythonpath", sys.executable],
-    ["pytest", "-n", "auto", *sys.argv[1:]],
+    ["pytest", "-n", "auto", "--dist", "worksteal", *sys.argv[1:]],
 )
 
 

@@ -104,11 +104,13 @@ def _without_dashes(argument: str, flags: Collection[str]) -> str:
 
 def refusal(program: str, message: str, flags: Collection[str], takes_overrides: bool) -> str:
     """Return argparse's message; for unknown flags, with what to type instead of each."""
+    number = re.match(r"argument (\S+): invalid (int|float) value: '(.*)'", message)
+    if number:
+        flag, kind, value = number.groups()
+        message = f"{flag}={value}: must be a {'whole number' if kind == 'int' else 'number'}"
     hints = _hints(message, flags, takes_overrides)
     see = f"{program} --help"
-    return (
-        f"{program}: {message}.{hints} See {see}" if hints else f"{program}: {message}; see {see}"
-    )
+    return f"{message}.{hints} See {see}" if hints else f"{message}; see {see}"
 
 
 def _hints(message: str, flags: Collection[str], takes_overrides: bool) -> str:

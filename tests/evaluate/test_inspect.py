@@ -303,7 +303,7 @@ def test_mistakes_print_one_line_and_create_no_files(cli: Cli, workdir: Path) ->
         ("--prompt", "§"): "--prompt: text='§' (U+00A7) at offset 0: not among the",
         ("--top", "0"): "--top=0: must be from 1 to 20",
         ("--top", "21"): "--top=21: must be from 1 to 20",
-        ("--top", "x"): "minigpt inspect: argument --top: invalid int value: 'x'",
+        ("--top", "x"): "--top=x: must be a whole number",
         ("--out", "text.txt"): "--out=text.txt: cannot be written (File exists)",
     }
     for arguments, message in mistakes.items():
