@@ -24,6 +24,8 @@ from minigpt.run.weights import WEIGHTS, load_weights
 from minigpt.runtime import DEVICES, Runtime, choose_runtime
 from minigpt.tokenizer import Tokenizer, load_tokenizer
 
+TEACHER = "objective.teacher"
+
 
 @dataclass(frozen=True)
 class Initial:
@@ -83,6 +85,15 @@ def weights_of(key: str, name: str, resumed: RunDirectory | None = None) -> Init
         why = "its weights have changed since this run started with them; restore them"
         raise UserError(f"{key}={run.path}: {why}")
     return initial
+
+
+def weights_used(config: Config) -> dict[str, Initial]:
+    """Return the weights that a new run needs, by the option that names them.
+
+    Raises UserError if they are missing.
+    """
+    names = {"init": config.init, TEACHER: config.objective.teacher}
+    return {key: weights_of(key, name) for key, name in names.items() if name is not None}
 
 
 def prepare_new(config: Config) -> Prepared:

@@ -17,6 +17,7 @@ from minigpt.data.corpus import CORPORA
 from minigpt.errors import UserError
 from minigpt.run.directory import RunDirectory
 from minigpt.run.initial import new_config
+from minigpt.run.load import weights_used
 from minigpt.run.provenance import same_code
 from minigpt.run.sweep_file import Job
 from minigpt.sweep.match import Matcher, SweepConfig
@@ -124,37 +125,43 @@ def _numbered(path: Path) -> Iterator[Path]:
 
 
 class JobDirectories:
-    """Assigns run directories; a run of another config, code or text is never overwritten."""
+    """Assigns run directories; a run of another config, code, text or init is never overwritten."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         # request_sha256 of the job that has a path; "" for one without a config.
         self.requests: dict[Path, str] = {}
         self._texts: dict[str, str] = {}  # sha256 of texts by their DataConfig
+        self._weights: dict[str, dict[str, str]] = {}  # sha256 by option, by the paths of both
 
     def assign(self, label: str, config: Config) -> tuple[Path, bool]:
         """Return the first directory that is free or contains this run, and whether it finished.
 
-        Raises UserError if the text is unavailable.
+        Raises UserError if the text, or the weights it starts from, are unavailable.
         """
         request, data = request_sha256(config), repr(config.data)
         if data not in self._texts:
             self._texts[data] = CORPORA.build(config.data).corpus().sha256
+        sources = f"{config.init} {config.objective.teacher}"
+        if sources not in self._weights:
+            used = weights_used(config)
+            self._weights[sources] = {key: weights.sha256 for key, weights in used.items()}
+        inputs = {"request_sha256": request, "data_sha256": self._texts[data]}
         for path in _numbered(self.directory / label):
             run = RunDirectory(path)
             started = run.config.exists()
-            is_same = not started or _is_same_run(run, request, self._texts[data])
+            is_same = not started or _is_same_run(run, inputs, self._weights[sources])
             if self.requests.get(path, request) == request and is_same:
                 self.requests[path] = request
                 return path, started and run.finished
         raise AssertionError
 
 
-def _is_same_run(run: RunDirectory, request: str, text: str) -> bool:
-    """Whether a run has the same request, text and code."""
+def _is_same_run(run: RunDirectory, inputs: dict[str, str], weights: dict[str, str]) -> bool:
+    """Whether a run has the same code, inputs by key of the manifest, and weights by option."""
     manifest = run.read_json(run.manifest)
     return (
-        manifest.get("request_sha256") == request
-        and same_code(manifest)
-        and manifest.get("data_sha256") == text
+        same_code(manifest)
+        and all(manifest.get(key) == value for key, value in inputs.items())
+        and all(manifest.get(key, {}).get("sha256") == value for key, value in weights.items())
     )

@@ -16,7 +16,7 @@ from minigpt.files import recover_directory, write_json
 from minigpt.logger import LOGGERS, Logger, RunInfo
 from minigpt.model.compatibility import require_compatible
 from minigpt.run.directory import RunDirectory
-from minigpt.run.load import Initial, as_trained, find_initial, tokenizer_of, weights_of
+from minigpt.run.load import TEACHER, Initial, as_trained, find_initial, tokenizer_of, weights_of
 from minigpt.run.provenance import provenance
 from minigpt.runtime import Runtime, choose_runtime, set_threads
 from minigpt.train.compilation import Choice
@@ -79,8 +79,7 @@ def training_session(
     teacher = config.objective.teacher
     used = {} if initial is None else {"init": initial.facts}
     if teacher is not None:
-        key = "objective.teacher"
-        used[key] = weights_of(key, teacher, run if resumed else None).facts
+        used[TEACHER] = weights_of(TEACHER, teacher, run if resumed else None).facts
     runtime, prepared = prepare_inputs(config, run if resumed else None, threads, initial)
     graph = config.trainer.graph if backend is None else "off"
     setup = build_setup(

@@ -60,6 +60,25 @@ def test_a_sweep_starts_each_run_from_it(cli: Cli, base: Path) -> None:
     assert len([*Path("sweep").glob("*/result.json")]) == 2
 
 
+@pytest.mark.parametrize("option", ["init", "objective.teacher"])
+def test_a_sweep_trains_again_when_the_weights_have_changed(
+    cli: Cli, base: Path, option: str
+) -> None:
+    arguments = FINETUNED if option == "init" else ["train", *TINY]
+    arguments = [one for one in arguments if not one.startswith("init=")]
+    sweep = [*arguments, f"{option}=base", "-m", "seed=1,2", "hydra.sweep.dir=sweep"]
+    assert cli(*sweep).code == 0
+    again = cli(*sweep)
+    assert again.code == 0 and "2 skipped" in again.out, again.out + again.err
+    shutil.rmtree(base)
+    assert cli("train", "positional=learned", *BASE, "seed=9").code == 0
+    changed = cli(*sweep)
+    assert changed.code == 0, changed.err
+    assert {path.parent.name for path in Path("sweep").glob("*/result.json")} == {
+        *("seed=1", "seed=2", "seed=1_2", "seed=2_2")
+    }
+
+
 def test_adapters_are_trained_alone_saved_alone_and_merged(cli: Cli, base: Path) -> None:
     done = cli(*LORA, "hydra.run.dir=lora")
     assert done.code == 0, done.err
