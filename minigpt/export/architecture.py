@@ -67,6 +67,8 @@ class Architecture:
 
     `model_type`, `class_name`: as in config.json. `prefix`: of the names of its weights, which some
     published files lack. `conventions`: returns the equal design that it has; see `rewriting`.
+    `own_tokenizer`: whether transformers ignores most of tokenizer.json and takes a class of the
+    architecture, which splits text otherwise than minigpt's tokenizers.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Architecture:
     parts: tuple[Part, ...]
     prefix: str = "model."
     conventions: Conventions = plain
+    own_tokenizer: bool = False
 
     def violations(self, config: ModelConfig) -> list[Requirement]:
         """Return the requirements that a design does not meet; [] if it can leave like this."""

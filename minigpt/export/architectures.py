@@ -358,9 +358,9 @@ LLAMA = Architecture(
     fields=(*LLAMA_FIELDS, Rope(), LinearBiases(), Implied({"attention": "full"}), tied(False)),
     requirements=(
         *(ROPE, WHOLE_HEADS, PRE, *RMSNORM, GATED, FULL, *BASIC, SEQUENTIAL, *UNCAPPED),
-        *(only("model.bias", False, True), DIVISIBLE),
+        DIVISIBLE,
     ),
-    parts=llama_parts(),
+    parts=llama_parts(llama_attention(out="any")),
 )
 MISTRAL = Architecture(
     name="Mistral",
@@ -414,6 +414,7 @@ QWEN2 = Architecture(
     name="Qwen2",
     model_type="qwen2",
     class_name="Qwen2ForCausalLM",
+    own_tokenizer=True,
     fields=(
         *(*LLAMA_FIELDS, Rope(), WindowByLayer(switched=True), tied(False)),
         Implied({"model.bias": "qkv"}, covers=("model.bias",)),
@@ -573,13 +574,14 @@ ARCHITECTURES = (
 def choose_architecture(config: ModelConfig) -> Architecture:
     """Return the architecture that expresses a design.
 
-    Of several: one that needs no other weights, then that of the name of the design, then the
-    first. Raises UserError with the option in the way and the nearest design that can leave.
+    Of several: one that takes any tokenizer, then one that needs no other weights, then that of
+    the name of the design, then the first. Raises UserError with the option in the way and the
+    nearest design that can leave.
     """
 
-    def distance(one: Architecture) -> tuple[int, bool, bool]:
-        n_violations = len(one.violations(config))
-        return n_violations, one.rewrites(config), one.model_type != config.name
+    def distance(one: Architecture) -> tuple[int, bool, bool, bool]:
+        n_violations, other_name = len(one.violations(config)), one.model_type != config.name
+        return n_violations, one.own_tokenizer, one.rewrites(config), other_name
 
     nearest = min(ARCHITECTURES, key=distance)
     violations = nearest.violations(config)

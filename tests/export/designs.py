@@ -137,7 +137,7 @@ DESIGNS: dict[str, list[ModelConfig]] = {
     ],
     "Qwen2": [
         tiny_config("rope", **GATED, **NO_QK_NORM, **SIX_HEADS, **ALTERNATING),
-        _family("qwen2", head_size=6, score_scale=0.3),
+        _family("qwen2", attention="sliding_window", head_size=6, score_scale=0.3),
     ],
     "Phi-3": [
         _family("phi3", positional={"fraction": 0.5}, head_size=12, n_kv_head=1),

@@ -15,7 +15,7 @@ from minigpt.errors import UserError
 from minigpt.export import architecture as architecture_module
 from minigpt.export.architecture import Architecture, Requirement
 from minigpt.export.architectures import ARCHITECTURES, choose_architecture, design_table
-from minigpt.export.check import check_logits, import_transformers
+from minigpt.export.check import check_logits, check_tokenizer, import_transformers
 from minigpt.export.folder import read_folder, write_model
 from minigpt.inference.generate import Sampling, generate
 from minigpt.model import GPT, ModelConfig
@@ -27,8 +27,9 @@ from tests.model.tiny import random_model, random_tokens
 TOKENIZER = CharTokenizer("\n !abcdefghij")
 BASE = composed_config(["logger=none"])
 BY_TYPE = {one.model_type: one for one in ARCHITECTURES}
-# A family leaves as the architecture of its name, and model=gemma is Gemma 2.
-OF_FAMILY = {name: BY_TYPE["gemma2" if name == "gemma" else name] for name in FAMILIES}
+# Families that do not leave as the architecture of their name.
+OTHERS = {"gemma": "gemma2", "qwen2": "llama"}
+OF_FAMILY = {name: BY_TYPE[OTHERS.get(name, name)] for name in FAMILIES}
 CASES = [
     pytest.param(one, config, id=f"{one.name}-{number}")
     for one in ARCHITECTURES
@@ -56,6 +57,8 @@ def test_transformers_computes_the_same(
     model = written(tmp_path, config)
     tokens = random_tokens(1, 40, N_VOCAB)[0]
     assert check_logits(tmp_path, model, tokens) < 2e-5
+    if not architecture.own_tokenizer:
+        assert check_tokenizer(tmp_path, TOKENIZER, ["a cab\n !"], lambda _: None) == 8
     # Both sides continue a prompt in the same way. A learned table ends at block_size.
     n = 10 if architecture.name == "GPT-2" else 20
     prompt = tokens[: config.block_size // 3].tolist()
