@@ -7,27 +7,26 @@ a design, the table in docs/export.md and the tests are made from them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any
+from dataclasses import replace
 
 from minigpt.config.pairs import as_typed
 from minigpt.errors import UserError
+from minigpt.export.architecture import Architecture, Requirement, group_of
 from minigpt.export.fields import (
     CONFIG,
-    Biases,
     Choice,
     Dropout,
-    Field,
+    FalconBlocks,
     Fixed,
     HeadSize,
     Implied,
     KeyValueHeads,
+    LinearBiases,
     LongEnough,
     Nested,
-    Overrides,
     Rope,
     Same,
+    ScoreScale,
     Values,
     Width,
     Window,
@@ -36,463 +35,270 @@ from minigpt.export.fields import (
     Written,
     option,
 )
-from minigpt.export.tensors import (
-    ABOVE_ONE,
-    BY_HEAD,
-    BY_USE,
-    HALVES,
-    SCALED,
-    SCALED_ABOVE_ONE,
-    TRANSPOSED,
-    WHOLE,
-    Layout,
-    Part,
+from minigpt.export.rewriting import gemma, gemma2, two_norms
+from minigpt.export.shared import (
+    ALIBI,
+    ALL_HEADS,
+    ANY_BIAS,
+    ATTENTION_BIAS,
+    BASIC,
+    DIVISIBLE,
+    EVERYWHERE,
+    FOUR_TIMES,
+    FULL,
+    FULLY_BIASED,
+    GATED,
+    GATES,
+    LAYER,
+    LAYERNORM,
+    LEARNED,
+    LLAMA_FIELDS,
+    LLAMA_LAYER,
+    LLAMA_SIZES,
+    MLP,
+    NAMES_OF_ACTIVATIONS,
+    NAMES_OF_GATES,
+    NO_BIAS,
+    NO_EMBEDDING_NORM,
+    NO_QK_NORM,
+    NOPE,
+    NORM_BIASES,
+    NORM_UNBIASED,
+    OUTPUT,
+    PLAIN,
+    PRE,
+    QKV_BIASED,
+    RMSNORM,
+    ROPE,
+    SANDWICH,
+    SANDWICH_NORMS,
+    SEQUENTIAL,
+    SIZES,
+    SPLIT_HEADS,
+    UNBIASED,
+    UNCAPPED,
+    USUAL,
+    WHOLE_HEADS,
+    WINDOWED,
+    activation,
+    biases,
+    blocks,
+    llama_attention,
+    llama_parts,
+    norm,
+    only,
+    tied,
+    vocabulary,
 )
+from minigpt.export.tensors import BY_GROUP, HALVES, TRANSPOSED, Part
 from minigpt.model.config import ModelConfig
 
-# Options without effect on what a trained model computes, and those in the sizes of weights.
-WITHOUT_EFFECT = (
-    *("model.name", "model.dropout", "model.residual_init", "model.vocab_multiple"),
-    *("model.backend.name", "model.ffn.balance", "model.norm.affine"),
-)
+# ---- LayerNorms and learned positions, ALiBi, or partial RoPE ----
 
-
-@dataclass(frozen=True)
-class Requirement:
-    """An option that an architecture allows only some values of.
-
-    `values`: those values, the one to use first; or `allows`, a function of the design, with
-    `values` to use. `why`: what the architecture has or lacks, after its name.
-    """
-
-    key: str
-    values: tuple[Any, ...]
-    why: str
-    allows: Callable[[ModelConfig], bool] | None = None
-
-    def holds(self, config: ModelConfig) -> bool:
-        """Return whether a design has an allowed value, or no such option at all."""
-        try:
-            value = option(config, self.key)
-        except AttributeError:
-            return True
-        return value in self.values if self.allows is None else self.allows(config)
-
-    @property
-    def remedy(self) -> str:
-        """The override of `minigpt train` that meets it."""
-        value = self.values[0]
-        text = f"[{','.join(value)}]" if isinstance(value, list) else as_typed(value)
-        return f"{group_of(self.key)}={text}"
-
-    def describe(self) -> str:
-        """Return the allowed values, for a table."""
-        return " or ".join(as_typed(value) for value in self.values)
-
-
-def group_of(key: str) -> str:
-    """Return the name on the command line of an option: the config group of a named choice."""
-    if key == "model.norm.placement":
-        return "norm"
-    section, _, name = key.removeprefix("model.").rpartition(".")
-    return section if name == "name" else key
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """An architecture of transformers.
-
-    `model_type`, `class_name`: as in config.json. `prefix`: of the names of its weights, which some
-    published files lack. `exact`: whether weights come back bit for bit.
-    """
-
-    name: str
-    model_type: str
-    class_name: str
-    fields: tuple[Field, ...]
-    requirements: tuple[Requirement, ...]
-    parts: tuple[Part, ...]
-    prefix: str = "model."
-    exact: bool = True
-
-    def violations(self, config: ModelConfig) -> list[Requirement]:
-        """Return the requirements that a design does not meet; [] if it can leave like this."""
-        found = [one for one in self.requirements if not one.holds(config)]
-        known = {key for field in self.fields for key in field.keys}
-        known |= {one.key for one in self.requirements} | {*WITHOUT_EFFECT}
-        known |= {f"model.{name}" for name in ("n_layer", "n_head", "n_embd", "block_size")}
-        # the options of a refused choice are refused with it
-        refused = tuple(one.key.removesuffix("name") for one in found if one.key.endswith(".name"))
-        for key, value, default in _options(config, "model."):
-            if key not in known and not key.startswith(refused or "-") and value != default:
-                found.append(Requirement(key, (default,), "does not know this option"))
-        return found
-
-    def config_of(self, config: ModelConfig, n_vocab: int) -> dict[str, Any]:
-        """Return config.json of a design that meets the requirements."""
-        values = {key: value for field in self.fields for key, value in field.write(config).items()}
-        return {
-            "architectures": [self.class_name],
-            "model_type": self.model_type,
-            "vocab_size": n_vocab,
-            **values,
-            "bos_token_id": None,
-            "eos_token_id": None,
-            "pad_token_id": None,
-            "dtype": "float32",
-        }
-
-    def overrides_of(self, values: Values) -> Overrides:
-        """Return the options of a design from its config.json.
-
-        Raises UserError for what no option expresses.
-        """
-        overrides: Overrides = {}
-        for field in self.fields:
-            for key, value in field.read(values).items():
-                if overrides.setdefault(key, value) != value:
-                    why = f"gives {key}={value}, and another key {overrides[key]}"
-                    raise UserError(f"{CONFIG}: {why}; minigpt has one option for both")
-        return overrides
-
-
-def _options(config: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield key, value and default of every option, also of nested ones."""
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if is_dataclass(value):
-            yield from _options(value, f"{prefix}{field.name}.")
-        else:
-            default = None if field.default is MISSING else field.default
-            yield f"{prefix}{field.name}", value, default
-
-
-# ---- requirements that several architectures share ----
-
-
-def _only(key: str, *values: Any, why: str = "", allows: Any = None) -> Requirement:
-    why = why or f"has only {' or '.join(as_typed(value) for value in values)}"
-    return Requirement(key, values, why, allows)
-
-
-def _has_all_heads(config: ModelConfig) -> bool:
-    return config.n_kv_head in (None, config.n_head)
-
-
-def _slides_everywhere(config: ModelConfig) -> bool:
-    return all(config.attention.by_layer(config.n_layer))
-
-
-def _is_four_times_as_wide(config: ModelConfig) -> bool:
-    return config.ffn.hidden_width(config.n_embd) == 4 * config.n_embd
-
-
-def _renormalises(config: ModelConfig) -> bool:
-    return getattr(config.ffn, "n_active", 2) >= 2
-
-
-PLAIN = (
-    _only("model.qk_norm", False, why="has no norm of queries and keys like it"),
-    _only("model.value_residual", False, why="has no value residuals"),
-    _only("model.head_gates", False, why="has no gates of heads"),
-    _only("model.unet_skips", False, why="has no skip connections between layers"),
-    _only("model.n_layer", 1, why="needs a block", allows=lambda config: config.n_layer > 0),
-)
-UNCAPPED = _only("model.logit_softcap", None, why="has no soft-cap of scores")
-PRE, SANDWICH = (_only("model.norm.placement", name) for name in ("pre", "sandwich"))
-LAYERNORM, RMSNORM = (_only("model.norm.kind", name) for name in ("layernorm", "rmsnorm"))
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2")
-MLP = _only("model.ffn.name", *ACTIVATIONS)
-GATED = _only("model.ffn.name", "swiglu", "geglu")
-ALL_HEADS = _only(
-    "model.n_kv_head", None, why="has as many key-value heads as heads", allows=_has_all_heads
-)
-FULL = _only("model.attention.name", "full")
-WINDOWED = _only("model.attention.name", "full", "sliding_window")
-EVERYWHERE = _only(
-    *("model.attention.layers", ["sliding_window"]),
-    why="has the same window in all layers",
-    allows=_slides_everywhere,
-)
-ROPE, NOPE = (_only("model.positional.name", name) for name in ("rope", "nope"))
-WHOLE_HEADS = _only("model.positional.fraction", 1.0, why="rotates all channels of a head")
-UNBIASED = _only("model.bias", False, why="has no such biases")
-
-# ---- fields that several architectures share ----
-
-NAMES_OF_ACTIVATIONS = {
-    "gelu": ("gelu",),
-    "gelu_tanh": ("gelu_pytorch_tanh", "gelu_new"),
-    "relu": ("relu",),
-    "relu2": ("relu2",),
-}
-NAMES_OF_GATES = {"swiglu": ("silu", "swish"), "geglu": ("gelu",)}
-TYING = {"tied": (True,), "untied": (False,)}
-
-
-def _tied(default: bool) -> Field:
-    key = "model.embedding.name"
-    return Choice("tie_word_embeddings", "embedding", key, TYING, default)
-
-
-def _activation(key: str, names: Mapping[Any, tuple[Any, ...]], **default: Any) -> Field:
-    return Choice(key, "ffn", "model.ffn.name", names, **default)
-
-
-def _norm(placement: str, kind: str) -> Field:
-    return Implied({"norm": placement, "model.norm.kind": kind, "model.qk_norm": False})
-
-
-SIZES = (
-    Same("hidden_size", "model.n_embd"),
-    Same("num_hidden_layers", "model.n_layer"),
-    Same("num_attention_heads", "model.n_head"),
-    Same("max_position_embeddings", "model.block_size"),
-    Width("intermediate_size", "hidden_size"),
-)
-RMS = (_norm("pre", "rmsnorm"), Same("rms_norm_eps", "model.norm.eps"))
-LLAMA_FIELDS = (
-    *SIZES,
-    *RMS,
-    KeyValueHeads(),
-    HeadSize(),
-    Dropout(("attention_dropout",)),
-    _activation("hidden_act", NAMES_OF_GATES, default="silu"),
-)
-NO_BIAS = Implied({"model.bias": False})
-BOTH_BIASES = (
-    Same("attention_bias", "model.bias", False),
-    Same("mlp_bias", "model.bias", False),
-)
-
-# ---- weights ----
-
-LAYER = "blocks.{layer}."
-
-
-def _vocabulary(embedding: str, head: str = "lm_head", layout: Layout = WHOLE) -> tuple[Part, ...]:
-    return (
-        Part("token_embedding", (embedding,), layout),
-        Part("head", (head,)),
-    )
-
-
-def _llama_attention(layer: str, **bias: Any) -> tuple[Part, ...]:
-    attention = f"{layer}self_attn."
-    qkv = tuple(f"{attention}{name}_proj" for name in "qkv")
-    return (
-        Part(f"{LAYER}self_attention.qkv", qkv, BY_USE, **bias),
-        Part(f"{LAYER}self_attention.out", (f"{attention}o_proj",)),
-    )
-
-
-def _llama_parts(
-    feed_forward: Sequence[Part] = (), norm_bias: Any = "own", qkv_bias: Any = "own"
-) -> tuple[Part, ...]:
-    """Return the weights of Llama, with another feed-forward layer or biases of norms."""
-    layer = "model.layers.{layer}."
-    gated = (
-        Part(f"{LAYER}ffn.gate_up", (f"{layer}mlp.gate_proj", f"{layer}mlp.up_proj"), HALVES),
-        Part(f"{LAYER}ffn.out", (f"{layer}mlp.down_proj",)),
-    )
-    return (
-        *_vocabulary("model.embed_tokens"),
-        Part(f"{LAYER}attention_norm", (f"{layer}input_layernorm",), bias=norm_bias),
-        *_llama_attention(layer, bias=qkv_bias),
-        Part(f"{LAYER}ffn_norm", (f"{layer}post_attention_layernorm",), bias=norm_bias),
-        *(feed_forward or gated),
-        Part("final_norm", ("model.norm",), bias=norm_bias),
-    )
-
-
-LLAMA_LAYER = "model.layers.{layer}."
-EXPERT = f"{LLAMA_LAYER}block_sparse_moe.experts.{{expert}}."
 GPT2 = Architecture(
     name="GPT-2",
     model_type="gpt2",
     class_name="GPT2LMHeadModel",
     prefix="transformer.",
     fields=(
-        *(Implied({"positional": "learned", "attention": "full"}), Biases()),
-        _norm("pre", "layernorm"),
+        *(Implied({"positional": "learned", "attention": "full"}), FULLY_BIASED),
+        norm("pre", "layernorm"),
         Same("n_embd", "model.n_embd"),
         Same("n_layer", "model.n_layer"),
         Same("n_head", "model.n_head"),
         Same("n_positions", "model.block_size", 1024),
         Width("n_inner", "n_embd"),
-        _activation("activation_function", NAMES_OF_ACTIVATIONS, default="gelu_new"),
+        activation("activation_function", NAMES_OF_ACTIVATIONS, default="gelu_new"),
         Same("layer_norm_epsilon", "model.norm.eps", 1e-5),
         Dropout(("resid_pdrop", "embd_pdrop", "attn_pdrop")),
         Fixed("scale_attn_weights", True),
         Fixed("scale_attn_by_inverse_layer_idx", False),
-        _tied(True),
+        tied(True),
     ),
     requirements=(
-        _only("model.positional.name", "learned"),
-        *(PRE, LAYERNORM, MLP, FULL, ALL_HEADS, *PLAIN, UNCAPPED),
+        *(LEARNED, PRE, *LAYERNORM, MLP, FULL, ALL_HEADS, *BASIC, SEQUENTIAL, *UNCAPPED),
+        SPLIT_HEADS,
     ),
     parts=(
-        *_vocabulary("transformer.wte"),
+        *vocabulary("transformer.wte"),
         Part("positional.table", ("transformer.wpe",)),
-        Part(f"{LAYER}attention_norm", ("transformer.h.{layer}.ln_1",), bias="always"),
-        Part(
-            f"{LAYER}self_attention.qkv",
-            ("transformer.h.{layer}.attn.c_attn",),
-            *(TRANSPOSED, "always"),
+        *blocks(
+            "transformer.h.{layer}.",
+            {
+                "attention_norm": "ln_1",
+                "self_attention.qkv": "attn.c_attn",
+                "self_attention.out": "attn.c_proj",
+                "ffn_norm": "ln_2",
+                "ffn.up": "mlp.c_fc",
+                "ffn.out": "mlp.c_proj",
+            },
+            dict.fromkeys(
+                ("self_attention.qkv", "self_attention.out", "ffn.up", "ffn.out"), TRANSPOSED
+            ),
         ),
-        Part(
-            f"{LAYER}self_attention.out",
-            ("transformer.h.{layer}.attn.c_proj",),
-            *(TRANSPOSED, "always"),
-        ),
-        Part(f"{LAYER}ffn_norm", ("transformer.h.{layer}.ln_2",), bias="always"),
-        Part(f"{LAYER}ffn.up", ("transformer.h.{layer}.mlp.c_fc",), TRANSPOSED, "always"),
-        Part(f"{LAYER}ffn.out", ("transformer.h.{layer}.mlp.c_proj",), TRANSPOSED, "always"),
         Part("final_norm", ("transformer.ln_f",), bias="always"),
     ),
 )
-LLAMA = Architecture(
-    name="Llama",
-    model_type="llama",
-    class_name="LlamaForCausalLM",
-    fields=(
-        *LLAMA_FIELDS,
-        Rope(),
-        *BOTH_BIASES,
-        Implied({"attention": "full"}),
-        _tied(False),
-    ),
-    requirements=(ROPE, WHOLE_HEADS, PRE, RMSNORM, GATED, FULL, *PLAIN, UNCAPPED),
-    parts=_llama_parts(),
-)
-MISTRAL = Architecture(
-    name="Mistral",
-    model_type="mistral",
-    class_name="MistralForCausalLM",
-    fields=(*LLAMA_FIELDS, Rope(), NO_BIAS, Window(), _tied(False)),
-    requirements=(
-        *(ROPE, WHOLE_HEADS, PRE, RMSNORM, GATED, WINDOWED, EVERYWHERE),
-        *(*PLAIN, UNCAPPED, UNBIASED),
-    ),
-    parts=_llama_parts(),
-)
-MIXTRAL = Architecture(
-    name="Mixtral",
-    model_type="mixtral",
-    class_name="MixtralForCausalLM",
-    fields=(
-        *(field for field in LLAMA_FIELDS if not isinstance(field, Choice)),
-        *(Rope(default_base=1e6), NO_BIAS, Window(), _tied(False)),
-        Implied({"ffn": "moe"}),
-        Choice(
-            *("hidden_act", "model.ffn.expert", "model.ffn.expert"),
-            NAMES_OF_GATES,
-            default="silu",
-        ),
-        Same("num_local_experts", "model.ffn.n_expert"),
-        Same("num_experts_per_tok", "model.ffn.n_active"),
-    ),
-    requirements=(
-        *(ROPE, WHOLE_HEADS, PRE, RMSNORM, WINDOWED, EVERYWHERE, *PLAIN, UNCAPPED, UNBIASED),
-        _only("model.ffn.name", "moe"),
-        _only("model.ffn.expert", "swiglu", "geglu"),
-        _only(
-            *("model.ffn.n_active", 2),
-            why="weights a single expert with 1, minigpt with its probability",
-            allows=_renormalises,
-        ),
-    ),
-    parts=_llama_parts(
-        (
-            Part(f"{LAYER}ffn.router", (f"{LLAMA_LAYER}block_sparse_moe.gate",)),
-            Part(f"{LAYER}ffn.experts.{{expert}}.gate_up", (f"{EXPERT}w1", f"{EXPERT}w3"), HALVES),
-            Part(f"{LAYER}ffn.experts.{{expert}}.out", (f"{EXPERT}w2",)),
-        )
-    ),
-)
-QWEN2 = Architecture(
-    name="Qwen2",
-    model_type="qwen2",
-    class_name="Qwen2ForCausalLM",
-    fields=(*LLAMA_FIELDS, Rope(), NO_BIAS, WindowByLayer(switched=True), _tied(False)),
-    requirements=(ROPE, WHOLE_HEADS, PRE, RMSNORM, GATED, WINDOWED, *PLAIN, UNCAPPED, UNBIASED),
-    parts=_llama_parts(qkv_bias="always"),
-)
-SMOLLM3 = Architecture(
-    name="SmolLM3 without RoPE",
-    model_type="smollm3",
-    class_name="SmolLM3ForCausalLM",
-    fields=(
-        *LLAMA_FIELDS,
-        *BOTH_BIASES,
-        *(WithoutRope(), Implied({"attention": "full"})),
-        Fixed("use_sliding_window", False),
-        _tied(True),
-    ),
-    requirements=(NOPE, PRE, RMSNORM, GATED, FULL, *PLAIN, UNCAPPED),
-    parts=_llama_parts(),
-)
-GEMMA2 = Architecture(
-    name="Gemma 2",
-    model_type="gemma2",
-    class_name="Gemma2ForCausalLM",
-    exact=False,
-    fields=(
-        *SIZES,
-        *(_norm("sandwich", "rmsnorm"), Same("rms_norm_eps", "model.norm.eps", 1e-6)),
-        *(KeyValueHeads(), HeadSize(), HeadSize("query_pre_attn_scalar")),
-        Dropout(("attention_dropout",)),
-        _activation("hidden_activation", NAMES_OF_GATES, default="gelu_pytorch_tanh"),
-        *(Rope(), NO_BIAS, WindowByLayer(switched=False), _tied(True)),
-        Same("attn_logit_softcapping", "model.logit_softcap", 50.0),
-        Fixed("final_logit_softcapping", None, default=30.0),
-    ),
-    requirements=(ROPE, WHOLE_HEADS, SANDWICH, RMSNORM, GATED, WINDOWED, *PLAIN, UNBIASED),
-    parts=(
-        *_vocabulary("model.embed_tokens", layout=SCALED),
-        *_llama_attention(LLAMA_LAYER),
-        *(
-            Part(f"{LAYER}{ours}", (f"{LLAMA_LAYER}{theirs}_layernorm",), ABOVE_ONE)
-            for ours, theirs in (
-                ("attention_norm", "input"),
-                ("attention_output_norm", "post_attention"),
-                ("ffn_norm", "pre_feedforward"),
-                ("ffn_output_norm", "post_feedforward"),
-            )
-        ),
-        *_llama_parts()[6:8],
-        Part("final_norm", ("model.norm",), ABOVE_ONE, when_tied=SCALED_ABOVE_ONE),
-    ),
-)
-NEOX_LAYER = "gpt_neox.layers.{layer}."
 GPT_NEOX = Architecture(
     name="GPT-NeoX",
     model_type="gpt_neox",
     class_name="GPTNeoXForCausalLM",
     prefix="gpt_neox.",
+    conventions=two_norms,
     fields=(
         *SIZES,
-        *(_norm("pre", "layernorm"), Same("layer_norm_eps", "model.norm.eps", 1e-5)),
+        *(norm("pre", "layernorm"), Same("layer_norm_eps", "model.norm.eps", 1e-5)),
         *(Rope(default_fraction=0.25), Implied({"attention": "full"})),
-        Fixed("use_parallel_residual", False, default=True),
-        *(Fixed("attention_bias", True), Biases()),
-        _activation("hidden_act", NAMES_OF_ACTIVATIONS, default="gelu"),
-        *(Dropout(("attention_dropout", "hidden_dropout")), _tied(False)),
-    ),
-    requirements=(ROPE, PRE, LAYERNORM, MLP, FULL, ALL_HEADS, *PLAIN, UNCAPPED),
-    parts=(
-        *_vocabulary("gpt_neox.embed_in", "embed_out"),
-        Part(f"{LAYER}attention_norm", (f"{NEOX_LAYER}input_layernorm",), bias="always"),
-        Part(
-            f"{LAYER}self_attention.qkv",
-            (f"{NEOX_LAYER}attention.query_key_value",),
-            *(BY_HEAD, "always"),
+        Choice(
+            *("use_parallel_residual", "model.block", "model.block"),
+            {"parallel": (True,), "sequential": (False,)},
+            default=True,
         ),
-        Part(f"{LAYER}self_attention.out", (f"{NEOX_LAYER}attention.dense",), bias="always"),
-        Part(f"{LAYER}ffn_norm", (f"{NEOX_LAYER}post_attention_layernorm",), bias="always"),
-        Part(f"{LAYER}ffn.up", (f"{NEOX_LAYER}mlp.dense_h_to_4h",), bias="always"),
-        Part(f"{LAYER}ffn.out", (f"{NEOX_LAYER}mlp.dense_4h_to_h",), bias="always"),
+        *(Fixed("attention_bias", True), FULLY_BIASED),
+        activation("hidden_act", NAMES_OF_ACTIVATIONS, default="gelu"),
+        *(Dropout(("attention_dropout", "hidden_dropout")), tied(False)),
+    ),
+    requirements=(*(ROPE, PRE, *LAYERNORM, MLP, FULL, ALL_HEADS, *BASIC, *UNCAPPED, SPLIT_HEADS),),
+    parts=(
+        *vocabulary("gpt_neox.embed_in", "embed_out"),
+        *blocks(
+            "gpt_neox.layers.{layer}.",
+            {
+                "attention_norm": "input_layernorm",
+                "self_attention.qkv": "attention.query_key_value",
+                "self_attention.out": "attention.dense",
+                "ffn_norm": "post_attention_layernorm",
+                "ffn.up": "mlp.dense_h_to_4h",
+                "ffn.out": "mlp.dense_4h_to_h",
+            },
+            {"self_attention.qkv": BY_GROUP},
+        ),
         Part("final_norm", ("gpt_neox.final_layer_norm",), bias="always"),
+    ),
+)
+FALCON_LAYER = "transformer.h.{layer}."
+FALCON = Architecture(
+    name="Falcon",
+    model_type="falcon",
+    class_name="FalconForCausalLM",
+    prefix="transformer.",
+    fields=(
+        *SIZES[:-1],
+        *(Width("ffn_hidden_size", "hidden_size"), FalconBlocks(), Rope(), Fixed("alibi", False)),
+        *(norm("pre", "layernorm"), Same("layer_norm_epsilon", "model.norm.eps", 1e-5)),
+        *(NORM_BIASES, biases("bias", ANY_BIAS, False), Implied({"attention": "full"})),
+        activation("activation", NAMES_OF_ACTIVATIONS, default="gelu"),
+        *(Dropout(("attention_dropout", "hidden_dropout")), tied(True)),
+    ),
+    requirements=(
+        *(ROPE, WHOLE_HEADS, PRE, *LAYERNORM, MLP, FULL, *BASIC, *UNCAPPED, SPLIT_HEADS),
+        only("model.block", "parallel_shared", "parallel"),
+    ),
+    parts=(
+        *vocabulary("transformer.word_embeddings"),
+        *(
+            replace(part, blocks=("parallel_shared",))
+            for part in blocks(FALCON_LAYER, {"attention_norm": "input_layernorm"})
+        ),
+        *(
+            replace(part, blocks=("parallel",))
+            for part in blocks(FALCON_LAYER, {"attention_norm": "ln_attn", "ffn_norm": "ln_mlp"})
+        ),
+        *blocks(
+            FALCON_LAYER,
+            {
+                "self_attention.qkv": "self_attention.query_key_value",
+                "self_attention.out": "self_attention.dense",
+                "ffn.up": "mlp.dense_h_to_4h",
+                "ffn.out": "mlp.dense_4h_to_h",
+            },
+            {"self_attention.qkv": BY_GROUP},
+            bias="any",
+        ),
+        Part("final_norm", ("transformer.ln_f",), bias="always"),
+    ),
+)
+BLOOM = Architecture(
+    name="BLOOM",
+    model_type="bloom",
+    class_name="BloomForCausalLM",
+    prefix="transformer.",
+    fields=(
+        Implied({"positional": "alibi", "attention": "full", "ffn": "gelu_tanh"}),
+        Implied({"model.norm.on_embeddings": True, "model.ffn.expansion": 4.0}),
+        *(norm("pre", "layernorm"), FULLY_BIASED),
+        Same("hidden_size", "model.n_embd", before="n_embed"),
+        Same("n_layer", "model.n_layer", before="num_hidden_layers"),
+        Same("n_head", "model.n_head", before="num_attention_heads"),
+        Same("seq_length", "model.block_size", 2048),
+        Same("layer_norm_epsilon", "model.norm.eps", 1e-5),
+        Fixed("apply_residual_connection_post_layernorm", False),
+        *(Dropout(("attention_dropout", "hidden_dropout")), tied(True)),
+    ),
+    requirements=(
+        *(*ALIBI, PRE, *LAYERNORM, FULL, ALL_HEADS, NO_QK_NORM, *PLAIN, SEQUENTIAL, *UNCAPPED),
+        only("model.norm.on_embeddings", True, why="has a norm of the embeddings"),
+        *(only("model.ffn.name", "gelu_tanh"), FOUR_TIMES, SPLIT_HEADS),
+    ),
+    parts=(
+        *vocabulary("transformer.word_embeddings"),
+        Part("embedding_norm", ("transformer.word_embeddings_layernorm",), bias="always"),
+        *blocks(
+            FALCON_LAYER,
+            {
+                "attention_norm": "input_layernorm",
+                "self_attention.qkv": "self_attention.query_key_value",
+                "self_attention.out": "self_attention.dense",
+                "ffn_norm": "post_attention_layernorm",
+                "ffn.up": "mlp.dense_h_to_4h",
+                "ffn.out": "mlp.dense_4h_to_h",
+            },
+            {"self_attention.qkv": BY_GROUP},
+        ),
+        Part("final_norm", ("transformer.ln_f",), bias="always"),
+    ),
+)
+MPT_ATTENTION = {
+    **{"alibi": True, "alibi_bias_max": 8, "attn_type": "multihead_attention", "qk_ln": False},
+    **{"clip_qkv": None, "softmax_scale": None, "prefix_lm": False},
+}
+MPT = Architecture(
+    name="MPT",
+    model_type="mpt",
+    class_name="MptForCausalLM",
+    prefix="transformer.",
+    fields=(
+        Implied({"positional": "alibi", "attention": "full", "ffn": "gelu"}),
+        *(norm("pre", "layernorm"), NO_BIAS, Implied({"model.ffn.expansion": 4.0})),
+        Same("d_model", "model.n_embd"),
+        Same("n_layers", "model.n_layer"),
+        Same("n_heads", "model.n_head"),
+        # only the length of a table; longer texts fail
+        LongEnough("max_seq_len", 2048),
+        Same("layer_norm_epsilon", "model.norm.eps", 1e-5),
+        *(Fixed("expansion_ratio", 4), Fixed("no_bias", True), tied(True)),
+        Written("learned_pos_emb", lambda _: False),
+        Nested("attn_config", {"alibi": True}, MPT_ATTENTION),
+    ),
+    requirements=(
+        *(*ALIBI, PRE, *LAYERNORM, FULL, ALL_HEADS, *BASIC, SEQUENTIAL, *UNCAPPED, UNBIASED),
+        *(NORM_UNBIASED, only("model.ffn.name", "gelu"), FOUR_TIMES, SPLIT_HEADS),
+    ),
+    parts=(
+        *vocabulary("transformer.wte"),
+        *blocks(
+            "transformer.blocks.{layer}.",
+            {
+                "attention_norm": "norm_1",
+                "self_attention.qkv": "attn.Wqkv",
+                "self_attention.out": "attn.out_proj",
+                "ffn_norm": "norm_2",
+                "ffn.up": "ffn.up_proj",
+                "ffn.out": "ffn.down_proj",
+            },
+            bias="own",
+        ),
+        Part("final_norm", ("transformer.norm_f",)),
     ),
 )
 STARCODER2 = Architecture(
@@ -501,19 +307,18 @@ STARCODER2 = Architecture(
     class_name="Starcoder2ForCausalLM",
     fields=(
         *SIZES,
-        *(_norm("pre", "layernorm"), Same("norm_epsilon", "model.norm.eps", 1e-5)),
-        *(Rope(), KeyValueHeads(), HeadSize(), Window(), Same("use_bias", "model.bias", True)),
-        _activation("hidden_act", NAMES_OF_ACTIVATIONS, default="gelu_pytorch_tanh"),
-        *(Dropout(("attention_dropout", "residual_dropout", "embedding_dropout")), _tied(True)),
+        *(norm("pre", "layernorm"), Same("norm_epsilon", "model.norm.eps", 1e-5), NORM_BIASES),
+        *(Rope(), KeyValueHeads(), HeadSize(), Window(), biases("use_bias", ANY_BIAS, True)),
+        activation("hidden_act", NAMES_OF_ACTIVATIONS, default="gelu_pytorch_tanh"),
+        *(Dropout(("attention_dropout", "residual_dropout", "embedding_dropout")), tied(True)),
     ),
     requirements=(
-        *(ROPE, WHOLE_HEADS, PRE, LAYERNORM, MLP, WINDOWED, EVERYWHERE, *PLAIN, UNCAPPED),
+        *(ROPE, WHOLE_HEADS, PRE, *LAYERNORM, MLP, WINDOWED, EVERYWHERE, *BASIC, SEQUENTIAL),
+        *UNCAPPED,
     ),
-    parts=_llama_parts(
-        (
-            Part(f"{LAYER}ffn.up", (f"{LLAMA_LAYER}mlp.c_fc",)),
-            Part(f"{LAYER}ffn.out", (f"{LLAMA_LAYER}mlp.c_proj",)),
-        ),
+    parts=llama_parts(
+        llama_attention("any", "any"),
+        blocks(LLAMA_LAYER, {"ffn.up": "mlp.c_fc", "ffn.out": "mlp.c_proj"}, bias="any"),
         norm_bias="always",
     ),
 )
@@ -523,75 +328,263 @@ STABLELM = Architecture(
     class_name="StableLmForCausalLM",
     fields=(
         *SIZES,
-        *(_norm("pre", "layernorm"), Same("layer_norm_eps", "model.norm.eps", 1e-5)),
-        *(Rope(default_fraction=0.25), KeyValueHeads(), Implied({"attention": "full"}), NO_BIAS),
-        *(Fixed("use_qkv_bias", False), Fixed("qk_layernorm", False)),
-        Fixed("use_parallel_residual", False),
-        _activation("hidden_act", NAMES_OF_GATES, default="silu"),
-        *(Dropout(("attention_dropout", "hidden_dropout")), _tied(False)),
-    ),
-    requirements=(ROPE, PRE, LAYERNORM, GATED, FULL, *PLAIN, UNCAPPED, UNBIASED),
-    parts=_llama_parts(norm_bias="always"),
-)
-MPT_ATTENTION = {
-    **{"alibi": True, "alibi_bias_max": 8, "attn_type": "multihead_attention", "qk_ln": False},
-    **{"clip_qkv": None, "softmax_scale": None, "prefix_lm": False},
-}
-MPT_LAYER = "transformer.blocks.{layer}."
-MPT = Architecture(
-    name="MPT",
-    model_type="mpt",
-    class_name="MptForCausalLM",
-    prefix="transformer.",
-    fields=(
-        Implied({"positional": "alibi", "attention": "full", "ffn": "gelu"}),
-        *(_norm("pre", "layernorm"), NO_BIAS, Implied({"model.ffn.expansion": 4.0})),
-        Same("d_model", "model.n_embd"),
-        Same("n_layers", "model.n_layer"),
-        Same("n_heads", "model.n_head"),
-        # only the length of a table; longer texts fail
-        LongEnough("max_seq_len", 2048),
-        Same("layer_norm_epsilon", "model.norm.eps", 1e-5),
-        *(Fixed("expansion_ratio", 4), Fixed("no_bias", True), _tied(True)),
-        Written("learned_pos_emb", lambda _: False),
-        Nested("attn_config", {"alibi": True}, MPT_ATTENTION),
+        *(norm("pre", "layernorm"), Same("layer_norm_eps", "model.norm.eps", 1e-5), NORM_BIASES),
+        *(Rope(default_fraction=0.25), KeyValueHeads(), Implied({"attention": "full"})),
+        *(biases("use_qkv_bias", ATTENTION_BIAS, False), Fixed("qk_layernorm", False)),
+        Choice(
+            *("use_parallel_residual", "model.block", "model.block"),
+            {"parallel_shared": (True,), "sequential": (False,)},
+            default=False,
+        ),
+        activation("hidden_act", NAMES_OF_GATES, default="silu"),
+        *(Dropout(("attention_dropout", "hidden_dropout")), tied(False)),
     ),
     requirements=(
-        _only("model.positional.name", "alibi"),
-        _only("model.positional.slopes", "fixed"),
-        *(PRE, LAYERNORM, FULL, ALL_HEADS, *PLAIN, UNCAPPED, UNBIASED),
-        _only("model.ffn.name", "gelu"),
-        _only(
-            *("model.ffn.expansion", 4.0),
-            why="has feed-forward layers of exactly 4 n_embd",
-            allows=_is_four_times_as_wide,
+        *(ROPE, PRE, *LAYERNORM, GATED, FULL, *BASIC, *UNCAPPED, QKV_BIASED, SPLIT_HEADS),
+        only("model.block", "sequential", "parallel_shared"),
+    ),
+    parts=tuple(
+        replace(part, blocks=("sequential",)) if part.ours.endswith("ffn_norm") else part
+        for part in llama_parts(norm_bias="always")
+    ),
+)
+
+# ---- RMSNorms and gated layers ----
+
+LLAMA = Architecture(
+    name="Llama",
+    model_type="llama",
+    class_name="LlamaForCausalLM",
+    fields=(*LLAMA_FIELDS, Rope(), LinearBiases(), Implied({"attention": "full"}), tied(False)),
+    requirements=(
+        *(ROPE, WHOLE_HEADS, PRE, *RMSNORM, GATED, FULL, *BASIC, SEQUENTIAL, *UNCAPPED),
+        DIVISIBLE,
+    ),
+    parts=llama_parts(llama_attention(out="any")),
+)
+MISTRAL = Architecture(
+    name="Mistral",
+    model_type="mistral",
+    class_name="MistralForCausalLM",
+    fields=(*LLAMA_FIELDS, Rope(), NO_BIAS, Window(), tied(False)),
+    requirements=(
+        *(ROPE, WHOLE_HEADS, PRE, *RMSNORM, GATED, WINDOWED, EVERYWHERE, *BASIC, SEQUENTIAL),
+        *(*UNCAPPED, UNBIASED),
+    ),
+    parts=llama_parts(),
+)
+EXPERT = "block_sparse_moe.experts.{expert}."
+MIXTRAL = Architecture(
+    name="Mixtral",
+    model_type="mixtral",
+    class_name="MixtralForCausalLM",
+    fields=(
+        *(*LLAMA_SIZES, norm("pre", "rmsnorm"), Implied({"ffn": "moe"})),
+        *(Rope(default_base=1e6), NO_BIAS, Window(), tied(False)),
+        Choice(
+            *("hidden_act", "model.ffn.expert", "model.ffn.expert"),
+            NAMES_OF_GATES,
+            default="silu",
+        ),
+        Same("num_local_experts", "model.ffn.n_expert"),
+        Same("num_experts_per_tok", "model.ffn.n_active"),
+    ),
+    requirements=(
+        *(ROPE, WHOLE_HEADS, PRE, *RMSNORM, WINDOWED, EVERYWHERE, *BASIC, SEQUENTIAL),
+        *(*UNCAPPED, UNBIASED, only("model.ffn.name", "moe"), only("model.ffn.expert", *GATES)),
+        only(
+            *("model.ffn.n_active", 2),
+            why="weights a single expert with 1, minigpt with its probability",
+            allows=lambda config: getattr(config.ffn, "n_active", 2) >= 2,
         ),
     ),
-    parts=(
-        *_vocabulary("transformer.wte"),
-        Part(f"{LAYER}attention_norm", (f"{MPT_LAYER}norm_1",)),
-        Part(f"{LAYER}self_attention.qkv", (f"{MPT_LAYER}attn.Wqkv",)),
-        Part(f"{LAYER}self_attention.out", (f"{MPT_LAYER}attn.out_proj",)),
-        Part(f"{LAYER}ffn_norm", (f"{MPT_LAYER}norm_2",)),
-        Part(f"{LAYER}ffn.up", (f"{MPT_LAYER}ffn.up_proj",)),
-        Part(f"{LAYER}ffn.out", (f"{MPT_LAYER}ffn.down_proj",)),
-        Part("final_norm", ("transformer.norm_f",)),
+    parts=llama_parts(
+        feed_forward=(
+            *blocks(LLAMA_LAYER, {"ffn.router": "block_sparse_moe.gate"}, bias="own"),
+            Part(
+                f"{LAYER}ffn.experts.{{expert}}.gate_up",
+                (f"{LLAMA_LAYER}{EXPERT}w1", f"{LLAMA_LAYER}{EXPERT}w3"),
+                HALVES,
+            ),
+            Part(f"{LAYER}ffn.experts.{{expert}}.out", (f"{LLAMA_LAYER}{EXPERT}w2",)),
+        )
     ),
+)
+QWEN2 = Architecture(
+    name="Qwen2",
+    model_type="qwen2",
+    class_name="Qwen2ForCausalLM",
+    own_tokenizer=True,
+    fields=(
+        *(*LLAMA_FIELDS, Rope(), WindowByLayer(switched=True), tied(False)),
+        Implied({"model.bias": "qkv"}, covers=("model.bias",)),
+    ),
+    requirements=(
+        *(ROPE, WHOLE_HEADS, PRE, *RMSNORM, GATED, WINDOWED, *BASIC, SEQUENTIAL, *UNCAPPED),
+        QKV_BIASED,
+    ),
+    parts=llama_parts(llama_attention("always")),
+)
+PHI3 = Architecture(
+    name="Phi-3",
+    model_type="phi3",
+    class_name="Phi3ForCausalLM",
+    fields=(
+        *(*LLAMA_FIELDS, Rope(), NO_BIAS, Window(), tied(False)),
+        Dropout(("resid_pdrop", "embd_pdrop")),
+    ),
+    requirements=(
+        *(ROPE, PRE, *RMSNORM, GATED, WINDOWED, EVERYWHERE, *BASIC, SEQUENTIAL, *UNCAPPED),
+        *(UNBIASED, only("model.positional.scaling", "none", "ntk")),
+    ),
+    parts=llama_parts(
+        blocks(
+            LLAMA_LAYER,
+            {
+                "self_attention.qkv": "self_attn.qkv_proj",
+                "self_attention.out": "self_attn.o_proj",
+            },
+            bias="own",
+        ),
+        blocks(
+            LLAMA_LAYER,
+            {"ffn.gate_up": "mlp.gate_up_proj", "ffn.out": "mlp.down_proj"},
+            bias="own",
+        ),
+    ),
+)
+SMOLLM3 = Architecture(
+    name="SmolLM3 without RoPE",
+    model_type="smollm3",
+    class_name="SmolLM3ForCausalLM",
+    fields=(
+        *(*LLAMA_FIELDS, LinearBiases(), WithoutRope(), Implied({"attention": "full"})),
+        *(Fixed("use_sliding_window", False), tied(True)),
+    ),
+    requirements=(
+        *(NOPE, PRE, *RMSNORM, GATED, FULL, *BASIC, SEQUENTIAL, *UNCAPPED),
+        only(
+            *("model.head_size", 64),
+            why="has heads of an even number of channels",
+            allows=lambda config: config.shape.head_size % 2 == 0,
+        ),
+    ),
+    parts=llama_parts(llama_attention(out="any")),
+)
+OLMO2 = Architecture(
+    name="OLMo 2",
+    model_type="olmo2",
+    class_name="Olmo2ForCausalLM",
+    fields=(
+        *(*LLAMA_SIZES, norm("output", "rmsnorm", qk_norm="all_channels"), Rope()),
+        activation("hidden_act", NAMES_OF_GATES, default="silu"),
+        biases("attention_bias", ATTENTION_BIAS, False),
+        *(Implied({"attention": "full"}), tied(False)),
+    ),
+    requirements=(
+        only("model.qk_norm", "all_channels"),
+        *(ROPE, WHOLE_HEADS, OUTPUT, *RMSNORM, GATED, FULL, *PLAIN, NO_EMBEDDING_NORM),
+        *(SEQUENTIAL, *UNCAPPED, QKV_BIASED),
+    ),
+    parts=llama_parts(
+        (
+            *llama_attention(out="any"),
+            *blocks(
+                LLAMA_LAYER,
+                {
+                    "self_attention.q_norm": "self_attn.q_norm",
+                    "self_attention.k_norm": "self_attn.k_norm",
+                },
+                bias="own",
+            ),
+        ),
+        norms={name: one for name, one in SANDWICH_NORMS.items() if "output" in name},
+    ),
+)
+
+# ---- Gemma: gains of 1 + w and scaled embeddings ----
+
+GEMMA_UNITS = Implied(
+    {"model.norm.unit_offset": True, "model.embedding.scale": True},
+    covers=("model.norm.unit_offset", "model.embedding.scale"),
+)
+GEMMA_FIELDS = (
+    *SIZES,
+    *(Same("rms_norm_eps", "model.norm.eps", 1e-6), KeyValueHeads(), HeadSize(default=256)),
+    *(Dropout(("attention_dropout",)), Rope(), GEMMA_UNITS, tied(True)),
+    biases("attention_bias", ATTENTION_BIAS, False),
+)
+# transformers reads gelu as its tanh approximation
+NAMES_OF_GEMMA = {"swiglu": ("silu", "swish"), "geglu_tanh": ("gelu_pytorch_tanh", "gelu")}
+GEMMA = Architecture(
+    name="Gemma",
+    model_type="gemma",
+    class_name="GemmaForCausalLM",
+    conventions=gemma,
+    fields=(
+        *(*GEMMA_FIELDS, norm("pre", "rmsnorm"), Implied({"attention": "full"})),
+        activation("hidden_act", NAMES_OF_GEMMA, default="gelu_pytorch_tanh"),
+    ),
+    requirements=(
+        *(ROPE, WHOLE_HEADS, PRE, *RMSNORM, FULL, *BASIC, SEQUENTIAL, *UNCAPPED, QKV_BIASED),
+        only("model.ffn.name", *NAMES_OF_GEMMA),
+    ),
+    parts=llama_parts(llama_attention(out="any")),
+)
+VAULT_GEMMA = Architecture(
+    name="VaultGemma",
+    model_type="vaultgemma",
+    class_name="VaultGemmaForCausalLM",
+    conventions=gemma2,
+    fields=(
+        *(*GEMMA_FIELDS, norm("pre", "rmsnorm"), WindowByLayer(switched=False)),
+        activation("hidden_activation", NAMES_OF_GATES, default="gelu_pytorch_tanh"),
+        ScoreScale("query_pre_attn_scalar", 256),
+        Same("attn_logit_softcapping", "model.logit_softcap", 50.0),
+        Same("final_logit_softcapping", "model.final_softcap", 30.0),
+    ),
+    requirements=(
+        *(ROPE, WHOLE_HEADS, PRE, *RMSNORM, GATED, WINDOWED, *BASIC, SEQUENTIAL, QKV_BIASED),
+        DIVISIBLE,
+    ),
+    parts=llama_parts(
+        llama_attention(out="any"),
+        norms={"attention_norm": "input_layernorm", "ffn_norm": "pre_feedforward_layernorm"},
+    ),
+)
+GEMMA2 = replace(
+    VAULT_GEMMA,
+    name="Gemma 2",
+    model_type="gemma2",
+    class_name="Gemma2ForCausalLM",
+    fields=tuple(
+        norm("sandwich", "rmsnorm") if field == norm("pre", "rmsnorm") else field
+        for field in VAULT_GEMMA.fields
+    ),
+    requirements=tuple(SANDWICH if one is PRE else one for one in VAULT_GEMMA.requirements),
+    parts=llama_parts(llama_attention(out="any"), norms=SANDWICH_NORMS),
 )
 # In the order of preference: the first that expresses a design.
 ARCHITECTURES = (
     *(GPT2, LLAMA, MISTRAL, MIXTRAL, GPT_NEOX, STARCODER2, STABLELM, MPT),
-    *(QWEN2, SMOLLM3, GEMMA2),
+    *(QWEN2, PHI3, SMOLLM3, FALCON, BLOOM, OLMO2, GEMMA, GEMMA2, VAULT_GEMMA),
 )
 
 
 def choose_architecture(config: ModelConfig) -> Architecture:
-    """Return the first architecture that expresses a design.
+    """Return the architecture that expresses a design.
 
-    Raises UserError with the option in the way and the nearest design that can leave.
+    Of several: one that takes any tokenizer, then one that needs no other weights, then that of
+    the name of the design, then the first. Raises UserError with the option in the way and the
+    nearest design that can leave.
     """
-    found = [(one.violations(config), one) for one in ARCHITECTURES]
-    violations, nearest = min(found, key=lambda pair: len(pair[0]))
+
+    def distance(one: Architecture) -> tuple[int, bool, bool, bool]:
+        n_violations, other_name = len(one.violations(config)), one.model_type != config.name
+        return n_violations, one.own_tokenizer, one.rewrites(config), other_name
+
+    nearest = min(ARCHITECTURES, key=distance)
+    violations = nearest.violations(config)
     if not violations:
         return nearest
     first = violations[0]
@@ -627,12 +620,15 @@ def design_table() -> str:
     head = ("as", *COLUMNS, "and")
     rows = [head, ("---",) * len(head)]
     for one in ARCHITECTURES:
-        own = [requirement for requirement in one.requirements if requirement not in PLAIN]
+        own = [requirement for requirement in one.requirements if requirement not in USUAL]
         cells = [one.name]
         for sections in (*COLUMNS.values(), ()):
             part = [each for each in own if each.key.startswith(sections or "model.")]
             own = [each for each in own if each not in part]
             cells.append("; ".join(_cell(each) for each in part))
+        keys = {requirement.key for requirement in one.requirements}
+        others = dict.fromkeys(usual.key for usual in USUAL if usual.key not in keys)
+        cells[-1] = "; ".join(filter(None, (cells[-1], *(f"any `{key}`" for key in others))))
         rows.append(tuple(cells))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from minigpt.config.pairs import as_typed, flat
 from minigpt.config.schema import Config
-from minigpt.export.architectures import Architecture
+from minigpt.export.architecture import Architecture
 from minigpt.files import write_bytes, write_text
 from minigpt.html import drawn
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigpt.errors import UserError
+from minigpt.export.rewriting import score_scale
 from minigpt.model.attention import ATTENTION
 from minigpt.model.config import ModelConfig
 from minigpt.model.ffn import FeedForwardConfig
@@ -65,11 +66,15 @@ def value_of(values: Values, key: str, default: Any = REQUIRED) -> Any:
 
 @dataclass(frozen=True)
 class Same(Field):
-    """The value of an option under another name. `default`: that of transformers."""
+    """The value of an option under another name. `default`: that of transformers.
+
+    `before`: the name in earlier versions of transformers.
+    """
 
     theirs: str
     ours: str
     default: Any = REQUIRED
+    before: str | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -79,7 +84,9 @@ class Same(Field):
         return {self.theirs: option(config, self.ours)}
 
     def read(self, values: Values) -> Overrides:
-        return {self.ours: value_of(values, self.theirs, self.default)}
+        earlier = self.before in values and self.theirs not in values
+        key = self.before if earlier and self.before is not None else self.theirs
+        return {self.ours: value_of(values, key, self.default)}
 
 
 @dataclass(frozen=True)
@@ -193,9 +200,17 @@ class WithoutRope(Field):
 
 @dataclass(frozen=True)
 class Implied(Field):
-    """Options that every design of an architecture has; no key stands for them."""
+    """Options that every design of an architecture has; no key stands for them.
+
+    `covers`: options whose other values it computes as well, such as zeros for biases.
+    """
 
     overrides: Mapping[str, Any]
+    covers: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.covers
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         return {}
@@ -205,18 +220,21 @@ class Implied(Field):
 
 
 @dataclass(frozen=True)
-class Biases(Field):
-    """Biases in all modules: zeros where a design has none."""
+class LinearBiases(Field):
+    """Biases of attention and of feed-forward layers; where q, k and v alone have them, zeros."""
 
     @property
     def keys(self) -> tuple[str, ...]:
         return ("model.bias",)
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
-        return {}
+        return {"attention_bias": config.bias is not False, "mlp_bias": config.bias is True}
 
     def read(self, values: Values) -> Overrides:
-        return {"model.bias": True}
+        attention, mlp = values.get("attention_bias", False), values.get("mlp_bias", False)
+        if mlp and not attention:
+            raise unreadable("mlp_bias", mlp, "minigpt reads it with attention_bias=true only")
+        return {"model.bias": mlp or ("qkv" if attention else False)}
 
 
 @dataclass(frozen=True)
@@ -278,22 +296,74 @@ class KeyValueHeads(Field):
 
 @dataclass(frozen=True)
 class HeadSize(Field):
-    """Channels per head, which are n_embd / n_head here. `theirs`: the key of the size."""
+    """Channels per head. `default`: that of transformers; None: n_embd / n_head."""
 
+    default: int | None = None
     theirs: str = "head_dim"
-    width: str = "hidden_size"
-    heads: str = "num_attention_heads"
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return ("model.head_size",)
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         return {self.theirs: config.shape.head_size}
 
     def read(self, values: Values) -> Overrides:
-        n_embd, n_head = value_of(values, self.width), value_of(values, self.heads)
-        size = values.get(self.theirs)
-        if size is not None and size * n_head != n_embd:
-            why = f"minigpt has only heads of {self.width} / {self.heads} = {n_embd / n_head:g}"
-            raise unreadable(self.theirs, size, why)
-        return {}
+        n_embd, n_head = (value_of(values, key) for key in ("hidden_size", "num_attention_heads"))
+        size = values.get(self.theirs, self.default)
+        return {"model.head_size": None if size is None or size * n_head == n_embd else size}
+
+
+@dataclass(frozen=True)
+class ScoreScale(Field):
+    """The whole number by whose square root scores are divided."""
+
+    theirs: str
+    default: int
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return ("model.score_scale",)
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        return {self.theirs: round(score_scale(config) ** -2)}
+
+    def read(self, values: Values) -> Overrides:
+        scalar, size = values.get(self.theirs, self.default), values.get("head_dim", self.default)
+        return {"model.score_scale": None if scalar == size else scalar**-0.5}
+
+
+@dataclass(frozen=True)
+class FalconBlocks(Field):
+    """Parallel sublayers with one norm and one key-value head (7B), or with any number (40B)."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return ("model.n_kv_head", "model.block")
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        n, n_norm = config.shape.n_kv_head, 1 if config.block == "parallel_shared" else 2
+        old = n == 1 and n_norm == 1
+        form = {"multi_query": True} if old else {"num_ln_in_parallel_attn": n_norm}
+        return {
+            "new_decoder_architecture": not old,
+            "num_kv_heads": n,
+            "parallel_attn": True,
+        } | form
+
+    def read(self, values: Values) -> Overrides:
+        if not values.get("parallel_attn", True):
+            raise unreadable("parallel_attn", False, "minigpt reads only true")
+        n_head, n_norm = value_of(values, "num_attention_heads"), 1
+        if values.get("new_decoder_architecture", False):
+            n, given = values.get("num_kv_heads"), values.get("num_ln_in_parallel_attn")
+            n_norm = 2 if given is None else given
+        else:
+            n = 1 if values.get("multi_query", True) else None
+        return {
+            "model.n_kv_head": None if n == n_head else n,
+            "model.block": "parallel_shared" if n_norm == 1 else "parallel",
+        }
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ from minigpt.config.pairs import as_typed
 from minigpt.config.saved import changed_config
 from minigpt.config.schema import Config
 from minigpt.errors import UserError, first_line
-from minigpt.export.architectures import Architecture, architecture_of, choose_architecture
+from minigpt.export.architecture import Architecture
+from minigpt.export.architectures import architecture_of, choose_architecture
 from minigpt.export.fields import CONFIG, Overrides, value_of
+from minigpt.export.rewriting import rewritten
 from minigpt.export.tensors import to_ours, to_theirs
 from minigpt.export.tokenizer_json import to_tokenizer_json
 from minigpt.files import read_json, try_read_json, write_json, write_text
@@ -63,8 +65,10 @@ def write_model(
     UserError if no architecture expresses the design.
     """
     architecture = choose_architecture(config.model)
-    written = architecture.config_of(config.model, model.n_vocab)
-    weights = to_theirs(architecture.parts, model.state_dict(), config.model, model.n_vocab)
+    design = architecture.conventions(config.model)
+    written = architecture.config_of(design, model.n_vocab)
+    ours = rewritten(model.state_dict(), config.model, design)
+    weights = to_theirs(architecture.parts, ours, design, model.n_vocab)
     write_json(folder / CONFIG, written)
     # transformers asks for the format of the framework
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from minigpt.errors import UserError
-from minigpt.model.config import ModelConfig
+from minigpt.model.config import BLOCKS, ModelConfig
 from minigpt.model.shape import ModelShape
 
 Tensors = dict[str, Tensor]
@@ -34,12 +34,22 @@ def _head_rows(shape: ModelShape) -> list[int]:
     return [n * shape.head_size for n in (shape.n_head, shape.n_kv_head, shape.n_kv_head)]
 
 
-def _scale(shape: ModelShape) -> float:
-    return shape.n_embd**0.5
-
-
 def _transpose(tensor: Tensor) -> Tensor:
     return tensor.T if tensor.ndim == 2 else tensor
+
+
+def _to_groups(tensor: Tensor, shape: ModelShape) -> list[Tensor]:
+    by_use = [
+        rearrange(part, "(g h e) ... -> g h e ...", g=shape.n_kv_head, e=shape.head_size)
+        for part in tensor.split(_head_rows(shape))
+    ]
+    return [torch.cat(by_use, dim=1).flatten(0, 2)]
+
+
+def _from_groups(parts: list[Tensor], shape: ModelShape) -> Tensor:
+    groups = rearrange(parts[0], "(g h e) ... -> g h e ...", g=shape.n_kv_head, e=shape.head_size)
+    by_use = (groups[:, :-2], groups[:, -2:-1], groups[:, -1:])
+    return torch.cat([part.flatten(0, 2) for part in by_use])
 
 
 WHOLE = Layout(lambda tensor, _: [tensor], lambda parts, _: parts[0])
@@ -51,45 +61,28 @@ BY_USE = Layout(
 )
 # Gate and up.
 HALVES = Layout(lambda tensor, _: tensor.chunk(2), lambda parts, _: torch.cat(parts))
-# Rows ordered by head, then q, k and v: GPT-NeoX. Ours are ordered by q, k and v, then head.
-BY_HEAD = Layout(
-    lambda tensor, shape: [
-        rearrange(tensor, "(part h e) ... -> (h part e) ...", part=3, h=shape.n_head)
-    ],
-    lambda parts, shape: rearrange(
-        parts[0], "(h part e) ... -> (part h e) ...", part=3, h=shape.n_head
-    ),
-)
-# Gains that are added to 1, and embeddings that are multiplied by sqrt(n_embd): Gemma. With a tied
-# head the gain of the last norm is larger in exchange. Not bit-exact.
-ABOVE_ONE = Layout(lambda tensor, _: [tensor - 1], lambda parts, _: parts[0] + 1)
-SCALED = Layout(
-    lambda tensor, shape: [tensor / _scale(shape)], lambda parts, shape: parts[0] * _scale(shape)
-)
-SCALED_ABOVE_ONE = Layout(
-    lambda tensor, shape: [tensor * _scale(shape) - 1],
-    lambda parts, shape: (parts[0] + 1) / _scale(shape),
-)
+# Rows ordered by key-value head, each with its queries, its key and its value: GPT-NeoX, BLOOM and
+# Falcon. Ours are ordered by q, k and v, then head.
+BY_GROUP = Layout(_to_groups, _from_groups)
 
 
 @dataclass(frozen=True)
 class Part:
     """A module of ours and its modules there; names have {layer} and {expert}.
 
-    `bias`: whether theirs has biases: those of ours (own), also where ours has none (always), or
-    never. `when_tied`: the layout with a tied head, if it differs.
+    `bias`: whether theirs has biases where ours has none, which are then zeros: no (own), if the
+    design has any (any), or always. `blocks`: the values of `model.block` of the designs with it.
     """
 
     ours: str
     theirs: tuple[str, ...]
     layout: Layout = WHOLE
-    bias: Literal["own", "always", "never"] = "own"
-    when_tied: Layout | None = None
+    bias: Literal["own", "any", "always"] = "own"
+    blocks: tuple[str, ...] = BLOCKS
 
-    def layout_of(self, config: ModelConfig) -> Layout:
-        """Return the layout in a design."""
-        tied = config.embedding.name == "tied"
-        return self.when_tied if tied and self.when_tied is not None else self.layout
+    def has_bias(self, config: ModelConfig) -> bool:
+        """Return whether theirs has biases although ours has none."""
+        return self.bias == "always" or (self.bias == "any" and config.bias is not False)
 
 
 VOCABULARY = ("token_embedding", "head")  # modules with a row per token
@@ -102,6 +95,8 @@ def _modules(
     n_expert = getattr(config.ffn, "n_expert", 1)
     for part in parts:
         if part.ours == "head" and config.embedding.name == "tied":
+            continue
+        if config.block not in part.blocks:
             continue
         layers = range(config.n_layer if "{layer}" in part.ours else 1)
         experts = range(n_expert if "{expert}" in part.ours else 1)
@@ -117,8 +112,8 @@ def to_theirs(
 ) -> Tensors:
     """Return the state dict of a design by their names, in fp32.
 
-    Rows of the padding of the vocabulary are left out. A norm without a gain becomes one with ones,
-    a missing bias zeros where theirs has one.
+    Rows of the padding of the vocabulary are left out. A norm without a gain becomes one with a
+    gain of 1, a missing bias zeros where theirs has one.
     """
     shape, theirs = config.shape, {}
     rest = {*weights} - ({"head.weight"} if config.embedding.name == "tied" else set())
@@ -127,16 +122,15 @@ def to_theirs(
         weight = weights.get(f"{ours}.weight")
         if weight is None:
             assert "norm" in ours, ours
-            weight = torch.ones(config.n_embd)
+            weight = torch.full((config.n_embd,), 0.0 if config.norm.unit_offset else 1.0)
         if ours in VOCABULARY:
             weight = weight[:n_vocab]
         bias = weights.get(f"{ours}.bias")
-        if bias is None and part.bias == "always":
+        if bias is None and part.has_bias(config):
             bias = torch.zeros(len(weight))
-        assert bias is None or part.bias != "never", ours
         for suffix, tensor in (("weight", weight), ("bias", bias)):
             if tensor is not None:
-                split = part.layout_of(config).apart(tensor.float().cpu(), shape)
+                split = part.layout.apart(tensor.float().cpu(), shape)
                 for name, piece in zip(names, split, strict=True):
                     theirs[f"{name}.{suffix}"] = piece.contiguous().clone()
     assert not rest, f"the requirements should have refused {rest}"
@@ -169,7 +163,7 @@ def to_ours(
                 if any(piece.any() for piece in found):
                     raise UserError(f"{names[0]}.{suffix}: not zero, and minigpt has no bias there")
             elif len(found) == len(names):
-                weights[name] = part.layout_of(config).together(found, shape).contiguous()
+                weights[name] = part.layout.together(found, shape).contiguous()
             elif suffix == "bias" and not found:
                 weights[name] = torch.zeros(expected[name])
             else:

@@ -1,0 +1,84 @@
+"""Folders that transformers has written, and config.json of published models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minigpt.errors import UserError
+from minigpt.export.architecture import Architecture
+from minigpt.export.architectures import ARCHITECTURES, architecture_of
+from minigpt.export.check import import_transformers
+from minigpt.export.folder import read_folder
+from minigpt.export.tokenizer_json import to_tokenizer_json
+from tests.export.designs import DESIGNS, N_VOCAB
+from tests.export.test_architectures import TOKENIZER, written
+from tests.model.tiny import random_tokens
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda one: one.name)
+def test_what_transformers_saves_is_read(tmp_path: Path, architecture: Architecture) -> None:
+    """With all keys of its config class, and its names of tensors; without minigpt.json."""
+    config = DESIGNS[architecture.name][-1]
+    written(tmp_path / "ours", config)
+    loaded = import_transformers().AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    loaded.save_pretrained(tmp_path / "theirs")
+    text = to_tokenizer_json(TOKENIZER)
+    (tmp_path / "theirs" / "tokenizer.json").write_text(text, encoding="utf-8")
+    tokens = random_tokens(2, 12, N_VOCAB)
+    read = read_folder(tmp_path / "theirs").model
+    with torch.no_grad():
+        torch.testing.assert_close(read(tokens), loaded(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+BLOOM = {"model_type": "bloom", "n_embed": 64, "n_layer": 2, "num_attention_heads": 8}
+FALCON = {
+    **{"model_type": "falcon", "hidden_size": 64, "num_hidden_layers": 2},
+    **{"num_attention_heads": 8, "max_position_embeddings": 2048},
+}
+LLAMA = {
+    **{"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "rms_norm_eps": 1e-5},
+    **{"num_attention_heads": 8, "max_position_embeddings": 2048, "intermediate_size": 256},
+}
+GEMMA2 = {**LLAMA, "model_type": "gemma2", "layer_types": ["full_attention"] * 2}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (BLOOM, {"model.n_embd": 64, "model.n_head": 8, "model.norm.on_embeddings": True}),
+        (FALCON, {"model.block": "parallel_shared", "model.n_kv_head": 1}),
+        (FALCON | {"multi_query": False}, {"model.n_kv_head": None}),
+        (
+            FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
+            {"model.block": "parallel", "model.n_kv_head": 2},
+        ),
+        (LLAMA | {"attention_bias": True}, {"model.bias": "qkv"}),
+        (LLAMA | {"attention_bias": True, "mlp_bias": True}, {"model.bias": True}),
+        (LLAMA | {"head_dim": 16}, {"model.head_size": 16}),
+        (LLAMA | {"head_dim": 8}, {"model.head_size": None}),
+        (GEMMA2, {"model.head_size": 256, "model.score_scale": None, "model.final_softcap": 30.0}),
+        (GEMMA2 | {"query_pre_attn_scalar": 144}, {"model.score_scale": 1 / 12}),
+    ],
+)
+def test_config_json_is_read(values: dict[str, Any], expected: dict[str, Any]) -> None:
+    found = architecture_of(values).overrides_of(values)
+    assert {key: found[key] for key in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (FALCON | {"parallel_attn": False}, "parallel_attn=False: minigpt reads only true"),
+        (FALCON | {"alibi": True}, "alibi=True: minigpt reads only False"),
+        (LLAMA | {"mlp_bias": True}, "mlp_bias=True: minigpt reads it with attention_bias=true"),
+        (LLAMA | {"model_type": "gemma", "hidden_act": "relu"}, "hidden_act=relu: minigpt has"),
+    ],
+)
+def test_values_that_no_option_expresses_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        architecture_of(values).overrides_of(values)
+    assert str(refused.value).startswith(f"config.json: {message}")
