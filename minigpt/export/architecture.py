@@ -67,8 +67,8 @@ class Architecture:
 
     `model_type`, `class_name`: as in config.json. `prefix`: of the names of its weights, which some
     published files lack. `conventions`: returns the equal design that it has; see `rewriting`.
-    `own_tokenizer`: whether transformers ignores most of tokenizer.json and takes a class of the
-    architecture, which splits text otherwise than minigpt's tokenizers.
+    `own_tokenizer`: whether transformers replaces the tokenizer of every such folder by one of the
+    architecture's own, which splits text otherwise. No design leaves as one; folders are read.
     """
 
     name: str

@@ -564,26 +564,27 @@ GEMMA2 = replace(
     requirements=tuple(SANDWICH if one is PRE else one for one in VAULT_GEMMA.requirements),
     parts=llama_parts(llama_attention(out="any"), norms=SANDWICH_NORMS),
 )
-# In the order of preference: the first that expresses a design.
+# In the order of preference.
 ARCHITECTURES = (
     *(GPT2, LLAMA, MISTRAL, MIXTRAL, GPT_NEOX, STARCODER2, STABLELM, MPT),
     *(QWEN2, PHI3, SMOLLM3, FALCON, BLOOM, OLMO2, GEMMA, GEMMA2, VAULT_GEMMA),
 )
 
+LEAVING = tuple(one for one in ARCHITECTURES if not one.own_tokenizer)
+
 
 def choose_architecture(config: ModelConfig) -> Architecture:
     """Return the architecture that expresses a design.
 
-    Of several: one that takes any tokenizer, then one that needs no other weights, then that of
-    the name of the design, then the first. Raises UserError with the option in the way and the
-    nearest design that can leave.
+    Of several: one that needs no other weights, then that of the name of the design, then the
+    first. Raises UserError with the option in the way and the nearest design that can leave.
     """
 
-    def distance(one: Architecture) -> tuple[int, bool, bool, bool]:
+    def distance(one: Architecture) -> tuple[int, bool, bool]:
         n_violations, other_name = len(one.violations(config)), one.model_type != config.name
-        return n_violations, one.own_tokenizer, one.rewrites(config), other_name
+        return n_violations, one.rewrites(config), other_name
 
-    nearest = min(ARCHITECTURES, key=distance)
+    nearest = min(LEAVING, key=distance)
     violations = nearest.violations(config)
     if not violations:
         return nearest
@@ -619,7 +620,7 @@ def design_table() -> str:
     """Return the table of docs/export.md: what each architecture requires of a design."""
     head = ("as", *COLUMNS, "and")
     rows = [head, ("---",) * len(head)]
-    for one in ARCHITECTURES:
+    for one in LEAVING:
         own = [requirement for requirement in one.requirements if requirement not in USUAL]
         cells = [one.name]
         for sections in (*COLUMNS.values(), ()):

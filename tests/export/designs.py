@@ -135,10 +135,6 @@ DESIGNS: dict[str, list[ModelConfig]] = {
         tiny_config("alibi", "gelu", **LAYERNORM, **NO_QK_NORM),
         tiny_config("alibi", "gelu", **LAYERNORM, **TIED, **NO_QK_NORM, block_size=7),
     ],
-    "Qwen2": [
-        tiny_config("rope", **GATED, **NO_QK_NORM, **SIX_HEADS, **ALTERNATING),
-        _family("qwen2", attention="sliding_window", head_size=6, score_scale=0.3),
-    ],
     "Phi-3": [
         _family("phi3", positional={"fraction": 0.5}, head_size=12, n_kv_head=1),
         _family("llama", positional={"fraction": 0.5}),

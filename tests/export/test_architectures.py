@@ -14,7 +14,7 @@ from minigpt.config.groups import choices
 from minigpt.errors import UserError
 from minigpt.export import architecture as architecture_module
 from minigpt.export.architecture import Architecture, Requirement
-from minigpt.export.architectures import ARCHITECTURES, choose_architecture, design_table
+from minigpt.export.architectures import LEAVING, choose_architecture, design_table
 from minigpt.export.check import check_logits, check_tokenizer, import_transformers
 from minigpt.export.folder import read_folder, write_model
 from minigpt.inference.generate import Sampling, generate
@@ -26,13 +26,13 @@ from tests.model.tiny import random_model, random_tokens
 
 TOKENIZER = CharTokenizer("\n !abcdefghij")
 BASE = composed_config(["logger=none"])
-BY_TYPE = {one.model_type: one for one in ARCHITECTURES}
+BY_TYPE = {one.model_type: one for one in LEAVING}
 # Families that do not leave as the architecture of their name.
 OTHERS = {"gemma": "gemma2", "qwen2": "llama"}
 OF_FAMILY = {name: BY_TYPE[OTHERS.get(name, name)] for name in FAMILIES}
 CASES = [
     pytest.param(one, config, id=f"{one.name}-{number}")
-    for one in ARCHITECTURES
+    for one in LEAVING
     for number, config in enumerate(DESIGNS[one.name])
 ] + [
     pytest.param(OF_FAMILY[name], config, id=f"model={name}-{config.embedding.name}")
@@ -57,8 +57,7 @@ def test_transformers_computes_the_same(
     model = written(tmp_path, config)
     tokens = random_tokens(1, 40, N_VOCAB)[0]
     assert check_logits(tmp_path, model, tokens) < 2e-5
-    if not architecture.own_tokenizer:
-        assert check_tokenizer(tmp_path, TOKENIZER, ["a cab\n !"], lambda _: None) == 8
+    assert check_tokenizer(tmp_path, TOKENIZER, ["a cab\n !"], lambda _: None) == 8
     # Both sides continue a prompt in the same way. A learned table ends at block_size.
     n = 10 if architecture.name == "GPT-2" else 20
     prompt = tokens[: config.block_size // 3].tolist()
@@ -90,7 +89,7 @@ def test_weights_come_back(tmp_path: Path, architecture: Architecture, config: M
     assert read.tokenizer.fingerprint == TOKENIZER.fingerprint
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda one: one.name)
+@pytest.mark.parametrize("architecture", LEAVING, ids=lambda one: one.name)
 def test_a_violated_requirement_is_refused_by_name(architecture: Architecture) -> None:
     config = DESIGNS[architecture.name][0]
     for requirement in architecture.requirements:
@@ -138,7 +137,7 @@ def test_an_option_that_the_export_does_not_know_is_refused(
             yield "model.later", True, False
 
     monkeypatch.setattr(architecture_module, "_options", with_another)
-    (found,) = ARCHITECTURES[0].violations(DESIGNS["GPT-2"][0])
+    (found,) = LEAVING[0].violations(DESIGNS["GPT-2"][0])
     assert found.key == "model.later" and found.remedy == "model.later=false"
 
 

@@ -10,7 +10,7 @@ import torch
 
 from minigpt.errors import UserError
 from minigpt.export.architecture import Architecture
-from minigpt.export.architectures import ARCHITECTURES, architecture_of
+from minigpt.export.architectures import LEAVING, architecture_of
 from minigpt.export.check import import_transformers
 from minigpt.export.folder import read_folder
 from minigpt.export.tokenizer_json import to_tokenizer_json
@@ -19,19 +19,40 @@ from tests.export.test_architectures import TOKENIZER, written
 from tests.model.tiny import random_tokens
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda one: one.name)
+@pytest.mark.parametrize("architecture", LEAVING, ids=lambda one: one.name)
 def test_what_transformers_saves_is_read(tmp_path: Path, architecture: Architecture) -> None:
     """With all keys of its config class, and its names of tensors; without minigpt.json."""
     config = DESIGNS[architecture.name][-1]
     written(tmp_path / "ours", config)
     loaded = import_transformers().AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
-    loaded.save_pretrained(tmp_path / "theirs")
+    assert_read(tmp_path / "theirs", loaded)
+
+
+def assert_read(folder: Path, model: Any) -> None:
+    """Assert that a model of transformers is the same when it is saved and read."""
+    model.save_pretrained(folder)
     text = to_tokenizer_json(TOKENIZER)
-    (tmp_path / "theirs" / "tokenizer.json").write_text(text, encoding="utf-8")
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     tokens = random_tokens(2, 12, N_VOCAB)
-    read = read_folder(tmp_path / "theirs").model
+    read = read_folder(folder).model
     with torch.no_grad():
-        torch.testing.assert_close(read(tokens), loaded(tokens).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(read(tokens), model(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("slides", [False, True])
+def test_qwen2_is_read(tmp_path: Path, slides: bool) -> None:
+    transformers = import_transformers()
+    config = transformers.Qwen2Config(
+        **{"vocab_size": N_VOCAB, "hidden_size": 32, "intermediate_size": 64},
+        **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+        **{"max_position_embeddings": 16, "use_sliding_window": slides, "sliding_window": 4},
+        layer_types=["full_attention", "sliding_attention" if slides else "full_attention"],
+    )
+    torch.manual_seed(1)
+    model = transformers.Qwen2ForCausalLM(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    assert_read(tmp_path, model)
 
 
 BLOOM = {"model_type": "bloom", "n_embed": 64, "n_layer": 2, "num_attention_heads": 8}
