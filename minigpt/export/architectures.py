@@ -585,12 +585,16 @@ ARCHITECTURES = (
 )
 
 
-def choose_architecture(config: ModelConfig) -> Architecture:
-    """Return the first architecture that expresses a design.
+def choose_architecture(
+    config: ModelConfig,
+    among: Sequence[Architecture] = ARCHITECTURES,
+    library: str = "transformers",
+) -> Architecture:
+    """Return the first architecture that expresses a design, `among` those of a library.
 
     Raises UserError with the option in the way and the nearest design that can leave.
     """
-    found = [(one.violations(config), one) for one in ARCHITECTURES]
+    found = [(one.violations(config), one) for one in among]
     violations, nearest = min(found, key=lambda pair: len(pair[0]))
     if not violations:
         return nearest
@@ -598,7 +602,7 @@ def choose_architecture(config: ModelConfig) -> Architecture:
     value = as_typed(option(config, first.key))
     remedies = " ".join(violation.remedy for violation in violations)
     raise UserError(
-        f"{first.key}={value}: no architecture of transformers has it in this design "
+        f"{first.key}={value}: no architecture of {library} has it in this design "
         f"({nearest.name} {first.why}); train the nearest design that can leave, "
         f"as {nearest.name}: {remedies}"
     )

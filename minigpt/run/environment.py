@@ -30,7 +30,8 @@ REQUIRED = (PACKAGE, GPT2_PACKAGE)
 OPTIONAL = {
     "minigpt tune": ("ray", ("ray", "optuna")),
     "--quantize": ("quantize", ("torchao",)),
-    "minigpt export": ("hf", ("transformers",)),
+    "minigpt export --to hf": ("hf", ("transformers",)),
+    "minigpt export --to gguf": ("gguf", ("gguf",)),
     "logger=tensorboard": ("tensorboard", ("tensorboard",)),
     "minigpt.runs": ("pandas", ("pandas",)),
     "minigpt report --wandb": ("workspaces", ("wandb-workspaces",)),
