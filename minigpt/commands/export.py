@@ -36,12 +36,15 @@ def main(arguments: list[str]) -> None:
         "and the tokens of all of it are compared. minigpt eval, sample and inspect read the\n"
         "folder as they read a run.\n"
         "With --to gguf: one file for llama.cpp, as GPT-2 or Llama. Before it appears, tensors\n"
-        "and tokens are read back and compared.",
+        "and tokens are read back and compared.\n"
+        "With --to onnx: one file for onnxruntime, which computes the logits of a text; it is\n"
+        "compared like the folder.",
         [
             "minigpt export latest --to hf exported",
             "minigpt export runs/NAME --to hf exported --checkpoint last",
             "minigpt sample exported --prompt ROMEO:",
             "minigpt export latest --to gguf model.gguf",
+            "minigpt export latest --to onnx model.onnx",
         ],
     )
     parser.add_argument("run", metavar="RUN", help="a run directory, or latest")
@@ -183,6 +186,30 @@ def _write_gguf(trained: TrainedRun, path: Path, progress: Progress) -> list[str
     ]
 
 
+def _write_onnx(trained: TrainedRun, path: Path, progress: Progress) -> list[str]:
+    import torch
+
+    from minigpt.export.check import CHECKED_TOKENS
+    from minigpt.export.onnx_file import import_onnxruntime, require_exportable, write_onnx
+    from minigpt.export.tokenizer_json import to_tokenizer_json
+    from minigpt.files import atomic_path
+
+    require_exportable(trained.config.model)
+    import_onnxruntime()  # before the work
+    tokens = torch.tensor(trained.prepare().tokens.val.tokens[:CHECKED_TOKENS].tolist())
+    progress.begin("reading the tokenizer", trained.tokenizer.n_vocab)
+    tokenizer = to_tokenizer_json(trained.tokenizer, progress.advance)
+    progress.begin(f"writing {path}")
+    with atomic_path(path) as file:
+        difference = write_onnx(file, trained.model, tokenizer, tokens)
+        _require_free_file(path)  # again: another program may have written there
+    return [
+        "an ONNX program",
+        f"largest difference of logits: {difference:.2g}, in fp32 after each of {len(tokens):,} "
+        "tokens of the validation text, with onnxruntime",
+    ]
+
+
 @dataclass(frozen=True)
 class Format:
     """A choice of --to. `write` returns what the run left as, and what was compared, in lines."""
@@ -195,6 +222,7 @@ class Format:
 FORMATS = {
     "hf": Format("a folder that transformers loads", _require_free_folder, _write_folder),
     "gguf": Format("a file that llama.cpp loads", _require_free_file, _write_gguf),
+    "onnx": Format("a file that onnxruntime loads", _require_free_file, _write_onnx),
 }
 
 

@@ -5,8 +5,7 @@ Keys and tensors: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from minigpt.export.architectures import (
     Requirement,
     choose_architecture,
 )
+from minigpt.export.check import failing
 from minigpt.export.fields import CONFIG, Values
 from minigpt.export.gguf_tokens import PREFIX, token_bytes, vocabulary
 from minigpt.export.tensors import (
@@ -199,7 +199,7 @@ def write_gguf(path: Path, name: str, model: GPT, tokenizer: Tokenizer, saved: V
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with _failing("the file cannot be read"):
+    with failing("the file cannot be read"):
         reader = gguf.GGUFReader(path)
         _check_metadata(reader, metadata)
         _check_tokens(reader, tokenizer)
@@ -269,15 +269,3 @@ def _check_weights(architecture: Architecture, model: GPT, read: Tensors) -> Non
         ours = weights.get(name, torch.ones(len(tensor)))[: len(tensor)]
         if not torch.equal(tensor, ours.float().cpu()):
             raise Failure(f"export: {name} differs in the file; nothing was written")
-
-
-@contextmanager
-def _failing(what: str) -> Iterator[None]:
-    """Raise Failure with `what` failed for an error of the reader in the block."""
-    try:
-        yield
-    except Failure:
-        raise
-    except Exception as error:
-        why = f"{type(error).__name__}: {first_line(error)}"
-        raise Failure(f"export: {what} ({why}); nothing was written") from error

@@ -32,6 +32,7 @@ OPTIONAL = {
     "--quantize": ("quantize", ("torchao",)),
     "minigpt export --to hf": ("hf", ("transformers",)),
     "minigpt export --to gguf": ("gguf", ("gguf",)),
+    "minigpt export --to onnx": ("onnx", ("onnxscript", "onnxruntime")),
     "logger=tensorboard": ("tensorboard", ("tensorboard",)),
     "minigpt.runs": ("pandas", ("pandas",)),
     "minigpt report --wandb": ("workspaces", ("wandb-workspaces",)),
