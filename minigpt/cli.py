@@ -17,7 +17,7 @@ COMMANDS = {
     "train": "train a model; every option is a config value (minigpt train model=rope)",
     "sample": "generate text with a trained run (minigpt sample latest --prompt ROMEO:)",
     "eval": "measure the losses of a trained run (minigpt eval latest)",
-    "export": "write a run as a folder for transformers (minigpt export latest --to hf DIR)",
+    "export": "write a run for transformers, llama.cpp or ONNX (minigpt export latest --to hf DIR)",
     "report": "compare runs, designs and seeds in one HTML page (minigpt report latest)",
     "runs": "list runs, newest first (minigpt runs --status finished)",
     "rm": "delete runs and sweeps; asks first (minigpt rm runs/NAME)",

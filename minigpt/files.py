@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -274,6 +274,12 @@ def sha256_of_file(path: Path) -> str:
     """Return the hex digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_files(paths: Sequence[Path]) -> str:
+    """Return the hex digest of one file's content; of several, that of their digests."""
+    digests = [sha256_of_file(path) for path in paths]
+    return digests[0] if len(digests) == 1 else sha256("\n".join(digests))
 
 
 def _flush_to_disk(path: Path) -> None:

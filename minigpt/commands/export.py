@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,11 @@ from minigpt.commands.options import RUN_OPTIONS, Parser, path_option, set_threa
 from minigpt.errors import UserError
 
 if TYPE_CHECKING:
+    from minigpt.console import Progress
     from minigpt.data.tokens import Split
     from minigpt.run.load import TrainedRun
 
 SHARED = ("--checkpoint", "--threads")  # options of commands that load a run
-FORMATS = {"hf": "a folder that transformers loads"}
 OPTIONS = {name: text for name, text in RUN_OPTIONS.items() if name.startswith(SHARED)}
 # Values of manifest.json and result.json that minigpt.json and the model card repeat.
 MANIFEST = ("minigpt", "commit", "started", "versions", "data_sha256", "tokens")
@@ -24,46 +25,57 @@ RESULT = ("status", "steps", "val_loss", "val_bits_per_byte", "parameters", "sec
 
 
 def main(arguments: list[str]) -> None:
-    """Write a run to a new folder, check the folder, and print what was compared."""
+    """Write a run in another format, check what was written, and print what was compared."""
     parser = Parser(
         "export",
-        "Write a trained run as a folder that other libraries load without code of minigpt.\n"
+        "Write a trained run for other libraries, which load it without code of minigpt.\n"
         "With --to hf: config.json, weights, tokenizer and model card for AutoModelForCausalLM\n"
         "and AutoTokenizer of transformers, as one of its own architectures. A design that none\n"
         "of them expresses is refused; docs/export.md has the table.\n"
         "Before the folder appears, transformers loads it, and logits on validation text (fp32)\n"
         "and the tokens of all of it are compared. minigpt eval, sample and inspect read the\n"
-        "folder as they read a run.",
+        "folder as they read a run.\n"
+        "With --to gguf: one file for llama.cpp, as GPT-2 or Llama. Before it appears, tensors\n"
+        "and tokens are read back and compared.\n"
+        "With --to onnx: one file for onnxruntime, which computes the logits of a text; it is\n"
+        "compared like the folder.",
         [
             "minigpt export latest --to hf exported",
             "minigpt export runs/NAME --to hf exported --checkpoint last",
             "minigpt sample exported --prompt ROMEO:",
+            "minigpt export latest --to gguf model.gguf",
+            "minigpt export latest --to onnx model.onnx",
         ],
     )
     parser.add_argument("run", metavar="RUN", help="a run directory, or latest")
-    parser.add_argument("directory", metavar="DIR", type=path_option, help="the folder to write")
-    formats = "; ".join(f"{name}: {text}" for name, text in FORMATS.items())
+    parser.add_argument("path", metavar="PATH", type=path_option, help="what to write")
+    formats = "; ".join(f"{name}: {one.text}" for name, one in FORMATS.items())
     parser.add_argument("--to", choices=list(FORMATS), required=True, help=formats)
     parser.add_options(OPTIONS, threads=int)
     options = parser.parse(arguments)
-    _require_free(options.directory)
+    format_ = FORMATS[options.to]
+    format_.require_free(options.path)
     set_threads(options)
     with _stopped_by_signals():
-        _export(options.run, options.checkpoint, options.directory)
+        _export(options.run, options.checkpoint, format_, options.path)
 
 
-def _require_free(directory: Path) -> None:
-    """Raise UserError unless a folder can appear at a path without replacing anything."""
-    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
-        raise UserError(f"DIR={directory}: is not a folder; give a new one")
-    if directory.is_dir() and any(directory.iterdir()):
-        raise UserError(f"DIR={directory}: is not empty; give a new folder, or delete it first")
+def _require_free_folder(path: Path) -> None:
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise UserError(f"DIR={path}: is not a folder; give a new one")
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"DIR={path}: is not empty; give a new folder, or delete it first")
+
+
+def _require_free_file(path: Path) -> None:
+    if path.is_symlink() or path.exists():
+        raise UserError(f"FILE={path}: exists; give a new file, or delete it first")
 
 
 @contextmanager
-def _new_parents(directory: Path) -> Iterator[None]:
+def _new_parents(path: Path) -> Iterator[None]:
     """Remove the parents that the block creates if it fails."""
-    missing = [parent for parent in directory.absolute().parents if not parent.exists()]
+    missing = [parent for parent in path.absolute().parents if not parent.exists()]
     try:
         yield
     except BaseException:
@@ -92,57 +104,130 @@ def _stopped_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _export(name: str, checkpoint: str | None, directory: Path) -> None:
-    """Write a run to a folder, check it, and print the differences.
+def _export(name: str, checkpoint: str | None, format_: Format, path: Path) -> None:
+    """Write a run to a path, check it, and print what was compared.
 
-    Raises UserError if its design cannot leave, Failure if the folder does not compute the same.
+    Raises UserError if its design cannot leave, Failure if what was written is not the same.
     """
     from minigpt.console import PipeConsole, Progress
 
     console = PipeConsole(highlight=False, soft_wrap=True)
     with Progress("loading") as progress:
-        import torch
-
-        from minigpt.export.architectures import choose_architecture
-        from minigpt.export.card import write_card
-        from minigpt.export.check import (
-            CHECKED_TOKENS,
-            check_logits,
-            check_reading,
-            check_tokenizer,
-            import_transformers,
-        )
-        from minigpt.export.folder import write_model
-        from minigpt.files import atomic_directory, read_json_lines
         from minigpt.run.load import TrainedRun
 
         trained = TrainedRun.load(name, checkpoint, device="cpu")
-        architecture = choose_architecture(trained.config.model)
-        import_transformers()  # before the work
-        val = trained.prepare().tokens.val
-        facts = _facts(trained)
-        with _new_parents(directory), atomic_directory(directory) as folder:
-            progress.begin(f"writing {directory}", trained.tokenizer.n_vocab)
-            parts = (trained.model, trained.config, trained.tokenizer, facts)
-            write_model(folder, *parts, advance=progress.advance)
-            metrics = read_json_lines(trained.run.metrics)
-            title = trained.run.path.resolve().name
-            write_card(folder, title, architecture, trained.config, facts, metrics)
-            progress.begin("comparing logits")
-            tokens = torch.tensor(val.tokens[:CHECKED_TOKENS].tolist())
-            difference = check_logits(folder, trained.model, tokens)
-            n_tokens = len(val.tokens)
-            progress.begin("comparing the tokens of the validation text", n_tokens)
-            check_tokenizer(folder, trained.tokenizer, _texts(trained, val), progress.advance)
-            check_reading(folder, trained.model, tokens)
-            _require_free(directory)  # again: another program may have written there
-    console.print(f"{trained.run.path} ({trained.label}) as {architecture.name}")
-    console.print(
-        f"largest difference of logits: {difference:.2g}, in fp32 after each of {len(tokens):,} "
-        "tokens of the validation text"
+        with _new_parents(path):
+            architecture, *lines = format_.write(trained, path, progress)
+    console.print(f"{trained.run.path} ({trained.label}) as {architecture}")
+    for line in (*lines, f"written to {path}"):
+        console.print(line)
+
+
+def _write_folder(trained: TrainedRun, path: Path, progress: Progress) -> list[str]:
+    import torch
+
+    from minigpt.export.architectures import choose_architecture
+    from minigpt.export.card import write_card
+    from minigpt.export.check import (
+        CHECKED_TOKENS,
+        check_logits,
+        check_reading,
+        check_tokenizer,
+        import_transformers,
     )
-    console.print(f"tokens of the validation text: all {n_tokens:,} equal, and decoded exactly")
-    console.print(f"written to {directory}")
+    from minigpt.export.folder import write_model
+    from minigpt.files import atomic_directory, read_json_lines
+
+    architecture = choose_architecture(trained.config.model)
+    import_transformers()  # before the work
+    val = trained.prepare().tokens.val
+    facts = _facts(trained)
+    with atomic_directory(path) as folder:
+        progress.begin(f"writing {path}", trained.tokenizer.n_vocab)
+        parts = (trained.model, trained.config, trained.tokenizer, facts)
+        write_model(folder, *parts, advance=progress.advance)
+        metrics = read_json_lines(trained.run.metrics)
+        write_card(folder, _title(trained), architecture, trained.config, facts, metrics)
+        progress.begin("comparing logits")
+        tokens = torch.tensor(val.tokens[:CHECKED_TOKENS].tolist())
+        difference = check_logits(folder, trained.model, tokens)
+        n_tokens = len(val.tokens)
+        progress.begin("comparing the tokens of the validation text", n_tokens)
+        check_tokenizer(folder, trained.tokenizer, _texts(trained, val), progress.advance)
+        check_reading(folder, trained.model, tokens)
+        _require_free_folder(path)  # again: another program may have written there
+    return [
+        architecture.name,
+        f"largest difference of logits: {difference:.2g}, in fp32 after each of {len(tokens):,} "
+        "tokens of the validation text",
+        f"tokens of the validation text: all {n_tokens:,} equal, and decoded exactly",
+    ]
+
+
+def _write_gguf(trained: TrainedRun, path: Path, progress: Progress) -> list[str]:
+    import json
+
+    from minigpt.export.gguf_file import choose_family, import_gguf, write_gguf
+    from minigpt.export.tokenizer_json import to_tokenizer_json
+    from minigpt.files import atomic_path
+
+    family = choose_family(trained.config.model)
+    import_gguf()  # before the work
+    tokenizer = trained.tokenizer
+    progress.begin("reading the tokenizer", tokenizer.n_vocab)
+    saved = json.loads(to_tokenizer_json(tokenizer, progress.advance))
+    progress.begin(f"writing {path}")
+    with atomic_path(path) as file:
+        n_tensors = write_gguf(file, _title(trained), trained.model, tokenizer, saved)
+        _require_free_file(path)  # again: another program may have written there
+    return [
+        f"{family.architecture.name} of llama.cpp",
+        f"read back: all {n_tensors} tensors and {tokenizer.n_vocab:,} tokens equal",
+    ]
+
+
+def _write_onnx(trained: TrainedRun, path: Path, progress: Progress) -> list[str]:
+    import torch
+
+    from minigpt.export.check import CHECKED_TOKENS
+    from minigpt.export.onnx_file import import_onnxruntime, require_exportable, write_onnx
+    from minigpt.export.tokenizer_json import to_tokenizer_json
+    from minigpt.files import atomic_path
+
+    require_exportable(trained.config.model)
+    import_onnxruntime()  # before the work
+    tokens = torch.tensor(trained.prepare().tokens.val.tokens[:CHECKED_TOKENS].tolist())
+    progress.begin("reading the tokenizer", trained.tokenizer.n_vocab)
+    tokenizer = to_tokenizer_json(trained.tokenizer, progress.advance)
+    progress.begin(f"writing {path}")
+    with atomic_path(path) as file:
+        difference = write_onnx(file, trained.model, tokenizer, tokens)
+        _require_free_file(path)  # again: another program may have written there
+    return [
+        "an ONNX program",
+        f"largest difference of logits: {difference:.2g}, in fp32 after each of {len(tokens):,} "
+        "tokens of the validation text, with onnxruntime",
+    ]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A choice of --to. `write` returns what the run left as, and what was compared, in lines."""
+
+    text: str
+    require_free: Callable[[Path], None]
+    write: Callable[[TrainedRun, Path, Progress], list[str]]
+
+
+FORMATS = {
+    "hf": Format("a folder that transformers loads", _require_free_folder, _write_folder),
+    "gguf": Format("a file that llama.cpp loads", _require_free_file, _write_gguf),
+    "onnx": Format("a file that onnxruntime loads", _require_free_file, _write_onnx),
+}
+
+
+def _title(trained: TrainedRun) -> str:
+    return trained.run.path.resolve().name
 
 
 def _facts(trained: TrainedRun) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from filelock import FileLock
 from minigpt.data.tokens import Split
 from minigpt.errors import UserError
 from minigpt.evaluate.loss import Evaluation
-from minigpt.files import sha256, write_json
+from minigpt.files import write_json
 from minigpt.run.load import TrainedRun
 
 LENGTHS, CONTEXTS, BY_POSITION = "lengths", "contexts", "by_position"
@@ -32,7 +32,7 @@ def save_evaluation(trained: TrainedRun, values: dict[str, Any]) -> None:
     Raises UserError if `minigpt eval` did not write the file, OSError if it is not writable.
     """
     path = trained.run.evaluations
-    weights = sha256(trained.weights.read_bytes())
+    weights = trained.weights_sha256
     with FileLock(path.with_name(".eval.lock")):  # two concurrent evaluations keep both results
         entries = _read_entries(path)
         earlier = entries.get(trained.label, {})
@@ -59,7 +59,7 @@ def is_recorded(
     wanted = {str(n) for n in lengths or [trained.config.model.block_size]}
     defined = {n for n in wanted if known.get(n, {}).get("loss", 0) is not None}
     return (
-        entry.get("weights_sha256") == sha256(trained.weights.read_bytes())
+        entry.get("weights_sha256") == trained.weights_sha256
         and {f"{part}_tokens" for part in parts} <= entry.keys()
         and (not lengths or wanted <= known.keys())
         and {*map(str, contexts)} <= entry.get(CONTEXTS, {}).keys()

@@ -7,6 +7,7 @@ a design, the table in docs/export.md and the tests are made from them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from minigpt.config.pairs import as_typed
@@ -573,8 +574,12 @@ ARCHITECTURES = (
 LEAVING = tuple(one for one in ARCHITECTURES if not one.own_tokenizer)
 
 
-def choose_architecture(config: ModelConfig) -> Architecture:
-    """Return the architecture that expresses a design.
+def choose_architecture(
+    config: ModelConfig,
+    among: Sequence[Architecture] = LEAVING,
+    library: str = "transformers",
+) -> Architecture:
+    """Return the architecture that expresses a design, `among` those of a library.
 
     Of several: one that needs no other weights, then that of the name of the design, then the
     first. Raises UserError with the option in the way and the nearest design that can leave.
@@ -584,7 +589,7 @@ def choose_architecture(config: ModelConfig) -> Architecture:
         n_violations, other_name = len(one.violations(config)), one.model_type != config.name
         return n_violations, one.rewrites(config), other_name
 
-    nearest = min(LEAVING, key=distance)
+    nearest = min(among, key=distance)
     violations = nearest.violations(config)
     if not violations:
         return nearest
@@ -592,7 +597,7 @@ def choose_architecture(config: ModelConfig) -> Architecture:
     value = as_typed(option(config, first.key))
     remedies = " ".join(violation.remedy for violation in violations)
     raise UserError(
-        f"{first.key}={value}: no architecture of transformers has it in this design "
+        f"{first.key}={value}: no architecture of {library} has it in this design "
         f"({nearest.name} {first.why}); train the nearest design that can leave, "
         f"as {nearest.name}: {remedies}"
     )

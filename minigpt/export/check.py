@@ -46,7 +46,7 @@ def check_logits(folder: Path, model: GPT, tokens: Tensor) -> float:
     there, in fp32. Raises Failure if the folder does not load completely, or above TOLERANCE.
     """
     transformers = import_transformers()
-    with _failing("transformers cannot load the model"):
+    with failing("transformers cannot load the model"):
         theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True
         )
@@ -55,7 +55,9 @@ def check_logits(folder: Path, model: GPT, tokens: Tensor) -> float:
             raise Failure(f"export: transformers reports {what.replace('_', ' ')}: {list(names)}")
     theirs.eval()
     with torch.no_grad():
-        return _largest_difference("transformers", lambda ids: theirs(ids).logits, model, tokens)
+        return largest_difference(
+            "transformers", lambda ids: theirs(ids).logits, model, windows(tokens, model)
+        )
 
 
 def check_reading(folder: Path, model: GPT, tokens: Tensor) -> float:
@@ -63,21 +65,30 @@ def check_reading(folder: Path, model: GPT, tokens: Tensor) -> float:
 
     As `check_logits`.
     """
-    with _failing("minigpt cannot read the folder"):
+    with failing("minigpt cannot read the folder"):
         read = read_folder(folder).model
-    return _largest_difference("minigpt, which reads the folder,", read, model, tokens)
+    name = "minigpt, which reads the folder,"
+    return largest_difference(name, read, model, windows(tokens, model))
 
 
-def _largest_difference(
-    name: str, read: Callable[[Tensor], Tensor], model: GPT, tokens: Tensor
+def windows(tokens: Tensor, model: GPT) -> list[Tensor]:
+    """Return the first CHECKED_TOKENS of a text (n,) in rows (1, t) of the context of a model."""
+    return list(tokens[:CHECKED_TOKENS].long()[None].split(model.config.block_size, dim=1))
+
+
+def largest_difference(
+    name: str, read: Callable[[Tensor], Tensor], model: GPT, batches: Iterable[Tensor]
 ) -> float:
-    """Compare logits of what a folder was read as, by `name`, with those of a model."""
+    """Return the largest difference of logits between what was written and a model, in fp32.
+
+    `name`: what reads it, with `read`. `batches`: token ids (b, t). Raises Failure above TOLERANCE.
+    """
     largest, bound = 0.0, TOLERANCE
     with model.evaluating():
-        for window in tokens[:CHECKED_TOKENS].long().split(model.config.block_size):
-            ours = model(window[None])
-            with _failing(f"{name} cannot run the model"):
-                logits = read(window[None])
+        for batch in batches:
+            ours = model(batch)
+            with failing(f"{name} cannot run the model"):
+                logits = read(batch)
             if logits.shape != ours.shape:
                 shapes = f"{tuple(logits.shape)} instead of {tuple(ours.shape)}"
                 raise Failure(f"export: logits of {name} have the shape {shapes}")
@@ -100,12 +111,12 @@ def check_tokenizer(
     `advance`: called with the number of tokens. Raises Failure at a difference.
     """
     transformers = import_transformers()
-    with _failing("transformers cannot load the tokenizer"):
+    with failing("transformers cannot load the tokenizer"):
         theirs = transformers.AutoTokenizer.from_pretrained(folder)
     n_tokens = 0
     for part in texts:
         ours = tokenizer.encode(part)
-        with _failing("transformers cannot encode the validation text"):
+        with failing("transformers cannot encode the validation text"):
             ids = theirs(part, add_special_tokens=False, verbose=False)["input_ids"]
             decoded = theirs.decode(ids)
         if ids != ours:
@@ -126,10 +137,12 @@ def check_tokenizer(
 
 
 @contextmanager
-def _failing(what: str) -> Iterator[None]:
+def failing(what: str) -> Iterator[None]:
     """Raise Failure with `what` failed for an error of a library in the block."""
     try:
         yield
+    except Failure:
+        raise
     except Exception as error:
         why = f"{type(error).__name__}: {first_line(error)}"
         raise Failure(f"export: {what} ({why}); nothing was written") from error

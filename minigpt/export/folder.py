@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -20,14 +19,15 @@ from minigpt.export.architecture import Architecture
 from minigpt.export.architectures import architecture_of, choose_architecture
 from minigpt.export.fields import CONFIG, Overrides, value_of
 from minigpt.export.rewriting import rewritten
-from minigpt.export.tensors import to_ours, to_theirs
+from minigpt.export.shards import WEIGHTS, weight_files, weights_path
+from minigpt.export.tensors import Tensors, to_ours, to_theirs
 from minigpt.export.tokenizer_json import to_tokenizer_json
 from minigpt.files import read_json, try_read_json, write_json, write_text
 from minigpt.model import GPT
 from minigpt.tokenizer import Tokenizer
 from minigpt.tokenizer.json_ import read_tokenizer_json
 
-WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.json"
+TOKENIZER = "tokenizer.json"
 METADATA = "minigpt.json"  # ours: config, data and versions of the run
 # Names of files and folders, and what belongs to a machine or a tracker, stay out of METADATA.
 NOT_WRITTEN = ("logger", "group", "tags", "init", "adapter", "objective")
@@ -104,7 +104,7 @@ def portable(config: Config) -> dict[str, Any]:
 
 
 def read_folder(folder: Path, changes: Sequence[str] = ()) -> ReadFolder:
-    """Read a folder with config.json, model.safetensors and tokenizer.json.
+    """Read a folder with config.json, model.safetensors or its shards, and tokenizer.json.
 
     METADATA, if it is there, gives what these do not say: the data, the context of training and
     how the model was trained. Otherwise the values are the defaults of `minigpt train`. `changes`:
@@ -119,7 +119,7 @@ def read_folder(folder: Path, changes: Sequence[str] = ()) -> ReadFolder:
     try:
         ours = to_ours(architecture.parts, theirs, config.model, tokenizer.n_vocab, shapes)
     except UserError as error:
-        raise UserError(f"{folder / WEIGHTS}: {error}") from None
+        raise UserError(f"{weights_path(folder)}: {error}") from None
     model.load_state_dict(ours)
     return ReadFolder(config, tokenizer, model.eval())
 
@@ -169,18 +169,18 @@ def _config_of(overrides: Overrides, metadata: Mapping[str, Any], changes: Seque
     return changed_config(config.to_dict(), METADATA, changes) if changes else config
 
 
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    path = folder / WEIGHTS
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; minigpt reads weights of one file only") from None
-    except (SafetensorError, OSError) as error:
-        why = f"damaged or not a safetensors file ({first_line(error)})"
-        raise UserError(f"{path}: {why}; restore it") from None
+def _read_weights(folder: Path) -> Tensors:
+    weights: Tensors = {}
+    for path in weight_files(folder):
+        try:
+            weights |= load_file(path)
+        except (SafetensorError, OSError) as error:
+            why = f"damaged or not a safetensors file ({first_line(error)})"
+            raise UserError(f"{path}: {why}; restore it") from None
+    return weights
 
 
-def _with_prefix(theirs: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _with_prefix(theirs: Tensors, prefix: str) -> Tensors:
     """Return weights whose names have the prefix that files of the bare model lack."""
     if any(name.startswith(prefix) for name in theirs):
         return theirs

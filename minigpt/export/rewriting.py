@@ -69,6 +69,7 @@ def rewritten(
     if embeddings != 1:
         new["token_embedding.weight"] = new["token_embedding.weight"] * embeddings
         if config.embedding.name == "tied":
+            new["head.weight"] = new["token_embedding.weight"]
             at_the_end = 1 / embeddings
             new.setdefault("final_norm.weight", torch.ones(config.n_embd))
     scores = score_scale(config) / score_scale(target)

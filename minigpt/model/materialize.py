@@ -14,7 +14,8 @@ def materialized(x: Tensor) -> Tensor:
     Inductor inlines pointwise producers into their consumers: without this, each kernel computes
     the cosines of all its angles again. Operators of `torch.library` are never inlined.
     """
-    return _stored(x) if torch.compiler.is_compiling() else x
+    compiles = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return _stored(x) if compiles else x
 
 
 @torch.library.custom_op("minigpt::stored", mutates_args=())

@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from minigpt.errors import UserError, did_you_mean
+from minigpt.export.shards import has_weights
 from minigpt.files import named, read_json, readable_directory, to_json, user_path
 
 SWEEP, SEARCH = "sweep.json", "tune.json"  # written in the folder of a sweep or a search
@@ -19,7 +20,6 @@ COMPARISON = "compare.json"
 TRIALS, FINAL = PHASES = ("search", "final")  # the two sweeps of a comparison
 RUNS = Path("runs")  # the same as in configs/runtime.yaml; `latest` is the newest run below it
 RUNNING, KILLED, NOT_STARTED = "running", "killed", "not started"  # statuses without a result.json
-EXPORTED = ("config.json", "model.safetensors")  # files of a folder for transformers
 PEEK_SECONDS = 0.2  # `is_running` holds the lock for an instant
 BUSY = "another process is training this run; wait for it or stop it first"
 
@@ -194,7 +194,7 @@ class ExportedFolder(RunDirectory):
 def is_exported(path: Path) -> bool:
     """Return whether a folder is an ExportedFolder, not a run."""
     is_run = (path / "config.yaml").is_file()
-    return not is_run and all((path / name).is_file() for name in EXPORTED)
+    return not is_run and (path / "config.json").is_file() and has_weights(path)
 
 
 def find_run(name: str) -> RunDirectory:

@@ -30,7 +30,9 @@ REQUIRED = (PACKAGE, GPT2_PACKAGE)
 OPTIONAL = {
     "minigpt tune": ("ray", ("ray", "optuna")),
     "--quantize": ("quantize", ("torchao",)),
-    "minigpt export": ("hf", ("transformers",)),
+    "minigpt export --to hf": ("hf", ("transformers",)),
+    "minigpt export --to gguf": ("gguf", ("gguf",)),
+    "minigpt export --to onnx": ("onnx", ("onnxscript", "onnxruntime")),
     "logger=tensorboard": ("tensorboard", ("tensorboard",)),
     "minigpt.runs": ("pandas", ("pandas",)),
     "minigpt report --wandb": ("workspaces", ("wandb-workspaces",)),

@@ -16,7 +16,8 @@ from minigpt.data.prepare import Prepared, prepare
 from minigpt.data.tokens import TokenData
 from minigpt.errors import UserError, require, require_one_of
 from minigpt.export.folder import read_design, read_folder
-from minigpt.files import readable_directory, sha256_of_file
+from minigpt.export.shards import weight_files
+from minigpt.files import readable_directory, sha256_of_files
 from minigpt.model import GPT
 from minigpt.model.adapter import ADAPTERS, merge_adapters
 from minigpt.run.directory import ExportedFolder, RunDirectory, find_trained
@@ -77,10 +78,10 @@ def weights_of(key: str, name: str, resumed: RunDirectory | None = None) -> Init
     run = find_trained(name)
     expected = {} if resumed is None else resumed.read_json(resumed.manifest).get(key, {})
     checkpoint = expected.get("checkpoint") or default_checkpoint(run)
-    file = readable_directory(run.checkpoint(checkpoint)) / WEIGHTS
-    if not file.is_file():
+    files = _weight_files(run, checkpoint)
+    if not all(file.is_file() for file in files):
         raise UserError(f"{key}={run.path}: has no checkpoint; train it first")
-    initial = Initial(run, checkpoint, sha256_of_file(file))
+    initial = Initial(run, checkpoint, sha256_of_files(files))
     if expected.get("sha256", initial.sha256) != initial.sha256:
         why = "its weights have changed since this run started with them; restore them"
         raise UserError(f"{key}={run.path}: {why}")
@@ -94,6 +95,12 @@ def weights_used(config: Config) -> dict[str, Initial]:
     """
     names = {"init": config.init, TEACHER: config.objective.teacher}
     return {key: weights_of(key, name) for key, name in names.items() if name is not None}
+
+
+def _weight_files(run: RunDirectory, checkpoint: str) -> list[Path]:
+    if isinstance(run, ExportedFolder):
+        return weight_files(run.path)
+    return [readable_directory(run.checkpoint(checkpoint)) / WEIGHTS]
 
 
 def prepare_new(config: Config) -> Prepared:
@@ -196,9 +203,9 @@ class TrainedRun:
         return "\n" if prompt is None or self.tokenizer.can_encode("\n") else unescape(prompt)
 
     @property
-    def weights(self) -> Path:
-        """The file of the weights."""
-        return readable_directory(self.run.checkpoint(self.checkpoint)) / WEIGHTS
+    def weights_sha256(self) -> str:
+        """The sha256 of the file, or the files, of the weights."""
+        return sha256_of_files(_weight_files(self.run, self.checkpoint))
 
     def prepare(self) -> Prepared:
         """Read the run's text and tokenize it. Raises UserError if it is missing or has changed."""

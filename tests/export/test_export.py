@@ -137,7 +137,7 @@ def test_another_folder_is_never_replaced(cli: Cli, tiny_run: Path) -> None:
     refused = cli("export", "run", "--to", "hf", "full")
     assert refused.code == 2 and "DIR=full: is not empty" in refused.err
     assert "DIR=text.txt: is not a folder" in cli("export", "run", "--to", "hf", "text.txt").err
-    assert cli("export", "run", "--to", "gguf", "out").code == 2
+    assert cli("export", "run", "--to", "other", "out").code == 2
     assert cli("export", "run", "out").code == 2
 
 

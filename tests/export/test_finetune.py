@@ -20,8 +20,11 @@ TRAIN = ["train", *DATA, "trainer.sample_every=null", "init=given"]
 TOKENIZER = CharTokenizer("".join(sorted(set(TEXT))))
 
 
-def save(kind: str) -> None:
-    """Write a small random model of transformers, with a tokenizer of the text."""
+def save(kind: str, **options: Any) -> None:
+    """Write a small random model of transformers, with a tokenizer of the text.
+
+    `options`: of save_pretrained.
+    """
     torch.manual_seed(0)
     n_vocab = TOKENIZER.n_vocab
     if kind == "gpt2":
@@ -31,7 +34,7 @@ def save(kind: str) -> None:
         sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
         sizes |= {"intermediate_size": 24, "max_position_embeddings": 8}
         model = LlamaForCausalLM(LlamaConfig(vocab_size=n_vocab, **sizes))
-    model.save_pretrained("given")
+    model.save_pretrained("given", **options)
     Path("given/tokenizer.json").write_text(to_tokenizer_json(TOKENIZER), encoding="utf-8")
 
 
