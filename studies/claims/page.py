@@ -31,7 +31,7 @@ Each claim is judged in two settings:
   of context, AdamW at a constant learning rate of 1e-3, 5,000 steps of 2,048 tokens. Loss:
   validation, after the last step.
 - **(b) tuned**: the same model, each design at its own best: `minigpt compare` searches the
-  learning rate for each design alike, then trains it with fresh seeds, 500 to 2,000 steps with
+  learning rate for each design alike, then trains it with fresh seeds, 500 or 1,000 steps with
   warm-up and decay, see the commands. Loss: a test split that no choice has seen.
 
 Five seeds, unless said otherwise. Differences are paired by seed; ± is half of a 95 % t-interval;

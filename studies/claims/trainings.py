@@ -53,13 +53,13 @@ TRAININGS = {
     "posts/heads_1": sweep(*key_value_heads(1)),
     "posts/post_norm": sweep("norm=post"),
     "posts/norm_grid": ["train", "-m", "experiment=claims/norm"],
-    "tuned/positional": compare(f"positional={SCHEMES}", steps=2000),
+    "tuned/positional": compare(f"positional={SCHEMES}"),
     "tuned/bigram": compare(experiment="claims/tuned,claims/bigram"),
-    "tuned/tying": compare("tokenizer=char,bpe", "embedding=tied,untied"),
+    "tuned/tying": compare("tokenizer=char,bpe", "embedding=tied,untied", steps=500),
     "tuned/heads": compare(experiment="claims/tuned,claims/heads_4,claims/heads_2,claims/heads_1"),
     "tuned/norm": compare("norm=pre,post", "model.n_layer=4,16", steps=500),
-    "tuned/tokenizer_bytes": compare("tokenizer=char,bpe", "sweep.match=bytes"),
-    "tuned/tokenizer_flops": compare("tokenizer=char,bpe,gpt2", "sweep.match=flops"),
+    "tuned/tokenizer_bytes": compare("tokenizer=char,bpe", "sweep.match=bytes", steps=500),
+    "tuned/tokenizer_flops": compare("tokenizer=char,bpe", "sweep.match=flops", steps=500),
     "tuned/tokenizer_steps": compare("tokenizer=char,bpe", steps=500),
     **{
         f"searches/{scheduler}_{seed}": search(scheduler, seed)

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 
-from minigpt.files import sha256
 from minigpt.report.designs import group
 from minigpt.report.runs import find_runs
 from minigpt.report.statistics import interval
@@ -97,7 +96,7 @@ def ask_all(folder: Path, lengths: list[int], n_questions: int) -> Table:
 def ask(run: Path, lengths: list[int], n_questions: int) -> dict[int, float]:
     """Return the accuracy of a run by length, and save it in answers.json."""
     trained = TrainedRun.load(str(run))
-    file, weights = run / "answers.json", sha256(trained.weights.read_bytes())
+    file, weights = run / "answers.json", trained.weights_sha256
     saved = json.loads(file.read_text()) if file.exists() else {}
     shares = saved["shares"] if saved.get("weights_sha256") == weights else {}
     for length in lengths:
