@@ -1,7 +1,7 @@
 """When do more parameters stop helping on tiny Shakespeare? Train, keep results, write a page.
 
     python -m studies.scaling.scaling              # write the page from results/, without training
-    python -m studies.scaling.scaling --train all  # about 2 hours of training first
+    python -m studies.scaling.scaling --train all  # about an hour of training first
 
 Training can be stopped; the same command continues. More arguments are overrides for all runs.
 """
@@ -33,9 +33,9 @@ TOLERANCE = 0.02  # nats/token: a smaller difference is no reason for more param
 # Each is the preset sweep=scaling with other values of some options.
 SWEEPS = {
     "sizes": ["data.fraction=1.0"],
-    "text": ["trainer.max_steps=1000", "data.fraction=0.125,0.25,0.5"],
+    "text": ["trainer.max_steps=1000", "data.fraction=0.125,0.25,0.5", "model.n_layer=2"],
     "long": [
-        *("trainer.max_steps=4000", "data.fraction=0.125,1.0"),
+        *("trainer.max_steps=2000", "data.fraction=0.125,1.0", "seed=1,2"),
         *("model.n_layer=2", "model.n_embd=16,32,64,128,256"),
     ],
 }
