@@ -526,8 +526,8 @@ CLAIMS = {
         "bits/byte.",
         "Contexts of 32 tokens each, which are more text for larger vocabularies; in (a) also "
         "characters with 96 tokens, about as much text as 32 tokens of bpe. A step with the "
-        "vocabulary of GPT-2 takes 40 times as long, so it has fewer steps in (a), and in (b) is "
-        "trained at equal FLOPs alone.",
+        "vocabulary of GPT-2 takes 40 times as long, so it has fewer steps in (a) and is not in "
+        "(b).",
         {
             POSTS: ["posts/positional", "posts/bpe", "posts/gpt2", "posts/long_char"],
             TUNED: ["tuned/tokenizer_bytes", "tuned/tokenizer_flops", "tuned/tokenizer_steps"],
