@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import (
     ChoiceSweep,
@@ -80,13 +81,25 @@ class Composed:
     directory: Path
 
 
+@contextmanager
+def _initialized_hydra() -> Iterator[None]:
+    """Initialize Hydra for one config, also within one of its own jobs."""
+    state = GlobalHydra.instance()
+    outer, state.hydra = state.hydra, None
+    try:
+        with initialize_config_dir(str(config_directory()), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
 def compose_overrides(overrides: list[str]) -> Composed:
     """Compose the config of one run with Hydra's compose API. Raises UserError."""
     register()
     overrides = [quoted(override) for override in overrides]
     require_current_overrides(overrides)
     with one_line_errors(overrides):
-        with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        with _initialized_hydra():
             composed = compose(ROOT, overrides, return_hydra_config=True)
         return composed_run(composed, composed.hydra, composed.hydra.run.dir)
 

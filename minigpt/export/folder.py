@@ -17,7 +17,7 @@ from minigpt.config.schema import Config
 from minigpt.errors import UserError, first_line
 from minigpt.export.architecture import Architecture
 from minigpt.export.architectures import architecture_of, choose_architecture
-from minigpt.export.fields import CONFIG, Overrides, value_of
+from minigpt.export.fields import CONFIG, Overrides, option, value_of
 from minigpt.export.rewriting import rewritten
 from minigpt.export.shards import WEIGHTS, weight_files, weights_path
 from minigpt.export.tensors import Tensors, to_ours, to_theirs
@@ -136,6 +136,10 @@ def read_design(folder: Path, changes: Sequence[str] = ()) -> ReadDesign:
         config = _config_of(architecture.overrides_of(values), metadata, changes)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
+    if violations := architecture.violations(config.model):
+        first = violations[0]
+        value = as_typed(option(config.model, first.key))
+        raise UserError(f"{folder}: {first.key}={value}: {architecture.name} {first.why}")
     tokenizer = read_tokenizer_json(folder / TOKENIZER, metadata.get("tokenizer_fingerprint"))
     n_rows = value_of(values, "vocab_size")
     if tokenizer.n_vocab > n_rows:

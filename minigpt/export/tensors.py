@@ -164,15 +164,18 @@ def to_ours(
                     raise UserError(f"{names[0]}.{suffix}: not zero, and minigpt has no bias there")
             elif len(found) == len(names):
                 weights[name] = part.layout.together(found, shape).contiguous()
-            elif suffix == "bias" and not found:
-                weights[name] = torch.zeros(expected[name])
             else:
                 raise UserError(f"{names[0]}.{suffix}: missing; restore the file")
             if name in weights and ours in VOCABULARY:
                 weights[name] = weights[name][:n_vocab]
     if config.embedding.name == "tied":
-        weights["head.weight"] = weights["token_embedding.weight"]
-        rest.pop(next((part.theirs[0] for part in parts if part.ours == "head"), "") + ".weight", 0)
+        weights["head.weight"] = embedding = weights["token_embedding.weight"]
+        name = next((part.theirs[0] for part in parts if part.ours == "head"), "") + ".weight"
+        head = rest.pop(name, None)
+        if head is not None and not torch.equal(head[:n_vocab].float(), embedding):
+            raise UserError(
+                f"{name}: not the embedding, but config.json says that the head is tied"
+            )
     for name in rest:
         if not IGNORED.fullmatch(name):
             raise UserError(f"{name}: minigpt has no such tensor in this design")

@@ -220,6 +220,19 @@ def find_trained(name: str) -> RunDirectory:
     return find_run(name)
 
 
+def find_base(key: str, name: str) -> RunDirectory:
+    """Return the run or ExportedFolder that the option `key` names. Raises UserError with it."""
+    if not name:
+        raise UserError(f"{key}: empty; give {key}=PATH of a run, or of a folder of transformers")
+    if name == "latest" or user_path(key, name).is_dir():
+        return find_trained(name)
+    if user_path(key, name).exists():
+        raise UserError(f"{key}={name}: is a file; give a run, or a folder of transformers")
+    why = "no such run or folder of transformers"
+    remedy = "minigpt does not download models; save one into a folder with save_pretrained"
+    raise UserError(f"{key}={name}: {why}; {remedy}")
+
+
 def find_folder(name: str) -> Path:
     """Return the folder of runs with this name.
 

@@ -10,8 +10,8 @@ from minigpt.config.saved import initial_config, read_config
 from minigpt.config.schema import Config
 from minigpt.export.folder import read_design
 from minigpt.files import absolute_path
-from minigpt.run.directory import ExportedFolder, find_trained
-from minigpt.run.load import as_trained
+from minigpt.run.directory import ExportedFolder, find_base
+from minigpt.run.load import TEACHER, as_trained
 
 
 def new_config(composed: Composed) -> Config:
@@ -22,7 +22,7 @@ def new_config(composed: Composed) -> Config:
     """
     if composed.init is None:
         return with_absolute_teacher(to_config(composed))
-    run = find_trained(composed.init)
+    run = find_base("init", composed.init)
     if isinstance(run, ExportedFolder):
         saved = read_design(run.path).config
     else:
@@ -35,5 +35,5 @@ def with_absolute_teacher(config: Config) -> Config:
     teacher = config.objective.teacher
     if teacher is None:
         return config
-    path = absolute_path(str(find_trained(teacher).path))
+    path = absolute_path(str(find_base(TEACHER, teacher).path))
     return replace(config, objective=replace(config.objective, teacher=path))

@@ -20,7 +20,7 @@ from minigpt.export.shards import weight_files
 from minigpt.files import readable_directory, sha256_of_files
 from minigpt.model import GPT
 from minigpt.model.adapter import ADAPTERS, merge_adapters
-from minigpt.run.directory import ExportedFolder, RunDirectory, find_trained
+from minigpt.run.directory import ExportedFolder, RunDirectory, find_base, find_trained
 from minigpt.run.weights import WEIGHTS, load_weights
 from minigpt.runtime import DEVICES, Runtime, choose_runtime
 from minigpt.tokenizer import Tokenizer, load_tokenizer
@@ -75,7 +75,7 @@ def weights_of(key: str, name: str, resumed: RunDirectory | None = None) -> Init
 
     Raises UserError if they are missing, or other than the manifest of a `resumed` run records.
     """
-    run = find_trained(name)
+    run = find_base(key, name)
     expected = {} if resumed is None else resumed.read_json(resumed.manifest).get(key, {})
     checkpoint = expected.get("checkpoint") or default_checkpoint(run)
     files = _weight_files(run, checkpoint)

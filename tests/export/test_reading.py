@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from minigpt.errors import UserError
 from minigpt.export.architecture import Architecture
@@ -14,6 +16,7 @@ from minigpt.export.architectures import LEAVING, architecture_of
 from minigpt.export.check import import_transformers
 from minigpt.export.folder import read_folder
 from minigpt.export.tokenizer_json import to_tokenizer_json
+from tests.conftest import TINY, Cli
 from tests.export.designs import DESIGNS, N_VOCAB
 from tests.export.test_architectures import TOKENIZER, written
 from tests.model.tiny import random_tokens
@@ -103,3 +106,51 @@ def test_values_that_no_option_expresses_are_refused(values: dict[str, Any], mes
     with pytest.raises(UserError) as refused:
         architecture_of(values).overrides_of(values)
     assert str(refused.value).startswith(f"config.json: {message}")
+
+
+def gpt2_folder(folder: Path, **changes: Any) -> Any:
+    """Save a small random GPT-2 of transformers, with a character tokenizer. Return the model."""
+    transformers = import_transformers()
+    sizes = {"n_embd": 12, "n_layer": 1, "n_head": 3, "n_positions": 16, "vocab_size": N_VOCAB}
+    torch.manual_seed(1)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **changes))
+    model.save_pretrained(folder)
+    text = to_tokenizer_json(TOKENIZER)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    return model
+
+
+def test_weights_that_contradict_the_config_are_refused(tmp_path: Path) -> None:
+    gpt2_folder(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    other = weights["transformer.wte.weight"] + 1
+    save_file(weights | {"lm_head.weight": other}, file)
+    with pytest.raises(UserError, match=r"lm_head\.weight: not the embedding, but config\.json"):
+        read_folder(tmp_path)
+    save_file(weights | {"lm_head.weight": weights["transformer.wte.weight"].clone()}, file)
+    read_folder(tmp_path)
+    del weights["transformer.h.0.attn.c_attn.bias"]
+    save_file(weights, file)
+    with pytest.raises(UserError, match=r"c_attn\.bias: missing; restore the file"):
+        read_folder(tmp_path)
+
+
+def test_a_config_that_its_architecture_cannot_have_is_refused(tmp_path: Path) -> None:
+    config = DESIGNS["Llama"][1]
+    written(tmp_path, config)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "partial_rotary_factor": 0.5}))
+    with pytest.raises(UserError, match=r"model\.positional\.fraction=0\.5: Llama rotates all"):
+        read_folder(tmp_path)
+
+
+def test_a_sweep_starts_from_a_folder(cli: Cli, workdir: Path) -> None:
+    gpt2_folder(Path("base"))
+    Path("letters.txt").write_text("abc def\n" * 200)
+    options = [one for one in TINY if not one.startswith(("model.", "data.path"))]
+    design = ["init=base", "data.path=letters.txt", "trainer.sample_every=null"]
+    done = cli("train", "-m", *options, *design, "seed=1,2", "hydra.sweep.dir=sweep")
+    assert done.code == 0, done.out + done.err
+    assert len([*Path("sweep").glob("*/result.json")]) == 2

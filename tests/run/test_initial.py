@@ -118,7 +118,7 @@ def test_a_base_that_changed_is_refused(cli: Cli, base: Path) -> None:
     assert cli(*LORA, "hydra.run.dir=lora").code == 0
     shutil.rmtree(base)
     gone = cli("sample", "lora")
-    assert gone.code == 2 and "base: no such run directory" in gone.err
+    assert gone.code == 2 and "base: no such run or folder" in gone.err
     assert cli("train", "positional=learned", *BASE, "seed=2").code == 0
     for command in (["sample", "lora"], ["train", "resume=lora", "trainer.max_steps=20"]):
         done = cli(*command)
@@ -136,7 +136,7 @@ def test_a_base_that_changed_is_refused(cli: Cli, base: Path) -> None:
         (["model.block_size=16"], "has positional.table.weight of shape (8, 16), and (16, 16) is"),
         (["model.positional.name=rope"], "is a choice of a config group; use positional=rope"),
         (["adapter=lora", "adapter.targets=[q]"], "adapter.targets=q: no linear layer"),
-        (["init=nowhere"], "nowhere: no such run directory"),
+        (["init=nowhere"], "nowhere: no such run or folder"),
         (["init=null", "adapter=lora"], "adapter=lora: adapts trained weights; give them with"),
     ],
 )
@@ -166,3 +166,17 @@ def test_muon_trains_adapters(cli: Cli, base: Path) -> None:
         assert cli(*LORA, *options).code == 0
     one, twelve = weights("steps1"), weights("steps12")
     assert all(not torch.equal(one[name], twelve[name]) for name in one)
+
+
+def test_weights_that_are_not_there_are_one_line(cli: Cli, workdir: Path) -> None:
+    Path("model.gguf").touch()
+    for options, line in {
+        ("experiment=finetune_shakespeare",): "init: empty; give init=PATH of a run",
+        ("init=owner/name",): "init=owner/name: no such run or folder of transformers; minigpt",
+        ("init=model.gguf",): "init=model.gguf: is a file; give a run, or a folder",
+        ("objective.teacher=nowhere",): "objective.teacher=nowhere: no such run or folder",
+    }.items():
+        refused = cli("train", *NOT_DESIGN, *options)
+        assert refused.code == 2 and refused.err.count("\n") == 1, refused.err
+        assert line in refused.err
+    assert {*Path().iterdir()} == {Path("model.gguf"), Path("text.txt")}

@@ -71,7 +71,7 @@ def test_a_resumed_run_needs_the_same_teacher(cli: Cli, teacher: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["objective.teacher=nowhere"], "nowhere: no such run directory"),
+        (["objective.teacher=nowhere"], "nowhere: no such run or folder"),
         (["tokenizer=bpe"], "teacher: has another tokenizer"),
         (["objective.teacher=null", "objective.weight=0.9"], "objective.weight=0.9: is of"),
         (["objective.weight=2"], "objective.weight=2.0: must be from 0 to 1"),
