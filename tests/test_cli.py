@@ -82,7 +82,7 @@ MISTAKES = {
     "name='${nope}'": "nope",
     "hydra.run.dir='${nope}'": "nope",
     "--config-name=nope": "--config-name=nope: no such config",
-    "--foo": "minigpt train: unrecognized arguments: --foo",
+    "--foo": "unrecognized arguments: --foo",
     "resume=": "the run's name is empty",
     "data.dir=": "data.dir=: needs a folder, or null",
     "data.document_separator=": "data.document_separator=: must not be empty; use null for no doc",
@@ -558,12 +558,17 @@ def test_every_experiment_trains_one_step(cli: Cli, file: Path) -> None:
     compiles = OmegaConf.select(settings, "trainer.compile", default=False)
     if params:
         assert "sweeps over" in cli("train", f"experiment={name}").err
+    base = []
+    if OmegaConf.select(settings, "init") == "":
+        assert cli("train", *TINY, "hydra.run.dir=base").code == 0
+        base = ["init=base"]
     outcome = cli(
         *("train", f"experiment={name}", "logger=none", "trainer.max_steps=1"),
         *(["-m"] if params else []),
         *(f"{key}={str(values).split(',')[-1]}" for key, values in params.items()),  # a single job
         *("data=text", "data.path=text.txt", "data.train_fraction=0.8", "trainer.device=cpu"),
         *("trainer.sample_tokens=2", "trainer.batch_size=2", "trainer.grad_accum_steps=1"),
+        *base,
         *(["model.n_layer=2"] if compiles else []),  # the time to compile grows with the layers
     )
     assert outcome.code == 0, outcome.err

@@ -42,7 +42,7 @@ def test_sample_depends_only_on_the_seed(cli: Cli) -> None:
         (["--top-p", "0"], "--top-p=0.0: must be above 0"),
         (["--top-k", "0"], "--top-k=0: must be 1 or more"),
         (["--temperature", "-1"], "--temperature=-1.0: must be 0 or more"),
-        (["--temperature", "hot"], "invalid float value: 'hot'"),
+        (["--temperature", "hot"], "--temperature=hot: must be a number"),
         (["--max-new-tokens", "0"], "--max-new-tokens=0: must be 1 or more"),
         (["--greedy", "--top-k", "3"], "--greedy: cannot be combined with --top-k"),
         (["--greedy", "--min-p", "0.1"], "--greedy: cannot be combined with --min-p"),
