@@ -132,7 +132,8 @@ class JobDirectories:
         # request_sha256 of the job that has a path; "" for one without a config.
         self.requests: dict[Path, str] = {}
         self._texts: dict[str, str] = {}  # sha256 of texts by their DataConfig
-        self._weights: dict[str, dict[str, str]] = {}  # sha256 by option, by the paths of both
+        # sha256 by option, by the paths of init and teacher
+        self._weights: dict[tuple[str | None, str | None], dict[str, str]] = {}
 
     def assign(self, label: str, config: Config) -> tuple[Path, bool]:
         """Return the first directory that is free or contains this run, and whether it finished.
@@ -142,7 +143,7 @@ class JobDirectories:
         request, data = request_sha256(config), repr(config.data)
         if data not in self._texts:
             self._texts[data] = CORPORA.build(config.data).corpus().sha256
-        sources = f"{config.init} {config.objective.teacher}"
+        sources = (config.init, config.objective.teacher)
         if sources not in self._weights:
             used = weights_used(config)
             self._weights[sources] = {key: weights.sha256 for key, weights in used.items()}
