@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import os
+import re
 import secrets
 import shlex
+import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -158,6 +160,7 @@ class WandbLogger(Logger):
         import wandb
 
         options, info = self._options, self._info
+        _forget_ended_service()
         # WANDB_RUN_ID names a single run: the runs of a sweep would all get that id.
         own_id = secrets.token_hex(8) if info.in_group else None
         user_settings = settings()
@@ -214,6 +217,21 @@ def _end_service() -> None:
 
     with suppress(Exception, SystemExit):  # it may exit with the code of that process
         wandb.teardown()
+
+
+def _forget_ended_service() -> None:
+    """Drop the address of a W&B process that has ended, so that W&B starts another.
+
+    Processes inherit it in their environment, those of Ray for as long as they live.
+    """
+    address = re.fullmatch(r"\d+-\d+-unix-(.+)", os.environ.get("WANDB_SERVICE", ""))
+    if address is None:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(address[1])
+        except OSError:
+            del os.environ["WANDB_SERVICE"]
 
 
 @contextmanager

@@ -458,6 +458,16 @@ def test_a_killed_wandb_process_warns_once_and_the_next_run_works(
     assert capfd.readouterr() == ("", "")
 
 
+def test_an_inherited_address_of_an_ended_wandb_process_is_replaced(
+    open_wandb: Open, info: RunInfo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_SERVICE", f"3-1-unix-{tmp_path / 'socket'}")
+    logger = open_wandb("offline")
+    logger.log({"loss": 1.0}, 1)
+    logger.finish(SUMMARY, failed=False)
+    assert history(offline_runs(info)[0]) == [{"loss": 1.0, "step": 1}]
+
+
 def test_wandb_restores_signal_handlers_and_streams(open_wandb: Open) -> None:
     def state() -> list[Any]:
         handlers = [signal.getsignal(number) for number in signal.valid_signals()]
@@ -566,9 +576,11 @@ def _closed_port() -> int:
 
 
 def _kill_service() -> None:
-    """Kill the W&B process, the only child process."""
+    """Kill the W&B process of this process, which may have other children (Ray's)."""
     lists = [file.read_text() for file in Path("/proc/self/task").glob("*/children")]
-    (child,) = " ".join(lists).split()
+    children = " ".join(lists).split()
+    names = {child: Path(f"/proc/{child}/comm").read_text().strip() for child in children}
+    (child,) = [child for child, name in names.items() if name == "wandb-core"]
     os.kill(int(child), signal.SIGKILL)
 
 
