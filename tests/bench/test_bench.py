@@ -337,7 +337,10 @@ def test_an_error_of_a_program_is_that_of_the_benchmark(cli: Cli, arguments: str
         ("train --repeats 0", "--repeats=0: must be 1 or more"),
         ("train --warmup 0", "--warmup=0: must be 1 or more"),
         ("decode --tokens 1", "--tokens=1: must be 2 or more"),
-        ("decode --steps 5", "minigpt: unrecognized arguments: --steps. An override is steps=VALUE. See"),
+        (
+            "decode --steps 5",
+            "minigpt: unrecognized arguments: --steps. An override is steps=VALUE.",
+        ),
         ("train --steps 5,6", "--steps=5,6: takes one number"),
         ("attention model=rope,alibi", "model=rope,alibi: bench attention takes one config"),
         ("startup seed=1,2", "seed=1,2: bench startup takes one config"),
