@@ -35,7 +35,7 @@ def key_value_heads(n: int) -> list[str]:
 
 def search(scheduler: str, seed: int) -> list[str]:
     """Return a search with or without early stopping; trials are compared after the warm-up."""
-    options = ["trainer.max_steps=1000", "trainer.eval_every=100", "schedule.warmup_steps=50"]
+    options = ["trainer.max_steps=500", "trainer.eval_every=50", "schedule.warmup_steps=25"]
     how = ["--search", "random", "--trials", "8", "--seed", f"{seed}", "--scheduler", scheduler]
     return ["tune", *SEARCH_SPACE, "experiment=claims/tuned", *options, *how]
 
