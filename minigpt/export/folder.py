@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,14 @@ from minigpt.config.schema import Config
 from minigpt.errors import UserError, first_line
 from minigpt.export.architecture import Architecture
 from minigpt.export.architectures import architecture_of, choose_architecture
-from minigpt.export.fields import CONFIG, Overrides, option, value_of
+from minigpt.export.fields import CONFIG, Values, option, value_of
 from minigpt.export.rewriting import rewritten
 from minigpt.export.shards import WEIGHTS, weight_files, weights_path
 from minigpt.export.tensors import Tensors, to_ours, to_theirs
 from minigpt.export.tokenizer_json import to_tokenizer_json
 from minigpt.files import read_json, try_read_json, write_json, write_text
 from minigpt.model import GPT
-from minigpt.tokenizer import Tokenizer
+from minigpt.tokenizer import Tokenizer, TokenizerConfig
 from minigpt.tokenizer.json_ import read_tokenizer_json
 
 TOKENIZER = "tokenizer.json"
@@ -133,7 +133,7 @@ def read_design(folder: Path, changes: Sequence[str] = ()) -> ReadDesign:
     values = _read_config_json(folder)
     try:
         architecture = architecture_of(values)
-        config = _config_of(architecture.overrides_of(values), metadata, changes)
+        config = _config_of(architecture, values, metadata, changes)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     if violations := architecture.violations(config.model):
@@ -158,11 +158,22 @@ def _read_config_json(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: broken JSON ({first_line(error)}); restore it") from None
 
 
-def _config_of(overrides: Overrides, metadata: Mapping[str, Any], changes: Sequence[str]) -> Config:
-    """Return the config of a model with these options, and for the rest as METADATA says."""
+def _config_of(
+    architecture: Architecture,
+    given: Values,
+    metadata: Mapping[str, Any],
+    changes: Sequence[str],
+) -> Config:
+    """Return the config of a model with the options of config.json.
+
+    The rest is as METADATA says. Without it, model and tokenizer have the names of what they are.
+    """
+    overrides = architecture.overrides_of(given)
     groups = {key: value for key, value in overrides.items() if "." not in key}
     typed = [f"{key}={as_typed(value)}" for key, value in {**groups, **overrides}.items()]
     config = composed_config([*typed, "model.vocab_multiple=1"])
+    model = replace(config.model, name=architecture.model_type)
+    config = replace(config, model=model, tokenizer=TokenizerConfig("json"))
     saved = metadata.get("config")
     if saved is not None:
         values = {**config.to_dict(), **saved}

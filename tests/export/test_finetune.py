@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from minigpt.export.tokenizer_json import to_tokenizer_json
+from minigpt.run.load import TrainedRun
 from minigpt.tokenizer.char import CharTokenizer
-from tests.conftest import TEXT, TINY, Cli
+from tests.conftest import TEXT, TINY, Cli, the_run
 
 DATA = [option for option in TINY if not option.startswith("model.")]
 TRAIN = ["train", *DATA, "trainer.sample_every=null", "init=given"]
@@ -71,3 +72,21 @@ def test_the_recipe_of_nanogpt(cli: Cli) -> None:
     done = cli(*recipe, "hydra.run.dir=run")
     assert done.code == 0, done.err
     assert cli("sample", "run", "--max-new-tokens", "3").code == 0
+
+
+def test_a_run_has_the_names_of_its_base(cli: Cli) -> None:
+    save("gpt2")
+    done = cli(*TRAIN, "trainer.max_steps=1")
+    assert done.code == 0, done.err
+    run = the_run(Path("runs"))
+    assert run.name.split("_", 2)[2].startswith("gpt2_text_")
+    config = TrainedRun.load(str(run)).config
+    assert (config.model.name, config.tokenizer.name) == ("gpt2", "json")
+    assert "json tokenizer (vocabulary" in done.out
+    assert " gpt2 " in cli("runs").out
+    again = cli("train", f"init={run}", *TRAIN[1:-1], "trainer.max_steps=1", "hydra.run.dir=next")
+    assert again.code == 0 and "gpt2: 1 layers" in again.out, again.err
+    alone = ["--config-dir", str(run), "--config-name", "config", "init=null"]
+    refused = cli("train", *alone, "hydra.run.dir=alone")
+    line = "minigpt: tokenizer.name=json: is read from a folder; give init=FOLDER, or choose"
+    assert refused.code == 2 and refused.err.startswith(line), refused.err
