@@ -82,7 +82,7 @@ def _run_label(name: str | None, design: str, init: str | None, overrides: list[
 
 
 def _design_of(base: Path) -> str:
-    """Return the name of the model in a run, or in a folder of transformers; else `init`."""
+    """Return the name of the model in a run, or in a folder of transformers; else of the base."""
     from omegaconf import OmegaConf
 
     names = {"config.yaml": "model.name", "minigpt.json": "config.model.name"}
@@ -90,7 +90,7 @@ def _design_of(base: Path) -> str:
         with suppress(Exception):  # a base that cannot be read is refused before the run begins
             if name := OmegaConf.select(OmegaConf.load(base / file), key):
                 return str(name)
-    return "init"
+    return base.name
 
 
 def file_name(text: str) -> str:

@@ -44,7 +44,8 @@ SECTIONS = ("data", "tokenizer", "model", "optimizer", "schedule", "trainer")  #
 METADATA_KINDS = {
     **dict.fromkeys(("minigpt", "commit", "started", "data_sha256", "tokenizer_fingerprint"), TEXT),
     **dict.fromkeys(("config", "versions", "tokens", "result"), SECTION),
-    "command": LIST,
+    **dict.fromkeys(("base", "adapter", "objective"), SECTION),
+    **dict.fromkeys(("command", "resumed"), LIST),
 }
 
 
@@ -202,6 +203,9 @@ def _config_of(
     """
     groups = {key: value for key, value in overrides.items() if "." not in key}
     typed = [f"{key}={as_typed(value)}" for key, value in {**groups, **overrides}.items()]
+    text = [change for change in changes if change.startswith("data.path=")]
+    if text and "config" not in metadata:  # in place of the default text
+        typed += ["data=text", *text]
     config = composed_config([*typed, "model.vocab_multiple=1"])
     model = replace(config.model, name=architecture.model_type)
     config = replace(config, model=model, tokenizer=TokenizerConfig("json"))
