@@ -16,7 +16,7 @@ from minigpt.files import recover_directory, write_json
 from minigpt.logger import LOGGERS, Logger, RunInfo
 from minigpt.model.compatibility import require_compatible
 from minigpt.run.directory import RunDirectory
-from minigpt.run.load import TEACHER, Initial, as_trained, find_initial, tokenizer_of, weights_of
+from minigpt.run.load import Initial, as_trained, tokenizer_of, weights_used
 from minigpt.run.provenance import provenance
 from minigpt.runtime import Runtime, choose_runtime, set_threads
 from minigpt.train.compilation import Choice
@@ -75,11 +75,8 @@ def training_session(
     requested = config
     if resumed:
         config = as_trained(run, config)
-    initial = find_initial(config, run if resumed else None)
-    teacher = config.objective.teacher
-    used = {} if initial is None else {"init": initial.facts}
-    if teacher is not None:
-        used[TEACHER] = weights_of(TEACHER, teacher, run if resumed else None).facts
+    used = weights_used(config, run if resumed else None)
+    initial = used.get("init")
     runtime, prepared = prepare_inputs(config, run if resumed else None, threads, initial)
     graph = config.trainer.graph if backend is None else "off"
     setup = build_setup(
@@ -92,7 +89,8 @@ def training_session(
         if resumed:
             manifest, notices = restore_run(run, setup, command)
         else:
-            facts = {"request_sha256": request_sha256(config), **(facts or {}), **used}
+            sources = {key: weights.facts for key, weights in used.items()}
+            facts = {"request_sha256": request_sha256(config), **(facts or {}), **sources}
             manifest, notices = create_run(run, setup, prepared, command, facts), {}
         manifest["resolved"] = resolved_values(requested, setup.config)
         write_json(run.manifest, manifest)
