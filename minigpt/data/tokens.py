@@ -88,10 +88,12 @@ class Split:
 
     def draw(self, batch_size: int, block_size: int, generator: torch.Generator) -> Batch:
         """Draw random windows (batch_size, block_size) on the device of the tokens."""
-        last = len(self.tokens) - block_size
-        device = self.tokens.device
-        starts = torch.randint(last, (batch_size, 1), generator=generator, device=device)
-        return self.windows_at(starts, block_size)
+        return self.windows_at(self.random_starts(batch_size, block_size, generator), block_size)
+
+    def random_starts(self, batch_size: int, block_size: int, generator: torch.Generator) -> Tensor:
+        """Draw the first index (batch_size, 1) of each of some random windows."""
+        last, device = len(self.tokens) - block_size, self.tokens.device
+        return torch.randint(last, (batch_size, 1), generator=generator, device=device)
 
     def windows(self, block_size: int, batch_size: int) -> Iterator[Batch]:
         """Yield batches of consecutive windows; each token but the first is a target exactly once.
@@ -99,12 +101,15 @@ class Split:
         The last target of a window is the first input of the next. The last window may be shorter
         than block_size; it is in its own batch.
         """
+        for starts, length in self.window_places(block_size, batch_size):
+            yield self.windows_at(starts, length)
+
+    def window_places(self, block_size: int, batch_size: int) -> list[tuple[Tensor, int]]:
+        """Return the batches of `windows` as arguments of `windows_at`."""
         n_whole, rest = divmod(len(self.tokens) - 1, block_size)
         starts = block_size * torch.arange(n_whole + 1, device=self.tokens.device)[:, None]
-        for rows in starts[:-1].split(batch_size):
-            yield self.windows_at(rows, block_size)
-        if rest:
-            yield self.windows_at(starts[-1:], rest)
+        whole = [(rows, block_size) for rows in starts[:-1].split(batch_size) if len(rows)]
+        return [*whole, (starts[-1:], rest)] if rest else whole
 
     def windows_at(self, starts: Tensor, length: int) -> Batch:
         """Return the windows of `length` that begin at the indices `starts` (b, 1)."""

@@ -20,12 +20,14 @@ class Auxiliary:
     """Auxiliary losses and metrics of layers, by name.
 
     `losses`: one scalar per layer that has this loss. `coefficients`: the weight of each loss.
-    `metrics`: detached tensors that are logged.
+    `metrics`: detached tensors that are logged. `total`: sums a tensor over the processes that share
+    the batch.
     """
 
     losses: dict[str, list[Tensor]] = field(default_factory=dict)
     coefficients: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    total: Callable[[Tensor], Tensor] = lambda x: x
 
 
 @dataclass

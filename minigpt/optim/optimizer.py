@@ -169,12 +169,14 @@ def add_scaled(parameter: Tensor, update: Tensor, factor: float | Tensor) -> Non
 def orthogonalize(
     matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> Tensor:
-    """Return approximately U V^T of each of `matrices` (n, i, j) = U S V^T, in bf16.
+    """Return approximately U V^T of each of `matrices` (n, i, j) = U S V^T.
+
+    It computes in bf16, of float64 in float64.
 
     Newton-Schulz iteration X <- a X + (b A + c A^2) X with A = X X^T (Jordan et al. 2024).
     """
     a, b, c = coefficients
-    x = matrices.bfloat16()
+    x = matrices if matrices.dtype == torch.float64 else matrices.bfloat16()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     wide = x if x.shape[1] <= x.shape[2] else x.mT  # the smaller of X X^T and X^T X
     for _ in range(steps):

@@ -63,8 +63,12 @@ class EagerStep:
                 loss, metrics = self.loss(
                     micro_batch.inputs, micro_batch.targets, micro_batch.document_ids
                 )
-            (loss / self.config.trainer.grad_accum_steps).backward()
+            self.scaled(loss, micro_batch).backward()
         return metrics
+
+    def scaled(self, loss: Tensor, micro_batch: Batch) -> Tensor:
+        """Return the part of the batch's loss that a micro-batch contributes."""
+        return loss / self.config.trainer.grad_accum_steps
 
     def update(self) -> Tensor:
         """Clip the gradients, step the optimizer and free them. Return their norm."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from minigpt.config.saved import read_config, resolved_values, save_config
@@ -13,15 +14,16 @@ from minigpt.data.corpus import unescape
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.errors import Failure, UserError, first_line, one_line_if_out_of_memory, require
 from minigpt.files import recover_directory, write_json
-from minigpt.logger import LOGGERS, Logger, RunInfo
+from minigpt.logger import LOGGERS, Logger, LoggerConfig, RunInfo
 from minigpt.model.compatibility import require_compatible
-from minigpt.run.directory import RunDirectory
+from minigpt.run.directory import ObservedRun, RunDirectory
 from minigpt.run.load import TEACHER, Initial, as_trained, find_initial, tokenizer_of, weights_of
 from minigpt.run.provenance import provenance
 from minigpt.runtime import Runtime, choose_runtime, set_threads
 from minigpt.train.compilation import Choice
 from minigpt.train.control import Diverged, EarlyStop, Interrupted, StopRequest, Stopwatch
 from minigpt.train.display import Display
+from minigpt.train.distributed import process_group
 from minigpt.train.setup import Setup, build_setup
 from minigpt.train.trainer import Trainer
 
@@ -81,36 +83,60 @@ def training_session(
     if teacher is not None:
         used[TEACHER] = weights_of(TEACHER, teacher, run if resumed else None).facts
     runtime, prepared = prepare_inputs(config, run if resumed else None, threads, initial)
-    graph = config.trainer.graph if backend is None else "off"
-    setup = build_setup(
-        replace(config, trainer=replace(config.trainer, graph=graph)),
-        *(prepared, runtime, compilation if config.trainer.compile == "auto" else None),
-        initial,
-    )
-    setup = replace(setup, backend=backend or setup.backend)
-    with run.locked():
-        if resumed:
-            manifest, notices = restore_run(run, setup, command)
-        else:
+    with process_group(config.trainer, runtime) as runtime:
+        ranks = runtime.ranks
+        graph = config.trainer.graph if backend is None else "off"
+        setup = build_setup(
+            replace(config, trainer=replace(config.trainer, graph=graph)),
+            *(prepared, runtime, compilation if config.trainer.compile == "auto" else None),
+            initial,
+        )
+        setup = replace(setup, backend=backend or setup.backend)
+        path = ranks.first(lambda: run.path, "the start of the run")
+        run = run if ranks.is_main else ObservedRun(path)
+        with run.locked():
             facts = {"request_sha256": request_sha256(config), **(facts or {}), **used}
-            manifest, notices = create_run(run, setup, prepared, command, facts), {}
-        manifest["resolved"] = resolved_values(requested, setup.config)
-        write_json(run.manifest, manifest)
-        save_config(requested, run.config)  # the last file: from now on the run can be resumed
+            begin = partial(begin_run, run, setup, prepared, requested, resumed, command, facts)
+            manifest, notices = ranks.first(begin, "the start of the run")
+            if resumed and not ranks.is_main:
+                setup.state.load(run.last)
 
-        display = Display(config.trainer.max_steps)
-        logger = open_tracker(run, setup, manifest)
-        trainer = Trainer(setup, run, display, logger, stop, stopwatch, on_evaluation)
-        with result_recorded(trainer):
-            write_json(run.manifest, manifest | {"tracker_id": logger.tracker_id})
-            if manifest.get("left_out") is not None:
-                notices["files"] = manifest["left_out"]
-            if logger.notice is not None:
-                notices[config.logger.name] = logger.notice
-            display.start(setup, run, manifest, notices)
-            if setup.compilation.compiled and backend is None:
-                compile_steps(trainer, requested)
-            yield trainer
+            display = Display(config.trainer.max_steps, quiet=not ranks.is_main)
+            logger = open_tracker(run, setup, manifest)
+            trainer = Trainer(setup, run, display, logger, stop, stopwatch, on_evaluation)
+            with result_recorded(trainer):
+                run.write(run.manifest, manifest | {"tracker_id": logger.tracker_id})
+                if manifest.get("left_out") is not None:
+                    notices["files"] = manifest["left_out"]
+                if logger.notice is not None:
+                    notices[config.logger.name] = logger.notice
+                display.start(setup, run, manifest, notices)
+                if setup.compilation.compiled and backend is None:
+                    compile_steps(trainer, requested)
+                yield trainer
+
+
+def begin_run(
+    run: RunDirectory,
+    setup: Setup,
+    prepared: Prepared,
+    requested: Config,
+    resumed: bool,
+    command: list[str],
+    facts: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Write manifest and config of a new run, or restore a `resumed` one.
+
+    Returns the manifest, and lines for the user by subject. Raises UserError.
+    """
+    if resumed:
+        manifest, notices = restore_run(run, setup, command)
+    else:
+        manifest, notices = create_run(run, setup, prepared, command, facts), {}
+    manifest["resolved"] = resolved_values(requested, setup.config)
+    write_json(run.manifest, manifest)
+    save_config(requested, run.config)  # the last file: from now on the run can be resumed
+    return manifest, notices
 
 
 def compile_steps(trainer: Trainer, requested: Config) -> None:
@@ -227,7 +253,10 @@ def _changes_of_machine(before: TrainerConfig, now: TrainerConfig) -> dict[str, 
 
 
 def open_tracker(run: RunDirectory, setup: Setup, manifest: dict[str, Any]) -> Logger:
-    """Open the tracker's run, or continue the one that the manifest names."""
+    """Open the tracker's run, or continue the one that the manifest names.
+
+    Only the first of several processes has one.
+    """
     config = setup.config
     values = config.to_dict() | {"parameters": setup.state.model.parameter_counts()}
     info = RunInfo(
@@ -240,10 +269,11 @@ def open_tracker(run: RunDirectory, setup: Setup, manifest: dict[str, Any]) -> L
         in_group=run.in_group,
     )
     try:
-        return LOGGERS.build(config.logger, info)
+        main = setup.runtime.ranks.is_main
+        return LOGGERS.build(config.logger if main else LoggerConfig("none"), info)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        write_json(run.result, {"status": status, "error": first_line(error)})
+        run.write(run.result, {"status": status, "error": first_line(error)})
         raise
 
 
@@ -255,7 +285,7 @@ def result_recorded(trainer: Trainer) -> Iterator[None]:
     def close(result: dict[str, Any]) -> None:
         display.stop()
         try:
-            write_json(run.result, result)
+            run.write(run.result, result)
         finally:
             trainer.logger.finish(result, failed=result["status"] == "failed")
 

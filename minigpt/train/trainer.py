@@ -30,7 +30,7 @@ from minigpt.runtime import peak_memory_bytes
 from minigpt.train.compilation import Planned, compiled_loss, reproducible_code, why_not_compiled
 from minigpt.train.control import Diverged, Interrupted, StopRequest, Stopwatch, stop_signals
 from minigpt.train.display import Display
-from minigpt.train.graph import STEPS, Metrics
+from minigpt.train.graph import Metrics
 from minigpt.train.setup import Setup
 
 GUESSING_STEPS = 100  # in a row before a warning
@@ -73,7 +73,7 @@ class Trainer:
         if self.model.backend_name == "flex":
             torch.compiler.reset()  # torch.compile's recompile limit is per process
         parts = (setup.loss, self.model, self.optimizer, self.runtime, self.config)
-        self.step = STEPS[self.options.graph](*parts)
+        self.step = setup.parallel.step(self.options.graph, *parts)
         # Of the steps since the last `_settle`, still on the device: metrics by step and
         # micro-batch, gradient norms by step.
         self.logged: list[Metrics] = []
@@ -98,9 +98,14 @@ class Trainer:
         self.record(*self.step(self.draw(), self.lr(self.progress.step)))
 
     def draw(self) -> Sequence[Batch]:
-        """Return the next batch, split into `grad_accum_steps` micro-batches."""
-        batch = self.windows.batch(self.progress.step)
-        return list(batch.chunk(self.options.grad_accum_steps))
+        """Return the next batch, split into `grad_accum_steps` micro-batches.
+
+        One of several processes gets its rows of each.
+        """
+        starts, block_size = self.windows.starts(self.progress.step), self.config.model.block_size
+        micro_batches = starts.chunk(self.options.grad_accum_steps)
+        own = map(self.runtime.ranks.rows, micro_batches)
+        return [self.data.train.windows_at(rows, block_size) for rows in own]
 
     def record(self, metrics: Metrics, norm: Tensor) -> None:
         """Count a step, average its weights, and keep metrics and norm until the next `_settle`."""
@@ -143,6 +148,7 @@ class Trainer:
         """Log, evaluate, sample and save if due. Return False after the last step."""
         options = self.options
         end = self.progress.step == options.max_steps
+        self.stop.number = self.runtime.ranks.agreed(self.stop.number, "a training step")
         if self.stop.number is not None and not end:
             self.save()
             self.display.stopped(self.stop.number, self.run, self.result("interrupted"))

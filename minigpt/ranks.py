@@ -1,0 +1,117 @@
+"""The processes that train one run together, and what they exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from minigpt.errors import Failure, first_line
+
+T = TypeVar("T")
+
+
+class LostRank(Failure):
+    """Another process ended or did not answer while this one waited for it."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The `rank`-th of `size` processes. Every method but `rows` and `share` waits for the others.
+
+    With a size of 1 the methods return what the process has, and torch.distributed is not used.
+    `timeout`: seconds after which a process that does not answer counts as lost.
+    """
+
+    rank: int = 0
+    size: int = 1
+    timeout: float = 0.0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run directory, and has display and tracker."""
+        return self.rank == 0
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Return this process's part of the rows of a tensor; parts differ by at most one row."""
+        return x.tensor_split(self.size)[self.rank]
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """Return every `size`-th item, from the `rank`-th on."""
+        return items[self.rank :: self.size]
+
+    def sum(self, x: Tensor, what: str) -> Tensor:
+        """Return the sum of a tensor over the processes. `what`: its name in an error."""
+        if self.size > 1:
+            with self.waiting_for(what):
+                dist.all_reduce(x)
+        return x
+
+    def gather(self, value: T, what: str) -> list[T]:
+        """Return the values of all processes, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with self.waiting_for(what):
+            dist.all_gather_object(values, value)
+        return values
+
+    def agreed(self, number: int | None, what: str) -> int | None:
+        """Return the largest number that a process has; None if none has one."""
+        if self.size == 1:
+            return number
+        largest = torch.tensor(-1 if number is None else number)
+        with self.waiting_for(what):
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return None if largest < 0 else int(largest)
+
+    def first(self, compute: Callable[[], T], what: str) -> T:
+        """Return the result of `compute` in the first process. Raises what it raises there."""
+        if self.size == 1:
+            return compute()
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = compute()
+            except Exception as error:
+                outcome[1] = error
+        with self.waiting_for(what):
+            dist.broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    @contextmanager
+    def waiting_for(self, what: str) -> Iterator[None]:
+        """Raise LostRank if a process ends or does not answer in this block."""
+        try:
+            yield
+        except Failure:
+            raise
+        except RuntimeError as error:  # of gloo and nccl; torch has no type for them
+            text = str(error)
+            if "out of memory" in text.lower() or not _is_loss(text):
+                raise
+            raise LostRank(self._message(what, text)) from error
+
+    def _message(self, what: str, text: str) -> str:
+        where = f"rank {self.rank}: waited for the other ranks in {what}"
+        if "timed out" in text.lower() or "timeout" in text.lower():
+            return (
+                f"{where}, and one did not answer within trainer.timeout={self.timeout:g} seconds; "
+                "look for a process that hangs, or raise trainer.timeout"
+            )
+        return f"{where}, and one has ended ({first_line(RuntimeError(text))})"
+
+
+ALONE = Ranks()
+
+
+def _is_loss(text: str) -> bool:
+    signs = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "nccl")
+    return any(sign in text.lower() for sign in (*signs, "socket", "gloo"))

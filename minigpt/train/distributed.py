@@ -1,0 +1,165 @@
+"""One run on several devices: its process group, and how model and optimizer are spread over it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from minigpt.config.schema import TrainerConfig
+from minigpt.data import Batch
+from minigpt.errors import require
+from minigpt.model import GPT
+from minigpt.ranks import ALONE, Ranks
+from minigpt.runtime import Runtime
+from minigpt.train.compilation import Loss
+from minigpt.train.graph import STEPS, EagerStep, Metrics
+
+# Set by torchrun. srun sets names of its own; SLURM's documentation maps them to these.
+RANK, LOCAL_RANK, WORLD_SIZE = "RANK", "LOCAL_RANK", "WORLD_SIZE"
+
+
+def is_started_as_rank() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return RANK in os.environ and WORLD_SIZE in os.environ
+
+
+@contextmanager
+def process_group(options: TrainerConfig, runtime: Runtime) -> Iterator[Runtime]:
+    """Join the other processes of a run while the block runs; yield the runtime of this one.
+
+    Raises UserError if the processes were not started, or are more than a micro-batch has windows.
+    """
+    if options.parallel == "none":
+        yield runtime
+        return
+    why = "starts no processes; add trainer.processes=N, or start the command with torchrun"
+    require(is_started_as_rank(), "trainer.parallel", options.parallel, why)
+    rank, size = int(os.environ[RANK]), int(os.environ[WORLD_SIZE])
+    n, why = options.micro_batch_size, f"is less than one window for each of {size} processes"
+    require(n >= size, "trainer.batch_size", options.batch_size, f"{n} per micro-batch {why}")
+    on_gpu = runtime.device == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ[LOCAL_RANK]))
+    joined_before = dist.is_initialized()  # by a program that calls minigpt
+    if not joined_before:
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=options.timeout))
+    try:
+        yield replace(runtime, ranks=Ranks(rank, size, options.timeout))
+    finally:
+        if not joined_before:
+            dist.destroy_process_group()
+
+
+class Parallel:
+    """How model and optimizer of a run are spread over processes: here each has all of them."""
+
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
+
+    def split(self, model: GPT) -> None:
+        """Leave this process its part of the weights. Called before the optimizer is built."""
+
+    def loss(self, model: GPT, loss: Loss) -> Loss:
+        """Return the loss whose backward pass averages the gradients over the processes."""
+        return loss
+
+    def step(self, graph: str, *parts: Any) -> EagerStep:
+        """Return the training step of these parts; see `EagerStep`. `graph`: of the options."""
+        return STEPS[graph](*parts)
+
+    def averaging(self, last: bool) -> AbstractContextManager[object]:
+        """Return the context of a micro-batch; only the `last` one averages the gradients."""
+        return nullcontext()
+
+    def whole(self, model: GPT) -> AbstractContextManager[GPT]:
+        """Yield the model with all weights in this process."""
+        return nullcontext(model)
+
+    def take(self, model: GPT, whole: GPT) -> None:
+        """Copy the weights of a whole model to this process's parts."""
+        assert whole is model
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """Return the whole of a tensor of which this process has a part."""
+        return x
+
+    def part(self, x: Tensor, of: Tensor) -> Tensor:
+        """Return this process's part of `x`, as it has of the tensor `of`."""
+        return x
+
+
+class _Loss(nn.Module):
+    """A loss as the forward pass of a module, which is where torch's wrappers start."""
+
+    def __init__(self, model: GPT, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, *batch: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.loss(*batch)  # pyright: ignore[reportCallIssue]
+
+
+class Replicated(Parallel):
+    """Each process has the whole model; gradients are averaged by DistributedDataParallel."""
+
+    def loss(self, model: GPT, loss: Loss) -> Loss:
+        model.total = partial(self.ranks.sum, what="the use of experts")
+        device = [torch.cuda.current_device()] if model.head.weight.is_cuda else None
+        self.module = nn.parallel.DistributedDataParallel(
+            _Loss(model, loss), device_ids=device, forward_sync_buffers=False
+        )
+        return self.module
+
+    def step(self, graph: str, *parts: Any) -> EagerStep:
+        return ParallelStep(*parts, parallel=self)
+
+    def averaging(self, last: bool) -> AbstractContextManager[object]:
+        return nullcontext() if last else self.module.no_sync()
+
+
+@dataclass(eq=False)
+class ParallelStep(EagerStep):
+    """A training step in which each process has its rows of every micro-batch."""
+
+    parallel: Parallel = field(kw_only=True)
+
+    def compute(self, micro_batches: Sequence[Batch]) -> tuple[Metrics, Tensor]:
+        metrics: Metrics = []
+        ranks, last = self.runtime.ranks, len(micro_batches) - 1
+        for n, micro_batch in enumerate(micro_batches):
+            with self.parallel.averaging(n == last), ranks.waiting_for("the gradients of a step"):
+                metrics.append(self.averaged(self.backward(micro_batch), self.weight(micro_batch)))
+        return metrics, self.parallel.gathered(self.update())
+
+    def weight(self, micro_batch: Batch) -> float:
+        """Return the rows of this process over the mean number of rows of a process."""
+        size = self.config.trainer.micro_batch_size
+        return len(micro_batch.inputs) * self.runtime.ranks.size / size
+
+    def scaled(self, loss: Tensor, micro_batch: Batch) -> Tensor:
+        return super().scaled(loss, micro_batch) * self.weight(micro_batch)
+
+    def averaged(self, metrics: dict[str, Tensor], weight: float) -> dict[str, Tensor]:
+        """Return the means of the metrics over the rows of all processes."""
+        ranks = self.runtime.ranks
+        flat = torch.cat([value.flatten().double() for value in metrics.values()])
+        mean = ranks.sum(flat * (weight / ranks.size), "the metrics of a step")
+        parts = mean.split([value.numel() for value in metrics.values()])
+        return {
+            name: part.view_as(value).to(value.dtype)
+            for (name, value), part in zip(metrics.items(), parts, strict=True)
+        }
+
+
+PARALLEL: dict[str, type[Parallel]] = {"none": Parallel, "ddp": Replicated}
+"""The ways to spread a run by `trainer.parallel`."""
