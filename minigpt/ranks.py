@@ -112,6 +112,20 @@ class Ranks:
 ALONE = Ranks()
 
 
+def gathered(x: Tensor) -> Tensor:
+    """Return the whole of a tensor of which each process has a part (a DTensor), else the tensor."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x  # pyright: ignore
+
+
+def part_like(x: Tensor, other: Any) -> Tensor:
+    """Return this process's part of `x`, if the tensor `other` of that shape is in parts."""
+    if not hasattr(other, "placements"):
+        return x
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(x, other.device_mesh, other.placements, src_data_rank=None)
+
+
 def _is_loss(text: str) -> bool:
     signs = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "nccl")
     return any(sign in text.lower() for sign in (*signs, "socket", "gloo"))

@@ -18,7 +18,7 @@ DEFAULT_THREADS = torch.get_num_threads()  # read before a run of this process c
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
 GRAPHS = ("auto", "on", "off")
-PARALLELS = ("none", "ddp")
+PARALLELS = ("none", "ddp", "fsdp")
 
 
 @dataclass(frozen=True)

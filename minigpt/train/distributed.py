@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -18,7 +19,7 @@ from minigpt.config.schema import TrainerConfig
 from minigpt.data import Batch
 from minigpt.errors import require
 from minigpt.model import GPT
-from minigpt.ranks import ALONE, Ranks
+from minigpt.ranks import ALONE, Ranks, gathered, part_like
 from minigpt.runtime import Runtime
 from minigpt.train.compilation import Loss
 from minigpt.train.graph import STEPS, EagerStep, Metrics
@@ -63,8 +64,8 @@ def process_group(options: TrainerConfig, runtime: Runtime) -> Iterator[Runtime]
 class Parallel:
     """How model and optimizer of a run are spread over processes: here each has all of them."""
 
-    def __init__(self, ranks: Ranks = ALONE) -> None:
-        self.ranks = ranks
+    def __init__(self, ranks: Ranks = ALONE, bf16: bool = False) -> None:
+        self.ranks, self.bf16 = ranks, bf16
 
     def split(self, model: GPT) -> None:
         """Leave this process its part of the weights. Called before the optimizer is built."""
@@ -88,14 +89,6 @@ class Parallel:
     def take(self, model: GPT, whole: GPT) -> None:
         """Copy the weights of a whole model to this process's parts."""
         assert whole is model
-
-    def gathered(self, x: Tensor) -> Tensor:
-        """Return the whole of a tensor of which this process has a part."""
-        return x
-
-    def part(self, x: Tensor, of: Tensor) -> Tensor:
-        """Return this process's part of `x`, as it has of the tensor `of`."""
-        return x
 
 
 class _Loss(nn.Module):
@@ -127,6 +120,68 @@ class Replicated(Parallel):
         return nullcontext() if last else self.module.no_sync()
 
 
+class Sharded(Parallel):
+    """Each process has a part of every weight, gradient and optimizer state (FSDP2).
+
+    The weights of a block are gathered when it is computed; those outside the blocks, which may be
+    tied, are one group.
+    """
+
+    def __init__(self, ranks: Ranks = ALONE, bf16: bool = False) -> None:
+        super().__init__(ranks, bf16)
+        self.copies: dict[GPT, GPT] = {}  # of each model that is split, without its weights
+        self.modules: list[Any] = []
+
+    def split(self, model: GPT) -> None:
+        from torch.distributed import fsdp
+        from torch.distributed.device_mesh import init_device_mesh
+
+        self.copies[model] = deepcopy(model).requires_grad_(False)
+        _free(self.copies[model])
+        mesh = init_device_mesh(model.head.weight.device.type, (self.ranks.size,))
+        policy = fsdp.MixedPrecisionPolicy(*(torch.bfloat16, torch.float32) if self.bf16 else ())
+        for part in (*model.blocks, model):
+            fsdp.fully_shard(part, mesh=mesh, mp_policy=policy)
+        fsdp.register_fsdp_forward_method(model, "training_loss")
+        self.modules = [part for part in model.modules() if isinstance(part, fsdp.FSDPModule)]
+
+    def loss(self, model: GPT, loss: Loss) -> Loss:
+        model.total = partial(self.ranks.sum, what="the use of experts")
+        return loss
+
+    def step(self, graph: str, *parts: Any) -> EagerStep:
+        return ParallelStep(*parts, parallel=self)
+
+    def averaging(self, last: bool) -> AbstractContextManager[object]:
+        for module in self.modules:
+            module.set_requires_gradient_sync(last, recurse=False)
+        return nullcontext()
+
+    @contextmanager
+    def whole(self, model: GPT) -> Iterator[GPT]:
+        copy = self.copies[model]
+        pairs = list(zip(copy.parameters(), model.parameters(), strict=True))
+        with torch.no_grad():
+            for whole, own in pairs:
+                whole.untyped_storage().resize_(whole.numel() * whole.element_size())
+                whole.copy_(gathered(own))
+        try:
+            yield copy
+        finally:
+            _free(copy)
+
+    @torch.no_grad()
+    def take(self, model: GPT, whole: GPT) -> None:
+        for own, weight in zip(model.parameters(), whole.parameters(), strict=True):
+            own.copy_(part_like(weight, own))
+
+
+def _free(model: GPT) -> None:
+    """Free the memory of the parameters, which keep their shapes."""
+    for parameter in model.parameters():
+        parameter.untyped_storage().resize_(0)
+
+
 @dataclass(eq=False)
 class ParallelStep(EagerStep):
     """A training step in which each process has its rows of every micro-batch."""
@@ -139,7 +194,7 @@ class ParallelStep(EagerStep):
         for n, micro_batch in enumerate(micro_batches):
             with self.parallel.averaging(n == last), ranks.waiting_for("the gradients of a step"):
                 metrics.append(self.averaged(self.backward(micro_batch), self.weight(micro_batch)))
-        return metrics, self.parallel.gathered(self.update())
+        return metrics, gathered(self.update())
 
     def weight(self, micro_batch: Batch) -> float:
         """Return the rows of this process over the mean number of rows of a process."""
@@ -161,5 +216,5 @@ class ParallelStep(EagerStep):
         }
 
 
-PARALLEL: dict[str, type[Parallel]] = {"none": Parallel, "ddp": Replicated}
+PARALLEL: dict[str, type[Parallel]] = {"none": Parallel, "ddp": Replicated, "fsdp": Sharded}
 """The ways to spread a run by `trainer.parallel`."""

@@ -73,11 +73,12 @@ def build_setup(
         initial.load_into(model)
     ADAPTERS.build(config.adapter).attach(model)
     model.to(runtime.device)
-    parallel = PARALLEL[config.trainer.parallel](runtime.ranks)
+    parallel = PARALLEL[config.trainer.parallel](runtime.ranks, runtime.precision == "bf16")
     backend = model.use_backend(runtime.device, runtime.precision == "bf16", "training")
     decay = config.optimizer.ema
     average = None if decay is None else WeightAverage(model, decay)
-    parallel.split(model)
+    for each in (model, *([] if average is None else [average.model])):
+        parallel.split(each)
     optimizer = OPTIMIZERS.build(config.optimizer, model)
     state = TrainState(model, optimizer, generator, average=average, parallel=parallel)
     if runtime.ranks.rank > 0:  # other dropout masks than in the first process

@@ -23,6 +23,8 @@ from minigpt.errors import Failure, UserError, first_line
 from minigpt.files import atomic_directory
 from minigpt.model import GPT
 from minigpt.optim.average import EMA, RAW, WeightAverage
+from minigpt.optim.optimizer import states_of
+from minigpt.ranks import gathered, part_like
 from minigpt.run.weights import load_weights, require_intact, save_weights, write_checksums
 from minigpt.train.distributed import Parallel
 
@@ -90,17 +92,16 @@ class TrainState:
         WEIGHTS has the better weights, which are loaded to be used; with an average, TRAINING has
         both.
         """
-        whole = self.parallel.gathered
         random = self.parallel.ranks.gather(self._random(), "a checkpoint")
         training = {
-            "optimizer": tree_map_only(Tensor, whole, self.optimizer.state_dict()),
+            "optimizer": tree_map_only(Tensor, gathered, self.optimizer.state_dict()),
             "state": dataclasses.asdict(self.progress),
             "random": random[0],
             "random_of_others": random[1:],
         }
         if self.average is not None:
             training["weights"] = {
-                name: [whole(p.detach()) for p in self._trained(model)]
+                name: [gathered(p.detach()) for p in self._trained(model)]
                 for name, model in self.models.items()
             }
         self._write(path, lambda directory: torch.save(training, directory / TRAINING))
@@ -160,7 +161,7 @@ class TrainState:
     def _load_both(self, weights: dict[str, list[Tensor]]) -> None:
         for name, model in self.models.items():
             for parameter, saved in zip(self._trained(model), weights[name], strict=True):
-                parameter.copy_(saved)
+                parameter.copy_(part_like(saved, parameter))
 
     def _trained(self, model: GPT) -> list[nn.Parameter]:
         """Return the parameters of one of the models that training changes."""
@@ -192,6 +193,10 @@ class TrainState:
         groups = self.optimizer.param_groups
         current = [{k: v for k, v in group.items() if k != "params"} for group in groups]
         self.optimizer.load_state_dict(state)
+        for parameter, values in states_of(self.optimizer):
+            for key, value in values.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    values[key] = part_like(value, parameter)
         for group, hyperparameters in zip(self.optimizer.param_groups, current, strict=True):
             group.update(hyperparameters)
 

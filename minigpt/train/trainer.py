@@ -24,6 +24,7 @@ from minigpt.inference.generate import generate, stop_at, stream_text
 from minigpt.logger import Logger
 from minigpt.model import GPT
 from minigpt.optim.schedule import SCHEDULES
+from minigpt.ranks import gathered
 from minigpt.run.directory import RunDirectory
 from minigpt.run.weights import load_weights
 from minigpt.runtime import peak_memory_bytes
@@ -213,7 +214,7 @@ class Trainer:
     def save(self) -> None:
         """Write the last checkpoint. Raises Diverged if a weight is not finite."""
         with self._paused():
-            finite = torch.stack([p.isfinite().all() for p in self.model.parameters()])
+            finite = torch.stack([gathered(p.isfinite().all()) for p in self.model.parameters()])
             if not finite.all():
                 self._diverged(max(0, self.progress.step - 1), "weights are not finite")
             self.progress.log_sizes = self.run.log_sizes()
@@ -309,7 +310,8 @@ class Trainer:
 
     def _pass_over(self, split: Split, model: GPT) -> Evaluation:
         activity = f"evaluating the {split.name} split"
-        with self.display.working(activity, len(split.tokens)) as advance:
+        whole = self.state.parallel.whole(model)
+        with whole as model, self.display.working(activity, len(split.tokens)) as advance:
             return evaluate(model, split, self.runtime, progress=advance)
 
     def _test(self, split: Split) -> Evaluation:
@@ -364,11 +366,12 @@ class Trainer:
             assert self.options.sample_prompt is not None, "resolved by build_setup"
             prompt, n = unescape(self.options.sample_prompt), self.options.sample_tokens
             ids, seed = self.tokenizer.encode(prompt), self.config.seed + step
-            rows = generate(self.state.better, [ids], n, seed=seed, runtime=self.runtime)
             # The model is trained on separate documents, so a sample ends with its document.
             separator = self.config.data.separator
             stops = [] if separator is None else [separator]
-            with self.display.working("sampling", n) as advance:
+            whole = self.state.parallel.whole(self.state.better)
+            with whole as model, self.display.working("sampling", n) as advance:
+                rows = generate(model, [ids], n, seed=seed, runtime=self.runtime)
                 tokens = (row[0] for row in counted(rows, advance))
                 text = prompt + "".join(stop_at(stream_text(self.tokenizer, tokens), stops))
             self.run.append_sample(step, text)
