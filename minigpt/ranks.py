@@ -113,7 +113,7 @@ ALONE = Ranks()
 
 
 def gathered(x: Tensor) -> Tensor:
-    """Return the whole of a tensor of which each process has a part (a DTensor), else the tensor."""
+    """Return the whole of a tensor of which each process has a part (a DTensor); others as is."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x  # pyright: ignore
 
 

@@ -172,7 +172,8 @@ def orthogonalize(
 ) -> Tensor:
     """Return approximately U V^T of each of `matrices` (n, i, j) = U S V^T, in bf16.
 
-    Of float64 it is computed in float64. Newton-Schulz iteration X <- a X + (b A + c A^2) X with A = X X^T (Jordan et al. 2024).
+    Of float64 it is computed in float64. Newton-Schulz iteration X <- a X + (b A + c A^2) X with
+    A = X X^T (Jordan et al. 2024).
     """
     a, b, c = coefficients
     x = matrices if matrices.dtype == torch.float64 else matrices.bfloat16()
@@ -184,7 +185,7 @@ def orthogonalize(
     return wide if wide.shape == x.shape else wide.mT
 
 
-def states_of(optimizer: torch.optim.Optimizer) -> Iterator[tuple[nn.Parameter, dict[str, Any]]]:
+def states_of(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, dict[str, Any]]]:
     """Yield each parameter with its optimizer state, which may be changed."""
     for part in (optimizer.muon, optimizer.adamw) if isinstance(optimizer, Muon) else (optimizer,):
         yield from part.state.items()

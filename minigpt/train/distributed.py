@@ -139,7 +139,9 @@ class Sharded(Parallel):
         self.copies[model] = deepcopy(model).requires_grad_(False)
         _free(self.copies[model])
         mesh = init_device_mesh(model.head.weight.device.type, (self.ranks.size,))
-        policy = fsdp.MixedPrecisionPolicy(*(torch.bfloat16, torch.float32) if self.bf16 else ())
+        # Autocast casts the inputs.
+        bf16 = fsdp.MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        policy = bf16 if self.bf16 else fsdp.MixedPrecisionPolicy()
         for part in (*model.blocks, model):
             fsdp.fully_shard(part, mesh=mesh, mp_policy=policy)
         fsdp.register_fsdp_forward_method(model, "training_loss")
