@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours of a terminal
 TRACEBACK = "MINIGPT_TRACEBACK"  # set this environment variable to 1 to see tracebacks
 
 
@@ -72,5 +74,11 @@ def did_you_mean(word: str, known: Iterable[str], similarity: float = 0.6) -> st
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its class if there is no message."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    """Return the first line of an error's message, or its class if there is no message.
+
+    Without colours, and without headings of a longer message.
+    """
+    text = ESCAPES.sub("", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    plain = (line for line in lines if not re.match(r"#|[=*-]+$", line))
+    return next(plain, lines[0] if lines else type(error).__name__)

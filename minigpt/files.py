@@ -95,11 +95,23 @@ def require_writable(key: str, path: Path) -> None:
     try:
         require(not path.is_dir(), key, path, "is a folder; name a file in it")
         require(path.is_file() or not os.path.lexists(path), key, path, "is not a regular file")
+    except OSError as error:
+        raise _unwritable(key, path, error) from None
+    require_new_file(key, path)
+
+
+def require_new_file(key: str, path: Path) -> None:
+    """Raise UserError unless a new file or folder could be written there now."""
+    try:
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=folder).close()
     except OSError as error:
-        why = f"cannot be written ({error.strerror}); name a file in a folder where you may write"
-        raise UserError(f"{key}={path}: {why}") from None
+        raise _unwritable(key, path, error) from None
+
+
+def _unwritable(key: str, path: Path, error: OSError) -> UserError:
+    why = f"cannot be written ({error.strerror}); name a path in a folder where you may write"
+    return UserError(f"{key}={path}: {why}")
 
 
 @contextmanager

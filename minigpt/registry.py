@@ -23,22 +23,34 @@ class Registry(Generic[T]):
     def __init__(self, group: str, key: str, package: str) -> None:
         self.group, self.key, self._package = group, key, package
         self._variants: dict[str, tuple[type, type[T]]] = {}
+        self._unlisted: set[str] = set()
         self._discovered = False
 
-    def register(self, name: str, options: type) -> Callable[[type[V]], type[V]]:
-        """Decorate a class to register it under `name`, with the dataclass of its options."""
+    def register(
+        self, name: str, options: type, listed: bool = True
+    ) -> Callable[[type[V]], type[V]]:
+        """Decorate a class to register it under `name`, with the dataclass of its options.
+
+        `listed`: whether a command line can choose it. Others are only in the configs of runs.
+        """
 
         def add(variant: type[V]) -> type[V]:
             assert name not in self._variants, f"{self.group}={name} is registered twice"
             self._variants[name] = (options, cast(type[T], variant))
+            self._unlisted |= set() if listed else {name}
             return variant
 
         return add
 
     def names(self) -> list[str]:
-        """Return every registered name, sorted."""
+        """Return every name that a command line can choose, sorted."""
         self._discover()
-        return sorted(self._variants)
+        return sorted(self._variants.keys() - self._unlisted)
+
+    def variants(self) -> list[type[T]]:
+        """Return every registered class, also those that no command line can choose."""
+        self._discover()
+        return [variant for _, variant in self._variants.values()]
 
     def options(self, name: str) -> type:
         """Return the dataclass of a variant's options. Raises UserError for an unknown name."""
@@ -56,7 +68,7 @@ class Registry(Generic[T]):
     def _find(self, name: str) -> tuple[type, type[T]]:
         self._discover()
         if name not in self._variants:
-            guess, known = did_you_mean(str(name), self._variants), ", ".join(self.names())
+            guess, known = did_you_mean(str(name), self.names()), ", ".join(self.names())
             raise UserError(f"{self.key}.name={name}: no such {self.group}.{guess} Known: {known}.")
         return self._variants[name]
 

@@ -105,7 +105,7 @@ def test_evaluate_equals_the_result_of_training(run: LoadedRun) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda run: load_run("nowhere"), "nowhere: no such run directory"),
+        (lambda run: load_run("nowhere"), "RUN=nowhere: no such run directory"),
         (lambda run: load_run(device="gpu"), "device=gpu: not one of auto, cpu, cuda, mps"),
         (lambda run: load_run(checkpoint="first"), "checkpoint=first: not one of best, last"),
         (

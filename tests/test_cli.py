@@ -91,7 +91,7 @@ MISTAKES = {
     r"data.document_separator=\d": r"data.document_separator=\d: invalid escape; use \n, \t, \r or",
     r"attention=performer data.document_separator=\n": "attention=performer: cannot mask other",
     "data.document_seperator=x": "Did you mean data.document_separator",
-    "resume=nowhere": "nowhere: no such run directory",
+    "resume=nowhere": "resume=nowhere: no such run directory",
     "resume=latest": "latest: no run under runs/ yet",
 }
 
@@ -143,7 +143,7 @@ def test_a_missing_run_directory_is_reported(cli: Cli, command: str) -> None:
     outcome = cli(command, "nowhere")
     assert outcome.code == 2
     assert outcome.err == (
-        "minigpt: nowhere: no such run directory; give a directory like runs/..., or `latest`\n"
+        "minigpt: RUN=nowhere: no such run directory; give a directory like runs/..., or `latest`\n"
     )
 
 

@@ -32,7 +32,9 @@ def main(arguments: list[str]) -> None:
         "Compare designs, each at its own best: every design gets the same search, and its best\n"
         "values by validation loss are trained with fresh seeds, which are compared on a test\n"
         "split (half of the validation text; data.test_fraction). Overrides with several values\n"
-        "are the designs. If a best value is at the edge of the space, the space is widened once.\n"
+        "are the designs. If a best learning rate, or a best value of another logarithmic\n"
+        "interval, is at the edge of the space, the space is widened once for every design.\n"
+        "More --seeds can be added later.\n"
         "The same command runs what is missing of a comparison that was stopped.",
         [
             "minigpt compare model=learned,rope,alibi",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from minigpt.console import Progress
+    from minigpt.data.corpus import DataConfig
     from minigpt.data.tokens import Split, TokenData
     from minigpt.evaluate.loss import Evaluation
     from minigpt.evaluate.loss_curves import Curve, LengthCurve
@@ -156,6 +157,8 @@ def _evaluate_run(
     save_evaluation(trained, {})  # fails before the work if eval.json cannot be written
     about = f"{trained.run.path} ({trained.label}), {trained.runtime.describe()}"
     console.print(about, soft_wrap=True)
+    if trained.run.data_sha256 is None:
+        console.print(f"text: {_text(trained.config.data)}", soft_wrap=True)
     val = _evaluate_splits(trained, tokens, train, plain, quantization, console, progress)
     if options.random_batches is not None:
         _print_random_batches(trained, tokens.val, options.random_batches, console, progress)
@@ -163,6 +166,14 @@ def _evaluate_run(
         wanted = {WINDOWS: lengths, EXACT: contexts}
         _evaluate_curves(trained, tokens.val, val, wanted, options.by_position, console, progress)
     console.print(f"written to {trained.run.evaluations}", soft_wrap=True)
+
+
+def _text(data: DataConfig) -> str:
+    """Return which text stands in for that of a folder from elsewhere, which names none."""
+    path = getattr(data, "path", None)
+    if path is not None:
+        return f"data.path={path}"
+    return f"data={data.name}, as the folder names none; --set data.path=FILE gives another"
 
 
 def _activity(trained: TrainedRun, what: str) -> str:

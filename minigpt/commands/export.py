@@ -5,14 +5,16 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from minigpt.commands.options import RUN_OPTIONS, Parser, path_option, set_threads
-from minigpt.errors import UserError
+from minigpt.commands.options import RUN, RUN_OPTIONS, Parser, path_option, set_threads
+from minigpt.errors import UserError, first_line
+from minigpt.files import require_new_file
 
 if TYPE_CHECKING:
+    from minigpt.config.schema import Config
     from minigpt.console import Progress
     from minigpt.data.tokens import Split
     from minigpt.run.load import TrainedRun
@@ -21,6 +23,7 @@ SHARED = ("--checkpoint", "--threads")  # options of commands that load a run
 OPTIONS = {name: text for name, text in RUN_OPTIONS.items() if name.startswith(SHARED)}
 # Values of manifest.json and result.json that minigpt.json and the model card repeat.
 MANIFEST = ("minigpt", "commit", "started", "versions", "data_sha256", "tokens")
+ORIGIN = ("resumed", "base", "adapter", "objective")  # what only some runs have
 RESULT = ("status", "steps", "val_loss", "val_bits_per_byte", "parameters", "seconds")
 
 
@@ -47,7 +50,7 @@ def main(arguments: list[str]) -> None:
             "minigpt export latest --to onnx model.onnx",
         ],
     )
-    parser.add_argument("run", metavar="RUN", help="a run directory, or latest")
+    parser.add_argument("run", metavar="RUN", help=RUN)
     parser.add_argument("path", metavar="PATH", type=path_option, help="what to write")
     formats = "; ".join(f"{name}: {one.text}" for name, one in FORMATS.items())
     parser.add_argument("--to", choices=list(FORMATS), required=True, help=formats)
@@ -62,14 +65,31 @@ def main(arguments: list[str]) -> None:
 
 def _require_free_folder(path: Path) -> None:
     if path.is_symlink() or (path.exists() and not path.is_dir()):
-        raise UserError(f"DIR={path}: is not a folder; give a new one")
+        raise UserError(f"PATH={path}: is not a folder; give a new one")
     if path.is_dir() and any(path.iterdir()):
-        raise UserError(f"DIR={path}: is not empty; give a new folder, or delete it first")
+        raise UserError(f"PATH={path}: is not empty; give a new folder, or delete it first")
+    require_new_file("PATH", path)
 
 
 def _require_free_file(path: Path) -> None:
     if path.is_symlink() or path.exists():
-        raise UserError(f"FILE={path}: exists; give a new file, or delete it first")
+        raise UserError(f"PATH={path}: exists; give a new file, or delete it first")
+    require_new_file("PATH", path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raise UserError for a file that cannot be written in the block, as on a full disk."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except BrokenPipeError:  # of the terminal
+        raise
+    except (OSError, SafetensorError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+        remedy = "make space there, or give another path"
+        raise UserError(f"PATH={path}: cannot be written ({why}); {remedy}") from error
 
 
 @contextmanager
@@ -87,18 +107,28 @@ def _new_parents(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that it leaves nothing behind."""
+    """Let signals end the block as Ctrl-C does, so that it leaves nothing behind.
+
+    Also if a library in between replaces the interruption by an error of its own.
+    """
     from minigpt.train.control import Interrupted
 
-    def stop(number: int, frame: object) -> None:
-        raise Interrupted(number)
+    stops: list[Interrupted] = []
 
-    names = ("SIGTERM", "SIGHUP")
+    def stop(number: int, frame: object) -> None:
+        stops.append(Interrupted(number))
+        raise stops[-1]
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in handled}
     try:
         yield
+    except Exception:
+        if stops:
+            raise stops[0] from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -116,7 +146,7 @@ def _export(name: str, checkpoint: str | None, format_: Format, path: Path) -> N
         from minigpt.run.load import TrainedRun
 
         trained = TrainedRun.load(name, checkpoint, device="cpu")
-        with _new_parents(path):
+        with _new_parents(path), _writing(path):
             architecture, *lines = format_.write(trained, path, progress)
     console.print(f"{trained.run.path} ({trained.label}) as {architecture}")
     for line in (*lines, f"written to {path}"):
@@ -236,8 +266,40 @@ def _facts(trained: TrainedRun) -> dict[str, Any]:
     manifest, result = map(run.read_optional_json, (run.manifest, run.result))
     facts = {key: manifest[key] for key in MANIFEST if key in manifest}
     kept = {key: result[key] for key in RESULT if key in result} or manifest.get("result", {})
-    command = [_without_folders(argument) for argument in manifest.get("command", [])]
-    return {**facts, "command": command, "checkpoint": trained.checkpoint, "result": kept}
+    command = _portable_command(manifest)
+    origin = _origin(trained.config, manifest)
+    return {
+        **facts,
+        "command": command,
+        **{key: origin[key] for key in ORIGIN if origin.get(key)},
+        "checkpoint": trained.checkpoint,
+        "result": kept,
+    }
+
+
+def _origin(config: Config, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run began with, and what it was continued with; for a folder, as it says."""
+    if "config" in manifest:  # of minigpt.json
+        return manifest
+    adapter, objective = config.adapter, config.objective
+    teacher = _source(manifest.get("objective.teacher"))
+    return {
+        "resumed": [_portable_command(resumption) for resumption in manifest.get("resumed", [])],
+        "base": _source(manifest.get("init")),
+        "adapter": None if adapter.name == "none" else asdict(adapter),
+        "objective": teacher and {**asdict(objective), "teacher": teacher},
+    }
+
+
+def _source(weights: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what a manifest says of the weights of another run, without its folder."""
+    from minigpt.export.hub import name_of
+
+    return weights and {**weights, "path": name_of(weights["path"])}
+
+
+def _portable_command(record: dict[str, Any]) -> list[str]:
+    return [_without_folders(argument) for argument in record.get("command", [])]
 
 
 def _without_folders(argument: str) -> str:

@@ -24,6 +24,7 @@ QUANTIZE = {
     "--quantize {int8,int4}": "quantize the weights of linear layers to save memory "
     "(minigpt doctor says how to install it)",
 }
+RUN = "a run directory, a folder that export or transformers wrote, or latest"
 HELP = "show this help"
 
 
@@ -116,12 +117,12 @@ def add_run_arguments(parser: Parser, several: bool = False) -> None:
     """Add RUN (a list with `several`), --checkpoint, --device, --threads and --set."""
     if several:
         text = (
-            "a run directory, a folder, for all finished runs below it, or latest: the sweep or "
-            "search of the newest run, or that run"
+            "a run directory, a folder that export or transformers wrote, another folder, for all "
+            "finished runs below it, or latest: the sweep or search of the newest run, or that run"
         )
         parser.add_argument("run", metavar="RUN", nargs="+", help=text)
     else:
-        parser.add_argument("run", metavar="RUN", help="a run directory, or latest")
+        parser.add_argument("run", metavar="RUN", help=RUN)
     parser.add_options(RUN_OPTIONS, device="auto", threads=int, set="append")
     parser.set_defaults(set=[])
 

@@ -38,14 +38,22 @@ def main(arguments: list[str]) -> None:
 
 
 def _choices_of_resumed_run(arguments: list[str]) -> list[str]:
-    """Return the choice of `data` that a resumed run has, so that `data.path` can be changed."""
+    """Return the choice of `data` that a resumed run has, so that `data.path` can be changed.
+
+    Raises UserError for a change of an option that it keeps, which may be one of other choices.
+    """
     resumed = [value for key, value in map(parse_override, arguments) if key == "resume"]
     if not resumed or resumed[-1] == "null":
         return []
-    from minigpt.config.saved import read_config
+    from minigpt.config.pairs import flat
+    from minigpt.config.saved import read_config, require_resumable
     from minigpt.run.directory import find_run
 
-    return [f"data={read_config(find_run(resumed[-1]).config).data.name}"]
+    saved = read_config(find_run(resumed[-1], "resume").config)
+    for argument in arguments:
+        if parse_override(argument).key in flat(saved.to_dict()):
+            require_resumable(argument)
+    return [f"data={saved.data.name}"]
 
 
 def train(composed: Composed, command: list[str]) -> None:
@@ -66,6 +74,6 @@ def train(composed: Composed, command: list[str]) -> None:
     if composed.resume is None:
         run, config = RunDirectory(composed.directory), new_config(composed)
     else:
-        run = find_run(composed.resume)
+        run = find_run(composed.resume, "resume")
         config = resumed_config(run.config, composed)
     train_run(config, run, composed.resume is not None, command)

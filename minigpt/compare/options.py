@@ -8,6 +8,7 @@ from pathlib import Path
 from minigpt.errors import require
 
 SEARCHES = ("grid", "tpe")
+MAX_BUDGET, MAX_SEEDS = 1000, 1000
 DEFAULT_BUDGET, DEFAULT_SEEDS, DEFAULT_SEARCH_SEEDS = 8, 5, 2
 
 
@@ -29,6 +30,11 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         require(self.seeds >= 2, "--seeds", self.seeds, "an interval needs 2 or more")
+        for key, value, most in (
+            ("--seeds", self.seeds, MAX_SEEDS),
+            ("--budget", self.budget, MAX_BUDGET),
+        ):
+            require(value <= most, key, value, f"must be {most} or less")
         seeds = self.n_search_seeds
         for key, value in (("--budget", self.budget), ("--search-seeds", seeds)):
             require(value >= 1, key, value, "must be 1 or more")
@@ -43,7 +49,7 @@ class CompareOptions:
 
     @property
     def identity(self) -> list[str]:
-        """The options that the same comparison must repeat, as flags."""
-        given = {"search": self.search, "budget": self.budget, "seeds": self.seeds}
+        """The options that the same comparison must repeat, as flags. Seeds can be added."""
+        given = {"search": self.search, "budget": self.budget}
         given["search-seeds"] = self.n_search_seeds
         return [f"--{key}={n}" for key, n in given.items()] + [f"--space={s}" for s in self.space]

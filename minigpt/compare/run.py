@@ -147,7 +147,8 @@ class Comparison:
         self.names = labels(self.designs)
         self.console = PipeConsole(highlight=False)
         self.searched: list[PlannedJob] = []
-        self.command = ["minigpt", "compare", *self.overrides, *self.options.identity]
+        flags = [*self.options.identity, f"--seeds={self.options.seeds}"]
+        self.command = ["minigpt", "compare", *self.overrides, *flags]
 
     @cached_property
     def configs(self) -> list[Config]:

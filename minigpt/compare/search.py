@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from minigpt.compare.options import MAX_SEEDS
 from minigpt.compare.space import Axis, grid
 from minigpt.config.pairs import Values, as_typed
 from minigpt.config.schema import Config
@@ -14,7 +15,7 @@ from minigpt.report.comparison import LOSS
 from minigpt.report.runs import Run, read_run
 from minigpt.sweep.plan import PlannedJob
 
-FIRST_SEARCH_SEED = 1001  # seeds of the search; those of the final runs count from 1
+FIRST_SEARCH_SEED = MAX_SEEDS + 1  # seeds of the search; those of the final runs count from 1
 
 
 @dataclass(frozen=True)

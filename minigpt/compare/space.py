@@ -14,7 +14,8 @@ from minigpt.config.schema import Config
 from minigpt.errors import UserError, require
 
 LR, DECAY = "optimizer.lr", "optimizer.weight_decay"
-LR_RATIO = 2.0  # of neighbouring learning rates
+LR_RATIO = 2.0  # of neighbouring learning rates, or less
+LR_SPAN = 2.0**8  # the highest learning rate over the lowest, at most
 DECAYS = (1.0, 4.0)  # times the configured weight decay
 WIDER = 2  # values that widening adds, or more
 POINTS = 4  # of an interval, if the budget does not set them
@@ -48,9 +49,9 @@ class Axis:
         return [float(f"{configured * point:.3g}") for point in self.points]
 
     def edge(self, index: int) -> str | None:
-        """Return 'lowest' or 'highest' for an end of three or more numbers, otherwise None."""
+        """Return 'lowest' or 'highest' for an end of several numbers, otherwise None."""
         n = len(self.points)
-        if n < MIN_POINTS or not all(_is_number(point) for point in self.points):
+        if n < 2 or not all(_is_number(point) for point in self.points):
             return None
         return {0: "lowest", n - 1: "highest"}.get(index)
 
@@ -116,10 +117,14 @@ def parse_axis(text: str) -> tuple[str, list[Any] | Interval]:
 
 
 def _interval_axis(key: str, interval: Interval | None, n: int) -> Axis:
-    """Return n values of an interval; None: multiples of the configured value by LR_RATIO."""
+    """Return n values of an interval; None: multiples of the configured value.
+
+    Their ratio is LR_RATIO, or less if n values would span more than LR_SPAN.
+    """
     if interval is None:
-        points = tuple(LR_RATIO ** (i - (n - 1) // 2) for i in range(n))
-        return Axis(key, points, relative=True, ratio=LR_RATIO, continuous=True)
+        ratio = min(LR_RATIO, LR_SPAN ** (1 / (n - 1)))
+        points = tuple(ratio ** (i - (n - 1) // 2) for i in range(n))
+        return Axis(key, points, relative=True, ratio=ratio, continuous=True)
     low, high = interval.low, interval.high
     parts = [i / (n - 1) for i in range(n)]
     if "log" not in interval.tags:

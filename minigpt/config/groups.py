@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -71,12 +72,25 @@ def register() -> None:
         ConfigStore.instance().store(file.stem, node, group="model", package="_global_")
 
 
-def _run_label(name: str | None, design: str, overrides: list[str]) -> str:
+def _run_label(name: str | None, design: str, init: str | None, overrides: list[str]) -> str:
     """Return the label in a run directory's name: the run's name, or design and choices."""
+    design = design if init is None else _design_of(Path(init).expanduser())
     pairs = [override.lstrip("+~").partition("=")[::2] for override in overrides]
     groups = set(config_groups()) - {"model", "logger", "trainer"}
     chosen = [value for key, value in pairs if key in groups]
     return file_name(name or "_".join([design, *chosen]))
+
+
+def _design_of(base: Path) -> str:
+    """Return the name of the model in a run, or in a folder of transformers; else of the base."""
+    from omegaconf import OmegaConf
+
+    names = {"config.yaml": "model.name", "minigpt.json": "config.model.name"}
+    for file, key in (names | {"config.json": "model_type"}).items():
+        with suppress(Exception):  # a base that cannot be read is refused before the run begins
+            if name := OmegaConf.select(OmegaConf.load(base / file), key):
+                return str(name)
+    return base.name
 
 
 def file_name(text: str) -> str:

@@ -37,6 +37,7 @@ RESUME_MAY_CHANGE = (
 INITIAL_MAY_CHANGE = (
     *("model.dropout", "model.block_size", "model.positional", "model.backend", "backend"),
 )
+INITIAL_CHANGES = "model.dropout, model.block_size, options of model.positional, and backend"
 
 # What may be changed in the config of a trained run when it is loaded.
 TRAINED_MAY_CHANGE = ("model.positional.", "model.backend.name", "data.path")
@@ -111,15 +112,21 @@ def resumed_config(path: Path, composed: Composed) -> Config:
         key, value = parse_override(override)
         if key == "resume" or (key, value) == ("data", saved.data.name):
             continue
-        if key not in RESUME_MAY_CHANGE and not key.startswith("logger."):
-            raise UserError(
-                f"{override}: a resumed run keeps its config and may change only "
-                f"{', '.join(RESUME_MAY_CHANGE)}; for anything else start a new run"
-            )
+        require_resumable(override)
         OmegaConf.update(saved, key, OmegaConf.select(changed, key), merge=False)
     config = typed_config(saved)
     require_effect(config)
     return config
+
+
+def require_resumable(override: str) -> None:
+    """Raise UserError for an override of what a resumed run must keep."""
+    key = parse_override(override).key
+    if key not in RESUME_MAY_CHANGE and not key.startswith("logger."):
+        raise UserError(
+            f"{override}: a resumed run keeps its config and may change only "
+            f"{', '.join(RESUME_MAY_CHANGE)}; for anything else start a new run"
+        )
 
 
 def initial_config(composed: Composed, saved: Config, path: str) -> Config:
@@ -157,8 +164,7 @@ def _require_initial_design(override: str, key: str, value: str, init: str | Non
             raise UserError(f"{override}: {why}; use an experiment without")
     may_change = is_below(key, INITIAL_MAY_CHANGE) and not key.endswith(".name")
     if is_below(key, ("model", *groups)) and not may_change:
-        may = ", ".join(INITIAL_MAY_CHANGE)
-        why = f"the design comes from init={init}, and only {may} can change"
+        why = f"the design comes from init={init}, and only {INITIAL_CHANGES} can change"
         raise UserError(f"{override}: {why}; leave it out")
 
 

@@ -8,7 +8,15 @@ from typing import Any
 
 from minigpt.config.pairs import as_typed
 from minigpt.errors import UserError
-from minigpt.export.fields import CONFIG, Field, Overrides, Values, option
+from minigpt.export.fields import (
+    CONFIG,
+    SIZE,
+    Field,
+    Overrides,
+    Values,
+    option,
+    require_known,
+)
 from minigpt.export.rewriting import Conventions, plain
 from minigpt.export.tensors import Part
 from minigpt.model.config import ModelConfig
@@ -116,8 +124,10 @@ class Architecture:
     def overrides_of(self, values: Values) -> Overrides:
         """Return the options of a design from its config.json.
 
-        Raises UserError for what no option expresses.
+        Raises UserError for a value of another type, and for what no option expresses.
         """
+        kinds = {key: kind for field in self.fields for key, kind in field.reads.items()}
+        require_known(values, {"vocab_size": SIZE, **kinds})
         overrides: Overrides = {}
         for field in self.fields:
             for key, value in field.read(values).items():

@@ -28,6 +28,7 @@ from minigpt.export.fields import (
     Rope,
     Same,
     ScoreScale,
+    Unread,
     Values,
     Width,
     Window,
@@ -278,7 +279,8 @@ MPT = Architecture(
         LongEnough("max_seq_len", 2048),
         Same("layer_norm_epsilon", "model.norm.eps", 1e-5),
         *(Fixed("expansion_ratio", 4), Fixed("no_bias", True), tied(True)),
-        Written("learned_pos_emb", lambda _: False),
+        *(Written("learned_pos_emb", lambda _: False), Unread(("logit_scale", "norm_type"))),
+        Fixed("embedding_fraction", 1.0),
         Nested("attn_config", {"alibi": True}, MPT_ATTENTION),
     ),
     requirements=(
@@ -461,6 +463,7 @@ SMOLLM3 = Architecture(
     fields=(
         *(*LLAMA_FIELDS, LinearBiases(), WithoutRope(), Implied({"attention": "full"})),
         *(Fixed("use_sliding_window", False), tied(True)),
+        Unread(("sliding_window", "max_window_layers")),
     ),
     requirements=(
         *(NOPE, PRE, *RMSNORM, GATED, FULL, *BASIC, SEQUENTIAL, *UNCAPPED),
@@ -542,7 +545,7 @@ VAULT_GEMMA = Architecture(
         activation("hidden_activation", NAMES_OF_GATES, default="gelu_pytorch_tanh"),
         ScoreScale("query_pre_attn_scalar", 256),
         Same("attn_logit_softcapping", "model.logit_softcap", 50.0),
-        Same("final_logit_softcapping", "model.final_softcap", 30.0),
+        *(Same("final_logit_softcapping", "model.final_softcap", 30.0), Unread(("hidden_act",))),
     ),
     requirements=(
         *(ROPE, WHOLE_HEADS, PRE, *RMSNORM, GATED, WINDOWED, *BASIC, SEQUENTIAL, QKV_BIASED),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,7 @@ def write_card(
 ) -> None:
     """Write README.md, and the learning curve if there is one, into a folder.
 
-    `name`: of the run. `facts`: data_sha256, command, result and versions. `metrics`: the lines of
-    metrics.jsonl.
+    `name`: of the run. `facts`: what METADATA says of it. `metrics`: the lines of metrics.jsonl.
     """
     curves = {
         key: [(line["step"], line[key]) for line in metrics if line.get(key) is not None]
@@ -48,6 +47,7 @@ def _text(
         "validation loss": (result.get("val_loss"), "nats/token"),
         "bits per byte": (result.get("val_bits_per_byte"), "bits/byte"),
         "parameters": ((result.get("parameters") or {}).get("total"), ""),
+        "steps": (result.get("steps"), ""),
         "seed": (config.seed, ""),
     }
     rows = [
@@ -57,7 +57,9 @@ def _text(
     ]
     design = flat(config.to_dict()["model"], "model.")
     options = "\n".join(f"    {key}={as_typed(value)}" for key, value in design.items())
-    command = " ".join(facts.get("command", []))
+    commands = [facts.get("command", []), *facts.get("resumed", [])]
+    lines = "\n".join(f"    {' '.join(command)}" for command in commands if command)
+    origin = "".join(f"{line}\n" for line in _origin(facts))
     packages = ", ".join(f"{package} {version}" for package, version in versions.items())
     table = "\n".join(rows)
     sha = facts.get("data_sha256") or "unknown"
@@ -81,9 +83,9 @@ It loads without other code, in transformers 5 or later:
 
 {picture}## Training
 
-    {command or "the command is unknown"}
+{lines or "    the command is unknown"}
 
-Text: `data={config.data.name}`, sha256 {sha}. Tokenizer: `{config.tokenizer.name}`.
+{origin}Text: `data={config.data.name}`, sha256 {sha}. Tokenizer: `{config.tokenizer.name}`.
 Versions: {packages or "unknown"}.
 
 ## Design
@@ -94,6 +96,24 @@ Dropout applies in training only. Rows of the padding of the vocabulary are left
 `minigpt.json` has the whole config. `minigpt eval`, `sample` and `inspect` read this folder
 as they read a run.
 """
+
+
+def _origin(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each of base, adapter and teacher that a run has."""
+    base, adapter, objective = (facts.get(key) for key in ("base", "adapter", "objective"))
+    if base:
+        yield f"Base: {_named(base)}."
+    if adapter:
+        options = {key: value for key, value in adapter.items() if key != "name"}
+        values = ", ".join(f"{key}={as_typed(value)}" for key, value in options.items())
+        yield f"Adapter: `{adapter['name']}` ({values}), merged into the weights."
+    if objective:
+        values = f"temperature={objective['temperature']}, weight={objective['weight']}"
+        yield f"Teacher of distillation: {_named(objective['teacher'])} ({values})."
+
+
+def _named(source: Mapping[str, Any]) -> str:
+    return f"`{source['path']}`, checkpoint {source['checkpoint']}, sha256 {source['sha256']}"
 
 
 def _plot(curves: Mapping[str, Sequence[tuple[int, float]]]) -> bytes:

@@ -144,5 +144,8 @@ def failing(what: str) -> Iterator[None]:
     except Failure:
         raise
     except Exception as error:
-        why = f"{type(error).__name__}: {first_line(error)}"
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # libraries wrap the reason in general advice
+            cause = cause.__cause__
+        why = f"{type(cause).__name__}: {first_line(cause)}"
         raise Failure(f"export: {what} ({why}); nothing was written") from error

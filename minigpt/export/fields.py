@@ -7,6 +7,7 @@ them, and raises UserError for a value that no option expresses.
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,8 +38,86 @@ def unreadable(key: str, value: object, why: str) -> UserError:
     return UserError(f"{CONFIG}: {key}={value}: {why}")
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a value of a JSON file must be, if it is not null. `name`: for messages."""
+
+    name: str
+    accepts: Callable[[Any], bool]
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
+ANY = Kind("anything", lambda value: True)
+SIZE = Kind("a whole number above 0", lambda n: _is_number(n) and isinstance(n, int) and n > 0)
+NUMBER = Kind("a number", _is_number)
+POSITIVE = Kind("a number above 0", lambda number: _is_number(number) and number > 0)
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+TEXT = Kind("a text", lambda value: isinstance(value, str))
+LIST = Kind("a list", lambda value: isinstance(value, list))
+SECTION = Kind("an object", lambda value: isinstance(value, dict))
+Kinds = Mapping[str, Kind]  # by key
+
+
+def require_kinds(values: Values, kinds: Kinds, prefix: str) -> None:
+    """Raise UserError for a value that is not what `kinds` says. `prefix`: of keys in messages."""
+    for key, kind in kinds.items():
+        value = values.get(key)
+        if value is not None and not kind.accepts(value):
+            raise UserError(f"{prefix}{key}={shortened(value)}: not {kind.name}")
+
+
+def shortened(value: object) -> str:
+    """Return a value as text of at most 60 characters."""
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# Keys that do not change the logits of a trained model: names and versions, precision, initial
+# values, dropout, heads of other tasks, generation, how an implementation computes the same.
+HARMLESS = re.compile(
+    r"_name_or_path|_commit_hash|architectures|auto_map|model_type|tokenizer_class|model_max_length"
+    r"|transformers_version|transformers\.js_config|is_llama_config|finetuning_task|problem_type"
+    r"|dtype|torch_dtype|_?attn_implementation|attn_impl|init_device|gradient_checkpointing"
+    r"|pretraining_tp|slow_but_exact|\w+_in_fp32|\w+_fusion|skip_bias_add\w*|offset_alibi"
+    r"|reorder_and_upcast_attn|chunk_size_feed_forward|n_ctx|original_max_position_embeddings"
+    r"|initializer_range|\w*dropout\w*|\w*pdrop|router_(aux_loss_coef|jitter_noise)|is_decoder"
+    r"|summary_\w+|task_specific_params|id2label|label2id|num_labels|return_dict|output_\w+"
+    r"|\w+_token_id|use_cache|cache_implementation|do_sample|temperature|top_[kp]|max_length"
+)
+# Keys of every architecture with the one value that is read, and why not others.
+EXPECTED = {
+    "is_causal": (True, "minigpt has only causal models"),
+    "add_cross_attention": (False, "minigpt has no cross-attention"),
+    "quantization_config": (None, "minigpt reads only weights that are not quantized"),
+}
+
+
+def require_known(values: Values, kinds: Kinds, prefix: str = "") -> None:
+    """Raise UserError for a value of another kind, and for a key that may change the logits.
+
+    A key that is not in `kinds` may do so unless it is HARMLESS, null, false or empty.
+    """
+    require_kinds(values, kinds, f"{CONFIG}: {prefix}")
+    for key, value in values.items():
+        if key in EXPECTED and value not in (None, EXPECTED[key][0]):
+            raise unreadable(f"{prefix}{key}", shortened(value), EXPECTED[key][1])
+        is_off = value is None or value is False or value in ({}, [], "")
+        if not (is_off or key in EXPECTED or key in kinds or HARMLESS.fullmatch(key)):
+            why = "minigpt does not know this key; remove it if the model computes without it"
+            raise unreadable(f"{prefix}{key}", shortened(value), why)
+
+
 class Field(ABC):
     """One or more keys of config.json."""
+
+    @property
+    def reads(self) -> Kinds:
+        """The keys of config.json that it reads, or that may have any value."""
+        return {}
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -59,9 +138,28 @@ REQUIRED = object()  # the default of a key that must be there
 
 def value_of(values: Values, key: str, default: Any = REQUIRED) -> Any:
     """Return a value of config.json. Raises UserError if it is missing and has no default."""
-    if key not in values and default is REQUIRED:
+    value = values.get(key, default)
+    if default is REQUIRED and value in (REQUIRED, None):
         raise UserError(f"{CONFIG}: has no {key}; restore the file")
-    return values.get(key, default)
+    return value
+
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+def layer_types(values: Values, known: tuple[str, ...]) -> list[str] | None:
+    """Return `layer_types`, which must be among the known ones. Raises UserError."""
+    types, n_layer = values.get("layer_types"), values.get("num_hidden_layers")
+    for name in types or ():
+        if name not in known:
+            raise unreadable("layer_types", name, f"minigpt reads only {', '.join(known)}")
+    if types is not None and len(types) != n_layer:
+        why = f"{len(types)} layers, and num_hidden_layers={n_layer}; restore the file"
+        raise unreadable("layer_types", shortened(types), why)
+    return types
+
+
+FRACTIONAL = ("model.norm.eps", "model.logit_softcap", "model.final_softcap")
 
 
 @dataclass(frozen=True)
@@ -75,6 +173,11 @@ class Same(Field):
     ours: str
     default: Any = REQUIRED
     before: str | None = None
+
+    @property
+    def reads(self) -> Kinds:
+        kind = NUMBER if self.ours in FRACTIONAL else SIZE
+        return {name: kind for name in (self.theirs, self.before) if name is not None}
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -103,6 +206,11 @@ class Choice(Field):
     default: Any = REQUIRED
 
     @property
+    def reads(self) -> Kinds:
+        is_flag = any(isinstance(name, bool) for names in self.names.values() for name in names)
+        return {self.theirs: FLAG if is_flag else TEXT}
+
+    @property
     def keys(self) -> tuple[str, ...]:
         return (self.key,)
 
@@ -126,6 +234,10 @@ class Fixed(Field):
     value: Any
     default: Any = REQUIRED
 
+    @property
+    def reads(self) -> Kinds:
+        return {self.theirs: ANY}
+
     def write(self, config: ModelConfig) -> dict[str, Any]:
         return {self.theirs: self.value}
 
@@ -144,8 +256,29 @@ class Written(Field):
     theirs: str
     value: Callable[[ModelConfig], Any]
 
+    @property
+    def reads(self) -> Kinds:
+        return {self.theirs: ANY}
+
     def write(self, config: ModelConfig) -> dict[str, Any]:
         return {self.theirs: self.value(config)}
+
+    def read(self, values: Values) -> Overrides:
+        return {}
+
+
+@dataclass(frozen=True)
+class Unread(Field):
+    """Keys that an architecture does not use in the designs that are read, with any value."""
+
+    theirs: tuple[str, ...]
+
+    @property
+    def reads(self) -> Kinds:
+        return dict.fromkeys(self.theirs, ANY)
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        return {}
 
     def read(self, values: Values) -> Overrides:
         return {}
@@ -157,6 +290,10 @@ class LongEnough(Field):
 
     theirs: str
     shortest: int
+
+    @property
+    def reads(self) -> Kinds:
+        return {self.theirs: SIZE}
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         return {self.theirs: max(self.shortest, config.block_size)}
@@ -173,11 +310,16 @@ class Nested(Field):
     written: Mapping[str, Any]
     supported: Mapping[str, Any]
 
+    @property
+    def reads(self) -> Kinds:
+        return {self.theirs: SECTION}
+
     def write(self, config: ModelConfig) -> dict[str, Any]:
         return {self.theirs: dict(self.written)}
 
     def read(self, values: Values) -> Overrides:
         section = values.get(self.theirs) or {}
+        require_known(section, dict.fromkeys(self.supported, ANY), f"{self.theirs}.")
         for key, only in self.supported.items():
             if section.get(key, only) != only:
                 raise unreadable(f"{self.theirs}.{key}", section[key], f"minigpt reads only {only}")
@@ -188,10 +330,16 @@ class Nested(Field):
 class WithoutRope(Field):
     """Layers without rotary positions: all of them."""
 
+    @property
+    def reads(self) -> Kinds:
+        unused = ("no_rope_layer_interval", "rope_parameters", "rope_scaling", "rope_theta")
+        return {"no_rope_layers": LIST, "layer_types": LIST, **dict.fromkeys(unused, ANY)}
+
     def write(self, config: ModelConfig) -> dict[str, Any]:
         return {"no_rope_layers": [0] * config.n_layer, "no_rope_layer_interval": 1}
 
     def read(self, values: Values) -> Overrides:
+        layer_types(values, LAYER_TYPES[:1])
         layers = values.get("no_rope_layers")
         if layers is None or any(layers):
             raise unreadable("no_rope_layers", layers, "minigpt reads only 0 in every layer")
@@ -224,6 +372,10 @@ class LinearBiases(Field):
     """Biases of attention and of feed-forward layers; where q, k and v alone have them, zeros."""
 
     @property
+    def reads(self) -> Kinds:
+        return {"attention_bias": FLAG, "mlp_bias": FLAG}
+
+    @property
     def keys(self) -> tuple[str, ...]:
         return ("model.bias",)
 
@@ -243,6 +395,10 @@ class Dropout(Field):
 
     theirs: tuple[str, ...]
 
+    @property
+    def reads(self) -> Kinds:
+        return dict.fromkeys(self.theirs, ANY)
+
     def write(self, config: ModelConfig) -> dict[str, Any]:
         return dict.fromkeys(self.theirs, config.dropout)
 
@@ -256,6 +412,10 @@ class Width(Field):
 
     theirs: str
     width: str  # their key of n_embd
+
+    @property
+    def reads(self) -> Kinds:
+        return {self.theirs: SIZE}
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -283,6 +443,10 @@ class KeyValueHeads(Field):
     heads: str = "num_attention_heads"
 
     @property
+    def reads(self) -> Kinds:
+        return {self.theirs: SIZE}
+
+    @property
     def keys(self) -> tuple[str, ...]:
         return ("model.n_kv_head",)
 
@@ -300,6 +464,10 @@ class HeadSize(Field):
 
     default: int | None = None
     theirs: str = "head_dim"
+
+    @property
+    def reads(self) -> Kinds:
+        return {self.theirs: SIZE}
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -322,6 +490,10 @@ class ScoreScale(Field):
     default: int
 
     @property
+    def reads(self) -> Kinds:
+        return {self.theirs: POSITIVE}
+
+    @property
     def keys(self) -> tuple[str, ...]:
         return ("model.score_scale",)
 
@@ -329,13 +501,19 @@ class ScoreScale(Field):
         return {self.theirs: round(score_scale(config) ** -2)}
 
     def read(self, values: Values) -> Overrides:
-        scalar, size = values.get(self.theirs, self.default), values.get("head_dim", self.default)
+        scalar = value_of(values, self.theirs) if self.theirs in values else self.default
+        size = values.get("head_dim", self.default)
         return {"model.score_scale": None if scalar == size else scalar**-0.5}
 
 
 @dataclass(frozen=True)
 class FalconBlocks(Field):
     """Parallel sublayers with one norm and one key-value head (7B), or with any number (40B)."""
+
+    @property
+    def reads(self) -> Kinds:
+        flags = dict.fromkeys(("new_decoder_architecture", "multi_query", "parallel_attn"), FLAG)
+        return {**flags, "num_kv_heads": SIZE, "num_ln_in_parallel_attn": SIZE}
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -358,12 +536,20 @@ class FalconBlocks(Field):
         if values.get("new_decoder_architecture", False):
             n, given = values.get("num_kv_heads"), values.get("num_ln_in_parallel_attn")
             n_norm = 2 if given is None else given
+            if n_norm > 2:
+                raise unreadable("num_ln_in_parallel_attn", n_norm, "minigpt reads only 1 and 2")
         else:
             n = 1 if values.get("multi_query", True) else None
         return {
             "model.n_kv_head": None if n == n_head else n,
             "model.block": "parallel_shared" if n_norm == 1 else "parallel",
         }
+
+
+ROPE_PARAMETERS = {
+    **{"rope_type": TEXT, "type": TEXT, "rope_theta": POSITIVE, "factor": POSITIVE},
+    **{"partial_rotary_factor": POSITIVE, "original_max_position_embeddings": SIZE},
+}
 
 
 @dataclass(frozen=True)
@@ -375,6 +561,12 @@ class Rope(Field):
 
     default_base: float = 10000.0
     default_fraction: float = 1.0
+
+    @property
+    def reads(self) -> Kinds:
+        numbers = ("rope_theta", "rotary_emb_base", "partial_rotary_factor", "rotary_pct")
+        sections = ("rope_parameters", "rope_scaling")
+        return {**dict.fromkeys(numbers, POSITIVE), **dict.fromkeys(sections, SECTION)}
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -400,17 +592,22 @@ class Rope(Field):
     def read(self, values: Values) -> Overrides:
         # Before transformers 5 the keys were apart.
         rope = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}
+        require_kinds(rope, ROPE_PARAMETERS, f"{CONFIG}: rope_parameters.")
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind not in ("default", "linear", "yarn"):
             raise unreadable("rope_type", kind, "minigpt reads only default, linear and yarn")
         base = rope.get("rope_theta", values.get("rope_theta", values.get("rotary_emb_base")))
         fraction = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
         fraction = values.get("rotary_pct") if fraction is None else fraction
-        known = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor")
-        if kind == "yarn":
-            known += ("original_max_position_embeddings",)
-        for name in rope.keys() - {*known}:
+        length = values.get("max_position_embeddings")
+        original = rope.get("original_max_position_embeddings", length)
+        for name in sorted(rope.keys() - ROPE_PARAMETERS.keys()):
             raise unreadable(f"rope_parameters.{name}", rope[name], "minigpt has no such option")
+        if kind == "yarn" and original != length:
+            name = "rope_parameters.original_max_position_embeddings"
+            raise unreadable(name, original, f"minigpt reads only max_position_embeddings={length}")
+        if kind != "default" and rope.get("factor") is None:
+            raise unreadable("rope_parameters.rope_type", kind, "has no factor; restore the file")
         return {
             "positional": "rope",
             "model.positional.base": self.default_base if base is None else base,
@@ -458,6 +655,10 @@ class Window(Field):
     theirs: str = "sliding_window"
 
     @property
+    def reads(self) -> Kinds:
+        return {self.theirs: SIZE}
+
+    @property
     def keys(self) -> tuple[str, ...]:
         return ATTENTION_KEYS
 
@@ -475,13 +676,17 @@ class WindowByLayer(Field):
     switched: bool
 
     @property
+    def reads(self) -> Kinds:
+        switch = {"use_sliding_window": FLAG, "max_window_layers": ANY} if self.switched else {}
+        return {"sliding_window": SIZE, "layer_types": LIST, **switch}
+
+    @property
     def keys(self) -> tuple[str, ...]:
         return ATTENTION_KEYS
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         window, slides = window_of(config), config.attention.by_layer(config.n_layer)
-        types = ("full_attention", "sliding_attention")
-        layers = [types[window is not None and own] for own in slides]
+        layers = [LAYER_TYPES[window is not None and own] for own in slides]
         switch = {"use_sliding_window": window is not None, "max_window_layers": 0}
         # a window that no layer has is written as the longest one
         written = config.block_size if window is None else window
@@ -495,7 +700,7 @@ class WindowByLayer(Field):
         window = value_of(values, "sliding_window", None)
         if self.switched and not values.get("use_sliding_window", False):
             window = None
-        types = values.get("layer_types")
+        types = layer_types(values, LAYER_TYPES)
         if types is None:
             if window is not None:
                 raise unreadable("sliding_window", window, "minigpt reads it with layer_types only")

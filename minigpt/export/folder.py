@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,36 @@ from minigpt.config.schema import Config
 from minigpt.errors import UserError, first_line
 from minigpt.export.architecture import Architecture
 from minigpt.export.architectures import architecture_of, choose_architecture
-from minigpt.export.fields import CONFIG, Overrides, option, value_of
+from minigpt.export.fields import (
+    CONFIG,
+    LIST,
+    SECTION,
+    TEXT,
+    Overrides,
+    option,
+    require_kinds,
+    value_of,
+)
 from minigpt.export.rewriting import rewritten
 from minigpt.export.shards import WEIGHTS, weight_files, weights_path
 from minigpt.export.tensors import Tensors, to_ours, to_theirs
 from minigpt.export.tokenizer_json import to_tokenizer_json
 from minigpt.files import read_json, try_read_json, write_json, write_text
 from minigpt.model import GPT
-from minigpt.tokenizer import Tokenizer
+from minigpt.tokenizer import Tokenizer, TokenizerConfig
 from minigpt.tokenizer.json_ import read_tokenizer_json
 
 TOKENIZER = "tokenizer.json"
 METADATA = "minigpt.json"  # ours: config, data and versions of the run
 # Names of files and folders, and what belongs to a machine or a tracker, stay out of METADATA.
 NOT_WRITTEN = ("logger", "group", "tags", "init", "adapter", "objective")
+SECTIONS = ("data", "tokenizer", "model", "optimizer", "schedule", "trainer")  # of its config
+METADATA_KINDS = {
+    **dict.fromkeys(("minigpt", "commit", "started", "data_sha256", "tokenizer_fingerprint"), TEXT),
+    **dict.fromkeys(("config", "versions", "tokens", "result"), SECTION),
+    **dict.fromkeys(("base", "adapter", "objective"), SECTION),
+    **dict.fromkeys(("command", "resumed"), LIST),
+}
 
 
 @dataclass(frozen=True)
@@ -133,7 +149,12 @@ def read_design(folder: Path, changes: Sequence[str] = ()) -> ReadDesign:
     values = _read_config_json(folder)
     try:
         architecture = architecture_of(values)
-        config = _config_of(architecture.overrides_of(values), metadata, changes)
+        overrides = architecture.overrides_of(values)
+    except UserError as error:  # which begins with CONFIG
+        raise UserError(f"{folder}/{error}") from None
+    _require_metadata(folder, metadata)
+    try:
+        config = _config_of(architecture, overrides, metadata, changes)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     if violations := architecture.violations(config.model):
@@ -148,6 +169,18 @@ def read_design(folder: Path, changes: Sequence[str] = ()) -> ReadDesign:
     return ReadDesign(architecture, config, tokenizer)
 
 
+def _require_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Raise UserError for a value of METADATA that minigpt did not write."""
+    file = folder / METADATA
+    require_kinds(metadata, METADATA_KINDS, f"{file}: ")
+    config = metadata.get("config")
+    if config is None:
+        return
+    if config.get("model") is None:
+        raise UserError(f"{file}: has no config.model; restore or delete it")
+    require_kinds(config, dict.fromkeys(SECTIONS, SECTION), f"{file}: config.")
+
+
 def _read_config_json(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
@@ -158,17 +191,30 @@ def _read_config_json(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: broken JSON ({first_line(error)}); restore it") from None
 
 
-def _config_of(overrides: Overrides, metadata: Mapping[str, Any], changes: Sequence[str]) -> Config:
-    """Return the config of a model with these options, and for the rest as METADATA says."""
+def _config_of(
+    architecture: Architecture,
+    overrides: Overrides,
+    metadata: Mapping[str, Any],
+    changes: Sequence[str],
+) -> Config:
+    """Return the config of a model with these options.
+
+    The rest is as METADATA says. Without it, model and tokenizer have the names of what they are.
+    """
     groups = {key: value for key, value in overrides.items() if "." not in key}
     typed = [f"{key}={as_typed(value)}" for key, value in {**groups, **overrides}.items()]
+    text = [change for change in changes if change.startswith("data.path=")]
+    if text and "config" not in metadata:  # in place of the default text
+        typed += ["data=text", *text]
     config = composed_config([*typed, "model.vocab_multiple=1"])
+    model = replace(config.model, name=architecture.model_type)
+    config = replace(config, model=model, tokenizer=TokenizerConfig("json"))
     saved = metadata.get("config")
     if saved is not None:
         values = {**config.to_dict(), **saved}
         design = config.to_dict()["model"]
         kept = ("name", "block_size", "dropout", "residual_init", "backend")
-        values["model"] = design | {key: saved["model"][key] for key in kept}
+        values["model"] = design | {k: v for k, v in saved["model"].items() if k in kept}
         config = changed_config(values, METADATA)
     return changed_config(config.to_dict(), METADATA, changes) if changes else config
 

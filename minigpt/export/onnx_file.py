@@ -80,7 +80,7 @@ def write_onnx(path: Path, model: GPT, tokenizer: str, tokens: Tensor) -> float:
         assert program is not None
         _forget_sources(program.model)
         program.model.metadata_props[TOKENIZER] = tokenizer
-        program.save(path, external_data=False)
+    program.save(path, external_data=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     with failing("onnxruntime cannot load the file"):

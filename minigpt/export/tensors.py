@@ -137,6 +137,17 @@ def to_theirs(
     return theirs
 
 
+def _in_fp32(name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor of a file in fp32. Raises UserError for values that are not weights."""
+    if not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(f"{name}: has numbers of type {kind}, and minigpt reads only fp32 to fp16")
+    tensor = tensor.float()
+    if not tensor.isfinite().all():
+        raise UserError(f"{name}: has NaN or infinite values; restore the file")
+    return tensor
+
+
 # Buffers that earlier versions of transformers saved.
 IGNORED = re.compile(r".*\.(attn|attention)\.(masked_bias|bias)|.*rotary_emb\.inv_freq")
 
@@ -150,7 +161,8 @@ def to_ours(
 ) -> Tensors:
     """Return the inverse of `to_theirs`. `expected`: the shapes of the state dict, by our names.
 
-    Raises UserError for a tensor that is missing, has another shape, or has no place here.
+    Raises UserError for a tensor that is missing, has another shape, NaN or infinite values, or no
+    place here.
     """
     shape, weights = config.shape, {}
     rest = dict(theirs)
@@ -158,7 +170,10 @@ def to_ours(
         for suffix in ("weight", "bias"):
             name = f"{ours}.{suffix}"
             pieces = [rest.pop(f"{their}.{suffix}", None) for their in names]
-            found = [piece.float() for piece in pieces if piece is not None]
+            named = zip(names, pieces, strict=True)
+            found = [
+                _in_fp32(f"{their}.{suffix}", piece) for their, piece in named if piece is not None
+            ]
             if name not in expected:
                 if any(piece.any() for piece in found):
                     raise UserError(f"{names[0]}.{suffix}: not zero, and minigpt has no bias there")

@@ -43,7 +43,7 @@ def load_draft(name: str, trained: TrainedRun, n_tokens: int, context: Context) 
     try:
         draft = TrainedRun.load(name, device=trained.runtime.device)
     except UserError as error:
-        raise UserError(f"--draft: {error}") from None
+        raise UserError(f"--draft: {str(error).removeprefix('RUN=')}") from None
     if draft.tokenizer.fingerprint != trained.tokenizer.fingerprint:
         why = f"its tokenizer differs from that of {trained.run.path}"
         remedy = "use a draft trained with the same tokenizer on the same text"

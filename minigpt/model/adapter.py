@@ -82,6 +82,9 @@ class LoRA(Adapter):
             parent, _, child = name.rpartition(".")
             linear = model.get_submodule(name)
             assert isinstance(linear, Linear)
+            rank, width = self.config.rank, min(linear.in_features, linear.out_features)
+            why = f"above the width {width} of {name}; use at most that, or other adapter.targets"
+            require(rank <= width, "adapter.rank", rank, why)
             setattr(model.get_submodule(parent), child, LoRALinear(linear, self.config))
 
     def targets_of(self, model: GPT) -> list[str]:

@@ -12,7 +12,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from minigpt.errors import UserError, did_you_mean
-from minigpt.export.shards import has_weights
+from minigpt.export.hub import download, is_hub_name
+from minigpt.export.shards import INDEX, WEIGHTS, has_weights
 from minigpt.files import named, read_json, readable_directory, to_json, user_path, write_json
 
 SWEEP, SEARCH = "sweep.json", "tune.json"  # written in the folder of a sweep or a search
@@ -217,40 +218,52 @@ def is_exported(path: Path) -> bool:
     return not is_run and (path / "config.json").is_file() and has_weights(path)
 
 
-def find_run(name: str) -> RunDirectory:
+def find_run(name: str, key: str = "RUN") -> RunDirectory:
     """Return the run directory at a path, or for `latest` the newest one below runs/.
 
-    Raises UserError if it is not a run.
+    Raises UserError with `key`, the option or argument that names it, if it is not a run.
     """
     if name == "latest":
         return _latest_run()
-    path = user_path("RUN", name)
+    path = user_path(key, name)
     if not name:
-        raise UserError("the run's name is empty; give a directory like runs/..., or `latest`")
+        raise UserError(
+            f"{key}: the run's name is empty; give a directory like runs/..., or latest"
+        )
     if not (path / "config.yaml").is_file():
         reason = "not a run: no config.yaml" if path.is_dir() else "no such run directory"
-        raise UserError(f"{name}: {reason}; give a directory like runs/..., or `latest`")
+        raise UserError(f"{key}={name}: {reason}; give a directory like runs/..., or `latest`")
     return RunDirectory(path)
 
 
-def find_trained(name: str) -> RunDirectory:
+def find_trained(name: str, key: str = "RUN") -> RunDirectory:
     """Return the run of `find_run`, or the ExportedFolder at a path."""
-    if name not in ("", "latest") and is_exported(path := user_path("RUN", name)):
+    if name in ("", "latest"):
+        return find_run(name, key)
+    path = user_path(key, name)
+    if is_exported(path):
         return ExportedFolder(path)
-    return find_run(name)
+    if (path / "config.json").is_file() and not (path / "config.yaml").is_file():
+        raise UserError(f"{key}={name}: has config.json, but no {WEIGHTS} or {INDEX}; add it")
+    return find_run(name, key)
 
 
 def find_base(key: str, name: str) -> RunDirectory:
-    """Return the run or ExportedFolder that the option `key` names. Raises UserError with it."""
+    """Return the run or ExportedFolder that the option `key` names. Raises UserError with it.
+
+    A name of the Hugging Face Hub is downloaded.
+    """
     if not name:
         raise UserError(f"{key}: empty; give {key}=PATH of a run, or of a folder of transformers")
-    if name == "latest" or user_path(key, name).is_dir():
-        return find_trained(name)
-    if user_path(key, name).exists():
+    path = user_path(key, name)
+    if name == "latest" or path.is_dir():
+        return find_trained(name, key)
+    if path.exists():
         raise UserError(f"{key}={name}: is a file; give a run, or a folder of transformers")
-    why = "no such run or folder of transformers"
-    remedy = "minigpt does not download models; save one into a folder with save_pretrained"
-    raise UserError(f"{key}={name}: {why}; {remedy}")
+    if is_hub_name(name):
+        return find_trained(str(download(key, name)), key)
+    remedy = "give a run, a folder of transformers, or OWNER/NAME of the Hugging Face Hub"
+    raise UserError(f"{key}={name}: no such run or folder of transformers; {remedy}")
 
 
 def find_folder(name: str) -> Path:

@@ -26,6 +26,7 @@ from minigpt.runtime import DEVICES, Runtime, choose_runtime
 from minigpt.tokenizer import Tokenizer, load_tokenizer
 
 TEACHER = "objective.teacher"
+EXPORTED = "exported"  # the one checkpoint of an ExportedFolder
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,16 @@ def weights_of(key: str, name: str, resumed: RunDirectory | None = None) -> Init
     return initial
 
 
-def weights_used(config: Config) -> dict[str, Initial]:
-    """Return the weights that a new run needs, by the option that names them.
+def weights_used(config: Config, resumed: RunDirectory | None = None) -> dict[str, Initial]:
+    """Return the weights of other runs that a run needs, by the option that names them.
 
-    Raises UserError if they are missing.
+    Raises UserError if they are missing, or other than the `resumed` run had.
     """
-    names = {"init": config.init, TEACHER: config.objective.teacher}
-    return {key: weights_of(key, name) for key, name in names.items() if name is not None}
+    initial, teacher = find_initial(config, resumed), config.objective.teacher
+    used = {} if initial is None else {"init": initial}
+    if teacher is not None:
+        used[TEACHER] = weights_of(TEACHER, teacher, resumed)
+    return used
 
 
 def _weight_files(run: RunDirectory, checkpoint: str) -> list[Path]:
@@ -105,7 +109,7 @@ def _weight_files(run: RunDirectory, checkpoint: str) -> list[Path]:
 
 def prepare_new(config: Config) -> Prepared:
     """Return the data of a new run, with the tokenizer of the one that it starts from."""
-    tokenizer = None if config.init is None else tokenizer_of(find_trained(config.init))
+    tokenizer = None if config.init is None else tokenizer_of(find_trained(config.init, "init"))
     return prepare(config.data, config.tokenizer, tokenizer)
 
 
@@ -117,7 +121,9 @@ def tokenizer_of(run: RunDirectory) -> Tokenizer:
 
 
 def default_checkpoint(run: RunDirectory) -> str:
-    """Return best if the run has such a checkpoint, else last."""
+    """Return best if the run has such a checkpoint, else last; of a folder, exported."""
+    if isinstance(run, ExportedFolder):
+        return EXPORTED
     return "best" if readable_directory(run.best).exists() else "last"
 
 
@@ -189,7 +195,7 @@ class TrainedRun:
         model = read.model.to(runtime.device)
         model.use_backend(runtime.device, runtime.precision == "bf16")
         parts = (run, read.config, read.tokenizer, model, runtime)
-        return cls(*parts, "exported", tuple(sorted(changes)))
+        return cls(*parts, EXPORTED, tuple(sorted(changes)))
 
     @property
     def label(self) -> str:

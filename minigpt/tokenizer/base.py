@@ -91,7 +91,6 @@ class Tokenizer(ABC):
 
 
 TOKENIZERS: Registry[Tokenizer] = Registry("tokenizer", "tokenizer", "minigpt.tokenizer")
-READ_ONLY: dict[str, type[Tokenizer]] = {}  # by `kind`: those that no config chooses
 
 
 def chunks(text: str, boundary: re.Pattern[str]) -> Iterator[str]:
@@ -109,8 +108,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved.pop("fingerprint") != _fingerprint(saved):
             raise ValueError("its content does not match its fingerprint")
-        kinds = {variant.kind: variant for variant in map(TOKENIZERS.variant, TOKENIZERS.names())}
-        kinds |= READ_ONLY
+        kinds = {variant.kind: variant for variant in TOKENIZERS.variants()}
         return kinds[saved.pop("kind")].from_json(saved)
     except FileNotFoundError:
         raise UserError(f"{path}: file not found; is this a complete run directory?") from None

@@ -13,7 +13,14 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from minigpt.errors import UserError, first_line
-from minigpt.tokenizer.base import READ_ONLY, Tokenizer, character_error, chunks, require_utf8
+from minigpt.tokenizer.base import (
+    TOKENIZERS,
+    Tokenizer,
+    TokenizerConfig,
+    character_error,
+    chunks,
+    require_utf8,
+)
 from minigpt.tokenizer.bpe import BOUNDARY, MAX_WORD_CHARACTERS, symbol_bytes, word_splitter
 
 ANY_CHARACTER = r"[\s\S]"
@@ -29,6 +36,7 @@ def char_engine(characters: str) -> tokenizers.Tokenizer:
     return engine
 
 
+@TOKENIZERS.register("json", TokenizerConfig, listed=False)
 class JsonTokenizer(Tokenizer):
     """A tokenizer that a `tokenizers` JSON describes. It adds no special tokens.
 
@@ -53,7 +61,8 @@ class JsonTokenizer(Tokenizer):
 
     @classmethod
     def create(cls, config: Any, text: str, n_train: int, directory: Path) -> Tokenizer:
-        raise AssertionError("it is only read")
+        why = "is read from a folder; give init=FOLDER, or choose another tokenizer"
+        raise UserError(f"tokenizer.name={config.name}: {why}")
 
     @property
     def n_vocab(self) -> int:
@@ -85,9 +94,6 @@ class JsonTokenizer(Tokenizer):
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> JsonTokenizer:
         return cls(saved["json"], saved.get("equal_to"))
-
-
-READ_ONLY[JsonTokenizer.kind] = JsonTokenizer
 
 
 def read_tokenizer_json(path: Path, fingerprint: str | None = None) -> JsonTokenizer:

@@ -106,7 +106,7 @@ class Planned(NamedTuple):
 def vocabulary_size(config: Config) -> int:
     """Return the number of tokens of a config's tokenizer. Raises UserError without its text."""
     if config.init is not None:
-        return tokenizer_of(find_trained(config.init)).n_vocab
+        return tokenizer_of(find_trained(config.init, "init")).n_vocab
     corpus = CORPORA.build(config.data).corpus()
     return corpus.tokenizer(config.tokenizer, config.data.directory).n_vocab
 

@@ -17,7 +17,7 @@ from minigpt.files import recover_directory, write_json
 from minigpt.logger import LOGGERS, Logger, LoggerConfig, RunInfo
 from minigpt.model.compatibility import require_compatible
 from minigpt.run.directory import ObservedRun, RunDirectory
-from minigpt.run.load import TEACHER, Initial, as_trained, find_initial, tokenizer_of, weights_of
+from minigpt.run.load import Initial, as_trained, tokenizer_of, weights_used
 from minigpt.run.provenance import provenance
 from minigpt.runtime import Runtime, choose_runtime, set_threads
 from minigpt.train.compilation import Choice
@@ -77,11 +77,8 @@ def training_session(
     requested = config
     if resumed:
         config = as_trained(run, config)
-    initial = find_initial(config, run if resumed else None)
-    teacher = config.objective.teacher
-    used = {} if initial is None else {"init": initial.facts}
-    if teacher is not None:
-        used[TEACHER] = weights_of(TEACHER, teacher, run if resumed else None).facts
+    used = weights_used(config, run if resumed else None)
+    initial = used.get("init")
     runtime, prepared = prepare_inputs(config, run if resumed else None, threads, initial)
     with process_group(config.trainer, runtime) as runtime:
         ranks = runtime.ranks
@@ -95,7 +92,8 @@ def training_session(
         path = ranks.first(lambda: run.path, "the start of the run")
         run = run if ranks.is_main else ObservedRun(path)
         with run.locked():
-            facts = {"request_sha256": request_sha256(config), **(facts or {}), **used}
+            sources = {key: weights.facts for key, weights in used.items()}
+            facts = {"request_sha256": request_sha256(config), **(facts or {}), **sources}
             begin = partial(begin_run, run, setup, prepared, requested, resumed, command, facts)
             manifest, notices = ranks.first(begin, "the start of the run")
             if resumed and not ranks.is_main:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from minigpt.report.tables import Column, Table, to_markdown
+from minigpt.files import read_json
+from minigpt.report.tables import Cell, Column, Table, to_markdown
+from minigpt.run.directory import COMPARISON
 from studies.claims.claims import CLAIMS
 from studies.claims.evidence import POSTS, TUNED, Evidence
 from studies.claims.trainings import TRAININGS
@@ -15,6 +18,11 @@ from studies.claims.verdicts import Effect, Finding, overall
 Findings = Mapping[str, Mapping[str, Finding | str]]  # by claim and setting; str: why there is none
 SETTINGS = {POSTS: "(a) posts", TUNED: "(b) tuned"}
 COLOURS = {POSTS: "#2f7fd6", TUNED: "#d9700f"}
+LR = "optimizer.lr"
+CHOSEN = [
+    *(Column("training"), Column("design"), Column("lr", "learning rate")),
+    *(Column("edge", "at the edge"), Column("others", "validation loss at each rate")),
+]
 EFFECT = [
     Column("comparison"),
     Column("difference", sign="+"),
@@ -35,11 +43,20 @@ Each claim is judged in two settings:
   warm-up and decay, see the commands. Loss: a test split that no choice has seen.
 
 Five seeds, unless said otherwise. Differences are paired by seed; ± is half of a 95 % t-interval;
-p-values are Holm-corrected within a claim and a setting. Differences below 0.02 nats/token count
-as equal (`equivalent`: two one-sided tests). A claim **does not hold** if a difference
-contradicts it with its whole interval beyond that. `undecided`: more seeds are needed. `holds in
-part`: no difference contradicts it, and some support it. Verdicts are about this size and this
-text.
+p-values are Holm-corrected within a claim and a setting. Differences below the tolerance of 0.02
+nats/token count as equal (`equivalent`: two one-sided tests). `below` and `above`: beyond the
+tolerance, by a one-sided test; `slightly`: significant, but perhaps within it; `not above`: not by
+more than the tolerance, by a one-sided test, which is what "no worse" needs. A claim
+
+- **holds** if every difference supports it;
+- **does not hold** if one contradicts it beyond the tolerance;
+- **holds in part** if some support it, and the others are known to be too small to count;
+- is **not supported** if all are known to be too small to count;
+- is **undecided** otherwise: more seeds are needed.
+
+Verdicts are about this size, this text and these lengths of training. In (b) each trial of the
+search has one seed, and only the learning rate is searched: a noisy search may choose a rate that
+is not the best one, and the tables show which it chose.
 """
 
 
@@ -68,7 +85,8 @@ def _section(name: str, by_setting: Mapping[str, Finding | str], results: Path) 
     known = {s: f for s, f in by_setting.items() if isinstance(f, Finding)}
     lines = [f"## {name}", "", f"*{claim.sentence}*", "", f"Tested: {claim.tested}", ""]
     if len(known) > 1:
-        lines += [f"**In all: {overall([f.verdict for f in known.values()])}.**", ""]
+        verdicts = {SETTINGS[setting][:3]: finding.verdict for setting, finding in known.items()}
+        lines += [f"**In all: {overall(verdicts)}.**", ""]
     if any(finding.effects for finding in known.values()):
         lines += [f"![Differences]({_plot_path(name)})", ""]
     for setting, finding in by_setting.items():
@@ -79,8 +97,39 @@ def _section(name: str, by_setting: Mapping[str, Finding | str], results: Path) 
         lines += [f"**{finding.verdict.capitalize()}.** {finding.reason}", ""]
         tables = [*finding.tables, *([effect_table(finding)] if finding.effects else [])]
         lines += [to_markdown(table).replace("## ", "#### ", 1) for table in tables]
-        lines += _commands(Evidence(results, setting, claim.trainings[setting]))
+        evidence = Evidence(results, setting, claim.trainings[setting])
+        if setting == TUNED and (rows := chosen(evidence)):
+            table = Table("chosen", "Chosen by the search", CHOSEN, rows)
+            lines.append(to_markdown(table).replace("## ", "#### ", 1))
+        lines += _commands(evidence)
     return lines
+
+
+def chosen(evidence: Evidence) -> list[list[Cell]]:
+    """Return a row for each design of the comparisons: its learning rate, and the next ones."""
+    rows: list[list[Cell]] = []
+    for name, folder in zip(evidence.names, evidence.folders, strict=True):
+        if not (folder / COMPARISON).is_file():
+            continue
+        for design in read_json(folder / COMPARISON)["designs"]:
+            losses = {t["values"][LR]: t["val_loss"] for t in design["trials"]}
+            rate = design["chosen"][LR]
+            ends = {min(losses): "lowest", max(losses): "highest"}
+            others = "; ".join(f"{r:g}: {loss:.3f}" for r, loss in sorted(losses.items()))
+            rows.append([name, design["label"], f"{rate:g}", ends.get(rate, "no"), others])
+    return rows
+
+
+def provenance(evidence: Evidence) -> str:
+    """Return device, precision, threads, torch and commits of the runs."""
+    manifests = [run.manifest for run in evidence.runs]
+    commits = Counter(str(m.get("commit", "unknown")) for m in manifests)
+    code = ", ".join(
+        f"{commit[:8]}{'+' * commit.endswith('+changes')} ({n})" for commit, n in commits.items()
+    )
+    devices = ", ".join(sorted({str(m.get("device")) for m in manifests}))
+    torch = ", ".join(sorted({m["versions"]["torch"] for m in manifests if "versions" in m}))
+    return f"{devices}; torch {torch}; commit (runs): {code}."
 
 
 def _commands(evidence: Evidence) -> list[str]:
@@ -92,12 +141,12 @@ def _commands(evidence: Evidence) -> list[str]:
         return []
     hours = evidence.hours
     time = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
-    return [f"{time} of training, on one core each:", "", *commands, ""]
+    return [f"{time} of training, on one core each:", "", *commands, "", provenance(evidence), ""]
 
 
 def effect_table(finding: Finding) -> Table:
     """Return the table of a finding's differences."""
-    rows = [[e.name, e.interval, e.p, e.p_tost, e.sign] for e in finding.effects]
+    rows = [[e.name, e.interval, e.p, e.p_tost, e.described_sign] for e in finding.effects]
     return Table("effects", f"Differences, {finding.unit}", EFFECT, rows)
 
 

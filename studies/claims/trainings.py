@@ -8,7 +8,7 @@ from __future__ import annotations
 
 SEEDS = "seed=1,2,3,4,5"
 SCHEMES = "learned,sinusoidal,block_input,integrated,relative,relative_bias,t5,rope,alibi"
-SEARCH_SPACE = ["model=rope,alibi", "optimizer.lr=tag(log,interval(3e-4,3e-2))"]
+SEARCH_SPACE = ["positional=rope,alibi", "optimizer.lr=tag(log,interval(3e-4,3e-2))"]
 SEARCHES = (1, 2, 3, 4, 5)
 BACKENDS, CACHE = "measured/backends", "measured/cache"
 # Expansion of the feed-forward layer by key-value heads of 8: it has the weights that they save.

@@ -23,7 +23,7 @@ from minigpt.report.power_law import Point
 from minigpt.report.runs import RunCollection
 from minigpt.report.scaling import Scaling, fit_scaling
 from minigpt.report.scaling_page import compute_optimal, laws, notes
-from minigpt.report.statistics import Interval, interval, paired
+from minigpt.report.statistics import CONFIDENCE, Interval, interval, paired
 from minigpt.report.tables import Cell, Column, Table, to_markdown
 from studies.kept import keep, minigpt, refuse, study_options
 
@@ -173,7 +173,7 @@ def answer(scaling: Scaling) -> list[str]:
         best, small, worse = best_of(points), smallest_enough(points), rise(points)
         where = f"{u:,.0f} unique tokens, {d:,.0f} tokens ({d / u:.1f} passes)"
         if worse is None:
-            verdict = f"more parameters help up to the largest size, {_n(best):,}"
+            verdict = largest_is_best(points)
         else:
             half = "" if worse.half is None else f" ± {worse.half:.3f}"
             verdict = (
@@ -184,6 +184,19 @@ def answer(scaling: Scaling) -> list[str]:
             verdict += f"; {_n(small):,} are enough for within {TOLERANCE:g} of the lowest"
         lines.append(f"- {where}: {verdict}.")
     return lines
+
+
+def largest_is_best(points: Sequence[Point]) -> str:
+    """Return whether the largest size, which has the lowest loss, gains on the next smaller one."""
+    smaller, largest = points[-2:]
+    difference = paired(largest.losses, smaller.losses)
+    assert difference is not None
+    gain = difference.interval
+    half = "" if gain.half is None else f" ± {gain.half:.3f}"
+    by = f"{gain.mean:+.3f}{half} from {_n(smaller):,} to {_n(largest):,}"
+    if difference.p is not None and difference.p < 1 - CONFIDENCE:
+        return f"more parameters help up to the largest size ({by})"
+    return f"the loss is lowest with the most parameters, but not significantly ({by})"
 
 
 def plot(scaling: Scaling, file: Path) -> None:

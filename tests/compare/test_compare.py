@@ -99,8 +99,14 @@ def test_every_design_is_searched_alike_and_compared_on_fresh_seeds(cli: Cli) ->
     assert before == {path: path.stat().st_mtime_ns for path in Path("all").rglob("result.json")}
     other = cli(*DESIGNS, "--budget=4", "--seeds=2", "--dir=all")
     assert other.code == 2 and "contains a comparison with other options" in other.err
+
+    # Seeds can be added: the search and the first ones stay.
+    more = cli(*[word.replace("--seeds=2", "--seeds=3") for word in SMALL])
+    assert more.code == 0 and "6 of 6 runs finished, 2 designs; seeds: 1, 2, 3" in more.out
+    now = {path: path.stat().st_mtime_ns for path in Path("all").rglob("result.json")}
+    assert len(now) == len(before) + 2 and before.items() <= now.items()
     removed = cli("rm", "--yes", "all")
-    assert removed.code == 0 and "comparison with all its runs, 14" in removed.out
+    assert removed.code == 0 and "comparison with all its runs, 16" in removed.out
     assert not Path("all").exists()
 
 

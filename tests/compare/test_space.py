@@ -97,7 +97,7 @@ def test_only_an_interval_widens_and_only_beyond_its_edges() -> None:
     listed = Axis(LR, (1.0, 2.0, 3.0))
     assert listed.widened({"lowest"}) == listed
     assert [listed.edge(i) for i in range(3)] == ["lowest", None, "highest"]
-    assert [decay.edge(i) for i in range(2)] == [None, None]  # two values have no inside
+    assert [decay.edge(i) for i in range(2)] == ["lowest", "highest"]
     assert Axis("ffn", ("a", "b", "c")).edge(0) is None
     (log, _) = axes_of([f"{LR}=tag(log,interval(1e-3,1e-1))"], 3)
     assert log.widened({"highest"}).points == pytest.approx((1e-3, 1e-2, 1e-1, 1, 10))
@@ -121,15 +121,25 @@ def test_the_best_trial_is_that_of_the_lowest_loss_and_divergence_is_the_worst()
 
     inside = search(9, 9, 1.5, 1.4, float("inf"), 9)
     assert inside.best is not None and inside.best.point.values == {LR: 2.0, DECAY: 0.2}
-    assert inside.edges == {}
-    assert search(9, 9, 2, 2, float("inf"), 1).edges == {LR: "highest"}
-    assert search(1, 9, 2, 2, float("inf"), 9).edges == {LR: "lowest"}
+    assert inside.edges == {DECAY: "highest"}  # the best of two values is at an edge
+    assert search(9, 9, 2, 2, float("inf"), 1).edges == {LR: "highest", DECAY: "highest"}
+    assert search(1, 9, 2, 2, float("inf"), 9).edges == {LR: "lowest", DECAY: "lowest"}
     none = search(*[float("inf")] * 6)
     assert none.best is None and none.edges == {}
     assert isinstance(grid_of_design[0], DesignPoint)
 
 
-@pytest.mark.parametrize("options", [{"seeds": 1}, {"budget": 0}, {"search_seeds": 0}])
+def test_a_large_budget_fills_the_range_of_learning_rates() -> None:
+    (narrow, _), (wide, _) = axes_of([], 18), axes_of([], 200)
+    assert max(narrow.points) / min(narrow.points) == 2.0**8 and len(narrow.points) == 9
+    assert max(wide.points) / min(wide.points) == pytest.approx(2.0**8) and len(wide.points) == 100
+    assert wide.widened({"highest"}).points[:100] == wide.points
+
+
+WRONG = [{"seeds": 1}, {"seeds": 1001}, {"budget": 0}, {"budget": 5000}, {"search_seeds": 0}]
+
+
+@pytest.mark.parametrize("options", WRONG)
 def test_wrong_numbers_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"--(seeds|budget|search-seeds)="):
         CompareOptions(**options)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from minigpt.export import check, folder
 from minigpt.export.check import import_transformers
@@ -135,8 +136,13 @@ def test_another_folder_is_never_replaced(cli: Cli, tiny_run: Path) -> None:
     Path("full").mkdir()
     Path("full/file").touch()
     refused = cli("export", "run", "--to", "hf", "full")
-    assert refused.code == 2 and "DIR=full: is not empty" in refused.err
-    assert "DIR=text.txt: is not a folder" in cli("export", "run", "--to", "hf", "text.txt").err
+    assert refused.code == 2 and "PATH=full: is not empty" in refused.err
+    assert "PATH=text.txt: is not a folder" in cli("export", "run", "--to", "hf", "text.txt").err
+    for path in ("text.txt/out", "text.txt/new/out"):
+        for kind in ("hf", "gguf", "onnx"):
+            refused = cli("export", "run", "--to", kind, path)
+            line = f"minigpt: PATH={path}: cannot be written (Not a directory); name a path"
+            assert refused.code == 2 and refused.err.startswith(line), refused.err
     assert cli("export", "run", "--to", "other", "out").code == 2
     assert cli("export", "run", "out").code == 2
 
@@ -187,6 +193,10 @@ def test_nothing_is_left_of_a_failed_export(
     with monkeypatch.context() as patch:
         patch.setattr(folder, "save_file", failing(KeyboardInterrupt()))
         export(130, "")
+    for error in (SafetensorError("No space left on device"), OSError(28, "No space left on dev")):
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, "save_file", failing(error))
+            export(2, "minigpt: PATH=new/out: cannot be written (No space left on dev")
     with monkeypatch.context() as patch:
         patch.setattr(folder, "to_tokenizer_json", lambda *_: '{"broken": 1}')
         export(1, "transformers cannot load the tokenizer")

@@ -215,7 +215,7 @@ def test_a_run_leaves_as_one_file(cli: Cli, workdir: Path, monkeypatch: pytest.M
     assert "run (best) as Llama of llama.cpp" in done.out and "tokens equal" in done.out
     assert left(Path("new")) == {"model.gguf"}
     again = cli("export", "run", "--to", "gguf", "new/model.gguf")
-    assert again.code == 2 and "FILE=new/model.gguf: exists; give a new file" in again.err
+    assert again.code == 2 and "PATH=new/model.gguf: exists; give a new file" in again.err
 
 
 def test_the_default_design_is_refused_before_work(cli: Cli, tiny_run: Path) -> None:

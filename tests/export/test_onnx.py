@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -54,6 +57,20 @@ def test_what_the_exporter_cannot_express_is_refused(key: str, config: ModelConf
     require_exportable(tiny_config())
 
 
+def interrupted(*_: Any, **__: Any) -> None:
+    """Fail by Ctrl-C, which a library in between replaces by its own error."""
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        sleep(10)
+    except KeyboardInterrupt:
+        raise RuntimeError("a pass of the compiler failed") from None
+
+
+def as_the_exporter_fails(*_: Any, **__: Any) -> None:
+    reason = ValueError("## Exception summary\n\n\x1b[31mthe reason\x1b[0m\n- more of it")
+    raise RuntimeError("\x1b[96mThis is step 1/3\x1b[0m of exporting the model") from reason
+
+
 def test_a_run_leaves_as_a_program(
     cli: Cli, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,6 +88,12 @@ def test_a_run_leaves_as_a_program(
     with monkeypatch.context() as patch:
         patch.setattr(torch.onnx, "export", failing(KeyboardInterrupt()))
         fails(130, "")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.onnx, "export", interrupted)
+        fails(130, "")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.onnx, "export", as_the_exporter_fails)
+        fails(1, "torch cannot export this design (ValueError: the reason)")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxscript", None)
         fails(2, "onnxruntime and onnxscript are not installed")

@@ -67,6 +67,7 @@ LLAMA = {
     **{"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "rms_norm_eps": 1e-5},
     **{"num_attention_heads": 8, "max_position_embeddings": 2048, "intermediate_size": 256},
 }
+MPT = {"model_type": "mpt", "d_model": 64, "n_layers": 2, "n_heads": 8}
 GEMMA2 = {**LLAMA, "model_type": "gemma2", "layer_types": ["full_attention"] * 2}
 
 
@@ -100,6 +101,22 @@ def test_config_json_is_read(values: dict[str, Any], expected: dict[str, Any]) -
         (FALCON | {"alibi": True}, "alibi=True: minigpt reads only False"),
         (LLAMA | {"mlp_bias": True}, "mlp_bias=True: minigpt reads it with attention_bias=true"),
         (LLAMA | {"model_type": "gemma", "hidden_act": "relu"}, "hidden_act=relu: minigpt has"),
+        (LLAMA | {"rope_scaling": []}, "rope_scaling=[]: not an object"),
+        (LLAMA | {"rope_theta": "big"}, "rope_theta=big: not a number above 0"),
+        (LLAMA | {"rope_scaling": {"type": "linear"}}, "rope_parameters.rope_type=linear: has no"),
+        (
+            LLAMA
+            | {"rope_scaling": {"type": "yarn", "factor": 4.0}}
+            | {"rope_parameters": {"original_max_position_embeddings": 512}},
+            "rope_parameters.original_max_position_embeddings=512: minigpt reads only",
+        ),
+        (GEMMA2 | {"use_bidirectional_attention": True}, "use_bidirectional_attention=True: mini"),
+        (GEMMA2 | {"layer_types": ["chunked_attention"]}, "layer_types=chunked_attention: mini"),
+        (GEMMA2 | {"layer_types": ["full_attention"]}, "layer_types=['full_attention']: 1 layers"),
+        (GEMMA2 | {"query_pre_attn_scalar": None}, "has no query_pre_attn_scalar"),
+        (GEMMA2 | {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar=0: not a number above 0"),
+        (MPT | {"attn_config": {"alibi": True, "rope": True}}, "attn_config.rope=True: minigpt "),
+        (MPT | {"attn_config": "alibi"}, "attn_config=alibi: not an object"),
     ],
 )
 def test_values_that_no_option_expresses_are_refused(values: dict[str, Any], message: str) -> None:
@@ -118,6 +135,80 @@ def gpt2_folder(folder: Path, **changes: Any) -> Any:
     text = to_tokenizer_json(TOKENIZER)
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     return model
+
+
+NAN_IN = "transformer.h.0.mlp.c_fc.weight"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.nan, "has NaN or infinite values"),
+        (-torch.inf, "has NaN or infinite values"),
+        (None, "has numbers of type int8"),
+    ],
+)
+def test_tensors_that_are_not_weights_are_refused(
+    tmp_path: Path, value: float | None, message: str
+) -> None:
+    gpt2_folder(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    if value is None:
+        weights[NAN_IN] = weights[NAN_IN].to(torch.int8)
+    else:
+        weights[NAN_IN][1, 2] = value
+    save_file(weights, file)
+    with pytest.raises(UserError) as refused:
+        read_folder(tmp_path)
+    assert str(refused.value).startswith(f"{file}: {NAN_IN}: {message}")
+
+
+DELETE = object()
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "value", "message"),
+    [
+        ("config.json", "n_layer", "four", "n_layer=four: not a whole number above 0"),
+        ("config.json", "n_embd", 12.0, "n_embd=12.0: not a whole number above 0"),
+        ("config.json", "n_head", True, "n_head=True: not a whole number above 0"),
+        ("config.json", "n_embd", None, "has no n_embd; restore the file"),
+        ("config.json", "vocab_size", [13], "vocab_size=[13]: not a whole number above 0"),
+        ("config.json", "layer_norm_epsilon", "1e-5", "layer_norm_epsilon=1e-5: not a number"),
+        ("config.json", "activation_function", ["gelu"], "activation_function=['gelu']: not a te"),
+        ("config.json", "tie_word_embeddings", 1, "tie_word_embeddings=1: not true or false"),
+        ("config.json", "quantization_config", {"bits": 4}, "quantization_config={'bits': 4}: mi"),
+        ("config.json", "add_cross_attention", True, "add_cross_attention=True: minigpt has no"),
+        ("config.json", "is_causal", False, "is_causal=False: minigpt has only causal models"),
+        ("config.json", "shift", 0, "shift=0: minigpt does not know this key; remove it if"),
+        ("minigpt.json", "minigpt", [], "minigpt=[]: not a text"),
+        ("minigpt.json", "result", [], "result=[]: not an object"),
+        ("minigpt.json", "config", ["model"], "config=['model']: not an object"),
+        ("minigpt.json", "config.model", DELETE, "has no config.model; restore or delete it"),
+        ("minigpt.json", "config.model", "gpt2", "config.model=gpt2: not an object"),
+        ("minigpt.json", "config.data", "text", "config.data=text: not an object"),
+        ("minigpt.json", "config.seed", "one", "seed=one: not a valid integer"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_one_line_with_its_key(
+    tmp_path: Path, file: str, keys: str, value: Any, message: str
+) -> None:
+    config = DESIGNS["GPT-2"][0]
+    written(tmp_path, config)
+    path = tmp_path / file
+    values = section = json.loads(path.read_text())
+    *parents, key = keys.split(".")
+    for parent in parents:
+        section = section[parent]
+    section[key] = value
+    if value is DELETE:
+        del section[key]
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError) as refused:
+        read_folder(tmp_path)
+    line = str(refused.value)
+    assert f"{file}: {message}" in line and line.startswith(str(tmp_path)), line
 
 
 def test_weights_that_contradict_the_config_are_refused(tmp_path: Path) -> None:

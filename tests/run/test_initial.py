@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from minigpt.export.hub import name_of
 from minigpt.run.load import TrainedRun
 from tests.conftest import TINY, Cli
 
@@ -128,7 +131,15 @@ def test_a_base_that_changed_is_refused(cli: Cli, base: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model.n_embd=32"], "model.n_embd=32: the design comes from init=base"),
+        (
+            ["model.n_embd=32"],
+            "model.n_embd=32: the design comes from init=base, and only model.dropout, "
+            "model.block_size, options of model.positional, and backend can change",
+        ),
+        (
+            ["adapter=lora", "adapter.rank=17"],
+            "adapter.rank=17: above the width 16 of blocks.0.self_attention.qkv; use at most that",
+        ),
         (["positional=rope"], "positional=rope: the design comes from init=base"),
         (["model=gpt2"], "model=gpt2: the design comes from init=base"),
         (["tokenizer=bpe"], "tokenizer=bpe: the tokenizer comes from init=base, whose weights fit"),
@@ -170,13 +181,57 @@ def test_muon_trains_adapters(cli: Cli, base: Path) -> None:
 
 def test_weights_that_are_not_there_are_one_line(cli: Cli, workdir: Path) -> None:
     Path("model.gguf").touch()
+    Path("folder").mkdir()
     for options, line in {
         ("experiment=finetune_shakespeare",): "init: empty; give init=PATH of a run",
-        ("init=owner/name",): "init=owner/name: no such run or folder of transformers; minigpt",
+        ("init=name",): "init=name: no such run or folder of transformers; give a run, a folder",
+        ("init=folder",): "init=folder: not a run: no config.yaml",
+        ("objective.teacher=folder",): "objective.teacher=folder: not a run: no config.yaml",
+        ("resume=folder",): "resume=folder: not a run: no config.yaml",
         ("init=model.gguf",): "init=model.gguf: is a file; give a run, or a folder",
         ("objective.teacher=nowhere",): "objective.teacher=nowhere: no such run or folder",
     }.items():
         refused = cli("train", *NOT_DESIGN, *options)
         assert refused.code == 2 and refused.err.count("\n") == 1, refused.err
         assert line in refused.err
-    assert {*Path().iterdir()} == {Path("model.gguf"), Path("text.txt")}
+    assert {*Path().iterdir()} == {Path("model.gguf"), Path("text.txt"), Path("folder")}
+
+
+def test_a_model_of_the_hub(cli: Cli, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network one line; otherwise the folder that it is downloaded to."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    arguments = ["train", *NOT_DESIGN, "init=owner/name", "trainer.max_steps=1"]
+    refused = cli(*arguments, "hydra.run.dir=new")
+    line = "minigpt: init=owner/name: no such folder, and the Hugging Face Hub cannot be reached ("
+    assert refused.code == 2 and refused.err.startswith(line), refused.err
+    assert refused.err.endswith("); download it and give the folder\n")
+    assert refused.err.count("\n") == 1 and not Path("new").exists()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(base))
+    done = cli(*arguments, "hydra.run.dir=new")
+    assert done.code == 0, done.err
+    assert TrainedRun.load("new").config.init == str(base.absolute())
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    missing = cli(*arguments, "hydra.run.dir=other")
+    assert (
+        missing.code == 2 and "huggingface_hub, which downloads models, is missing" in missing.err
+    )
+    assert "install" in missing.err and missing.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/home/me/hub/models--owner--a--name/snapshots/607a30d", "owner/a--name"),
+        ("/home/me/runs/base", "base"),
+        ("C:\\runs\\base", "base"),
+    ],
+)
+def test_a_base_has_a_name_without_folders_of_the_machine(path: str, name: str) -> None:
+    assert name_of(path) == name
+
+
+def test_a_resumed_run_keeps_its_adapter(cli: Cli, base: Path) -> None:
+    assert cli(*LORA, "trainer.max_steps=1", "hydra.run.dir=lora").code == 0
+    refused = cli("train", "resume=lora", "adapter.rank=4")
+    line = "minigpt: adapter.rank=4: a resumed run keeps its config and may change only trainer.max"
+    assert refused.code == 2 and refused.err.startswith(line), refused.err

@@ -29,7 +29,17 @@ def test_the_page_answers_for_each_text(tmp_path: Path) -> None:
     )
     assert whole == (
         "- 4,000 unique tokens, 16,000 tokens (4.0 passes): more parameters help up to the largest "
-        "size, 393,216; 98,304 are enough for within 0.02 of the lowest."
+        "size (-0.005 ± 0.000 from 98,304 to 393,216); 98,304 are enough for within 0.02 of the "
+        "lowest."
+    )
+    for seed in NOISE:  # as much lower, but not with both seeds
+        loss = LOSSES[128] + 10 * NOISE[seed]
+        add_run(tmp_path / "noisy" / "results" / "long", 128, 500, 1.0, seed, loss)
+        for width in (16, 32, 64):
+            loss = LOSSES[width] + NOISE[seed]
+            add_run(tmp_path / "noisy" / "results" / "long", width, 500, 1.0, seed, loss)
+    assert "lowest with the most parameters, but not significantly (-0.005 ± 0.114 from" in (
+        study.page(tmp_path / "noisy" / "results")
     )
     assert quarter.startswith(
         "- 1,000 unique tokens, 16,000 tokens (16.0 passes): the loss is lowest with 98,304 "
