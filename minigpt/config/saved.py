@@ -30,6 +30,7 @@ RESUME_MAY_CHANGE = (
     *("trainer.max_steps", "trainer.patience", "trainer.guessing_patience"),
     *("trainer.log_every", "trainer.checkpoint_every", "trainer.sample_every"),
     *("trainer.device", "trainer.precision", "trainer.compile", "trainer.graph"),
+    *("trainer.parallel", "trainer.processes", "trainer.timeout"),
     *("trainer.threads", "data.dir", "data.path", "logger"),
 )
 

@@ -94,10 +94,11 @@ def training_session(
         with run.locked():
             sources = {key: weights.facts for key, weights in used.items()}
             facts = {"request_sha256": request_sha256(config), **(facts or {}), **sources}
+            if resumed:
+                ranks.first(partial(require_resumable, run, setup), "the start of the run")
+                setup.state.load(run.last)
             begin = partial(begin_run, run, setup, prepared, requested, resumed, command, facts)
             manifest, notices = ranks.first(begin, "the start of the run")
-            if resumed and not ranks.is_main:
-                setup.state.load(run.last)
 
             display = Display(config.trainer.max_steps, quiet=not ranks.is_main)
             logger = open_tracker(run, setup, manifest)
@@ -123,7 +124,7 @@ def begin_run(
     command: list[str],
     facts: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Write manifest and config of a new run, or restore a `resumed` one.
+    """Write manifest and config of a new run, or of one whose state is loaded (`resumed`).
 
     Returns the manifest, and lines for the user by subject. Raises UserError.
     """
@@ -206,15 +207,8 @@ def create_run(
     }
 
 
-def restore_run(
-    run: RunDirectory, setup: Setup, command: list[str]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Restore the last checkpoint and the logs at its step.
-
-    Returns the extended manifest, and lines for the user by subject. Without a checkpoint the run
-    starts from its first step. Raises UserError if it is finished.
-    """
-    before, now = as_trained(run, read_config(run.config)), setup.config
+def require_resumable(run: RunDirectory, setup: Setup) -> None:
+    """Undo an interrupted save. Raises UserError if the run is finished, or has foreign files."""
     run.require_own_files("which a resumed run would change; replace it by a copy", "*.*")
     for checkpoint in (run.last, run.best):
         recover_directory(checkpoint)
@@ -225,11 +219,21 @@ def restore_run(
             f"resume={run.path}: this run has finished its {result['steps']} steps; give it a "
             f"larger trainer.max_steps, or start a new run"
         )
-    setup.state.load(run.last)
-    progress = setup.state.progress
-    run.rewind_logs(progress.log_sizes)
+
+
+def restore_run(
+    run: RunDirectory, setup: Setup, command: list[str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Restore the logs at the step of the state, which is that of the last checkpoint.
+
+    Returns the extended manifest, and lines for the user by subject. Without a checkpoint the run
+    starts from its first step.
+    """
+    before, now = as_trained(run, read_config(run.config)), setup.config
+    progress, max_steps = setup.state.progress, setup.config.trainer.max_steps
     why = f"this run has already done {progress.step} steps; use a larger number"
     require(progress.step <= max_steps, "trainer.max_steps", max_steps, why)
+    run.rewind_logs(progress.log_sizes)
     manifest = run.read_json(run.manifest)
     device = {"device": setup.runtime.describe()}
     manifest["resumed"] = [*manifest.get("resumed", []), provenance(command) | device]
