@@ -139,7 +139,7 @@ def run_command(command: str, arguments: list[str]) -> int:
         if wants_traceback():
             raise
         code = 2 if isinstance(error, UserError) else 1
-        return code if error.reported else _fail(str(error), code)
+        return code if error.reported else _fail_once(error, code)
     except KeyboardInterrupt as stop:
         return 128 + getattr(stop, "number", signal.SIGINT)
     except BrokenPipeError:  # `minigpt ... | head`
@@ -150,6 +150,19 @@ def run_command(command: str, arguments: list[str]) -> int:
             raise
         what = f"{error.filename or command}: {error.strerror or error}"
         return _fail(f"{what}{REMEDIES.get(error.errno, '')}", 1)
+
+
+def _fail_once(error: UserError | Failure, code: int) -> int:
+    """Print an error, of processes that train one run together only that of the first."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return _fail(str(error), code)
+    from minigpt.ranks import NAMES_LOST_RANKS, LostRank, is_first_to_report
+
+    is_lost = isinstance(error, LostRank) and not error.hangs
+    if (is_lost and NAMES_LOST_RANKS in os.environ) or not is_first_to_report():
+        return code
+    rank = os.environ["RANK"]
+    return _fail(str(error) if rank == "0" else f"rank {rank}: {error}", code)
 
 
 def _fail(message: str, code: int = 2) -> int:

@@ -2,22 +2,60 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
 
 from minigpt.errors import Failure, first_line
 
 T = TypeVar("T")
+# Set by torchrun. SLURM's documentation shows how to set them from the names that srun sets.
+RANK, LOCAL_RANK, WORLD_SIZE = "RANK", "LOCAL_RANK", "WORLD_SIZE"
+NAMES_LOST_RANKS = "MINIGPT_NAMES_LOST_RANKS"  # set if the starting process names them
 
 
 class LostRank(Failure):
-    """Another process ended or did not answer while this one waited for it."""
+    """Another process ended while this one waited for it, or did not answer (`hangs`)."""
+
+    hangs = False
+
+
+def is_started_as_rank() -> bool:
+    """Return whether torchrun started this process as one of several."""
+    return RANK in os.environ and WORLD_SIZE in os.environ
+
+
+def agent_store() -> dist.Store | None:
+    """Return the key-value store of the agent that started this process; None without one."""
+    if not is_started_as_rank() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    with suppress(RuntimeError):  # the agent has ended
+        return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))
+    return None
+
+
+def is_first_to_report() -> bool:
+    """Return whether no other process of this attempt has reported an error before.
+
+    The first process is asked first, since most errors are the same in all of them.
+    """
+    time.sleep(0.0 if os.environ[RANK] == "0" else 0.5)
+    store, attempt = agent_store(), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if store is None:
+        return os.environ[RANK] == "0"
+    with suppress(RuntimeError):
+        return store.add(f"minigpt/reports/{attempt}", 1) == 1
+    return True
 
 
 @dataclass(frozen=True)
@@ -97,16 +135,18 @@ class Ranks:
             text = str(error)
             if "out of memory" in text.lower() or not _is_loss(text):
                 raise
-            raise LostRank(self._message(what, text)) from error
+            raise self._lost(what, text) from error
 
-    def _message(self, what: str, text: str) -> str:
-        where = f"rank {self.rank}: waited for the other ranks in {what}"
-        if "timed out" in text.lower() or "timeout" in text.lower():
-            return (
-                f"{where}, and one did not answer within trainer.timeout={self.timeout:g} seconds; "
-                "look for a process that hangs, or raise trainer.timeout"
-            )
-        return f"{where}, and one has ended ({first_line(RuntimeError(text))})"
+    def _lost(self, what: str, text: str) -> LostRank:
+        where = f"waited for the other ranks in {what}"
+        if "timed out" not in text.lower() and "timeout" not in text.lower():
+            return LostRank(f"{where}, and one has ended ({first_line(RuntimeError(text))})")
+        lost = LostRank(
+            f"{where}, and one did not answer within trainer.timeout={self.timeout:g} seconds; "
+            f"look for a process that hangs, or raise trainer.timeout"
+        )
+        lost.hangs = True
+        return lost
 
 
 ALONE = Ranks()

@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,18 +20,39 @@ from minigpt.config.schema import TrainerConfig
 from minigpt.data import Batch
 from minigpt.errors import require
 from minigpt.model import GPT
-from minigpt.ranks import ALONE, Ranks, gathered, part_like
+from minigpt.ranks import (
+    ALONE,
+    LOCAL_RANK,
+    RANK,
+    WORLD_SIZE,
+    Ranks,
+    agent_store,
+    gathered,
+    is_started_as_rank,
+    part_like,
+)
 from minigpt.runtime import Runtime
 from minigpt.train.compilation import Loss
 from minigpt.train.graph import STEPS, EagerStep, Metrics
 
-# Set by torchrun. srun sets names of its own; SLURM's documentation maps them to these.
-RANK, LOCAL_RANK, WORLD_SIZE = "RANK", "LOCAL_RANK", "WORLD_SIZE"
+RUN_KEY = "minigpt/run"
 
 
-def is_started_as_rank() -> bool:
-    """Whether torchrun started this process as one of several."""
-    return RANK in os.environ and WORLD_SIZE in os.environ
+def remembered(run: Path) -> Path:
+    """Tell the agent that restarts failed processes which run they train; return it."""
+    store = agent_store()
+    if store is not None:
+        store.set(RUN_KEY, str(run.absolute()))
+    return run
+
+
+def run_of_earlier_attempt() -> Path | None:
+    """Return the run that this process trained before the agent restarted it, if it did."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return None
+    store = agent_store()
+    known = store is not None and store.check([RUN_KEY])
+    return Path(store.get(RUN_KEY).decode()) if store is not None and known else None
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from minigpt.runtime import Runtime, choose_runtime, set_threads
 from minigpt.train.compilation import Choice
 from minigpt.train.control import Diverged, EarlyStop, Interrupted, StopRequest, Stopwatch
 from minigpt.train.display import Display
-from minigpt.train.distributed import process_group
+from minigpt.train.distributed import process_group, remembered
 from minigpt.train.setup import Setup, build_setup
 from minigpt.train.trainer import Trainer
 
@@ -89,7 +89,7 @@ def training_session(
             initial,
         )
         setup = replace(setup, backend=backend or setup.backend)
-        path = ranks.first(lambda: run.path, "the start of the run")
+        path = ranks.first(lambda: remembered(run.path), "the start of the run")
         run = run if ranks.is_main else ObservedRun(path)
         with run.locked():
             sources = {key: weights.facts for key, weights in used.items()}

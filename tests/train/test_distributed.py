@@ -1,0 +1,297 @@
+"""One run on several processes: equal to one process, resumed by others, and ended together."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import TEXT, Cli
+
+REPOSITORY = Path(__file__).parents[2]
+RUN = [
+    *("logger=none", "data=text", "data.path=text.txt", "model.n_layer=2", "model.n_head=2"),
+    *("model.n_embd=16", "model.block_size=8", "trainer.batch_size=12", "trainer.max_steps=30"),
+    *("trainer.log_every=1", "trainer.eval_every=10", "trainer.checkpoint_every=10"),
+    *("trainer.sample_every=15", "trainer.sample_tokens=5", "trainer.device=cpu"),
+    *("trainer.threads=1", "trainer.precision=fp32", "schedule=constant"),
+    "schedule.warmup_steps=3",
+]
+# Each is equal to one process in every mode, up to rounding.
+DESIGNS = {
+    "plain": [],
+    "accumulated": ["trainer.grad_accum_steps=3"],
+    "uneven": ["trainer.batch_size=13"],
+    "muon": ["optimizer=muon", "optimizer.lr=0.01"],
+    "clipped": ["optimizer.grad_clip=0.1"],
+    "average": ["optimizer.ema=0.9"],
+    "epochs": ["data.order=epochs"],
+    "documents": ["data.document_separator='\n'", "model.block_size=16"],
+    "experts": ["ffn=moe", "trainer.grad_accum_steps=2"],
+    "values": ["model.value_residual=first_layer", "embedding=untied"],
+    "biases": ["model=t5"],
+    "bigram": ["model=bigram", "model.n_layer=0"],
+}
+MODES, SIZES = ("ddp", "fsdp"), (2, 3)
+MEASURED = ("train_loss", "grad_norm", "val_loss")
+
+
+def python(*arguments: str, ranks: int | None = None, restarts: int = 0) -> list[str]:
+    """Return the command that runs a Python module, with torchrun in several processes."""
+    started = [sys.executable]
+    if ranks is not None:
+        started += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        started += [f"--max-restarts={restarts}"]
+    return [*started, "-m", *arguments]
+
+
+def completed(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder."""
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def in_ranks(folder: Path, commands: Sequence[Sequence[str]], ranks: int | None) -> None:
+    """Run minigpt commands in float64, in one process or in several."""
+    file = folder / f"commands_{ranks}.json"
+    file.write_text(json.dumps(commands), encoding="utf-8")
+    done = completed(python("tests.train.commands_in_ranks", str(file), ranks=ranks), folder)
+    assert done.returncode == 0, done.stderr
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def differences(one: Path, other: Path) -> dict[str, float]:
+    """Return the largest difference of each measured number of two runs."""
+    pairs = list(zip(metrics(one), metrics(other), strict=True))
+    assert all(a.keys() == b.keys() for a, b in pairs)
+    return {
+        key: max(abs(a[key] - b[key]) for a, b in pairs if key in a)
+        for key in {*MEASURED, *(k for a, _ in pairs for k in a if k.startswith("expert_usage"))}
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every design in one process, and in every mode and size; some are stopped at step 20."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    os.environ.setdefault("MINIGPT_DATA", str(folder / "data"))
+    average = ["optimizer=muon", "optimizer.ema=0.9"]
+    dropout = [*average, "model.dropout=0.1"]
+
+    def of(ranks: int | None, mode: str) -> list[list[str]]:
+        parallel = [] if ranks is None else [f"trainer.parallel={mode}"]
+        at = "one" if ranks is None else f"{mode}{ranks}"
+        commands = [
+            ["train", *RUN, *own, *parallel, f"hydra.run.dir={at}/{name}"]
+            for name, own in DESIGNS.items()
+        ]
+        for name, steps, extra in (
+            *(("full", 30, dropout), ("half", 20, dropout)),
+            *(("whole", 30, average), ("stopped", 20, average)),
+        ):
+            own = [*extra, f"trainer.max_steps={steps}", f"hydra.run.dir={at}/{name}"]
+            commands.append(["train", *RUN, *parallel, *own])
+        return commands
+
+    in_ranks(folder, of(None, "none"), None)
+    for ranks in SIZES:
+        in_ranks(folder, [command for mode in MODES for command in of(ranks, mode)], ranks)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("ranks", SIZES)
+def test_many_processes_train_as_one(runs: Path, mode: str, ranks: int, design: str) -> None:
+    found = differences(runs / "one" / design, runs / f"{mode}{ranks}" / design)
+    assert {"train_loss", "grad_norm", "val_loss"} <= found.keys()
+    assert max(found.values()) < 1e-9, found
+
+
+def resumed(folder: Path, ranks: int | None, moves: Sequence[tuple[str, str]], mode: str) -> None:
+    """Resume copies of runs, given as (from, to), in a number of processes to step 30."""
+    commands = []
+    for source, target in moves:
+        shutil.copytree(folder / source, folder / target)
+        own = ["trainer.max_steps=30", f"trainer.parallel={mode}"]
+        commands.append(["train", f"resume={target}", *own])
+    in_ranks(folder, commands, ranks)
+
+
+def weights_are_equal(one: Path, other: Path) -> bool:
+    files = [path / "checkpoints" / "last" / "model.safetensors" for path in (one, other)]
+    return filecmp.cmp(*files, shallow=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_a_resumed_run_is_bit_equal(runs: Path, mode: str) -> None:
+    """Dropout too: each process goes on with its own random numbers."""
+    resumed(runs, 2, [(f"{mode}2/half", f"again/{mode}")], mode)
+    full, again = runs / f"{mode}2" / "full", runs / "again" / mode
+    assert weights_are_equal(full, again)
+    assert max(differences(full, again).values()) == 0.0
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_resumes(runs: Path) -> None:
+    """2 to 3, 3 to 2, 2 to 1, 1 to 2, and ddp to fsdp. Dropout masks differ, so it is off."""
+    moves: dict[tuple[int | None, str], list[tuple[str, str]]] = {
+        (3, "fsdp"): [("ddp2/stopped", "moved/2_to_3")],
+        (2, "ddp"): [("fsdp3/stopped", "moved/3_to_2"), ("one/stopped", "moved/1_to_2")],
+        (None, "none"): [("fsdp2/stopped", "moved/2_to_1")],
+    }
+    for (ranks, mode), each in moves.items():
+        resumed(runs, ranks, each, mode)
+        for _, target in each:
+            found = differences(runs / "one" / "whole", runs / target)
+            assert max(found.values()) < 1e-9, (target, found)
+
+
+# ---- starting, stopping and failing ----
+
+
+def environment(folder: Path) -> dict[str, str]:
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+@contextmanager
+def training(folder: Path, command: Sequence[str], step: int) -> Iterator[subprocess.Popen[str]]:
+    """Start a command; the block begins once its run in `run` has reached a step."""
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(folder),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        log = folder / "run" / "metrics.jsonl"
+        while not (log.exists() and len(log.read_text().splitlines()) >= step):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "the run does not begin"
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.kill()
+
+
+def rank_pid(parent: int, rank: int) -> int:
+    """Return the process of a rank below a process."""
+    for task in Path(f"/proc/{parent}/task").glob("*/children"):
+        for child in task.read_text().split():
+            values = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+            if f"RANK={rank}".encode() in values:
+                return int(child)
+    raise AssertionError(f"no rank {rank} below {parent}")
+
+
+LONG = [*RUN, "trainer.max_steps=100000", "trainer.eval_every=null", "trainer.sample_every=null"]
+TWO = ["trainer.parallel=ddp", "trainer.processes=2"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_and_is_named(folder: Path) -> None:
+    command = python("minigpt", "train", *LONG, *TWO, "hydra.run.dir=run")
+    with training(folder, command, 15) as process:
+        os.kill(rank_pid(process.pid, 1), signal.SIGKILL)
+        killed = time.monotonic()
+        _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 20
+    assert process.returncode == 1
+    assert errors == (
+        "minigpt: rank 1 was killed by SIGKILL, and the other ranks have stopped; continue with "
+        "minigpt train resume=run trainer.processes=2\n"
+    )
+
+
+@pytest.mark.slow
+def test_an_interruption_saves_once_and_the_run_continues(folder: Path) -> None:
+    command = python("minigpt", "train", *LONG, *TWO, "hydra.run.dir=run")
+    with training(folder, command, 5) as process:
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors == "" and out.count("resume=run") == 1
+    result = json.loads((folder / "run" / "result.json").read_text())
+    assert result["status"] == "interrupted" and result["steps"] >= 5
+    more = f"trainer.max_steps={result['steps'] + 3}"
+    done = completed(python("minigpt", "train", "resume=run", more, *TWO), folder)
+    assert done.returncode == 0 and f"resumed at step {result['steps']}" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_reported(folder: Path) -> None:
+    command = python("minigpt", "train", *LONG, *TWO, "trainer.timeout=5", "hydra.run.dir=run")
+    with training(folder, command, 5) as process:
+        os.kill(rank_pid(process.pid, 1), signal.SIGSTOP)
+        _, errors = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert "waited for the other ranks in the gradients of a step, and one did not answer" in errors
+    assert "trainer.timeout=5 seconds" in errors and len(errors.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_which_ends_bit_equal(folder: Path) -> None:
+    own = ["trainer.parallel=ddp", "model.dropout=0.1"]
+    whole = [*RUN, *own, "trainer.max_steps=1000", "trainer.eval_every=null"]
+    done = completed(python("minigpt", "train", *whole, "hydra.run.dir=whole", ranks=2), folder)
+    assert done.returncode == 0, done.stderr
+    command = python("minigpt", "train", *whole, "hydra.run.dir=run", ranks=2, restarts=1)
+    with training(folder, command, 30) as process:
+        os.kill(rank_pid(process.pid, 1), signal.SIGKILL)
+        process.communicate(timeout=120)
+    assert process.returncode == 0 and weights_are_equal(folder / "whole", folder / "run")
+    assert len(json.loads((folder / "run" / "manifest.json").read_text())["resumed"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trainer.processes=2"], "trainer.processes=2: trains on one device; add trainer.para"),
+        (["trainer.parallel=ddp"], "trainer.parallel=ddp: starts no processes; add trainer.proc"),
+        (["trainer.parallel=dp"], "trainer.parallel=dp: not one of none, ddp, fsdp"),
+        ([*TWO, "trainer.compile=true"], "trainer.compile=True: is not tested with trainer.para"),
+        ([*TWO, "trainer.graph=on"], "trainer.graph=on: is not tested with trainer.parallel=ddp"),
+        ([*TWO, "trainer.timeout=0"], "trainer.timeout=0"),
+        (["trainer.parallel=ddp", "trainer.processes=0"], "trainer.processes=0: must be 1 or more"),
+    ],
+)
+def test_wrong_options_are_refused(
+    cli: Cli, workdir: Path, arguments: list[str], message: str
+) -> None:
+    done = cli("train", *RUN, *arguments)
+    assert done.code == 2 and done.err.startswith(f"minigpt: {message}"), done.err
+
+
+@pytest.mark.slow
+def test_an_error_is_printed_once(folder: Path) -> None:
+    command = ["minigpt", "train", *RUN, *TWO, "trainer.batch_size=1", "hydra.run.dir=run"]
+    done = completed(python(*command), folder)
+    assert done.returncode == 2 and done.stderr == (
+        "minigpt: trainer.batch_size=1: 1 per micro-batch is less than one window for each of 2 "
+        "processes\n"
+    )
+    assert not (folder / "run").exists()
