@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +37,7 @@ DESIGNS = {
     "clipped": ["optimizer.grad_clip=0.1"],
     "average": ["optimizer.ema=0.9"],
     "epochs": ["data.order=epochs"],
-    "documents": ["data.document_separator='\n'", "model.block_size=16"],
+    "documents": ["data.document_separator='\\n'", "model.block_size=16"],
     "experts": ["ffn=moe", "trainer.grad_accum_steps=2"],
     "values": ["model.value_residual=first_layer", "embedding=untied"],
     "biases": ["model=t5"],
