@@ -46,7 +46,7 @@ TRAININGS = {
     "posts/bigram": sweep("model=bigram", "model.n_layer=0"),
     "posts/untied": sweep("embedding=untied"),
     "posts/bpe": sweep("tokenizer=bpe", "embedding=tied,untied"),
-    "posts/gpt2": sweep("tokenizer=gpt2", "trainer.max_steps=320", "trainer.eval_every=80"),
+    "posts/gpt2": sweep("tokenizer=gpt2", "trainer.max_steps=160", "trainer.eval_every=40"),
     "posts/long_char": sweep("model.block_size=96", "trainer.batch_size=22"),
     "posts/heads_4": sweep(*key_value_heads(4)),
     "posts/heads_2": sweep(*key_value_heads(2)),
