@@ -78,6 +78,8 @@ class Display:
             facts["init"] = config.init
         if "trained" in counts:
             facts["adapter"] = f"{described(config.adapter)}; {trained_part(counts)}"
+        if config.trainer.parallel != "none":
+            facts["processes"] = f"{setup.runtime.ranks.size} ({config.trainer.parallel})"
         if setup.runtime.device == "cuda":
             facts["graph"] = setup.graph
         for name, fact in (facts | notices).items():

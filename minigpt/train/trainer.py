@@ -182,12 +182,15 @@ class Trainer:
         """
         progress, runtime = self.progress, self.runtime
         tokens = progress.step * self.tokens_per_step
-        val_loss, train_loss, test = progress.val_loss, None, {}
+        speed = tokens / progress.step_seconds if progress.step_seconds else None
+        val_loss, train_loss, test, by_rank = progress.val_loss, None, {}, {}
         if status == "finished":
             train_slice = self.data.train_slice(self.tokenizer)
             train_loss = self._pass_over(train_slice, self.state.better).loss
             if self.data.test is not None:
                 test = self._test(self.data.test).metrics("test")
+            if self.options.parallel != "none":
+                by_rank = self._by_rank(speed)
         return {
             "status": status,
             "seed": self.config.seed,
@@ -203,12 +206,23 @@ class Trainer:
             **{f"val_loss_{name}": loss for name, loss in progress.val_losses.items()},
             "parameters": self.model.parameter_counts(),
             "flops_per_token": self.model.flops_per_token(self.options.micro_batch_size),
-            "tokens_per_second": tokens / progress.step_seconds if progress.step_seconds else None,
+            "tokens_per_second": speed,
             "seconds": progress.seconds,
             "peak_memory_bytes": peak_memory_bytes(runtime.device),
             "device": runtime.device,
             "precision": runtime.precision,
             "backend": self.backend,
+            **by_rank,
+        }
+
+    def _by_rank(self, speed: float | None) -> dict[str, Any]:
+        """Return what result.json says of the processes of a run."""
+        ranks = self.runtime.ranks
+        memory = ranks.gather(peak_memory_bytes(self.runtime.device), "the result")
+        return {
+            "processes": ranks.size,
+            "tokens_per_second_per_process": None if speed is None else speed / ranks.size,
+            "peak_memory_bytes_by_rank": memory,
         }
 
     def save(self) -> None:
