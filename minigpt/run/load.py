@@ -20,12 +20,14 @@ from minigpt.export.shards import weight_files
 from minigpt.files import readable_directory, sha256_of_files
 from minigpt.model import GPT
 from minigpt.model.adapter import ADAPTERS, merge_adapters
+from minigpt.model.positional.learned import LearnedPositions
 from minigpt.run.directory import ExportedFolder, RunDirectory, find_base, find_trained
 from minigpt.run.weights import WEIGHTS, load_weights
 from minigpt.runtime import DEVICES, Runtime, choose_runtime
 from minigpt.tokenizer import Tokenizer, load_tokenizer
 
 TEACHER = "objective.teacher"
+POSITIONS = "positional.table.weight"  # of learned positions
 EXPORTED = "exported"  # the one checkpoint of an ExportedFolder
 
 
@@ -44,10 +46,15 @@ class Initial:
         return {"path": path, "checkpoint": self.checkpoint, "sha256": self.sha256}
 
     def load_into(self, model: GPT) -> None:
-        """Copy the weights into a model of the same design. Raises UserError if they do not fit."""
+        """Copy the weights into a model of the same design. Raises UserError if they do not fit.
+
+        Of a longer table of learned positions, the model takes the first ones.
+        """
         is_exported = isinstance(self.run, ExportedFolder)
         checkpoint = None if is_exported else self.checkpoint
         weights = TrainedRun.load(str(self.run.path), checkpoint, "cpu").model.state_dict()
+        if isinstance(model.positional, LearnedPositions):
+            weights[POSITIONS] = weights[POSITIONS][: model.config.block_size]
         shapes, needed = (
             {n: tuple(t.shape) for n, t in w.items()} for w in (weights, model.state_dict())
         )

@@ -562,7 +562,8 @@ CLAIMS = {
     ),
     "early_stopping": Claim(
         "Early stopping by ASHA finds as good a config as training every trial in full, for less.",
-        "Five pairs of random searches with the same eight configs, of one design.",
+        "Five pairs of random searches with the same eight configs: learning rates of rotary positions "
+        "and ALiBi.",
         {TUNED: [f"searches/{scheduler}_{n}" for n in SEARCHES for scheduler in ("none", "asha")]},
         early_stopping,
     ),

@@ -166,6 +166,18 @@ def test_another_context_where_positions_allow(cli: Cli) -> None:
     assert TrainedRun.load("longer").config.model.block_size == 16
 
 
+def test_a_shorter_context_takes_the_first_learned_positions(cli: Cli, base: Path) -> None:
+    short = ["model.block_size=5", "trainer.max_steps=0", "hydra.run.dir=shorter"]
+    done = cli(*FINETUNED, *short)
+    assert done.code == 0, done.err
+    whole, first = (
+        TrainedRun.load(name, "last").model.state_dict() for name in ("base", "shorter")
+    )
+    name = "positional.table.weight"
+    assert torch.equal(first[name], whole[name][:5]) and len(whole[name]) == 8
+    assert all(torch.equal(first[n], whole[n]) for n in whole if n != name)
+
+
 def test_only_training_starts_from_weights(cli: Cli, base: Path) -> None:
     done = cli("bench", "train", *NOT_DESIGN, "init=base")
     assert done.code == 2 and "init=base: only train, compare and tune" in done.err
