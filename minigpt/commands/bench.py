@@ -72,6 +72,16 @@ BENCHMARKS = {
         repeats="3",
         own={"trainer.max_steps": "use --steps", "trainer.sample_every": SET, "logger": SET},
     ),
+    "parallel": Benchmark(
+        "one run on several processes, in every mode, against one process",
+        "minigpt bench parallel model=rope --processes 1,2",
+        {"processes": "1,2", "steps": "50"},
+        repeats="3",
+        own={
+            **dict.fromkeys(("trainer.parallel", "trainer.processes", "logger"), SET),
+            "trainer.max_steps": "use --steps",
+        },
+    ),
     "replicas": Benchmark(
         "several runs: sequentially, and as one batched program",
         "minigpt bench replicas experiment=seed_blog --replicas 8",
@@ -108,6 +118,7 @@ HELP = {
     "folder": "where to write the shards (default: the system's temporary folder)",
     "lengths": "tokens per window, such as 64,256",
     "nanogpt": "a checkout of nanoGPT to compare with",
+    "processes": "numbers of processes",
     "profile": "also profile the first config: top operators, and a trace for ui.perfetto.dev",
     "prompt": "tokens in the prompt",
     "repeats": "number of repeats, interleaved between configs",
@@ -120,7 +131,7 @@ HELP = {
     "width": "model.n_embd",
 }
 LEAST = {("decode", "tokens"): 2, ("busy", "competitors"): 0}
-LISTS = ("batch", "competitors", "context", "corpus", "depth", "lengths", "width")
+LISTS = ("batch", "competitors", "context", "corpus", "depth", "lengths", "processes", "width")
 METAVARS = {"axes": "NAME,...", "backends": "NAME,...", "folder": "DIR", "sparse": ""}
 METAVARS |= {"nanogpt": "DIR", "profile": "FILE"}
 FOLDERS = ("folder", "nanogpt")
