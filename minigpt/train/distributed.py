@@ -62,6 +62,9 @@ def process_group(options: TrainerConfig, runtime: Runtime) -> Iterator[Runtime]
     Raises UserError if the processes were not started, or are more than a micro-batch has windows.
     """
     if options.parallel == "none":
+        others = is_started_as_rank() and int(os.environ[WORLD_SIZE]) > 1
+        why = "torchrun has started several processes, and each would train a run; use ddp or fsdp"
+        require(not others, "trainer.parallel", "none", why)
         yield runtime
         return
     why = "starts no processes; add trainer.processes=N, or start the command with torchrun"
