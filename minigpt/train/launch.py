@@ -14,6 +14,8 @@ from minigpt.errors import Failure, UserError
 from minigpt.ranks import NAMES_LOST_RANKS
 from minigpt.train.control import Interrupted
 
+AT_ONCE = 5.0  # seconds in which the end of one rank ends the others
+
 
 def launch(processes: int, command: list[str], directory: Path) -> None:
     """Run a `minigpt train` command in several processes, and wait for them.
@@ -25,7 +27,7 @@ def launch(processes: int, command: list[str], directory: Path) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)  # of the agent, whose errors are reported below
     cores = os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     os.environ[NAMES_LOST_RANKS] = "1"
@@ -51,15 +53,20 @@ def launch(processes: int, command: list[str], directory: Path) -> None:
 
 def _failure(failures: dict[int, Any], directory: Path) -> BaseException:
     """Return the error of a run whose ranks failed, as its only process would have raised it."""
-    codes = {rank: failure.exitcode for rank, failure in failures.items()}
+    first = min(failure.timestamp for failure in failures.values())
+    codes = {
+        rank: failure.exitcode
+        for rank, failure in failures.items()
+        if failure.timestamp - first < AT_ONCE  # later the agent ends those that hang
+    }
     for rank, code in codes.items():
-        if code < 0:
+        if code < 0 and -code != signal.SIGTERM:  # by which the agent ends the others
             name = signal.Signals(-code).name
             return Failure(
                 f"rank {rank} was killed by {name}, and the other ranks have stopped; continue "
-                f"with minigpt train resume={directory} trainer.processes={len(codes)}"
+                f"with minigpt train resume={directory} trainer.processes={len(failures)}"
             )
-    code = next(iter(codes.values()))
+    code = next((code for code in codes.values() if code > 0), 1)
     if code > 128:
         return Interrupted(code - 128)
     error = UserError("see above") if code == 2 else Failure("see above")

@@ -254,7 +254,7 @@ def test_a_process_that_hangs_is_reported(folder: Path) -> None:
         os.kill(rank_pid(process.pid, 1), signal.SIGSTOP)
         _, errors = process.communicate(timeout=90)
     assert process.returncode == 1
-    assert "waited for the other ranks in the gradients of a step, and one did not answer" in errors
+    assert "waited for the other ranks in a training step, and one did not answer" in errors
     assert "trainer.timeout=5 seconds" in errors and len(errors.splitlines()) == 1
 
 
