@@ -30,11 +30,8 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         require(self.seeds >= 2, "--seeds", self.seeds, "an interval needs 2 or more")
-        for key, value, most in (
-            ("--seeds", self.seeds, MAX_SEEDS),
-            ("--budget", self.budget, MAX_BUDGET),
-        ):
-            require(value <= most, key, value, f"must be {most} or less")
+        require(self.seeds <= MAX_SEEDS, "--seeds", self.seeds, f"must be {MAX_SEEDS} or less")
+        require(self.budget <= MAX_BUDGET, "--budget", self.budget, f"must be {MAX_BUDGET} or less")
         seeds = self.n_search_seeds
         for key, value in (("--budget", self.budget), ("--search-seeds", seeds)):
             require(value >= 1, key, value, "must be 1 or more")

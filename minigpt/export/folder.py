@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from minigpt.config.compose import composed_config
 from minigpt.config.pairs import as_typed
@@ -40,6 +41,7 @@ TOKENIZER = "tokenizer.json"
 METADATA = "minigpt.json"  # ours: config, data and versions of the run
 # Names of files and folders, and what belongs to a machine or a tracker, stay out of METADATA.
 NOT_WRITTEN = ("logger", "group", "tags", "init", "adapter", "objective")
+MAX_CONTEXT = 2**20  # tokens; tables of positions are as long
 SECTIONS = ("data", "tokenizer", "model", "optimizer", "schedule", "trainer")  # of its config
 METADATA_KINDS = {
     **dict.fromkeys(("minigpt", "commit", "started", "data_sha256", "tokenizer_fingerprint"), TEXT),
@@ -153,6 +155,7 @@ def read_design(folder: Path, changes: Sequence[str] = ()) -> ReadDesign:
     except UserError as error:  # which begins with CONFIG
         raise UserError(f"{folder}/{error}") from None
     _require_metadata(folder, metadata)
+    _require_sizes(folder, overrides)
     try:
         config = _config_of(architecture, overrides, metadata, changes)
     except UserError as error:
@@ -179,6 +182,41 @@ def _require_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
     if config.get("model") is None:
         raise UserError(f"{file}: has no config.model; restore or delete it")
     require_kinds(config, dict.fromkeys(SECTIONS, SECTION), f"{file}: config.")
+
+
+def _require_sizes(folder: Path, overrides: Overrides) -> None:
+    """Raise UserError for a design that is larger than the weights, before it is built."""
+    shapes: list[list[int]] = []
+    for path in weight_files(folder):
+        with _opened(path) as file:
+            shapes += [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    largest = max((size for shape in shapes for size in shape), default=0)
+    width = overrides["model.n_embd"]
+    sizes = {
+        "layers": (overrides["model.n_layer"], len(shapes)),
+        "channels": (width, largest),
+        "channels in a head": (overrides.get("model.head_size") or 1, largest),
+        "hidden channels": (overrides.get("model.ffn.expansion", 1) * width, largest),
+    }
+    for what, (size, most) in sizes.items():
+        if size > most:
+            why = f"has {size:,.0f} {what}, and its weights at most {most:,}"
+            raise UserError(f"{folder / CONFIG}: {why}; restore the files of one model")
+    length = overrides.get("model.block_size", 1)
+    if length > MAX_CONTEXT:
+        why = f"has a context of {length:,} tokens, and minigpt reads at most {MAX_CONTEXT:,}"
+        raise UserError(f"{folder / CONFIG}: {why}; lower it there")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file. Raises UserError if it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        why = f"damaged or not a safetensors file ({first_line(error)})"
+        raise UserError(f"{path}: {why}; restore it") from None
 
 
 def _read_config_json(folder: Path) -> dict[str, Any]:
@@ -222,11 +260,8 @@ def _config_of(
 def _read_weights(folder: Path) -> Tensors:
     weights: Tensors = {}
     for path in weight_files(folder):
-        try:
-            weights |= load_file(path)
-        except (SafetensorError, OSError) as error:
-            why = f"damaged or not a safetensors file ({first_line(error)})"
-            raise UserError(f"{path}: {why}; restore it") from None
+        with _opened(path) as file:
+            weights |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return weights
 
 

@@ -98,8 +98,8 @@ def inside_blocks(evidence: Evidence) -> Finding:
     effects = effects_of(pairs_of(evidence, POSITIONAL, pairs))
     n_better, n_worse = (sum(effect.sign in s for effect in effects) for s in (BETTER, WORSE))
     reason = (
-        f"Of {len(effects)} differences, {n_better} are significant improvements, and {n_worse} "
-        f"are significantly worse."
+        f"Of {len(effects)} differences, significant improvements: {n_better}; significantly "
+        f"worse: {n_worse}."
     )
     table = means("positional", positional_losses(evidence, (*INPUT_ONLY, *INSIDE)))
     return Finding(better(effects), reason, effects, [table])
@@ -562,8 +562,8 @@ CLAIMS = {
     ),
     "early_stopping": Claim(
         "Early stopping by ASHA finds as good a config as training every trial in full, for less.",
-        "Five pairs of random searches with the same eight configs: learning rates of rotary positions "
-        "and ALiBi.",
+        "Five pairs of random searches with the same eight configs: learning rates of rotary "
+        "positions and ALiBi.",
         {TUNED: [f"searches/{scheduler}_{n}" for n in SEARCHES for scheduler in ("none", "asha")]},
         early_stopping,
     ),
