@@ -34,14 +34,24 @@ def is_started_as_rank() -> bool:
     return RANK in os.environ and WORLD_SIZE in os.environ
 
 
-def agent_store() -> dist.Store | None:
+def agent_store(timeout: timedelta = timedelta(seconds=5)) -> dist.Store | None:
     """Return the key-value store of the agent that started this process; None without one."""
     if not is_started_as_rank() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     with suppress(RuntimeError):  # the agent has ended
-        return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))
+        return TCPStore(host, port, is_master=False, timeout=timeout)
     return None
+
+
+def attempt_store(timeout: timedelta) -> dist.Store | None:
+    """Return the part of the agent's store that processes before a restart have not written to.
+
+    torch's own rendezvous takes the whole store, in which processes may find the addresses of those
+    that were restarted, and wait for them in vain.
+    """
+    store, attempt = agent_store(timeout), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return None if store is None else dist.PrefixStore(f"minigpt/attempt_{attempt}", store)
 
 
 def is_first_to_report() -> bool:
@@ -50,11 +60,11 @@ def is_first_to_report() -> bool:
     The first process is asked first, since most errors are the same in all of them.
     """
     time.sleep(0.0 if os.environ[RANK] == "0" else 0.5)
-    store, attempt = agent_store(), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = attempt_store(timedelta(seconds=5))
     if store is None:
         return os.environ[RANK] == "0"
     with suppress(RuntimeError):
-        return store.add(f"minigpt/reports/{attempt}", 1) == 1
+        return store.add("minigpt/reports", 1) == 1
     return True
 
 

@@ -27,6 +27,7 @@ from minigpt.ranks import (
     WORLD_SIZE,
     Ranks,
     agent_store,
+    attempt_store,
     gathered,
     is_started_as_rank,
     part_like,
@@ -78,7 +79,10 @@ def process_group(options: TrainerConfig, runtime: Runtime) -> Iterator[Runtime]
     joined_before = dist.is_initialized()  # by a program that calls minigpt
     if not joined_before:
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=options.timeout))
+        timeout = timedelta(seconds=options.timeout)
+        store = attempt_store(timeout)
+        place = {} if store is None else {"store": store, "rank": rank, "world_size": size}
+        dist.init_process_group(backend, timeout=timeout, **place)
     try:
         yield replace(runtime, ranks=Ranks(rank, size, options.timeout))
     finally:

@@ -267,8 +267,9 @@ def test_torchrun_restarts_a_run_which_ends_bit_equal(folder: Path) -> None:
     command = python("minigpt", "train", *whole, "hydra.run.dir=run", ranks=2, restarts=1)
     with training(folder, command, 30) as process:
         os.kill(rank_pid(process.pid, 1), signal.SIGKILL)
-        process.communicate(timeout=120)
-    assert process.returncode == 0 and weights_are_equal(folder / "whole", folder / "run")
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert weights_are_equal(folder / "whole", folder / "run")
     assert len(json.loads((folder / "run" / "manifest.json").read_text())["resumed"]) == 1
 
 
