@@ -12,6 +12,7 @@ import sys
 from minigpt import __version__
 from minigpt.cpu import prepare_process
 from minigpt.errors import TRACEBACK, Failure, UserError, did_you_mean, wants_traceback
+from minigpt.torchrun import RANK, is_started_as_rank
 
 COMMANDS = {
     "train": "train a model; every option is a config value (minigpt train model=rope)",
@@ -153,15 +154,14 @@ def run_command(command: str, arguments: list[str]) -> int:
 
 
 def _fail_once(error: UserError | Failure, code: int) -> int:
-    """Print an error, of processes that train one run together only that of the first."""
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    """Print an error, of processes that torchrun started only that of the first."""
+    if not is_started_as_rank():
         return _fail(str(error), code)
-    from minigpt.ranks import NAMES_LOST_RANKS, LostRank, is_first_to_report
+    from minigpt.ranks import is_first_to_report
 
-    is_lost = isinstance(error, LostRank) and not error.hangs
-    if (is_lost and NAMES_LOST_RANKS in os.environ) or not is_first_to_report():
+    if not is_first_to_report():
         return code
-    rank = os.environ["RANK"]
+    rank = os.environ[RANK]
     return _fail(str(error) if rank == "0" else f"rank {rank}: {error}", code)
 
 

@@ -13,14 +13,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import TCPStore
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from minigpt.errors import Failure, first_line
+from minigpt.torchrun import RANK, attempt, is_started_as_rank
 
 T = TypeVar("T")
-# Set by torchrun. SLURM's documentation shows how to set them from the names that srun sets.
-RANK, LOCAL_RANK, WORLD_SIZE = "RANK", "LOCAL_RANK", "WORLD_SIZE"
-NAMES_LOST_RANKS = "MINIGPT_NAMES_LOST_RANKS"  # set if the starting process names them
 
 
 class LostRank(Failure):
@@ -29,12 +27,7 @@ class LostRank(Failure):
     hangs = False
 
 
-def is_started_as_rank() -> bool:
-    """Return whether torchrun started this process as one of several."""
-    return RANK in os.environ and WORLD_SIZE in os.environ
-
-
-def agent_store(timeout: timedelta = timedelta(seconds=5)) -> dist.Store | None:
+def agent_store(timeout: timedelta = timedelta(seconds=5)) -> Store | None:
     """Return the key-value store of the agent that started this process; None without one."""
     if not is_started_as_rank() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
@@ -44,14 +37,14 @@ def agent_store(timeout: timedelta = timedelta(seconds=5)) -> dist.Store | None:
     return None
 
 
-def attempt_store(timeout: timedelta) -> dist.Store | None:
+def attempt_store(timeout: timedelta) -> Store | None:
     """Return the part of the agent's store that processes before a restart have not written to.
 
     torch's own rendezvous takes the whole store, in which processes may find the addresses of those
     that were restarted, and wait for them in vain.
     """
-    store, attempt = agent_store(timeout), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return None if store is None else dist.PrefixStore(f"minigpt/attempt_{attempt}", store)
+    store = agent_store(timeout)
+    return None if store is None else PrefixStore(f"minigpt/attempt_{attempt()}", store)
 
 
 def is_first_to_report() -> bool:

@@ -113,3 +113,9 @@ def peak_memory_bytes(device: str) -> int | None:
         peak = re.search(r"VmHWM:\s*(\d+) kB", status)
         return int(peak[1]) * 1024 if peak else None
     return None
+
+
+def synchronize(device: str) -> None:
+    """Wait until the device has finished all queued work."""
+    if device != "cpu":
+        torch.accelerator.synchronize()

@@ -25,6 +25,7 @@ from minigpt.console import Progress
 from minigpt.errors import Failure
 from minigpt.model import GPT
 from minigpt.report.tables import Table
+from minigpt.runtime import synchronize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,12 +98,6 @@ def as_dicts(table: Table) -> list[dict[str, Any]]:
 def device_here() -> str:
     """Return cuda if torch can use a GPU, else cpu."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def synchronize(device: str) -> None:
-    """Wait until the device has finished all queued work."""
-    if device != "cpu":
-        torch.accelerator.synchronize()
 
 
 def alternately(

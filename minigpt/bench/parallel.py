@@ -7,6 +7,7 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ COLUMNS = [
     Column("step", "step, ms", digits=2),
     Column("tokens_per_second", "tokens/s", digits=0),
     Column("efficiency", digits=2),
+    Column("share", "time in collectives", digits=2),
     Column("memory", "peak memory of a process, MB", digits=0),
 ]
 
@@ -38,8 +40,8 @@ def measure(design: Design, processes: Sequence[int], steps: int, repeats: int) 
     why = f"this machine has {n_devices} devices for them; use at most {n_devices}"
     require(max(processes) <= n_devices, "--processes", max(processes), why)
     modes = [mode for mode in PARALLELS if mode != "none"]
-    ways = [ALONE, *((mode, n) for mode in modes for n in processes)]
-    results = {way: [] for way in ways}
+    ways: list[tuple[str, int]] = [ALONE, *((mode, n) for mode in modes for n in processes)]
+    results: dict[tuple[str, int], list[dict[str, Any]]] = {way: [] for way in ways}
     design.progress.total = repeats * len(ways)
     for _ in range(repeats):
         for way in ways:
@@ -54,6 +56,8 @@ def measure(design: Design, processes: Sequence[int], steps: int, repeats: int) 
         first = rows[0][3] if rows else speed
         assert isinstance(first, float)
         row: list[Cell] = [mode, n, 1e3 * tokens / speed, speed, speed / first / n]
+        shares = [share for r in each if (share := r.get("collective_share")) is not None]
+        row.append(statistics.median(shares) if shares else None)
         rows.append([*row, statistics.median(memory) / 1e6])
     note = f"The same batch of {tokens:,} tokens in every row; median of {repeats}. "
     if design.device == "cpu":
@@ -64,7 +68,7 @@ def measure(design: Design, processes: Sequence[int], steps: int, repeats: int) 
     return Result(Table("parallel", "One run on several processes", COLUMNS, rows, note.strip()))
 
 
-def _trained(design: Design, mode: str, processes: int, steps: int) -> dict[str, float]:
+def _trained(design: Design, mode: str, processes: int, steps: int) -> dict[str, Any]:
     """Return result.json of a training."""
     with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
         run = Path(folder, "run")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity
 
-from minigpt.bench.measure import Design, Result, Times, ceilings, synchronize
+from minigpt.bench.measure import Design, Result, Times, ceilings
 from minigpt.config.schema import Config
 from minigpt.console import Advance, ignore_progress
 from minigpt.data.prepare import Prepared, prepare
@@ -26,7 +26,13 @@ from minigpt.files import write_bytes
 from minigpt.logger import LOGGERS, LoggerConfig, RunInfo
 from minigpt.report.tables import Cell, Column, Table
 from minigpt.run.directory import RunDirectory
-from minigpt.runtime import Runtime, choose_runtime, peak_memory_bytes, set_threads
+from minigpt.runtime import (
+    Runtime,
+    choose_runtime,
+    peak_memory_bytes,
+    set_threads,
+    synchronize,
+)
 from minigpt.train.compilation import Choice, Planned, choose_compilation
 from minigpt.train.control import Interrupted
 from minigpt.train.display import Display

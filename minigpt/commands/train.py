@@ -61,12 +61,10 @@ def train(composed: Composed, command: list[str]) -> None:
     # Imported here, so that --help, --cfg and shell completion do not wait for torch.
     with without_garbage_collection():
         from minigpt.config.saved import read_config, resumed_config
-        from minigpt.ranks import is_started_as_rank
         from minigpt.run.directory import RunDirectory, find_run
         from minigpt.run.initial import new_config
         from minigpt.train.distributed import run_of_earlier_attempt
-        from minigpt.train.launch import launch
-        from minigpt.train.session import train_run
+        from minigpt.train.launch import start_run
 
     for override in composed.overrides:
         if override.startswith("sweep"):
@@ -80,12 +78,8 @@ def train(composed: Composed, command: list[str]) -> None:
         run = find_run(composed.resume, "resume")
         config = resumed_config(run.config, composed)
     resumed = composed.resume is not None
-    if config.trainer.parallel != "none":
-        if config.trainer.processes is not None and not is_started_as_rank():
-            launch(config.trainer.processes, command, run.path)
-            return
-        earlier = run_of_earlier_attempt()
-        if earlier is not None and RunDirectory(earlier).config.is_file():
-            run, resumed = RunDirectory(earlier), True
-            config = read_config(run.config)
-    train_run(config, run, resumed, command)
+    earlier = run_of_earlier_attempt()
+    if earlier is not None and RunDirectory(earlier).config.is_file():
+        run, resumed = RunDirectory(earlier), True
+        config = read_config(run.config)
+    start_run(config, run, resumed, command)

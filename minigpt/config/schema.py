@@ -36,6 +36,12 @@ OBJECTIVES = ("causal",)
 CHOICES_OF_COMPILE = "must be auto, true or false"
 
 
+WHY_NOT_TP = (
+    "not built: queries, keys and values are one matrix, whose rows torch's parallelize_module "
+    "would split across the boundaries between them"
+)
+
+
 @dataclass
 class TrainerConfig:
     """Options of the training loop. `*_every` are intervals in steps.
@@ -98,6 +104,8 @@ class TrainerConfig:
         require(known, "trainer.compile", self.compile, CHOICES_OF_COMPILE)
         # YAML reads an unquoted on or off as a boolean, so that true is on.
         self.graph = {"True": "on", "False": "off"}.get(self.graph, self.graph)
+        why = f"{WHY_NOT_TP}; use ddp or fsdp"
+        require(self.parallel != "tp", "trainer.parallel", "tp", why)
         choices = {
             **{"device": DEVICES, "precision": PRECISIONS},
             **{"graph": GRAPHS, "parallel": PARALLELS},

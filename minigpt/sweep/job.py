@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -54,7 +54,7 @@ class SweepJob:
 
     def __call__(self, composed: Any) -> None:
         """Train the job with Hydra's job number, with the config composed by `plan`."""
-        from minigpt.train.session import train_run
+        from minigpt.train.launch import start_run
 
         os.chdir(self.working_directory)  # for relative paths; a worker starts in another one
         parent = os.getppid()
@@ -64,8 +64,9 @@ class SweepJob:
         with self.output(job) as output, output.caught():
             training = self.training(job)
             if training is not None:
-                with self.watching(stop, parent), leased_gpu():
-                    train_run(**training, stop=stop)
+                n = training["config"].trainer.processes or 1
+                with self.watching(stop, parent), leased_gpus(n):
+                    start_run(**training, stop=stop, output=job.path / LOG)
         if self.is_orphan(parent):
             os._exit(0)  # the run is saved, and nothing else ends a worker of joblib
 
@@ -86,7 +87,7 @@ class SweepJob:
             yield Output(self, job, log)
 
     def training(self, job: PlannedJob) -> dict[str, Any] | None:
-        """Return the arguments of `train_run` and `training_session`, None if the run finished.
+        """Return the arguments of `start_run`, None if the run finished.
 
         Raises UserError for a job without a config, and Busy if another process trains the run.
         """
@@ -166,8 +167,11 @@ def _record_failure(run: RunDirectory, error: BaseException, start_time: float) 
 
 
 @contextmanager
-def leased_gpu() -> Iterator[None]:
-    """On a machine with several GPUs, use one that no other job uses."""
+def leased_gpus(n: int) -> Iterator[None]:
+    """On a machine with several GPUs, use `n` that no other job uses.
+
+    More than one are for other processes, which this one starts: they see only these.
+    """
     count = torch.cuda.device_count()
     if count < 2:
         yield
@@ -176,9 +180,29 @@ def leased_gpu() -> Iterator[None]:
     # One folder for each user: users cannot open each other's lock files.
     folder = Path(tempfile.gettempdir()) / f"minigpt_{getpass.getuser()}"
     folder.mkdir(exist_ok=True)
-    with leased(ids, folder) as index:
-        torch.cuda.set_device(index)
+    with ExitStack() as leases:
+        if n == 1:
+            torch.cuda.set_device(leases.enter_context(leased(ids, folder)))
+        else:
+            # One job at a time takes several, so that none waits for what another one has taken.
+            with FileLock(folder / "several.lock"):
+                taken = [leases.enter_context(leased(ids, folder)) for _ in range(min(n, count))]
+            visible = ",".join(f"GPU-{ids[index].removeprefix('GPU-')}" for index in taken)
+            leases.enter_context(patched_environment("CUDA_VISIBLE_DEVICES", visible))
         yield
+
+
+@contextmanager
+def patched_environment(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable in the block."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity
 
 from minigpt.config.schema import TrainerConfig
 from minigpt.data import Batch
@@ -22,21 +24,20 @@ from minigpt.errors import require
 from minigpt.model import GPT
 from minigpt.ranks import (
     ALONE,
-    LOCAL_RANK,
-    RANK,
-    WORLD_SIZE,
     Ranks,
     agent_store,
     attempt_store,
     gathered,
-    is_started_as_rank,
     part_like,
 )
-from minigpt.runtime import Runtime
+from minigpt.runtime import Runtime, synchronize
+from minigpt.torchrun import LOCAL_RANK, RANK, WORLD_SIZE, attempt, is_started_as_rank
 from minigpt.train.compilation import Loss
 from minigpt.train.graph import STEPS, EagerStep, Metrics
 
 RUN_KEY = "minigpt/run"
+TIMED_STEPS = range(5, 8)  # of a process, which torch's profiler times
+COLLECTIVES = ("gloo:", "nccl:")  # names of their events
 
 
 def remembered(run: Path) -> Path:
@@ -49,7 +50,7 @@ def remembered(run: Path) -> Path:
 
 def run_of_earlier_attempt() -> Path | None:
     """Return the run that this process trained before the agent restarted it, if it did."""
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+    if attempt() == "0":
         return None
     store = agent_store()
     known = store is not None and store.check([RUN_KEY])
@@ -75,7 +76,10 @@ def process_group(options: TrainerConfig, runtime: Runtime) -> Iterator[Runtime]
     require(n >= size, "trainer.batch_size", options.batch_size, f"{n} per micro-batch {why}")
     on_gpu = runtime.device == "cuda"
     if on_gpu:
-        torch.cuda.set_device(int(os.environ[LOCAL_RANK]))
+        local, n_devices = int(os.environ[LOCAL_RANK]), torch.cuda.device_count()
+        why = f"this machine has {n_devices} GPUs, one for each process; start fewer"
+        require(local < n_devices, "trainer.processes", options.processes, why)
+        torch.cuda.set_device(local)
     joined_before = dist.is_initialized()  # by a program that calls minigpt
     if not joined_before:
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
@@ -213,11 +217,57 @@ def _free(model: GPT) -> None:
         parameter.untyped_storage().resize_(0)
 
 
+@dataclass
+class CollectiveTime:
+    """The share of the time of a few steps in which the processes exchange tensors.
+
+    That they compute meanwhile does not lower it.
+    """
+
+    steps: int = 0
+    busy: float = 0.0  # seconds of the timed steps, as the next one
+    total: float = 0.0
+
+    @property
+    def share(self) -> float | None:
+        """The share in the steps timed so far; None if there were none."""
+        return self.busy / self.total if self.total else None
+
+    @contextmanager
+    def measured(self, device: str) -> Iterator[None]:
+        """Time the block, which is a step, if it is one of TIMED_STEPS."""
+        self.steps += 1
+        if self.steps not in TIMED_STEPS:
+            yield
+            return
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler prints when it starts
+        kinds = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device == "cuda")]
+        with torch.profiler.profile(activities=kinds) as profiler:
+            started = time.perf_counter()
+            yield
+            synchronize(device)
+            self.total += time.perf_counter() - started
+        times = [e.time_range for e in profiler.events() or [] if e.name.startswith(COLLECTIVES)]
+        end = 0.0
+        for interval in sorted(times, key=lambda interval: interval.start):
+            self.busy += max(0.0, interval.end - max(end, interval.start)) / 1e6
+            end = max(end, interval.end)
+
+
 @dataclass(eq=False)
 class ParallelStep(EagerStep):
     """A training step in which each process has its rows of every micro-batch."""
 
     parallel: Parallel = field(kw_only=True)
+    collectives: CollectiveTime = field(default_factory=CollectiveTime)
+
+    @property
+    def collective_share(self) -> float | None:
+        return self.collectives.share
+
+    def __call__(self, micro_batches: Sequence[Batch], lr: float) -> tuple[Metrics, Tensor]:
+        with self.collectives.measured(self.runtime.device):
+            return super().__call__(micro_batches, lr)
 
     def compute(self, micro_batches: Sequence[Batch]) -> tuple[Metrics, Tensor]:
         metrics: Metrics = []

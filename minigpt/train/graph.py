@@ -41,6 +41,11 @@ class EagerStep:
     config: Config
     code: Callable[[], AbstractContextManager[object]] = nullcontext  # around each backward pass
 
+    @property
+    def collective_share(self) -> float | None:
+        """The share of a step in which processes exchange tensors; None: it was not measured."""
+        return None
+
     def __call__(self, micro_batches: Sequence[Batch], lr: float) -> tuple[Metrics, Tensor]:
         """Train on a batch. Return the metrics, and the gradient norm before clipping."""
         self.set_lr(lr)

@@ -223,6 +223,7 @@ class Trainer:
             "processes": ranks.size,
             "tokens_per_second_per_process": None if speed is None else speed / ranks.size,
             "peak_memory_bytes_by_rank": memory,
+            "collective_share": self.step.collective_share,
         }
 
     def save(self) -> None:
