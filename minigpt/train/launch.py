@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Iterator
@@ -18,12 +20,13 @@ from minigpt.config.schema import Config
 from minigpt.errors import Failure, UserError, wants_traceback
 from minigpt.ranks import LostRank
 from minigpt.run.directory import RunDirectory
-from minigpt.torchrun import is_started_as_rank
+from minigpt.torchrun import RANK, is_started_as_rank
 from minigpt.train.control import Interrupted, StopRequest
 from minigpt.train.session import train_run
 
 AT_ONCE = 5.0  # seconds in which the end of one rank ends the others
 POLL_SECONDS = 0.2
+FIRST_SECONDS = 0.5  # that other ranks give the first one to fail too, whose error is reported
 
 
 def start_run(
@@ -63,7 +66,7 @@ def start_run(
     each = max(1, (threads or os.cpu_count() or 1) // processes)
     arguments = (config, run, resumed, command, each, output, options.get("facts"))
     try:
-        with _silent(), _forwarded(stop):
+        with _silent(), _spawning(), _forwarded(stop):
             elastic_launch(launch, _train_rank)(*arguments)
     except SignalException as stopped:
         raise Interrupted(stopped.sigval) from None
@@ -98,6 +101,8 @@ def _train_rank(
         if wants_traceback():
             traceback.print_exc()
         get_error_handler().record_exception(error)
+        if os.environ[RANK] != "0":
+            time.sleep(FIRST_SECONDS)
         sys.exit(2 if isinstance(error, UserError) else 1)
 
 
@@ -110,6 +115,17 @@ def _silent() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def _spawning() -> Iterator[None]:
+    """Start processes by spawning, also in a worker of joblib, whose own method they lack."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        yield
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 @contextmanager

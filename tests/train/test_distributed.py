@@ -43,7 +43,30 @@ DESIGNS = {
     "biases": ["model=t5"],
     "bigram": ["model=bigram", "model.n_layer=0"],
 }
-MODES, SIZES = ("ddp", "fsdp"), (2, 3)
+AVERAGE = ["optimizer=muon", "optimizer.ema=0.9"]
+DROPOUT = [*AVERAGE, "model.dropout=0.1"]
+# By name: overrides of runs to resume. Those of 20 steps are stopped.
+RESUMED = {
+    "full": DROPOUT,
+    "half": [*DROPOUT, "trainer.max_steps=20"],
+    "whole": AVERAGE,
+    "stopped": [*AVERAGE, "trainer.max_steps=20"],
+}
+# The runs in each number of processes and mode.
+WAYS = {
+    (None, "none"): [*DESIGNS, "whole", "stopped"],
+    (2, "ddp"): [*DESIGNS, "full", "half", "stopped"],
+    (2, "fsdp"): ["plain", "full", "half", "stopped"],
+    (3, "ddp"): ["plain"],
+    (3, "fsdp"): [*DESIGNS, "stopped"],
+    (4, "ddp"): ["plain"],
+}
+COMPARED = [
+    (mode, ranks, name)
+    for (ranks, mode), names in WAYS.items()
+    for name in names
+    if ranks is not None and name in DESIGNS
+]
 MEASURED = ("train_loss", "grad_norm", "val_loss")
 
 
@@ -89,40 +112,26 @@ def differences(one: Path, other: Path) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every design in one process, and in every mode and size; some are stopped at step 20."""
+    """Train the runs of WAYS."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     os.environ.setdefault("MINIGPT_DATA", str(folder / "data"))
-    average = ["optimizer=muon", "optimizer.ema=0.9"]
-    dropout = [*average, "model.dropout=0.1"]
-
-    def of(ranks: int | None, mode: str) -> list[list[str]]:
+    commands: dict[int | None, list[list[str]]] = {}
+    for (ranks, mode), names in WAYS.items():
         parallel = [] if ranks is None else [f"trainer.parallel={mode}"]
-        at = "one" if ranks is None else f"{mode}{ranks}"
-        commands = [
-            ["train", *RUN, *own, *parallel, f"hydra.run.dir={at}/{name}"]
-            for name, own in DESIGNS.items()
-        ]
-        for name, steps, extra in (
-            *(("full", 30, dropout), ("half", 20, dropout)),
-            *(("whole", 30, average), ("stopped", 20, average)),
-        ):
-            own = [*extra, f"trainer.max_steps={steps}", f"hydra.run.dir={at}/{name}"]
-            commands.append(["train", *RUN, *parallel, *own])
-        return commands
-
-    in_ranks(folder, of(None, "none"), None)
-    for ranks in SIZES:
-        in_ranks(folder, [command for mode in MODES for command in of(ranks, mode)], ranks)
+        for name in names:
+            at = f"hydra.run.dir={mode}{ranks or ''}/{name}"
+            own = (DESIGNS | RESUMED)[name]
+            commands.setdefault(ranks, []).append(["train", *RUN, *parallel, *own, at])
+    for ranks, each in commands.items():
+        in_ranks(folder, each, ranks)
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("design", DESIGNS)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("ranks", SIZES)
+@pytest.mark.parametrize(("mode", "ranks", "design"), COMPARED)
 def test_many_processes_train_as_one(runs: Path, mode: str, ranks: int, design: str) -> None:
-    found = differences(runs / "one" / design, runs / f"{mode}{ranks}" / design)
+    found = differences(runs / "none" / design, runs / f"{mode}{ranks}" / design)
     assert {"train_loss", "grad_norm", "val_loss"} <= found.keys()
     assert max(found.values()) < 1e-9, found
 
@@ -143,7 +152,7 @@ def weights_are_equal(one: Path, other: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
 def test_a_resumed_run_is_bit_equal(runs: Path, mode: str) -> None:
     """Dropout too: each process goes on with its own random numbers."""
     resumed(runs, 2, [(f"{mode}2/half", f"again/{mode}")], mode)
@@ -157,13 +166,13 @@ def test_another_number_of_processes_resumes(runs: Path) -> None:
     """2 to 3, 3 to 2, 2 to 1, 1 to 2, and ddp to fsdp. Dropout masks differ, so it is off."""
     moves: dict[tuple[int | None, str], list[tuple[str, str]]] = {
         (3, "fsdp"): [("ddp2/stopped", "moved/2_to_3")],
-        (2, "ddp"): [("fsdp3/stopped", "moved/3_to_2"), ("one/stopped", "moved/1_to_2")],
+        (2, "ddp"): [("fsdp3/stopped", "moved/3_to_2"), ("none/stopped", "moved/1_to_2")],
         (None, "none"): [("fsdp2/stopped", "moved/2_to_1")],
     }
     for (ranks, mode), each in moves.items():
         resumed(runs, ranks, each, mode)
         for _, target in each:
-            found = differences(runs / "one" / "whole", runs / target)
+            found = differences(runs / "none" / "whole", runs / target)
             assert max(found.values()) < 1e-9, (target, found)
 
 
@@ -172,12 +181,16 @@ def test_another_number_of_processes_resumes(runs: Path) -> None:
 
 def environment(folder: Path) -> dict[str, str]:
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    # How long the agent waits for a process that hangs, before it kills it.
+    soon = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
+    return {**os.environ, **soon, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 @contextmanager
-def training(folder: Path, command: Sequence[str], step: int) -> Iterator[subprocess.Popen[str]]:
-    """Start a command; the block begins once its run in `run` has reached a step."""
+def training(
+    folder: Path, command: Sequence[str], step: int, run: str = "run"
+) -> Iterator[subprocess.Popen[str]]:
+    """Start a command; the block begins once its run has reached a step."""
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -188,7 +201,7 @@ def training(folder: Path, command: Sequence[str], step: int) -> Iterator[subpro
     )
     try:
         deadline = time.monotonic() + 120
-        log = folder / "run" / "metrics.jsonl"
+        log = folder / run / "metrics.jsonl"
         while not (log.exists() and len(log.read_text().splitlines()) >= step):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline, "the run does not begin"
@@ -199,15 +212,17 @@ def training(folder: Path, command: Sequence[str], step: int) -> Iterator[subpro
 
 
 def rank_pid(parent: int, rank: int) -> int:
-    """Return the process of a rank below a process."""
-    for task in Path(f"/proc/{parent}/task").glob("*/children"):
-        for child in task.read_text().split():
-            values = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-            if f"RANK={rank}".encode() in values:
-                return int(child)
-    raise AssertionError(f"no rank {rank} below {parent}")
+    """Return the process of a rank below a process, which starts them in order."""
+    children = [
+        int(child)
+        for task in Path(f"/proc/{parent}/task").glob("*/children")
+        for child in task.read_text().split()
+        if any(word in Path(f"/proc/{child}/cmdline").read_bytes() for word in RANKS)
+    ]
+    return sorted(children)[rank]
 
 
+RANKS = (b"multiprocessing.spawn", b"minigpt")  # in the command of a rank: of ours, of torchrun's
 LONG = [*RUN, "trainer.max_steps=100000", "trainer.eval_every=null", "trainer.sample_every=null"]
 TWO = ["trainer.parallel=ddp", "trainer.processes=2"]
 
@@ -229,7 +244,7 @@ def test_a_killed_process_ends_the_others_and_is_named(folder: Path) -> None:
     assert process.returncode == 1
     assert errors == (
         "minigpt: rank 1 was killed by SIGKILL, and the other ranks have stopped; continue with "
-        "minigpt train resume=run trainer.processes=2\n"
+        "minigpt train resume=run\n"
     )
 
 
@@ -279,6 +294,7 @@ def test_torchrun_restarts_a_run_which_ends_bit_equal(folder: Path) -> None:
         (["trainer.processes=2"], "trainer.processes=2: trains on one device; add trainer.para"),
         (["trainer.parallel=ddp"], "trainer.parallel=ddp: starts no processes; add trainer.proc"),
         (["trainer.parallel=dp"], "trainer.parallel=dp: not one of none, ddp, fsdp"),
+        (["trainer.parallel=tp"], "trainer.parallel=tp: not built: queries, keys and values are"),
         ([*TWO, "trainer.compile=true"], "trainer.compile=True: is not tested with trainer.para"),
         ([*TWO, "trainer.graph=on"], "trainer.graph=on: is not tested with trainer.parallel=ddp"),
         ([*TWO, "trainer.timeout=0"], "trainer.timeout=0"),
@@ -301,3 +317,36 @@ def test_an_error_is_printed_once(folder: Path) -> None:
         "processes\n"
     )
     assert not (folder / "run").exists()
+
+
+@pytest.mark.slow
+def test_jobs_of_a_sweep_start_their_processes(folder: Path) -> None:
+    """A stopped sweep saves each run once; the same command ends it like an uninterrupted one."""
+    sweep = ["train", "-m", *RUN, *TWO, "trainer.max_steps=120", "model.dropout=0.1", "seed=1,2"]
+    sweep += ["hydra.launcher.at_once=1"]
+    done = completed(python("minigpt", *sweep, "hydra.sweep.dir=whole"), folder)
+    assert done.returncode == 0, done.stderr
+    for seed in (1, 2):
+        run = folder / "whole" / f"seed={seed}"
+        assert json.loads((run / "result.json").read_text())["processes"] == 2
+        assert (run / "output.log").read_text().count("step 120/120") >= 1
+    command = python("minigpt", *sweep, "hydra.sweep.dir=stopped")
+    with training(folder, command, 20, "stopped/seed=1") as process:
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    result = json.loads((folder / "stopped" / "seed=1" / "result.json").read_text())
+    assert result["status"] == "interrupted" and 20 <= result["steps"] < 120
+    again = completed(command, folder)
+    assert again.returncode == 0, again.stderr
+    for seed in (1, 2):
+        assert weights_are_equal(folder / f"whole/seed={seed}", folder / f"stopped/seed={seed}")
+
+
+@pytest.mark.slow
+def test_a_job_of_a_sweep_that_cannot_start_says_why(folder: Path) -> None:
+    sweep = ["train", "-m", *RUN, *TWO, "trainer.batch_size=1,2", "hydra.sweep.dir=sweep"]
+    done = completed(python("minigpt", *sweep), folder)
+    assert done.returncode == 1
+    result = json.loads((folder / "sweep" / "batch_size=1" / "result.json").read_text())
+    assert result["status"] == "failed" and "1 per micro-batch is less than one" in result["error"]
