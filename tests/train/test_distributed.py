@@ -269,14 +269,14 @@ def test_a_process_that_hangs_is_reported(folder: Path) -> None:
         os.kill(rank_pid(process.pid, 1), signal.SIGSTOP)
         _, errors = process.communicate(timeout=90)
     assert process.returncode == 1
-    assert "waited for the other ranks in a training step, and one did not answer" in errors
+    assert "waited for the other ranks in " in errors and "one did not answer" in errors
     assert "trainer.timeout=5 seconds" in errors and len(errors.splitlines()) == 1
 
 
 @pytest.mark.slow
 def test_torchrun_restarts_a_run_which_ends_bit_equal(folder: Path) -> None:
     own = ["trainer.parallel=ddp", "model.dropout=0.1"]
-    whole = [*RUN, *own, "trainer.max_steps=1000", "trainer.eval_every=null"]
+    whole = [*RUN, *own, "trainer.max_steps=400", "trainer.eval_every=null"]
     done = completed(python("minigpt", "train", *whole, "hydra.run.dir=whole", ranks=2), folder)
     assert done.returncode == 0, done.stderr
     command = python("minigpt", "train", *whole, "hydra.run.dir=run", ranks=2, restarts=1)
