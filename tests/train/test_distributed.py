@@ -38,6 +38,7 @@ DESIGNS = {
     "average": ["optimizer.ema=0.9"],
     "epochs": ["data.order=epochs"],
     "documents": ["data.document_separator='\\n'", "model.block_size=16"],
+    "shards": ["data=shards", "data.path=shards"],
     "experts": ["ffn=moe", "trainer.grad_accum_steps=2"],
     "values": ["model.value_residual=first_layer", "embedding=untied"],
     "biases": ["model=t5"],
@@ -116,7 +117,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     os.environ.setdefault("MINIGPT_DATA", str(folder / "data"))
-    commands: dict[int | None, list[list[str]]] = {}
+    prepared = ["data", "--shards", "shards", "data=text", "data.path=text.txt"]
+    commands: dict[int | None, list[list[str]]] = {None: [prepared]}
     for (ranks, mode), names in WAYS.items():
         parallel = [] if ranks is None else [f"trainer.parallel={mode}"]
         for name in names:
