@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import TEXT, Cli
 
@@ -161,6 +162,8 @@ def test_a_resumed_run_is_bit_equal(runs: Path, mode: str) -> None:
     full, again = runs / f"{mode}2" / "full", runs / "again" / mode
     assert weights_are_equal(full, again)
     assert max(differences(full, again).values()) == 0.0
+    state = torch.load(full / "checkpoints" / "last" / "training.pt", weights_only=True)
+    assert not torch.equal(state["random"]["cpu"], state["random_of_others"][0]["cpu"])
 
 
 @pytest.mark.slow
