@@ -495,6 +495,7 @@ def test_the_verdict_of_doctor_comes_first_and_soon(workdir: Path) -> None:
         for _ in range(5):
             process.stdout.readline()
         passed = time.monotonic() - start
+        process.kill()
         process.communicate()
         return passed
 
@@ -555,7 +556,6 @@ def test_every_experiment_trains_one_step(cli: Cli, file: Path) -> None:
     name = file.relative_to(CONFIGS / "experiment").with_suffix("").as_posix()
     settings = OmegaConf.load(file)
     params = OmegaConf.select(settings, "hydra.sweeper.params", default={})
-    compiles = OmegaConf.select(settings, "trainer.compile", default=False)
     if params:
         assert "sweeps over" in cli("train", f"experiment={name}").err
     base = []
@@ -569,7 +569,7 @@ def test_every_experiment_trains_one_step(cli: Cli, file: Path) -> None:
         *("data=text", "data.path=text.txt", "data.train_fraction=0.8", "trainer.device=cpu"),
         *("trainer.sample_tokens=2", "trainer.batch_size=2", "trainer.grad_accum_steps=1"),
         *base,
-        *(["model.n_layer=2"] if compiles else []),  # the time to compile grows with the layers
+        *([] if "model.n_layer" in params else ["model.n_layer=2"]),  # to save time
     )
     assert outcome.code == 0, outcome.err
 

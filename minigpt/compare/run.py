@@ -160,6 +160,14 @@ class Comparison:
         """Print a line."""
         self.console.print(text, soft_wrap=True, markup=False)
 
+    def show_space(self, axes: Sequence[Axis]) -> None:
+        """Print the values of each axis, and whether any number between them may be tried."""
+        for axis in axes:
+            values = [", ".join(map(as_typed, axis.values(config))) for config in self.configs]
+            between = self.options.search == "tpe" and axis.continuous
+            text = "; ".join(dict.fromkeys(values)) + (", or between" if between else "")
+            self.line(f"space      {axis.key}: {text}")
+
     def check(self, axes: Sequence[Axis]) -> None:
         """Compose each design with each value of an axis.
 
@@ -222,9 +230,7 @@ class Comparison:
             f"{count(len(seeds), 'seed')}; then {n_final * len(self.designs)}: "
             f"{count(n_final, 'fresh seed')} of each"
         )
-        for axis in axes:
-            values = [", ".join(map(as_typed, axis.values(config))) for config in self.configs]
-            self.line(f"space      {axis.key}: {'; '.join(dict.fromkeys(values))}")
+        self.show_space(axes)
         jobs = self.planned(multirun, trials)
         steps = sum(config.trainer.max_steps for config in self.configs) * n_final
         firsts = jobs[:: n_trials * len(seeds)]  # the final runs compute as the search does
@@ -253,6 +259,7 @@ class Comparison:
             f"search     {count(self.options.budget, 'trial')} of each design by Ray Tune; then "
             f"{n_final * len(tunings)} runs: {count(n_final, 'fresh seed')} of each"
         )
+        self.show_space(axes)
         run_searches(tunings)
         return [DesignSearch(t.label, t.design, axes, t.trials()) for t in tunings]
 

@@ -195,6 +195,7 @@ def page(results: Path) -> str:
     (effect,) = compared({name_of(together): losses}, fresh).values()
     rows = [[BASELINE, "", interval([*fresh.values()]), None, None, ""]]
     rows.append(row(" + ".join(together), " ".join(overrides_of(together)), effect))
+    lines += edges(together)
     title = f"All that help together, fresh seeds ({listed(FRESH_SEEDS)})"
     lines += [to_markdown(Table("together", title, COLUMNS, rows)), recipe(together, effect)]
     return "\n".join(lines) + "\n"
@@ -250,6 +251,15 @@ def averaged(results: Path) -> str:
         f"`ema`: the loss of the weights or of their average, whichever has the lower validation "
         f"loss; of the average in {n} of {len(runs)} runs."
     )
+
+
+def edges(together: Sequence[str]) -> list[str]:
+    """Return a sentence if the chosen value of an option is the last of several that were tried."""
+    options = {name: override.partition("=")[0] for name, override in OPTIONS.items()}
+    last = {key: name for name, key in options.items() if [*options.values()].count(key) > 1}
+    names = [name for name in together if name in last.values()]
+    text = "the largest value tried, so a larger one may be better still"
+    return [f"{', '.join(f'`{name}`' for name in names)}: {text}.", ""] if names else []
 
 
 def recipe(together: Sequence[str], effect: Effect) -> str:

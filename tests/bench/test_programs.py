@@ -81,8 +81,11 @@ GROWTH = ["growth", "--axes", "depth", "--depth", "1", "--sparse", "--steps", "1
 
 @pytest.mark.slow
 @needs_proc
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-@pytest.mark.parametrize("benchmark", [BUSY, GROWTH], ids=["busy", "growth"])
+@pytest.mark.parametrize(
+    ("benchmark", "number"),
+    [(BUSY, signal.SIGTERM), (BUSY, signal.SIGINT), (GROWTH, signal.SIGHUP)],
+    ids=["busy-term", "busy-int", "growth-hup"],
+)
 def test_a_signal_ends_all_programs(
     start: Callable[..., Started], benchmark: list[str], number: signal.Signals
 ) -> None:

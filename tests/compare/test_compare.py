@@ -207,6 +207,7 @@ def test_a_search_by_ray_tune(cli: Cli) -> None:
     program = [sys.executable, "-m", "minigpt.cli", *command]
     done = subprocess.run(program, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "space      optimizer.lr: 0.002, 0.018, 0.034, 0.05, or between" in done.stdout
     saved = json.loads(Path("all/compare.json").read_text())
     by_design = {row["design"]: row for row in rows("chosen")}
     for design in saved["designs"]:
