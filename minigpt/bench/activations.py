@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,13 +36,31 @@ def activation_bytes(
     """Return the bytes that the forward pass of a micro-batch keeps for the backward pass.
 
     Weights are excluded, but not the copies in bf16 that autocast makes of them; with `sharded`
-    there are none, because fsdp gathers the weights in bf16. `device`: cuda or cpu. Counted with
-    torch's fake tensors, which have no memory: it takes time for each layer, not for each window.
-    A GPU need not be here: what its autocast and its fused kernels do otherwise is imitated. Raises
-    UserError for a design whose memory depends on the data, or that is too large to count.
+    there are none, because fsdp gathers the weights in bf16. `device`: cuda or cpu. A GPU need not
+    be here: what its autocast and its fused kernels do otherwise is imitated. Raises UserError for
+    a design whose memory depends on the data, or that is too large to count.
     """
     moe, why = config.model.ffn.name == "moe", "its memory depends on the data; use another ffn"
     require(not moe, "ffn", "moe", why)
+
+    def count(n_layer: int) -> int:
+        model = replace(config.model, n_layer=n_layer)
+        return _count(replace(config, model=model), n_vocab, windows, device, bf16, sharded)
+
+    # Deep models repeat a few layers, of which U-net skips connect two.
+    period = 2 * len(getattr(config.model.attention, "layers", [1]))
+    n_layer = config.model.n_layer
+    few = 2 * period + n_layer % period
+    if n_layer <= few + period:
+        return count(n_layer)
+    less, more = count(few), count(few + period)
+    return less + (more - less) * ((n_layer - few) // period)
+
+
+def _count(
+    config: Config, n_vocab: int, windows: int, device: str, bf16: bool, sharded: bool
+) -> int:
+    """Return `activation_bytes` of every layer, by torch's fake tensors, which have no memory."""
     name, _ = choose_backend(config.model, device, bf16, "training")
     on_gpu = device != "cpu"
     try:

@@ -344,8 +344,8 @@ def _kind(trainer: TrainerConfig) -> tuple[str, bool]:
 
 def _note(config: Config, scaling: str, largest: int, devices: int) -> str:
     windows, length = config.trainer.batch_size, config.model.block_size
-    each = "for the run" if scaling == STRONG else "for each device"
-    note = f"A batch of {windows:,} windows of {length:,} tokens {each} (--scaling {scaling}). "
+    each = "Batch of the run" if scaling == STRONG else "Batch of each device"
+    note = f"{each}: {windows:,} x {length:,} tokens (--scaling {scaling}). "
     if largest < devices:
         note += (
             f"A micro-batch of {largest:,} windows is too small for more devices; raise "

@@ -228,6 +228,24 @@ def test_activations_on_a_gpu(model: str) -> None:
         assert counted == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("n_layer", "design"),
+    [
+        (9, "model.value_residual=first_layer"),
+        (10, "model.unet_skips=true"),
+        (
+            18,
+            "positional=alibi attention=sliding_window model.attention.window=8 "
+            "model.attention.layers=[sliding_window,full]",
+        ),
+    ],
+)
+def test_activations_of_many_layers(n_layer: int, design: str) -> None:
+    """Of which few are counted."""
+    config = config_of("model=rope", *design.split(), f"model.n_layer={n_layer}")
+    assert activation_bytes(config, N_VOCAB, 2, "cpu", False) == measured(config, False)
+
+
 def test_fsdp_makes_no_copies_of_weights() -> None:
     config = config_of("model=rope")
     copied, gathered = (
