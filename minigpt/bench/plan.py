@@ -51,8 +51,10 @@ MEMORY_COLUMNS = [
     *(Column(name, digits=3) for name in ("weights", "gradients", "optimizer")),
     Column("buffers", "exchange buffers", digits=3),
     Column("activations", digits=3),
+    Column("checkpoint", "start or checkpoint", digits=3),
 ]
 NOTE = (
+    "GB per device: the sum in a step, or more at the start or for a checkpoint. "
     "Efficiency: tokens/s over those of one device, per device. Communication overlaps the "
     "computing of the same pass: in ddp the last backward pass of a step, in fsdp each forward and "
     "backward pass. What the figures leave out is in docs/scaling.md."
@@ -188,6 +190,24 @@ def memory(
     return Memory(weights, gradients, optimizer, buffers, activations)
 
 
+def memory_beside_steps(
+    parameters: list[Parameter], mode: str, n: int, average: bool = False
+) -> int:
+    """Return the bytes of one of `n` devices at the start or for a checkpoint, the larger one.
+
+    In fsdp each process has the whole model and a copy before it splits them, and for a checkpoint
+    whole weights and optimizer states beside its own parts. `average`: as for `memory`.
+    """
+    _, _, own_states, *_ = memory(parameters, mode, n, 0)
+    own = memory(parameters, mode, n, 0, average=average).weights + own_states
+    if mode != "fsdp":
+        return own
+    whole = memory(parameters, "none", 1, 0)
+    copies = 2 if average else 0  # both kinds of weights, and the better one again
+    start = whole.weights * (3 if average else 2)
+    return max(start, own + whole.optimizer + whole.weights * (1 + copies))
+
+
 def outside_of(parameters: Iterable[Parameter]) -> list[Parameter]:
     """Return the parameters outside the blocks, which fsdp gathers together."""
     return [p for p in parameters if p.block is None]
@@ -279,42 +299,38 @@ def measure(
     counted.
     """
     (_, config), device = design.configs[0], Device(flops, bandwidth, latency)
-    trainer, adapter = config.trainer, config.adapter
+    trainer, length = config.trainer, config.model.block_size
     n_layer, why = config.model.n_layer, f"a plan has at most {MAX_LAYERS:,} layers; use fewer"
     require(n_layer <= MAX_LAYERS, "model.n_layer", n_layer, why)
     kind, bf16 = _kind(trainer)
     n_vocab, accum = vocabulary_size(config), trainer.grad_accum_steps
-    try:
-        with torch.device("meta"):
-            model = GPT(config.model, n_vocab)
-            ADAPTERS.build(adapter).attach(model)
-    except (RuntimeError, OverflowError) as error:
-        raise UserError(f"this design is too large to count ({first_line(error)})") from None
+    average, strong = config.optimizer.ema is not None, scaling == STRONG
+    model = _without_memory(config, n_vocab)
     parameters = parameters_of(model, config)
     kept: Callable[[int, bool], int]
     kept = cache(lambda n, sharded: activation_bytes(config, n_vocab, n, kind, bf16, sharded))
     ways = [("none", 1)]
     ways += [(mode, n) for mode in PARALLELS if mode != "none" for n in numbers(devices)]
-    largest = trainer.micro_batch_size if scaling == STRONG else devices
+    largest = trainer.micro_batch_size if strong else devices
     rows: list[list[Cell]] = []
     parts: list[list[Cell]] = []
     first = 0.0
     for mode, n in [(mode, n) for mode, n in ways if n <= largest]:
-        windows = trainer.micro_batch_size
-        windows = ceil(windows / n) if scaling == STRONG else windows
-        activations = kept(windows, mode == "fsdp" and bf16)
-        ema = config.optimizer.ema is not None
-        needs = memory(parameters, mode, n, activations, bf16, accum > 1, ema)
-        tokens = trainer.batch_size * config.model.block_size * (1 if scaling == STRONG else n)
-        micro = windows * config.model.block_size * model.flops_per_token(windows)
+        windows = ceil(trainer.micro_batch_size / (n if strong else 1))
+        needs = memory(
+            *(parameters, mode, n, kept(windows, mode == "fsdp" and bf16)),
+            *(bf16, accum > 1, average),
+        )
+        beside = memory_beside_steps(parameters, mode, n, average)
         traffic = exchange(parameters, mode, n, bf16)
+        micro = windows * length * model.flops_per_token(windows)
         time = timing(traffic, micro, accum, device, update_flops(parameters))
-        speed = tokens / time.step
+        speed = trainer.batch_size * length * (1 if strong else n) / time.step
         first = first or speed
-        milliseconds = [1e3 * seconds for seconds in time]
-        sent = traffic.total(accum).sent / 1e9
-        rows.append([mode, n, sum(needs) / 1e9, sent, *milliseconds, speed, speed / n / first])
-        parts.append([mode, n, windows, *(n_bytes / 1e9 for n_bytes in needs)])
+        largest_sum, sent = max(sum(needs), beside), traffic.total(accum).sent
+        seconds = [1e3 * each for each in time]
+        rows.append([mode, n, largest_sum / 1e9, sent / 1e9, *seconds, speed, speed / n / first])
+        parts.append([mode, n, windows, *(n_bytes / 1e9 for n_bytes in (*needs, beside))])
     table = Table("plan", "Plan", COLUMNS, rows, _note(config, scaling, largest, devices))
     details = Table("memory", "Memory per device, GB", MEMORY_COLUMNS, parts)
     facts = {
@@ -323,6 +339,17 @@ def measure(
         "per device": f"{flops:g} FLOP/s, {bandwidth:g} bytes/s, {latency:g} s per collective",
     }
     return Result(table, facts, details=[details])
+
+
+def _without_memory(config: Config, n_vocab: int) -> GPT:
+    """Return the model on the meta device."""
+    try:
+        with torch.device("meta"):
+            model = GPT(config.model, n_vocab)
+            ADAPTERS.build(config.adapter).attach(model)
+    except (RuntimeError, OverflowError) as error:
+        raise UserError(f"this design is too large to count ({first_line(error)})") from None
+    return model
 
 
 def numbers(largest: int) -> list[int]:

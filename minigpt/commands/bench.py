@@ -157,8 +157,10 @@ MOST = {("plan", "devices"): 2**20}
 LISTS = ("batch", "competitors", "context", "corpus", "depth", "lengths", "processes", "width")
 METAVARS = {"axes": "NAME,...", "backends": "NAME,...", "folder": "DIR", "sparse": ""}
 METAVARS |= {"nanogpt": "DIR", "profile": "FILE", "scaling": "{strong,weak}"}
-RATES = {"bandwidth": "BYTES/S", "flops": "FLOP/S", "latency": "SECONDS"}  # may be fractions
-METAVARS |= RATES
+# Numbers that may be fractions: their unit and an example.
+RATES = {"bandwidth": ("BYTES/S", "300e9"), "flops": ("FLOP/S", "400e12")}
+RATES |= {"latency": ("SECONDS", "20e-6")}
+METAVARS |= {name: unit for name, (unit, _) in RATES.items()}
 FOLDERS = ("folder", "nanogpt")
 FILES = ("json", "out", "profile")  # options that name a file to write
 SEVERAL_CONFIGS = ("train", "decode")
@@ -269,17 +271,19 @@ def _require_paths(options: Namespace) -> None:
 
 
 def _rate(name: str, text: str | None) -> float:
-    """Parse a positive number, which may be a fraction; a latency may be 0."""
-    example = next(part for part in HELP[name].split() if part[0].isdigit()).rstrip(";,")
+    """Parse an option in RATES: a number above 0; a latency may be 0."""
+    option, (_, example) = f"--{name}", RATES[name]
     if text is None:
-        raise UserError(f"--{name}: is required; give a number such as {example}")
+        raise UserError(f"{option}: is required; give a number such as {example}")
     try:
         number = float(text)
     except ValueError:
-        raise UserError(f"--{name}={text}: not a number; give one such as {example}") from None
-    ok = math.isfinite(number) and (number > 0 or (number == 0 and name == "latency"))
-    bound = "0 or more" if name == "latency" else "above 0"
-    require(ok, f"--{name}", text, f"must be finite and {bound}, such as {example}")
+        raise UserError(f"{option}={text}: not a number; give one such as {example}") from None
+    ok, bound = number > 0, "above 0"
+    if name == "latency":
+        ok, bound = number >= 0, "0 or more"
+    why = f"must be finite and {bound}, such as {example}"
+    require(ok and math.isfinite(number), option, text, why)
     return number
 
 

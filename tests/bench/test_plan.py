@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from minigpt.bench.activations import activation_bytes
 from minigpt.bench.measure import kept_bytes
@@ -26,6 +26,7 @@ from minigpt.bench.plan import (
     Traffic,
     exchange,
     memory,
+    memory_beside_steps,
     numbers,
     parameters_of,
     timing,
@@ -40,6 +41,7 @@ from minigpt.model.linear import matrices
 from minigpt.model.positional import POSITIONAL
 from minigpt.optim.optimizer import OPTIMIZERS, states_of
 from minigpt.ranks import Ranks
+from minigpt.ranks import gathered as gathered_tensor
 from minigpt.train.distributed import Replicated, Sharded
 from tests.conftest import Cli
 
@@ -136,6 +138,7 @@ def test_memory_and_traffic_of_fsdp(design: str, n: int) -> None:
             loss, _ = model.training_loss(batch(config), batch(config))
             loss.backward()
             optimizer.step()
+        whole = tree_map_only(Tensor, gathered_tensor, optimizer.state_dict())
     planned = memory(parameters, "fsdp", n, 0)
     states = (x for _, state in states_of(optimizer) for x in state.values())
     assert planned.weights == n_bytes(model.parameters())
@@ -146,6 +149,9 @@ def test_memory_and_traffic_of_fsdp(design: str, n: int) -> None:
     expected = 4 * sum(n * p.part(n) for p in (*outside, *block))
     assert gathered == [expected] * config.model.n_layer
     assert planned.buffers > expected
+    own, weights = planned.weights + planned.optimizer, sum(map(full_bytes, model.parameters()))
+    checkpoint = own + weights + sum(x.nbytes for x in tree_leaves(whole) if isinstance(x, Tensor))
+    assert memory_beside_steps(parameters, "fsdp", n) == max(2 * weights, checkpoint)
     sizes = collectives.sizes
     traffic = exchange(parameters, "fsdp", n)
     ring = (n - 1) / n
@@ -155,6 +161,11 @@ def test_memory_and_traffic_of_fsdp(design: str, n: int) -> None:
     expected = traffic.forward + traffic.backward + traffic.update
     assert len(all_gathered) == expected.collectives
     assert ring * sum(all_gathered) == pytest.approx(expected.sent)
+
+
+def full_bytes(x: Tensor) -> int:
+    """Return the bytes of all parts of a tensor."""
+    return x.numel() * x.element_size()
 
 
 def whole_bytes(model: GPT) -> int:
