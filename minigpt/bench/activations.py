@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -63,21 +64,28 @@ def _count(
     """Return `activation_bytes` of every layer, by torch's fake tensors, which have no memory."""
     name, _ = choose_backend(config.model, device, bf16, "training")
     on_gpu = device != "cpu"
+    with countable(), FakeTensorMode():
+        model = GPT(config.model, n_vocab)
+        ADAPTERS.build(config.adapter).attach(model)
+        if sharded and bf16:
+            _replace_by_bf16(model)
+        model.backend = FUSED.get(name, BACKENDS[name]) if on_gpu else BACKENDS[name]
+        tokens = torch.zeros((windows, config.model.block_size), dtype=torch.int64)
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+        with autocast, _GpuAutocast() if bf16 and on_gpu else nullcontext():
+            return kept_bytes(model, tokens)
+
+
+@contextmanager
+def countable() -> Iterator[None]:
+    """Raise UserError if the block makes tensors of sizes that torch cannot count."""
     try:
-        with FakeTensorMode():
-            model = GPT(config.model, n_vocab)
-            ADAPTERS.build(config.adapter).attach(model)
-            if sharded and bf16:
-                _replace_by_bf16(model)
-            model.backend = FUSED.get(name, BACKENDS[name]) if on_gpu else BACKENDS[name]
-            tokens = torch.zeros((windows, config.model.block_size), dtype=torch.int64)
-            autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
-            with autocast, _GpuAutocast() if bf16 and on_gpu else nullcontext():
-                return kept_bytes(model, tokens)
+        yield
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise UserError(f"the memory of this design depends on the data ({error.func})") from None
     except (RuntimeError, OverflowError) as error:
-        raise UserError(f"this design is too large to count ({first_line(error)})") from None
+        why = f"torch cannot count its bytes ({first_line(error)}); use smaller sizes"
+        raise UserError(f"this design is too large: {why}") from None
 
 
 def _replace_by_bf16(model: GPT) -> None:

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import torch
 
-from minigpt.bench.activations import activation_bytes
+from minigpt.bench.activations import activation_bytes, countable
 from minigpt.bench.measure import Design, Result
 from minigpt.config.schema import Config, TrainerConfig
-from minigpt.errors import UserError, first_line, require
+from minigpt.errors import require
 from minigpt.model import GPT
 from minigpt.model.adapter import ADAPTERS
 from minigpt.model.linear import matrices
@@ -343,12 +343,9 @@ def measure(
 
 def _without_memory(config: Config, n_vocab: int) -> GPT:
     """Return the model on the meta device."""
-    try:
-        with torch.device("meta"):
-            model = GPT(config.model, n_vocab)
-            ADAPTERS.build(config.adapter).attach(model)
-    except (RuntimeError, OverflowError) as error:
-        raise UserError(f"this design is too large to count ({first_line(error)})") from None
+    with countable(), torch.device("meta"):
+        model = GPT(config.model, n_vocab)
+        ADAPTERS.build(config.adapter).attach(model)
     return model
 
 

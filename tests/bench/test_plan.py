@@ -408,8 +408,11 @@ def test_latency_and_overlap(cli: Cli) -> None:
         ("trainer.device=mps", "trainer.device=mps: trains on one device"),
         ("ffn=moe", "ffn=moe: its memory depends on the data; use another ffn"),
         ("model.n_layer=2000", "model.n_layer=2000: a plan has at most 1,024 layers"),
-        ("model.n_embd=4000000000", "this design is too large to count"),
-        ("trainer.batch_size=100000000000000000", "this design is too large to count"),
+        ("model.n_embd=4000000000", "this design is too large: torch cannot count"),
+        (
+            "trainer.batch_size=100000000000000000",
+            "this design is too large: torch cannot count",
+        ),
         ("model=rope,alibi", "model=rope,alibi: bench plan takes one config"),
     ],
 )
