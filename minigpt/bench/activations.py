@@ -20,7 +20,6 @@ from minigpt.bench.measure import kept_bytes
 from minigpt.config.schema import Config
 from minigpt.errors import UserError, first_line, require
 from minigpt.model import GPT
-from minigpt.model.adapter import ADAPTERS
 from minigpt.model.backends import BACKENDS
 from minigpt.model.bias import AttentionBias
 from minigpt.model.compatibility import choose_backend
@@ -66,7 +65,6 @@ def _count(
     on_gpu = device != "cpu"
     with countable(), FakeTensorMode():
         model = GPT(config.model, n_vocab)
-        ADAPTERS.build(config.adapter).attach(model)
         if sharded and bf16:
             _replace_by_bf16(model)
         model.backend = FUSED.get(name, BACKENDS[name]) if on_gpu else BACKENDS[name]
@@ -91,7 +89,7 @@ def countable() -> Iterator[None]:
 def _replace_by_bf16(model: GPT) -> None:
     """Replace the parameters, as fsdp does in a forward pass. Fake ones cannot be converted."""
     parameters = list(model.parameters())
-    converted = {p: nn.Parameter(p.detach().bfloat16(), p.requires_grad) for p in parameters}
+    converted = {p: nn.Parameter(p.detach().bfloat16()) for p in parameters}
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, converted[parameter])

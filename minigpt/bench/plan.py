@@ -19,7 +19,6 @@ from minigpt.bench.measure import Design, Result
 from minigpt.config.schema import Config, TrainerConfig
 from minigpt.errors import require
 from minigpt.model import GPT
-from minigpt.model.adapter import ADAPTERS
 from minigpt.model.linear import matrices
 from minigpt.optim.optimizer import MuonConfig
 from minigpt.report.tables import Cell, Column, Table
@@ -72,12 +71,11 @@ class Device(NamedTuple):
 class Parameter(NamedTuple):
     """The shape of a parameter, and its block (None outside the blocks).
 
-    `trained`: whether it has a gradient. `by_muon`: whether Muon updates it rather than AdamW.
+    `by_muon`: whether Muon updates it rather than AdamW.
     """
 
     shape: tuple[int, ...]
     block: int | None = None
-    trained: bool = True
     by_muon: bool = False
 
     def part(self, n: int) -> int:
@@ -145,10 +143,7 @@ def parameters_of(model: GPT, config: Config) -> list[Parameter]:
     block_of = {p: i for i, block in enumerate(model.blocks) for p in block.parameters()}
     muon = isinstance(config.optimizer, MuonConfig)
     hidden = set(matrices(model.blocks)) if muon else set()
-    return [
-        Parameter(tuple(p.shape), block_of.get(p), p.requires_grad, p.requires_grad and p in hidden)
-        for p in model.parameters()
-    ]
+    return [Parameter(tuple(p.shape), block_of.get(p), p in hidden) for p in model.parameters()]
 
 
 def elements(parameters: Iterable[Parameter], n: int = 1) -> int:
@@ -170,23 +165,21 @@ def memory(
     `accumulates`: over several micro-batches. `average`: whether there is one of the weights.
     """
     shards = n if mode == "fsdp" else 1
-    trained = [p for p in parameters if p.trained]
     weights = FP32 * elements(parameters, shards) * (2 if average else 1)
-    gradients = FP32 * elements(trained, shards)
-    by_adamw = [p for p in trained if not p.by_muon]
-    moments = elements(trained, shards) + elements(by_adamw, shards)
+    gradients = FP32 * elements(parameters, shards)
+    by_adamw = [p for p in parameters if not p.by_muon]
+    moments = elements(parameters, shards) + elements(by_adamw, shards)
     optimizer = FP32 * (moments + len(by_adamw))  # and the number of steps of each parameter
-    buffers = FP32 * elements(trained) if mode == "ddp" else 0
+    buffers = FP32 * elements(parameters) if mode == "ddp" else 0
     if mode == "fsdp":
         size = BF16 if bf16 else FP32
         outside, block = outside_of(parameters), largest_block(parameters)
         gathered = [*outside, *block, *block]  # of two blocks, one of which comes next
-        reduced = [p for p in (*outside, *block) if p.trained]
         whole = sum(n * p.part(n) for p in gathered)
-        buffers = size * whole + size * elements(reduced)
-        buffers += FP32 * 2 * sum(n * p.part(n) for p in block if p.trained)
+        buffers = size * whole + size * elements([*outside, *block])
+        buffers += FP32 * 2 * sum(n * p.part(n) for p in block)
         if accumulates:  # whole gradients, until the last micro-batch
-            buffers += FP32 * elements(trained)
+            buffers += FP32 * elements(parameters)
     return Memory(weights, gradients, optimizer, buffers, activations)
 
 
@@ -230,9 +223,8 @@ def exchange(parameters: list[Parameter], mode: str, n: int, bf16: bool = False)
     if n == 1:
         return Exchange()
     ring = (n - 1) / n
-    trained = [p for p in parameters if p.trained]
     if mode == "ddp":
-        n_bytes = FP32 * elements(trained)
+        n_bytes = FP32 * elements(parameters)
         buckets = 1 + max(0, ceil((n_bytes - FIRST_BUCKET) / BUCKET))
         return Exchange(gradients=Traffic(2 * ring * n_bytes, buckets))
 
@@ -244,11 +236,11 @@ def exchange(parameters: list[Parameter], mode: str, n: int, bf16: bool = False)
     n_blocks = len({p.block for p in inside})
     again = Traffic(ring * size * padded(inside), n_blocks)
     first = again + Traffic(ring * size * padded(outside_of(parameters)), 1)
-    hidden = [p for p in trained if p.by_muon]
+    hidden = [p for p in parameters if p.by_muon]
     return Exchange(
         forward=first,
         backward=again,
-        gradients=Traffic(ring * FP32 * padded(trained), n_blocks + 1),
+        gradients=Traffic(ring * FP32 * padded(parameters), n_blocks + 1),
         update=Traffic(ring * FP32 * padded(hidden), len(hidden)),
     )
 
@@ -344,9 +336,7 @@ def measure(
 def _without_memory(config: Config, n_vocab: int) -> GPT:
     """Return the model on the meta device."""
     with countable(), torch.device("meta"):
-        model = GPT(config.model, n_vocab)
-        ADAPTERS.build(config.adapter).attach(model)
-    return model
+        return GPT(config.model, n_vocab)
 
 
 def numbers(largest: int) -> list[int]:
