@@ -7,18 +7,21 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
 from minigpt.bench.measure import Design, Result
 from minigpt.bench.programs import MINIGPT, running
 from minigpt.errors import require
-from minigpt.files import read_json
+from minigpt.files import read_json, read_json_lines
 from minigpt.report.tables import Cell, Column, Table
+from minigpt.run.directory import RunDirectory
 from minigpt.runtime import PARALLELS
+from minigpt.train.distributed import TIMED_STEPS
 
 ALONE = ("none", 1)
+WARMUP = TIMED_STEPS.stop + 2  # steps, of which the profiler times some
 COLUMNS = [
     Column("mode", "trainer.parallel"),
     Column("processes"),
@@ -30,8 +33,19 @@ COLUMNS = [
 ]
 
 
+class Trained(NamedTuple):
+    """Seconds per step, the share of them in collectives, peak bytes of the largest process.
+
+    The last two are None where they are not measured.
+    """
+
+    seconds: float
+    share: float | None
+    memory: int | None
+
+
 def measure(design: Design, processes: Sequence[int], steps: int, repeats: int) -> Result:
-    """Train `steps` steps in each mode and number of processes, interleaved. Medians.
+    """Time `steps` steps, after WARMUP, in each mode and number of processes, interleaved. Medians.
 
     Efficiency: tokens/s over those of one process, per process. Raises UserError for more processes
     than this machine has devices.
@@ -41,25 +55,28 @@ def measure(design: Design, processes: Sequence[int], steps: int, repeats: int) 
     require(max(processes) <= n_devices, "--processes", max(processes), why)
     modes = [mode for mode in PARALLELS if mode != "none"]
     ways: list[tuple[str, int]] = [ALONE, *((mode, n) for mode in modes for n in processes)]
-    results: dict[tuple[str, int], list[dict[str, Any]]] = {way: [] for way in ways}
+    runs: dict[tuple[str, int], list[Trained]] = {way: [] for way in ways}
     design.progress.total = repeats * len(ways)
     for _ in range(repeats):
         for way in ways:
-            results[way].append(_trained(design, *way, steps))
+            runs[way].append(_trained(design, *way, steps))
             design.progress.advance()
     trainer, model = design.configs[0][1].trainer, design.configs[0][1].model
     tokens = trainer.batch_size * model.block_size
     rows: list[list[Cell]] = []
-    for (mode, n), each in results.items():
-        speed = statistics.median(result["tokens_per_second"] for result in each)
-        memory = [max(r.get("peak_memory_bytes_by_rank") or [r["peak_memory_bytes"]]) for r in each]
-        first = rows[0][3] if rows else speed
+    for (mode, n), each in runs.items():
+        seconds = statistics.median(run.seconds for run in each)
+        first = rows[0][3] if rows else tokens / seconds
         assert isinstance(first, float)
-        row: list[Cell] = [mode, n, 1e3 * tokens / speed, speed, speed / first / n]
-        shares = [share for r in each if (share := r.get("collective_share")) is not None]
+        row: list[Cell] = [mode, n, 1e3 * seconds, tokens / seconds, tokens / seconds / first / n]
+        shares = [run.share for run in each if run.share is not None]
         row.append(statistics.median(shares) if shares else None)
-        rows.append([*row, statistics.median(memory) / 1e6])
-    note = f"The same batch of {tokens:,} tokens in every row; median of {repeats}. "
+        memory = [run.memory for run in each if run.memory is not None]
+        rows.append([*row, statistics.median(memory) / 1e6 if memory else None])
+    note = (
+        f"The same batch of {tokens:,} tokens in every row; {steps} steps after {WARMUP}, not "
+        f"compiled; median of {repeats}. "
+    )
     if design.device == "cpu":
         note += (
             f"These processes share {n_devices} CPU cores, which one process uses too, so the "
@@ -68,14 +85,23 @@ def measure(design: Design, processes: Sequence[int], steps: int, repeats: int) 
     return Result(Table("parallel", "One run on several processes", COLUMNS, rows, note.strip()))
 
 
-def _trained(design: Design, mode: str, processes: int, steps: int) -> dict[str, Any]:
-    """Return result.json of a training."""
+def _trained(design: Design, mode: str, processes: int, steps: int) -> Trained:
+    """Train in new processes. Their run is deleted."""
+    total = WARMUP + steps
     with tempfile.TemporaryDirectory(prefix="minigpt_bench_") as folder:
-        run = Path(folder, "run")
-        own = [f"trainer.max_steps={steps}", f"trainer.log_every={steps}", f"hydra.run.dir={run}"]
-        own += ["trainer.eval_every=null", "trainer.sample_every=null", "logger=none"]
+        run = RunDirectory(Path(folder, "run"))
+        own = [f"trainer.max_steps={total}", f"trainer.log_every={WARMUP}", "logger=none"]
+        own += ["trainer.eval_every=null", "trainer.sample_every=null", "trainer.compile=false"]
         own += ["trainer.checkpoint_every=null", f"trainer.parallel={mode}"]
         own += [] if (mode, processes) == ALONE else [f"trainer.processes={processes}"]
+        own += [f"hydra.run.dir={run.path}"]
         with running([*MINIGPT, "train", *design.overrides, *own]) as process:
             process.wait()
-        return read_json(run / "result.json")
+        logged = [line for line in read_json_lines(run.metrics) if "tokens_per_second" in line]
+        result = read_json(run.path / "result.json")
+    before, after = (
+        line["tokens"] / line["tokens_per_second"] for line in logged[:: len(logged) - 1]
+    )
+    memory = result.get("peak_memory_bytes_by_rank") or [result["peak_memory_bytes"]]
+    largest = max((n_bytes for n_bytes in memory if n_bytes is not None), default=None)
+    return Trained((after - before) / steps, result.get("collective_share"), largest)

@@ -59,16 +59,17 @@ COLUMNS = [
     Column("step", "step, ms (quartiles)"),
     Column("ratio", "time / first row", digits=3),
     Column("tokens_per_second", "tokens/s", digits=0),
+    Column("gflops", "GFLOP/s", digits=1),
     Column("utilisation", "utilisation", digits=3),
     Column("first_step", "first step, s", digits=2),
     Column("evaluation", "evaluation, s", digits=3),
     Column("memory", "peak memory, MB", digits=0),
 ]
 NOTE = (
-    "Step: median over all steps of all rounds after each round's warm-up. Utilisation: "
+    "Step: median over all steps of all rounds after each round's warm-up. GFLOP/s: "
     "flops_per_token (6 per active weight, 12 head_size per key, head and layer, and the products "
-    "of the positional scheme) times tokens/s, over the FLOP/s of one large matrix product in the "
-    "same precision. Evaluation: one pass over the validation split."
+    "of the positional scheme) times tokens/s. Utilisation: these over the FLOP/s of one large "
+    "matrix product in the same precision. Evaluation: one pass over the validation split."
 )
 
 
@@ -149,12 +150,13 @@ def measure(
     for one in measured:
         step, rounds = one.step, one.rounds
         speed = one.tokens_per_step / step.median
-        utilisation = one.flops_per_token * speed / peaks[one.runtime.precision].flops
+        flops = one.flops_per_token * speed
+        utilisation = flops / peaks[one.runtime.precision].flops
         first = statistics.median(each.first for each in rounds)
         evaluation = statistics.median(each.evaluation for each in rounds)
         memory = max((each.memory / 1e6 for each in rounds if each.memory), default=None)
         ratio = step.median / measured[0].step.median
-        costs = (utilisation, first, evaluation, memory)
+        costs = (flops / 1e9, utilisation, first, evaluation, memory)
         rows.append([one.label, step.describe(), ratio, speed, *costs])
     facts = "; ".join(
         f"{peak.flops / 1e9:,.0f} GFLOP/s in a {precision} product, "
