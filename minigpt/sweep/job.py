@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from minigpt.config.hydra_main import job_number
 from minigpt.config.saved import read_config
 from minigpt.errors import UserError, first_line
-from minigpt.files import try_read_json, write_json
+from minigpt.files import try_read_json
 from minigpt.run.directory import Busy, RunDirectory
 from minigpt.sweep.plan import PlannedJob
 from minigpt.train.compilation import Choice
@@ -163,7 +163,7 @@ def _record_failure(run: RunDirectory, error: BaseException, start_time: float) 
         return
     if try_read_json(run.result).get("status") == "finished":  # replace a broken file
         return
-    write_json(run.result, {"status": "failed", "error": first_line(error)})
+    run.write(run.result, {"status": "failed", "error": first_line(error)})
 
 
 @contextmanager

@@ -55,6 +55,34 @@ def test_damaged_checksums_are_one_line(cli: Cli, tiny_run: Path) -> None:
     assert outcome.code == 2 and "checksum" in outcome.err and outcome.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("result.json", '"val_loss": 3', '"val_loss": 2'),
+        ("config.yaml", "expansion: 4", "expansion: 5"),
+        ("manifest.json", '"trainer.sample_prompt": "', '"trainer.sample_prompt": "x'),
+    ],
+)
+def test_another_value_in_a_file_of_a_run_is_noticed(
+    cli: Cli, tiny_run: Path, name: str, before: str, after: str
+) -> None:
+    """As by a flipped bit. Without the line of the digest, it is an edit."""
+    file, commands = tiny_run / name, [["train", "resume=run", "trainer.max_steps=20"]]
+    commands += [] if name == "result.json" else [["eval", "run"]]
+    whole = file.read_text()
+    assert whole.count(before) == 1
+    file.write_text(whole.replace(before, after))
+    for command in commands:
+        outcome = cli(*command)
+        assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome.err
+        assert outcome.err.startswith(f"minigpt: {file}: ") and "content_sha256" in outcome.err
+    outcome = cli("report", "run")
+    assert f"{name}: " in outcome.out and "content_sha256" in outcome.out
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if "content_sha256" not in line))
+    assert "content_sha256" not in cli("report", "run").out
+
+
 class Hostile:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("touch executed",)
