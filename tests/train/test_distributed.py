@@ -301,3 +301,18 @@ def test_an_error_is_printed_once(folder: Path) -> None:
         "processes\n"
     )
     assert not (folder / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_in_one_rank_stops_all(folder: Path) -> None:
+    command = [*RUN, "trainer.parallel=ddp", "hydra.run.dir=run"]
+    (folder / "commands.json").write_text(json.dumps([["train", *command]]), encoding="utf-8")
+    program = python("tests.train.commands_in_ranks", "commands.json", "--nan-in-rank=1", ranks=2)
+    started = time.monotonic()
+    done = completed(program, folder)
+    assert done.returncode == 1 and time.monotonic() - started < 60
+    lines = [line for line in done.stderr.splitlines() if line.startswith("minigpt: ")]
+    assert len(lines) == 1 and "nan at step 13" in lines[0], done.stderr
+    result = json.loads((folder / "run" / "result.json").read_text())
+    assert result["status"] == "failed" and result["diverged"]
+    assert metrics(folder / "run")[-1]["step"] == 13
