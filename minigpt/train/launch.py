@@ -99,6 +99,9 @@ def _train_rank(
             traceback.print_exc()
         get_error_handler().record_exception(error)
         sys.exit(2 if isinstance(error, UserError) else 1)
+    finally:
+        # torch sends it when the agent is killed; here all is saved, and Python would print it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

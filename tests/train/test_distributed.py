@@ -17,6 +17,9 @@ from typing import Any
 
 import pytest
 
+from minigpt.config.compose import composed_config
+from minigpt.run.directory import RunDirectory
+from minigpt.train import launch
 from tests.conftest import TEXT, Cli
 
 REPOSITORY = Path(__file__).parents[2]
@@ -199,13 +202,11 @@ def training(folder: Path, command: Sequence[str], step: int) -> Iterator[subpro
 
 
 def rank_pid(parent: int, rank: int) -> int:
-    """Return the process of a rank below a process."""
-    for task in Path(f"/proc/{parent}/task").glob("*/children"):
-        for child in task.read_text().split():
-            values = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-            if f"RANK={rank}".encode() in values:
-                return int(child)
-    raise AssertionError(f"no rank {rank} below {parent}")
+    """Return the process of a rank below a process, which starts them in order."""
+    lists = [task.read_text() for task in Path(f"/proc/{parent}/task").glob("*/children")]
+    children = sorted(map(int, " ".join(lists).split()))
+    commands = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+    return [child for child, command in commands.items() if b"spawn_main" in command][rank]
 
 
 LONG = [*RUN, "trainer.max_steps=100000", "trainer.eval_every=null", "trainer.sample_every=null"]
@@ -229,8 +230,22 @@ def test_a_killed_process_ends_the_others_and_is_named(folder: Path) -> None:
     assert process.returncode == 1
     assert errors == (
         "minigpt: rank 1 was killed by SIGKILL, and the other ranks have stopped; continue with "
-        "minigpt train resume=run trainer.processes=2\n"
+        "minigpt train resume=run\n"
     )
+
+
+def test_a_rank_that_has_ended_prints_no_interruption(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch sends SIGINT to the ranks when the process that started them is killed."""
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(launch, "train_run", lambda *_, **__: None)
+    try:
+        config = composed_config(RUN)
+        launch._train_rank(config, RunDirectory(Path("run")), False, [], 1, None, None)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @pytest.mark.slow
