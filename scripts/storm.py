@@ -135,7 +135,7 @@ def run_state(run: Path) -> State:
     import torch
     import yaml
 
-    from minigpt.files import sha256_of_file
+    from minigpt.files import read_json, sha256_of_file
 
     state: State = {"config.yaml": yaml.safe_load((run / "config.yaml").read_text())}
     for name in ("tokenizer.json", "samples.txt", *("checkpoints/last/model.safetensors",)):
@@ -147,7 +147,7 @@ def run_state(run: Path) -> State:
     state["checkpoints/last/training.pt"] = plain(training)
     lines = (run / "metrics.jsonl").read_text().splitlines()
     state["metrics.jsonl"] = [plain(json.loads(line)) for line in lines]
-    state["result.json"] = plain(json.loads((run / "result.json").read_text()))
+    state["result.json"] = plain(read_json(run / "result.json"))
     return state
 
 
@@ -286,14 +286,13 @@ def main() -> int:
         parser.error(f"no such kind: {', '.join(sorted(unknown))}; known are {', '.join(known)}")
     ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     root = Path(tempfile.mkdtemp(prefix="storm_"))
-    storm = Storm(root, options.seed)
-    rows = storm.kills([name for name in names if name in KINDS], options.kills)
-    tables = [kill_table(rows)] if rows else []
+    storm = Storm(root, options.seed, options.out)
+    killed = [name for name in names if name in KINDS]
+    tables = [kill_table(storm.kills(killed, options.kills))] if killed else []
     if DAMAGE in names:
         tables.append(damage_table(storm.damages(options.damages)))
     print("\n".join(tables))
-    if options.out is not None:
-        options.out.write_text("\n".join(tables))
+    storm.write("\n".join(tables))
     if storm.failed:
         print(f"{storm.failed} trials failed; their folders are in {root}")
         return 1
@@ -331,7 +330,13 @@ class Storm:
 
     root: Path
     seed: int
+    out: Path | None = None
     failed: int = 0
+
+    def write(self, table: str) -> None:
+        """Write what is known so far."""
+        if self.out is not None:
+            self.out.write_text(table)
 
     def kills(self, names: Sequence[str], total: int) -> list[Row]:
         """Return a row for each kind, after about as many kills of each."""
@@ -370,6 +375,7 @@ class Storm:
                     else:
                         rows[name].survived += len(kills.made)
                         shutil.rmtree(kills.folder)
+                    self.write(kill_table(list(rows.values())))
         raise AssertionError
 
     def reference(self, name: str) -> Reference:
