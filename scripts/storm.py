@@ -577,11 +577,14 @@ def members(pid: int) -> list[int]:
 
 
 def is_helper(pid: int) -> bool:
-    """Return whether a process only frees Python's resources: Python starts another one.
+    """Return whether a process is not killed alone.
 
-    It prints tracebacks of its own.
+    Python's resource tracker prints tracebacks of its own, and Python starts another one. Without
+    one of Ray's servers, Ray waits for minutes; its workers, which train, are killed.
     """
-    return b"resource_tracker" in command_of(pid)
+    command = command_of(pid)
+    is_of_ray = b"/ray/" in command and b"default_worker.py" not in command
+    return b"resource_tracker" in command or is_of_ray
 
 
 def command_of(pid: int) -> bytes:
