@@ -281,6 +281,18 @@ def _old(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
+def file_state(path: Path) -> tuple[int, ...] | None:
+    """Return what differs once a file is written again; None if it is missing.
+
+    Times are only compared with others of the same file: the clock may go back.
+    """
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
 def directory_bytes(path: Path) -> int:
     """Return the size of all files below a directory; links are not followed."""
     files = (os.path.join(parent, name) for parent, _, names in os.walk(path) for name in names)

@@ -192,6 +192,22 @@ def test_a_full_disk_is_one_line_for_other_files(
     assert not [*Path().rglob(".*.tmp")]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_for_the_log_of_a_job_fails_the_job(cli: Cli, workdir: Path) -> None:
+    command = ["train", "-m", *TINY, "seed=1,2", "hydra.sweep.dir=sweep", "hydra/launcher=basic"]
+    log = Path("sweep/seed=1/output.log")
+    log.parent.mkdir(parents=True)
+    log.symlink_to("/dev/full")
+    outcome = cli(*command)
+    assert outcome.code == 1
+    assert outcome.err == "minigpt: 1 of 2 jobs have not finished; the same command runs the rest\n"
+    assert (
+        "No space left on device" in json.loads((log.parent / "result.json").read_text())["error"]
+    )
+    log.unlink()
+    assert cli(*command).code == 0
+
+
 @pytest.mark.parametrize("place", ["text.txt/runs", "closed/runs"])
 def test_a_folder_that_cannot_be_written_is_one_line(cli: Cli, workdir: Path, place: str) -> None:
     """Root may write everywhere, but not below a file."""

@@ -231,8 +231,8 @@ def test_resume_after_a_kill_during_the_rename_of_a_checkpoint(cli: Cli) -> None
 def test_a_clock_that_goes_back_changes_nothing(
     cli: Cli, workdir: Path, trained_once: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each look at the clock is an hour before the last one, also during a resume and a sweep."""
-    now = itertools.count(time.time(), -3600)
+    """Each look at the clock is an hour before the last one; files are of before the first one."""
+    now = itertools.count(time.time() + 1e6, -3600)
     monkeypatch.setattr(time, "time", lambda: next(now))
     with monkeypatch.context() as patch:
         stop_at(7, patch)
