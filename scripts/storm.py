@@ -580,11 +580,12 @@ def is_helper(pid: int) -> bool:
     """Return whether a process is not killed alone.
 
     Python's resource tracker prints tracebacks of its own, and Python starts another one. Without
-    one of Ray's servers, Ray waits for minutes; its workers, which train, are killed.
+    one of Ray's servers and agents, Ray waits for minutes; its workers, which train, are killed.
     """
     command = command_of(pid)
-    is_of_ray = b"/ray/" in command and b"default_worker.py" not in command
-    return b"resource_tracker" in command or is_of_ray
+    is_of_ray = b"/ray/" in command or command.startswith(b"ray::")
+    is_worker = b"default_worker.py" in command or command.startswith((b"ray::IDLE", b"ray::Trial"))
+    return b"resource_tracker" in command or (is_of_ray and not is_worker)
 
 
 def command_of(pid: int) -> bytes:
