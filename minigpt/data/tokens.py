@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +18,7 @@ from torch import Tensor
 from minigpt.console import interruptible
 from minigpt.data.lazy import DocumentIds
 from minigpt.errors import require
-from minigpt.files import optional_cache, write_bytes
+from minigpt.files import CONTENT, optional_cache, write_bytes
 from minigpt.tokenizer import Tokenizer
 
 TOKENS_AT_ONCE = 1 << 20  # read to count bytes, so that large corpora take constant memory
@@ -194,18 +196,30 @@ def write_tokens(
         first = tokenizer.token_bytes(int(tensors[name][0]))
         n_bytes[name] = str(len(text.encode("utf-8")) - len(first))
     with optional_cache(path):
-        write_bytes(path, save(tensors, metadata=n_bytes))
+        write_bytes(path, save(tensors, metadata={**n_bytes, CONTENT: _digest(tensors, n_bytes)}))
     return _token_data(tensors, n_bytes)
 
 
 def read_tokens(path: Path) -> TokenData | None:
-    """Return the tokens that `write_tokens` wrote; None if the file is missing or truncated."""
+    """Return the tokens that `write_tokens` wrote; None if the file is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return _token_data(tensors, file.metadata())
+            n_bytes = file.metadata() or {}
     except (FileNotFoundError, SafetensorError):
         return None
+    if n_bytes.pop(CONTENT, None) != _digest(tensors, n_bytes):  # none in earlier versions
+        return None
+    return _token_data(tensors, n_bytes)
+
+
+def _digest(tensors: dict[str, Tensor], n_bytes: dict[str, str]) -> str:
+    """Return the digest of the content of a cached file, whatever the order of its parts."""
+    digest = hashlib.sha256(json.dumps(n_bytes, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.numpy().data)
+    return digest.hexdigest()
 
 
 def _token_data(tensors: dict[str, Tensor], n_bytes: dict[str, str]) -> TokenData:

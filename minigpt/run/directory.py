@@ -134,8 +134,8 @@ class RunDirectory:
                 raise UserError(f"{path}: is a link to {path.resolve()}, {why}")
 
     def write(self, path: Path, values: dict[str, Any]) -> None:
-        """Write a JSON file of the run, atomically."""
-        write_json(path, values)
+        """Write a JSON file of the run, atomically, with a digest of the values."""
+        write_json(path, values, digest=True)
 
     def append_metrics(self, values: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""

@@ -10,8 +10,8 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from minigpt.config.hydra_main import job_number
 from minigpt.config.saved import read_config
 from minigpt.errors import UserError, first_line
-from minigpt.files import try_read_json, write_json
+from minigpt.files import file_state, try_read_json
 from minigpt.run.directory import Busy, RunDirectory
 from minigpt.sweep.plan import PlannedJob
 from minigpt.train.compilation import Choice
@@ -83,8 +83,12 @@ class SweepJob:
     def output(self, job: PlannedJob) -> Iterator[Output]:
         """Open the job's log."""
         job.path.mkdir(parents=True, exist_ok=True)
-        with (job.path / LOG).open("a", encoding="utf-8", buffering=1) as log:
+        log = (job.path / LOG).open("a", encoding="utf-8", buffering=1)
+        try:
             yield Output(self, job, log)
+        finally:
+            with suppress(OSError):  # a full disk, which has failed the job
+                log.close()
 
     def training(self, job: PlannedJob) -> dict[str, Any] | None:
         """Return the arguments of `start_run`, None if the run finished.
@@ -138,7 +142,9 @@ class Output:
     sweep: SweepJob
     job: PlannedJob
     log: TextIO
-    start_time: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        self.result_before = file_state(self.job.run.result)
 
     @contextmanager
     def caught(self) -> Iterator[None]:
@@ -151,19 +157,25 @@ class Output:
             except Busy as error:  # the same command in another process will finish the run
                 print(error)
             except BaseException as error:  # also what is no Exception, as a panic in Rust
-                traceback.print_exc()
-                _record_failure(self.job.run, error, self.start_time)
+                with suppress(OSError):  # the log is what could not be written
+                    traceback.print_exc()
+                _record_failure(self.job.run, error, self.result_before)
                 if self.sweep.fail_fast:
                     self.sweep.request_stop(FAILED)
 
 
-def _record_failure(run: RunDirectory, error: BaseException, start_time: float) -> None:
-    """Write result.json for a job that failed before its run wrote one."""
-    if run.result.exists() and run.result.stat().st_mtime >= start_time:
+def _record_failure(
+    run: RunDirectory, error: BaseException, before: tuple[int, ...] | None
+) -> None:
+    """Write result.json for a job that failed before its run wrote one.
+
+    `before`: the `file_state` of result.json when the job began.
+    """
+    if file_state(run.result) not in (None, before):
         return
     if try_read_json(run.result).get("status") == "finished":  # replace a broken file
         return
-    write_json(run.result, {"status": "failed", "error": first_line(error)})
+    run.write(run.result, {"status": "failed", "error": first_line(error)})
 
 
 @contextmanager

@@ -104,6 +104,9 @@ def _train_rank(
         if os.environ[RANK] != "0":
             time.sleep(FIRST_SECONDS)
         sys.exit(2 if isinstance(error, UserError) else 1)
+    finally:
+        # torch sends it when the agent is killed; here all is saved, and Python would print it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from minigpt.config.schema import Config, TrainerConfig, request_sha256
 from minigpt.data.corpus import unescape
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.errors import Failure, UserError, first_line, one_line_if_out_of_memory, require
-from minigpt.files import recover_directory, write_json
+from minigpt.files import recover_directory
 from minigpt.logger import LOGGERS, Logger, LoggerConfig, RunInfo
 from minigpt.model.compatibility import require_compatible
 from minigpt.run.directory import ObservedRun, RunDirectory
@@ -133,7 +133,7 @@ def begin_run(
     else:
         manifest, notices = create_run(run, setup, prepared, command, facts), {}
     manifest["resolved"] = resolved_values(requested, setup.config)
-    write_json(run.manifest, manifest)
+    run.write(run.manifest, manifest)
     save_config(requested, run.config)  # the last file: from now on the run can be resumed
     return manifest, notices
 
@@ -153,7 +153,7 @@ def compile_steps(trainer: Trainer, requested: Config) -> None:
         trainer.options.compile = False
         manifest = trainer.run.read_json(trainer.run.manifest)
         manifest["resolved"] = resolved_values(requested, trainer.config)
-        write_json(trainer.run.manifest, manifest)
+        trainer.run.write(trainer.run.manifest, manifest)
 
 
 def prepare_inputs(

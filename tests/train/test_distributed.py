@@ -18,6 +18,9 @@ from typing import Any
 import pytest
 import torch
 
+from minigpt.config.compose import composed_config
+from minigpt.run.directory import RunDirectory
+from minigpt.train import launch
 from tests.conftest import TEXT, Cli
 
 REPOSITORY = Path(__file__).parents[2]
@@ -253,6 +256,20 @@ def test_a_killed_process_ends_the_others_and_is_named(folder: Path) -> None:
     )
 
 
+def test_a_rank_that_has_ended_prints_no_interruption(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch sends SIGINT to the ranks when the process that started them is killed."""
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(launch, "train_run", lambda *_, **__: None)
+    try:
+        config = composed_config(RUN)
+        launch._train_rank(config, RunDirectory(Path("run")), False, [], 1, None, None)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 @pytest.mark.slow
 def test_an_interruption_saves_once_and_the_run_continues(folder: Path) -> None:
     command = python("minigpt", "train", *LONG, *TWO, "hydra.run.dir=run")
@@ -355,3 +372,18 @@ def test_a_job_of_a_sweep_that_cannot_start_says_why(folder: Path) -> None:
     assert done.returncode == 1
     result = json.loads((folder / "sweep" / "batch_size=1" / "result.json").read_text())
     assert result["status"] == "failed" and "1 per micro-batch is less than one" in result["error"]
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_in_one_rank_stops_all(folder: Path) -> None:
+    command = [*RUN, "trainer.parallel=ddp", "hydra.run.dir=run"]
+    (folder / "commands.json").write_text(json.dumps([["train", *command]]), encoding="utf-8")
+    program = python("tests.train.commands_in_ranks", "commands.json", "--nan-in-rank=1", ranks=2)
+    started = time.monotonic()
+    done = completed(program, folder)
+    assert done.returncode == 1 and time.monotonic() - started < 60
+    lines = [line for line in done.stderr.splitlines() if line.startswith("minigpt: ")]
+    assert len(lines) == 1 and "nan at step 13" in lines[0], done.stderr
+    result = json.loads((folder / "run" / "result.json").read_text())
+    assert result["status"] == "failed" and result["diverged"]
+    assert metrics(folder / "run")[-1]["step"] == 13
