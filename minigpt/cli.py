@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import io
 import os
@@ -11,8 +10,15 @@ import sys
 
 from minigpt import __version__
 from minigpt.cpu import prepare_process
-from minigpt.errors import TRACEBACK, Failure, UserError, did_you_mean, wants_traceback
-from minigpt.torchrun import RANK, is_started_as_rank
+from minigpt.errors import (
+    TRACEBACK,
+    Failure,
+    UserError,
+    did_you_mean,
+    text_of_os_error,
+    wants_traceback,
+)
+from minigpt.torchrun import RANK, is_started_as_rank, require_no_torchrun
 
 COMMANDS = {
     "train": "train a model; every option is a config value (minigpt train model=rope)",
@@ -36,15 +42,6 @@ SHELL_REQUESTS = [
     for verb in ("install", "uninstall", "query")
     for shell in ("bash", "fish", "zsh")
 ]
-SPACE = "; make space, then type the command again"
-REMEDIES: dict[int | None, str] = {
-    errno.ENOSPC: SPACE,
-    errno.EDQUOT: SPACE,
-    errno.EFBIG: "; raise the limit of file sizes (ulimit -f), then type the command again",
-    errno.EACCES: "; work in a folder where you may write",
-    errno.EROFS: "; work in a folder where you may write",
-    errno.ELOOP: "; remove that link",
-}
 # Hydra has no completion for zsh; what it answers to bash is read here.
 ZSH = {
     "install=zsh": """_minigpt() {
@@ -134,6 +131,8 @@ def run_command(command: str, arguments: list[str]) -> int:
     """Run a command by name and return its exit code. Print a user error as one line to stderr."""
     prepare_process()
     try:
+        if command != "train":
+            require_no_torchrun(f"minigpt {command}")
         importlib.import_module(f"minigpt.commands.{command}").main(arguments)
         return 0
     except (UserError, Failure) as error:
@@ -149,8 +148,7 @@ def run_command(command: str, arguments: list[str]) -> int:
     except OSError as error:  # a full disk, a read-only folder
         if wants_traceback():
             raise
-        what = f"{error.filename or command}: {error.strerror or error}"
-        return _fail(f"{what}{REMEDIES.get(error.errno, '')}", 1)
+        return _fail_once(Failure(text_of_os_error(error, command)), 1)
 
 
 def _fail_once(error: UserError | Failure, code: int) -> int:

@@ -15,10 +15,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from minigpt.errors import Failure, first_line
+from minigpt.errors import Failure, UserError
 from minigpt.torchrun import RANK, attempt, is_started_as_rank
 
 T = TypeVar("T")
+LOSSES = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
+SIGNS_OF_LOSS = ("gloo/transport", "timed out")  # gloo raises RuntimeError itself
 
 
 class LostRank(Failure):
@@ -88,10 +90,12 @@ class Ranks:
 
     def sum(self, x: Tensor, what: str) -> Tensor:
         """Return the sum of a tensor over the processes. `what`: its name in an error."""
-        if self.size > 1:
-            with self.waiting_for(what):
-                dist.all_reduce(x)
-        return x
+        if self.size == 1:
+            return x
+        total = x.clone()
+        with self.waiting_for(what):
+            dist.all_reduce(total)
+        return total
 
     def gather(self, value: T, what: str) -> list[T]:
         """Return the values of all processes, by rank."""
@@ -120,7 +124,8 @@ class Ranks:
             try:
                 outcome[0] = compute()
             except Exception as error:
-                outcome[1] = error
+                known = isinstance(error, UserError | Failure | OSError)  # others may not pickle
+                outcome[1] = error if known else Failure(f"{type(error).__name__}: {error}")
         with self.waiting_for(what):
             dist.broadcast_object_list(outcome)
         if outcome[1] is not None:
@@ -132,24 +137,19 @@ class Ranks:
         """Raise LostRank if a process ends or does not answer in this block."""
         try:
             yield
-        except Failure:
-            raise
-        except RuntimeError as error:  # of gloo and nccl; torch has no type for them
-            text = str(error)
-            if "out of memory" in text.lower() or not _is_loss(text):
+        except RuntimeError as error:
+            text = str(error).lower()
+            if not isinstance(error, LOSSES) and not any(sign in text for sign in SIGNS_OF_LOSS):
                 raise
-            raise self._lost(what, text) from error
-
-    def _lost(self, what: str, text: str) -> LostRank:
-        where = f"waited for the other ranks in {what}"
-        if "timed out" not in text.lower() and "timeout" not in text.lower():
-            return LostRank(f"{where}, and one has ended ({first_line(RuntimeError(text))})")
-        lost = LostRank(
-            f"{where}, and one did not answer within trainer.timeout={self.timeout:g} seconds; "
-            f"look for a process that hangs, or raise trainer.timeout"
-        )
-        lost.hangs = True
-        return lost
+            where = f"waited for the other ranks in {what}"
+            if "timed out" not in text and "timeout" not in text:
+                raise LostRank(f"{where}, and one has ended") from error
+            lost = LostRank(
+                f"{where}, and one did not answer within trainer.timeout={self.timeout:g} seconds; "
+                f"look for a process that hangs, or raise trainer.timeout"
+            )
+            lost.hangs = True
+            raise lost from error
 
 
 ALONE = Ranks()
@@ -167,8 +167,3 @@ def part_like(x: Tensor, other: Any) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(x, other.device_mesh, other.placements, src_data_rank=None)
-
-
-def _is_loss(text: str) -> bool:
-    signs = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "nccl")
-    return any(sign in text.lower() for sign in (*signs, "socket", "gloo"))

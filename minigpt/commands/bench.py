@@ -320,6 +320,8 @@ def _design(what: str, overrides: list[str]) -> Design:
     names = labels(jobs) if len(jobs) > 1 else [" ".join(overrides) or "default"]
     configs = [(name, composed_config(job)) for name, job in zip(names, jobs, strict=True)]
     trainer = configs[0][1].trainer
+    why = "is measured by minigpt bench parallel; leave it out"
+    require(trainer.parallel == "none", "trainer.parallel", trainer.parallel, why)
     device = "cpu"
     if BENCHMARKS[what].repeats is not None:  # else the device need not be here
         device = choose_runtime(trainer.device, trainer.precision).device

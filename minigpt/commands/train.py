@@ -9,6 +9,7 @@ from minigpt.commands.help import print_help, topics_of_plain_help
 from minigpt.config.pairs import parse_override
 from minigpt.errors import UserError
 from minigpt.imports import without_garbage_collection
+from minigpt.torchrun import require_no_torchrun
 
 if TYPE_CHECKING:
     from minigpt.config.overrides import Composed
@@ -30,6 +31,8 @@ def main(arguments: list[str]) -> None:
         print_help(request.topics, request.config_dir, request.as_json)
     elif needs_hydra_main(arguments):
         from minigpt.sweep.directory import sweep_directory
+
+        require_no_torchrun("minigpt train -m")
 
         hydra_main(arguments, partial(train, command=command), sweep_directory)
     else:

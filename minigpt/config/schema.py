@@ -106,19 +106,20 @@ class TrainerConfig:
         self.graph = {"True": "on", "False": "off"}.get(self.graph, self.graph)
         why = f"{WHY_NOT_TP}; use ddp or fsdp"
         require(self.parallel != "tp", "trainer.parallel", "tp", why)
-        choices = {
-            **{"device": DEVICES, "precision": PRECISIONS},
-            **{"graph": GRAPHS, "parallel": PARALLELS},
-        }
-        for name, known in choices.items():
+        choices = (DEVICES, PRECISIONS, GRAPHS, PARALLELS)
+        names = ("device", "precision", "graph", "parallel")
+        for name, known in zip(names, choices, strict=True):
             value = getattr(self, name)
             require_one_of(f"trainer.{name}", value, known, hint=our_value(name, value))
         require(self.timeout > 0, "trainer.timeout", self.timeout, "must be above 0 seconds")
         alone = self.parallel == "none"
-        why = "trains on one device; add trainer.parallel=ddp"
+        why = "trains on one device; add trainer.parallel=ddp, or trainer.processes=null"
         require(self.processes is None or not alone, "trainer.processes", self.processes, why)
+        n, why = self.micro_batch_size, "windows for as many processes at most; use fewer"
+        ok = self.processes is None or self.processes <= n
+        require(ok, "trainer.processes", self.processes, f"a micro-batch has {n} {why}")
         for key, value in (("compile", self.compile), ("graph", self.graph)):
-            why = f"is not tested with trainer.parallel={self.parallel}; use auto"
+            why = f"is not supported with trainer.parallel={self.parallel}; use auto"
             require(alone or value not in (True, "on"), f"trainer.{key}", value, why)
 
 

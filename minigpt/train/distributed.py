@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -36,6 +38,7 @@ from minigpt.train.compilation import Loss
 from minigpt.train.graph import STEPS, EagerStep, Metrics
 
 RUN_KEY = "minigpt/run"
+POLL_SECONDS = 1.0
 TIMED_STEPS = range(5, 8)  # of a process, which torch's profiler times
 COLLECTIVES = ("gloo:", "nccl:")  # names of their events
 
@@ -80,18 +83,41 @@ def process_group(options: TrainerConfig, runtime: Runtime) -> Iterator[Runtime]
         why = f"this machine has {n_devices} GPUs, one for each process; start fewer"
         require(local < n_devices, "trainer.processes", options.processes, why)
         torch.cuda.set_device(local)
+    ranks = Ranks(rank, size, options.timeout)
     joined_before = dist.is_initialized()  # by a program that calls minigpt
     if not joined_before:
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         timeout = timedelta(seconds=options.timeout)
         store = attempt_store(timeout)
         place = {} if store is None else {"store": store, "rank": rank, "world_size": size}
-        dist.init_process_group(backend, timeout=timeout, **place)
+        with ranks.waiting_for("the start"):
+            dist.init_process_group(backend, timeout=timeout, **place)
     try:
-        yield replace(runtime, ranks=Ranks(rank, size, options.timeout))
+        with stopped_with_parent():
+            yield replace(runtime, ranks=ranks)
     finally:
         if not joined_before:
             dist.destroy_process_group()
+
+
+@contextmanager
+def stopped_with_parent() -> Iterator[None]:
+    """Stop this process, as by SIGTERM, if the agent that started it is killed in the block."""
+    finished, parent = threading.Event(), os.getppid()
+
+    def watch() -> None:
+        while not finished.wait(POLL_SECONDS):
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
 
 
 class Parallel:
@@ -227,6 +253,7 @@ class CollectiveTime:
     steps: int = 0
     busy: float = 0.0  # seconds of the timed steps, as the next one
     total: float = 0.0
+    profiler: float = 0.0  # seconds beside them
 
     @property
     def share(self) -> float | None:
@@ -241,6 +268,7 @@ class CollectiveTime:
             yield
             return
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler prints when it starts
+        begun, timed = time.perf_counter(), self.total
         kinds = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device == "cuda")]
         with torch.profiler.profile(activities=kinds) as profiler:
             started = time.perf_counter()
@@ -252,6 +280,7 @@ class CollectiveTime:
         for interval in sorted(times, key=lambda interval: interval.start):
             self.busy += max(0.0, interval.end - max(end, interval.start)) / 1e6
             end = max(end, interval.end)
+        self.profiler += time.perf_counter() - begun - (self.total - timed)
 
 
 @dataclass(eq=False)
@@ -264,6 +293,10 @@ class ParallelStep(EagerStep):
     @property
     def collective_share(self) -> float | None:
         return self.collectives.share
+
+    @property
+    def profiler_seconds(self) -> float:
+        return self.collectives.profiler
 
     def __call__(self, micro_batches: Sequence[Batch], lr: float) -> tuple[Metrics, Tensor]:
         with self.collectives.measured(self.runtime.device):

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.config.schema import Config
-from minigpt.errors import Failure, UserError, wants_traceback
+from minigpt.errors import Failure, UserError, text_of_os_error, wants_traceback
+from minigpt.files import try_read_json
 from minigpt.ranks import LostRank
 from minigpt.run.directory import RunDirectory
 from minigpt.torchrun import RANK, is_started_as_rank
-from minigpt.train.control import Interrupted, StopRequest
+from minigpt.train.control import STOP_SIGNALS, Interrupted, StopRequest
 from minigpt.train.session import train_run
 
 AT_ONCE = 5.0  # seconds in which the end of one rank ends the others
@@ -54,6 +55,7 @@ def start_run(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    handled = [n for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]  # by nohup
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -62,6 +64,8 @@ def start_run(
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
+        signals_to_handle=",".join(signal.Signals(number).name for number in handled),
+        shutdown_timeout=max(1, int(config.trainer.timeout)),  # to save a checkpoint
     )
     each = max(1, (threads or os.cpu_count() or 1) // processes)
     arguments = (config, run, resumed, command, each, output, options.get("facts"))
@@ -69,9 +73,16 @@ def start_run(
         with _silent(), _spawning(), _forwarded(stop):
             elastic_launch(launch, _train_rank)(*arguments)
     except SignalException as stopped:
+        result = try_read_json(run.result)
+        if result.get("status") == "failed":  # to save a checkpoint, for one
+            raise Failure(result["error"]) from None
         raise Interrupted(stopped.sigval) from None
-    except ChildFailedError as error:
-        raise _error(error.failures, run.path) from None
+    except ChildFailedError as failed:
+        error = error_of(failed.failures, run)
+        result = try_read_json(run.result)
+        if result.get("status") == "failed":
+            run.write(run.result, result | {"error": str(error)})
+        raise error from None
 
 
 def _train_rank(
@@ -97,9 +108,11 @@ def _train_rank(
         train_run(config, run, resumed, command, threads=threads, facts=facts)
     except KeyboardInterrupt as stopped:
         sys.exit(128 + getattr(stopped, "number", signal.SIGINT))
-    except (UserError, Failure, OSError) as error:
-        if wants_traceback():
+    except Exception as error:
+        if wants_traceback() or not isinstance(error, UserError | Failure | OSError):
             traceback.print_exc()
+        if isinstance(error, OSError):
+            error = Failure(text_of_os_error(error, "train"))
         get_error_handler().record_exception(error)
         if os.environ[RANK] != "0":
             time.sleep(FIRST_SECONDS)
@@ -154,31 +167,31 @@ def _forwarded(stop: StopRequest | None) -> Iterator[None]:
         thread.join()
 
 
-def _error(failures: dict[int, Any], directory: Path) -> BaseException:
-    """Return the error of a run whose ranks failed, as its only process would have raised it."""
+def error_of(failures: dict[int, Any], run: RunDirectory) -> BaseException:
+    """Return the error of a run whose ranks failed, as its only process would have raised it.
+
+    `failures`: torch's ProcessFailure by rank. In this order: a rank that was killed, an error that
+    a rank recorded, a signal that stopped a rank.
+    """
     first = min(failure.timestamp for failure in failures.values())
     # Later the agent ends those that hang.
     soon = {rank: f for rank, f in sorted(failures.items()) if f.timestamp - first < AT_ONCE}
-    for rank, failure in soon.items():
-        if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM:  # by the agent
-            name = signal.Signals(-failure.exitcode).name
-            return Failure(
-                f"rank {rank} was killed by {name}, and the other ranks have stopped; continue "
-                f"with minigpt train resume={directory}"
-            )
-    lost = f"{LostRank.__name__}: "
-    recorded = [(r, f, str(f.message["message"])) for r, f in soon.items() if _is_recorded(f)]
-    recorded.sort(key=lambda one: one[2].startswith(lost))  # such a rank saw another one end
-    for rank, failure, message in recorded:
-        text = message.partition(": ")[2]
+    killed = {rank: -f.exitcode for rank, f in soon.items() if f.exitcode < 0}
+    for rank, number in killed.items():
+        if number != signal.SIGTERM:  # by which the agent ends the others
+            text = f"rank {rank} was killed by {signal.Signals(number).name}, and the other ranks "
+            remedy = f"continue with minigpt train resume={run.path}"
+            remedy = remedy if run.config.exists() else "give the command again"
+            return Failure(f"{text}have stopped; {remedy}")
+    recorded = {rank: f for rank, f in soon.items() if isinstance(f.message, dict)}
+    # A lost rank saw another one end, which has recorded why.
+    is_lost = {r: f.message["message"].startswith(LostRank.__name__) for r, f in recorded.items()}
+    for rank in sorted(recorded, key=lambda rank: is_lost[rank]):
+        text = recorded[rank].message["message"].partition(": ")[2]
         text = text if rank == 0 else f"rank {rank}: {text}"
-        return UserError(text) if failure.exitcode == 2 else Failure(text)
-    stopped = next((f.exitcode for f in soon.values() if f.exitcode > 128), None)
-    if stopped is not None:
-        return Interrupted(stopped - 128)
+        return UserError(text) if recorded[rank].exitcode == 2 else Failure(text)
+    for failure in soon.values():
+        if failure.exitcode > 128:
+            return Interrupted(failure.exitcode - 128)
     rank, failure = next(iter(soon.items()))
     return Failure(f"rank {rank} ended with exit code {failure.exitcode}")
-
-
-def _is_recorded(failure: Any) -> bool:
-    return isinstance(failure.message, dict)

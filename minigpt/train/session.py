@@ -194,7 +194,7 @@ def create_run(
     splits = setup.data.splits
     return {
         **provenance(command),
-        "device": setup.runtime.describe(),
+        **_machine(setup),
         "backend": setup.backend,
         "data_sha256": prepared.corpus.sha256,
         "left_out": prepared.corpus.left_out,
@@ -235,21 +235,32 @@ def restore_run(
     require(progress.step <= max_steps, "trainer.max_steps", max_steps, why)
     run.rewind_logs(progress.log_sizes)
     manifest = run.read_json(run.manifest)
-    device = {"device": setup.runtime.describe()}
-    manifest["resumed"] = [*manifest.get("resumed", []), provenance(command) | device]
+    parts = [manifest, *manifest.get("resumed", [])]
+    manifest["resumed"] = [*parts[1:], provenance(command) | _machine(setup)]
     if before.logger.name != now.logger.name:
         manifest.pop("tracker_id", None)
     run.result.unlink(missing_ok=True)  # from before the run was resumed
-    return manifest, _changes_of_machine(before.trainer, now.trainer)
+    processes = parts[-1].get("processes", 1), setup.runtime.ranks.size
+    return manifest, _changes_of_machine(before.trainer, now.trainer, *processes)
 
 
-def _changes_of_machine(before: TrainerConfig, now: TrainerConfig) -> dict[str, str]:
+def _machine(setup: Setup) -> dict[str, Any]:
+    """Return where the run computes, for its manifest."""
+    n = setup.runtime.ranks.size
+    return {"device": setup.runtime.describe(), **({"processes": n} if n > 1 else {})}
+
+
+def _changes_of_machine(
+    before: TrainerConfig, now: TrainerConfig, processes_before: int, processes: int
+) -> dict[str, str]:
     """Return a line for the user if a resumed run computes with other rounding than before."""
     changed = [
         f"trainer.{key}={new} (was {old})"
-        for key in ("device", "precision", "compile", "graph", "threads")
+        for key in ("device", "precision", "compile", "graph", "threads", "parallel")
         if (old := getattr(before, key)) != (new := getattr(now, key))
     ]
+    if processes != processes_before:
+        changed.append(f"{processes} processes (were {processes_before})")
     why = "results equal those of an uninterrupted run up to rounding, not bit for bit"
     return {"resumed": f"with {', '.join(changed)}: {why}"} if changed else {}
 

@@ -265,7 +265,7 @@ class Trainer:
             for name, values in logged.items():
                 progress.recent_extras.setdefault(name, []).extend(values)
             self.logged, self.norms = [], []
-        progress.step_seconds = self.stepped_before + self.stopwatch.seconds
+        progress.step_seconds = self._step_seconds()
         progress.seconds = time.perf_counter() - self.started
 
     def _compare_with_guessing(self, step: int, loss: float) -> None:
@@ -316,8 +316,12 @@ class Trainer:
     def _show_loss(self) -> None:
         """Show the loss since the last `_settle`, which changes nothing. Syncs the device."""
         losses = step_means(self.logged)["train_loss"]
-        seconds = self.stepped_before + self.stopwatch.seconds
-        self.display.train(self.progress.step, *self._loss_and_speed(losses, seconds))
+        speed = self._loss_and_speed(losses, self._step_seconds())
+        self.display.train(self.progress.step, *speed)
+
+    def _step_seconds(self) -> float:
+        """Return the seconds of all training steps."""
+        return self.stepped_before + self.stopwatch.seconds - self.step.profiler_seconds
 
     def _loss_and_speed(self, losses: list[float], seconds: float) -> tuple[float, float]:
         """Return the mean loss, and tokens/s if all training steps took `seconds`."""

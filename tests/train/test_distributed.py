@@ -11,16 +11,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from minigpt.config.compose import composed_config
+from minigpt.errors import Failure, UserError
 from minigpt.run.directory import RunDirectory
 from minigpt.train import launch
+from minigpt.train.control import Interrupted
+from minigpt.train.launch import error_of
 from tests.conftest import TEXT, Cli
 
 REPOSITORY = Path(__file__).parents[2]
@@ -86,11 +90,17 @@ def python(*arguments: str, ranks: int | None = None, restarts: int = 0) -> list
 
 def completed(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a command in a folder."""
-    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
+    env = environment()
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    # How long the agent of torchrun waits for a process that hangs, before it kills it.
+    soon = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
+    return {**os.environ, **soon, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def in_ranks(folder: Path, commands: Sequence[Sequence[str]], ranks: int | None) -> None:
@@ -120,7 +130,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train the runs of WAYS."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
-    os.environ.setdefault("MINIGPT_DATA", str(folder / "data"))
     prepared = ["data", "--shards", "shards", "data=text", "data.path=text.txt"]
     commands: dict[int | None, list[list[str]]] = {None: [prepared]}
     for (ranks, mode), names in WAYS.items():
@@ -187,13 +196,6 @@ def test_another_number_of_processes_resumes(runs: Path) -> None:
 # ---- starting, stopping and failing ----
 
 
-def environment(folder: Path) -> dict[str, str]:
-    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    # How long the agent waits for a process that hangs, before it kills it.
-    soon = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
-    return {**os.environ, **soon, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-
-
 @contextmanager
 def training(
     folder: Path, command: Sequence[str], step: int, run: str = "run"
@@ -202,7 +204,8 @@ def training(
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env=environment(folder),
+        env=environment(),
+        start_new_session=True,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -216,7 +219,8 @@ def training(
             time.sleep(0.05)
         yield process
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def rank_pid(parent: int, rank: int) -> int:
@@ -271,17 +275,49 @@ def test_a_rank_that_has_ended_prints_no_interruption(
 
 
 @pytest.mark.slow
-def test_an_interruption_saves_once_and_the_run_continues(folder: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_an_interruption_saves_once_and_the_run_continues(
+    folder: Path, number: signal.Signals
+) -> None:
+    """SIGINT as a terminal sends it, to all processes; SLURM sends SIGUSR1 to the parent."""
     command = python("minigpt", "train", *LONG, *TWO, "hydra.run.dir=run")
     with training(folder, command, 5) as process:
-        process.send_signal(signal.SIGINT)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
         out, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and errors == "" and out.count("resume=run") == 1
+    assert process.returncode == 128 + number and errors == "" and out.count("resume=run") == 1
     result = json.loads((folder / "run" / "result.json").read_text())
     assert result["status"] == "interrupted" and result["steps"] >= 5
-    more = f"trainer.max_steps={result['steps'] + 3}"
-    done = completed(python("minigpt", "train", "resume=run", more, *TWO), folder)
+    more = [f"trainer.max_steps={result['steps'] + 3}", "trainer.parallel=fsdp"]
+    done = completed(python("minigpt", "train", "resume=run", *more), folder)
     assert done.returncode == 0 and f"resumed at step {result['steps']}" in done.stdout
+    assert "with trainer.parallel=fsdp (was ddp): results equal" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_written_at_a_signal_is_one_line(folder: Path) -> None:
+    command = python("minigpt", "train", *LONG, *TWO, "hydra.run.dir=run")
+    with training(folder, [*command, "trainer.checkpoint_every=null"], 5) as process:
+        (folder / "run" / "checkpoints").write_text("a file")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and len(errors.splitlines()) == 1
+    assert errors.startswith("minigpt: run/checkpoints"), errors
+
+
+@pytest.mark.slow
+def test_ranks_save_and_end_when_torchrun_is_killed(folder: Path) -> None:
+    command = python("minigpt", "train", *LONG, TWO[0], "hydra.run.dir=run", ranks=2)
+    result = folder / "run" / "result.json"
+    with training(folder, command, 5) as process:
+        process.kill()
+        deadline = time.monotonic() + 60
+        while not result.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert json.loads(result.read_text())["status"] == "interrupted"
+    assert (folder / "run" / "checkpoints" / "last").is_dir()
 
 
 @pytest.mark.slow
@@ -317,10 +353,11 @@ def test_torchrun_restarts_a_run_which_ends_bit_equal(folder: Path) -> None:
         (["trainer.parallel=ddp"], "trainer.parallel=ddp: starts no processes; add trainer.proc"),
         (["trainer.parallel=dp"], "trainer.parallel=dp: not one of none, ddp, fsdp"),
         (["trainer.parallel=tp"], "trainer.parallel=tp: not built: queries, keys and values are"),
-        ([*TWO, "trainer.compile=true"], "trainer.compile=True: is not tested with trainer.para"),
-        ([*TWO, "trainer.graph=on"], "trainer.graph=on: is not tested with trainer.parallel=ddp"),
+        ([*TWO, "trainer.compile=true"], "trainer.compile=True: is not supported with trainer.p"),
+        ([*TWO, "trainer.graph=on"], "trainer.graph=on: is not supported with trainer.parallel"),
         ([*TWO, "trainer.timeout=0"], "trainer.timeout=0"),
         (["trainer.parallel=ddp", "trainer.processes=0"], "trainer.processes=0: must be 1 or more"),
+        ([*TWO, "trainer.batch_size=1"], "trainer.processes=2: a micro-batch has 1 windows for as"),
     ],
 )
 def test_wrong_options_are_refused(
@@ -330,15 +367,52 @@ def test_wrong_options_are_refused(
     assert done.code == 2 and done.err.startswith(f"minigpt: {message}"), done.err
 
 
+@pytest.mark.parametrize("command", ["train -m seed=1,2", "eval latest", "tune", "compare"])
+def test_torchrun_starts_trainings_only(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("minigpt.ranks.is_first_to_report", lambda: True)
+    done = cli(*command.split())
+    assert done.code == 2 and "each of the processes that torchrun started" in done.err
+
+
 @pytest.mark.slow
 def test_an_error_is_printed_once(folder: Path) -> None:
-    command = ["minigpt", "train", *RUN, *TWO, "trainer.batch_size=1", "hydra.run.dir=run"]
+    (folder / "file").write_text("")
+    command = ["minigpt", "train", *RUN, *TWO, "hydra.run.dir=file/run"]
     done = completed(python(*command), folder)
-    assert done.returncode == 2 and done.stderr == (
-        "minigpt: trainer.batch_size=1: 1 per micro-batch is less than one window for each of 2 "
-        "processes\n"
-    )
-    assert not (folder / "run").exists()
+    assert done.returncode == 1 and done.stderr == "minigpt: file/run: Not a directory\n"
+
+
+KILLED = "rank 1 was killed by SIGKILL, and the other ranks have stopped; give the command again"
+
+
+@pytest.mark.parametrize(
+    ("failures", "error"),
+    [
+        ([(0, 1, "LostRank: waited"), (0, -9, "")], Failure(KILLED)),
+        ([(0, -15, ""), (0, -9, "")], Failure(KILLED)),
+        ([(0, 1, "LostRank: waited"), (1, 1, "ValueError: a: b")], Failure("rank 1: a: b")),
+        ([(0, 2, "UserError: key=1: no"), (0, 2, "UserError: key=1: no")], UserError("key=1: no")),
+        ([(0, 1, "LostRank: did not answer"), (30, -9, "")], Failure("did not answer")),
+        ([(0, 143, ""), (0, -15, "")], Interrupted(15)),
+        ([(0, 3, ""), (0, -15, "")], Failure("rank 0 ended with exit code 3")),
+    ],
+)
+def test_the_error_of_ranks(
+    tmp_path: Path, failures: list[tuple[int, int, str]], error: BaseException
+) -> None:
+    """Given for each rank: when it failed, its exit code, and the error that it recorded."""
+    recorded = {
+        rank: SimpleNamespace(
+            timestamp=at, exitcode=code, message={"message": text} if text else "Signal received"
+        )
+        for rank, (at, code, text) in enumerate(failures)
+    }
+    found = error_of(recorded, RunDirectory(tmp_path))
+    assert type(found) is type(error) and str(found) == str(error)
 
 
 @pytest.mark.slow
@@ -367,11 +441,17 @@ def test_jobs_of_a_sweep_start_their_processes(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_job_of_a_sweep_that_cannot_start_says_why(folder: Path) -> None:
-    sweep = ["train", "-m", *RUN, *TWO, "trainer.batch_size=1,2", "hydra.sweep.dir=sweep"]
+    sweep = ["train", "-m", *RUN, *TWO, "trainer.max_steps=2", "seed=1,2", "hydra.sweep.dir=sweep"]
+    (folder / "sweep" / "seed=1" / "checkpoints").mkdir(parents=True)
+    (folder / "sweep" / "seed=1" / "checkpoints" / "last").write_text("a file")
     done = completed(python("minigpt", *sweep), folder)
     assert done.returncode == 1
-    result = json.loads((folder / "sweep" / "batch_size=1" / "result.json").read_text())
-    assert result["status"] == "failed" and "1 per micro-batch is less than one" in result["error"]
+    results = [
+        json.loads((folder / "sweep" / f"seed={seed}" / "result.json").read_text())
+        for seed in (1, 2)
+    ]
+    assert [result["status"] for result in results] == ["failed", "finished"]
+    assert "checkpoints/last" in results[0]["error"]
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ class MixtureOfExperts(FeedForward):
             gates = gates / gates.sum(-1, keepdim=True)
         counts = F.one_hot(experts, len(self.experts)).sum((0, 1, 2))
         if ctx.auxiliary is not None:
-            assignments = ctx.auxiliary.total(counts.clone())
+            assignments = ctx.auxiliary.total(counts)
             usage = assignments / assignments.sum()
             self._report(ctx.auxiliary, usage, p.mean((0, 1)))
 
