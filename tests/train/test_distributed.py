@@ -440,7 +440,7 @@ def test_jobs_of_a_sweep_start_their_processes(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_of_a_sweep_that_cannot_start_says_why(folder: Path) -> None:
+def test_a_job_of_a_sweep_that_fails_says_why(folder: Path) -> None:
     sweep = ["train", "-m", *RUN, *TWO, "trainer.max_steps=2", "seed=1,2", "hydra.sweep.dir=sweep"]
     (folder / "sweep" / "seed=1" / "checkpoints").mkdir(parents=True)
     (folder / "sweep" / "seed=1" / "checkpoints" / "last").write_text("a file")
