@@ -317,7 +317,9 @@ def kill_table(rows: Sequence[Row]) -> str:
 def damage_table(rows: Sequence[Row]) -> str:
     """Return the Markdown table of the damaged files."""
     lines = ["| damaged file | read | survived |", "| --- | ---: | ---: |"]
-    lines += [f"| {row.name} | {row.trials} | {row.survived} |" for row in rows]
+    names = [row.name.removeprefix(f"{SWEPT}/") for row in rows]
+    cells = zip(names, rows, strict=True)
+    lines += [f"| {name} | {row.trials} | {row.survived} |" for name, row in cells]
     return "\n".join([*lines, ""])
 
 
