@@ -118,6 +118,10 @@ class Ended:
     errors: str
 
 
+class StillRuns(TimeoutError):
+    """A command has not ended long after one of its processes was killed."""
+
+
 # ---- what is compared ----
 
 
@@ -451,6 +455,9 @@ class Storm:
                     break
             if not kills.problems:
                 kills.problems += differences(reference.state, kind.state(kills.folder))
+        except StillRuns as error:
+            kills.made.append("one")
+            kills.problems.append(str(error))
         except Exception as error:  # a file that is missing or cannot be read
             kills.problems.append(f"{type(error).__name__}: {error}")
         kills.problems += end_processes()
@@ -558,7 +565,7 @@ def attempt(
             try:
                 code = process.wait(limit)
             except subprocess.TimeoutExpired:
-                raise TimeoutError(f"still runs {limit:g} s after one process was killed") from None
+                raise StillRuns(f"still runs {limit:g} s after one process was killed") from None
     return Ended(code, killed, errors.read_text())
 
 
