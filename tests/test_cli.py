@@ -326,7 +326,7 @@ def test_a_saved_config_trains_the_same_run(cli: Cli, workdir: Path) -> None:
     assert again.code == 0, again.err
     second = the_run(workdir / "runs")
     configs = [
-        (run / "config.yaml").read_text().splitlines()[2:] for run in (Path("first"), second)
+        (run / "config.yaml").read_text().splitlines()[3:] for run in (Path("first"), second)
     ]
     assert set(configs[0]) ^ set(configs[1]) == {"seed: 1", "seed: 2"}
 
