@@ -118,6 +118,10 @@ class Ended:
     errors: str
 
 
+class StillRuns(TimeoutError):
+    """A command has not ended long after one of its processes was killed."""
+
+
 # ---- what is compared ----
 
 
@@ -317,7 +321,9 @@ def kill_table(rows: Sequence[Row]) -> str:
 def damage_table(rows: Sequence[Row]) -> str:
     """Return the Markdown table of the damaged files."""
     lines = ["| damaged file | read | survived |", "| --- | ---: | ---: |"]
-    lines += [f"| {row.name} | {row.trials} | {row.survived} |" for row in rows]
+    names = [row.name.removeprefix(f"{SWEPT}/") for row in rows]
+    cells = zip(names, rows, strict=True)
+    lines += [f"| {name} | {row.trials} | {row.survived} |" for name, row in cells]
     return "\n".join([*lines, ""])
 
 
@@ -449,6 +455,9 @@ class Storm:
                     break
             if not kills.problems:
                 kills.problems += differences(reference.state, kind.state(kills.folder))
+        except StillRuns as error:
+            kills.made.append("one")
+            kills.problems.append(str(error))
         except Exception as error:  # a file that is missing or cannot be read
             kills.problems.append(f"{type(error).__name__}: {error}")
         kills.problems += end_processes()
@@ -556,7 +565,7 @@ def attempt(
             try:
                 code = process.wait(limit)
             except subprocess.TimeoutExpired:
-                raise TimeoutError(f"still runs {limit:g} s after one process was killed") from None
+                raise StillRuns(f"still runs {limit:g} s after one process was killed") from None
     return Ended(code, killed, errors.read_text())
 
 

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,6 +32,7 @@ LOG = "output.log"
 POLL_SECONDS = 0.5
 LOCK_SECONDS = 10.0  # wait for a run of a killed sweep to save its checkpoint
 FAILED = "failed"
+WORKING = threading.Lock()  # held while this process runs a job
 
 
 class SweepJob:
@@ -61,14 +63,14 @@ class SweepJob:
         job, stop = self.jobs[job_number()], StopRequest()
         if self.stop_file.exists():
             return
-        with self.output(job) as output, output.caught():
+        if os.getpid() != self.sweeper_pid:
+            end_with(parent)
+        with WORKING, self.output(job) as output, output.caught():
             training = self.training(job)
             if training is not None:
                 n = training["config"].trainer.processes or 1
                 with self.watching(stop, parent), leased_gpus(n):
                     start_run(**training, stop=stop, output=job.path / LOG)
-        if self.is_orphan(parent):
-            os._exit(0)  # the run is saved, and nothing else ends a worker of joblib
 
     def is_orphan(self, parent: int) -> bool:
         """Return whether the process that started this one, `parent`, has exited."""
@@ -133,6 +135,19 @@ class SweepJob:
         finally:
             finished.set()
             thread.join()
+
+
+@cache
+def end_with(parent: int) -> None:
+    """End this process, a worker, soon after its parent; a job that it runs is saved before."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_SECONDS)
+        with WORKING:
+            os._exit(0)  # nothing else ends a worker of joblib for minutes
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @dataclass
