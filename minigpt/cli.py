@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import io
 import os
@@ -11,7 +10,15 @@ import sys
 
 from minigpt import __version__
 from minigpt.cpu import prepare_process
-from minigpt.errors import TRACEBACK, Failure, UserError, did_you_mean, wants_traceback
+from minigpt.errors import (
+    TRACEBACK,
+    Failure,
+    UserError,
+    did_you_mean,
+    text_of_os_error,
+    wants_traceback,
+)
+from minigpt.torchrun import RANK, is_started_as_rank, require_no_torchrun
 
 COMMANDS = {
     "train": "train a model; every option is a config value (minigpt train model=rope)",
@@ -35,15 +42,6 @@ SHELL_REQUESTS = [
     for verb in ("install", "uninstall", "query")
     for shell in ("bash", "fish", "zsh")
 ]
-SPACE = "; make space, then type the command again"
-REMEDIES: dict[int | None, str] = {
-    errno.ENOSPC: SPACE,
-    errno.EDQUOT: SPACE,
-    errno.EFBIG: "; raise the limit of file sizes (ulimit -f), then type the command again",
-    errno.EACCES: "; work in a folder where you may write",
-    errno.EROFS: "; work in a folder where you may write",
-    errno.ELOOP: "; remove that link",
-}
 # Hydra has no completion for zsh; what it answers to bash is read here.
 ZSH = {
     "install=zsh": """_minigpt() {
@@ -133,13 +131,15 @@ def run_command(command: str, arguments: list[str]) -> int:
     """Run a command by name and return its exit code. Print a user error as one line to stderr."""
     prepare_process()
     try:
+        if command != "train":
+            require_no_torchrun(f"minigpt {command}")
         importlib.import_module(f"minigpt.commands.{command}").main(arguments)
         return 0
     except (UserError, Failure) as error:
         if wants_traceback():
             raise
         code = 2 if isinstance(error, UserError) else 1
-        return code if error.reported else _fail(str(error), code)
+        return code if error.reported else _fail_once(error, code)
     except KeyboardInterrupt as stop:
         return 128 + getattr(stop, "number", signal.SIGINT)
     except BrokenPipeError:  # `minigpt ... | head`
@@ -148,8 +148,19 @@ def run_command(command: str, arguments: list[str]) -> int:
     except OSError as error:  # a full disk, a read-only folder
         if wants_traceback():
             raise
-        what = f"{error.filename or command}: {error.strerror or error}"
-        return _fail(f"{what}{REMEDIES.get(error.errno, '')}", 1)
+        return _fail_once(Failure(text_of_os_error(error, command)), 1)
+
+
+def _fail_once(error: UserError | Failure, code: int) -> int:
+    """Print an error, of processes that torchrun started only that of the first."""
+    if not is_started_as_rank():
+        return _fail(str(error), code)
+    from minigpt.ranks import is_first_to_report
+
+    if not is_first_to_report():
+        return code
+    rank = os.environ[RANK]
+    return _fail(str(error) if rank == "0" else f"rank {rank}: {error}", code)
 
 
 def _fail(message: str, code: int = 2) -> int:

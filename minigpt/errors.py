@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,16 @@ from contextlib import contextmanager
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours of a terminal
 TRACEBACK = "MINIGPT_TRACEBACK"  # set this environment variable to 1 to see tracebacks
+
+SPACE = "; make space, then type the command again"
+REMEDIES: dict[int | None, str] = {
+    errno.ENOSPC: SPACE,
+    errno.EDQUOT: SPACE,
+    errno.EFBIG: "; raise the limit of file sizes (ulimit -f), then type the command again",
+    errno.EACCES: "; work in a folder where you may write",
+    errno.EROFS: "; work in a folder where you may write",
+    errno.ELOOP: "; remove that link",
+}
 
 
 class UserError(ValueError):
@@ -82,3 +93,9 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     plain = (line for line in lines if not re.match(r"#|[=*-]+$", line))
     return next(plain, lines[0] if lines else type(error).__name__)
+
+
+def text_of_os_error(error: OSError, command: str) -> str:
+    """Return one line for an error of the operating system, with what to do if that is known."""
+    text = f"{error.filename or command}: {error.strerror or error}"
+    return f"{text}{REMEDIES.get(error.errno, '')}"

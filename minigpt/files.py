@@ -17,6 +17,8 @@ from typing import Any
 
 from minigpt.errors import UserError, first_line, require
 
+CONTENT = "content_sha256"  # in a file, the digest of its other content
+
 
 def user_path(key: str, text: str) -> Path:
     """Return a path that a user wrote, with ~ expanded.
@@ -151,11 +153,25 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file. Raises OSError, and ValueError for anything else."""
+    """Return the object in a JSON file. Raises OSError, and ValueError for anything else.
+
+    Also for values other than those with the digest that `write_json` adds.
+    """
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError("not an object")
+    require_content(content.pop(CONTENT, None), _canonical(content))
     return content
+
+
+def require_content(digest: str | None, content: str) -> None:
+    """Raise ValueError unless the digest is of this content, or None."""
+    if digest is not None and digest != sha256(content):
+        raise ValueError(f"its {CONTENT} is of other values; delete that line if you edited them")
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def try_read_json(path: Path, problems: list[str] | None = None) -> dict[str, Any]:
@@ -205,8 +221,10 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically, indented."""
+def write_json(path: Path, value: Any, digest: bool = False) -> None:
+    """Write a JSON file atomically, indented. `digest`: add that of the values of an object."""
+    if digest:
+        value = {CONTENT: sha256(_canonical(json.loads(to_json(value)))), **value}
     write_text(path, to_json(value, indent=2) + "\n")
 
 
@@ -261,6 +279,18 @@ def _remove(path: Path) -> None:
 
 def _old(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
+
+
+def file_state(path: Path) -> tuple[int, ...] | None:
+    """Return what differs once a file is written again; None if it is missing.
+
+    Times are only compared with others of the same file: the clock may go back.
+    """
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def directory_bytes(path: Path) -> int:

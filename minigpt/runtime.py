@@ -12,21 +12,27 @@ from pathlib import Path
 import torch
 
 from minigpt.errors import UserError, require
+from minigpt.ranks import ALONE, Ranks
 
 DEFAULT_THREADS = torch.get_num_threads()  # read before a run of this process changes it
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
 GRAPHS = ("auto", "on", "off")
+PARALLELS = ("none", "ddp", "fsdp")
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A device type and a precision, each with the reason for its choice."""
+    """A device type and a precision, each with the reason for its choice.
+
+    `ranks`: this process among those that compute together.
+    """
 
     device: str
     device_reason: str
     precision: str
     precision_reason: str
+    ranks: Ranks = ALONE
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the autocast context for a forward pass."""
@@ -107,3 +113,9 @@ def peak_memory_bytes(device: str) -> int | None:
         peak = re.search(r"VmHWM:\s*(\d+) kB", status)
         return int(peak[1]) * 1024 if peak else None
     return None
+
+
+def synchronize(device: str) -> None:
+    """Wait until the device has finished all queued work."""
+    if device != "cpu":
+        torch.accelerator.synchronize()

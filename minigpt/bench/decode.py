@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
-from minigpt.bench.measure import Design, Result, Times, synchronize
+from minigpt.bench.measure import Design, Result, Times
 from minigpt.config.schema import Config
 from minigpt.inference.generate import generate
 from minigpt.model import GPT
 from minigpt.report.tables import Cell, Column, Table
-from minigpt.runtime import choose_runtime, set_threads
+from minigpt.runtime import choose_runtime, set_threads, synchronize
 
 N_VOCAB = 65
 COLUMNS = [

@@ -25,6 +25,7 @@ from minigpt.console import Progress
 from minigpt.errors import Failure
 from minigpt.model import GPT
 from minigpt.report.tables import Table
+from minigpt.runtime import synchronize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,12 +98,6 @@ def as_dicts(table: Table) -> list[dict[str, Any]]:
 def device_here() -> str:
     """Return cuda if torch can use a GPU, else cpu."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def synchronize(device: str) -> None:
-    """Wait until the device has finished all queued work."""
-    if device != "cpu":
-        torch.accelerator.synchronize()
 
 
 def alternately(
@@ -183,13 +178,13 @@ def processor() -> str:
 
 def kept_bytes(model: GPT, tokens: Tensor) -> int:
     """Return the bytes that a forward pass saves for the backward pass, weights excluded."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, int] = {}  # by the address of the storage; those of shapes alone have no data
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
         return tensor.detach()  # storing a reference to its own output would be a cycle
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity
 
-from minigpt.bench.measure import Design, Result, Times, ceilings, synchronize
+from minigpt.bench.measure import Design, Result, Times, ceilings
 from minigpt.config.schema import Config
 from minigpt.console import Advance, ignore_progress
 from minigpt.data.prepare import Prepared, prepare
@@ -26,7 +26,13 @@ from minigpt.files import write_bytes
 from minigpt.logger import LOGGERS, LoggerConfig, RunInfo
 from minigpt.report.tables import Cell, Column, Table
 from minigpt.run.directory import RunDirectory
-from minigpt.runtime import Runtime, choose_runtime, peak_memory_bytes, set_threads
+from minigpt.runtime import (
+    Runtime,
+    choose_runtime,
+    peak_memory_bytes,
+    set_threads,
+    synchronize,
+)
 from minigpt.train.compilation import Choice, Planned, choose_compilation
 from minigpt.train.control import Interrupted
 from minigpt.train.display import Display
@@ -53,16 +59,17 @@ COLUMNS = [
     Column("step", "step, ms (quartiles)"),
     Column("ratio", "time / first row", digits=3),
     Column("tokens_per_second", "tokens/s", digits=0),
+    Column("gflops", "GFLOP/s", digits=1),
     Column("utilisation", "utilisation", digits=3),
     Column("first_step", "first step, s", digits=2),
     Column("evaluation", "evaluation, s", digits=3),
     Column("memory", "peak memory, MB", digits=0),
 ]
 NOTE = (
-    "Step: median over all steps of all rounds after each round's warm-up. Utilisation: "
+    "Step: median over all steps of all rounds after each round's warm-up. GFLOP/s: "
     "flops_per_token (6 per active weight, 12 head_size per key, head and layer, and the products "
-    "of the positional scheme) times tokens/s, over the FLOP/s of one large matrix product in the "
-    "same precision. Evaluation: one pass over the validation split."
+    "of the positional scheme) times tokens/s. Utilisation: these over the FLOP/s of one large "
+    "matrix product in the same precision. Evaluation: one pass over the validation split."
 )
 
 
@@ -143,12 +150,13 @@ def measure(
     for one in measured:
         step, rounds = one.step, one.rounds
         speed = one.tokens_per_step / step.median
-        utilisation = one.flops_per_token * speed / peaks[one.runtime.precision].flops
+        flops = one.flops_per_token * speed
+        utilisation = flops / peaks[one.runtime.precision].flops
         first = statistics.median(each.first for each in rounds)
         evaluation = statistics.median(each.evaluation for each in rounds)
         memory = max((each.memory / 1e6 for each in rounds if each.memory), default=None)
         ratio = step.median / measured[0].step.median
-        costs = (utilisation, first, evaluation, memory)
+        costs = (flops / 1e9, utilisation, first, evaluation, memory)
         rows.append([one.label, step.describe(), ratio, speed, *costs])
     facts = "; ".join(
         f"{peak.flops / 1e9:,.0f} GFLOP/s in a {precision} product, "

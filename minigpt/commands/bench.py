@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 from argparse import Namespace
 from collections.abc import Mapping
@@ -25,17 +26,19 @@ AXES |= {"corpus": "1e6,1e7,1e8,1e9"}
 class Benchmark(NamedTuple):
     """A benchmark in `minigpt.bench`. Its options are the keyword arguments of its `measure`.
 
-    `own`: overrides that it sets itself, and what to do instead of giving them.
+    `repeats`: their default number; None: it computes, and measures nothing. `own`: overrides that
+    it sets itself, and what to do instead of giving them.
     """
 
     help: str
     example: str
     options: dict[str, str | None]  # name: default
-    repeats: str = "5"
+    repeats: str | None = "5"
     own: Mapping[str, str] = {}
 
 
 SET = "is set by this benchmark; leave it out"
+UNCOUNTED = "plans do not count what it changes; leave it out"
 
 
 BENCHMARKS = {
@@ -72,6 +75,29 @@ BENCHMARKS = {
         repeats="3",
         own={"trainer.max_steps": "use --steps", "trainer.sample_every": SET, "logger": SET},
     ),
+    "parallel": Benchmark(
+        "one run on several processes, in every mode, against one process",
+        "minigpt bench parallel model=rope --processes 1,2",
+        {"processes": "1,2", "steps": "50"},
+        repeats="3",
+        own={
+            **dict.fromkeys(("trainer.parallel", "trainer.processes", "logger"), SET),
+            **dict.fromkeys(("trainer.compile", "trainer.log_every"), SET),
+            "trainer.max_steps": "use --steps",
+        },
+    ),
+    "plan": Benchmark(
+        "memory, exchanged bytes and step time on many devices, by formulas",
+        "minigpt bench plan model=rope --devices 64 --flops 400e12 --bandwidth 300e9",
+        {"devices": "64", "flops": None, "bandwidth": None, "latency": "0", "scaling": "strong"},
+        repeats=None,
+        own={
+            **dict.fromkeys(
+                ("trainer.parallel", "trainer.processes"), "a plan has every mode; leave it out"
+            ),
+            **dict.fromkeys(("trainer.compile", "trainer.graph", "objective.teacher"), UNCOUNTED),
+        },
+    ),
     "replicas": Benchmark(
         "several runs: sequentially, and as one batched program",
         "minigpt bench replicas experiment=seed_blog --replicas 8",
@@ -100,18 +126,25 @@ BENCHMARKS = {
 HELP = {
     "axes": "axes to measure",
     "backends": "backends to measure",
+    "bandwidth": "bytes/s that a device sends in a collective, such as 300e9; required",
     "batch": "batch sizes, such as 1,64",
     "competitors": "endless loops that run at the same time",
     "context": "tokens per window",
     "corpus": "tokens in the corpus",
     "depth": "layers",
+    "devices": "the largest number of devices; the others are powers of two",
+    "flops": "FLOP/s that a device reaches in training, such as 400e12 (see minigpt bench train); "
+    "required",
     "folder": "where to write the shards (default: the system's temporary folder)",
+    "latency": "seconds that a collective takes besides its bytes, such as 20e-6",
     "lengths": "tokens per window, such as 64,256",
     "nanogpt": "a checkout of nanoGPT to compare with",
+    "processes": "numbers of processes",
     "profile": "also profile the first config: top operators, and a trace for ui.perfetto.dev",
     "prompt": "tokens in the prompt",
     "repeats": "number of repeats, interleaved between configs",
     "replicas": "number of runs trained at once",
+    "scaling": "strong: trainer.batch_size is the batch of the run; weak: of each device",
     "sparse": "write sparse files instead of random tokens",
     "steps": "timed steps per repeat",
     "tokens": "tokens per sequence or step",
@@ -120,9 +153,14 @@ HELP = {
     "width": "model.n_embd",
 }
 LEAST = {("decode", "tokens"): 2, ("busy", "competitors"): 0}
-LISTS = ("batch", "competitors", "context", "corpus", "depth", "lengths", "width")
+MOST = {("plan", "devices"): 2**20}
+LISTS = ("batch", "competitors", "context", "corpus", "depth", "lengths", "processes", "width")
 METAVARS = {"axes": "NAME,...", "backends": "NAME,...", "folder": "DIR", "sparse": ""}
-METAVARS |= {"nanogpt": "DIR", "profile": "FILE"}
+METAVARS |= {"nanogpt": "DIR", "profile": "FILE", "scaling": "{strong,weak}"}
+# Numbers that may be fractions: their unit and an example.
+RATES = {"bandwidth": ("BYTES/S", "300e9"), "flops": ("FLOP/S", "400e12")}
+RATES |= {"latency": ("SECONDS", "20e-6")}
+METAVARS |= {name: unit for name, (unit, _) in RATES.items()}
 FOLDERS = ("folder", "nanogpt")
 FILES = ("json", "out", "profile")  # options that name a file to write
 SEVERAL_CONFIGS = ("train", "decode")
@@ -141,7 +179,7 @@ def main(arguments: list[str]) -> None:
     listed = "\n".join(f"  {name:<11} {b.help}" for name, b in BENCHMARKS.items())
     parser = Parser(
         "bench",
-        f"Measure speed and memory on this machine:\n\n{listed}\n\n"
+        f"Measure speed and memory on this machine, or plan them for others:\n\n{listed}\n\n"
         "minigpt bench WHAT --help shows the options of one.",
         [benchmark.example for benchmark in BENCHMARKS.values()],
     )
@@ -157,14 +195,16 @@ def main(arguments: list[str]) -> None:
     from minigpt.report.tables import print_table
 
     design = _design(first.what, options.overrides)
-    names = ("repeats", *BENCHMARKS[first.what].options)
-    values = {name: getattr(options, name) for name in names}
+    values = {name: getattr(options, name) for name in _defaults(first.what)}
     if first.what == "group":
         values["group"] = options.group
     benchmark = import_module(f"minigpt.bench.{first.what}")
     with ended_by_signals(), design.progress:
         result: Result = benchmark.measure(design, **values)
-    table, facts = result.table, machine(design.device) | result.facts
+    table, here = result.table, machine(design.device)
+    if BENCHMARKS[first.what].repeats is None:
+        here = {key: here[key] for key in ("torch", "date")}
+    facts = here | result.facts
     console = PipeConsole(highlight=False)
     for each in (table, *result.details):
         print_table(each, console)
@@ -189,7 +229,7 @@ def _options(what: str, arguments: list[str]) -> Namespace:
     if what == "group":
         parser.add_argument("group", metavar="GROUP", help="a config group, such as positional")
     parser.add_overrides()
-    defaults = {"repeats": benchmark.repeats, **benchmark.options}
+    defaults = _defaults(what)
     for name, default in defaults.items():
         metavar = METAVARS.get(name, "N,N,..." if name in LISTS else "N")
         text = HELP[name] + (f" (default: {default})" if default else "")
@@ -204,9 +244,17 @@ def _options(what: str, arguments: list[str]) -> Namespace:
     _require_paths(options)
     for name in defaults:
         if name not in METAVARS:
-            least = LEAST.get((what, name), 1)
-            setattr(options, name, _whole_numbers(name, getattr(options, name), least))
+            limits = LEAST.get((what, name), 1), MOST.get((what, name))
+            setattr(options, name, _whole_numbers(name, getattr(options, name), *limits))
+        elif name in RATES:
+            setattr(options, name, _rate(name, getattr(options, name)))
     return options
+
+
+def _defaults(what: str) -> dict[str, str | None]:
+    """Return the default of each option of a benchmark by its name."""
+    repeats = BENCHMARKS[what].repeats
+    return ({} if repeats is None else {"repeats": repeats}) | BENCHMARKS[what].options
 
 
 def _require_paths(options: Namespace) -> None:
@@ -222,7 +270,24 @@ def _require_paths(options: Namespace) -> None:
         require(first == name, name, path, f"is the file of {first}; name another one")
 
 
-def _whole_numbers(name: str, text: str, least: int) -> list[int] | int:
+def _rate(name: str, text: str | None) -> float:
+    """Parse an option in RATES: a number above 0; a latency may be 0."""
+    option, (_, example) = f"--{name}", RATES[name]
+    if text is None:
+        raise UserError(f"{option}: is required; give a number such as {example}")
+    try:
+        number = float(text)
+    except ValueError:
+        raise UserError(f"{option}={text}: not a number; give one such as {example}") from None
+    ok, bound = number > 0, "above 0"
+    if name == "latency":
+        ok, bound = number >= 0, "0 or more"
+    why = f"must be finite and {bound}, such as {example}"
+    require(ok and math.isfinite(number), option, text, why)
+    return number
+
+
+def _whole_numbers(name: str, text: str, least: int, most: int | None = None) -> list[int] | int:
     """Parse an integer, or a list of integers for the options in LISTS."""
     try:
         numbers = [float(part) for part in text.split(",")]
@@ -231,6 +296,8 @@ def _whole_numbers(name: str, text: str, least: int) -> list[int] | int:
     except ValueError:
         raise UserError(f"--{name}={text}: not integers; give numbers such as 1,64") from None
     require(min(numbers) >= least, f"--{name}", text, f"must be {least} or more")
+    ok = most is None or max(numbers) <= most
+    require(ok, f"--{name}", text, f"must be {most} or less")
     require(name in LISTS or len(numbers) == 1, f"--{name}", text, "takes one number")
     return [int(number) for number in numbers] if name in LISTS else int(numbers[0])
 
@@ -253,7 +320,11 @@ def _design(what: str, overrides: list[str]) -> Design:
     names = labels(jobs) if len(jobs) > 1 else [" ".join(overrides) or "default"]
     configs = [(name, composed_config(job)) for name, job in zip(names, jobs, strict=True)]
     trainer = configs[0][1].trainer
-    device = choose_runtime(trainer.device, trainer.precision).device
+    why = "is measured by minigpt bench parallel; leave it out"
+    require(trainer.parallel == "none", "trainer.parallel", trainer.parallel, why)
+    device = "cpu"
+    if BENCHMARKS[what].repeats is not None:  # else the device need not be here
+        device = choose_runtime(trainer.device, trainer.precision).device
     return Design(overrides, configs, device)
 
 

@@ -9,6 +9,7 @@ from minigpt.commands.help import print_help, topics_of_plain_help
 from minigpt.config.pairs import parse_override
 from minigpt.errors import UserError
 from minigpt.imports import without_garbage_collection
+from minigpt.torchrun import require_no_torchrun
 
 if TYPE_CHECKING:
     from minigpt.config.overrides import Composed
@@ -30,6 +31,8 @@ def main(arguments: list[str]) -> None:
         print_help(request.topics, request.config_dir, request.as_json)
     elif needs_hydra_main(arguments):
         from minigpt.sweep.directory import sweep_directory
+
+        require_no_torchrun("minigpt train -m")
 
         hydra_main(arguments, partial(train, command=command), sweep_directory)
     else:
@@ -60,10 +63,11 @@ def train(composed: Composed, command: list[str]) -> None:
     """Train a new run, or resume the one that `resume=` names."""
     # Imported here, so that --help, --cfg and shell completion do not wait for torch.
     with without_garbage_collection():
-        from minigpt.config.saved import resumed_config
+        from minigpt.config.saved import read_config, resumed_config
         from minigpt.run.directory import RunDirectory, find_run
         from minigpt.run.initial import new_config
-        from minigpt.train.session import train_run
+        from minigpt.train.distributed import run_of_earlier_attempt
+        from minigpt.train.launch import start_run
 
     for override in composed.overrides:
         if override.startswith("sweep"):
@@ -76,4 +80,9 @@ def train(composed: Composed, command: list[str]) -> None:
     else:
         run = find_run(composed.resume, "resume")
         config = resumed_config(run.config, composed)
-    train_run(config, run, composed.resume is not None, command)
+    resumed = composed.resume is not None
+    earlier = run_of_earlier_attempt()
+    if earlier is not None and RunDirectory(earlier).config.is_file():
+        run, resumed = RunDirectory(earlier), True
+        config = read_config(run.config)
+    start_run(config, run, resumed, command)

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from minigpt.errors import UserError, first_line
+from minigpt.files import CONTENT, require_content
 
 LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader  # ten times faster
 
@@ -34,6 +35,14 @@ class Option:
     def is_below(self, key: str) -> bool:
         """Return whether this is the option `key`, or one of the options below it."""
         return f"{self.key}.".startswith(f"{key}.")
+
+
+def require_own_values(text: str) -> None:
+    """Raise ValueError if a config has other values than those that its head has the digest of."""
+    lines = text.splitlines(keepends=True)
+    n = next((n for n, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    digests = [line.partition(f"{CONTENT}:")[2].strip() for line in lines[:n] if CONTENT in line]
+    require_content(digests[-1] if digests else None, "".join(lines[n:]))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from minigpt.config.comments import explain_yaml
+from minigpt.config.comments import explain_yaml, require_own_values
 from minigpt.config.compose import plain_values, require_effect, to_config, typed_config
 from minigpt.config.groups import config_directory, config_groups, section_of
 from minigpt.config.overrides import TEXT_OPTIONS, Composed
@@ -23,13 +23,14 @@ from minigpt.config.pairs import flat, is_below, parse_override
 from minigpt.config.renamed import rename_keys
 from minigpt.config.schema import Config
 from minigpt.errors import UserError, first_line, require
-from minigpt.files import write_text
+from minigpt.files import CONTENT, sha256, write_text
 
 # What a resumed run may change: its length, which schedules scale to; what it writes; the machine.
 RESUME_MAY_CHANGE = (
     *("trainer.max_steps", "trainer.patience", "trainer.guessing_patience"),
     *("trainer.log_every", "trainer.checkpoint_every", "trainer.sample_every"),
     *("trainer.device", "trainer.precision", "trainer.compile", "trainer.graph"),
+    *("trainer.parallel", "trainer.processes", "trainer.timeout"),
     *("trainer.threads", "data.dir", "data.path", "logger"),
 )
 
@@ -57,7 +58,8 @@ def save_config(config: Config, path: Path, remarks: Sequence[str] = ()) -> None
         f"#   minigpt train --config-dir '{directory}' --config-name {path.stem} seed=2\n"
     )
     content = {"defaults": ["runtime", "_self_"], "resume": None, **_escaped(config.to_dict())}
-    write_text(path, header + OmegaConf.to_yaml(OmegaConf.create(content)))
+    values = OmegaConf.to_yaml(OmegaConf.create(content))
+    write_text(path, f"{header}# {CONTENT}: {sha256(values)}\n{values}")
 
 
 def read_config(path: Path, changes: Sequence[str] = ()) -> Config:
@@ -209,6 +211,10 @@ def _read_yaml(path: Path) -> DictConfig:
             plain = all(len(backslashes) % 2 for backslashes in INTERPOLATION.findall(text))
             why = "a saved config contains values, not interpolations; write the value instead"
             require(plain, f"{path}: {key}", text, why)
+    try:
+        require_own_values(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); restore it") from None
     model = values.get("model")
     if isinstance(model, dict):  # the first versions had only full attention
         model.setdefault("attention", {"name": "full"})

@@ -21,7 +21,7 @@ from minigpt.model.positional import POSITIONAL
 from minigpt.optim.optimizer import OPTIMIZERS, OptimizerConfig
 from minigpt.optim.schedule import SCHEDULES, ScheduleConfig
 from minigpt.registry import Registry
-from minigpt.runtime import DEVICES, GRAPHS, PRECISIONS
+from minigpt.runtime import DEVICES, GRAPHS, PARALLELS, PRECISIONS
 from minigpt.tokenizer import TOKENIZERS, TokenizerConfig
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -34,6 +34,12 @@ REGISTRIES: dict[str, Registry[Any]] = {
 
 OBJECTIVES = ("causal",)
 CHOICES_OF_COMPILE = "must be auto, true or false"
+
+
+WHY_NOT_TP = (
+    "not built: queries, keys and values are one matrix, whose rows torch's parallelize_module "
+    "would split across the boundaries between them"
+)
 
 
 @dataclass
@@ -51,6 +57,9 @@ class TrainerConfig:
     `eval_every`.
     `guessing_patience`: steps in a row with a training loss above ln(vocabulary) before the run
     fails; None only warns.
+    `parallel`: how the run is spread over several processes, each with a device. `processes`: how
+    many this command starts; None: torchrun has started them. `timeout`: seconds after which a
+    process that does not answer the others counts as lost.
     """
 
     max_steps: int
@@ -69,6 +78,9 @@ class TrainerConfig:
     threads: int | None
     guessing_patience: int | None = None
     graph: str = "off"
+    parallel: str = "none"
+    processes: int | None = None
+    timeout: float = 600.0
 
     @property
     def micro_batch_size(self) -> int:
@@ -83,7 +95,7 @@ class TrainerConfig:
             require_valid_escapes(key, prompt)
         counts = ("batch_size", "grad_accum_steps", "log_every", "sample_tokens")
         require_at_least(1, "trainer", self, *counts)
-        optional = ("eval_every", "checkpoint_every", "sample_every", "threads")
+        optional = ("eval_every", "checkpoint_every", "sample_every", "threads", "processes")
         patience = ("patience", "guessing_patience")
         require_at_least(1, "trainer", self, *optional, *patience, or_null=True)
         n, why = self.grad_accum_steps, f"must divide trainer.batch_size={self.batch_size}"
@@ -92,10 +104,23 @@ class TrainerConfig:
         require(known, "trainer.compile", self.compile, CHOICES_OF_COMPILE)
         # YAML reads an unquoted on or off as a boolean, so that true is on.
         self.graph = {"True": "on", "False": "off"}.get(self.graph, self.graph)
-        choices = (("device", DEVICES), ("precision", PRECISIONS), ("graph", GRAPHS))
-        for name, known in choices:
+        why = f"{WHY_NOT_TP}; use ddp or fsdp"
+        require(self.parallel != "tp", "trainer.parallel", "tp", why)
+        choices = (DEVICES, PRECISIONS, GRAPHS, PARALLELS)
+        names = ("device", "precision", "graph", "parallel")
+        for name, known in zip(names, choices, strict=True):
             value = getattr(self, name)
             require_one_of(f"trainer.{name}", value, known, hint=our_value(name, value))
+        require(self.timeout > 0, "trainer.timeout", self.timeout, "must be above 0 seconds")
+        alone = self.parallel == "none"
+        why = "trains on one device; add trainer.parallel=ddp, or trainer.processes=null"
+        require(self.processes is None or not alone, "trainer.processes", self.processes, why)
+        n, why = self.micro_batch_size, "windows for as many processes at most; use fewer"
+        ok = self.processes is None or self.processes <= n
+        require(ok, "trainer.processes", self.processes, f"a micro-batch has {n} {why}")
+        for key, value in (("compile", self.compile), ("graph", self.graph)):
+            why = f"is not supported with trainer.parallel={self.parallel}; use auto"
+            require(alone or value not in (True, "on"), f"trainer.{key}", value, why)
 
 
 @dataclass
@@ -168,6 +193,9 @@ def request_sha256(config: Config) -> str:
         del values["objective"]
     for key in ("name", "group", "tags", "logger"):
         del values[key]
+    if config.trainer.parallel == "none":
+        del values["trainer"]["parallel"]
+    del values["trainer"]["processes"], values["trainer"]["timeout"]
     del values["trainer"]["threads"], values["data"]["dir"]
     if "path" in values["data"]:
         values["data"]["path"] = absolute_path(values["data"]["path"])

@@ -17,7 +17,8 @@ from minigpt.data.tokens import Batch, Split
 class WindowOrder(ABC):
     """Yields the batches of a run: windows (batch_size, block_size) of a split.
 
-    `generator`: of random draws, on the device of the tokens. `seed`: of the run.
+    `generator`: of random draws, on the device of the tokens. `seed`: of the run. Processes that
+    train one run together draw the same starts, and read their own rows of them.
     """
 
     split: Split
@@ -26,16 +27,20 @@ class WindowOrder(ABC):
     generator: torch.Generator
     seed: int
 
-    @abstractmethod
     def batch(self, step: int) -> Batch:
         """Return the batch of a step. Steps are asked for in order, from any first one."""
+        return self.split.windows_at(self.starts(step), self.block_size)
+
+    @abstractmethod
+    def starts(self, step: int) -> Tensor:
+        """Return the first index (batch_size, 1) of each window of a step; see `batch`."""
 
 
 class RandomWindows(WindowOrder):
     """Windows at random places, with replacement: they may overlap."""
 
-    def batch(self, step: int) -> Batch:
-        return self.split.draw(self.batch_size, self.block_size, self.generator)
+    def starts(self, step: int) -> Tensor:
+        return self.split.random_starts(self.batch_size, self.block_size, self.generator)
 
 
 @dataclass(eq=False)
@@ -51,22 +56,22 @@ class Epochs(WindowOrder):
 
     _latest: dict[int, Tensor] = field(default_factory=dict, init=False)  # starts, by epoch
 
-    def batch(self, step: int) -> Batch:
+    def starts(self, step: int) -> Tensor:
         first = step * self.batch_size
         parts, end = [], first + self.batch_size
         while first < end:
             epoch, done = divmod(first, self.n_windows)
-            part = self._starts(epoch)[done : done + end - first]
+            part = self._of_epoch(epoch)[done : done + end - first]
             parts.append(part)
             first += len(part)
-        return self.split.windows_at(torch.cat(parts), self.block_size)
+        return torch.cat(parts)
 
     @cached_property
     def n_windows(self) -> int:
         """Windows per epoch: as many as fit after every offset, and at least one."""
         return max(1, len(self.split.tokens) // self.block_size - 1)
 
-    def _starts(self, epoch: int) -> Tensor:
+    def _of_epoch(self, epoch: int) -> Tensor:
         """Return the first index (n_windows, 1) of each window of an epoch, in order of use."""
         if epoch not in self._latest:
             random = np.random.default_rng((self.seed, epoch))

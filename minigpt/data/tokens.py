@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +18,7 @@ from torch import Tensor
 from minigpt.console import interruptible
 from minigpt.data.lazy import DocumentIds
 from minigpt.errors import require
-from minigpt.files import optional_cache, write_bytes
+from minigpt.files import CONTENT, optional_cache, write_bytes
 from minigpt.tokenizer import Tokenizer
 
 TOKENS_AT_ONCE = 1 << 20  # read to count bytes, so that large corpora take constant memory
@@ -88,10 +90,12 @@ class Split:
 
     def draw(self, batch_size: int, block_size: int, generator: torch.Generator) -> Batch:
         """Draw random windows (batch_size, block_size) on the device of the tokens."""
-        last = len(self.tokens) - block_size
-        device = self.tokens.device
-        starts = torch.randint(last, (batch_size, 1), generator=generator, device=device)
-        return self.windows_at(starts, block_size)
+        return self.windows_at(self.random_starts(batch_size, block_size, generator), block_size)
+
+    def random_starts(self, batch_size: int, block_size: int, generator: torch.Generator) -> Tensor:
+        """Draw the first index (batch_size, 1) of each of some random windows."""
+        last, device = len(self.tokens) - block_size, self.tokens.device
+        return torch.randint(last, (batch_size, 1), generator=generator, device=device)
 
     def windows(self, block_size: int, batch_size: int) -> Iterator[Batch]:
         """Yield batches of consecutive windows; each token but the first is a target exactly once.
@@ -99,12 +103,15 @@ class Split:
         The last target of a window is the first input of the next. The last window may be shorter
         than block_size; it is in its own batch.
         """
+        for starts, length in self.window_places(block_size, batch_size):
+            yield self.windows_at(starts, length)
+
+    def window_places(self, block_size: int, batch_size: int) -> list[tuple[Tensor, int]]:
+        """Return the batches of `windows` as arguments of `windows_at`."""
         n_whole, rest = divmod(len(self.tokens) - 1, block_size)
         starts = block_size * torch.arange(n_whole + 1, device=self.tokens.device)[:, None]
-        for rows in starts[:-1].split(batch_size):
-            yield self.windows_at(rows, block_size)
-        if rest:
-            yield self.windows_at(starts[-1:], rest)
+        whole = [(rows, block_size) for rows in starts[:-1].split(batch_size) if len(rows)]
+        return [*whole, (starts[-1:], rest)] if rest else whole
 
     def windows_at(self, starts: Tensor, length: int) -> Batch:
         """Return the windows of `length` that begin at the indices `starts` (b, 1)."""
@@ -189,18 +196,30 @@ def write_tokens(
         first = tokenizer.token_bytes(int(tensors[name][0]))
         n_bytes[name] = str(len(text.encode("utf-8")) - len(first))
     with optional_cache(path):
-        write_bytes(path, save(tensors, metadata=n_bytes))
+        write_bytes(path, save(tensors, metadata={**n_bytes, CONTENT: _digest(tensors, n_bytes)}))
     return _token_data(tensors, n_bytes)
 
 
 def read_tokens(path: Path) -> TokenData | None:
-    """Return the tokens that `write_tokens` wrote; None if the file is missing or truncated."""
+    """Return the tokens that `write_tokens` wrote; None if the file is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return _token_data(tensors, file.metadata())
+            n_bytes = file.metadata() or {}
     except (FileNotFoundError, SafetensorError):
         return None
+    if n_bytes.pop(CONTENT, None) != _digest(tensors, n_bytes):  # none in earlier versions
+        return None
+    return _token_data(tensors, n_bytes)
+
+
+def _digest(tensors: dict[str, Tensor], n_bytes: dict[str, str]) -> str:
+    """Return the digest of the content of a cached file, whatever the order of its parts."""
+    digest = hashlib.sha256(json.dumps(n_bytes, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.numpy().data)
+    return digest.hexdigest()
 
 
 def _token_data(tensors: dict[str, Tensor], n_bytes: dict[str, str]) -> TokenData:

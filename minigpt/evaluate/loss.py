@@ -149,7 +149,8 @@ def nats_by_position(
 ) -> tuple[list[float], list[int]]:
     """Return the summed cross-entropy and the number of targets of each position.
 
-    Positions are counted in each window of `length`, or in each document of a window.
+    Positions are counted in each window of `length`, or in each document of a window. Processes
+    that train one run together share the batches, and return the sums of all.
     """
     batch_size = windows_at_once(model, runtime, length)
     nats = torch.zeros(length, dtype=torch.float64)
@@ -161,14 +162,17 @@ def nats_by_position(
         return losses.cpu().double()
 
     in_threads = runtime.device == "cpu" and model.backend_name != "flex"  # which compiles
+    ranks = runtime.ranks
+    own = ranks.share(split.window_places(length, batch_size))
     with model.evaluating(), batches_at_once(BATCHES_AT_ONCE if in_threads else 1) as computed:
-        for batch, losses in computed(losses_of, split.windows(length, batch_size)):
+        for batch, losses in computed(losses_of, (split.windows_at(*place) for place in own)):
             ids = batch.document_ids
             ids = torch.zeros_like(batch.inputs) if ids is None else ids
             positions = positions_in_documents(ids).flatten().cpu()
             nats += positions.bincount(losses, length)  # in order: deterministic
             counts += positions.bincount(minlength=length)
-            progress(batch.targets.numel())
+            progress(ranks.size * batch.targets.numel())  # about; each has as many batches
+    nats, counts = ranks.sum(nats, "an evaluation"), ranks.sum(counts, "an evaluation")
     n_seen = int((counts > 0).sum())  # fewer than `length` if all documents are shorter
     return nats[:n_seen].tolist(), counts[:n_seen].tolist()
 

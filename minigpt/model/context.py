@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from torch import Tensor
@@ -20,12 +21,14 @@ class Auxiliary:
     """Auxiliary losses and metrics of layers, by name.
 
     `losses`: one scalar per layer that has this loss. `coefficients`: the weight of each loss.
-    `metrics`: detached tensors that are logged.
+    `metrics`: detached tensors that are logged. `total`: sums a tensor over the processes that
+    share the batch.
     """
 
     losses: dict[str, list[Tensor]] = field(default_factory=dict)
     coefficients: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    total: Callable[[Tensor], Tensor] = lambda x: x
 
 
 @dataclass
@@ -64,4 +67,11 @@ class ForwardContext:
 
     def without_side_effects(self) -> ForwardContext:
         """Return a copy without the KV cache, `auxiliary` and cached results."""
-        return replace(self, cache=None, auxiliary=None, first_values=None, _results={})
+        copied = copy(self)
+        copied.cache = copied.auxiliary = copied.first_values = None
+        copied._results = {}
+        return copied
+
+
+# FSDP copies every dataclass in the inputs of a module, and layers could not share one.
+del ForwardContext.__dataclass_fields__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -66,6 +66,7 @@ class GPT(nn.Module):
         self.backend = BACKENDS[self.backend_name]
         self.backend_without_gradients: Backend | None = None  # None: the same backend
         self.max_logits = MAX_LOGITS
+        self.total: Callable[[Tensor], Tensor] = lambda x: x  # see `Auxiliary`
 
     def _initialise(self) -> None:
         """Initialise as GPT-2: normal with std 0.02, zero biases, residual branches scaled.
@@ -195,7 +196,7 @@ class GPT(nn.Module):
         The loss is the cross-entropy (logged as train_loss) plus the auxiliary losses, each
         averaged over layers and multiplied by its coefficient.
         """
-        auxiliary = Auxiliary()
+        auxiliary = Auxiliary(total=self.total)
         x = self.hidden(tokens, document_ids=document_ids, auxiliary=auxiliary)
         loss = self._cross_entropy(x, targets, "mean")
         logged = {"train_loss": loss.detach()}
@@ -219,7 +220,9 @@ class GPT(nn.Module):
         return by_token.mean() if reduction == "mean" else by_token
 
     def _losses(self, x: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        return F.cross_entropy(self.logits(x).float(), targets, reduction=reduction)
+        logits = self.logits(x)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, targets, reduction=reduction)
 
     # ---- backends and evaluation ----
 

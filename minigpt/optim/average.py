@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import cached_property
 
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -23,10 +24,14 @@ class WeightAverage:
 
     def __init__(self, model: GPT, decay: float) -> None:
         self.model, self.decay = deepcopy(model).requires_grad_(False), decay
-        self._weights: list[Tensor] = list(model.parameters())
-        self._averages: list[Tensor] = list(self.model.parameters())
+        self._trained = model
 
     def update(self, step: int) -> None:
         """Add the weights after a step, which is counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        get_ema_multi_avg_fn(decay)(self._averages, self._weights, None)
+        get_ema_multi_avg_fn(decay)(*self._pairs, None)
+
+    @cached_property
+    def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The averages and the weights. Splitting the models over processes replaces both."""
+        return list(self.model.parameters()), list(self._trained.parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from minigpt.errors import require, require_at_least
 from minigpt.model import GPT
 from minigpt.model.linear import matrices
+from minigpt.ranks import gathered, part_like
 from minigpt.registry import Registry
 
 
@@ -140,13 +141,13 @@ class StackedMuon(EagerOptimizer, torch.optim.Muon):
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
             for shape, parameters in by_shape.items():
-                gradients = torch.stack([self._nesterov(p, momentum) for p in parameters])
+                gradients = torch.stack([gathered(self._nesterov(p, momentum)) for p in parameters])
                 coefficients, ns_steps = group["ns_coefficients"], group["ns_steps"]
                 updates = orthogonalize(gradients, coefficients, ns_steps, group["eps"])
                 scale = 0.2 * math.sqrt(max(shape))  # matches AdamW's RMS (Liu et al. 2025)
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - lr * decay)
-                    add_scaled(parameter, update, -lr * scale)
+                    add_scaled(parameter, part_like(update, parameter), -lr * scale)
 
     def _nesterov(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         """Update the momentum buffer; return it interpolated with the gradient."""
@@ -171,16 +172,23 @@ def orthogonalize(
 ) -> Tensor:
     """Return approximately U V^T of each of `matrices` (n, i, j) = U S V^T, in bf16.
 
-    Newton-Schulz iteration X <- a X + (b A + c A^2) X with A = X X^T (Jordan et al. 2024).
+    Of float64 it is computed in float64. Newton-Schulz iteration X <- a X + (b A + c A^2) X with
+    A = X X^T (Jordan et al. 2024).
     """
     a, b, c = coefficients
-    x = matrices.bfloat16()
+    x = matrices if matrices.dtype == torch.float64 else matrices.bfloat16()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     wide = x if x.shape[1] <= x.shape[2] else x.mT  # the smaller of X X^T and X^T X
     for _ in range(steps):
         gram = wide @ wide.mT
         wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
     return wide if wide.shape == x.shape else wide.mT
+
+
+def states_of(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """Yield each parameter with its optimizer state, which may be changed."""
+    for part in (optimizer.muon, optimizer.adamw) if isinstance(optimizer, Muon) else (optimizer,):
+        yield from part.state.items()
 
 
 @OPTIMIZERS.register("muon", MuonConfig)

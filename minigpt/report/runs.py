@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from minigpt.config.comments import require_own_values
 from minigpt.config.pairs import flat
 from minigpt.config.renamed import rename_keys
 from minigpt.errors import UserError, first_line
@@ -220,9 +221,11 @@ def _read_config(file: Path, problems: list[str]) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = yaml.load(file.read_bytes(), Loader=_LOADER)
+        text = file.read_bytes()
+        content = yaml.load(text, Loader=_LOADER)
         if not isinstance(content, dict):
             raise ValueError("not a mapping")
+        require_own_values(text.decode("utf-8"))
     except (yaml.YAMLError, ValueError, OSError) as error:
         problems.append(f"{file}: not readable YAML ({first_line(error)}); ignored")
         return {}

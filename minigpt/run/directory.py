@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from minigpt.errors import UserError, did_you_mean
 from minigpt.export.hub import download, is_hub_name
 from minigpt.export.shards import INDEX, WEIGHTS, has_weights
-from minigpt.files import named, read_json, readable_directory, to_json, user_path
+from minigpt.files import named, read_json, readable_directory, to_json, user_path, write_json
 
 SWEEP, SEARCH = "sweep.json", "tune.json"  # written in the folder of a sweep or a search
 COMPARISON = "compare.json"
@@ -133,6 +133,10 @@ class RunDirectory:
             if not path.resolve().is_relative_to(top):
                 raise UserError(f"{path}: is a link to {path.resolve()}, {why}")
 
+    def write(self, path: Path, values: dict[str, Any]) -> None:
+        """Write a JSON file of the run, atomically, with a digest of the values."""
+        write_json(path, values, digest=True)
+
     def append_metrics(self, values: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         self._append(self.metrics, to_json(values) + "\n")
@@ -168,10 +172,26 @@ class RunDirectory:
     def _logs(self) -> tuple[Path, Path]:
         return self.metrics, self.samples
 
-    @staticmethod
-    def _append(path: Path, text: str) -> None:
+    def _append(self, path: Path, text: str) -> None:
         with named(path), path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(text)
+
+
+class ObservedRun(RunDirectory):
+    """A run that another process trains together with this one, and alone writes.
+
+    What this process would write is dropped: it is the same.
+    """
+
+    @contextmanager
+    def locked(self, seconds: float = PEEK_SECONDS) -> Iterator[None]:
+        yield
+
+    def write(self, path: Path, values: dict[str, Any]) -> None:
+        pass
+
+    def _append(self, path: Path, text: str) -> None:
+        pass
 
 
 class ExportedFolder(RunDirectory):

@@ -10,8 +10,9 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,7 +22,7 @@ from filelock import FileLock, Timeout
 from minigpt.config.hydra_main import job_number
 from minigpt.config.saved import read_config
 from minigpt.errors import UserError, first_line
-from minigpt.files import try_read_json, write_json
+from minigpt.files import file_state, try_read_json
 from minigpt.run.directory import Busy, RunDirectory
 from minigpt.sweep.plan import PlannedJob
 from minigpt.train.compilation import Choice
@@ -31,6 +32,7 @@ LOG = "output.log"
 POLL_SECONDS = 0.5
 LOCK_SECONDS = 10.0  # wait for a run of a killed sweep to save its checkpoint
 FAILED = "failed"
+WORKING = threading.Lock()  # held while this process runs a job
 
 
 class SweepJob:
@@ -54,20 +56,21 @@ class SweepJob:
 
     def __call__(self, composed: Any) -> None:
         """Train the job with Hydra's job number, with the config composed by `plan`."""
-        from minigpt.train.session import train_run
+        from minigpt.train.launch import start_run
 
         os.chdir(self.working_directory)  # for relative paths; a worker starts in another one
         parent = os.getppid()
         job, stop = self.jobs[job_number()], StopRequest()
         if self.stop_file.exists():
             return
-        with self.output(job) as output, output.caught():
+        if os.getpid() != self.sweeper_pid:
+            end_with(parent)
+        with WORKING, self.output(job) as output, output.caught():
             training = self.training(job)
             if training is not None:
-                with self.watching(stop, parent), leased_gpu():
-                    train_run(**training, stop=stop)
-        if self.is_orphan(parent):
-            os._exit(0)  # the run is saved, and nothing else ends a worker of joblib
+                n = training["config"].trainer.processes or 1
+                with self.watching(stop, parent), leased_gpus(n):
+                    start_run(**training, stop=stop, output=job.path / LOG)
 
     def is_orphan(self, parent: int) -> bool:
         """Return whether the process that started this one, `parent`, has exited."""
@@ -82,11 +85,15 @@ class SweepJob:
     def output(self, job: PlannedJob) -> Iterator[Output]:
         """Open the job's log."""
         job.path.mkdir(parents=True, exist_ok=True)
-        with (job.path / LOG).open("a", encoding="utf-8", buffering=1) as log:
+        log = (job.path / LOG).open("a", encoding="utf-8", buffering=1)
+        try:
             yield Output(self, job, log)
+        finally:
+            with suppress(OSError):  # a full disk, which has failed the job
+                log.close()
 
     def training(self, job: PlannedJob) -> dict[str, Any] | None:
-        """Return the arguments of `train_run` and `training_session`, None if the run finished.
+        """Return the arguments of `start_run`, None if the run finished.
 
         Raises UserError for a job without a config, and Busy if another process trains the run.
         """
@@ -130,6 +137,19 @@ class SweepJob:
             thread.join()
 
 
+@cache
+def end_with(parent: int) -> None:
+    """End this process, a worker, soon after its parent; a job that it runs is saved before."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_SECONDS)
+        with WORKING:
+            os._exit(0)  # nothing else ends a worker of joblib for minutes
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @dataclass
 class Output:
     """Redirects the output and exceptions of a job into its log."""
@@ -137,7 +157,9 @@ class Output:
     sweep: SweepJob
     job: PlannedJob
     log: TextIO
-    start_time: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        self.result_before = file_state(self.job.run.result)
 
     @contextmanager
     def caught(self) -> Iterator[None]:
@@ -150,24 +172,33 @@ class Output:
             except Busy as error:  # the same command in another process will finish the run
                 print(error)
             except BaseException as error:  # also what is no Exception, as a panic in Rust
-                traceback.print_exc()
-                _record_failure(self.job.run, error, self.start_time)
+                with suppress(OSError):  # the log is what could not be written
+                    traceback.print_exc()
+                _record_failure(self.job.run, error, self.result_before)
                 if self.sweep.fail_fast:
                     self.sweep.request_stop(FAILED)
 
 
-def _record_failure(run: RunDirectory, error: BaseException, start_time: float) -> None:
-    """Write result.json for a job that failed before its run wrote one."""
-    if run.result.exists() and run.result.stat().st_mtime >= start_time:
+def _record_failure(
+    run: RunDirectory, error: BaseException, before: tuple[int, ...] | None
+) -> None:
+    """Write result.json for a job that failed before its run wrote one.
+
+    `before`: the `file_state` of result.json when the job began.
+    """
+    if file_state(run.result) not in (None, before):
         return
     if try_read_json(run.result).get("status") == "finished":  # replace a broken file
         return
-    write_json(run.result, {"status": "failed", "error": first_line(error)})
+    run.write(run.result, {"status": "failed", "error": first_line(error)})
 
 
 @contextmanager
-def leased_gpu() -> Iterator[None]:
-    """On a machine with several GPUs, use one that no other job uses."""
+def leased_gpus(n: int) -> Iterator[None]:
+    """On a machine with several GPUs, use `n` that no other job uses.
+
+    More than one are for other processes, which this one starts: they see only these.
+    """
     count = torch.cuda.device_count()
     if count < 2:
         yield
@@ -176,9 +207,29 @@ def leased_gpu() -> Iterator[None]:
     # One folder for each user: users cannot open each other's lock files.
     folder = Path(tempfile.gettempdir()) / f"minigpt_{getpass.getuser()}"
     folder.mkdir(exist_ok=True)
-    with leased(ids, folder) as index:
-        torch.cuda.set_device(index)
+    with ExitStack() as leases:
+        if n == 1:
+            torch.cuda.set_device(leases.enter_context(leased(ids, folder)))
+        else:
+            # One job at a time takes several, so that none waits for what another one has taken.
+            with FileLock(folder / "several.lock"):
+                taken = [leases.enter_context(leased(ids, folder)) for _ in range(min(n, count))]
+            visible = ",".join(f"GPU-{ids[index].removeprefix('GPU-')}" for index in taken)
+            leases.enter_context(patched_environment("CUDA_VISIBLE_DEVICES", visible))
         yield
+
+
+@contextmanager
+def patched_environment(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable in the block."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 @contextmanager

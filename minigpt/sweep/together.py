@@ -13,7 +13,7 @@ from minigpt.errors import UserError, require
 from minigpt.model.compatibility import replica_problems
 from minigpt.run.load import as_trained
 from minigpt.runtime import choose_runtime
-from minigpt.sweep.job import Output, SweepJob, leased_gpu
+from minigpt.sweep.job import Output, SweepJob, leased_gpus
 from minigpt.sweep.plan import PlannedJob
 from minigpt.train.control import Interrupted, StopRequest, Stopwatch
 from minigpt.train.replicas import BACKEND, Program, program_of, step
@@ -66,6 +66,8 @@ def require_replicas(jobs: Iterable[PlannedJob], at_once: int) -> None:
         teacher = config.objective.teacher
         require(config.adapter.name == "none", "adapter", config.adapter.name, why)
         require(teacher is None, "objective.teacher", teacher, why)
+        parallel = config.trainer.parallel
+        require(parallel == "none", "trainer.parallel", parallel, why)
         why = "the runs take their steps together, and not as graphs of their own; use auto or off"
         require(config.trainer.graph != "on", "trainer.graph", config.trainer.graph, why)
 
@@ -116,7 +118,7 @@ def _train(sweep: SweepJob, jobs: Sequence[PlannedJob]) -> None:
     with ExitStack() as stack:
         try:
             stack.enter_context(sweep.watching(stop, os.getppid()))
-            stack.enter_context(leased_gpu())
+            stack.enter_context(leased_gpus(1))
             for replica in _start(sweep, jobs, stop, stack):
                 replicas.append(replica)
             for replica in replicas:

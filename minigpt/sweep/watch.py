@@ -19,7 +19,7 @@ from minigpt.config.hydra_main import DRY_RUN
 from minigpt.config.schema import Config
 from minigpt.console import LiveView, PipeConsole, time_left
 from minigpt.errors import UserError
-from minigpt.files import read_json_lines, try_read_json
+from minigpt.files import file_state, read_json_lines, try_read_json
 from minigpt.report.comparison import BITS, LOSS
 from minigpt.report.tables import Cell, Column, Table, print_table
 from minigpt.sweep.job import LOG
@@ -54,7 +54,9 @@ class Watch:
 
     def __init__(self, jobs: list[PlannedJob], directory: str, later_steps: int = 0) -> None:
         self.jobs, self.directory, self.later_steps = jobs, directory, later_steps
-        self.start_time, self.clock = time.time(), time.perf_counter()
+        self.clock = time.perf_counter()
+        files = (file for job in jobs for file in (job.path / LOG, job.run.result))
+        self.before = {file: file_state(file) for file in files}
         self.statuses = [self._status(job) for job in jobs]
         self.first_step = self._steps()
         # Jobs in this process redirect stdout into their logs.
@@ -127,15 +129,18 @@ class Watch:
         if job.finished_before:
             result = try_read_json(job.run.result)
             return Status(SKIPPED, result.get("steps", 0), result)
-        if not _is_newer(job.path / LOG, self.start_time):
+        if not self._is_newer(job.path / LOG):
             return Status("waiting", 0, {})
         if isinstance(job.config, UserError):
             return Status("failed", 0, {"error": str(job.config)})
-        if _is_newer(job.run.result, self.start_time):
+        if self._is_newer(job.run.result):
             result = try_read_json(job.run.result)
             if result.get("status") in STATES:
                 return Status(result["status"], result.get("steps", 0), result)
         return Status("running", last_step(job.run.metrics), {})
+
+    def _is_newer(self, file: Path) -> bool:
+        return file_state(file) not in (None, self.before[file])
 
     def _steps(self) -> int:
         """Return the sum of steps over all jobs. A job that has ended counts with all its steps."""
@@ -222,10 +227,3 @@ def last_step(metrics: Path) -> int:
     """Return the step of the last complete line of metrics.jsonl, or 0."""
     steps = [line["step"] for line in read_json_lines(metrics, TAIL_BYTES) if "step" in line]
     return steps[-1] if steps else 0
-
-
-def _is_newer(path: Path, moment: float) -> bool:
-    try:
-        return path.stat().st_mtime >= moment
-    except FileNotFoundError:
-        return False

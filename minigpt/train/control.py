@@ -12,6 +12,7 @@ from types import FrameType
 
 from minigpt.console import discard_output_to_closed_terminal
 from minigpt.errors import Failure
+from minigpt.torchrun import is_started_as_rank
 
 
 class Diverged(Failure):
@@ -84,9 +85,10 @@ def stop_signals(
 ) -> Iterator[StopRequest]:
     """Set `stop.number` at the first of STOP_SIGNALS.
 
-    After SIGINT or SIGTERM, a second one of these raises KeyboardInterrupt. `on_request` is called
-    with the number of the first signal. Signals that are ignored, as by nohup, stay so. Outside of
-    the main thread, where Python delivers no signals, this does nothing.
+    After SIGINT or SIGTERM, a second one of these raises KeyboardInterrupt, except in a process of
+    torchrun, whose agent repeats the signal of a terminal, and kills those that do not end.
+    `on_request` is called with the number of the first signal. Signals that are ignored, as by
+    nohup, stay so. Outside of the main thread, where Python delivers no signals, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -98,7 +100,7 @@ def stop_signals(
         if stop.number is None:
             stop.number = number
             on_request(number)
-        elif number in URGENT_SIGNALS and stop.number in URGENT_SIGNALS:
+        elif {number, stop.number} <= {*URGENT_SIGNALS} and not is_started_as_rank():
             raise KeyboardInterrupt
 
     handled = [n for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import shlex
 import signal
@@ -31,11 +32,17 @@ def trained_part(counts: Mapping[str, int]) -> str:
 
 
 class Display:
-    """Shows the progress of a run. The bar below the lines is shown only in a terminal."""
+    """Shows the progress of a run. The bar below the lines is shown only in a terminal.
 
-    def __init__(self, max_steps: int) -> None:
+    `quiet`: show nothing.
+    """
+
+    def __init__(self, max_steps: int, quiet: bool = False) -> None:
         self.max_steps = max_steps
-        self.view = LiveView(self._bar, REFRESHES_PER_SECOND, status=self._line_of_step)
+        stream = io.StringIO() if quiet else None
+        self.view = LiveView(
+            self._bar, REFRESHES_PER_SECOND, status=self._line_of_step, stream=stream
+        )
         self.line = self.view.line
         self.started: float | None = None
         self.first_step = self.now = 0
@@ -71,6 +78,8 @@ class Display:
             facts["init"] = config.init
         if "trained" in counts:
             facts["adapter"] = f"{described(config.adapter)}; {trained_part(counts)}"
+        if config.trainer.parallel != "none":
+            facts["processes"] = f"{setup.runtime.ranks.size} ({config.trainer.parallel})"
         if setup.runtime.device == "cuda":
             facts["graph"] = setup.graph
         for name, fact in (facts | notices).items():

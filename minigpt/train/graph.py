@@ -41,6 +41,16 @@ class EagerStep:
     config: Config
     code: Callable[[], AbstractContextManager[object]] = nullcontext  # around each backward pass
 
+    @property
+    def collective_share(self) -> float | None:
+        """The share of a step in which processes exchange tensors; None: it was not measured."""
+        return None
+
+    @property
+    def profiler_seconds(self) -> float:
+        """The seconds that measuring it took, which are none of the steps."""
+        return 0.0
+
     def __call__(self, micro_batches: Sequence[Batch], lr: float) -> tuple[Metrics, Tensor]:
         """Train on a batch. Return the metrics, and the gradient norm before clipping."""
         self.set_lr(lr)
@@ -63,8 +73,12 @@ class EagerStep:
                 loss, metrics = self.loss(
                     micro_batch.inputs, micro_batch.targets, micro_batch.document_ids
                 )
-            (loss / self.config.trainer.grad_accum_steps).backward()
+            self.scaled(loss, micro_batch).backward()
         return metrics
+
+    def scaled(self, loss: Tensor, micro_batch: Batch) -> Tensor:
+        """Return the part of the batch's loss that a micro-batch contributes."""
+        return loss / self.config.trainer.grad_accum_steps
 
     def update(self) -> Tensor:
         """Clip the gradients, step the optimizer and free them. Return their norm."""

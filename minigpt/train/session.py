@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from minigpt.config.saved import read_config, resolved_values, save_config
@@ -12,16 +13,17 @@ from minigpt.config.schema import Config, TrainerConfig, request_sha256
 from minigpt.data.corpus import unescape
 from minigpt.data.prepare import Prepared, prepare
 from minigpt.errors import Failure, UserError, first_line, one_line_if_out_of_memory, require
-from minigpt.files import recover_directory, write_json
-from minigpt.logger import LOGGERS, Logger, RunInfo
+from minigpt.files import recover_directory
+from minigpt.logger import LOGGERS, Logger, LoggerConfig, RunInfo
 from minigpt.model.compatibility import require_compatible
-from minigpt.run.directory import RunDirectory
+from minigpt.run.directory import ObservedRun, RunDirectory
 from minigpt.run.load import Initial, as_trained, tokenizer_of, weights_used
 from minigpt.run.provenance import provenance
 from minigpt.runtime import Runtime, choose_runtime, set_threads
 from minigpt.train.compilation import Choice
 from minigpt.train.control import Diverged, EarlyStop, Interrupted, StopRequest, Stopwatch
 from minigpt.train.display import Display
+from minigpt.train.distributed import process_group, remembered
 from minigpt.train.setup import Setup, build_setup
 from minigpt.train.trainer import Trainer
 
@@ -78,37 +80,62 @@ def training_session(
     used = weights_used(config, run if resumed else None)
     initial = used.get("init")
     runtime, prepared = prepare_inputs(config, run if resumed else None, threads, initial)
-    graph = config.trainer.graph if backend is None else "off"
-    setup = build_setup(
-        replace(config, trainer=replace(config.trainer, graph=graph)),
-        *(prepared, runtime, compilation if config.trainer.compile == "auto" else None),
-        initial,
-    )
-    setup = replace(setup, backend=backend or setup.backend)
-    with run.locked():
-        if resumed:
-            manifest, notices = restore_run(run, setup, command)
-        else:
+    with process_group(config.trainer, runtime) as runtime:
+        ranks = runtime.ranks
+        graph = config.trainer.graph if backend is None else "off"
+        setup = build_setup(
+            replace(config, trainer=replace(config.trainer, graph=graph)),
+            *(prepared, runtime, compilation if config.trainer.compile == "auto" else None),
+            initial,
+        )
+        setup = replace(setup, backend=backend or setup.backend)
+        path = ranks.first(lambda: remembered(run.path), "the start of the run")
+        run = run if ranks.is_main else ObservedRun(path)
+        with run.locked():
             sources = {key: weights.facts for key, weights in used.items()}
             facts = {"request_sha256": request_sha256(config), **(facts or {}), **sources}
-            manifest, notices = create_run(run, setup, prepared, command, facts), {}
-        manifest["resolved"] = resolved_values(requested, setup.config)
-        write_json(run.manifest, manifest)
-        save_config(requested, run.config)  # the last file: from now on the run can be resumed
+            if resumed:
+                ranks.first(partial(require_resumable, run, setup), "the start of the run")
+                setup.state.load(run.last)
+            begin = partial(begin_run, run, setup, prepared, requested, resumed, command, facts)
+            manifest, notices = ranks.first(begin, "the start of the run")
 
-        display = Display(config.trainer.max_steps)
-        logger = open_tracker(run, setup, manifest)
-        trainer = Trainer(setup, run, display, logger, stop, stopwatch, on_evaluation)
-        with result_recorded(trainer):
-            write_json(run.manifest, manifest | {"tracker_id": logger.tracker_id})
-            if manifest.get("left_out") is not None:
-                notices["files"] = manifest["left_out"]
-            if logger.notice is not None:
-                notices[config.logger.name] = logger.notice
-            display.start(setup, run, manifest, notices)
-            if setup.compilation.compiled and backend is None:
-                compile_steps(trainer, requested)
-            yield trainer
+            display = Display(config.trainer.max_steps, quiet=not ranks.is_main)
+            logger = open_tracker(run, setup, manifest)
+            trainer = Trainer(setup, run, display, logger, stop, stopwatch, on_evaluation)
+            with result_recorded(trainer):
+                run.write(run.manifest, manifest | {"tracker_id": logger.tracker_id})
+                if manifest.get("left_out") is not None:
+                    notices["files"] = manifest["left_out"]
+                if logger.notice is not None:
+                    notices[config.logger.name] = logger.notice
+                display.start(setup, run, manifest, notices)
+                if setup.compilation.compiled and backend is None:
+                    compile_steps(trainer, requested)
+                yield trainer
+
+
+def begin_run(
+    run: RunDirectory,
+    setup: Setup,
+    prepared: Prepared,
+    requested: Config,
+    resumed: bool,
+    command: list[str],
+    facts: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Write manifest and config of a new run, or of one whose state is loaded (`resumed`).
+
+    Returns the manifest, and lines for the user by subject. Raises UserError.
+    """
+    if resumed:
+        manifest, notices = restore_run(run, setup, command)
+    else:
+        manifest, notices = create_run(run, setup, prepared, command, facts), {}
+    manifest["resolved"] = resolved_values(requested, setup.config)
+    run.write(run.manifest, manifest)
+    save_config(requested, run.config)  # the last file: from now on the run can be resumed
+    return manifest, notices
 
 
 def compile_steps(trainer: Trainer, requested: Config) -> None:
@@ -126,7 +153,7 @@ def compile_steps(trainer: Trainer, requested: Config) -> None:
         trainer.options.compile = False
         manifest = trainer.run.read_json(trainer.run.manifest)
         manifest["resolved"] = resolved_values(requested, trainer.config)
-        write_json(trainer.run.manifest, manifest)
+        trainer.run.write(trainer.run.manifest, manifest)
 
 
 def prepare_inputs(
@@ -167,7 +194,7 @@ def create_run(
     splits = setup.data.splits
     return {
         **provenance(command),
-        "device": setup.runtime.describe(),
+        **_machine(setup),
         "backend": setup.backend,
         "data_sha256": prepared.corpus.sha256,
         "left_out": prepared.corpus.left_out,
@@ -180,15 +207,8 @@ def create_run(
     }
 
 
-def restore_run(
-    run: RunDirectory, setup: Setup, command: list[str]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Restore the last checkpoint and the logs at its step.
-
-    Returns the extended manifest, and lines for the user by subject. Without a checkpoint the run
-    starts from its first step. Raises UserError if it is finished.
-    """
-    before, now = as_trained(run, read_config(run.config)), setup.config
+def require_resumable(run: RunDirectory, setup: Setup) -> None:
+    """Undo an interrupted save. Raises UserError if the run is finished, or has foreign files."""
     run.require_own_files("which a resumed run would change; replace it by a copy", "*.*")
     for checkpoint in (run.last, run.best):
         recover_directory(checkpoint)
@@ -199,33 +219,57 @@ def restore_run(
             f"resume={run.path}: this run has finished its {result['steps']} steps; give it a "
             f"larger trainer.max_steps, or start a new run"
         )
-    setup.state.load(run.last)
-    progress = setup.state.progress
-    run.rewind_logs(progress.log_sizes)
+
+
+def restore_run(
+    run: RunDirectory, setup: Setup, command: list[str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Restore the logs at the step of the state, which is that of the last checkpoint.
+
+    Returns the extended manifest, and lines for the user by subject. Without a checkpoint the run
+    starts from its first step.
+    """
+    before, now = as_trained(run, read_config(run.config)), setup.config
+    progress, max_steps = setup.state.progress, setup.config.trainer.max_steps
     why = f"this run has already done {progress.step} steps; use a larger number"
     require(progress.step <= max_steps, "trainer.max_steps", max_steps, why)
+    run.rewind_logs(progress.log_sizes)
     manifest = run.read_json(run.manifest)
-    device = {"device": setup.runtime.describe()}
-    manifest["resumed"] = [*manifest.get("resumed", []), provenance(command) | device]
+    parts = [manifest, *manifest.get("resumed", [])]
+    manifest["resumed"] = [*parts[1:], provenance(command) | _machine(setup)]
     if before.logger.name != now.logger.name:
         manifest.pop("tracker_id", None)
     run.result.unlink(missing_ok=True)  # from before the run was resumed
-    return manifest, _changes_of_machine(before.trainer, now.trainer)
+    processes = parts[-1].get("processes", 1), setup.runtime.ranks.size
+    return manifest, _changes_of_machine(before.trainer, now.trainer, *processes)
 
 
-def _changes_of_machine(before: TrainerConfig, now: TrainerConfig) -> dict[str, str]:
+def _machine(setup: Setup) -> dict[str, Any]:
+    """Return where the run computes, for its manifest."""
+    n = setup.runtime.ranks.size
+    return {"device": setup.runtime.describe(), **({"processes": n} if n > 1 else {})}
+
+
+def _changes_of_machine(
+    before: TrainerConfig, now: TrainerConfig, processes_before: int, processes: int
+) -> dict[str, str]:
     """Return a line for the user if a resumed run computes with other rounding than before."""
     changed = [
         f"trainer.{key}={new} (was {old})"
-        for key in ("device", "precision", "compile", "graph", "threads")
+        for key in ("device", "precision", "compile", "graph", "threads", "parallel")
         if (old := getattr(before, key)) != (new := getattr(now, key))
     ]
+    if processes != processes_before:
+        changed.append(f"{processes} processes (were {processes_before})")
     why = "results equal those of an uninterrupted run up to rounding, not bit for bit"
     return {"resumed": f"with {', '.join(changed)}: {why}"} if changed else {}
 
 
 def open_tracker(run: RunDirectory, setup: Setup, manifest: dict[str, Any]) -> Logger:
-    """Open the tracker's run, or continue the one that the manifest names."""
+    """Open the tracker's run, or continue the one that the manifest names.
+
+    Only the first of several processes has one.
+    """
     config = setup.config
     values = config.to_dict() | {"parameters": setup.state.model.parameter_counts()}
     info = RunInfo(
@@ -238,10 +282,11 @@ def open_tracker(run: RunDirectory, setup: Setup, manifest: dict[str, Any]) -> L
         in_group=run.in_group,
     )
     try:
-        return LOGGERS.build(config.logger, info)
+        main = setup.runtime.ranks.is_main
+        return LOGGERS.build(config.logger if main else LoggerConfig("none"), info)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        write_json(run.result, {"status": status, "error": first_line(error)})
+        run.write(run.result, {"status": status, "error": first_line(error)})
         raise
 
 
@@ -253,7 +298,7 @@ def result_recorded(trainer: Trainer) -> Iterator[None]:
     def close(result: dict[str, Any]) -> None:
         display.stop()
         try:
-            write_json(run.result, result)
+            run.write(run.result, result)
         finally:
             trainer.logger.finish(result, failed=result["status"] == "failed")
 

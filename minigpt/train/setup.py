@@ -19,12 +19,14 @@ from minigpt.run.load import Initial
 from minigpt.runtime import Runtime, reset_peak_memory
 from minigpt.tokenizer import Tokenizer
 from minigpt.train.compilation import Choice, Loss, Planned, choose_compilation
+from minigpt.train.distributed import PARALLEL, Parallel
 from minigpt.train.objective import training_loss
 from minigpt.train.state import TrainState
 
 # Added to the seed, so that batches and initial weights come from different random streams.
 # torch's CPU generator uses only the lowest 32 bits of a seed.
 BATCH_SEED = 0x5EED
+RANK_SEED = 0xD15C  # times the rank: of the random numbers of other processes than the first
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Setup:
     compilation: Choice
     graph: str
     loss: Loss
+    parallel: Parallel
 
 
 def build_setup(
@@ -70,16 +73,23 @@ def build_setup(
         initial.load_into(model)
     ADAPTERS.build(config.adapter).attach(model)
     model.to(runtime.device)
+    parallel = PARALLEL[config.trainer.parallel](runtime.ranks, runtime.precision == "bf16")
     backend = model.use_backend(runtime.device, runtime.precision == "bf16", "training")
     decay = config.optimizer.ema
     average = None if decay is None else WeightAverage(model, decay)
+    for each in (model, *([] if average is None else [average.model])):
+        parallel.split(each)
     optimizer = OPTIMIZERS.build(config.optimizer, model)
-    state = TrainState(model, optimizer, generator, average=average)
+    state = TrainState(model, optimizer, generator, average=average, parallel=parallel)
+    if runtime.ranks.rank > 0:  # other dropout masks than in the first process
+        torch.manual_seed(config.seed + RANK_SEED * runtime.ranks.rank)
     # Resolve `auto`, relative paths and nulls. model.backend.name=auto stays: the backend is chosen
     # separately for each use.
     device, precision, threads = runtime.device, runtime.precision, torch.get_num_threads()
     if config.objective.teacher is not None:
         compilation = Choice(False, "the loss has a teacher")
+    if config.trainer.parallel != "none":
+        compilation = Choice(False, "a run on several processes is not compiled")
     chosen = compilation or choose_compilation([Planned(config, prepared.tokenizer.n_vocab)])
     trainer = replace(config.trainer, device=device, precision=precision, threads=threads)
     graph, why = choose_graph(trainer.graph, config.model, device, model.backend_name)
@@ -91,7 +101,8 @@ def build_setup(
     resolved = replace(config, trainer=trainer, data=config.data.absolute(), model=design)
     backends = (backend, chosen, f"{graph} ({why})")
     loss = training_loss(config.objective, model, prepared.tokenizer, runtime)
-    return Setup(resolved, runtime, prepared.tokenizer, data, state, *backends, loss)
+    loss = parallel.loss(model, loss)
+    return Setup(resolved, runtime, prepared.tokenizer, data, state, *backends, loss, parallel)
 
 
 def _default_prompt(prepared: Prepared) -> str:

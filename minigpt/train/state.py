@@ -8,7 +8,7 @@ import math
 import pickle
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +17,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from minigpt.errors import Failure, UserError, first_line
 from minigpt.files import atomic_directory
 from minigpt.model import GPT
 from minigpt.optim.average import EMA, RAW, WeightAverage
+from minigpt.optim.optimizer import states_of
+from minigpt.ranks import gathered, part_like
 from minigpt.run.weights import load_weights, require_intact, save_weights, write_checksums
+from minigpt.train.distributed import Parallel
 
 TRAINING, INFO = "training.pt", "info.json"
 
@@ -59,6 +63,7 @@ class TrainState:
     generator: torch.Generator
     progress: Progress = field(default_factory=Progress)
     average: WeightAverage | None = None
+    parallel: Parallel = field(default_factory=Parallel)
 
     @property
     def models(self) -> dict[str, GPT]:
@@ -73,11 +78,13 @@ class TrainState:
     def save_best(self, path: Path) -> None:
         """Write the better weights, atomically, with the step and its validation loss."""
         progress = self.progress
-        with _checkpoint(path) as directory:
-            save_weights(self.better, directory)
-            info = {"step": progress.step, "val_loss": progress.best_val_loss}
-            info |= {} if self.average is None else {"weights": progress.weights}
+        info = {"step": progress.step, "val_loss": progress.best_val_loss}
+        info |= {} if self.average is None else {"weights": progress.weights}
+
+        def write(directory: Path) -> None:
             (directory / INFO).write_text(json.dumps(info) + "\n", encoding="utf-8")
+
+        self._write(path, write)
 
     def save(self, path: Path) -> None:
         """Write the whole state and all random generator states, atomically.
@@ -85,26 +92,44 @@ class TrainState:
         WEIGHTS has the better weights, which are loaded to be used; with an average, TRAINING has
         both.
         """
-        device = next(self.model.parameters()).device.type
+        random = self.parallel.ranks.gather(self._random(), "a checkpoint")
         training = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": tree_map_only(Tensor, gathered, self.optimizer.state_dict()),
             "state": dataclasses.asdict(self.progress),
-            "random": {
-                "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state() if device == "cuda" else None,
-                "mps": torch.mps.get_rng_state() if device == "mps" else None,
-                "batches": self.generator.get_state(),
-                "batches_on": self.generator.device.type,
-            },
+            "random": random[0],
+            "random_of_others": random[1:],
         }
         if self.average is not None:
             training["weights"] = {
-                name: [p.detach() for p in self._trained(model)]
+                name: [gathered(p.detach()) for p in self._trained(model)]
                 for name, model in self.models.items()
             }
-        with _checkpoint(path) as directory:
-            save_weights(self.better, directory)
-            torch.save(training, directory / TRAINING)
+        self._write(path, lambda directory: torch.save(training, directory / TRAINING))
+
+    def _write(self, path: Path, write: Callable[[Path], None]) -> None:
+        """Write a checkpoint with the better weights and what `write` writes into its directory.
+
+        The first process writes; an error is raised in every one.
+        """
+        with self.parallel.whole(self.better) as model:
+
+            def checkpoint() -> None:
+                with _checkpoint(path) as directory:
+                    save_weights(model, directory)
+                    write(directory)
+
+            self.parallel.ranks.first(checkpoint, "a checkpoint")
+
+    def _random(self) -> dict[str, Any]:
+        """Return the states of this process's random generators."""
+        device = next(self.model.parameters()).device.type
+        return {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if device == "cuda" else None,
+            "mps": torch.mps.get_rng_state() if device == "mps" else None,
+            "batches": self.generator.get_state(),
+            "batches_on": self.generator.device.type,
+        }
 
     def load(self, path: Path) -> None:
         """Restore what `save` wrote; without a checkpoint at `path`, leave the state as it is.
@@ -115,14 +140,17 @@ class TrainState:
         if not path.exists():
             return
         for model in self.models.values():
-            load_weights(path, model)
+            with self.parallel.whole(model) as whole:
+                load_weights(path, whole)
+                self.parallel.take(model, whole)
         training = _read_training(path / TRAINING)
         try:
             if self.average is not None:
                 self._load_both(training["weights"])
             self._load_optimizer(training["optimizer"])
             self.progress = Progress(**training["state"])
-            self._load_random(training["random"])
+            random = [training["random"], *training.get("random_of_others", [])]
+            self._load_random(random)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"{path / TRAINING}: does not fit this run ({first_line(error)}); "
@@ -133,21 +161,29 @@ class TrainState:
     def _load_both(self, weights: dict[str, list[Tensor]]) -> None:
         for name, model in self.models.items():
             for parameter, saved in zip(self._trained(model), weights[name], strict=True):
-                parameter.copy_(saved)
+                parameter.copy_(part_like(saved, parameter))
 
     def _trained(self, model: GPT) -> list[nn.Parameter]:
         """Return the parameters of one of the models that training changes."""
         pairs = zip(self.model.parameters(), model.parameters(), strict=True)
         return [parameter for trained, parameter in pairs if trained.requires_grad]
 
-    def _load_random(self, random: dict[str, Any]) -> None:
-        """Restore the generators. On another type of device their draws differ from here on."""
+    def _load_random(self, by_rank: list[dict[str, Any]]) -> None:
+        """Restore the generators. On another type of device their draws differ from here on.
+
+        A process of a rank that there was not before goes on with a seed of its own.
+        """
         device, batches = next(self.model.parameters()).device.type, self.generator.device.type
-        torch.set_rng_state(random["cpu"])
-        if device == "cuda" and random["cuda"] is not None:
-            torch.cuda.set_rng_state(random["cuda"])
-        if device == "mps" and random["mps"] is not None:
-            torch.mps.set_rng_state(random["mps"])
+        random, rank = by_rank[0], self.parallel.ranks.rank
+        if rank < len(by_rank):
+            own = by_rank[rank]
+            torch.set_rng_state(own["cpu"])
+            if device == "cuda" and own["cuda"] is not None:
+                torch.cuda.set_rng_state(own["cuda"])
+            if device == "mps" and own["mps"] is not None:
+                torch.mps.set_rng_state(own["mps"])
+        else:
+            torch.manual_seed(torch.initial_seed() + self.progress.step)
         if random.get("batches_on", batches) == batches:
             self.generator.set_state(random["batches"])
         else:  # other batches than before the stop
@@ -157,6 +193,10 @@ class TrainState:
         groups = self.optimizer.param_groups
         current = [{k: v for k, v in group.items() if k != "params"} for group in groups]
         self.optimizer.load_state_dict(state)
+        for parameter, values in states_of(self.optimizer):
+            for key, value in values.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    values[key] = part_like(value, parameter)
         for group, hyperparameters in zip(self.optimizer.param_groups, current, strict=True):
             group.update(hyperparameters)
 

@@ -24,13 +24,14 @@ from minigpt.inference.generate import generate, stop_at, stream_text
 from minigpt.logger import Logger
 from minigpt.model import GPT
 from minigpt.optim.schedule import SCHEDULES
+from minigpt.ranks import gathered
 from minigpt.run.directory import RunDirectory
 from minigpt.run.weights import load_weights
 from minigpt.runtime import peak_memory_bytes
 from minigpt.train.compilation import Planned, compiled_loss, reproducible_code, why_not_compiled
 from minigpt.train.control import Diverged, Interrupted, StopRequest, Stopwatch, stop_signals
 from minigpt.train.display import Display
-from minigpt.train.graph import STEPS, Metrics
+from minigpt.train.graph import Metrics
 from minigpt.train.setup import Setup
 
 GUESSING_STEPS = 100  # in a row before a warning
@@ -73,7 +74,7 @@ class Trainer:
         if self.model.backend_name == "flex":
             torch.compiler.reset()  # torch.compile's recompile limit is per process
         parts = (setup.loss, self.model, self.optimizer, self.runtime, self.config)
-        self.step = STEPS[self.options.graph](*parts)
+        self.step = setup.parallel.step(self.options.graph, *parts)
         # Of the steps since the last `_settle`, still on the device: metrics by step and
         # micro-batch, gradient norms by step.
         self.logged: list[Metrics] = []
@@ -98,9 +99,14 @@ class Trainer:
         self.record(*self.step(self.draw(), self.lr(self.progress.step)))
 
     def draw(self) -> Sequence[Batch]:
-        """Return the next batch, split into `grad_accum_steps` micro-batches."""
-        batch = self.windows.batch(self.progress.step)
-        return list(batch.chunk(self.options.grad_accum_steps))
+        """Return the next batch, split into `grad_accum_steps` micro-batches.
+
+        One of several processes gets its rows of each.
+        """
+        starts, block_size = self.windows.starts(self.progress.step), self.config.model.block_size
+        micro_batches = starts.chunk(self.options.grad_accum_steps)
+        own = map(self.runtime.ranks.rows, micro_batches)
+        return [self.data.train.windows_at(rows, block_size) for rows in own]
 
     def record(self, metrics: Metrics, norm: Tensor) -> None:
         """Count a step, average its weights, and keep metrics and norm until the next `_settle`."""
@@ -143,6 +149,7 @@ class Trainer:
         """Log, evaluate, sample and save if due. Return False after the last step."""
         options = self.options
         end = self.progress.step == options.max_steps
+        self.stop.number = self.runtime.ranks.agreed(self.stop.number, "a training step")
         if self.stop.number is not None and not end:
             self.save()
             self.display.stopped(self.stop.number, self.run, self.result("interrupted"))
@@ -175,12 +182,15 @@ class Trainer:
         """
         progress, runtime = self.progress, self.runtime
         tokens = progress.step * self.tokens_per_step
-        val_loss, train_loss, test = progress.val_loss, None, {}
+        speed = tokens / progress.step_seconds if progress.step_seconds else None
+        val_loss, train_loss, test, by_rank = progress.val_loss, None, {}, {}
         if status == "finished":
             train_slice = self.data.train_slice(self.tokenizer)
             train_loss = self._pass_over(train_slice, self.state.better).loss
             if self.data.test is not None:
                 test = self._test(self.data.test).metrics("test")
+            if self.options.parallel != "none":
+                by_rank = self._by_rank(speed)
         return {
             "status": status,
             "seed": self.config.seed,
@@ -196,18 +206,30 @@ class Trainer:
             **{f"val_loss_{name}": loss for name, loss in progress.val_losses.items()},
             "parameters": self.model.parameter_counts(),
             "flops_per_token": self.model.flops_per_token(self.options.micro_batch_size),
-            "tokens_per_second": tokens / progress.step_seconds if progress.step_seconds else None,
+            "tokens_per_second": speed,
             "seconds": progress.seconds,
             "peak_memory_bytes": peak_memory_bytes(runtime.device),
             "device": runtime.device,
             "precision": runtime.precision,
             "backend": self.backend,
+            **by_rank,
+        }
+
+    def _by_rank(self, speed: float | None) -> dict[str, Any]:
+        """Return what result.json says of the processes of a run."""
+        ranks = self.runtime.ranks
+        memory = ranks.gather(peak_memory_bytes(self.runtime.device), "the result")
+        return {
+            "processes": ranks.size,
+            "tokens_per_second_per_process": None if speed is None else speed / ranks.size,
+            "peak_memory_bytes_by_rank": memory,
+            "collective_share": self.step.collective_share,
         }
 
     def save(self) -> None:
         """Write the last checkpoint. Raises Diverged if a weight is not finite."""
         with self._paused():
-            finite = torch.stack([p.isfinite().all() for p in self.model.parameters()])
+            finite = torch.stack([gathered(p.isfinite().all()) for p in self.model.parameters()])
             if not finite.all():
                 self._diverged(max(0, self.progress.step - 1), "weights are not finite")
             self.progress.log_sizes = self.run.log_sizes()
@@ -243,7 +265,7 @@ class Trainer:
             for name, values in logged.items():
                 progress.recent_extras.setdefault(name, []).extend(values)
             self.logged, self.norms = [], []
-        progress.step_seconds = self.stepped_before + self.stopwatch.seconds
+        progress.step_seconds = self._step_seconds()
         progress.seconds = time.perf_counter() - self.started
 
     def _compare_with_guessing(self, step: int, loss: float) -> None:
@@ -294,8 +316,12 @@ class Trainer:
     def _show_loss(self) -> None:
         """Show the loss since the last `_settle`, which changes nothing. Syncs the device."""
         losses = step_means(self.logged)["train_loss"]
-        seconds = self.stepped_before + self.stopwatch.seconds
-        self.display.train(self.progress.step, *self._loss_and_speed(losses, seconds))
+        speed = self._loss_and_speed(losses, self._step_seconds())
+        self.display.train(self.progress.step, *speed)
+
+    def _step_seconds(self) -> float:
+        """Return the seconds of all training steps."""
+        return self.stepped_before + self.stopwatch.seconds - self.step.profiler_seconds
 
     def _loss_and_speed(self, losses: list[float], seconds: float) -> tuple[float, float]:
         """Return the mean loss, and tokens/s if all training steps took `seconds`."""
@@ -303,7 +329,8 @@ class Trainer:
 
     def _pass_over(self, split: Split, model: GPT) -> Evaluation:
         activity = f"evaluating the {split.name} split"
-        with self.display.working(activity, len(split.tokens)) as advance:
+        whole = self.state.parallel.whole(model)
+        with whole as model, self.display.working(activity, len(split.tokens)) as advance:
             return evaluate(model, split, self.runtime, progress=advance)
 
     def _test(self, split: Split) -> Evaluation:
@@ -358,11 +385,12 @@ class Trainer:
             assert self.options.sample_prompt is not None, "resolved by build_setup"
             prompt, n = unescape(self.options.sample_prompt), self.options.sample_tokens
             ids, seed = self.tokenizer.encode(prompt), self.config.seed + step
-            rows = generate(self.state.better, [ids], n, seed=seed, runtime=self.runtime)
             # The model is trained on separate documents, so a sample ends with its document.
             separator = self.config.data.separator
             stops = [] if separator is None else [separator]
-            with self.display.working("sampling", n) as advance:
+            whole = self.state.parallel.whole(self.state.better)
+            with whole as model, self.display.working("sampling", n) as advance:
+                rows = generate(model, [ids], n, seed=seed, runtime=self.runtime)
                 tokens = (row[0] for row in counted(rows, advance))
                 text = prompt + "".join(stop_at(stream_text(self.tokenizer, tokens), stops))
             self.run.append_sample(step, text)

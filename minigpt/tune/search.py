@@ -213,7 +213,7 @@ class Search:
         for record in read_trials(self.folder, self.options.metric):
             if record.status == "paused":
                 run = RunDirectory(self.folder / record.name)
-                write_json(run.result, run.read_json(run.result) | {"status": "stopped"})
+                run.write(run.result, run.read_json(run.result) | {"status": "stopped"})
 
     def _conclude(self) -> None:
         """Write tune.json and best.yaml, and print the results."""

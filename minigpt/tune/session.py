@@ -46,10 +46,11 @@ def ray_session(address: str | None, jobs: int | None, trials: int) -> Iterator[
     """Start Ray on this machine or join a cluster, and yield the share of each trial.
 
     A Ray that is already initialized in this process is used and left running. Raises UserError if
-    no cluster answers.
+    no cluster answers, and Failure if Ray fails.
     """
     os.environ.update(ENVIRONMENT)
     import ray
+    from ray.exceptions import RayError
 
     if ray.is_initialized():
         yield _share(jobs, trials)
@@ -61,12 +62,16 @@ def ray_session(address: str | None, jobs: int | None, trials: int) -> Iterator[
             ray.init(address or "local", **(QUIET if address else QUIET | local))
         except (ConnectionError, ValueError) as error:
             raise _no_cluster(address, error) from None
-        except (RuntimeError, OSError) as error:
-            raise Failure(f"Ray failed to start ({first_line(error)})") from error
+        except Exception as error:  # of that type, if one of its processes ends
+            remedy = "try again, or look at its processes"
+            raise Failure(f"Ray failed to start ({first_line(error)}); {remedy}") from error
         for name in ("ray", "ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             yield _share(jobs, trials)
+        except RayError as error:  # as if one of its processes was killed
+            remedy = "the same command with --dir FOLDER resumes the search"
+            raise Failure(f"Ray failed ({first_line(error)}); {remedy}") from error
         finally:
             ray.shutdown()
 

@@ -70,6 +70,8 @@ def parse_space(overrides: list[str]) -> Space:
         plain = parse_override(text).key
         if plain == "resume" or plain.startswith(("hydra.", "hydra/", "sweep")):
             raise UserError(f"{text}: a search creates its own runs; leave it out")
+        if plain in ("trainer.parallel", "trainer.processes"):
+            raise UserError(f"{text}: a search trains each trial in one process; leave it out")
         if plain in seen:
             raise UserError(f"{text}: {plain} is given twice; leave one of them out")
         seen.add(plain)

@@ -275,6 +275,19 @@ def test_bench_decode_covers_batch_sizes(cli: Cli) -> None:
     assert [row["batch"] for row in rows("out.json")] == ["1", "3"]
 
 
+def test_bench_parallel(cli: Cli) -> None:
+    options = ["--processes", "1", "--steps", "3", "--repeats", "1", "--json", "out.json"]
+    done = cli("bench", "parallel", *SMALL, "trainer.precision=fp32", *options)
+    assert done.code == 0, done.err
+    alone, *others = rows("out.json")
+    assert [(row["mode"], row["processes"]) for row in others] == [("ddp", 1), ("fsdp", 1)]
+    assert alone["efficiency"] == 1.0 and alone["share"] is None
+    for row in others:
+        assert all(row[key] > 0 for key in ("step", "tokens_per_second", "efficiency", "memory"))  # type: ignore[operator]
+        assert 0 <= row["share"] < 1  # type: ignore[operator]
+    assert "share" in done.out and not Path("runs").exists()
+
+
 def test_bench_replicas(cli: Cli) -> None:
     options = ["--replicas", "3", "--steps", "2", "--warmup", "1", "--repeats", "1"]
     done = cli("bench", "replicas", *SMALL, *options, "--json", "out.json")
@@ -349,6 +362,8 @@ def test_an_error_of_a_program_is_that_of_the_benchmark(cli: Cli, arguments: str
         ("startup logger=wandb", "logger=wandb: is set by this benchmark; leave it out"),
         ("startup +trainer.log_every=9", "trainer.log_every=9: is set by this benchmark"),
         ("busy trainer.max_steps=9", "trainer.max_steps=9: use --steps"),
+        ("parallel trainer.parallel=ddp", "trainer.parallel=ddp: is set by this benchmark"),
+        ("parallel --processes 1,1000", "--processes=1000: this machine has"),
         ("busy --competitors 1,1000000", "--competitors=1000000: with more than 16 loops per core"),
         ("train hydra.run.dir=x", "hydra.run.dir=x: benchmarks keep no runs; leave it out"),
         ("decode --batch 1,x", "--batch=1,x: not integers"),

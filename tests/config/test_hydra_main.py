@@ -121,7 +121,7 @@ def test_call_stack_of_a_single_run(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(Trainer, "train", record_and_train)
     assert cli("train", *TINY).code == 0
-    assert calls == ["main", "run_command", "main", "train", "train_run"]
+    assert calls == ["main", "run_command", "main", "train", "start_run", "train_run"]
 
 
 def test_sweeps_expand_to_the_product_of_lists() -> None:

@@ -14,6 +14,7 @@ import yaml
 from minigpt.config.compose import composed_config
 from minigpt.config.saved import read_config, resolved_values, save_config, with_resolved
 from minigpt.errors import UserError
+from minigpt.files import read_json
 from tests.conftest import TINY, Cli
 from tests.train.test_resume import same_end
 
@@ -109,7 +110,7 @@ def test_resume_continues_on_the_machine_of_the_run(cli: Cli, workdir: Path) -> 
     options = [o for o in TINY if not o.startswith("trainer.threads")]
     assert cli("train", *options, "trainer.threads=1", "hydra.run.dir=whole").code == 0
     assert cli("train", *options, "hydra.run.dir=run", "trainer.max_steps=5").code == 0
-    manifest = json.loads(Path("run/manifest.json").read_text())
+    manifest = read_json(Path("run/manifest.json"))
     manifest["resolved"]["trainer.threads"] = 1  # as if this was the number of cores there
     Path("run/manifest.json").write_text(json.dumps(manifest))
     outcome = cli("train", "resume=run", "trainer.max_steps=12")
@@ -122,7 +123,7 @@ def test_resume_continues_on_the_machine_of_the_run(cli: Cli, workdir: Path) -> 
 def test_a_run_of_a_gpu_resumes_on_the_cpu(cli: Cli, workdir: Path) -> None:
     options = [*TINY, "trainer.device=auto", "hydra.run.dir=run"]
     assert cli("train", *options, "trainer.max_steps=5").code == 0
-    manifest = json.loads(Path("run/manifest.json").read_text())
+    manifest = read_json(Path("run/manifest.json"))
     manifest["resolved"]["trainer.device"] = "cuda"
     Path("run/manifest.json").write_text(json.dumps(manifest))
     training = Path("run/checkpoints/last/training.pt")

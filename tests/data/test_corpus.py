@@ -104,15 +104,19 @@ def test_tokens_are_cached_by_content(workdir: Path) -> None:
     assert len(list((workdir / "tokens").iterdir())) == 3
 
 
-def test_a_truncated_cache_file_is_replaced(workdir: Path) -> None:
+def test_a_damaged_cache_file_is_replaced(workdir: Path) -> None:
     text = "to be or not to be\n" * 20
     tokenizer = char_tokenizer(text, workdir)
     first = TextCorpus(text, 300).tokens(tokenizer, workdir)
     (file,) = (workdir / "tokens").iterdir()
-    for content in (file.read_bytes()[:50], b""):
+    whole = file.read_bytes()
+    flipped = bytes([*whole[:-1], whole[-1] ^ 1])
+    for content in (whole[:50], b"", flipped):
         file.write_bytes(content)
         again = TextCorpus(text, 300).tokens(tokenizer, workdir)
-        assert torch.equal(first.val.tokens, again.val.tokens)
+        for split, other in zip(first.splits, again.splits, strict=True):
+            assert torch.equal(split.tokens, other.tokens)
+        assert len(file.read_bytes()) == len(whole) and file.read_bytes() != flipped
 
 
 def test_target_bytes_count_utf8(workdir: Path) -> None:

@@ -488,6 +488,20 @@ def test_wandb_rejects_invalid_options(key: str, value: Any, open_wandb: Open) -
         open_wandb(**{key: value})
 
 
+def test_secrets_in_the_environment_reach_no_file_of_a_run(cli: Cli) -> None:
+    names = ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY")
+    secrets = {name: f"{number + 1}ec7e7" * 7 for number, name in enumerate(names)}
+    os.environ.update(secrets, WANDB_MODE="offline")
+    tiny = [value for value in TINY if value != "logger=none"]
+    assert cli("train", *tiny, "logger=wandb", "hydra.run.dir=run").code == 0
+    assert cli("eval", "run").code == cli("report", "run").code == 0
+    files = [path for path in Path("run").rglob("*") if path.is_file()]
+    assert {"manifest.json", "report.html"} <= {path.name for path in files}
+    assert any(path.suffix == ".wandb" for path in files)
+    for file in files:
+        assert not any(secret.encode() in file.read_bytes() for secret in secrets.values()), file
+
+
 # TensorBoard
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -73,6 +76,25 @@ def test_a_signal_to_starting_workers_stops_the_sweep(workdir: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, err
     assert "launcher failed" not in out + err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="kills by POSIX signals")
+def test_an_idle_worker_ends_with_its_parent(workdir: Path) -> None:
+    program = (
+        "import os, time; from minigpt.sweep.job import end_with; end_with(os.getppid()); "
+        "print(os.getpid(), flush=True); time.sleep(100)"
+    )
+    start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {program!r}])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", start]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline()
+        parent.kill()
+        killed = time.monotonic()
+        assert parent.stdout.read() == ""  # closed once the worker has ended
+        assert time.monotonic() - killed < 20
 
 
 @pytest.mark.slow

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from minigpt.extras import install
-from minigpt.sweep.job import leased
+from minigpt.sweep.job import leased, leased_gpus
 from tests.conftest import TINY, Cli, read_metrics
 from tests.sweep.helpers import HERE, runs, spawn
 
@@ -64,3 +68,20 @@ def test_leases_are_exclusive(tmp_path: Path) -> None:
     for thread in threads:
         thread.join(timeout=10)
     assert leases == []
+
+
+def test_a_job_of_several_processes_has_gpus_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that says it has five GPUs."""
+    used: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=i))
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "all")
+    with leased_gpus(1), leased_gpus(2):
+        assert used == [0] and os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-1,GPU-2"
+        with leased_gpus(2):
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-3,GPU-4"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "all"

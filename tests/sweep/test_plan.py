@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.config.groups import file_name
+from minigpt.files import read_json
 from minigpt.sweep.plan import labels
 from tests.conftest import TINY, Cli
 from tests.sweep.helpers import HERE, runs
@@ -56,7 +58,7 @@ def test_a_changed_config_text_or_code_starts_new_runs(
         file.write("More of it.\n")
     assert "2 finished" in sweep()
     manifest = runs()["seed=1_3"] / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"code_sha256": "', '"code_sha256": "0'))
+    manifest.write_text(json.dumps(read_json(manifest) | {"code_sha256": "0"}))
     assert "1 finished, 1 skipped" in sweep() and "seed=1_4" in runs()
 
 

@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from minigpt.config.groups import config_directory
+from minigpt.files import read_json
 from minigpt.model.attention import ATTENTION
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import PLACEMENTS
@@ -71,7 +72,7 @@ def test_a_panic_ends_only_its_job(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
     sweep = ("tokenizer=gpt2,char", "data.dir=cache", "trainer.max_steps=2", HERE)
     outcome = cli("train", "-m", *TINY, *sweep)
     assert outcome.code == 1 and "1 of 2 jobs failed" in outcome.err
-    result = json.loads(Path("sweep/tokenizer=gpt2/result.json").read_text())
+    result = read_json(Path("sweep/tokenizer=gpt2/result.json"))
     assert result == {"status": "failed", "error": "at src/lib.rs"}
     result = json.loads(Path("sweep/tokenizer=char/result.json").read_text())
     assert result["status"] == "finished"

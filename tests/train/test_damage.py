@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from minigpt import files
 from tests.conftest import TINY, Cli
 from tests.train.test_resume import same_end
 
@@ -53,6 +55,34 @@ def test_damaged_checksums_are_one_line(cli: Cli, tiny_run: Path) -> None:
     (tiny_run / "checkpoints/best/checksums.json").write_text("[")
     outcome = cli("eval", "run")
     assert outcome.code == 2 and "checksum" in outcome.err and outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("result.json", '"val_loss": 3', '"val_loss": 2'),
+        ("config.yaml", "expansion: 4", "expansion: 5"),
+        ("manifest.json", '"trainer.sample_prompt": "', '"trainer.sample_prompt": "x'),
+    ],
+)
+def test_another_value_in_a_file_of_a_run_is_noticed(
+    cli: Cli, tiny_run: Path, name: str, before: str, after: str
+) -> None:
+    """As by a flipped bit. Without the line of the digest, it is an edit."""
+    file, commands = tiny_run / name, [["train", "resume=run", "trainer.max_steps=20"]]
+    commands += [] if name == "result.json" else [["eval", "run"]]
+    whole = file.read_text()
+    assert whole.count(before) == 1
+    file.write_text(whole.replace(before, after))
+    for command in commands:
+        outcome = cli(*command)
+        assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome.err
+        assert outcome.err.startswith(f"minigpt: {file}: ") and "content_sha256" in outcome.err
+    outcome = cli("report", "run")
+    assert f"{name}: " in outcome.out and "content_sha256" in outcome.out
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if "content_sha256" not in line))
+    assert "content_sha256" not in cli("report", "run").out
 
 
 class Hostile:
@@ -97,6 +127,115 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_resumes(cli: Cli, workdir: Pa
     assert result["steps"] < 400 and not [*Path("run/checkpoints").glob(".*")]
     assert cli("train", "resume=run").code == 0
     same_end(Path("whole"), Path("run"))
+
+
+def fill_the_disk(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each file of this name fail when its content is flushed, as on a full disk."""
+    flush = files._flush_to_disk
+
+    def fail(path: Path) -> None:
+        if path.name == name or path.name.startswith(f".{name}."):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(path)
+
+    monkeypatch.setattr(files, "_flush_to_disk", fail)
+
+
+RUN_FILES = (
+    *("tokenizer.json", "manifest.json", "config.yaml", "metrics.jsonl", "samples.txt"),
+    *("model.safetensors", "training.pt", "info.json", "checksums.json", "result.json"),
+)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("name", RUN_FILES)
+def test_a_full_disk_is_one_line_for_every_file_of_a_run(
+    cli: Cli, workdir: Path, trained_once: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    log = Path("run", name)
+    with monkeypatch.context() as patch:
+        if name in ("metrics.jsonl", "samples.txt"):  # appended to, not replaced
+            log.parent.mkdir()
+            log.symlink_to("/dev/full")
+        else:
+            fill_the_disk(name, patch)
+        outcome = cli("train", *TINY, "hydra.run.dir=run")
+    assert outcome.code == 1 and outcome.err.count("\n") == 1, outcome.err
+    assert outcome.err.startswith("minigpt: run/") and "make space" in outcome.err
+    if log.is_symlink():
+        log.unlink()
+    resume = Path("run/config.yaml").exists()
+    again = cli("train", *(["resume=run"] if resume else [*TINY, "hydra.run.dir=run"]))
+    assert again.code == 0, again.err
+    same_end(trained_once, Path("run"))
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("eval.json", ["eval", "run"]),
+        ("report.html", ["report", "run"]),
+        ("report.md", ["report", "run"]),
+        ("inspect_next.png", ["inspect", "run"]),
+        ("sweep.json", ["train", "-m", *TINY, "seed=1,2", "hydra.sweep.dir=sweep"]),
+        ("compare.json", ["compare", *TINY, "model=rope,alibi", "--dir", "compared"]),
+        ("index.json", ["data", "--shards", "shards", "data=text", "data.path=text.txt"]),
+    ],
+)
+def test_a_full_disk_is_one_line_for_other_files(
+    cli: Cli, tiny_run: Path, monkeypatch: pytest.MonkeyPatch, name: str, command: list[str]
+) -> None:
+    fill_the_disk(name, monkeypatch)
+    outcome = cli(*command)
+    assert outcome.code == 1 and outcome.err.count("\n") == 1, outcome.err
+    assert name in outcome.err and "make space" in outcome.err
+    assert not [*Path().rglob(".*.tmp")]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_for_the_log_of_a_job_fails_the_job(cli: Cli, workdir: Path) -> None:
+    command = ["train", "-m", *TINY, "seed=1,2", "hydra.sweep.dir=sweep", "hydra/launcher=basic"]
+    log = Path("sweep/seed=1/output.log")
+    log.parent.mkdir(parents=True)
+    log.symlink_to("/dev/full")
+    outcome = cli(*command)
+    assert outcome.code == 1
+    assert outcome.err == "minigpt: 1 of 2 jobs have not finished; the same command runs the rest\n"
+    assert (
+        "No space left on device" in json.loads((log.parent / "result.json").read_text())["error"]
+    )
+    log.unlink()
+    assert cli(*command).code == 0
+
+
+@pytest.mark.parametrize("place", ["text.txt/runs", "closed/runs"])
+def test_a_folder_that_cannot_be_written_is_one_line(cli: Cli, workdir: Path, place: str) -> None:
+    """Root may write everywhere, but not below a file."""
+    closed = place.startswith("closed")
+    if closed and os.geteuid() == 0:
+        pytest.skip("root ignores permissions")
+    if closed:
+        Path("closed").mkdir(mode=0o500)
+    commands = [["train", *TINY, f"hydra.run.dir={place}/run"]]
+    commands += [["train", "-m", *TINY, "seed=1,2", f"hydra.sweep.dir={place}/sweep"]]
+    commands += [["data", "--shards", f"{place}/s", "data=text", "data.path=text.txt"]]
+    for command in commands:
+        outcome = cli(*command)
+        assert outcome.code in (1, 2) and outcome.err.count("\n") == 1, outcome.err
+        assert place in outcome.err
+
+
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.system", "!!python/name:os.system"])
+def test_a_yaml_tag_that_names_code_executes_nothing(cli: Cli, tiny_run: Path, tag: str) -> None:
+    config = tiny_run / "config.yaml"
+    config.write_text(config.read_text() + f"hostile: {tag} ['touch executed']\n")
+    for command in (["train", "resume=run", "trainer.max_steps=14"], ["eval", "run"]):
+        outcome = cli(*command)
+        assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome.err
+    for command in (["report", "run"], ["runs", "run"]):
+        outcome = cli(*command)
+        assert outcome.code in (0, 2) and "Traceback" not in outcome.err
+    assert not Path("executed").exists()
 
 
 def test_a_cache_that_cannot_be_written_is_left_out(

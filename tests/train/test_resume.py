@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pty
@@ -225,6 +226,23 @@ def test_resume_after_a_kill_during_the_rename_of_a_checkpoint(cli: Cli) -> None
     Path("parts/result.json").unlink()
     assert cli("train", "resume=parts").code == 0
     same_end(Path("whole"), Path("parts"))
+
+
+def test_a_clock_that_goes_back_changes_nothing(
+    cli: Cli, workdir: Path, trained_once: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at the clock is an hour before the last one; files are of before the first one."""
+    now = itertools.count(time.time() + 1e6, -3600)
+    monkeypatch.setattr(time, "time", lambda: next(now))
+    with monkeypatch.context() as patch:
+        stop_at(7, patch)
+        assert cli("train", *TINY, "hydra.run.dir=run").code == 128 + signal.SIGTERM
+    assert cli("train", "resume=run").code == 0
+    same_end(trained_once, Path("run"))
+    sweep = ["train", "-m", *TINY, "seed=1,2", "hydra.sweep.dir=sweep", "hydra/launcher=basic"]
+    assert cli(*sweep).code == 0
+    again = cli(*sweep)
+    assert again.code == 0 and "2 of them finished before" in again.out
 
 
 def test_resume_can_extend_a_run_but_not_change_its_config(cli: Cli) -> None:

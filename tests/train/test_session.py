@@ -9,6 +9,7 @@ import pytest
 
 from minigpt.config.compose import composed_config
 from minigpt.config.saved import read_config
+from minigpt.files import read_json
 from minigpt.logger import Logger, LoggerConfig, RunInfo
 from minigpt.logger.none import NoneLogger
 from minigpt.run.directory import RunDirectory
@@ -21,7 +22,7 @@ from tests.conftest import TINY, Cli
 
 def result() -> dict[str, object]:
     """Return the result.json of the run."""
-    return json.loads(Path("run/result.json").read_text())
+    return read_json(Path("run/result.json"))
 
 
 def test_a_tracker_that_fails_to_open_is_recorded(

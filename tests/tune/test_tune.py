@@ -259,6 +259,20 @@ def test_a_killed_and_a_stopped_search_resume(cli: Cli, ray: None) -> None:
     assert statuses == ["finished"] * 2
 
 
+def test_a_ray_that_fails_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises a plain Exception if one of its processes is killed while it starts."""
+    import ray
+
+    def fail(*_: object, **__: object) -> None:
+        raise Exception("The current node timed out during startup.\nMore of it.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    done = cli("tune", *tiny(trainer__max_steps=4), "optimizer.lr=1e-3,4e-3", *GRID)
+    assert done.code == 1 and done.err.count("\n") == 1, done.err
+    assert "Ray failed to start (The current node timed out during startup.)" in done.err
+
+
 def test_a_search_extended_trial_by_trial_repeats_no_values(cli: Cli, ray: None) -> None:
     options = tiny(trainer__max_steps=4, schedule__warmup_steps=8)
     search = Path("search")

@@ -81,7 +81,9 @@ class MixtureOfExperts(FeedForward):
             gates = gates / gates.sum(-1, keepdim=True)
         counts = F.one_hot(experts, len(self.experts)).sum((0, 1, 2))
         if ctx.auxiliary is not None:
-            self._report(ctx.auxiliary, counts / experts.numel(), p.mean((0, 1)))
+            assignments = ctx.auxiliary.total(counts)
+            usage = assignments / assignments.sum()
+            self._report(ctx.auxiliary, usage, p.mean((0, 1)))
 
         # A permutation and its inverse: the gradient of indexing is not deterministic.
         order = experts.flatten().argsort(stable=True)

@@ -1,0 +1,29 @@
+"""What torchrun tells the processes that it starts, by environment variables."""
+
+from __future__ import annotations
+
+import os
+
+from minigpt.errors import UserError
+
+# SLURM's documentation shows how to set these from the names that srun sets.
+RANK, LOCAL_RANK, WORLD_SIZE = "RANK", "LOCAL_RANK", "WORLD_SIZE"
+
+
+def is_started_as_rank() -> bool:
+    """Return whether this process is one of those that torchrun started together."""
+    return RANK in os.environ and WORLD_SIZE in os.environ
+
+
+def attempt() -> str:
+    """Return how often the agent of torchrun has restarted the processes."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def require_no_torchrun(what: str) -> None:
+    """Raise UserError if this process is one of several that torchrun started."""
+    if is_started_as_rank() and os.environ[WORLD_SIZE] != "1":
+        raise UserError(
+            f"{what}: each of the processes that torchrun started would run it; start it without "
+            f"torchrun (jobs of a sweep start processes with trainer.processes=N)"
+        )
