@@ -160,6 +160,17 @@ def gathered(x: Tensor) -> Tensor:
     return x.full_tensor() if hasattr(x, "full_tensor") else x  # pyright: ignore
 
 
+def gathered_by_first(x: Tensor, ranks: Ranks) -> Tensor:
+    """Return the whole of a tensor in parts on the CPU of the first process; others get none of it.
+
+    A tensor that is not in parts is returned as is.
+    """
+    whole = gathered(x)
+    if whole is x:
+        return x
+    return whole.cpu() if ranks.is_main else whole.new_empty(0)
+
+
 def part_like(x: Tensor, other: Any) -> Tensor:
     """Return this process's part of `x`, if the tensor `other` of that shape is in parts."""
     if not hasattr(other, "placements"):

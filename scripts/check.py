@@ -1,7 +1,7 @@
 """Run every check of this repository in order: format, lint, imports, types, tests.
 
 Each command is printed before it starts. Arguments go to pytest: `-m fast` runs only fast tests,
-and `-m ''` adds the slow ones, as CI does.
+`-m 'not exhaustive'` adds the slow ones, as CI does, and `-m ''` all.
 """
 
 import shutil

@@ -170,7 +170,7 @@ def memory(
     by_adamw = [p for p in parameters if not p.by_muon]
     moments = elements(parameters, shards) + elements(by_adamw, shards)
     optimizer = FP32 * (moments + len(by_adamw))  # and the number of steps of each parameter
-    buffers = FP32 * elements(parameters) if mode == "ddp" else 0
+    buffers = 0  # DDP exchanges the gradients in place (gradient_as_bucket_view)
     if mode == "fsdp":
         size = BF16 if bf16 else FP32
         outside, block = outside_of(parameters), largest_block(parameters)
@@ -189,16 +189,16 @@ def memory_beside_steps(
     """Return the bytes of one of `n` devices at the start or for a checkpoint, the larger one.
 
     In fsdp each process has the whole model and a copy before it splits them, and for a checkpoint
-    whole weights and optimizer states beside its own parts. `average`: as for `memory`.
+    whole weights beside its own parts; the first process gathers optimizer states on its CPU, a
+    tensor at a time. `average`: as for `memory`.
     """
     _, _, own_states, *_ = memory(parameters, mode, n, 0)
     own = memory(parameters, mode, n, 0, average=average).weights + own_states
     if mode != "fsdp":
         return own
     whole = memory(parameters, "none", 1, 0)
-    copies = 2 if average else 0  # both kinds of weights, and the better one again
     start = whole.weights * (3 if average else 2)
-    return max(start, own + whole.optimizer + whole.weights * (1 + copies))
+    return max(start, own + whole.weights)
 
 
 def outside_of(parameters: Iterable[Parameter]) -> list[Parameter]:

@@ -168,7 +168,10 @@ class Replicated(Parallel):
         model.total = partial(self.ranks.sum, what="the use of experts")
         device = [torch.cuda.current_device()] if model.head.weight.is_cuda else None
         self.module = nn.parallel.DistributedDataParallel(
-            _Loss(model, loss), device_ids=device, forward_sync_buffers=False
+            _Loss(model, loss),
+            device_ids=device,
+            forward_sync_buffers=False,
+            gradient_as_bucket_view=True,
         )
         return self.module
 

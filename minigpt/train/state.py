@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from minigpt.files import atomic_directory
 from minigpt.model import GPT
 from minigpt.optim.average import EMA, RAW, WeightAverage
 from minigpt.optim.optimizer import states_of
-from minigpt.ranks import gathered, part_like
+from minigpt.ranks import gathered_by_first, part_like
 from minigpt.run.weights import load_weights, require_intact, save_weights, write_checksums
 from minigpt.train.distributed import Parallel
 
@@ -92,16 +93,18 @@ class TrainState:
         WEIGHTS has the better weights, which are loaded to be used; with an average, TRAINING has
         both.
         """
-        random = self.parallel.ranks.gather(self._random(), "a checkpoint")
+        ranks = self.parallel.ranks
+        whole = partial(gathered_by_first, ranks=ranks)  # a tensor at a time, to save memory
+        random = ranks.gather(self._random(), "a checkpoint")
         training = {
-            "optimizer": tree_map_only(Tensor, gathered, self.optimizer.state_dict()),
+            "optimizer": tree_map_only(Tensor, whole, self.optimizer.state_dict()),
             "state": dataclasses.asdict(self.progress),
             "random": random[0],
             "random_of_others": random[1:],
         }
         if self.average is not None:
             training["weights"] = {
-                name: [gathered(p.detach()) for p in self._trained(model)]
+                name: [whole(p.detach()) for p in self._trained(model)]
                 for name, model in self.models.items()
             }
         self._write(path, lambda directory: torch.save(training, directory / TRAINING))

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from minigpt.files import read_json, write_json
 from tests.conftest import TINY, Cli
 
 DESIGNS = ["compare", *TINY, "trainer.sample_every=null", "positional=learned,rope"]
@@ -141,8 +142,7 @@ def test_final_runs_of_earlier_code_are_left_out(cli: Cli) -> None:
     command = [*SMALL, "--space=optimizer.lr=0.004,0.02", "--budget=2"]
     assert cli(*command).code == 0
     for run in Path("all/final").glob("*/manifest.json"):
-        text = json.loads(run.read_text())
-        run.write_text(json.dumps(text | {"code_sha256": "of earlier code"}))
+        write_json(run, read_json(run) | {"code_sha256": "of earlier code"})
     assert cli(*command).code == 0
     assert len([*Path("all/final").glob("*/result.json")]) == 8
     assert {row["runs"] for row in rows("leaderboard")} == {"2"}

@@ -102,7 +102,7 @@ def test_expert_routing_cannot_be_captured() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
-@pytest.mark.parametrize("scheme", ["rope", "relative"])
+@pytest.mark.parametrize("scheme", ["rope", pytest.param("relative", marks=pytest.mark.exhaustive)])
 def test_generated_code(scheme: str) -> None:
     assert_equals_eager(tiny_config(scheme), "inductor")
 

@@ -123,6 +123,7 @@ def test_expert_routing_raises() -> None:
         assert_equals_separate(tiny_config(ffn="moe"), batches())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_compiled() -> None:
     assert_equals_separate(tiny_config(n_layer=1), batches(), compiled=True)

@@ -26,6 +26,7 @@ def test_half_of_a_passage_repeats() -> None:
     assert len(text) >= 5000 and 0.1 < repeated / len(text) < 0.6
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_planted_keys(workdir: Path) -> None:
     program = "studies/planted_key/planted_key.py"

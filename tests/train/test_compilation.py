@@ -195,6 +195,7 @@ def test_the_next_run_of_a_design_reuses_the_code_of_the_process(cli: Cli) -> No
 
 
 @needs_compiler
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one thread computes in order")
 def test_compiled_runs_with_several_threads_are_bit_equal(cli: Cli) -> None:

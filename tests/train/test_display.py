@@ -60,7 +60,7 @@ def test_a_slow_run_in_a_pipe_is_never_silent(workdir: Path) -> None:
         sys.exit(main(sys.argv[1:]))
     """
     size = ["model.n_layer=4", "model.n_embd=256", "model.block_size=256", "trainer.batch_size=32"]
-    Path("text.txt").write_text("a line of text\n" * 40_000)
+    Path("text.txt").write_text("a line of text\n" * 20_000)
     options = [*TINY, *RARELY, *size, "trainer.max_steps=4", "trainer.precision=fp32"]
     command = [sys.executable, "-u", "-c", script, "train", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

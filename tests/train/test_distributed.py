@@ -61,21 +61,24 @@ RESUMED = {
     "whole": AVERAGE,
     "stopped": [*AVERAGE, "trainer.max_steps=20"],
 }
-# The runs in each number of processes and mode.
-WAYS = {
-    (None, "none"): [*DESIGNS, "whole", "stopped"],
-    (2, "ddp"): [*DESIGNS, "full", "half", "stopped"],
-    (2, "fsdp"): ["plain", "full", "half", "stopped"],
-    (3, "ddp"): ["plain"],
-    (3, "fsdp"): [*DESIGNS, "stopped"],
-    (4, "ddp"): ["plain"],
+RESUME = ["full", "half", "stopped"]
+SOME = ["plain", "uneven", "muon", "experts"]
+Ways = dict[tuple[int | None, str], list[str]]
+# The runs in each number of processes and mode: some, and all.
+WAYS: Ways = {
+    (None, "none"): [*SOME, "whole", "stopped"],
+    (2, "ddp"): [*SOME, *RESUME],
+    (2, "fsdp"): [*SOME, *RESUME],
+    (3, "fsdp"): ["stopped"],
 }
-COMPARED = [
-    (mode, ranks, name)
-    for (ranks, mode), names in WAYS.items()
-    for name in names
-    if ranks is not None and name in DESIGNS
-]
+ALL_WAYS: Ways = {
+    (None, "none"): [*DESIGNS],
+    (2, "ddp"): [*DESIGNS],
+    (2, "fsdp"): [*DESIGNS],
+    (3, "ddp"): [*DESIGNS],
+    (3, "fsdp"): [*DESIGNS],
+    (4, "ddp"): ["plain", "accumulated"],
+}
 MEASURED = ("train_loss", "grad_norm", "val_loss")
 
 
@@ -125,14 +128,12 @@ def differences(one: Path, other: Path) -> dict[str, float]:
     }
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train the runs of WAYS."""
-    folder = tmp_path_factory.mktemp("ranks")
+def train_ways(folder: Path, ways: Ways) -> None:
+    """Train the runs of some ways in a folder."""
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     prepared = ["data", "--shards", "shards", "data=text", "data.path=text.txt"]
     commands: dict[int | None, list[list[str]]] = {None: [prepared]}
-    for (ranks, mode), names in WAYS.items():
+    for (ranks, mode), names in ways.items():
         parallel = [] if ranks is None else [f"trainer.parallel={mode}"]
         for name in names:
             at = f"hydra.run.dir={mode}{ranks or ''}/{name}"
@@ -140,15 +141,35 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             commands.setdefault(ranks, []).append(["train", *RUN, *parallel, *own, at])
     for ranks, each in commands.items():
         in_ranks(folder, each, ranks)
+
+
+def require_equal(folder: Path, ways: Ways) -> None:
+    """Check that runs in several processes are equal to those in one."""
+    for (ranks, mode), names in ways.items():
+        for name in (name for name in names if ranks is not None and name in DESIGNS):
+            run = folder / f"{mode}{ranks}" / name
+            found = differences(folder / "none" / name, run)
+            assert found.keys() >= {*MEASURED} and max(found.values()) < 1e-9, (run, found)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of WAYS."""
+    folder = tmp_path_factory.mktemp("ranks")
+    train_ways(folder, WAYS)
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "ranks", "design"), COMPARED)
-def test_many_processes_train_as_one(runs: Path, mode: str, ranks: int, design: str) -> None:
-    found = differences(runs / "none" / design, runs / f"{mode}{ranks}" / design)
-    assert {"train_loss", "grad_norm", "val_loss"} <= found.keys()
-    assert max(found.values()) < 1e-9, found
+def test_several_processes_train_as_one(runs: Path) -> None:
+    require_equal(runs, WAYS)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_every_design_trains_as_one_in_every_mode(tmp_path: Path) -> None:
+    train_ways(tmp_path, ALL_WAYS)
+    require_equal(tmp_path, ALL_WAYS)
 
 
 def resumed(folder: Path, ranks: int | None, moves: Sequence[tuple[str, str]], mode: str) -> None:
@@ -420,12 +441,9 @@ def test_jobs_of_a_sweep_start_their_processes(folder: Path) -> None:
     """A stopped sweep saves each run once; the same command ends it like an uninterrupted one."""
     sweep = ["train", "-m", *RUN, *TWO, "trainer.max_steps=80", "model.dropout=0.1", "seed=1,2"]
     sweep += ["hydra.launcher.at_once=1"]
-    done = completed(python("minigpt", *sweep, "hydra.sweep.dir=whole"), folder)
+    single = ["train", *sweep[2:-2], "seed=1", "hydra.run.dir=whole"]
+    done = completed(python("minigpt", *single), folder)
     assert done.returncode == 0, done.stderr
-    for seed in (1, 2):
-        run = folder / "whole" / f"seed={seed}"
-        assert json.loads((run / "result.json").read_text())["processes"] == 2
-        assert (run / "output.log").read_text().count("step 80/80") >= 1
     command = python("minigpt", *sweep, "hydra.sweep.dir=stopped")
     with training(folder, command, 10, "stopped/seed=1") as process:
         process.send_signal(signal.SIGINT)
@@ -435,8 +453,11 @@ def test_jobs_of_a_sweep_start_their_processes(folder: Path) -> None:
     assert result["status"] == "interrupted" and 10 <= result["steps"] < 80
     again = completed(command, folder)
     assert again.returncode == 0, again.stderr
+    assert weights_are_equal(folder / "whole", folder / "stopped/seed=1")
     for seed in (1, 2):
-        assert weights_are_equal(folder / f"whole/seed={seed}", folder / f"stopped/seed={seed}")
+        run = folder / "stopped" / f"seed={seed}"
+        assert json.loads((run / "result.json").read_text())["processes"] == 2
+        assert "step 80/80" in (run / "output.log").read_text()
 
 
 @pytest.mark.slow

@@ -166,6 +166,7 @@ def test_a_closed_terminal_saves_the_run(workdir: Path) -> None:
     assert Path("run/checkpoints/last/training.pt").exists()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_resume_after_sigkill_at_random_times(workdir: Path) -> None:
     """Kill processes with SIGKILL at random times, also while they write files."""

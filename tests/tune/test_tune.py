@@ -317,6 +317,7 @@ def test_trials_stopped_by_patience_count_with_their_best_loss(cli: Cli, ray: No
     assert rose, "no loss rose, so the test is vacuous"
 
 
+@pytest.mark.exhaustive
 def test_hyperband_stops_in_rounds(cli: Cli, ray: None) -> None:
     options = ["--scheduler", "hyperband", "--trials", "6", "--jobs", "2", "--dir", "search"]
     done = cli("tune", *tiny(trainer__max_steps=12), RATES, *options)
