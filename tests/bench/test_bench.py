@@ -115,6 +115,7 @@ def test_bench_attention_covers_backends_and_lengths(cli: Cli) -> None:
     ]  # flex trains on GPUs
 
 
+@pytest.mark.exhaustive
 def test_bench_group_covers_every_choice(cli: Cli) -> None:
     options = ["--lengths", "16", "--tokens", "64", "--repeats", "1", "--json", "out.json"]
     done = cli("bench", "group", "positional", *options, "--out", "docs/cost.md")
@@ -218,6 +219,7 @@ def test_figures_are_met_or_missed() -> None:
     assert gpu.Figure("ms", 5.0).row() == ["ms", 5.0, "", ""]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_bench_gpu_reads_the_study(workdir: Path) -> None:
     small = [*SMALL, "trainer.max_steps=3", "trainer.compile=false", "logger=none"]

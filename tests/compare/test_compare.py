@@ -149,6 +149,7 @@ def test_final_runs_of_earlier_code_are_left_out(cli: Cli) -> None:
     assert len(rows("runs")) == 4
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_preset_names_the_designs_and_its_seeds_are_replaced(cli: Cli) -> None:
     options = [*TINY, "trainer.sample_every=null", "--space=optimizer.lr=1e-3,4e-3"]

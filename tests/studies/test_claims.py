@@ -475,6 +475,7 @@ def test_cache(tmp_path: Path, fast: float, expected: str) -> None:
     assert judge("cache", tmp_path).verdict == expected
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_training_is_kept_without_weights(workdir: Path) -> None:
     program, out = "studies.claims.run", ["--out", "out", "--runs", "runs"]

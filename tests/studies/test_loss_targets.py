@@ -9,6 +9,7 @@ import pytest
 from tests.studies.program import SMALL, run
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_loss_targets(workdir: Path) -> None:
     speedrun = ("studies/loss_targets/loss_targets.py", "speedrun")

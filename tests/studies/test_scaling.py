@@ -51,6 +51,7 @@ def test_the_page_answers_for_each_text(tmp_path: Path) -> None:
     assert study.page(tmp_path / "again" / "results") == text
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_scaling(workdir: Path) -> None:
     small = [*SMALL[:2], "model.n_head=2", "model.block_size=8", "trainer.batch_size=4"]

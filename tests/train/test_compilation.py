@@ -156,6 +156,7 @@ def test_true_without_a_compiler_says_so(workdir: Path, compiler: str, message: 
     assert done.stderr == f"minigpt: trainer.compile=true: {message}; {remedy}\n"
 
 
+@pytest.mark.exhaustive
 @needs_compiler
 @pytest.mark.slow
 def test_a_compiled_run_resumes_bit_equal_and_fills_the_cache(
@@ -176,6 +177,7 @@ def test_a_compiled_run_resumes_bit_equal_and_fills_the_cache(
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.mark.exhaustive
 @needs_compiler
 @pytest.mark.slow
 def test_the_next_run_of_a_design_reuses_the_code_of_the_process(cli: Cli) -> None:

@@ -190,6 +190,7 @@ def test_a_finished_search_does_not_train_again(
     assert "contains a search with other overrides" in capfd.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_a_killed_worker_resumes_exactly(
     cli: Cli, ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +221,7 @@ def test_a_killed_worker_resumes_exactly(
     same_end(trial, Path("whole"))
 
 
+@pytest.mark.exhaustive
 def test_a_killed_and_a_stopped_search_resume(cli: Cli, ray: None) -> None:
     """Stop a search by SIGKILL, resume it, stop it by SIGINT, and resume it to the end."""
     options = tiny(trainer__max_steps=1500, trainer__checkpoint_every=50, trainer__eval_every=50)
@@ -273,6 +275,7 @@ def test_a_ray_that_fails_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch)
     assert "Ray failed to start (The current node timed out during startup.)" in done.err
 
 
+@pytest.mark.exhaustive
 def test_a_search_extended_trial_by_trial_repeats_no_values(cli: Cli, ray: None) -> None:
     options = tiny(trainer__max_steps=4, schedule__warmup_steps=8)
     search = Path("search")
@@ -329,6 +332,7 @@ def test_hyperband_stops_in_rounds(cli: Cli, ray: None) -> None:
     assert report["best"]["value"] == min(values)
 
 
+@pytest.mark.exhaustive
 def test_population_based_training_copies_better_trials(cli: Cli, ray: None) -> None:
     # With one worker, trials take turns, and which one is copied depends only on the seed.
     steps = {"trainer__max_steps": 30, "trainer__eval_every": 10, "trainer__log_every": 1}
