@@ -26,7 +26,7 @@ from minigpt.files import file_state, try_read_json
 from minigpt.run.directory import Busy, RunDirectory
 from minigpt.sweep.plan import PlannedJob
 from minigpt.train.compilation import Choice
-from minigpt.train.control import StopRequest
+from minigpt.train.control import StopRequest, polling
 
 LOG = "output.log"
 POLL_SECONDS = 0.5
@@ -120,21 +120,14 @@ class SweepJob:
     @contextmanager
     def watching(self, stop: StopRequest, parent: int) -> Iterator[None]:
         """Stop the run when the stop file appears, or when the `parent` process exits."""
-        finished = threading.Event()
 
-        def watch() -> None:
-            while not finished.wait(POLL_SECONDS):
-                stopped = self.stop_file.exists() or self.is_orphan(parent)
-                if stop.number is None and stopped:
-                    stop.number = signal.SIGTERM
+        def check() -> bool:
+            if self.stop_file.exists() or self.is_orphan(parent):
+                stop.number = stop.number or signal.SIGTERM
+            return stop.number is not None
 
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
+        with polling(check, POLL_SECONDS):
             yield
-        finally:
-            finished.set()
-            thread.join()
 
 
 @cache

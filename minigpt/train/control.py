@@ -69,6 +69,24 @@ class StopRequest:
     number: int | None = None
 
 
+@contextmanager
+def polling(check: Callable[[], bool], seconds: float) -> Iterator[None]:
+    """Call `check` in a thread every few seconds while the block runs, until it returns True."""
+    finished = threading.Event()
+
+    def poll() -> None:
+        while not finished.wait(seconds) and not check():
+            pass
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+
+
 # Signals that ask to save and exit. SIGHUP: the terminal was closed. SIGUSR1: SLURM's warning that
 # the time limit is near (`sbatch --signal`).
 STOP_SIGNALS = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -35,6 +34,7 @@ from minigpt.ranks import (
 from minigpt.runtime import Runtime, synchronize
 from minigpt.torchrun import LOCAL_RANK, RANK, WORLD_SIZE, attempt, is_started_as_rank
 from minigpt.train.compilation import Loss
+from minigpt.train.control import polling
 from minigpt.train.graph import STEPS, EagerStep, Metrics
 
 RUN_KEY = "minigpt/run"
@@ -103,21 +103,16 @@ def process_group(options: TrainerConfig, runtime: Runtime) -> Iterator[Runtime]
 @contextmanager
 def stopped_with_parent() -> Iterator[None]:
     """Stop this process, as by SIGTERM, if the agent that started it is killed in the block."""
-    finished, parent = threading.Event(), os.getppid()
+    parent = os.getppid()
 
-    def watch() -> None:
-        while not finished.wait(POLL_SECONDS):
-            if os.getppid() != parent:
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
+    def stop_if_orphan() -> bool:
+        is_orphan = os.getppid() != parent
+        if is_orphan:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return is_orphan
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with polling(stop_if_orphan, POLL_SECONDS):
         yield
-    finally:
-        finished.set()
-        thread.join()
 
 
 class Parallel:

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 import uuid
@@ -22,7 +21,7 @@ from minigpt.files import try_read_json
 from minigpt.ranks import LostRank
 from minigpt.run.directory import RunDirectory
 from minigpt.torchrun import RANK, is_started_as_rank
-from minigpt.train.control import STOP_SIGNALS, Interrupted, StopRequest
+from minigpt.train.control import STOP_SIGNALS, Interrupted, StopRequest, polling
 from minigpt.train.session import train_run
 
 AT_ONCE = 5.0  # seconds in which the end of one rank ends the others
@@ -147,24 +146,15 @@ def _spawning() -> Iterator[None]:
 @contextmanager
 def _forwarded(stop: StopRequest | None) -> Iterator[None]:
     """Send this process, whose agent stops the others, the signal of a request to stop."""
-    finished = threading.Event()
 
-    def watch(stop: StopRequest) -> None:
-        while stop.number is None:
-            if finished.wait(POLL_SECONDS):
-                return
+    def forward() -> bool:
+        if stop is None or stop.number is None:
+            return False
         os.kill(os.getpid(), stop.number)
+        return True
 
-    if stop is None:
+    with polling(forward, POLL_SECONDS):
         yield
-        return
-    thread = threading.Thread(target=watch, args=(stop,), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        thread.join()
 
 
 def error_of(failures: dict[int, Any], run: RunDirectory) -> BaseException:
