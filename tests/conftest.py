@@ -8,10 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import settings
@@ -112,13 +113,19 @@ def prepared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workdir(tmp_path: Path, prepared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Change to a new working directory with a small text; W&B is offline. Return it."""
+def workdir(
+    tmp_path: Path, prepared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """Change to a new working directory with a small text; W&B is offline. Return it.
+
+    The environment is restored: minigpt sets variables for the programs it starts.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINIGPT_DATA", str(prepared_data))
     monkeypatch.setenv("WANDB_MODE", "offline")
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    return tmp_path
+    with patch.dict(os.environ):
+        yield tmp_path
 
 
 @pytest.fixture
@@ -141,11 +148,11 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory, prepared_data: Path) 
     """Return a run directory trained with TINY. Tests must not change it."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("MINIGPT_DATA", str(prepared_data))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.setenv("MINIGPT_DATA", str(prepared_data))
         arguments = ["train", *TINY, "hydra.run.dir=run"]
-        patch.setattr(sys, "argv", ["minigpt", *arguments])
+        patched.setattr(sys, "argv", ["minigpt", *arguments])
         assert main(arguments) == 0
     return folder / "run"
 

@@ -12,6 +12,7 @@ import traceback
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def start_run(
     each = max(1, (threads or os.cpu_count() or 1) // processes)
     arguments = (config, run, resumed, command, each, output, options.get("facts"))
     try:
-        with _silent(), _spawning(), _forwarded(stop):
+        with _silent(), _spawning(), _forwarded(stop), _ranks_start_without_interrupts():
             elastic_launch(launch, _train_rank)(*arguments)
     except SignalException as stopped:
         result = try_read_json(run.result)
@@ -104,6 +105,8 @@ def _train_rank(
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
     try:
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         train_run(config, run, resumed, command, threads=threads, facts=facts)
     except KeyboardInterrupt as stopped:
         sys.exit(128 + getattr(stopped, "number", signal.SIGINT))
@@ -155,6 +158,24 @@ def _forwarded(stop: StopRequest | None) -> Iterator[None]:
 
     with polling(forward, POLL_SECONDS):
         yield
+
+
+@contextmanager
+def _ranks_start_without_interrupts() -> Iterator[None]:
+    """Start processes that Ctrl-C interrupts in `_train_rank`, not in their imports before.
+
+    They inherit the signals that are blocked in this thread. Another thread of this process must
+    run, which receives the signal for it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # which would unblock them again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def error_of(failures: dict[int, Any], run: RunDirectory) -> BaseException:

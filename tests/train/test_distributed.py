@@ -219,9 +219,12 @@ def test_another_number_of_processes_resumes(runs: Path) -> None:
 
 @contextmanager
 def training(
-    folder: Path, command: Sequence[str], step: int, run: str = "run"
+    folder: Path, command: Sequence[str], step: int | None, run: str = "run"
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start a command; the block begins once its run has reached a step."""
+    """Start a command; the block begins once its run has reached a step.
+
+    None: once its two ranks have been started.
+    """
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -234,7 +237,11 @@ def training(
     try:
         deadline = time.monotonic() + 120
         log = folder / run / "metrics.jsonl"
-        while not (log.exists() and len(log.read_text().splitlines()) >= step):
+        while not (
+            len(rank_pids(process.pid)) == 2
+            if step is None
+            else log.exists() and len(log.read_text().splitlines()) >= step
+        ):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline, "the run does not begin"
             time.sleep(0.05)
@@ -244,15 +251,15 @@ def training(
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def rank_pid(parent: int, rank: int) -> int:
-    """Return the process of a rank below a process, which starts them in order."""
+def rank_pids(parent: int) -> list[int]:
+    """Return the ranks that a process has started, in order."""
     children = [
         int(child)
         for task in Path(f"/proc/{parent}/task").glob("*/children")
         for child in task.read_text().split()
         if any(word in Path(f"/proc/{child}/cmdline").read_bytes() for word in RANKS)
     ]
-    return sorted(children)[rank]
+    return sorted(children)
 
 
 RANKS = (b"multiprocessing.spawn", b"minigpt")  # in the command of a rank: of ours, of torchrun's
@@ -270,7 +277,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_killed_process_ends_the_others_and_is_named(folder: Path) -> None:
     command = python("minigpt", "train", *LONG, *TWO, "hydra.run.dir=run")
     with training(folder, command, 15) as process:
-        os.kill(rank_pid(process.pid, 1), signal.SIGKILL)
+        os.kill(rank_pids(process.pid)[1], signal.SIGKILL)
         killed = time.monotonic()
         _, errors = process.communicate(timeout=60)
     assert time.monotonic() - killed < 20
@@ -318,6 +325,17 @@ def test_an_interruption_saves_once_and_the_run_continues(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("after", [0.2, 1.0])
+def test_an_interruption_while_ranks_start_prints_nothing(folder: Path, after: float) -> None:
+    command = python("minigpt", "train", *LONG, *TWO, "hydra.run.dir=run")
+    with training(folder, command, None) as process:
+        time.sleep(after)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT and errors == ""
+
+
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written_at_a_signal_is_one_line(folder: Path) -> None:
     command = python("minigpt", "train", *LONG, *TWO, "hydra.run.dir=run")
     with training(folder, [*command, "trainer.checkpoint_every=null"], 5) as process:
@@ -345,7 +363,7 @@ def test_ranks_save_and_end_when_torchrun_is_killed(folder: Path) -> None:
 def test_a_process_that_hangs_is_reported(folder: Path) -> None:
     command = python("minigpt", "train", *LONG, *TWO, "trainer.timeout=3", "hydra.run.dir=run")
     with training(folder, command, 5) as process:
-        os.kill(rank_pid(process.pid, 1), signal.SIGSTOP)
+        os.kill(rank_pids(process.pid)[1], signal.SIGSTOP)
         _, errors = process.communicate(timeout=90)
     assert process.returncode == 1
     assert "waited for the other ranks in " in errors and "one did not answer" in errors
@@ -360,7 +378,7 @@ def test_torchrun_restarts_a_run_which_ends_bit_equal(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     command = python("minigpt", "train", *whole, "hydra.run.dir=run", ranks=2, restarts=1)
     with training(folder, command, 30) as process:
-        os.kill(rank_pid(process.pid, 1), signal.SIGKILL)
+        os.kill(rank_pids(process.pid)[1], signal.SIGKILL)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert weights_are_equal(folder / "whole", folder / "run")
