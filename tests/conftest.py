@@ -113,9 +113,7 @@ def prepared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workdir(
-    tmp_path: Path, prepared_data: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
+def workdir(tmp_path: Path, prepared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Change to a new working directory with a small text; W&B is offline. Return it.
 
     The environment is restored: minigpt sets variables for the programs it starts.
