@@ -92,7 +92,8 @@ class LoadedRun(TrainedRun):
         """
         require_one_of("split", split, ("train", "val"))
         require(length is None or length >= 1, "length", length, "must be 1 or more")
-        return evaluate(self.model, getattr(self.tokens(), split), self.runtime, length)
+        data = getattr(self.tokens(), split)
+        return evaluate(self.model, data, self.runtime, length, objective=self.objective)
 
 
 def load_run(

@@ -67,7 +67,7 @@ def _count(
         model = GPT(config.model, n_vocab)
         if sharded and bf16:
             _replace_by_bf16(model)
-        model.backend = FUSED.get(name, BACKENDS[name]) if on_gpu else BACKENDS[name]
+        model.set_backend(FUSED.get(name, BACKENDS[name]) if on_gpu else BACKENDS[name])
         tokens = torch.zeros((windows, config.model.block_size), dtype=torch.int64)
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
         with autocast, _GpuAutocast() if bf16 and on_gpu else nullcontext():
@@ -119,7 +119,7 @@ def _sdpa(
     q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias, layer: int, dropout: float
 ) -> Tensor:
     """A backend that keeps what the kernels of scaled_dot_product_attention keep."""
-    mask = None if bias.is_causal else bias.dense(q, k, layer)
+    mask = None if bias.is_causal or bias.is_absent else bias.dense(q, k, layer)
     return _fused(q, repeat_kv(k, q), repeat_kv(v, q), mask)
 
 

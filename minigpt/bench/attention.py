@@ -41,7 +41,8 @@ def one_layer(
         model.requires_grad_(False)
     if backend_limit(model.config, backend, device, use) is not None:
         return None
-    model.backend_name, model.backend = backend, BACKENDS[backend]
+    model.backend_name = backend
+    model.set_backend(BACKENDS[backend])
     return model
 
 

@@ -204,7 +204,9 @@ def _evaluate_splits(
 
     def loss(model: GPT, split: Split, name: str) -> Evaluation:
         progress.begin(_activity(trained, name), len(split.tokens))
-        result = evaluate(model, split, trained.runtime, progress=progress.advance)
+        result = evaluate(
+            model, split, trained.runtime, progress=progress.advance, objective=trained.objective
+        )
         table.add_row(name, _extent(split, tokens), *cells(result))
         return result
 

@@ -19,9 +19,10 @@ from minigpt.config.overrides import (
 )
 from minigpt.config.pairs import flat
 from minigpt.config.renamed import require_current_keys
-from minigpt.config.schema import CHOICES_OF_COMPILE, REGISTRIES, Config, ObjectiveConfig
+from minigpt.config.schema import CHOICES_OF_COMPILE, REGISTRIES, Config
 from minigpt.errors import UserError, did_you_mean, first_line, require
 from minigpt.logger import LOGGERS
+from minigpt.objective.base import CausalConfig
 
 T = TypeVar("T")
 
@@ -58,11 +59,12 @@ def require_effect(config: Config) -> None:
     )
     used = trainer.patience is None or trainer.eval_every is not None
     require(used, "trainer.patience", trainer.patience, why)
-    default = ObjectiveConfig()
-    for name in ("temperature", "weight"):
-        value, why = getattr(config.objective, name), "is of distillation; give objective.teacher"
-        used = config.objective.teacher is not None or value == getattr(default, name)
-        require(used, f"objective.{name}", value, why)
+    objective, default = config.objective, CausalConfig()
+    if isinstance(objective, CausalConfig):
+        for name in ("temperature", "weight"):
+            value, why = getattr(objective, name), "is of distillation; give objective.teacher"
+            used = objective.teacher is not None or value == getattr(default, name)
+            require(used, f"objective.{name}", value, why)
 
 
 def require_labels(config: Config) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from minigpt.config.foreign import our_value
@@ -18,6 +18,7 @@ from minigpt.model.compatibility import require_compatible
 from minigpt.model.config import ModelConfig
 from minigpt.model.ffn import FFN
 from minigpt.model.positional import POSITIONAL
+from minigpt.objective.base import OBJECTIVES, CausalConfig, ObjectiveConfig
 from minigpt.optim.optimizer import OPTIMIZERS, OptimizerConfig
 from minigpt.optim.schedule import SCHEDULES, ScheduleConfig
 from minigpt.registry import Registry
@@ -27,12 +28,11 @@ from minigpt.tokenizer import TOKENIZERS, TokenizerConfig
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.key: registry
     for registry in (
-        *(CORPORA, TOKENIZERS, POSITIONAL, ATTENTION, FFN),
+        *(CORPORA, TOKENIZERS, POSITIONAL, ATTENTION, FFN, OBJECTIVES),
         *(ADAPTERS, OPTIMIZERS, SCHEDULES, LOGGERS),
     )
 }
 
-OBJECTIVES = ("causal",)
 CHOICES_OF_COMPILE = "must be auto, true or false"
 
 
@@ -124,22 +124,6 @@ class TrainerConfig:
 
 
 @dataclass
-class ObjectiveConfig:
-    """What training minimizes. `teacher`: see `Distillation`, as `temperature` and `weight`."""
-
-    name: str = "causal"
-    teacher: str | None = None
-    temperature: float = 2.0
-    weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        require_one_of("objective.name", self.name, OBJECTIVES)
-        value = self.temperature
-        require(value > 0, "objective.temperature", value, "must be above 0")
-        require(0 <= self.weight <= 1, "objective.weight", self.weight, "must be from 0 to 1")
-
-
-@dataclass
 class Config:
     """All options of a run.
 
@@ -160,7 +144,7 @@ class Config:
     logger: LoggerConfig
     init: str | None = None
     adapter: AdapterConfig = field(default_factory=lambda: AdapterConfig("none"))
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: ObjectiveConfig = field(default_factory=CausalConfig)
 
     def __post_init__(self) -> None:
         # torch's CPU generator uses only the lowest 32 bits of a seed.
@@ -169,12 +153,26 @@ class Config:
         is_used = self.adapter.name == "none" or self.init is not None
         require(is_used, "adapter", self.adapter.name, why)
         compiled, why = self.trainer.compile, "has no compiled loss; use auto or false"
-        distils = self.objective.teacher is not None
+        distils = self.teacher is not None
         require(not (distils and compiled is True), "trainer.compile", "true", f"a teacher {why}")
         has_experts, why = self.model.ffn.name == "moe", "is not balanced with objective.teacher"
         require(not (distils and has_experts), "ffn", "moe", f"{why}; use another")
-        documents = self.data.separator is not None
-        require_compatible(self.model, documents=documents, optimizer=self.optimizer.name)
+        objective, documents = OBJECTIVES.variant(self.objective.name), self.data.separator
+        key, why = "data.document_separator", objective.needs_one_document
+        needs = f"objective={self.objective.name}: {why}; use null, or another objective"
+        require(why is None or documents is None, key, documents, needs)
+        n_special = objective.n_special(self.objective, self.model.block_size)
+        self.model = replace(
+            self.model, architecture=objective.architecture, n_special_tokens=n_special
+        )
+        require_compatible(
+            self.model, documents=documents is not None, optimizer=self.optimizer.name
+        )
+
+    @property
+    def teacher(self) -> str | None:
+        """The run whose predictions are learned too, if any."""
+        return self.objective.teacher if isinstance(self.objective, CausalConfig) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values."""
@@ -189,8 +187,10 @@ def request_sha256(config: Config) -> str:
     values = config.to_dict()
     if config.init is None:  # as in versions without these options
         del values["init"], values["adapter"]
-    if config.objective == ObjectiveConfig():
+    if config.objective == CausalConfig():
         del values["objective"]
+        for key in ("architecture", "n_special_tokens", "n_encoder_layer", "shared_embedding"):
+            del values["model"][key]
     for key in ("name", "group", "tags", "logger"):
         del values[key]
     if config.trainer.parallel == "none":

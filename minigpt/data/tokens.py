@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,19 +27,29 @@ CACHE_FORMAT = 2  # format version: increase it when the meaning of a cached fil
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows of tokens: inputs (b, t), their next tokens as targets (b, t), int64.
+    """Inputs (b, t) of a model and what it predicts at each, targets (b, t), int64.
 
+    A split yields windows, with the next tokens as targets; an objective changes them.
     `document_ids` (b, t), int64: the document of each input. None: each row is one document.
+    `weights` (b, t): of the losses, with mean 1 over the whole batch of a step; None: all 1.
+    `lengths` (b,): the length of each prefix, see `Stack.hidden`. `source` (b, s): what the encoder
+    reads.
     """
 
     inputs: Tensor
     targets: Tensor
     document_ids: Tensor | None
+    weights: Tensor | None = None
+    lengths: Tensor | None = None
+    source: Tensor | None = None
 
-    def chunk(self, n: int) -> Iterator[Batch]:
-        """Split the batch into n micro-batches along b."""
-        ids = [None] * n if self.document_ids is None else self.document_ids.chunk(n)
-        return map(Batch, self.inputs.chunk(n), self.targets.chunk(n), ids)
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The arguments of a loss: all fields up to the last one that is not None."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        while values[-1] is None:
+            values.pop()
+        return tuple(values)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from minigpt.console import Advance, ignore_progress
 from minigpt.data.tokens import Batch, Split
 from minigpt.model import GPT
-from minigpt.model.gpt import positions_in_documents
+from minigpt.model.stack import positions_in_documents
+from minigpt.objective.base import Causal, Draws, Objective
 from minigpt.runtime import Runtime
 from minigpt.tokenizer import Tokenizer
 
@@ -37,12 +38,14 @@ RANDOM_BATCHES, RANDOM_BATCH_SIZE = 20, 12
 class Evaluation:
     """`loss`: the mean in nats/token. `bits_per_byte`: bits/byte, comparable across tokenizers.
 
-    `by_position`: the mean loss of tokens with 1, 2, ... tokens of context.
+    `by_position`: the mean loss of tokens with 1, 2, ... tokens of context. `loss_of`: which tokens
+    these are the losses of, see `Objective`.
     """
 
     loss: float
     bits_per_byte: float
     by_position: list[float]
+    loss_of: str = Causal.loss_of
 
     @property
     def perplexity(self) -> float:
@@ -69,20 +72,26 @@ def evaluate(
     runtime: Runtime,
     length: int | None = None,
     progress: Advance = ignore_progress,
+    *,
+    objective: Objective | None = None,
 ) -> Evaluation:
-    """Return the loss of all tokens of a split but the first, in non-overlapping windows.
+    """Return the loss of an objective's targets of a split, in non-overlapping windows.
 
-    `length`: tokens per window, None for block_size. Each window starts without context.
-    `progress`: called with the number of tokens of each batch, when it is done. Restores the
-    model's train/eval mode. Raises UserError beyond the scheme's `max_length`.
+    Without an objective, or with the causal one, all tokens of the split but the first are targets.
+    Other objectives have fixed random numbers. `length`: tokens per window, None for block_size. Each window starts
+    without context. `progress`: called with the number of tokens of each batch, when it is done.
+    Restores the model's train/eval mode. Raises UserError beyond the scheme's `max_length`.
     """
     length = model.config.block_size if length is None else length
-    nats, counts = nats_by_position(model, split, runtime, length, progress)
-    total = math.fsum(nats)
+    losses = losses_by_position(model, split, runtime, length, progress, objective)
+    total = math.fsum(losses.nats)
     return Evaluation(
-        loss=total / (len(split.tokens) - 1),
-        bits_per_byte=total / math.log(2) / split.target_bytes,
-        by_position=[total / count for total, count in zip(nats, counts, strict=True)],
+        loss=total / sum(losses.counts),
+        bits_per_byte=total / math.log(2) / losses.n_bytes,
+        by_position=[
+            nats / n if n else 0.0 for nats, n in zip(losses.nats, losses.counts, strict=True)
+        ],
+        loss_of=(objective or Causal).loss_of,
     )
 
 
@@ -144,37 +153,89 @@ def random_batch_losses(
     return estimates
 
 
-def nats_by_position(
-    model: GPT, split: Split, runtime: Runtime, length: int, progress: Advance = ignore_progress
-) -> tuple[list[float], list[int]]:
-    """Return the summed cross-entropy and the number of targets of each position.
+@dataclass(frozen=True)
+class PositionLosses:
+    """By position in the window: the summed cross-entropy, and the number of targets.
 
-    Positions are counted in each window of `length`, or in each document of a window. Processes
-    that train one run together share the batches, and return the sums of all.
+    `n_bytes`: UTF-8 bytes of all targets.
+    """
+
+    nats: list[float]
+    counts: list[int]
+    n_bytes: int
+
+
+def losses_by_position(
+    model: GPT,
+    split: Split,
+    runtime: Runtime,
+    length: int,
+    progress: Advance = ignore_progress,
+    objective: Objective | None = None,
+) -> PositionLosses:
+    """Return the losses of an objective's targets in windows of `length`.
+
+    Positions are counted in each window, or in each document of a window. Processes that train one
+    run together share the batches, and return the sums of all. See `evaluate`.
     """
     batch_size = windows_at_once(model, runtime, length)
     nats = torch.zeros(length, dtype=torch.float64)
     counts = torch.zeros(length, dtype=torch.int64)
+    n_bytes = torch.zeros((), dtype=torch.float64)
 
     def losses_of(batch: Batch) -> Tensor:
         with torch.inference_mode(), runtime.autocast():  # of a thread
-            losses = model.loss(batch.inputs, batch.targets, batch.document_ids, reduction="none")
+            losses = model.loss(*batch.tensors, reduction="none")
         return losses.cpu().double()
 
     in_threads = runtime.device == "cpu" and model.backend_name != "flex"  # which compiles
     ranks = runtime.ranks
     own = ranks.share(split.window_places(length, batch_size))
+    batches = (split.windows_at(*place) for place in own)
+    all_tokens = objective is None or objective.predicts_all
+    if not all_tokens:
+        own = ranks.share(places_of(split, objective, length, batch_size))
+        batches = (objective.apply(split.windows_at(*place), draws) for place, draws in own)
     with model.evaluating(), batches_at_once(BATCHES_AT_ONCE if in_threads else 1) as computed:
-        for batch, losses in computed(losses_of, (split.windows_at(*place) for place in own)):
+        for batch, losses in computed(losses_of, batches):
             ids = batch.document_ids
             ids = torch.zeros_like(batch.inputs) if ids is None else ids
-            positions = positions_in_documents(ids).flatten().cpu()
+            positions, targets = positions_in_documents(ids).flatten().cpu(), batch.targets
+            if batch.weights is not None:
+                chosen = batch.weights.flatten().cpu() > 0
+                positions, losses = positions[chosen], losses[chosen]
+                targets = targets.flatten().cpu()[chosen]
             nats += positions.bincount(losses, length)  # in order: deterministic
             counts += positions.bincount(minlength=length)
-            progress(ranks.size * batch.targets.numel())  # about; each has as many batches
+            if not all_tokens:
+                n_bytes += objective.token_bytes[targets.cpu()].sum()
+            progress(ranks.size * batch.inputs.numel())  # about; each has as many batches
     nats, counts = ranks.sum(nats, "an evaluation"), ranks.sum(counts, "an evaluation")
-    n_seen = int((counts > 0).sum())  # fewer than `length` if all documents are shorter
-    return nats[:n_seen].tolist(), counts[:n_seen].tolist()
+    total = split.target_bytes if all_tokens else int(ranks.sum(n_bytes, "an evaluation"))
+    n_seen = int(counts.nonzero().max()) + 1  # below `length` if all documents are shorter
+    return PositionLosses(nats[:n_seen].tolist(), counts[:n_seen].tolist(), total)
+
+
+def places_of(
+    split: Split, objective: Objective, length: int, batch_size: int
+) -> list[tuple[tuple[Tensor, int], Draws]]:
+    """Return the batches of windows of a split: where they are, and the objective's draws.
+
+    The draws do not depend on `batch_size`.
+    """
+    device = split.tokens.device
+    result: list[tuple[tuple[Tensor, int], Draws]] = []
+    places = split.window_places(length, batch_size)
+    for of_length, group in groupby(places, key=lambda place: place[1]):
+        starts = [rows for rows, _ in group]
+        n = sum(map(len, starts))
+        draws = objective.draws_of_evaluation(n, of_length, length, device)
+        sizes = [len(rows) for rows in starts]
+        split_up = {name: x.split(sizes) for name, x in draws.items()}
+        for index, rows in enumerate(starts):
+            own = {name: each[index] for name, each in split_up.items()}
+            result.append(((rows, of_length), own))
+    return result
 
 
 def windows_at_once(model: GPT, runtime: Runtime, length: int) -> int:

@@ -70,7 +70,7 @@ class LengthCurve:
 
 
 def _in_windows(trained: TrainedRun, split: Split, n: int, progress: Advance) -> Evaluation:
-    return evaluate(trained.model, split, trained.runtime, n, progress)
+    return evaluate(trained.model, split, trained.runtime, n, progress, objective=trained.objective)
 
 
 def _exactly(trained: TrainedRun, split: Split, n: int, progress: Advance) -> Evaluation:

@@ -63,7 +63,7 @@ def blockwise(
     n, mixed = BLOCK_QUERIES, []
     rows = bias.dense(q, k, layer).split(n, dim=-2)
     for index, (queries, dense) in enumerate(zip(q.split(n, dim=-2), rows, strict=True)):
-        end = (index + 1) * n if bias.in_order else k.shape[-2]
+        end = (index + 1) * n if bias.hides_later_keys else k.shape[-2]
         block = (queries, k[..., :end, :], v[..., :end, :], dense[..., :end])
         rng = dropout > 0  # reading the RNG state is slow
         mixed.append(checkpoint(attend, *block, use_reentrant=False, preserve_rng_state=rng))
@@ -77,8 +77,9 @@ def sdpa(
     if q.shape[2] == 1 and q.device.type == "cpu":  # where the kernel is slower than products
         return eager(q, k, v, bias, layer, dropout)
     k, v = repeat_kv(k, q), repeat_kv(v, q)
-    if bias.is_causal:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    if bias.is_causal or bias.is_absent:
+        causal = bias.is_causal
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
     attn_mask = bias.dense(q, k, layer).to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)
 

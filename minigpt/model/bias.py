@@ -11,6 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from minigpt.model.materialize import materialized
 from minigpt.model.positional import DenseScoreMod, DistanceScoreMod, PositionalScheme, ScoreMod
+from minigpt.model.visibility import Visibility, earlier, everything
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """mask_mod(b, h, q_idx, kv_idx): True where the query attends to the key, from index tensors that
@@ -27,6 +28,7 @@ class AttentionBias:
     `logit_softcap`: bound of the scaled dot products, before the score_mod; None: no bound.
     `pattern`: the attention's mask_mod, called with positions as indices; None for full attention.
     `by_head`: whether it differs between heads. `document_ids` (b, t): see `GPT.hidden`.
+    `visible`: which keys a query can see, of those that the pattern allows.
     """
 
     def __init__(
@@ -40,7 +42,9 @@ class AttentionBias:
         pattern: MaskMod | None = None,
         by_head: bool = False,
         document_ids: Tensor | None = None,
+        visible: Visibility = earlier,
     ) -> None:
+        self.visible = visible
         self.positional, self.n_head, self.logit_softcap = positional, n_head, logit_softcap
         self.q_positions, self.k_positions = q_positions, k_positions
         self.pattern, self.by_head = pattern, by_head
@@ -63,11 +67,11 @@ class AttentionBias:
         return self.positional.score_mod(q, k, q_positions, k_positions, layer)
 
     def mask_mod(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        """Return the mask: causal, within the document, and as the pattern allows."""
+        """Return the mask: what is visible, within the document, and as the pattern allows."""
         q, k, ids = self.q_positions, self.k_positions, self.document_ids
         # One row of positions may apply to the whole batch.
         q_position, k_position = q[b % q.shape[0], q_idx], k[b % k.shape[0], kv_idx]
-        mask = k_position <= q_position
+        mask = self.visible(b, q_position, k_position)
         if self.pattern is not None:
             mask = mask & self.pattern(b, h, q_position, k_position)
         return mask if ids is None else mask & (ids[b, kv_idx] == ids[b, q_idx])
@@ -101,8 +105,22 @@ class AttentionBias:
     @property
     def is_causal(self) -> bool:
         """Whether only the causal mask applies, without bias or pattern."""
-        no_bias = self.positional.bias_depends_on == "nothing"
-        return self.in_order and no_bias and self.pattern is None
+        return self.in_order and self._is_plain and self.visible is earlier
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether there is neither bias nor mask."""
+        documents = self.document_ids is not None
+        return self._is_plain and self.visible is everything and not documents
+
+    @property
+    def hides_later_keys(self) -> bool:
+        """Whether key j is hidden from query i < j, with both counted in the tensors."""
+        return self.in_order and self.visible is earlier
+
+    @property
+    def _is_plain(self) -> bool:
+        return self.positional.bias_depends_on == "nothing" and self.pattern is None
 
     def block_mask(self, batch: int) -> BlockMask:
         """Return FlexAttention's BlockMask, built once per forward pass."""

@@ -22,6 +22,7 @@ from minigpt.model.positional.block_input import BlockInputConfig
 from minigpt.model.positional.relative import RelativeConfig
 from minigpt.model.positional.rope import RopeConfig
 from minigpt.model.positional.sinusoidal import SinusoidalConfig
+from minigpt.model.positional.t5 import T5Config
 from minigpt.model.positional.xpos import XposConfig
 
 Use = Literal["training", "inference"]
@@ -57,7 +58,7 @@ def problems(
     Without `device` and `use`, only reasons that hold for every device are returned. `documents`:
     whether a window of the data may hold several documents. `optimizer`: the optimizer's name.
     """
-    rules = (_without_layers, _heads, _block, _positional, _attention)
+    rules = (_without_layers, _heads, _block, _positional, _attention, _architecture)
     result = [problem for rule in rules for problem in rule(config)]
     result += _exceeding_block_size(config, "ffn.kernel")
     able = [name for name in ATTENTION.names() if ATTENTION.variant(name).supports_documents]
@@ -333,6 +334,40 @@ def _attention(config: ModelConfig) -> Iterator[Problem]:
     if config.n_layer > 0 and not any(options.by_layer(config.n_layer)):
         why = f"no layer of model.n_layer={config.n_layer} uses {name}; put it first"
         yield Problem("model.attention.layers", getattr(options, "layers", None), why)
+
+
+def _architecture(config: ModelConfig) -> Iterator[Problem]:
+    """Yield choices that are not defined for keys after the query, or beside an encoder."""
+    architecture = config.architecture
+    if architecture != "encoder_decoder" and config.n_encoder_layer is not None:
+        why = f"model.architecture={architecture} has no encoder; use null, or objective=denoise"
+        yield Problem("model.n_encoder_layer", config.n_encoder_layer, why)
+    if architecture == "decoder":
+        return
+    why = f"without blocks no token sees another one, as model.architecture={architecture} needs"
+    if config.n_layer == 0:
+        yield Problem("model.n_layer", 0, f"{why}; use 1 or more")
+    attention = ATTENTION.variant(config.attention.name)
+    able = ", ".join(
+        name for name in ATTENTION.names() if ATTENTION.variant(name).without_two_sided is None
+    )
+    why = attention.without_two_sided
+    if why is not None:
+        why = f"{why}, so it is not defined for keys after the query; use {able}"
+        yield Problem("attention", config.attention.name, why)
+    why = attention.without_prefix
+    if architecture == "prefix_decoder" and why is not None:
+        yield Problem("attention", config.attention.name, f"{why}, not of a prefix; use full")
+    name = config.positional.name
+    if not POSITIONAL.variant(name).has_two_sided_form:
+        why = "is not defined for keys after the query; use another scheme"
+        yield Problem("model.positional.name", name, why)
+    if isinstance(config.positional, T5Config) and config.positional.buckets < 4:
+        why = "half of them are for keys after the query, two at least; use 4 or more"
+        yield Problem("model.positional.buckets", config.positional.buckets, why)
+    if architecture == "encoder_decoder" and config.block != "sequential":
+        why = "has no cross-attention, which model.architecture=encoder_decoder needs"
+        yield Problem("model.block", config.block, f"{why}; use sequential")
 
 
 def _backend(config: ModelConfig, device: str, use: Use) -> Iterator[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minigpt.errors import require, require_at_least, require_one_of
 from minigpt.model.attention import AttentionConfig
@@ -15,6 +15,7 @@ from minigpt.model.shape import INIT_STD, ModelShape
 
 EMBEDDINGS = ("tied", "untied")
 RESIDUAL_INITS = ("scaled", "zero", "normal")
+ARCHITECTURES = ("decoder", "prefix_decoder", "encoder", "encoder_decoder")
 BLOCKS = ("sequential", "parallel", "parallel_shared")
 BIASES = (False, True, "qkv")
 QK_NORMS = (False, True, "gain", "all_channels")
@@ -40,6 +41,12 @@ class EmbeddingConfig:
 class ModelConfig:
     """The design of a GPT. Each value is checked here, combinations in `compatibility`.
 
+    `architecture` (in ARCHITECTURES): which keys a query can see, as the objective needs it:
+    earlier ones (decoder), also those of a prefix (prefix_decoder), or all (encoder); of
+    encoder_decoder, all in the encoder and earlier ones in the decoder, which attends to the output
+    of the encoder. `n_encoder_layer`: blocks of the encoder, None for n_layer. `shared_embedding`:
+    whether encoder and decoder share their token table. `n_special_tokens`: tokens that the model
+    has beside those of the tokenizer, as the objective needs them.
     `n_kv_head`: number of key-value heads, None for n_head. `head_size`: channels per head, None
     for n_embd / n_head. `block` (in BLOCKS): see `Block`. `bias` (in BIASES): in all linear layers
     but the head, in none, or only in the projections to q, k and v; LayerNorms have one with true,
@@ -80,11 +87,17 @@ class ModelConfig:
     block: str = "sequential"
     score_scale: float | None = None
     final_softcap: float | None = None
+    architecture: str = "decoder"
+    n_encoder_layer: int | None = None
+    shared_embedding: bool = True
+    n_special_tokens: int = 0
 
     def __post_init__(self) -> None:
         require_at_least(0, "model", self, "n_layer")
         require_at_least(1, "model", self, "n_head", "n_embd", "block_size", "vocab_multiple")
-        require_at_least(1, "model", self, "n_kv_head", "head_size", or_null=True)
+        sizes = ("n_kv_head", "head_size", "n_encoder_layer")
+        require_at_least(1, "model", self, *sizes, or_null=True)
+        require_one_of("model.architecture", self.architecture, ARCHITECTURES)
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1)")
         require_one_of("model.residual_init", self.residual_init, RESIDUAL_INITS)
         require_one_of("model.block", self.block, BLOCKS)
@@ -112,6 +125,14 @@ class ModelConfig:
         return {"zero": 0.0, "scaled": scaled, "normal": 1.0}[self.residual_init]
 
     @property
+    def encoder(self) -> ModelConfig | None:
+        """The design of the encoder that the decoder attends to, if there is one."""
+        if self.architecture != "encoder_decoder":
+            return None
+        n_layer = self.n_layer if self.n_encoder_layer is None else self.n_encoder_layer
+        return replace(self, architecture="encoder", n_layer=n_layer, n_encoder_layer=None)
+
+    @property
     def shape(self) -> ModelShape:
         """Sizes and switches that the parts of the model share."""
         scale = math.sqrt(self.n_embd) if self.embedding.scale else 1.0
@@ -132,6 +153,8 @@ class ModelConfig:
             head_gates=self.head_gates,
             embedding_rms=INIT_STD * scale,
             input_rms=self._input_rms(INIT_STD * scale),
+            two_sided=self.architecture in ("prefix_decoder", "encoder"),
+            reads_source=self.architecture == "encoder_decoder",
         )
 
     def _input_rms(self, embedding_rms: float) -> list[float]:

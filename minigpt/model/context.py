@@ -7,11 +7,14 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor
 
 from minigpt.model.backends import Backend
 from minigpt.model.kv_cache import KVCache
+from minigpt.model.memory import Memory
 from minigpt.model.positional import PositionalScheme
+from minigpt.model.visibility import Visibility, earlier
 
 T = TypeVar("T")
 
@@ -39,7 +42,8 @@ class ForwardContext:
     are tokens; an attention may append others. `last_position`: upper bound of the positions.
     `in_order`: whether the positions are 0, 1, ... and the cache is empty. `query_blocks`: whether
     attention with a horizon is computed in blocks of queries. `document_ids`: see `GPT.hidden`.
-    `auxiliary`: collects losses and metrics. `x0` (b, t, d): the input of the first block
+    `visible`: which keys a query can see. `memory`: the output of an encoder, which the blocks of a
+    decoder attend to. `auxiliary`: collects losses and metrics. `x0` (b, t, d): the input of the first block
     over its RMS, and `first_values` (b, h, t, e): the values of layer 0, for value residuals.
     """
 
@@ -54,6 +58,8 @@ class ForwardContext:
     cache: KVCache | None = None
     query_blocks: bool = True
     document_ids: Tensor | None = None
+    visible: Visibility = earlier
+    memory: Memory | None = None
     auxiliary: Auxiliary | None = None
     x0: Tensor | None = None
     first_values: Tensor | None = None
@@ -64,6 +70,12 @@ class ForwardContext:
         if key not in self._results:
             self._results[key] = compute()
         return cast(T, self._results[key])
+
+    def visible_keys(self, batch: int) -> Tensor:
+        """Return the mask (b, t) of the keys that the last query of each row can see."""
+        positions = self.positions.expand(batch, -1)
+        b = torch.arange(batch, device=positions.device)[:, None]
+        return self.visible(b, positions[:, -1:], positions)
 
     def without_side_effects(self) -> ForwardContext:
         """Return a copy without the KV cache, `auxiliary` and cached results."""

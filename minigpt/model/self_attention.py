@@ -1,34 +1,24 @@
-"""Causal self-attention: the projections to queries, keys and values, and the output projection."""
+"""Self-attention: the projections to queries, keys and values, and the output projection."""
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from minigpt.model.attention import Attention
 from minigpt.model.context import ForwardContext
 from minigpt.model.linear import Linear, ZeroLinear
-from minigpt.model.norm import NormConfig, RMSNorm
+from minigpt.model.norm import NormConfig
+from minigpt.model.qk_norm import QKNorm
 from minigpt.model.shape import ModelShape
 
 
-class SelfAttention(nn.Module):
-    """Causal self-attention with one fused projection for q, k and v.
+class SelfAttention(QKNorm):
+    """Self-attention with one fused projection for q, k and v.
 
     With n_kv_head < n_head, neighbouring query heads share a key-value head: grouped-query
-    attention (Ainslie et al. 2023), or multi-query attention with one (Shazeer 2019). With
-    QK-norm, queries and keys are divided by their root mean square (Henry et al. 2020; Dehghani et
-    al. 2023), so that no score exceeds sqrt(head_size); with `gain`, each head multiplies its
-    queries by a learned number that starts at 1, as in Swin v2 (Liu et al. 2021): n_head parameters
-    per layer. `all_channels` is an RMSNorm of the channels of all heads together, with a learned
-    gain per channel, as in OLMo 2 (2024): (n_head + n_kv_head) head_size parameters per layer.
-
-    `score_scale` replaces 1 / sqrt(head_size) as the factor of q . k, and of what positional
-    schemes compute from q: the queries are multiplied by the quotient of both. T5 uses 1.
+    attention (Ainslie et al. 2023), or multi-query attention with one (Shazeer 2019).
 
     With value residuals, the values of each layer but the first are mixed with what earlier ones
     saw of their token. `first_layer`: with the values of the first layer, by learned weights that
@@ -46,19 +36,11 @@ class SelfAttention(nn.Module):
     def __init__(self, shape: ModelShape, norm: NormConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.head_size = layer, shape.head_size
-        self.qk_norm, self.dropout = shape.qk_norm, shape.dropout
+        self.dropout = shape.dropout
         self.n_heads = (shape.n_head, shape.n_kv_head, shape.n_kv_head)  # of q, k and v
         self.qkv = Linear(shape.n_embd, sum(self.n_heads) * shape.head_size, bias=shape.qkv_bias)
         self.out = Linear(shape.attention_width, shape.n_embd, bias=shape.bias)
-        self.q_factor = None
-        if shape.score_scale is not None:
-            self.q_factor = shape.score_scale * math.sqrt(shape.head_size)
-        self.qk_gain, self.q_norm, self.k_norm = None, None, None
-        if shape.qk_norm == "all_channels":
-            self.q_norm = RMSNorm(shape.attention_width, norm.eps)
-            self.k_norm = RMSNorm(shape.n_kv_head * shape.head_size, norm.eps)
-        if shape.qk_norm == "gain":
-            self.qk_gain = nn.Parameter(torch.ones(shape.n_head))
+        self.add_qk_norm(shape, norm)
         self.value_residual = shape.value_residual
         self.value_weights, self.x0_values, self.head_gates = None, None, None
         if shape.value_residual == "first_layer" and layer > 0:
@@ -72,14 +54,7 @@ class SelfAttention(nn.Module):
         x = ctx.positional.block_input(x, ctx.positions, self.layer)
         heads = rearrange(self.qkv(x), "b t (h e) -> b h t e", e=self.head_size)
         q, k, v = heads.split(self.n_heads, dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = (_over_all_heads(*pair) for pair in ((self.q_norm, q), (self.k_norm, k)))
-        elif self.qk_norm:
-            q, k = (F.rms_norm(x, x.shape[-1:]).to(v.dtype) for x in (q, k))
-        if self.qk_gain is not None:
-            q = (q * self.qk_gain[:, None, None]).to(v.dtype)
-        if self.q_factor is not None:
-            q = q * self.q_factor
+        q, k = self.normed_queries(q), self.normed_keys(k)
         v = self._with_residual(v, ctx)
         y = attention(q, k, v, ctx, self.layer, self.dropout if self.training else 0.0)
         if self.head_gates is not None:
@@ -98,9 +73,3 @@ class SelfAttention(nn.Module):
         if self.value_residual == "first_layer":
             ctx.first_values = v
         return v
-
-
-def _over_all_heads(norm: RMSNorm, x: Tensor) -> Tensor:
-    """Return x (b, h, t, e), normalised over the channels of all heads, in its dtype."""
-    y = norm(rearrange(x, "b h t e -> b t (h e)")).to(x.dtype)
-    return rearrange(y, "b t (h e) -> b h t e", h=x.shape[1])

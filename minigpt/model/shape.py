@@ -16,6 +16,8 @@ class ModelShape:
     training window. `bias`: biases in linear layers and LayerNorms; `qkv_bias`: in the projections
     to q, k and v. `block`: see `Block`. `qk_norm`, `score_scale`, `value_residual`, `head_gates`:
     see `SelfAttention`.
+    `two_sided`: whether some queries see keys after them. `reads_source`: whether blocks attend to
+    the output of an encoder.
     `embedding_rms`: initial RMS of the token embeddings. `input_rms`: initial RMS, per layer, of
     the channels of the input of the q, k and v projections.
     """
@@ -36,6 +38,8 @@ class ModelShape:
     head_gates: bool
     embedding_rms: float
     input_rms: list[float]
+    two_sided: bool = False
+    reads_source: bool = False
 
     @property
     def attention_width(self) -> int:

@@ -111,7 +111,7 @@ def _versions() -> list[Finding]:
 def _device() -> list[Finding]:
     runtime = choose_runtime("auto", "auto")
     with torch.device("meta"):
-        model = GPT(composed_config([]).model, n_vocab=1)
+        model = GPT(composed_config([]).model, n_ordinary=1)
     backend = model.use_backend(runtime.device, runtime.precision == "bf16", "training")
     build = "with CUDA " + torch.version.cuda if torch.version.cuda else "without CUDA"
     remedy = ""

@@ -10,6 +10,7 @@ from minigpt.config.saved import initial_config, read_config
 from minigpt.config.schema import Config
 from minigpt.export.folder import read_design
 from minigpt.files import absolute_path
+from minigpt.objective.base import CausalConfig
 from minigpt.run.directory import ExportedFolder, find_base
 from minigpt.run.load import TEACHER, as_trained
 
@@ -32,8 +33,9 @@ def new_config(composed: Composed) -> Config:
 
 def with_absolute_teacher(config: Config) -> Config:
     """Return the config with the teacher's path as it can be found from any folder."""
-    teacher = config.objective.teacher
+    teacher = config.teacher
     if teacher is None:
         return config
+    assert isinstance(config.objective, CausalConfig)
     path = absolute_path(str(find_base(TEACHER, teacher).path))
     return replace(config, objective=replace(config.objective, teacher=path))

@@ -21,6 +21,7 @@ from minigpt.files import readable_directory, sha256_of_files
 from minigpt.model import GPT
 from minigpt.model.adapter import ADAPTERS, merge_adapters
 from minigpt.model.positional.learned import LearnedPositions
+from minigpt.objective.base import OBJECTIVES, Objective
 from minigpt.run.directory import ExportedFolder, RunDirectory, find_base, find_trained
 from minigpt.run.weights import WEIGHTS, load_weights
 from minigpt.runtime import DEVICES, Runtime, choose_runtime
@@ -101,7 +102,7 @@ def weights_used(config: Config, resumed: RunDirectory | None = None) -> dict[st
 
     Raises UserError if they are missing, or other than the `resumed` run had.
     """
-    initial, teacher = find_initial(config, resumed), config.objective.teacher
+    initial, teacher = find_initial(config, resumed), config.teacher
     used = {} if initial is None else {"init": initial}
     if teacher is not None:
         used[TEACHER] = weights_of(TEACHER, teacher, resumed)
@@ -220,6 +221,12 @@ class TrainedRun:
         """The sha256 of the file, or the files, of the weights."""
         return sha256_of_files(_weight_files(self.run, self.checkpoint))
 
+    @property
+    def objective(self) -> Objective:
+        """What the run was trained to predict."""
+        parts = (self.config.objective, self.tokenizer, self.config.model.block_size)
+        return OBJECTIVES.build(*parts)
+
     def prepare(self) -> Prepared:
         """Read the run's text and tokenize it. Raises UserError if it is missing or has changed."""
         run, config = self.run, self.config
@@ -252,7 +259,7 @@ def _require_same_parameters(run: RunDirectory, model: GPT, changes: Sequence[st
     if not changes:
         return
     with torch.device("meta"):
-        trained = GPT(as_trained(run, read_config(run.config)).model, model.n_vocab)
+        trained = GPT(as_trained(run, read_config(run.config)).model, model.n_ordinary)
     shapes, others = ({n: p.shape for n, p in m.named_parameters()} for m in (trained, model))
     if shapes != others:
         why = "needs other parameters than this run has; train again"

@@ -143,7 +143,7 @@ class JobDirectories:
         request, data = request_sha256(config), repr(config.data)
         if data not in self._texts:
             self._texts[data] = CORPORA.build(config.data).corpus().sha256
-        sources = (config.init, config.objective.teacher)
+        sources = (config.init, config.teacher)
         if sources not in self._weights:
             used = weights_used(config)
             self._weights[sources] = {key: weights.sha256 for key, weights in used.items()}

@@ -63,7 +63,7 @@ def require_replicas(jobs: Iterable[PlannedJob], at_once: int) -> None:
         for problem in replica_problems(config.model):
             raise UserError(f"hydra/launcher=replicas: {problem}")
         why = "is not computed for several runs at once; use another launcher"
-        teacher = config.objective.teacher
+        teacher = config.teacher
         require(config.adapter.name == "none", "adapter", config.adapter.name, why)
         require(teacher is None, "objective.teacher", teacher, why)
         parallel = config.trainer.parallel

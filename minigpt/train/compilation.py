@@ -185,7 +185,7 @@ def compiled_loss(model: GPT, batch: Batch, runtime: Runtime, cached: Path) -> L
     gpus = [torch.cuda.current_device()] if runtime.device == "cuda" else []
     with _compiling(cached), torch.random.fork_rng(gpus), reproducible_code(runtime.device):
         with runtime.autocast():
-            value, _ = loss(batch.inputs, batch.targets, batch.document_ids)
+            value, _ = loss(*batch.tensors)
         value.backward()
     model.zero_grad()
     return loss

@@ -70,9 +70,7 @@ class EagerStep:
         """Accumulate the gradients of a micro-batch. Return the metrics of its forward pass."""
         with self.code():
             with self.runtime.autocast():
-                loss, metrics = self.loss(
-                    micro_batch.inputs, micro_batch.targets, micro_batch.document_ids
-                )
+                loss, metrics = self.loss(*micro_batch.tensors)
             self.scaled(loss, micro_batch).backward()
         return metrics
 

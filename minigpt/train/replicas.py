@@ -48,8 +48,8 @@ class Program:
         # The warning about operations without a batching rule, which vmap computes one by one.
         warnings.filterwarnings("ignore", message="There is a performance drop")
         with torch.device("meta"):  # only its code is used; functional_call passes the weights
-            design = GPT(models[0].config, models[0].n_vocab)
-        design.backend = eager
+            design = GPT(models[0].config, models[0].n_ordinary)
+        design.set_backend(eager)
         design.max_logits = sys.maxsize  # one chunk: vmap does not support checkpointing
         self.losses: Callable[..., tuple[Tensor, dict[str, Tensor]]] = vmap(_Loss(design).of)
         if compiled:
@@ -66,10 +66,10 @@ class Program:
         weights = stacked([dict(model.named_parameters()) for model in self.models])
         buffers = stacked([dict(model.named_buffers()) for model in self.models])
         given = [name for name, x in vars(micro_batches[0]).items() if x is not None]
-        batch = [torch.stack([getattr(b, name) for b in micro_batches]) for name in given]
+        batch = {name: torch.stack([getattr(b, name) for b in micro_batches]) for name in given}
         with reproducible_code(self.runtime.device) if self.compiled else nullcontext():
             with self.runtime.autocast():
-                losses, metrics = self.losses(weights | buffers, *batch)
+                losses, metrics = self.losses(weights | buffers, batch)
             (losses.sum() / grad_accum_steps).backward()
         n_models = len(self.models)
         return [{name: values[i] for name, values in metrics.items()} for i in range(n_models)]
@@ -98,9 +98,12 @@ class _Loss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.model.training_loss(*batch)
+    def forward(self, **batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.model.training_loss(**batch)
 
-    def of(self, tensors: dict[str, Tensor], *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def of(
+        self, tensors: dict[str, Tensor], batch: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return `GPT.training_loss` with parameters and buffers (`tensors`) given by name."""
-        return functional_call(self, {f"model.{name}": x for name, x in tensors.items()}, batch)
+        named = {f"model.{name}": x for name, x in tensors.items()}
+        return functional_call(self, named, (), batch)

@@ -13,14 +13,15 @@ from minigpt.data.prepare import Prepared
 from minigpt.model import GPT
 from minigpt.model.adapter import ADAPTERS
 from minigpt.model.compatibility import choose_graph
+from minigpt.objective.base import OBJECTIVES, Objective
 from minigpt.optim.average import WeightAverage
 from minigpt.optim.optimizer import OPTIMIZERS
 from minigpt.run.load import Initial
 from minigpt.runtime import Runtime, reset_peak_memory
 from minigpt.tokenizer import Tokenizer
 from minigpt.train.compilation import Choice, Loss, Planned, choose_compilation
+from minigpt.train.distillation import training_loss
 from minigpt.train.distributed import PARALLEL, Parallel
-from minigpt.train.objective import training_loss
 from minigpt.train.state import TrainState
 
 # Added to the seed, so that batches and initial weights come from different random streams.
@@ -35,7 +36,7 @@ class Setup:
 
     `backend`: the attention backend of training steps, and the reason for its choice.
     `compilation`: whether training steps are compiled. `graph`: whether they are replayed as a
-    CUDA graph, and the reason. `loss`: what each step minimizes.
+    CUDA graph, and the reason. `loss`: what each step minimizes, of batches of the `objective`.
     """
 
     config: Config
@@ -47,6 +48,7 @@ class Setup:
     compilation: Choice
     graph: str
     loss: Loss
+    objective: Objective
     parallel: Parallel
 
 
@@ -86,7 +88,7 @@ def build_setup(
     # Resolve `auto`, relative paths and nulls. model.backend.name=auto stays: the backend is chosen
     # separately for each use.
     device, precision, threads = runtime.device, runtime.precision, torch.get_num_threads()
-    if config.objective.teacher is not None:
+    if config.teacher is not None:
         compilation = Choice(False, "the loss has a teacher")
     if config.trainer.parallel != "none":
         compilation = Choice(False, "a run on several processes is not compiled")
@@ -102,7 +104,9 @@ def build_setup(
     backends = (backend, chosen, f"{graph} ({why})")
     loss = training_loss(config.objective, model, prepared.tokenizer, runtime)
     loss = parallel.loss(model, loss)
-    return Setup(resolved, runtime, prepared.tokenizer, data, state, *backends, loss, parallel)
+    objective = OBJECTIVES.build(config.objective, prepared.tokenizer, config.model.block_size)
+    parts = (*backends, loss, objective, parallel)
+    return Setup(resolved, runtime, prepared.tokenizer, data, state, *parts)
 
 
 def _default_prompt(prepared: Prepared) -> str:

@@ -23,6 +23,7 @@ from minigpt.evaluate.loss import Evaluation, evaluate, perplexity
 from minigpt.inference.generate import generate, stop_at, stream_text
 from minigpt.logger import Logger
 from minigpt.model import GPT
+from minigpt.objective.base import parts
 from minigpt.optim.schedule import SCHEDULES
 from minigpt.ranks import gathered
 from minigpt.run.directory import RunDirectory
@@ -57,7 +58,7 @@ class Trainer:
     ) -> None:
         self.config, self.options = setup.config, setup.config.trainer
         self.runtime, self.tokenizer, self.data = setup.runtime, setup.tokenizer, setup.data
-        self.backend = setup.backend
+        self.backend, self.objective = setup.backend, setup.objective
         self.state, self.progress = setup.state, setup.state.progress
         self.model, self.optimizer = setup.state.model, setup.state.optimizer
         self.schedule = SCHEDULES.build(self.config.schedule, self.options.max_steps)
@@ -104,9 +105,15 @@ class Trainer:
         One of several processes gets its rows of each.
         """
         starts, block_size = self.windows.starts(self.progress.step), self.config.model.block_size
-        micro_batches = starts.chunk(self.options.grad_accum_steps)
-        own = map(self.runtime.ranks.rows, micro_batches)
-        return [self.data.train.windows_at(rows, block_size) for rows in own]
+        draws = self.objective.draw(len(starts), block_size, self.state.generator)
+        own, n = self.runtime.ranks.rows, self.options.grad_accum_steps
+        return [
+            self.objective.apply(
+                self.data.train.windows_at(own(rows), block_size),
+                {name: own(x) for name, x in of_rows.items()},
+            )
+            for rows, of_rows in zip(starts.chunk(n), parts(draws, n), strict=True)
+        ]
 
     def record(self, metrics: Metrics, norm: Tensor) -> None:
         """Count a step, average its weights, and keep metrics and norm until the next `_settle`."""
@@ -122,13 +129,11 @@ class Trainer:
     def compile(self) -> None:
         """Compile forward and backward pass. Raises Failure if torch.compile does."""
         self.model.train()
-        started, generator = time.perf_counter(), torch.Generator(self.state.generator.device)
-        generator.set_state(self.state.generator.get_state())
-        batch = self.data.train.draw(
-            self.options.batch_size, self.config.model.block_size, generator
-        )
-        micro_batch = next(batch.chunk(self.options.grad_accum_steps))
-        cached = Planned(self.config, self.model.n_vocab).cached(self.runtime)
+        started, generator = time.perf_counter(), self.state.generator
+        state = generator.get_state()
+        micro_batch = self.draw()[0]
+        generator.set_state(state)
+        cached = Planned(self.config, self.model.n_ordinary).cached(self.runtime)
         try:
             with self.display.preparing("compiling (once for this design)"):
                 self.step.loss = compiled_loss(self.model, micro_batch, self.runtime, cached)
@@ -331,7 +336,7 @@ class Trainer:
         activity = f"evaluating the {split.name} split"
         whole = self.state.parallel.whole(model)
         with whole as model, self.display.working(activity, len(split.tokens)) as advance:
-            return evaluate(model, split, self.runtime, progress=advance)
+            return evaluate(model, split, self.runtime, progress=advance, objective=self.objective)
 
     def _test(self, split: Split) -> Evaluation:
         """Evaluate the test split, with the best weights if `patience` ended the run."""

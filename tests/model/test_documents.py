@@ -15,9 +15,9 @@ from minigpt.model.attention import ATTENTION
 from minigpt.model.backends import BACKENDS
 from minigpt.model.bias import AttentionBias
 from minigpt.model.ffn import FFN
-from minigpt.model.gpt import positions_in_documents
 from minigpt.model.kv_cache import KVCache
 from minigpt.model.positional import POSITIONAL
+from minigpt.model.stack import positions_in_documents
 from tests.model.contract import (
     ATTENTION_IDS,
     ATTENTIONS,

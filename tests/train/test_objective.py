@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from minigpt.train.objective import Distillation
 
 from minigpt.config.schema import ObjectiveConfig
-from minigpt.train.objective import Distillation
 from tests.conftest import TINY, Cli, read_metrics
 from tests.model.tiny import random_model, random_tokens, tiny_config
 

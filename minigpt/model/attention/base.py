@@ -19,6 +19,7 @@ from minigpt.model.bias import AttentionBias
 from minigpt.model.context import ForwardContext
 from minigpt.model.kv_cache import EMPTY
 from minigpt.model.shape import ModelShape
+from minigpt.model.visibility import earlier
 from minigpt.registry import Registry
 
 # Minimum number of queries per block: matmuls of this size run at full speed on a CPU.
@@ -101,9 +102,10 @@ ATTENTION: Registry[Attention] = Registry("attention", "model.attention", "minig
 
 @ATTENTION.register("full", AttentionConfig)
 class Attention(nn.Module):
-    """Causal softmax attention (Vaswani et al. 2017), and the base class of its variants.
+    """Softmax attention (Vaswani et al. 2017), and the base class of its variants.
 
-    A query attends to the keys that `mask_mod` allows. One module is used in all layers.
+    A query attends to the keys that it can see (see `visibility`), of those that `mask_mod` allows.
+    One module is used in all layers.
 
     The first axis of per-layer parameters and buffers is the layer. An option that is None has its
     default value in an attribute of the same name.
@@ -111,7 +113,9 @@ class Attention(nn.Module):
     `horizon`: maximum number of positions a query attends to, including its own, which a cache must
     store; None for all. `rows_per_token`: rows of x per token, to count FLOPs. `mask_by_head`:
     whether the mask differs between heads. `uses_backend`: whether a backend computes it.
-    `supports_documents`: whether it can mask other documents.
+    `supports_documents`: whether it can mask other documents. `two_sided`: see `ModelShape`.
+    `without_two_sided`, `without_prefix`: why it is not defined for queries that see all keys, or
+    those of a prefix; None if it is.
     """
 
     horizon: int | None = None
@@ -119,18 +123,20 @@ class Attention(nn.Module):
     mask_by_head: ClassVar[bool] = False
     uses_backend: ClassVar[bool] = True
     supports_documents: ClassVar[bool] = True
+    without_two_sided: ClassVar[str | None] = None
+    without_prefix: ClassVar[str | None] = None
 
     def __init__(self, config: AttentionConfig, shape: ModelShape) -> None:
         super().__init__()
-        self.width = shape.attention_width
+        self.width, self.two_sided = shape.attention_width, shape.two_sided
 
     def mask_mod(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         """Return True where head h of the query at q_idx attends to the key at kv_idx.
 
         A FlexAttention mask_mod whose indices are absolute positions, given as broadcastable
-        tensors. It is combined with the causal mask. By default: all earlier keys.
+        tensors. It is combined with what is visible to the query. By default: all keys.
         """
-        return q_idx >= kv_idx
+        return torch.ones_like(q_idx - kv_idx, dtype=torch.bool)
 
     def resolved(self, options: AttentionConfig) -> AttentionConfig:
         """Return the options with each None replaced by its default."""
@@ -161,6 +167,7 @@ class Attention(nn.Module):
         return AttentionBias(
             *(ctx.positional, ctx.n_head, q, k, in_order, ctx.logit_softcap),
             *(None if is_full else self.mask_mod, self.mask_by_head, ctx.document_ids),
+            ctx.visible,
         )
 
     def bias_and_blocks(
@@ -168,11 +175,12 @@ class Attention(nn.Module):
     ) -> tuple[AttentionBias, QueryBlocks | None]:
         """Return the bias of the new tokens, and the query blocks to compute it in, if any.
 
-        Sequences with documents are not split into blocks.
+        Sequences with documents, or whose queries see later keys, are not split into blocks.
         """
         cached = None if ctx.cache is None else ctx.cache.reserve(self.horizon)
         positions, in_order = ctx.positions, ctx.in_order
-        if self.horizon is not None and in_order and ctx.query_blocks:
+        by_block = in_order and ctx.query_blocks and ctx.visible is earlier
+        if self.horizon is not None and by_block:
             n, length = max(self.horizon, MIN_BLOCK_QUERIES), positions.shape[1]
             if length > 2 * n:
                 blocks = QueryBlocks(length, n, self.horizon - 1)

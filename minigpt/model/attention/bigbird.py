@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from minigpt.errors import require, require_at_least
@@ -41,11 +42,13 @@ class BigBirdConfig(AlternatingAttentionConfig):
 
 @ATTENTION.register("bigbird", BigBirdConfig)
 class BigBird(Attention):
-    """Window, global and random blocks (Zaheer et al. 2020), under a causal mask.
+    """Window, global and random blocks (Zaheer et al. 2020), of the keys that a query can see.
 
     The random blocks of a query block differ between heads and are the same in all layers. They are
-    a hash of seed, head and block, and so do not depend on the length. Any later query may attend
-    to a key, so a cache stores all keys. FlexAttention skips masked blocks; the other backends
+    a hash of seed, head and block, and so do not depend on the length: blocks before the query's,
+    or two-sided, blocks of the first block_size positions. Two-sided, the window extends to both
+    sides, and queries of global blocks attend to all keys, as in the paper. Any later query may
+    attend to a key, so a cache stores all keys. FlexAttention skips masked blocks; the other backends
     compute and mask them.
     """
 
@@ -54,20 +57,25 @@ class BigBird(Attention):
     def __init__(self, config: BigBirdConfig, shape: ModelShape) -> None:
         super().__init__(config, shape)
         self.config, self.block = config, fraction_of_block(config.block, shape, 16)
+        self.n_blocks = -(-shape.block_size // self.block)
 
     def mask_mod(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         own, other = q_idx // self.block, kv_idx // self.block
         mask = (own - other < self.config.n_window) | (other < self.config.n_global)
+        if self.two_sided:
+            mask = (own - other).abs() < self.config.n_window
+            mask = mask | (torch.minimum(own, other) < self.config.n_global)
         for draw in range(self.config.n_random):
             mask = mask | (other == self.random_block(own, h, draw))
         return mask
 
     def random_block(self, own: Tensor, h: Tensor, draw: int) -> Tensor:
-        """Return the number of a block before block `own`, or 0 for the first."""
+        """Return the number of a block: before block `own` (0 for the first), or two-sided, any."""
         x = (own * 7919 + h * 104729 + draw * 1299709 + self.config.seed * 15485863 + 1) % PRIME
         x = x * x % PRIME * 48271 % PRIME
-        return x * own // PRIME
+        return x * (self.n_blocks if self.two_sided else own) // PRIME
 
     def keys_per_query(self, length: int) -> float:
-        blocks = self.config.n_window + self.config.n_global + self.config.n_random
+        n_window = self.config.n_window * (2 if self.two_sided else 1) - self.two_sided
+        blocks = n_window + self.config.n_global + self.config.n_random
         return min(length, blocks * self.block)

@@ -73,6 +73,7 @@ class Landmark(Attention):
     """
 
     uses_backend, supports_documents = False, False
+    without_two_sided = "a landmark stands for the tokens before it, in earlier blocks"
 
     def __init__(self, config: LandmarkConfig, shape: ModelShape) -> None:
         super().__init__(config, shape)

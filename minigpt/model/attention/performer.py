@@ -13,6 +13,7 @@ from minigpt.model.attention.base import ATTENTION, AlternatingAttentionConfig, 
 from minigpt.model.context import ForwardContext
 from minigpt.model.grouped import repeat_kv
 from minigpt.model.shape import ModelShape
+from minigpt.model.visibility import earlier
 
 MAX_FEATURES = 65536
 CHUNK = 128  # tokens per chunk, computed as pairs; earlier tokens are in the state
@@ -44,6 +45,7 @@ class Performer(Attention):
     """
 
     uses_backend, supports_documents = False, False
+    without_prefix = "its state is of earlier keys, or of all"
 
     def __init__(self, config: PerformerConfig, shape: ModelShape) -> None:
         super().__init__(config, shape)
@@ -81,7 +83,10 @@ class Performer(Attention):
             v = torch.cat((v.to(full_precision), ones), -1)
             if ctx.cache is not None:
                 log_k = log_k.masked_fill(~ctx.cache.is_token[:, None, :, None], -math.inf)
-            y = self.weighted_means(q_features, log_k, v, ctx, layer)
+            if ctx.visible is earlier:
+                y = self.weighted_means(q_features, log_k, v, ctx, layer)
+            else:
+                y = mean_of_all(q_features, log_k, v, ctx.visible_keys(len(q)))
         return y.to(dtype)
 
     def log_features(self, x: Tensor, layer: int) -> Tensor:
@@ -126,6 +131,14 @@ class Performer(Attention):
         if ctx.cache is not None:
             states["performer state", layer], states["performer largest", layer] = state, largest
         return torch.cat(means, 2)
+
+
+def mean_of_all(q: Tensor, log_k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    """Return each query's weighted mean of the values of all visible (b, t) keys: (b, h, t, e)."""
+    log_k = log_k.masked_fill(~visible[:, None, :, None], -math.inf)
+    largest = log_k.detach().amax((-2, -1), keepdim=True)  # cancels in the quotient
+    sums = q @ ((log_k - largest).exp().mT @ v)
+    return sums[..., :-1] / sums[..., -1:].clamp(min=torch.finfo(v.dtype).tiny)
 
 
 def orthogonal(n: int, e: int) -> Tensor:

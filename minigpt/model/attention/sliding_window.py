@@ -31,6 +31,7 @@ class SlidingWindowConfig(AlternatingAttentionConfig):
 class SlidingWindow(Attention):
     """Keys j with i - j < window (Longformer, Beltagy et al. 2020; Mistral, Jiang et al. 2023).
 
+    Two-sided, |i - j| < window, up to 2 window - 1 keys.
     Information travels window - 1 positions per layer. Time and memory are linear in the length,
     and a cache stores the window.
     """
@@ -40,7 +41,7 @@ class SlidingWindow(Attention):
         self.window = self.horizon = fraction_of_block(config.window, shape, 4)
 
     def mask_mod(self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return q_idx - kv_idx < self.window
+        return (q_idx - kv_idx < self.window) & (kv_idx - q_idx < self.window)
 
     def keys_per_query(self, length: int) -> float:
-        return min(length, self.window)
+        return min(length, 2 * self.window - 1 if self.two_sided else self.window)

@@ -42,7 +42,8 @@ class AlibiConfig(PositionalConfig):
 
 @POSITIONAL.register("alibi", AlibiConfig)
 class Alibi(PositionalScheme):
-    """score -= slope_h * (i - j) (Press et al. 2021).
+    """score -= slope_h * (i - j) (Press et al. 2021); two-sided, slope_h * |i - j|, the symmetric
+    form that the authors suggest.
 
     No parameters, or n_head learned slopes shared by all layers; memory: h t^2 numbers, once;
     defined at every length.
@@ -65,7 +66,7 @@ class Alibi(PositionalScheme):
     def score_mod(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor, layer: int
     ) -> ScoreMod:
-        distance = distance_between(q_positions, k_positions)
+        distance = distance_between(q_positions, k_positions, self.two_sided)
 
         def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
             return score - self.slopes[h] * distance(b, q_idx, kv_idx)

@@ -56,6 +56,8 @@ class PositionalScheme(nn.Module):
     "nothing" (no score_mod), "positions" (the same in all layers), "layer" (positions and layer) or
     "content" (also queries or keys).
     `weight_decay`: whether weight decay applies to its tables; False for score biases.
+    `has_two_sided_form`: whether it is defined for keys after the query. `two_sided`: whether some
+    queries see such keys (see `ModelShape`), so that distances are negative for them.
     `reads_order_only`: whether `score_mod` uses only the order of positions. With packed documents
     it then receives positions that increase across documents instead of restarting at 0.
     """
@@ -64,10 +66,12 @@ class PositionalScheme(nn.Module):
     bias_depends_on: Literal["nothing", "positions", "layer", "content"] = "nothing"
     weight_decay: ClassVar[bool] = True
     reads_order_only: ClassVar[bool] = False
+    has_two_sided_form: ClassVar[bool] = True
 
     def __init__(self, config: PositionalConfig, shape: ModelShape) -> None:
         super().__init__()
         self.n_embd, self.attention_width = shape.n_embd, shape.attention_width
+        self.two_sided = shape.two_sided
 
     @classmethod
     def overrides(cls, hook: str) -> bool:
@@ -134,15 +138,27 @@ def random_tables(*shape: int, rms: list[float]) -> nn.Parameter:
     return nn.Parameter(torch.randn(len(rms), *shape) * scale)
 
 
-def distance_between(q_positions: Tensor, k_positions: Tensor) -> Callable[..., Tensor]:
-    """Return distance(b, q_idx, kv_idx): query minus key position, 0 for later keys."""
+Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""distance(b, q_idx, kv_idx): of query and key, from indices that broadcast."""
+
+
+def signed_distance(q_positions: Tensor, k_positions: Tensor) -> Distance:
+    """Return the distance query minus key position, which is negative for later keys."""
 
     def distance(b: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         # One row of positions may apply to the whole batch.
         q_position = q_positions[b % q_positions.shape[0], q_idx]
-        return (q_position - k_positions[b % k_positions.shape[0], kv_idx]).clamp(min=0)
+        return q_position - k_positions[b % k_positions.shape[0], kv_idx]
 
     return distance
+
+
+def distance_between(q_positions: Tensor, k_positions: Tensor, two_sided: bool) -> Distance:
+    """Return the distance |i - j| if keys on both sides of the query count, else max(0, i - j)."""
+    signed = signed_distance(q_positions, k_positions)
+    if two_sided:
+        return lambda b, q_idx, kv_idx: signed(b, q_idx, kv_idx).abs()
+    return lambda b, q_idx, kv_idx: signed(b, q_idx, kv_idx).clamp(min=0)
 
 
 @dataclass
@@ -164,22 +180,24 @@ class DenseScoreMod:
 
 @dataclass
 class DistanceScoreMod:
-    """score + values[b, h, q_idx, distance]; the last value applies to all larger distances.
+    """score + values[b, h, q_idx, distance - first], distances from `first`, which is not above 0.
 
-    values (b, h, i, n); axes b, h and i may have size 1.
+    The first and last values apply to all smaller and larger distances. values (b, h, i, n); axes
+    b, h and i may have size 1.
     """
 
     values: Tensor
     q_positions: Tensor
     k_positions: Tensor
+    first: int = 0
 
     def __call__(
         self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
     ) -> Tensor:
         n_rows, n_heads, n_queries, n = self.values.shape
-        distance = distance_between(self.q_positions, self.k_positions)(b, q_idx, kv_idx)
-        distance = distance.clamp(max=n - 1)
-        return score + self.values[b % n_rows, h % n_heads, q_idx % n_queries, distance]
+        distance = signed_distance(self.q_positions, self.k_positions)(b, q_idx, kv_idx)
+        index = (distance - self.first).clamp(min=0, max=n - 1)
+        return score + self.values[b % n_rows, h % n_heads, q_idx % n_queries, index]
 
     def dense(self, in_order: bool) -> Tensor:
         """Return the bias of all pairs.
@@ -191,15 +209,29 @@ class DistanceScoreMod:
         values = self.values.expand(-1, -1, n_queries, -1)
         if not in_order:
             q, k = self.q_positions[:, None, :, None], self.k_positions[:, None, None, :]
-            distance = (q - k).clamp(min=0, max=n - 1)
-            n_rows = max(len(distance), len(values))
+            index = (q - k - self.first).clamp(min=0, max=n - 1)
+            n_rows = max(len(index), len(values))
             shape = (n_rows, values.shape[1], n_queries, n_keys)
-            return values.expand(n_rows, -1, -1, -1).gather(-1, distance.expand(shape))
+            return values.expand(n_rows, -1, -1, -1).gather(-1, index.expand(shape))
+        if self.first < 0:
+            return _shifted(values, self.first)
         if n < n_keys:
             values = torch.cat((values, values[..., -1:].expand(*values.shape[:3], n_keys - n)), -1)
         # With an extra column, reshaping shifts each row one more place to the left.
         flipped = F.pad(values[..., :n_keys].flip(-1), (1, 0))
         return flipped.reshape(*values.shape[:2], n_keys + 1, n_queries)[:, :, 1:]
+
+
+def _shifted(values: Tensor, first: int) -> Tensor:
+    """Return values[b, h, i, i - j - first] for t queries i and keys j: (b, h, i, j).
+
+    values (b, h, t, n). From rows of distances t - 1 to 1 - t, row i starts at its column t - 1 - i.
+    """
+    t, n = values.shape[-2:]
+    index = torch.arange(t - 1, -t, -1, device=values.device) - first
+    rows = F.pad(values[..., index.clamp(min=0, max=n - 1)], (0, 1)).flatten(-2)  # rows of 2t
+    rows = rows[..., t - 1 : t - 1 + t * (2 * t - 1)]
+    return rows.unflatten(-1, (t, 2 * t - 1))[..., :t]
 
 
 POSITIONAL: Registry[PositionalScheme] = Registry(

@@ -43,6 +43,7 @@ class ContextualPositions(PositionalScheme):
 
     bias_depends_on = "content"
     reads_order_only = True
+    has_two_sided_form = False
 
     def __init__(self, config: CopeConfig, shape: ModelShape) -> None:
         super().__init__(config, shape)

@@ -40,7 +40,7 @@ class Fire(LearnedBiasScheme):
     """score += f_h(psi(i - j) / psi(max(L, i))), psi(x) = log(1 + |c| x) (Li et al. 2023).
 
     f has one hidden ReLU layer; c and L are learned. Distances are normalised by the query's
-    absolute position i. No output bias: the softmax cancels it. Starting as
+    absolute position i. Two-sided: f_h(psi(|i - j|) / psi(max(L, i, j))), so that they stay below 1. No output bias: the softmax cancels it. Starting as
     torch's linear layers, as in the paper's code, biases differ little between keys, by about 0.05.
     (2 + n_head) width + 2 parameters, times n_layer with own layers; memory: t^2 (width + h)
     numbers, once or per layer; defined at every length.
@@ -65,7 +65,10 @@ class Fire(LearnedBiasScheme):
     ) -> ScoreMod:
         c, length = self.of_layer(layer, self.c).abs(), self.of_layer(layer, self.length).abs()
         i, j = q_positions[:, :, None], k_positions[:, None, :]
-        distance, limit = (i - j).clamp(min=0), torch.maximum(self.initial_length * length, i)
+        distance, farthest = (i - j).clamp(min=0), i
+        if self.two_sided:
+            distance, farthest = (i - j).abs(), torch.maximum(i, j)
+        limit = torch.maximum(self.initial_length * length, farthest)
         relative = torch.log1p(c * distance) / (torch.log1p(c * limit) + 1e-6)  # (b, i, j)
         up, up_bias = self.of_layer(layer, self.up), self.of_layer(layer, self.up_bias)
         hidden = torch.relu(relative[..., None] * up + up_bias)

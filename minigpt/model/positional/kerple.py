@@ -17,7 +17,8 @@ from minigpt.model.shape import ModelShape
 
 @POSITIONAL.register("kerple", LayerSharingConfig)
 class KerpleLog(LearnedBiasScheme):
-    """score -= p_h log(1 + a_h (i - j)), p_h, a_h > 0 learned (Chi et al. 2022, equation 3).
+    """score -= p_h log(1 + a_h (i - j)), p_h, a_h > 0 learned (Chi et al. 2022, equation 3);
+    two-sided, of |i - j|.
 
     Parametrised by their logarithms; p starts uniform in (0, 2), a in (0, 1), as in the authors'
     code. 2 n_head parameters, times n_layer with own layers; memory: about three times h t^2
@@ -34,7 +35,7 @@ class KerpleLog(LearnedBiasScheme):
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor, layer: int
     ) -> ScoreMod:
         p, a = (self.of_layer(layer, raw).exp() for raw in (self.log_p, self.log_a))
-        distance = distance_between(q_positions, k_positions)
+        distance = distance_between(q_positions, k_positions, self.two_sided)
 
         def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
             return score - p[h] * torch.log1p(a[h] * distance(b, q_idx, kv_idx))

@@ -36,7 +36,8 @@ class RelativePositions(PositionalScheme):
     Shaw et al. 2018, equation 4: for keys only, causal. Scores are shifted into place (Huang et
     al. 2018), so that no (t, t, e) tensor is needed; memory: b h t^2 numbers per layer. n_layer *
     block_size * head_size parameters, defined up to block_size; with `max_distance`, max_distance +
-    1 vectors per layer, defined at every length. R starts with the RMS of the keys, as
+    1 vectors per layer, defined at every length. Two-sided: also vectors for negative distances,
+    so 2 block_size - 1, or 2 max_distance + 1. R starts with the RMS of the keys, as
     q_i . (k_j + R[i - j]).
     """
 
@@ -47,13 +48,14 @@ class RelativePositions(PositionalScheme):
         longest = config.max_distance
         self.max_length = shape.block_size if longest is None else None
         n = shape.block_size if longest is None else longest + 1
-        self.table = random_tables(n, shape.head_size, rms=shape.key_rms)
+        self.first = 1 - n if self.two_sided else 0  # the distance of the first vector
+        self.table = random_tables(n - self.first, shape.head_size, rms=shape.key_rms)
 
     def score_mod(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor, layer: int
     ) -> ScoreMod:
         by_distance = q / math.sqrt(q.shape[-1]) @ self.table[layer].T  # (b, h, i, n)
-        return DistanceScoreMod(by_distance, q_positions, k_positions)
+        return DistanceScoreMod(by_distance, q_positions, k_positions, self.first)
 
     def flops_per_query(self, keys: float) -> float:
         # q_i . R[distance] in each head

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt.config.schema import ObjectiveConfig
 from minigpt.errors import UserError
 from minigpt.model import GPT
+from minigpt.objective.base import CausalConfig, ObjectiveConfig
 from minigpt.run.load import TrainedRun
 from minigpt.runtime import Runtime
 from minigpt.tokenizer import Tokenizer
@@ -21,7 +21,7 @@ def training_loss(
     config: ObjectiveConfig, model: GPT, tokenizer: Tokenizer, runtime: Runtime
 ) -> Loss:
     """Return the loss that training minimizes. Raises UserError for a teacher that does not fit."""
-    if config.teacher is None:
+    if not isinstance(config, CausalConfig) or config.teacher is None:
         return model.training_loss
     trained = TrainedRun.load(config.teacher, device=runtime.device)
     why = None
@@ -45,16 +45,16 @@ class Distillation:
 
     model: GPT
     teacher: GPT
-    config: ObjectiveConfig
+    config: CausalConfig
 
     def __call__(
-        self, tokens: Tensor, targets: Tensor, document_ids: Tensor | None = None
+        self, inputs: Tensor, targets: Tensor, document_ids: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch (b, t), and the metrics to log by name."""
         temperature, weight = self.config.temperature, self.config.weight
-        logits = self.model(tokens, document_ids=document_ids).float()
+        logits = self.model(inputs, document_ids=document_ids).float()
         with torch.no_grad():
-            of_teacher = self.teacher(tokens, document_ids=document_ids).float()
+            of_teacher = self.teacher(inputs, document_ids=document_ids).float()
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         divergence = F.kl_div(
             (logits / temperature).log_softmax(-1).flatten(0, 1),

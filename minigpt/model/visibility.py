@@ -1,0 +1,44 @@
+"""Which keys a query can see, before the pattern of an attention: earlier ones, all, or a prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from minigpt.model.kv_cache import EMPTY
+
+Visibility = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""visibility(b, q_position, k_position): True where the query may see the key, from the indices of
+rows and positions, which broadcast against each other."""
+
+
+def earlier(b: Tensor, q_position: Tensor, k_position: Tensor) -> Tensor:
+    """The causal mask: keys up to the query's own position."""
+    return k_position <= q_position
+
+
+def everything(b: Tensor, q_position: Tensor, k_position: Tensor) -> Tensor:
+    """No mask: all keys. Empty slots of a cache are no keys."""
+    return k_position < EMPTY
+
+
+@dataclass(frozen=True)
+class Leading:
+    """The first `lengths` (b,) keys of each row; those after them are padding."""
+
+    lengths: Tensor
+
+    def __call__(self, b: Tensor, q_position: Tensor, k_position: Tensor) -> Tensor:
+        return k_position < self.lengths[b]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Earlier keys, and the first `lengths` (b,) keys of each row (Raffel et al. 2020, 3.2.1)."""
+
+    lengths: Tensor
+
+    def __call__(self, b: Tensor, q_position: Tensor, k_position: Tensor) -> Tensor:
+        return (k_position <= q_position) | (k_position < self.lengths[b])
