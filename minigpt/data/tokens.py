@@ -44,7 +44,7 @@ class Batch:
     source: Tensor | None = None
 
     @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
+    def tensors(self) -> tuple[Any, ...]:
         """The arguments of a loss: all fields up to the last one that is not None."""
         values = [getattr(self, field.name) for field in fields(self)]
         while values[-1] is None:

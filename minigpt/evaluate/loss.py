@@ -19,6 +19,7 @@ from minigpt.data.tokens import Batch, Split
 from minigpt.model import GPT
 from minigpt.model.stack import positions_in_documents
 from minigpt.objective.base import Causal, Draws, Objective
+from minigpt.ranks import Ranks
 from minigpt.runtime import Runtime
 from minigpt.tokenizer import Tokenizer
 
@@ -78,9 +79,10 @@ def evaluate(
     """Return the loss of an objective's targets of a split, in non-overlapping windows.
 
     Without an objective, or with the causal one, all tokens of the split but the first are targets.
-    Other objectives have fixed random numbers. `length`: tokens per window, None for block_size. Each window starts
-    without context. `progress`: called with the number of tokens of each batch, when it is done.
-    Restores the model's train/eval mode. Raises UserError beyond the scheme's `max_length`.
+    Other objectives have fixed random numbers. `length`: tokens per window, None for block_size.
+    Each window starts without context. `progress`: called with the number of tokens of each batch,
+    when it is done. Restores the model's train/eval mode. Raises UserError beyond the scheme's
+    `max_length`.
     """
     length = model.config.block_size if length is None else length
     losses = losses_by_position(model, split, runtime, length, progress, objective)
@@ -88,9 +90,7 @@ def evaluate(
     return Evaluation(
         loss=total / sum(losses.counts),
         bits_per_byte=total / math.log(2) / losses.n_bytes,
-        by_position=[
-            nats / n if n else 0.0 for nats, n in zip(losses.nats, losses.counts, strict=True)
-        ],
+        by_position=losses.means,
         loss_of=(objective or Causal).loss_of,
     )
 
@@ -164,6 +164,11 @@ class PositionLosses:
     counts: list[int]
     n_bytes: int
 
+    @property
+    def means(self) -> list[float]:
+        """The mean of each position; 0 where no window has a target."""
+        return [nats / max(1, n) for nats, n in zip(self.nats, self.counts, strict=True)]
+
 
 def losses_by_position(
     model: GPT,
@@ -192,10 +197,10 @@ def losses_by_position(
     ranks = runtime.ranks
     own = ranks.share(split.window_places(length, batch_size))
     batches = (split.windows_at(*place) for place in own)
-    all_tokens = objective is None or objective.predicts_all
-    if not all_tokens:
-        own = ranks.share(places_of(split, objective, length, batch_size))
-        batches = (objective.apply(split.windows_at(*place), draws) for place, draws in own)
+    if objective is not None and objective.predicts_all:
+        objective = None
+    if objective is not None:
+        batches = objective_batches(split, objective, length, batch_size, ranks)
     with model.evaluating(), batches_at_once(BATCHES_AT_ONCE if in_threads else 1) as computed:
         for batch, losses in computed(losses_of, batches):
             ids = batch.document_ids
@@ -207,35 +212,35 @@ def losses_by_position(
                 targets = targets.flatten().cpu()[chosen]
             nats += positions.bincount(losses, length)  # in order: deterministic
             counts += positions.bincount(minlength=length)
-            if not all_tokens:
+            if objective is not None:
                 n_bytes += objective.token_bytes[targets.cpu()].sum()
             progress(ranks.size * batch.inputs.numel())  # about; each has as many batches
     nats, counts = ranks.sum(nats, "an evaluation"), ranks.sum(counts, "an evaluation")
-    total = split.target_bytes if all_tokens else int(ranks.sum(n_bytes, "an evaluation"))
+    n_bytes = ranks.sum(n_bytes, "an evaluation")
+    total = split.target_bytes if objective is None else int(n_bytes)
     n_seen = int(counts.nonzero().max()) + 1  # below `length` if all documents are shorter
     return PositionLosses(nats[:n_seen].tolist(), counts[:n_seen].tolist(), total)
 
 
-def places_of(
-    split: Split, objective: Objective, length: int, batch_size: int
-) -> list[tuple[tuple[Tensor, int], Draws]]:
-    """Return the batches of windows of a split: where they are, and the objective's draws.
+def objective_batches(
+    split: Split, objective: Objective, length: int, batch_size: int, ranks: Ranks
+) -> Iterator[Batch]:
+    """Yield what an objective makes of this process's batches of windows.
 
-    The draws do not depend on `batch_size`.
+    Its random numbers do not depend on `batch_size`.
     """
-    device = split.tokens.device
-    result: list[tuple[tuple[Tensor, int], Draws]] = []
+    batches: list[tuple[Tensor, int, Draws]] = []
     places = split.window_places(length, batch_size)
-    for of_length, group in groupby(places, key=lambda place: place[1]):
+    for own_length, group in groupby(places, key=lambda place: place[1]):
         starts = [rows for rows, _ in group]
-        n = sum(map(len, starts))
-        draws = objective.draws_of_evaluation(n, of_length, length, device)
         sizes = [len(rows) for rows in starts]
-        split_up = {name: x.split(sizes) for name, x in draws.items()}
+        device = split.tokens.device
+        draws = objective.draws_of_evaluation(sum(sizes), own_length, length, device)
+        by_name = {name: x.split(sizes) for name, x in draws.items()}
         for index, rows in enumerate(starts):
-            own = {name: each[index] for name, each in split_up.items()}
-            result.append(((rows, of_length), own))
-    return result
+            batches.append((rows, own_length, {name: x[index] for name, x in by_name.items()}))
+    for rows, own_length, draws in ranks.share(batches):
+        yield objective.apply(split.windows_at(rows, own_length), draws)
 
 
 def windows_at_once(model: GPT, runtime: Runtime, length: int) -> int:

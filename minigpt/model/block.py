@@ -1,4 +1,4 @@
-"""A Transformer block: self-attention, cross-attention if there is an encoder, feed-forward layer."""
+"""A Transformer block: self-attention, cross-attention to an encoder, a feed-forward layer."""
 
 from __future__ import annotations
 

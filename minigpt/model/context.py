@@ -43,8 +43,9 @@ class ForwardContext:
     `in_order`: whether the positions are 0, 1, ... and the cache is empty. `query_blocks`: whether
     attention with a horizon is computed in blocks of queries. `document_ids`: see `GPT.hidden`.
     `visible`: which keys a query can see. `memory`: the output of an encoder, which the blocks of a
-    decoder attend to. `auxiliary`: collects losses and metrics. `x0` (b, t, d): the input of the first block
-    over its RMS, and `first_values` (b, h, t, e): the values of layer 0, for value residuals.
+    decoder attend to. `auxiliary`: collects losses and metrics. `x0` (b, t, d): the input of the
+    first block over its RMS, and `first_values` (b, h, t, e): the values of layer 0, for value
+    residuals.
     """
 
     positional: PositionalScheme

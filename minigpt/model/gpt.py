@@ -159,8 +159,8 @@ class GPT(Stack):
     def _losses_again(self, x: Tensor, targets: Tensor, reduction: str) -> Tensor:
         """Return `_losses`, computed again in the backward pass."""
         # The RNG state is not needed, and reading it syncs a GPU.
-        options = {"use_reentrant": False, "preserve_rng_state": False}
-        return checkpoint(self._losses, x, targets, reduction, **options)
+        parts = (self._losses, x, targets, reduction)
+        return checkpoint(*parts, use_reentrant=False, preserve_rng_state=False)
 
     def _losses(self, x: Tensor, targets: Tensor, reduction: str) -> Tensor:
         logits = self.logits(x)

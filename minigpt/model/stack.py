@@ -87,10 +87,10 @@ class Stack(nn.Module):
         `positions` (b or 1, t): absolute positions, by default 0 to t - 1. `cache`: the KV cache;
         tokens attend to its content and are appended to it. `document_ids` (b, t), int64,
         non-decreasing along t: tokens attend only to their own document, and default positions
-        restart at 0 in each. `auxiliary`: receives losses and metrics of layers. `lengths` (b,): the
-        tokens of each row that all queries see: of an encoder all but padding, otherwise a prefix.
-        `memory`: what the blocks of a decoder with cross-attention read. Raises UserError for a
-        position beyond the positional scheme's `max_length`.
+        restart at 0 in each. `auxiliary`: receives losses and metrics of layers. `lengths` (b,):
+        the tokens of each row that all queries see: of an encoder all but padding, otherwise a
+        prefix. `memory`: what the blocks of a decoder with cross-attention read. Raises UserError
+        for a position beyond the positional scheme's `max_length`.
         """
         if document_ids is not None:
             assert cache is None, "a cache holds one document per row"

@@ -1,4 +1,4 @@
-"""Which keys a query can see, before the pattern of an attention: earlier ones, all, or a prefix."""
+"""Which keys a query can see, before the pattern of an attention: earlier ones, a prefix, all."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ class Objective(ABC):
     """What a model is trained to predict, from windows of tokens.
 
     `architecture`: which keys a query of the model sees, see `ModelConfig`. `loss_of`: the tokens
-    whose loss is reported. `predicts_all`: whether those are all of a split but the first. `needs_one_document`: why windows must not hold several documents; None
-    if they may.
+    whose loss is reported. `predicts_all`: whether those are all of a split but the first.
+    `needs_one_document`: why windows must not hold several documents; None if they may.
     """
 
     architecture: ClassVar[str]

@@ -48,8 +48,8 @@ class BigBird(Attention):
     a hash of seed, head and block, and so do not depend on the length: blocks before the query's,
     or two-sided, blocks of the first block_size positions. Two-sided, the window extends to both
     sides, and queries of global blocks attend to all keys, as in the paper. Any later query may
-    attend to a key, so a cache stores all keys. FlexAttention skips masked blocks; the other backends
-    compute and mask them.
+    attend to a key, so a cache stores all keys. FlexAttention skips masked blocks; the other
+    backends compute and mask them.
     """
 
     mask_by_head = True

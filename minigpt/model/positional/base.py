@@ -225,7 +225,7 @@ class DistanceScoreMod:
 def _shifted(values: Tensor, first: int) -> Tensor:
     """Return values[b, h, i, i - j - first] for t queries i and keys j: (b, h, i, j).
 
-    values (b, h, t, n). From rows of distances t - 1 to 1 - t, row i starts at its column t - 1 - i.
+    values (b, h, t, n). Row i is that part of the distances t - 1 to 1 - t which begins with i.
     """
     t, n = values.shape[-2:]
     index = torch.arange(t - 1, -t, -1, device=values.device) - first

@@ -40,8 +40,9 @@ class Fire(LearnedBiasScheme):
     """score += f_h(psi(i - j) / psi(max(L, i))), psi(x) = log(1 + |c| x) (Li et al. 2023).
 
     f has one hidden ReLU layer; c and L are learned. Distances are normalised by the query's
-    absolute position i. Two-sided: f_h(psi(|i - j|) / psi(max(L, i, j))), so that they stay below 1. No output bias: the softmax cancels it. Starting as
-    torch's linear layers, as in the paper's code, biases differ little between keys, by about 0.05.
+    absolute position i. Two-sided: f_h(psi(|i - j|) / psi(max(L, i, j))), so that they stay below
+    1. No output bias: the softmax cancels it. Starting as torch's linear layers, as in the paper's
+    code, biases differ little between keys, by about 0.05.
     (2 + n_head) width + 2 parameters, times n_layer with own layers; memory: t^2 (width + h)
     numbers, once or per layer; defined at every length.
     """

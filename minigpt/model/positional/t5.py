@@ -56,7 +56,8 @@ class T5Bias(LearnedBiasScheme):
     """score += b_h[bucket(i - j)], starting at 0 (Raffel et al. 2020, section 2.1).
 
     Two-sided: half of the buckets are for keys after the query. n_head * buckets parameters, times
-    n_layer with own layers; memory: h t^2 numbers, once or per layer; defined at every length. T5 does not scale its scores: model.score_scale=1.0.
+    n_layer with own layers; memory: h t^2 numbers, once or per layer; defined at every length. T5
+    does not scale its scores: model.score_scale=1.0.
     """
 
     bucket: Tensor
