@@ -21,7 +21,7 @@ from minigpt.config.overrides import (
     quoted,
 )
 from minigpt.config.saved import read_config
-from minigpt.config.schema import REGISTRIES, Config, ObjectiveConfig, TrainerConfig
+from minigpt.config.schema import REGISTRIES, Config, TrainerConfig
 from minigpt.errors import UserError
 from tests.conftest import TINY, Cli
 
@@ -36,7 +36,6 @@ CHOICES = {
 
 def test_text_options_are_all_options_of_type_str() -> None:
     classes: list[tuple[str, Any]] = [("", Config), ("trainer.", TrainerConfig)]
-    classes += [("objective.", ObjectiveConfig)]
     for key, registry in REGISTRIES.items():
         classes += [(f"{key}.", registry.options(name)) for name in registry.names()]
     keys = {

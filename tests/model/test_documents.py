@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import UserError
-from minigpt.model import gpt as gpt_module
+from minigpt.model import stack as stack_module
 from minigpt.model.attention import ATTENTION
 from minigpt.model.backends import BACKENDS
 from minigpt.model.bias import AttentionBias
@@ -113,7 +113,7 @@ def test_positions_that_do_not_restart_fail(scheme: str, monkeypatch: pytest.Mon
     def arange_positions(documents: Tensor) -> Tensor:
         return torch.arange(documents.shape[1])[None]
 
-    monkeypatch.setattr(gpt_module, "positions_in_documents", arange_positions)
+    monkeypatch.setattr(stack_module, "positions_in_documents", arange_positions)
     if scheme in RELATIVE:
         assert_packed_equals_separate(tiny_config(scheme), "eager")
         return

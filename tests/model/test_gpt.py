@@ -375,7 +375,7 @@ def test_initial_weights(ffn: str, residual_init: str, residual_std: float) -> N
         "learned", ffn, n_layer=8, n_embd=96, residual_init=residual_init, bias=True
     )
     branches: set[str] = set()
-    for name, parameter in GPT(config, n_vocab=200).named_parameters():
+    for name, parameter in GPT(config, 200).named_parameters():
         if name.endswith("bias"):
             assert not parameter.any(), name
         elif parameter.ndim == 1:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from minigpt.train.objective import Distillation
 
-from minigpt.config.schema import ObjectiveConfig
+from minigpt.objective.base import CausalConfig
+from minigpt.train.distillation import Distillation
 from tests.conftest import TINY, Cli, read_metrics
 from tests.model.tiny import random_model, random_tokens, tiny_config
 
@@ -31,7 +31,7 @@ def test_the_loss_equals_its_formula(temperature: float, weight: float) -> None:
         for parameter in teacher.parameters():
             parameter.mul_(1.5)
     tokens, targets = random_tokens(2, 5), random_tokens(2, 5, seed=1)
-    config = ObjectiveConfig(temperature=temperature, weight=weight)
+    config = CausalConfig(temperature=temperature, weight=weight)
     loss, metrics = Distillation(student, teacher, config)(tokens, targets)
     expected, divergences, entropies = 0.0, [], []
     for row in range(2):
