@@ -23,6 +23,7 @@ from minigpt.torchrun import RANK, is_started_as_rank, require_no_torchrun
 COMMANDS = {
     "train": "train a model; every option is a config value (minigpt train model=rope)",
     "sample": "generate text with a trained run (minigpt sample latest --prompt ROMEO:)",
+    "fill": "fill the gaps of a text (minigpt fill latest --text 'To [MASK]e or not')",
     "eval": "measure the losses of a trained run (minigpt eval latest)",
     "export": "write a run for transformers, llama.cpp or ONNX (minigpt export latest --to hf DIR)",
     "report": "compare runs, designs and seeds in one HTML page (minigpt report latest)",
@@ -36,7 +37,7 @@ COMMANDS = {
     "doctor": "check devices, packages and data, and show how to install missing ones",
 }
 FOLDER_COMMANDS = ("eval", "report", "runs")  # take a run, or a folder of runs such as a sweep
-RUN_COMMANDS = ("sample", "inspect", "export", "rm", *FOLDER_COMMANDS)
+RUN_COMMANDS = ("sample", "fill", "inspect", "export", "rm", *FOLDER_COMMANDS)
 SHELL_REQUESTS = [
     f"{verb}={shell}"
     for verb in ("install", "uninstall", "query")

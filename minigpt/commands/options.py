@@ -135,3 +135,27 @@ def set_threads(options: argparse.Namespace) -> None:
     why = "must be 1 or more"
     require(options.threads is None or options.threads >= 1, "--threads", options.threads, why)
     runtime.set_threads(options.threads, "--threads")
+
+
+def lines_of(flag: str, file: str | None) -> list[tuple[str, str]]:
+    """Return the lines of the file of an option, unescaped, each with its file name and number.
+
+    Empty lines are left out. Raises UserError if there are no others.
+    """
+    if file is None:
+        return []
+    try:
+        lines = user_path(flag, file).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"{flag}={file}: {error.strerror or error}; give a text file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{flag}={file}: not UTF-8 at byte {error.start}; convert it") from None
+    from minigpt.data.corpus import unescape
+
+    texts = [
+        (f"{flag}={file}: line {number}", unescape(line))
+        for number, line in enumerate(lines, 1)
+        if line
+    ]
+    require(bool(texts), flag, file, "all lines are empty; write one text per line")
+    return texts

@@ -8,9 +8,8 @@ from argparse import Namespace
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
-from minigpt.commands.options import QUANTIZE, Parser, add_run_arguments, set_threads
+from minigpt.commands.options import QUANTIZE, Parser, add_run_arguments, lines_of, set_threads
 from minigpt.errors import UserError, one_line_if_out_of_memory, require
-from minigpt.files import user_path
 
 if TYPE_CHECKING:
     from minigpt.inference.text import Continuation, TextGenerator
@@ -77,7 +76,7 @@ def main(arguments: list[str]) -> None:
     from minigpt.data.corpus import unescape
 
     prompts = [("--prompt", unescape(prompt)) for prompt in options.prompt or []]
-    prompts += _lines(options.prompts)
+    prompts += lines_of("--prompts", options.prompts)
     with one_line_if_out_of_memory("use a smaller --context, or fewer prompts or --beams"):
         with Progress("loading"):
             generator, texts = _text_generator(options, prompts)
@@ -117,27 +116,6 @@ def _require_valid(options: Namespace) -> None:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _lines(file: str | None) -> list[tuple[str, str]]:
-    """Return the lines of a file that are not empty, each with its file name and line number."""
-    if file is None:
-        return []
-    try:
-        lines = user_path("--prompts", file).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"--prompts={file}: {error.strerror or error}; give a text file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"--prompts={file}: not UTF-8 at byte {error.start}; convert it") from None
-    from minigpt.data.corpus import unescape
-
-    prompts = [
-        (f"--prompts={file}: line {number}", unescape(line))
-        for number, line in enumerate(lines, 1)
-        if line
-    ]
-    require(bool(prompts), "--prompts", file, "all lines are empty; write one prompt per line")
-    return prompts
 
 
 def _text_generator(

@@ -65,10 +65,12 @@ def beam_search(
     *,
     runtime: Runtime | None = None,
     context: Context = None,
+    source: list[int] | None = None,
     progress: Advance = ignore_progress,
 ) -> Hypothesis:
     """Return the best continuation of a prompt that is finished or has `n_tokens` tokens.
 
+    `source`: what the encoder reads, if there is one.
     Each step keeps the `beams` most likely sequences; finished ones leave the beam (Sutskever et
     al. 2014). The search stops early if no unfinished sequence can reach the best score. A step
     computes one position per beam while the sequences fit into the context, see `Decoder`, and
@@ -77,7 +79,8 @@ def beam_search(
     """
     best: Hypothesis | None = None
     with model.evaluating(), decoding_runtime(model, runtime).autocast():
-        decoder = Decoder(model, [prompt], max_context(model, context))
+        sources = None if source is None else [source]
+        decoder = Decoder(model, [prompt], max_context(model, context), sources=sources)
         totals = torch.zeros(1, device=decoder.device)  # log-probability of each beam
         for length in range(1, n_tokens + 1):
             progress(1)

@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from minigpt.errors import require
 from minigpt.inference.static import StaticTokens, static_limit
 from minigpt.model import GPT
 from minigpt.model.kv_cache import KVCache, StaticKVCache
+from minigpt.model.memory import Memory
+from minigpt.objective.base import Beginning
 from minigpt.runtime import Runtime, choose_runtime
 from minigpt.tokenizer import Tokenizer
 
@@ -144,6 +146,10 @@ class Decoder:
     if `context` exceeds `max_length`. `static_tokens`: if positive, that many new tokens can be
     processed outside of the decoder, in a StaticKVCache; see `processed`.
 
+    A prefix decoder reads the prompts, or what is left of them after a cut, in both directions.
+    `sources`: what the encoder reads of each sequence, for a model that has one; it reads it once.
+    Special tokens are never likely, unless they `may_end` the text of a gap.
+
     `next_logits`: (b, n_vocab) after each sequence.
     """
 
@@ -153,6 +159,9 @@ class Decoder:
         prompts: list[list[int]],
         context: int | None,
         static_tokens: int = 0,
+        *,
+        sources: list[list[int]] | None = None,
+        may_end: bool = False,
     ) -> None:
         assert all(prompts), "a prompt has at least one token"
         limit = model.positional.max_length
@@ -162,7 +171,10 @@ class Decoder:
         assert context is None or context >= 1
         self.model, self.context = model, limit if context is None else context
         self.sequences = [list(prompt) for prompt in prompts]
+        self.prompt_lengths = list(map(len, prompts))
         self.device = model.head.weight.device
+        self.memory = None if sources is None else encoded(model, sources)
+        self.n_likely = model.n_vocab if may_end else model.n_ordinary
         self.static_cache: StaticKVCache | None = None
         if static_tokens:
             longest = max(len(prompt) for prompt in prompts) + static_tokens
@@ -204,7 +216,10 @@ class Decoder:
         """Keep only these sequences, in this order; rows may repeat."""
         self.sequences = [list(self.sequences[row]) for row in rows]
         self.starts = [self.starts[row] for row in rows]
+        self.prompt_lengths = [self.prompt_lengths[row] for row in rows]
         index = torch.tensor(rows, device=self.device)
+        if self.memory is not None:
+            self.memory = self.memory.select(index)
         self.cache.select(index)
         self.next_logits = self.next_logits[index]
 
@@ -235,7 +250,15 @@ class Decoder:
             self.cache.grow(self._capacity(max(lengths)))
         first = torch.tensor(lengths, device=self.device)[:, None] - n
         positions = first + torch.arange(n, device=self.device)
-        return self.model(torch.tensor(new, device=self.device), positions, self.cache)
+        new_tokens = torch.tensor(new, device=self.device)
+        return self._likely(self.model(new_tokens, positions, self.cache, memory=self.memory))
+
+    def _likely(self, logits: Tensor) -> Tensor:
+        """Return logits (..., n_vocab) in which special tokens have no probability."""
+        if self.n_likely == logits.shape[-1]:
+            return logits
+        is_special = torch.arange(logits.shape[-1], device=logits.device) >= self.n_likely
+        return logits.masked_fill(is_special, -torch.inf)
 
     def _prefill(self) -> None:
         """Fill a new cache with the context of each sequence, and set `next_logits`."""
@@ -244,8 +267,16 @@ class Decoder:
         lengths = [len(tokens) for tokens in contexts]
         self.cache = self._empty_cache(lengths)
         padded = [tokens + [0] * (max(lengths) - len(tokens)) for tokens in contexts]
-        logits = self.model(torch.tensor(padded, device=self.device), cache=self.cache)
+        parts = {"cache": self.cache, "lengths": self._prefixes(), "memory": self.memory}
+        logits = self._likely(self.model(torch.tensor(padded, device=self.device), **parts))
         self.next_logits = logits[torch.arange(len(contexts)), [n - 1 for n in lengths]]
+
+    def _prefixes(self) -> Tensor | None:
+        """Return the tokens (b,) of each prompt that are in the context, for a prefix decoder."""
+        if self.model.config.architecture != "prefix_decoder":
+            return None
+        pairs = zip(self.prompt_lengths, self.starts, strict=True)
+        return torch.tensor([max(0, n - start) for n, start in pairs], device=self.device)
 
     def _empty_cache(self, lengths: list[int]) -> KVCache:
         if self.static_cache is None:
@@ -256,6 +287,16 @@ class Decoder:
     def _capacity(self, longest: int) -> int:
         capacity = 2 * longest + CACHE_MARGIN
         return capacity if self.context is None else min(capacity, self.context)
+
+
+def encoded(model: GPT, sources: list[list[int]]) -> Memory:
+    """Return what an encoder makes of sources. Raises UserError beyond its `max_length`."""
+    longest, device = max(map(len, sources)), model.head.weight.device
+    padded = [source + [0] * (longest - len(source)) for source in sources]
+    lengths = None
+    if any(len(source) < longest for source in sources):
+        lengths = torch.tensor(list(map(len, sources)), device=device)
+    return model.encode(torch.tensor(padded, device=device), lengths)
 
 
 def context_start(length: int, context: int | None) -> int:
@@ -280,19 +321,20 @@ def generate(
     seed: int | Sequence[int] = 1,
     runtime: Runtime | None = None,
     context: Context = None,
+    sources: list[list[int]] | None = None,
 ) -> Iterator[list[int]]:
     """Yield `n_tokens` times the next token of each prompt. Prompts must not be empty.
 
-    `seed`: one per prompt, or one for all. Each prompt has its own random generator. The prompts
-    are prefilled before this returns. Restores the model's train/eval mode. Raises UserError for a
-    context beyond the scheme's `max_length`.
+    `sources`: see `Decoder`. `seed`: one per prompt, or one for all. Each prompt has its own random
+    generator. The prompts are prefilled before this returns. Restores the model's train/eval mode.
+    Raises UserError for a context beyond the scheme's `max_length`.
     """
     runtime = decoding_runtime(model, runtime)
     seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
     generators = [torch.Generator(runtime.device).manual_seed(s) for s in seeds]
     n_static = n_tokens if static_decoding(model, sampling, runtime) else 0
     with model.evaluating(), runtime.autocast():
-        decoder = Decoder(model, prompts, max_context(model, context), n_static)
+        decoder = Decoder(model, prompts, max_context(model, context), n_static, sources=sources)
     if decoder.static_cache is not None:
         return static_steps(decoder, sampling, generators, n_tokens, runtime)
 
@@ -306,6 +348,19 @@ def generate(
             yield tokens
 
     return steps()
+
+
+def generate_from(
+    model: GPT,
+    beginnings: Sequence[Beginning],
+    n_tokens: int,
+    sampling: Sampling = DEFAULT_SAMPLING,
+    **options: Any,
+) -> Iterator[list[int]]:
+    """Return `generate` for what an objective makes of each prompt."""
+    sources = [start.source for start in beginnings if start.source is not None]
+    prompts = [start.tokens for start in beginnings]
+    return generate(model, prompts, n_tokens, sampling, sources=sources or None, **options)
 
 
 def static_decoding(model: GPT, sampling: Sampling, runtime: Runtime) -> bool:

@@ -25,6 +25,8 @@ def static_limit(model: GPT) -> str | None:
     config = model.config
     if config.n_layer > 0 and config.attention.name != "full":
         return f"attention={config.attention.name} has a cache of other shapes"
+    if config.n_special_tokens:
+        return "special tokens must not be chosen"
     if config.ffn.name in ("moe", "conv"):
         return f"ffn={config.ffn.name} waits for the device or has a state"
     if model.backend_name == "flex":

@@ -14,7 +14,7 @@ from minigpt.inference.generate import (
     DEFAULT_SAMPLING,
     Context,
     Sampling,
-    generate,
+    generate_from,
     stop_at,
     stream_text,
 )
@@ -48,6 +48,11 @@ def load_draft(name: str, trained: TrainedRun, n_tokens: int, context: Context) 
         why = f"its tokenizer differs from that of {trained.run.path}"
         remedy = "use a draft trained with the same tokenizer on the same text"
         raise UserError(f"--draft={draft.run.path}: {why}; {remedy}")
+    for run in (trained, draft):
+        name, encoder = run.config.objective.name, run.model.config.architecture
+        if "encoder" in encoder:
+            why = f"{run.run.path} has objective={name}, whose tokens no draft can propose"
+            raise UserError(f"--draft: {why}; leave it out")
     return Draft(draft.model, n_tokens, context)
 
 
@@ -71,6 +76,9 @@ class TextGenerator:
     statistics: list[DraftStatistics] = field(default_factory=list)
     progress: Advance = ignore_progress
 
+    def __post_init__(self) -> None:
+        self.beginnings = list(map(self.trained.objective.beginning, self.prompts))
+
     @property
     def n_steps(self) -> int:
         """The sum of what `progress` is called with for all texts of one seed, if none stops."""
@@ -90,8 +98,8 @@ class TextGenerator:
 
     def seconds_without_draft(self, n_tokens: int) -> float:
         """Return the seconds to sample `n_tokens` after the first prompt without the draft."""
-        model, prompts = self.trained.model, self.prompts[:1]
-        tokens = generate(model, prompts, n_tokens, self.sampling, **self._options)
+        parts = (self.beginnings[:1], n_tokens, self.sampling)
+        tokens = generate_from(self.trained.model, *parts, **self._options)
         start = time.perf_counter()
         for _ in tokens:
             pass
@@ -110,7 +118,9 @@ class TextGenerator:
         """Sample all prompts as one batch. Only a single prompt is streamed."""
         model, options = self.trained.model, self._options
         rows = self._counted(
-            generate(model, self.prompts, self.n_tokens, self.sampling, seed=seed, **options)
+            generate_from(
+                model, self.beginnings, self.n_tokens, self.sampling, seed=seed, **options
+            )
         )
         if len(self.prompts) == 1:
             yield Continuation(self._decode(row[0] for row in rows))
@@ -126,10 +136,10 @@ class TextGenerator:
             end = b"".join(map(self.trained.tokenizer.token_bytes, tokens[-longest:]))
             return any(stop in end for stop in stops)
 
-        for prompt in self.prompts:
+        for start in self.beginnings:
             model, options = self.trained.model, self._options
-            options["progress"] = self.progress
-            result = beam_search(model, prompt, self.n_tokens, search, is_finished, **options)
+            options |= {"progress": self.progress, "source": start.source}
+            result = beam_search(model, start.tokens, self.n_tokens, search, is_finished, **options)
             numbers = {"log_probability": result.log_probability, "score": result.score}
             yield Continuation(self._decode(result.tokens), lambda numbers=numbers: numbers)
 

@@ -36,17 +36,27 @@ class ObjectiveConfig:
 OBJECTIVES: Registry[Objective] = Registry("objective", "objective", "minigpt.objective")
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """The tokens that a decoder continues, and what the encoder reads, if there is one."""
+
+    tokens: list[int]
+    source: list[int] | None = None
+
+
 class Objective(ABC):
     """What a model is trained to predict, from windows of tokens.
 
     `architecture`: which keys a query of the model sees, see `ModelConfig`. `loss_of`: the tokens
     whose loss is reported. `predicts_all`: whether those are all of a split but the first.
+    `continues_text`: whether it has a `beginning`.
     `needs_one_document`: why windows must not hold several documents; None if they may.
     """
 
     architecture: ClassVar[str]
     loss_of: ClassVar[str]
     predicts_all: ClassVar[bool] = False
+    continues_text: ClassVar[bool] = True
     needs_one_document: ClassVar[str | None] = None
 
     def __init__(self, config: Any, tokenizer: Tokenizer, block_size: int) -> None:
@@ -75,6 +85,10 @@ class Objective(ABC):
     @abstractmethod
     def apply(self, windows: Batch, draws: Draws) -> Batch:
         """Return inputs, targets and weights of windows, a pure function of both arguments."""
+
+    def beginning(self, prompt: list[int]) -> Beginning:
+        """Return what generation begins with, to continue a prompt. Raises UserError."""
+        return Beginning(prompt)
 
     def draws_of_evaluation(self, n: int, length: int, whole: int, device: torch.device) -> Draws:
         """Return fixed numbers for n windows of an evaluation in windows of `whole` tokens.

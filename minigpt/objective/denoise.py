@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minigpt.data.tokens import Batch
 from minigpt.errors import require
-from minigpt.objective.base import OBJECTIVES, Draws, Objective, ObjectiveConfig
+from minigpt.objective.base import OBJECTIVES, Beginning, Draws, Objective, ObjectiveConfig
 from minigpt.objective.masked import require_fraction
 from minigpt.objective.spans import random_spans, span_counts
 from minigpt.tokenizer import Tokenizer
@@ -49,6 +49,11 @@ class Denoise(Objective):
     @classmethod
     def n_special(cls, config: DenoiseConfig, block_size: int) -> int:
         return 1 + span_counts(block_size, config.fraction, config.span)[1]
+
+    def beginning(self, prompt: list[int]) -> Beginning:
+        """Continue a prompt as the text of a gap at its end; the encoder reads what fits."""
+        gap = [self.first_sentinel]
+        return Beginning(gap, prompt[-max(1, self.block_size - 1) :] + gap)
 
     def draw(self, n: int, length: int, generator: torch.Generator) -> Draws:
         counts = span_counts(length, self.config.fraction, self.config.span)

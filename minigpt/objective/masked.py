@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from minigpt.data.tokens import Batch
-from minigpt.errors import require
-from minigpt.objective.base import OBJECTIVES, Draws, Objective, ObjectiveConfig
+from minigpt.errors import UserError, require
+from minigpt.objective.base import OBJECTIVES, Beginning, Draws, Objective, ObjectiveConfig
 from minigpt.objective.spans import random_spans, span_counts
 from minigpt.tokenizer import Tokenizer
 
@@ -49,6 +49,7 @@ class Masked(Objective):
     """
 
     architecture, loss_of = "encoder", "masked tokens"
+    continues_text = False
 
     def __init__(self, config: MaskedConfig, tokenizer: Tokenizer, block_size: int) -> None:
         super().__init__(config, tokenizer, block_size)
@@ -57,6 +58,10 @@ class Masked(Objective):
     @classmethod
     def n_special(cls, config: MaskedConfig, block_size: int) -> int:
         return 1
+
+    def beginning(self, prompt: list[int]) -> Beginning:
+        why = "predicts tokens from both sides, and cannot continue a text; use minigpt fill"
+        raise UserError(f"objective=masked: {why}")
 
     def draw(self, n: int, length: int, generator: torch.Generator) -> Draws:
         device, span = generator.device, self.config.span

@@ -13,14 +13,15 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from minigpt.console import counted
+from minigpt.console import Advance, counted
 from minigpt.data import Batch
 from minigpt.data.corpus import unescape
 from minigpt.data.order import ORDERS
 from minigpt.data.tokens import Split
 from minigpt.errors import Failure
 from minigpt.evaluate.loss import Evaluation, evaluate, perplexity
-from minigpt.inference.generate import generate, stop_at, stream_text
+from minigpt.inference.fill import filled_window
+from minigpt.inference.generate import generate_from, stop_at, stream_text
 from minigpt.logger import Logger
 from minigpt.model import GPT
 from minigpt.objective.base import parts
@@ -387,20 +388,28 @@ class Trainer:
             if self.progress.sampled_at == step:
                 return
             self.progress.sampled_at = step
-            assert self.options.sample_prompt is not None, "resolved by build_setup"
-            prompt, n = unescape(self.options.sample_prompt), self.options.sample_tokens
-            ids, seed = self.tokenizer.encode(prompt), self.config.seed + step
-            # The model is trained on separate documents, so a sample ends with its document.
-            separator = self.config.data.separator
-            stops = [] if separator is None else [separator]
-            whole = self.state.parallel.whole(self.state.better)
+            n, whole = self.options.sample_tokens, self.state.parallel.whole(self.state.better)
             with whole as model, self.display.working("sampling", n) as advance:
-                rows = generate(model, [ids], n, seed=seed, runtime=self.runtime)
-                tokens = (row[0] for row in counted(rows, advance))
-                text = prompt + "".join(stop_at(stream_text(self.tokenizer, tokens), stops))
+                text = (
+                    self._continued(model, n, advance)
+                    if self.objective.continues_text
+                    else filled_window(model, self.objective, self.data.val, self.runtime)
+                )
             self.run.append_sample(step, text)
             self.logger.log_text(text, step)
             self.display.sample(step, text)
+
+    def _continued(self, model: GPT, n: int, advance: Advance) -> str:
+        """Return the prompt with n tokens more."""
+        assert self.options.sample_prompt is not None, "resolved by build_setup"
+        prompt, seed = unescape(self.options.sample_prompt), self.config.seed + self.progress.step
+        # The model is trained on separate documents, so a sample ends with its document.
+        separator = self.config.data.separator
+        stops = [] if separator is None else [separator]
+        start = self.objective.beginning(self.tokenizer.encode(prompt))
+        rows = generate_from(model, [start], n, seed=seed, runtime=self.runtime)
+        tokens = (row[0] for row in counted(rows, advance))
+        return prompt + "".join(stop_at(stream_text(self.tokenizer, tokens), stops))
 
 
 def step_means(logged: list[Metrics]) -> dict[str, list[float]]:
