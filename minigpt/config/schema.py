@@ -18,7 +18,7 @@ from minigpt.model.compatibility import require_compatible
 from minigpt.model.config import ModelConfig
 from minigpt.model.ffn import FFN
 from minigpt.model.positional import POSITIONAL
-from minigpt.objective.base import OBJECTIVES, CausalConfig, ObjectiveConfig
+from minigpt.objective.base import CAUSAL_DESIGN, OBJECTIVES, CausalConfig, ObjectiveConfig
 from minigpt.optim.optimizer import OPTIMIZERS, OptimizerConfig
 from minigpt.optim.schedule import SCHEDULES, ScheduleConfig
 from minigpt.registry import Registry
@@ -161,10 +161,7 @@ class Config:
         key, why = "data.document_separator", objective.needs_one_document
         needs = f"objective={self.objective.name}: {why}; use null, or another objective"
         require(why is None or documents is None, key, documents, needs)
-        n_special = objective.n_special(self.objective, self.model.block_size)
-        self.model = replace(
-            self.model, architecture=objective.architecture, n_special_tokens=n_special
-        )
+        self.model = replace(self.model, **objective.design(self.objective, self.model.block_size))
         require_compatible(
             self.model, documents=documents is not None, optimizer=self.optimizer.name
         )
@@ -189,7 +186,7 @@ def request_sha256(config: Config) -> str:
         del values["init"], values["adapter"]
     if config.objective == CausalConfig():
         del values["objective"]
-        for key in ("architecture", "n_special_tokens", "n_encoder_layer", "shared_embedding"):
+        for key in (*CAUSAL_DESIGN, "n_encoder_layer", "shared_embedding"):
             del values["model"][key]
     for key in ("name", "group", "tags", "logger"):
         del values[key]

@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from minigpt.model.materialize import materialized
 from minigpt.model.positional import DenseScoreMod, DistanceScoreMod, PositionalScheme, ScoreMod
-from minigpt.model.visibility import Visibility, earlier, everything
+from minigpt.model.visibility import Visibility, earlier, everything, rows_of
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """mask_mod(b, h, q_idx, kv_idx): True where the query attends to the key, from index tensors that
@@ -83,7 +83,7 @@ class AttentionBias:
         """
         if self._dense is not None:
             return self._dense
-        mask = self.mask_mod(*self._index_grid(self._n_rows()))
+        mask = self.mask_mod(*self._index_grid(self._mask_rows()))
         dense = self.dense_bias(q, k, layer).masked_fill(~mask, -math.inf)
         if self.positional.bias_depends_on in ("nothing", "positions"):
             self._dense = dense = materialized(dense)
@@ -126,13 +126,16 @@ class AttentionBias:
         """Return FlexAttention's BlockMask, built once per forward pass."""
         if self._block_mask is None:
             n_queries, n_keys = self.q_positions.shape[1], self.k_positions.shape[1]
-            rows = None if self._n_rows() == 1 else batch
+            rows = None if self._mask_rows() == 1 else batch
             heads = self.n_head if self.by_head else None
             device = self.q_positions.device.type
             # A function, because torch counts `self` among the arguments of a method.
             mask_mod = lambda b, h, i, j: self.mask_mod(b, h, i, j)  # noqa: E731
             self._block_mask = create_block_mask(mask_mod, rows, heads, n_queries, n_keys, device)
         return self._block_mask
+
+    def _mask_rows(self) -> int:
+        return max(self._n_rows(), rows_of(self.visible))
 
     def _n_rows(self) -> int:
         tensors = (self.q_positions, self.k_positions, self.document_ids)

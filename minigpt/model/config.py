@@ -46,7 +46,8 @@ class ModelConfig:
     encoder_decoder, all in the encoder and earlier ones in the decoder, which attends to the output
     of the encoder. `n_encoder_layer`: blocks of the encoder, None for n_layer. `shared_embedding`:
     whether encoder and decoder share their token table. `n_special_tokens`: tokens that the model
-    has beside those of the tokenizer, as the objective needs them.
+    has beside those of the tokenizer. `source_length`, `target_length`: tokens of a window that the
+    encoder reads, and that the decoder predicts. All three are as the objective needs them.
     `n_kv_head`: number of key-value heads, None for n_head. `head_size`: channels per head, None
     for n_embd / n_head. `block` (in BLOCKS): see `Block`. `bias` (in BIASES): in all linear layers
     but the head, in none, or only in the projections to q, k and v; LayerNorms have one with true,
@@ -91,6 +92,8 @@ class ModelConfig:
     n_encoder_layer: int | None = None
     shared_embedding: bool = True
     n_special_tokens: int = 0
+    source_length: int | None = None
+    target_length: int | None = None
 
     def __post_init__(self) -> None:
         require_at_least(0, "model", self, "n_layer")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from minigpt.model.bias import AttentionBias
 from minigpt.model.context import ForwardContext
-from minigpt.model.linear import Linear
+from minigpt.model.linear import Linear, linear_flops
 from minigpt.model.memory import KeysValues, Memory
 from minigpt.model.norm import NormConfig
 from minigpt.model.positional import POSITIONAL
@@ -45,6 +45,11 @@ class CrossAttention(QKNorm):
         dropout = self.dropout if self.training else 0.0
         y = ctx.backend(q, k, v, bias, self.layer, dropout)
         return self.out(rearrange(y, "b h t e -> b t (h e)"))
+
+    def flops_per_query(self, n_keys: int) -> float:
+        """Return the training FLOPs of a query, without those of the keys and values."""
+        linear = linear_flops(self.q) + linear_flops(self.out)
+        return linear + 12 * self.n_head * self.head_size * n_keys
 
     def keys_values(self, hidden: Tensor) -> KeysValues:
         """Return the keys and values (b, h, s, e) of hidden states (b, s, d)."""

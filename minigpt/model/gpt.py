@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minigpt.model.backends import BACKENDS, Backend
+from minigpt.model.block import Block
 from minigpt.model.compatibility import Use, choose_backend, problems
 from minigpt.model.config import ModelConfig
 from minigpt.model.context import Auxiliary
@@ -242,6 +243,13 @@ class GPT(Stack):
         elementwise operations, masked keys that a backend computes, or products that it computes
         twice.
         """
-        length = self.config.block_size
-        in_blocks = sum(stack.flops_of_blocks(batch_size, length) for stack in self.stacks)
-        return round(in_blocks + linear_flops(self.head))
+        length, config = self.config.block_size, self.config
+        if self.encoder is None:
+            return round(self.flops_of_blocks(batch_size, length) + linear_flops(self.head))
+        read, written = config.source_length or length, config.target_length or length
+        cross = [b.cross_attention for b in self.blocks if isinstance(b, Block)]
+        per_target = self.flops_of_blocks(batch_size, written) + linear_flops(self.head)
+        per_target += sum(c.flops_per_query(read) for c in cross if c is not None)
+        per_source = self.encoder.flops_of_blocks(batch_size, read)
+        per_source += sum(linear_flops(c.kv) for c in cross if c is not None)
+        return round((per_target * written + per_source * read) / length)

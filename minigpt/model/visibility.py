@@ -42,3 +42,8 @@ class Prefix:
 
     def __call__(self, b: Tensor, q_position: Tensor, k_position: Tensor) -> Tensor:
         return (k_position <= q_position) | (k_position < self.lengths[b])
+
+
+def rows_of(visibility: Visibility) -> int:
+    """Return the number of rows of a batch that it distinguishes; 1 if it is the same in all."""
+    return len(visibility.lengths) if isinstance(visibility, Leading | Prefix) else 1

@@ -78,6 +78,13 @@ class Objective(ABC):
         """
         return 0
 
+    @classmethod
+    def design(cls, config: Any, block_size: int) -> dict[str, Any]:
+        """Return the values of a `ModelConfig` that the objective decides."""
+        n_special = cls.n_special(config, block_size)
+        lengths = {"source_length": None, "target_length": None}
+        return {"architecture": cls.architecture, "n_special_tokens": n_special, **lengths}
+
     @abstractmethod
     def draw(self, n: int, length: int, generator: torch.Generator) -> Draws:
         """Draw the random numbers of n windows of `length` tokens, on the generator's device."""
@@ -130,3 +137,7 @@ class Causal(Objective):
 
     def apply(self, windows: Batch, draws: Draws) -> Batch:
         return windows
+
+
+CAUSAL_DESIGN = Causal.design(CausalConfig(), 0)
+"""What the causal objective decides of a design."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,13 @@ class Denoise(Objective):
     @classmethod
     def n_special(cls, config: DenoiseConfig, block_size: int) -> int:
         return 1 + span_counts(block_size, config.fraction, config.span)[1]
+
+    @classmethod
+    def design(cls, config: DenoiseConfig, block_size: int) -> dict[str, Any]:
+        n_noise, n_spans = span_counts(block_size, config.fraction, config.span)
+        lengths = (block_size - n_noise + n_spans, n_noise + n_spans)
+        names = ("source_length", "target_length")
+        return super().design(config, block_size) | dict(zip(names, lengths, strict=True))
 
     def beginning(self, prompt: list[int]) -> Beginning:
         """Continue a prompt as the text of a gap at its end; the encoder reads what fits."""

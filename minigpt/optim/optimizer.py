@@ -201,7 +201,7 @@ class Muon(EagerOptimizer):
 
     def __init__(self, config: MuonConfig, model: GPT) -> None:
         trained = trained_parameters(model)
-        of_blocks = set(matrices(model.blocks))
+        of_blocks = {m for stack in model.stacks for m in matrices(stack.blocks)}
         hidden = [p for p in trained if p in of_blocks]
         assert hidden, "`compatibility` should have rejected this"
         self.muon = StackedMuon(

@@ -199,7 +199,8 @@ class Sharded(Parallel):
         # Autocast casts the inputs.
         bf16 = fsdp.MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         policy = bf16 if self.bf16 else fsdp.MixedPrecisionPolicy()
-        for part in (*model.blocks, model):
+        blocks = [block for stack in model.stacks for block in stack.blocks]
+        for part in (*blocks, model):
             fsdp.fully_shard(part, mesh=mesh, mp_policy=policy)
         fsdp.register_fsdp_forward_method(model, "training_loss")
         self.modules = [part for part in model.modules() if isinstance(part, fsdp.FSDPModule)]
