@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from minigpt.model.materialize import materialized
 from minigpt.model.positional import DenseScoreMod, DistanceScoreMod, PositionalScheme, ScoreMod
-from minigpt.model.visibility import Visibility, earlier, everything
+from minigpt.model.visibility import Leading, Prefix, Visibility, earlier, everything
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """mask_mod(b, h, q_idx, kv_idx): True where the query attends to the key, from index tensors that
@@ -135,7 +135,8 @@ class AttentionBias:
         return self._block_mask
 
     def _n_rows(self) -> int:
-        tensors = (self.q_positions, self.k_positions, self.document_ids)
+        lengths = self.visible.lengths if isinstance(self.visible, Leading | Prefix) else None
+        tensors = (self.q_positions, self.k_positions, self.document_ids, lengths)
         return max(len(x) for x in tensors if x is not None)
 
     def _index_grid(self, n_rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
