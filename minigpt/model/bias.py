@@ -77,7 +77,7 @@ class AttentionBias:
         return mask if ids is None else mask & (ids[b, kv_idx] == ids[b, q_idx])
 
     def dense(self, q: Tensor, k: Tensor, layer: int) -> Tensor:
-        """Return bias and mask of all pairs: (b or 1, h or 1, i, j), -inf where masked.
+        """Return bias and mask of all pairs: (b or 1, h or 1, i or 1, j), -inf where masked.
 
         Computed once per forward pass if it is the same in every layer.
         """

@@ -73,10 +73,13 @@ class ForwardContext:
         return cast(T, self._results[key])
 
     def visible_keys(self, batch: int) -> Tensor:
-        """Return the mask (b, t) of the keys that the last query of each row can see."""
+        """Return the mask (b, t) of the keys that the first query of each row can see.
+
+        In an encoder, these are all but padding.
+        """
         positions = self.positions.expand(batch, -1)
         b = torch.arange(batch, device=positions.device)[:, None]
-        return self.visible(b, positions[:, -1:], positions)
+        return self.visible(b, positions[:, :1], positions)
 
     def without_side_effects(self) -> ForwardContext:
         """Return a copy without the KV cache, `auxiliary` and cached results."""

@@ -20,7 +20,7 @@ from minigpt.model.memory import Memory
 from minigpt.model.norm import PLACEMENTS
 from minigpt.model.positional import POSITIONAL
 from minigpt.model.shape import INIT_STD
-from minigpt.model.visibility import Leading, Prefix, Visibility, earlier, everything
+from minigpt.model.visibility import Prefix, Unpadded, Visibility, earlier, everything
 
 
 class Stack(nn.Module):
@@ -134,7 +134,7 @@ class Stack(nn.Module):
     def _visible(self, lengths: Tensor | None) -> Visibility:
         """Return which keys a query can see; `lengths`: see `hidden`."""
         if self.config.architecture == "encoder":
-            return everything if lengths is None else Leading(lengths)
+            return everything if lengths is None else Unpadded(lengths)
         return earlier if lengths is None else Prefix(lengths)
 
     def _apply_blocks(self, x: Tensor, ctx: ForwardContext) -> Tensor:

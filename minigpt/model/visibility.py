@@ -35,6 +35,17 @@ class Leading:
 
 
 @dataclass(frozen=True)
+class Unpadded(Leading):
+    """Also its own key for a query after them, so that no pattern leaves padding without a key.
+
+    A softmax over no keys is NaN, which would spread to the tokens in the next layer.
+    """
+
+    def __call__(self, b: Tensor, q_position: Tensor, k_position: Tensor) -> Tensor:
+        return super().__call__(b, q_position, k_position) | (k_position == q_position)
+
+
+@dataclass(frozen=True)
 class Prefix:
     """Earlier keys, and the first `lengths` (b,) keys of each row (Raffel et al. 2020, 3.2.1)."""
 
