@@ -146,11 +146,21 @@ def _export(name: str, checkpoint: str | None, format_: Format, path: Path) -> N
         from minigpt.run.load import TrainedRun
 
         trained = TrainedRun.load(name, checkpoint, device="cpu")
+        _require_causal(trained.config)
         with _new_parents(path), _writing(path):
             architecture, *lines = format_.write(trained, path, progress)
     console.print(f"{trained.run.path} ({trained.label}) as {architecture}")
     for line in (*lines, f"written to {path}"):
         console.print(line)
+
+
+def _require_causal(config: Config) -> None:
+    """Raise UserError for a model that sees more than earlier tokens."""
+    objective, architecture = config.objective.name, config.model.architecture
+    if architecture != "decoder":
+        why = f"its model.architecture={architecture} sees more than earlier tokens"
+        remedy = "and what leaves predicts from those alone; export a run with objective=causal"
+        raise UserError(f"objective={objective}: {why}, {remedy}")
 
 
 def _write_folder(trained: TrainedRun, path: Path, progress: Progress) -> list[str]:

@@ -61,8 +61,8 @@ def blockwise(
         return grouped_matmul(F.dropout(weights, dropout).to(v.dtype), v)
 
     n, mixed = BLOCK_QUERIES, []
-    dense = bias.dense(q, k, layer)
-    rows = dense.expand(*dense.shape[:2], q.shape[-2], -1).split(n, dim=-2)
+    rows = bias.dense(q, k, layer)
+    rows = rows.expand(*rows.shape[:-2], q.shape[-2], -1).split(n, dim=-2)  # may have one row
     for index, (queries, dense) in enumerate(zip(q.split(n, dim=-2), rows, strict=True)):
         end = (index + 1) * n if bias.hides_later_keys else k.shape[-2]
         block = (queries, k[..., :end, :], v[..., :end, :], dense[..., :end])

@@ -213,3 +213,20 @@ def test_another_choice_replaces_the_options_that_a_design_sets(
 def test_options_of_a_replaced_part_are_reported_if_given() -> None:
     with pytest.raises(UserError, match=r"^model\.positional\.fraction: no such option"):
         composed_config(["model=gpt_neox", "positional=alibi", "model.positional.fraction=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name", "fraction"),
+    [
+        ("model=bert", "masked", 0.15),
+        ("objective.fraction=0.3 model=bert", "masked", 0.3),
+        ("model=t5_encoder_decoder", "denoise", 0.15),
+        ("model=bert objective=denoise", "denoise", 0.15),
+        ("objective=causal model=bert", "causal", None),
+    ],
+)
+def test_a_design_sets_the_objective_unless_another_is_given(
+    overrides: str, name: str, fraction: float | None
+) -> None:
+    objective = composed_config(overrides.split()).objective
+    assert objective.name == name and getattr(objective, "fraction", None) == fraction

@@ -77,7 +77,12 @@ IN_OTHER_UNITS: dict[str, Any] = {
     "score_scale": 0.3,
 }
 # Designs of configs/model that no causal language model of transformers has.
-REFUSED = {"bigram": "model.positional.name=nope", "t5_decoder": "model.positional.name=t5"}
+REFUSED = {
+    "bigram": "model.positional.name=nope",
+    "t5_decoder": "model.positional.name=t5",
+    "bert": "model.norm.placement=post",
+    "t5_encoder_decoder": "model.positional.name=t5",
+}
 
 
 # By name in configs/model: with a tied and with an untied head.

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from minigpt.commands.export import FORMATS
 from minigpt.export import check, folder
 from minigpt.export.check import import_transformers
 from minigpt.run.load import TrainedRun
@@ -130,6 +131,20 @@ def test_a_design_that_cannot_leave_is_refused_before_work(cli: Cli, tiny_run: P
     assert refused.err.startswith("minigpt: model.qk_norm=true: ")
     assert refused.err.endswith("as GPT-NeoX: model.qk_norm=false\n")
     assert not Path("out").exists() and not list(Path().glob(".out*"))
+
+
+@pytest.mark.parametrize("objective", ["prefix", "masked", "denoise"])
+def test_only_models_of_the_next_token_leave(cli: Cli, workdir: Path, objective: str) -> None:
+    """The same line in every format. Of a design that leaves with objective=causal."""
+    options = (f"objective={objective}", "trainer.sample_every=null", "hydra.run.dir=run")
+    done = cli("train", *TINY, *GPT2, "model.vocab_multiple=1", *options)
+    assert done.code == 0, done.err
+    for name in FORMATS:
+        refused = cli("export", "run", "--to", name, "out")
+        assert refused.code == 2 and refused.err.count("\n") == 1
+        assert refused.err.startswith(f"minigpt: objective={objective}: its model.architecture=")
+        assert refused.err.endswith("; export a run with objective=causal\n")
+        assert not Path("out").exists()
 
 
 def test_another_folder_is_never_replaced(cli: Cli, tiny_run: Path) -> None:

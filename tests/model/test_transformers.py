@@ -645,21 +645,27 @@ def test_families(name: str, n_head: int, n_kv_head: int | None) -> None:
 
 
 def test_every_design_of_a_family_is_compared() -> None:
-    assert {"bigram", "gpt2", "llama", *FAMILIES} >= {*choices("model")}
+    elsewhere = {"bert", "t5_encoder_decoder"}  # in test_encoders_of_transformers.py
+    assert {"bigram", "gpt2", "llama", *elsewhere, *FAMILIES} >= {*choices("model")}
 
 
+@pytest.mark.parametrize("two_sided", [False, True])
 @pytest.mark.parametrize(
     ("buckets", "max_distance"), [(32, 128), (8, 20), (16, 1000), (32, 512), (4, 6), (10, 160)]
 )
-def test_t5_buckets(buckets: int, max_distance: int) -> None:
-    distance = torch.arange(5001)
+def test_t5_buckets(buckets: int, max_distance: int, two_sided: bool) -> None:
+    """Of one-sided distances from 0, and of two-sided ones, which are below 0 for later keys."""
+    distance = torch.arange(-5000 if two_sided else 0, 5001)
     expected = T5Attention._relative_position_bucket(
-        -distance, bidirectional=False, num_buckets=buckets, max_distance=max_distance
+        -distance, bidirectional=two_sided, num_buckets=buckets, max_distance=max_distance
     )
     assert expected.min() == 0 and expected.max() == buckets - 1
-    torch.testing.assert_close(t5_bucket(distance, buckets, max_distance), expected)
+    torch.testing.assert_close(t5_bucket(distance, buckets, max_distance, two_sided), expected)
     options = {"positional.buckets": buckets, "positional.max_distance": max_distance, "n_layer": 1}
-    overrides = (f"model.{key}={value}" for key, value in options.items())
-    scheme = GPT(composed_model("positional=t5", *overrides), N_VOCAB).positional
+    overrides = [f"model.{key}={value}" for key, value in options.items()]
+    objective = "masked" if two_sided else "causal"
+    config = composed_model("positional=t5", f"objective={objective}", *overrides)
+    scheme = GPT(config, N_VOCAB).positional
     assert isinstance(scheme, T5Bias)
-    torch.testing.assert_close(scheme.bucket[distance.clamp(max=max_distance)], expected)
+    shared = distance.clamp(-max_distance, max_distance)
+    torch.testing.assert_close(scheme.bucket[shared - scheme.first], expected)
