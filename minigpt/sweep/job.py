@@ -25,6 +25,7 @@ from minigpt.errors import UserError, first_line
 from minigpt.files import file_state, try_read_json
 from minigpt.run.directory import Busy, RunDirectory
 from minigpt.sweep.plan import PlannedJob
+from minigpt.torchrun import patched_environment
 from minigpt.train.compilation import Choice
 from minigpt.train.control import StopRequest, polling
 
@@ -210,19 +211,6 @@ def leased_gpus(n: int) -> Iterator[None]:
             visible = ",".join(f"GPU-{ids[index].removeprefix('GPU-')}" for index in taken)
             leases.enter_context(patched_environment("CUDA_VISIBLE_DEVICES", visible))
         yield
-
-
-@contextmanager
-def patched_environment(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable in the block."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
 
 
 @contextmanager

@@ -32,7 +32,14 @@ from minigpt.ranks import (
     part_like,
 )
 from minigpt.runtime import Runtime, synchronize
-from minigpt.torchrun import LOCAL_RANK, RANK, WORLD_SIZE, attempt, is_started_as_rank
+from minigpt.torchrun import (
+    LOCAL_RANK,
+    RANK,
+    WORLD_SIZE,
+    agent_pid,
+    attempt,
+    is_started_as_rank,
+)
 from minigpt.train.compilation import Loss
 from minigpt.train.control import polling
 from minigpt.train.graph import STEPS, EagerStep, Metrics
@@ -85,25 +92,25 @@ def process_group(options: TrainerConfig, runtime: Runtime) -> Iterator[Runtime]
         torch.cuda.set_device(local)
     ranks = Ranks(rank, size, options.timeout)
     joined_before = dist.is_initialized()  # by a program that calls minigpt
-    if not joined_before:
-        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-        timeout = timedelta(seconds=options.timeout)
-        store = attempt_store(timeout)
-        place = {} if store is None else {"store": store, "rank": rank, "world_size": size}
-        with ranks.waiting_for("the start"):
-            dist.init_process_group(backend, timeout=timeout, **place)
-    try:
-        with stopped_with_parent():
-            yield replace(runtime, ranks=ranks)
-    finally:
+    with stopped_with_parent():
         if not joined_before:
-            dist.destroy_process_group()
+            backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+            timeout = timedelta(seconds=options.timeout)
+            store = attempt_store(timeout)
+            place = {} if store is None else {"store": store, "rank": rank, "world_size": size}
+            with ranks.waiting_for("the start"):
+                dist.init_process_group(backend, timeout=timeout, **place)
+        try:
+            yield replace(runtime, ranks=ranks)
+        finally:
+            if not joined_before:
+                dist.destroy_process_group()
 
 
 @contextmanager
 def stopped_with_parent() -> Iterator[None]:
     """Stop this process, as by SIGTERM, if the agent that started it is killed in the block."""
-    parent = os.getppid()
+    parent = agent_pid()
 
     def stop_if_orphan() -> bool:
         is_orphan = os.getppid() != parent

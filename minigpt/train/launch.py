@@ -21,7 +21,7 @@ from minigpt.errors import Failure, UserError, text_of_os_error, wants_traceback
 from minigpt.files import try_read_json
 from minigpt.ranks import LostRank
 from minigpt.run.directory import RunDirectory
-from minigpt.torchrun import RANK, is_started_as_rank
+from minigpt.torchrun import AGENT, RANK, is_started_as_rank, patched_environment
 from minigpt.train.control import STOP_SIGNALS, Interrupted, StopRequest, polling
 from minigpt.train.session import train_run
 
@@ -70,7 +70,8 @@ def start_run(
     each = max(1, (threads or os.cpu_count() or 1) // processes)
     arguments = (config, run, resumed, command, each, output, options.get("facts"))
     try:
-        with _silent(), _spawning(), _forwarded(stop), _ranks_start_without_interrupts():
+        inherited = patched_environment(AGENT, str(os.getpid()))
+        with _silent(), _spawning(), inherited, _forwarded(stop), _ranks_start_uninterrupted():
             elastic_launch(launch, _train_rank)(*arguments)
     except SignalException as stopped:
         result = try_read_json(run.result)
@@ -161,7 +162,7 @@ def _forwarded(stop: StopRequest | None) -> Iterator[None]:
 
 
 @contextmanager
-def _ranks_start_without_interrupts() -> Iterator[None]:
+def _ranks_start_uninterrupted() -> Iterator[None]:
     """Start processes that Ctrl-C interrupts in `_train_rank`, not in their imports before.
 
     They inherit the signals that are blocked in this thread. Another thread of this process must

@@ -360,6 +360,29 @@ def test_ranks_save_and_end_when_torchrun_is_killed(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("after", [0.2, 2.0])
+def test_ranks_end_when_the_process_that_starts_them_is_killed(folder: Path, after: float) -> None:
+    command = python("minigpt", "train", *LONG, *TWO, "hydra.run.dir=run")
+    with training(folder, command, None) as process:
+        time.sleep(after)
+        ranks = [Path(f"/proc/{pid}") for pid in rank_pids(process.pid)]
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 60
+        while any(map(is_running, ranks)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert not any(map(is_running, ranks))
+
+
+def is_running(process: Path) -> bool:
+    """Return whether a process in /proc exists, and has not ended."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
 def test_a_process_that_hangs_is_reported(folder: Path) -> None:
     command = python("minigpt", "train", *LONG, *TWO, "trainer.timeout=3", "hydra.run.dir=run")
     with training(folder, command, 5) as process:
