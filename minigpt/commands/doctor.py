@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 OPTIONS = {
-    "--table {positional,attention}": "instead: which attention backends support each choice of "
-    "that group, on each device, and which choices can be combined with each attention",
+    "--table {positional,attention,objective}": "instead: which attention backends support each "
+    "choice of that group, on each device, and which choices can be combined with each attention; "
+    "or with each objective",
 }
+OBJECTIVE = "objective"
 
 
 def main(arguments: list[str]) -> None:
@@ -57,9 +59,20 @@ def _print_findings(console: Console) -> None:
 
 
 def _print_tables(group: str, console: Console) -> None:
-    from minigpt.config.capabilities import Footnotes, attention_table, backend_table
+    from minigpt.config.capabilities import (
+        Footnotes,
+        attention_table,
+        backend_table,
+        objective_table,
+    )
     from minigpt.console import Progress
 
+    if group == OBJECTIVE:
+        with Progress("checking"):
+            notes = Footnotes()
+            rows = objective_table(notes)
+        _print_table("choices that can be combined with each objective", rows, notes, console)
+        return
     title = f"backends by {group}: t training, i inference, or a reason below"
     with Progress("checking"):
         notes = Footnotes()

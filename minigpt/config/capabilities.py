@@ -13,6 +13,7 @@ from minigpt.model.compatibility import USES, backend_limit, problems
 from minigpt.model.ffn import FFN
 from minigpt.model.norm import PLACEMENTS
 from minigpt.model.positional import POSITIONAL
+from minigpt.objective import OBJECTIVES
 
 DEVICES = ("cpu", "cuda", "mps")
 GROUPS = {
@@ -66,6 +67,26 @@ def attention_table(footnotes: Footnotes) -> list[list[str]]:
             combined = (replace(design, attention=of.attention) for of in attentions.values())
             rows.append([f"{group}={name}", *cells(combined)])
     return [*rows, ["data.document_separator", *cells(attentions.values(), documents=True)]]
+
+
+def objective_table(footnotes: Footnotes) -> list[list[str]]:
+    """Return which choices of designs go with each objective, or why not; headings first."""
+    configs = {name: composed_config([f"objective={name}"]) for name in OBJECTIVES.names()}
+    rows = [["choice", *configs]]
+    for group in ("positional", "attention", "ffn", "norm"):
+        for name, design in _designs(group).items():
+            row = [f"{group}={name}"]
+            for objective, config in configs.items():
+                kind = OBJECTIVES.variant(objective)
+                decided = kind.design(config.objective, design.block_size)
+                why = problems(replace(design, **decided))
+                row.append(_number(str(why[0]), footnotes) if why else "yes")
+            rows.append(row)
+    row = ["data.document_separator"]
+    for name in configs:
+        why = OBJECTIVES.variant(name).needs_one_document
+        row.append("yes" if why is None else _number(why, footnotes))
+    return [*rows, row]
 
 
 def _designs(group: str) -> dict[str, ModelConfig]:

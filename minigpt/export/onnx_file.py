@@ -61,7 +61,7 @@ def write_onnx(path: Path, model: GPT, tokenizer: str, tokens: Tensor) -> float:
     export the design, or above the bound. `require_exportable` must allow it.
     """
     onnxruntime = import_onnxruntime()
-    plain = GPT(replace(model.config, backend=BackendConfig("eager")), model.n_vocab).eval()
+    plain = GPT(replace(model.config, backend=BackendConfig("eager")), model.n_ordinary).eval()
     plain.load_state_dict(model.state_dict())
     tokens = tokens[:CHECKED_TOKENS].long()
     n = min(len(tokens) // 2, max(model.config.block_size // 2, 1))
