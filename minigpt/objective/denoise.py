@@ -50,6 +50,10 @@ class Denoise(Objective):
     def n_special(cls, config: DenoiseConfig, block_size: int) -> int:
         return 1 + span_counts(block_size, config.fraction, config.span)[1]
 
+    @property
+    def max_length(self) -> int:
+        return self.block_size  # which needs all of its sentinels
+
     def draw(self, n: int, length: int, generator: torch.Generator) -> Draws:
         counts = span_counts(length, self.config.fraction, self.config.span)
         return {"spans": random_spans(n, length, *counts, generator)}
