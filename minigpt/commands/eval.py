@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt.commands.options import QUANTIZE, Parser, add_run_arguments, set_threads
 from minigpt.errors import UserError, require
 from minigpt.files import user_path
+from minigpt.loss_of import EVERY_TOKEN
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from minigpt.evaluate.loss_curves import Curve, LengthCurve
     from minigpt.inference.quantize import Quantization
     from minigpt.model import GPT
+    from minigpt.objective.base import Objective
     from minigpt.run.load import TrainedRun
 
 
@@ -152,11 +154,14 @@ def _evaluate_run(
     if tokens is None:
         console.print(f"{trained.run.path} ({trained.label}): already evaluated", soft_wrap=True)
         return
+    _require_possible(trained.objective, options, lengths)
     WINDOWS.require(lengths, tokens.val)
     EXACT.require(contexts, tokens.val)
     save_evaluation(trained, {})  # fails before the work if eval.json cannot be written
     about = f"{trained.run.path} ({trained.label}), {trained.runtime.describe()}"
     console.print(about, soft_wrap=True)
+    if trained.objective.loss_of != EVERY_TOKEN:
+        console.print(f"losses of {trained.objective.loss_of}", soft_wrap=True)
     if trained.run.data_sha256 is None:
         console.print(f"text: {_text(trained.config.data)}", soft_wrap=True)
     val = _evaluate_splits(trained, tokens, train, plain, quantization, console, progress)
@@ -166,6 +171,21 @@ def _evaluate_run(
         wanted = {WINDOWS: lengths, EXACT: contexts}
         _evaluate_curves(trained, tokens.val, val, wanted, options.by_position, console, progress)
     console.print(f"written to {trained.run.evaluations}", soft_wrap=True)
+
+
+def _require_possible(objective: Objective, options: Namespace, lengths: list[int]) -> None:
+    """Raise UserError for options that an objective does not have."""
+    for length in lengths:
+        objective.require_length("--lengths", length)
+    why = f"objective={objective.config.name} has losses of {objective.loss_of}; leave it out"
+    needs = "needs a loss of every token, predicted from the tokens before it, and"
+    for flag, value in (
+        ("--contexts", options.contexts),
+        ("--by-position", options.by_position or None),
+        ("--random-batches", options.random_batches),
+    ):
+        if value is not None and not objective.predicts_all:
+            raise UserError(f"{flag}: {needs} {why}")
 
 
 def _text(data: DataConfig) -> str:
@@ -222,6 +242,8 @@ def _evaluate_splits(
         if quantization is not None:
             difference = val.loss - loss(plain.model, tokens.val, "val, not quantized").loss
             values["quantization"] = asdict(quantization) | {"val_loss_difference": difference}
+    if trained.objective.loss_of != EVERY_TOKEN:
+        values["loss_of"] = trained.objective.loss_of
     console.print(table)
     if quantization is not None:
         console.print(quantization.describe(), soft_wrap=True)

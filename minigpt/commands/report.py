@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
     """Print the comparison, and write the page and the tables."""
     options = _options(arguments)
     from minigpt.console import PipeConsole
-    from minigpt.report.comparison import compare, require_paired_seeds
+    from minigpt.report.comparison import compare, require_one_objective, require_paired_seeds
     from minigpt.report.page import Extra, write_report
     from minigpt.report.show import follow, show, show_tables
     from minigpt.run.directory import find_folder
@@ -59,6 +59,7 @@ def main(arguments: list[str]) -> None:
     read = partial(compare, folders, options.by, options.baseline, options.equivalent, options.plan)
     comparison = follow(folders, read, out, options.every) if options.live else read()
     require_paired_seeds(comparison)
+    require_one_objective("--fit", [g.objective for g in comparison.groups] if options.fit else [])
     extra = _fits(comparison) if options.fit else Extra()
     console = PipeConsole(highlight=False)
     show(comparison, console)

@@ -26,7 +26,8 @@ def main(arguments: list[str]) -> None:
     parser = Parser(
         "runs",
         "List runs, newest first: name, design, seed, status, steps, validation loss, the time of\n"
-        "their last start, and size. The first that has begun is `latest`.",
+        "their last start, and size. The first that has begun is `latest`. Each objective has its\n"
+        "own table, since losses of different objectives are not compared.",
         [
             "minigpt runs",
             "minigpt runs runs/SWEEP --design rope --status finished",
@@ -60,8 +61,10 @@ def main(arguments: list[str]) -> None:
     if options.json:
         print(to_json(listing.rows, indent=2))
         return
-    if listing.rows:
-        print_table(listing.table(), console)
+    for table in listing.tables() if listing.rows else ():
+        print_table(table, console)
+    for note in listing.notes:
+        console.print(note, soft_wrap=True, markup=False)
     for row in listing.rows:
         for problem in row["problems"]:
             console.print(f"warning: {problem}", soft_wrap=True, markup=False)

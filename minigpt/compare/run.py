@@ -26,7 +26,7 @@ from minigpt.compare.space import Axis, axes_of
 from minigpt.config.hydra_main import Multirun, compose_multirun
 from minigpt.config.overrides import one_line_errors
 from minigpt.config.pairs import as_typed, described_values, is_below, parse_override
-from minigpt.config.schema import Config, request_sha256
+from minigpt.config.schema import Config, request_sha256, require_one_task
 from minigpt.console import PipeConsole
 from minigpt.errors import Failure, UserError, require
 from minigpt.files import try_read_json, write_json
@@ -173,16 +173,20 @@ class Comparison:
 
         Raises UserError if one is invalid, and if two designs are the same with it.
         """
+        require_one_task(self.configs)
         multirun = self.multirun(TRIALS)
         names: dict[str, str] = {}
+        every = [*self.configs]
         for name, design, config in zip(self.names, self.designs, self.configs, strict=True):
             for point in probes(axes, config):
                 tried = self.config(multirun, [*design, *point.overrides])
+                every.append(tried)
                 tried = replace(tried, model=replace(tried.model, name=""))
                 same = names.setdefault(request_sha256(tried), name)
                 if same != name:
                     at = described_values(point.values)
                     raise UserError(f"{same} and {name}: are the same design with {at}")
+        require_one_task(every)
         if self.options.search == "tpe":
             for search in self.tunings(axes):
                 search.check()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from minigpt.config.foreign import our_value
 from minigpt.data.corpus import CORPORA, DataConfig, require_valid_escapes
-from minigpt.errors import require, require_at_least, require_one_of
+from minigpt.errors import UserError, require, require_at_least, require_one_of
 from minigpt.files import absolute_path, sha256
 from minigpt.logger import LOGGERS, LoggerConfig
+from minigpt.loss_of import NOT_COMPARED, grouped
 from minigpt.model.adapter import ADAPTERS, AdapterConfig
 from minigpt.model.attention import ATTENTION
 from minigpt.model.compatibility import require_compatible
@@ -174,6 +176,13 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values."""
         return dataclasses.asdict(self)
+
+
+def require_one_task(configs: Sequence[Config]) -> None:
+    """Raise UserError unless the losses of all configs are of the same tokens."""
+    tasks = grouped(configs, lambda config: config.objective.task)
+    if len(tasks) > 1:
+        raise UserError(f"objective={', '.join(tasks)}: {NOT_COMPARED} Use one")
 
 
 def request_sha256(config: Config) -> str:

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from minigpt.console import Advance, ignore_progress
 from minigpt.data.tokens import Batch, Split
+from minigpt.loss_of import EVERY_TOKEN
 from minigpt.model import GPT
 from minigpt.model.stack import positions_in_documents
-from minigpt.objective.base import Causal, Draws, Objective
+from minigpt.objective.base import Draws, Objective, first_continued
 from minigpt.ranks import Ranks
 from minigpt.runtime import Runtime
 from minigpt.tokenizer import Tokenizer
@@ -40,13 +41,15 @@ class Evaluation:
     """`loss`: the mean in nats/token. `bits_per_byte`: bits/byte, comparable across tokenizers.
 
     `by_position`: the mean loss of tokens with 1, 2, ... tokens of context. `loss_of`: which tokens
-    these are the losses of, see `Objective`.
+    these are the losses of, see `Objective`. `continuation_bits_per_byte`: of the second half of
+    each window, which causal and prefix models share; None where it is not defined.
     """
 
     loss: float
     bits_per_byte: float
     by_position: list[float]
-    loss_of: str = Causal.loss_of
+    loss_of: str = EVERY_TOKEN
+    continuation_bits_per_byte: float | None = None
 
     @property
     def perplexity(self) -> float:
@@ -85,13 +88,17 @@ def evaluate(
     `max_length`.
     """
     length = model.config.block_size if length is None else length
+    if objective is not None:
+        objective.require_length("length", length)
     losses = losses_by_position(model, split, runtime, length, progress, objective)
-    total = math.fsum(losses.nats)
+    total, continued = math.fsum(losses.nats), math.fsum(losses.nats[first_continued(length) :])
+    n_bytes = losses.n_continued_bytes
     return Evaluation(
         loss=total / sum(losses.counts),
         bits_per_byte=total / math.log(2) / losses.n_bytes,
         by_position=losses.means,
-        loss_of=(objective or Causal).loss_of,
+        loss_of=EVERY_TOKEN if objective is None else objective.loss_of,
+        continuation_bits_per_byte=continued / math.log(2) / n_bytes if n_bytes else None,
     )
 
 
@@ -157,12 +164,14 @@ def random_batch_losses(
 class PositionLosses:
     """By position in the window: the summed cross-entropy, and the number of targets.
 
-    `n_bytes`: UTF-8 bytes of all targets.
+    `n_bytes`: UTF-8 bytes of all targets. `n_continued_bytes`: of those after the first half of
+    each window; 0 if the objective does not predict them, or a window can hold several documents.
     """
 
     nats: list[float]
     counts: list[int]
     n_bytes: int
+    n_continued_bytes: int
 
     @property
     def means(self) -> list[float]:
@@ -186,7 +195,9 @@ def losses_by_position(
     batch_size = windows_at_once(model, runtime, length)
     nats = torch.zeros(length, dtype=torch.float64)
     counts = torch.zeros(length, dtype=torch.int64)
-    n_bytes = torch.zeros((), dtype=torch.float64)
+    n_bytes, n_continued_bytes = torch.zeros(2, dtype=torch.float64)
+    continues = objective is not None and objective.predicts_continuation
+    continues = continues and length > 1 and split.document_ids is None
 
     def losses_of(batch: Batch) -> Tensor:
         with torch.inference_mode(), runtime.autocast():  # of a thread
@@ -197,9 +208,8 @@ def losses_by_position(
     ranks = runtime.ranks
     own = ranks.share(split.window_places(length, batch_size))
     batches = (split.windows_at(*place) for place in own)
-    if objective is not None and objective.predicts_all:
-        objective = None
-    if objective is not None:
+    is_chosen = objective is not None and not objective.predicts_all
+    if objective is not None and is_chosen:
         batches = objective_batches(split, objective, length, batch_size, ranks)
     with model.evaluating(), batches_at_once(BATCHES_AT_ONCE if in_threads else 1) as computed:
         for batch, losses in computed(losses_of, batches):
@@ -212,14 +222,18 @@ def losses_by_position(
                 targets = targets.flatten().cpu()[chosen]
             nats += positions.bincount(losses, length)  # in order: deterministic
             counts += positions.bincount(minlength=length)
-            if objective is not None:
+            if objective is not None and is_chosen:
                 n_bytes += objective.token_bytes[targets.cpu()].sum()
+            if objective is not None and continues:
+                continued = batch.targets[:, first_continued(length) :].cpu()
+                n_continued_bytes += objective.token_bytes[continued].sum()
             progress(ranks.size * batch.inputs.numel())  # about; each has as many batches
     nats, counts = ranks.sum(nats, "an evaluation"), ranks.sum(counts, "an evaluation")
-    n_bytes = ranks.sum(n_bytes, "an evaluation")
-    total = split.target_bytes if objective is None else int(n_bytes)
+    of_bytes = ranks.sum(torch.stack((n_bytes, n_continued_bytes)), "an evaluation")
+    n_chosen, n_continued = (int(n) for n in of_bytes)
+    total = n_chosen if is_chosen else split.target_bytes
     n_seen = int(counts.nonzero().max()) + 1  # below `length` if all documents are shorter
-    return PositionLosses(nats[:n_seen].tolist(), counts[:n_seen].tolist(), total)
+    return PositionLosses(nats[:n_seen].tolist(), counts[:n_seen].tolist(), total, n_continued)
 
 
 def objective_batches(

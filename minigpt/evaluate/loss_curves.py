@@ -12,6 +12,7 @@ from minigpt.errors import one_line_if_out_of_memory, require
 from minigpt.evaluate.loss import N_TARGETS, Evaluation, evaluate, evaluate_at_context
 from minigpt.evaluate.record import CONTEXTS, LENGTHS
 from minigpt.html import PARTS_OF_OCTAVE, Section, by_octave
+from minigpt.loss_of import EVERY_TOKEN
 from minigpt.run.load import TrainedRun
 
 if TYPE_CHECKING:
@@ -62,11 +63,14 @@ class LengthCurve:
 
     def section(self, curve: Curve, block_size: int) -> Section:
         """Plot and tabulate the loss by context length; a line marks the training length."""
-        figure, axes = _loss_axes("tokens in the context", block_size)
         results = defined(curve)
+        loss_of = _loss_of(results)
+        figure, axes = _loss_axes("tokens in the context", block_size, loss_of)
         axes.plot([*results], [result.loss for result in results.values()], marker="o")
         axes.legend()
-        return Section(self.heading, self.text, self.name, figure, length_table(curve))
+        text = self.text.partition(":")[0] + f": losses of {loss_of}."
+        text = self.text if loss_of == EVERY_TOKEN else text
+        return Section(self.heading, text, self.name, figure, length_table(curve))
 
 
 def _in_windows(trained: TrainedRun, split: Split, n: int, progress: Advance) -> Evaluation:
@@ -129,7 +133,7 @@ def length_table(curve: Curve) -> list[list[str]]:
 
 def position_section(curve: Curve, block_size: int) -> Section:
     """Plot the loss by position in the context, one line per context length."""
-    figure, axes = _loss_axes("position in the context", block_size)
+    figure, axes = _loss_axes("position in the context", block_size, EVERY_TOKEN)
     for length, result in defined(curve).items():
         axes.plot(*by_octave(result.by_position), label=f"windows of {length}", linewidth=1)
     axes.legend()
@@ -141,11 +145,16 @@ def position_section(curve: Curve, block_size: int) -> Section:
     return Section("By position in the context", text, "by_position", figure)
 
 
-def _loss_axes(xlabel: str, block_size: int) -> tuple[Figure, Axes]:
+def _loss_of(results: dict[int, Evaluation]) -> str:
+    return next((result.loss_of for result in results.values()), EVERY_TOKEN)
+
+
+def _loss_axes(xlabel: str, block_size: int, loss_of: str) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel=xlabel, ylabel="validation loss (nats/token)")
+    unit = "nats/token" if loss_of == EVERY_TOKEN else f"nats/token, {loss_of}"
+    axes = figure.add_subplot(xlabel=xlabel, ylabel=f"validation loss ({unit})")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.ticklabel_format(axis="y", useOffset=False)

@@ -8,7 +8,7 @@ draw the same numbers, and each reads its own windows alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minigpt.data.tokens import Batch
 from minigpt.errors import require
+from minigpt.loss_of import CAUSAL, EVERY_TOKEN
 from minigpt.registry import Registry
 from minigpt.tokenizer import Tokenizer
 
@@ -31,6 +32,11 @@ class ObjectiveConfig:
     """Options of every objective."""
 
     name: str
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """The options that decide what is predicted. Only losses of the same task compare."""
+        return asdict(self)
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective", "objective", "minigpt.objective")
@@ -49,14 +55,16 @@ class Objective(ABC):
 
     `architecture`: which keys a query of the model sees, see `ModelConfig`. `loss_of`: the tokens
     whose loss is reported. `predicts_all`: whether those are all of a split but the first.
-    `continues_text`: whether it has a `beginning`.
+    `can_continue`: whether it has a `beginning`.
+    `predicts_continuation`: whether the second half of a window is predicted from what is before each token.
     `needs_one_document`: why windows must not hold several documents; None if they may.
     """
 
     architecture: ClassVar[str]
     loss_of: ClassVar[str]
     predicts_all: ClassVar[bool] = False
-    continues_text: ClassVar[bool] = True
+    can_continue: ClassVar[bool] = True
+    predicts_continuation: ClassVar[bool] = False
     needs_one_document: ClassVar[str | None] = None
 
     def __init__(self, config: Any, tokenizer: Tokenizer, block_size: int) -> None:
@@ -85,6 +93,16 @@ class Objective(ABC):
         lengths = {"source_length": None, "target_length": None}
         return {"architecture": cls.architecture, "n_special_tokens": n_special, **lengths}
 
+    @property
+    def max_length(self) -> int | None:
+        """The longest window that can be evaluated; None: any that the model can read."""
+        return None
+
+    def require_length(self, key: str, length: int) -> None:
+        """Raise UserError if windows of `length` cannot be evaluated; `key` is its option."""
+        limit, why = self.max_length, f"objective={self.config.name} has sentinels for windows"
+        require(limit is None or length <= limit, key, length, f"{why} of up to {limit} tokens")
+
     @abstractmethod
     def draw(self, n: int, length: int, generator: torch.Generator) -> Draws:
         """Draw the random numbers of n windows of `length` tokens, on the generator's device."""
@@ -105,6 +123,11 @@ class Objective(ABC):
         return self.draw(n, length, torch.Generator(device).manual_seed(EVALUATION_SEED))
 
 
+def first_continued(whole: int) -> int:
+    """Return the index of the first target after the first half of a window of `whole` tokens."""
+    return max(1, whole // 2) - 1  # the last token of a prefix predicts the next
+
+
 def parts(draws: Draws, n: int) -> list[Draws]:
     """Split the draws of the windows of a batch into those of n micro-batches."""
     chunks = {name: x.chunk(n) for name, x in draws.items()}
@@ -115,7 +138,7 @@ def parts(draws: Draws, n: int) -> list[Draws]:
 class CausalConfig(ObjectiveConfig):
     """`teacher`: see `Distillation`, as `temperature` and `weight`."""
 
-    name: str = "causal"
+    name: str = CAUSAL
     teacher: str | None = None
     temperature: float = 2.0
     weight: float = 0.5
@@ -125,12 +148,18 @@ class CausalConfig(ObjectiveConfig):
         require(value > 0, "objective.temperature", value, "must be above 0")
         require(0 <= self.weight <= 1, "objective.weight", self.weight, "must be from 0 to 1")
 
+    @property
+    def task(self) -> dict[str, Any]:
+        """The name alone: a teacher changes the training loss only."""
+        return {"name": self.name}
 
-@OBJECTIVES.register("causal", CausalConfig)
+
+@OBJECTIVES.register(CAUSAL, CausalConfig)
 class Causal(Objective):
     """The next token is predicted from all before it (Radford et al. 2018, equation 1)."""
 
-    architecture, loss_of, predicts_all = "decoder", "every next token", True
+    architecture, loss_of = "decoder", EVERY_TOKEN
+    predicts_all, predicts_continuation = True, True
 
     def draw(self, n: int, length: int, generator: torch.Generator) -> Draws:
         return {}

@@ -63,6 +63,10 @@ class Denoise(Objective):
         gap = [self.first_sentinel]
         return Beginning(gap, prompt[-max(1, self.block_size - 1) :] + gap)
 
+    @property
+    def max_length(self) -> int:
+        return self.block_size  # which needs all of its sentinels
+
     def draw(self, n: int, length: int, generator: torch.Generator) -> Draws:
         counts = span_counts(length, self.config.fraction, self.config.span)
         return {"spans": random_spans(n, length, *counts, generator)}

@@ -49,7 +49,7 @@ class Masked(Objective):
     """
 
     architecture, loss_of = "encoder", "masked tokens"
-    continues_text = False
+    can_continue = False
 
     def __init__(self, config: MaskedConfig, tokenizer: Tokenizer, block_size: int) -> None:
         super().__init__(config, tokenizer, block_size)

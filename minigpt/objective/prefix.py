@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from minigpt.data.tokens import Batch
-from minigpt.objective.base import OBJECTIVES, Draws, Objective, ObjectiveConfig
+from minigpt.objective.base import OBJECTIVES, Draws, Objective, ObjectiveConfig, first_continued
 
 
 @OBJECTIVES.register("prefix", ObjectiveConfig)
@@ -19,6 +19,7 @@ class PrefixLM(Objective):
     """
 
     architecture, loss_of = "prefix_decoder", "the second half of each window, given the first"
+    predicts_continuation = True
     needs_one_document = "a prefix is counted from the start of the window"
 
     def draw(self, n: int, length: int, generator: torch.Generator) -> Draws:
@@ -27,7 +28,7 @@ class PrefixLM(Objective):
         return {"lengths": lengths, "weights": weights_after(lengths, length)}
 
     def draws_of_evaluation(self, n: int, length: int, whole: int, device: torch.device) -> Draws:
-        lengths = torch.full((n,), max(1, whole // 2), device=device)
+        lengths = torch.full((n,), first_continued(whole) + 1, device=device)
         return {"lengths": lengths, "weights": weights_after(lengths, length)}
 
     def apply(self, windows: Batch, draws: Draws) -> Batch:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from minigpt.errors import UserError, require
 from minigpt.extras import install
+from minigpt.loss_of import CAUSAL, NOT_COMPARED, heading
 from minigpt.report.designs import (
     Design,
     by_key,
@@ -27,7 +29,7 @@ from minigpt.report.hierarchical import (
     mixed_differences,
 )
 from minigpt.report.runs import Run, RunCollection, find_runs
-from minigpt.report.statistics import Difference, holm, not_significantly_worse, paired
+from minigpt.report.statistics import Difference, corrected, not_significantly_worse, paired
 
 LISTED = 4  # maximum number of runs or pairs in a warning; tables have all
 
@@ -57,7 +59,9 @@ class Comparison:
     config keys that runs were grouped by, if they were given. `mixed`: the differences over several
     conditions, see `minigpt.report.hierarchical`.
     `best`: labels of the lowest mean and of designs not significantly worse than it; empty unless
-    `comparable`, which is False if losses are of different texts. `match`: the quantity that
+    `comparable`, which is False if losses are of different texts. `objective`: of all runs; their
+    losses are `loss_of` these tokens, None if unknown. `others`: the comparisons of runs with other
+    objectives, whose losses compare with none of these. `match`: the quantity that
     `sweep.match` made equal, `matched`: the keys it set. `tuned`: keys that a search chose for each
     design.
     """
@@ -79,6 +83,31 @@ class Comparison:
     mixed: dict[str, MixedDifference] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    objective: str = CAUSAL
+    loss_of: str | None = None
+    others: list[Comparison] = field(default_factory=list)
+    is_alone: bool = True
+
+    @property
+    def groups(self) -> list[Comparison]:
+        """This comparison and those of the other objectives."""
+        return [self, *self.others]
+
+    @property
+    def heading(self) -> str:
+        """What the losses are of; '' for causal runs alone."""
+        is_plain = self.is_alone and self.objective == CAUSAL
+        return "" if is_plain else heading(self.objective, self.loss_of)
+
+    @property
+    def suffix(self) -> str:
+        """The end of the names of tables and plots, which the objective makes unique."""
+        return "" if self.is_alone else f"_{re.sub('[^a-z0-9.]+', '_', self.objective)}"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all runs have ended, of every objective."""
+        return all(group.collection.has_ended for group in self.groups)
 
     @property
     def ranked(self) -> list[Design]:
@@ -121,10 +150,35 @@ def compare(
     """Read the runs in folders, group them into designs and compare the designs.
 
     `names` are folders, or `latest`. `by`: config groups or keys to group by; if empty, all keys
-    except the seed. `baseline`: a label or a value in it; None is the first design started.
-    `equivalent`, `plan`: see Comparison. Raises UserError.
+    except the seed. `baseline`: a label or a value in it; None is the first design started, as for
+    an objective that has no such design. `equivalent`, `plan`: see Comparison. Raises UserError.
     """
-    collection = find_runs(names)
+    collections = find_runs(names).by_objective()
+    require_one_objective(f"--by={','.join(by)}", [*collections] if by else [])
+    drafts = [
+        _compare(name, collection, by, len(collections) == 1)
+        for name, collection in collections.items()
+    ]
+    bases = _baselines(baseline, [draft.designs for draft in drafts])
+    margins = {"equivalent": equivalent, "plan": plan}
+    first, *others = [
+        _with_baseline(replace(draft, baseline=base, **margins), by)
+        for draft, base in zip(drafts, bases, strict=True)
+    ]
+    return replace(first, others=others)
+
+
+def require_one_objective(what: str, objectives: Sequence[str]) -> None:
+    """Raise UserError for an option of the command that would compare several objectives."""
+    if len(objectives) > 1:
+        named = f"the runs have objective={', '.join(objectives)}"
+        raise UserError(f"{what}: {named}. {NOT_COMPARED} Give runs of one objective")
+
+
+def _compare(
+    objective: str, collection: RunCollection, by: Sequence[str], is_alone: bool
+) -> Comparison:
+    """Return the comparison of the runs of an objective, without what depends on a baseline."""
     matches = {_match_of(run).get("what") for run in collection.runs if run.config}
     match = matches.pop() if len(matches) == 1 else None
     changes = [_dict(_match_of(run), "changed") for run in collection.runs]
@@ -135,30 +189,50 @@ def compare(
     one_tokenizer = len(_values(finished, _tokenizer)) < 2
     comparable = len(_values(finished, _text)) < 2
     measure = _measure(finished, one_tokenizer)
-    if baseline is None:
-        base = next((design for design in designs if design.runs), None)
-    elif not designs:
-        raise UserError(f"--baseline={baseline}: no run has started; wait for one, or leave it out")
-    else:
-        base = find_design(baseline, designs)
-    keys = [by_key(name, [design_config(run) for run in collection.runs]) for name in by]
-    conditions = by_condition(designs, base, keys, measure.key)
     best = not_significantly_worse([design.seeds(measure.key) for design in designs])
-    comparison = Comparison(
+    return Comparison(
         collection=collection,
         designs=designs,
-        baseline=base,
+        baseline=None,
         measure=measure,
         one_tokenizer=one_tokenizer,
         comparable=comparable,
-        differences=_differences(designs, base, measure, equivalent),
+        differences={},
         best={designs[index].label for index in best} if comparable else set(),
         match=match,
         matched=matched,
         tuned=tuned,
-        equivalent=equivalent,
-        plan=plan,
-        by=keys,
+        by=[by_key(name, [design_config(run) for run in collection.runs]) for name in by],
+        objective=objective,
+        loss_of=next((run.loss_of for run in collection.runs if run.loss_of), None),
+        is_alone=is_alone,
+    )
+
+
+def _baselines(name: str | None, groups: Sequence[list[Design]]) -> list[Design | None]:
+    """Return the baseline of each objective: the named design, or else the first that finished."""
+    if name is not None and not any(groups):
+        raise UserError(f"--baseline={name}: no run has started; wait for one, or leave it out")
+    bases, errors = [], []
+    for designs in groups:
+        base = next((design for design in designs if design.runs), None)
+        try:
+            base = base if name is None else find_design(name, designs)
+        except UserError as error:
+            errors.append(error)
+        bases.append(base)
+    if len(errors) == len(groups):
+        raise errors[0]
+    return bases
+
+
+def _with_baseline(draft: Comparison, by: Sequence[str]) -> Comparison:
+    """Return the comparison with differences to its baseline, and with warnings and notes."""
+    designs, base, measure = draft.designs, draft.baseline, draft.measure
+    conditions = by_condition(designs, base, draft.by, measure.key)
+    comparison = replace(
+        draft,
+        differences=_differences(designs, base, measure, draft.equivalent),
         mixed=mixed_differences(conditions) if is_installed() else {},
     )
     comparison.warnings.extend(warnings(comparison, by))
@@ -191,19 +265,13 @@ def _differences(
         if design is not baseline
         and (difference := paired(design.seeds(measure.key), base, margin)) is not None
     }
-    corrected = holm([difference.p for difference in differences.values()])
-    equivalence = holm([difference.p_tost for difference in differences.values()])
-    return {
-        label: replace(difference, p_holm=p, p_tost_holm=p_tost)
-        for (label, difference), p, p_tost in zip(
-            differences.items(), corrected, equivalence, strict=True
-        )
-    }
+    return corrected(differences)
 
 
 def require_paired_seeds(comparison: Comparison) -> None:
     """Raise UserError if a test that was asked for has fewer than two seeds for every design."""
-    shared = max((d.interval.n for d in comparison.differences.values()), default=0)
+    groups = comparison.groups
+    shared = max((d.interval.n for g in groups for d in g.differences.values()), default=0)
     base = comparison.baseline
     of = "" if base is None else f" with the baseline {base.label}"
     why = (
@@ -422,6 +490,12 @@ def _text(run: Run) -> Any:
     held_out = {name: n for name, n in _dict(run.manifest, "characters").items() if name != "train"}
     sizes = " + ".join(f"{n:,} {name}" for name, n in held_out.items() if isinstance(n, int))
     return f"{run.config.get('data.name', 'text')} {digest[:8]}, {sizes} characters"
+
+
+def comparable_runs(runs: Sequence[Run]) -> bool:
+    """Whether losses of the same positions of windows are of the same tokens."""
+    facts = (_text, _tokenizer, lambda run: run.config.get("model.block_size"))
+    return all(len(_values(runs, fact)) < 2 for fact in facts)
 
 
 def _backend(run: Run) -> Any:

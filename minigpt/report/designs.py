@@ -24,7 +24,7 @@ IGNORED_SECTIONS = ("logger.", "hydra.")
 TEXT = "data.text"  # the text's digest, in place of its path
 TEXT_PATHS = ("data.dir", "data.path")
 # Keys that depend on the device or another choice: listed as differences, not counted as choices.
-DERIVED_KEYS = ("model.backend.name",)
+DERIVED_KEYS = ("model.backend.name", "model.architecture", "model.n_special_tokens")
 # Config groups that set another key than SECTION.name.
 GROUP_KEYS = {"norm": "model.norm.placement", "model": "model.name"}
 ABSENT = "absent"  # value of a key that an older version did not write

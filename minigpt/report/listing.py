@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.filesize import decimal
 
 from minigpt.errors import UserError, did_you_mean
 from minigpt.files import directory_bytes, read_json_lines, try_read_json
+from minigpt.loss_of import CAUSAL, EVERY_TOKEN, NOT_COMPARED, grouped, heading
 from minigpt.report.designs import GROUP_KEYS, model_labels, sections, shown, word
 from minigpt.report.runs import Run, read_run
 from minigpt.report.tables import Cell, Column, Table
@@ -29,12 +30,25 @@ class Listing:
     match: int
     total: int
 
-    def table(self) -> Table:
-        """Return the rows as a table for people."""
+    def tables(self) -> list[Table]:
+        """Return the rows as tables for people, one for each objective."""
+        groups = grouped(self.rows, _task)
+        tables = [self._table(rows) for rows in groups.values()]
+        if {*groups} <= {CAUSAL}:
+            return tables
+        heads = [heading(name, _loss_of(name, rows)) for name, rows in groups.items()]
+        return [replace(t, title=head) for t, head in zip(tables, heads, strict=True)]
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know about the losses of several tables."""
+        return [NOT_COMPARED] if len(grouped(self.rows, _task)) > 1 else []
+
+    def _table(self, rows: Sequence[dict[str, Any]]) -> Table:
         columns = [Column(key, key.replace("_", " ")) for key in ("name", "design", "seed")]
         columns += [*map(Column, ("status", "steps")), Column("val_loss", "val loss")]
         columns += [*map(Column, ("when", "size"))]
-        return Table("runs", "", columns, [_cells(row) for row in self.rows])
+        return Table("runs", "", columns, [_cells(row) for row in rows])
 
     def summary(self) -> str:
         """Return how many runs are shown, in one line."""
@@ -68,6 +82,15 @@ def list_runs(
         matching = [i for i in matching if names[i] & wanted]
     rows = [_row(runs[i], labels[i]) for i in (matching[:limit] if limit else matching)]
     return Listing(rows, len(matching) if designs else len(chosen), len(everything))
+
+
+def _task(row: dict[str, Any]) -> dict[str, Any] | None:
+    return row.get("objective", {"name": CAUSAL})
+
+
+def _loss_of(name: str, rows: Sequence[dict[str, Any]]) -> str | None:
+    known = (row["loss_of"] for row in rows if row.get("loss_of") is not None)
+    return EVERY_TOKEN if name == CAUSAL else next(known, None)
 
 
 def _status(run: RunDirectory) -> str:
@@ -112,6 +135,7 @@ def _row(run: Run, label: str) -> dict[str, Any]:
     lines = read_json_lines(RunDirectory(run.path).metrics, TAIL_BYTES)
     logged = {key: value for line in lines for key, value in line.items()}
     resumed = run.manifest.get("resumed") or [run.manifest]
+    is_causal = run.task in (None, {"name": CAUSAL})
     return {
         "name": str(run.path),
         "design": label,
@@ -123,6 +147,7 @@ def _row(run: Run, label: str) -> dict[str, Any]:
         "when": resumed[-1].get("started"),
         "bytes": directory_bytes(run.path),
         "problems": run.problems,
+        **({} if is_causal else {"objective": run.task, "loss_of": run.loss_of}),
     }
 
 

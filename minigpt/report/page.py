@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
@@ -13,10 +14,11 @@ from plotly.offline import get_plotlyjs
 from minigpt.files import write_text
 from minigpt.html import render
 from minigpt.report.comparison import Comparison, count
+from minigpt.report.continuing import continuing, shared_lines
 from minigpt.report.evaluations import choose_checkpoint
 from minigpt.report.plots import Plot, plots, styles
 from minigpt.report.results import markdown, summary, tables
-from minigpt.report.tables import Table, to_csv, to_latex
+from minigpt.report.tables import Table, markdown_text, to_csv, to_latex, to_markdown
 
 SAMPLE_CHARACTERS = 600
 # SVG dash patterns of a legend's lines, as the plots draw them.
@@ -38,28 +40,37 @@ def write_report(
 
     A browser reloads the page every `refresh` seconds.
     """
-    checkpoint, extra = choose_checkpoint(comparison), extra or Extra()
-    all_tables = [*tables(comparison, checkpoint), *extra.tables]
-    figures = [*extra.plots, *plots(comparison, checkpoint)]
+    extra, between = extra or Extra(), continuing(comparison)
+    groups = [
+        _group(group, extra if group is comparison else Extra()) for group in comparison.groups
+    ]
+    shared = [between] if between.rows else []
+    lines = shared_lines(comparison)
     page = render(
         "report.html.j2",
         title=title(comparison),
-        summary=summary(comparison),
-        warnings=comparison.warnings,
-        notes=comparison.notes,
-        tables=all_tables,
-        plots=figures,
-        extra_tables=[table.name for table in extra.tables],
-        styles=styles(comparison.labels),
+        lines=lines,
+        groups=groups,
+        shared_tables=shared,
         strokes=STROKES,
-        samples=_samples(comparison),
         refresh=None if refresh is None else f"{refresh:g}",
-        plot_data=_plot_data(figures),
+        plot_data=_plot_data([plot for group in groups for plot in group["plots"]]),
         plotly=Markup(get_plotlyjs()),
     )
+    all_tables = [
+        replace(table, name=f"{table.name}{group['suffix']}")
+        for group in groups
+        for table in group["tables"]
+    ]
+    all_tables += shared
+    parts = [
+        markdown(each, group["tables"])
+        for each, group in zip(comparison.groups, groups, strict=True)
+    ]
+    head = [f"# {markdown_text(title(comparison))}", "", *(f"{line}\n" for line in lines)]
     texts = {
         out.suffix: page,
-        ".md": markdown(title(comparison), comparison, all_tables),
+        ".md": "\n".join([*head, *parts, *map(to_markdown, shared)]),
         ".tex": "\n".join(["% needs \\usepackage{booktabs}", *map(to_latex, all_tables)]),
         **{f"_{table.name}.csv": to_csv(table) for table in all_tables},
     }
@@ -69,10 +80,34 @@ def write_report(
     return paths
 
 
+def _group(comparison: Comparison, extra: Extra) -> dict[str, Any]:
+    """Return what the page shows of the runs of an objective."""
+    checkpoint = choose_checkpoint(comparison)
+    figures = [*extra.plots, *plots(comparison, checkpoint)]
+    return {
+        "suffix": comparison.suffix,
+        "heading": comparison.heading,
+        "summary": summary(comparison),
+        "warnings": comparison.warnings,
+        "notes": comparison.notes,
+        "tables": [*tables(comparison, checkpoint), *extra.tables],
+        "plots": [_named(plot, comparison) for plot in figures],
+        "extra_tables": [table.name for table in extra.tables],
+        "styles": styles(comparison.labels),
+        "samples": _samples(comparison),
+    }
+
+
+def _named(plot: Plot, comparison: Comparison) -> Plot:
+    of = "" if comparison.is_alone else f", {comparison.objective}"
+    return replace(plot, name=f"{plot.name}{comparison.suffix}", heading=f"{plot.heading}{of}")
+
+
 def title(comparison: Comparison) -> str:
     """Return the title of the report: the names of its sweeps, or the number of designs."""
+    n_designs = sum(len(group.designs) for group in comparison.groups)
     names = ", ".join(sweep.name for sweep in comparison.collection.sweeps)
-    return f"minigpt report: {names or count(len(comparison.designs), 'design')}"
+    return f"minigpt report: {names or count(n_designs, 'design')}"
 
 
 def _samples(comparison: Comparison) -> list[dict[str, str]]:

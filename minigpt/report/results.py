@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from minigpt.report.comparison import LOSS, Comparison, count
 from minigpt.report.designs import Design, shown, varying, word
@@ -26,7 +27,8 @@ def tables(comparison: Comparison, checkpoint: str | None) -> list[Table]:
     if checkpoint is not None:
         drafts += [by_length(comparison, checkpoint, curve) for curve in LENGTH_CURVES]
     drafts += [configs(comparison), runs(comparison), versions(comparison)]
-    return [table for table in drafts if table.rows]
+    named = "" if comparison.is_alone else f", {comparison.objective}"
+    return [replace(table, title=f"{table.title}{named}") for table in drafts if table.rows]
 
 
 def summary(comparison: Comparison) -> str:
@@ -41,9 +43,10 @@ def summary(comparison: Comparison) -> str:
     )
 
 
-def markdown(title: str, comparison: Comparison, tables: Sequence[Table]) -> str:
-    """Return the report as one Markdown file."""
-    lines = [f"# {markdown_text(title)}", "", markdown_text(summary(comparison)), ""]
+def markdown(comparison: Comparison, tables: Sequence[Table]) -> str:
+    """Return the results of an objective as Markdown, without a title."""
+    heading = [f"# {markdown_text(comparison.heading)}", ""] if comparison.heading else []
+    lines = [*heading, markdown_text(summary(comparison)), ""]
     lines += [f"- **warning:** {markdown_text(line)}" for line in comparison.warnings]
     lines += [f"- {markdown_text(line)}" for line in comparison.notes]
     return "\n".join([*lines, "", *map(to_markdown, tables)])

@@ -18,6 +18,7 @@ from minigpt.config.pairs import flat
 from minigpt.config.renamed import rename_keys
 from minigpt.errors import UserError, first_line
 from minigpt.files import read_json_lines, try_read_json
+from minigpt.loss_of import CAUSAL, EVERY_TOKEN, grouped
 from minigpt.run.directory import (
     COMPARISON,
     SEARCH,
@@ -32,6 +33,8 @@ from minigpt.run.sweep_file import Job, listed_jobs
 
 FILES = ("config.yaml", "manifest.json", "result.json", "metrics.jsonl", "eval.json", SWEEP, SEARCH)
 VALIDATION = ("val_loss", "val_bits_per_byte")
+CONTINUATION = "val_continuation_bits_per_byte"
+DISTILLATION = ("objective.teacher", "objective.temperature", "objective.weight")
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,26 @@ class Run:
         return str(self.result.get("status") or RunDirectory(self.path).unrecorded_status)
 
     @property
+    def task(self) -> dict[str, Any] | None:
+        """The objective with the options that decide what is predicted; None if unknown.
+
+        Runs without one are of versions that had the causal one only.
+        """
+        if not (self.config or self.result):
+            return None
+        name = self.config.get("objective.name", self.result.get("objective", CAUSAL))
+        keys = {key for key in self.config if key.startswith("objective.")}
+        options = sorted(keys - {"objective.name", *DISTILLATION})
+        return {"name": name, **{key.partition(".")[2]: self.config[key] for key in options}}
+
+    @property
+    def loss_of(self) -> str | None:
+        """Which tokens its losses are of; None if it has no result yet."""
+        task = self.task
+        is_causal = task is not None and task["name"] == CAUSAL
+        return self.result.get("loss_of", EVERY_TOKEN if is_causal else None)
+
+    @property
     def has_ended(self) -> bool:
         """Whether the run wrote its result."""
         return "status" in self.result
@@ -97,6 +120,8 @@ class Run:
         The validation loss of a run that `trainer.patience` stopped is its lowest, that of its best
         checkpoint, since such a run ends only after the loss has risen.
         """
+        if key == CONTINUATION and self.stopped_by_patience:
+            return self._recorded(f"best_{key}")
         value = self._recorded(key)
         if key not in VALIDATION or not self.stopped_by_patience:
             return value
@@ -151,6 +176,26 @@ class RunCollection:
     def jobs(self) -> list[Job]:
         """Every job that a sweep.json lists."""
         return [job for sweep in self.sweeps for job in sweep.jobs]
+
+    def by_objective(self) -> dict[str, RunCollection]:
+        """Return the runs of each objective. The first has all that is of no run."""
+        groups = grouped(self.runs, lambda run: run.task)
+        first, *others = groups
+        owners = {run.path.resolve(): name for name in others for run in groups[name]}
+        of_runs = {p for name in others for run in groups[name] for p in run.problems}
+        problems = [problem for problem in self.problems if problem not in of_runs]
+        collections: dict[str, RunCollection] = {}
+        collections[first] = replace(self, runs=groups[first], problems=problems)
+        for name in others:
+            problems = [problem for run in groups[name] for problem in run.problems]
+            collections[name] = RunCollection(groups[name], self.sweeps, problems, [], [])
+        for name, collection in collections.items():
+            sweeps = [
+                Sweep(s.name, [j for j in s.jobs if owners.get(j.path.resolve(), first) == name])
+                for s in collection.sweeps
+            ]
+            collections[name] = replace(collection, sweeps=sweeps)
+        return collections
 
     @property
     def has_ended(self) -> bool:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from minigpt.console import LiveView
 from minigpt.report.comparison import Comparison
+from minigpt.report.continuing import continuing, shared_lines
 from minigpt.report.evaluations import choose_checkpoint
 from minigpt.report.page import write_report
 from minigpt.report.results import differences, leaderboard, plan, running, summary, tables
@@ -36,13 +37,22 @@ def show(comparison: Comparison, console: Console) -> None:
         styled = Text(text, style) if style and console.is_terminal else text
         console.print(styled, soft_wrap=isinstance(styled, str), markup=False)
 
-    line(summary(comparison))
-    for warning in comparison.warnings:
-        line(f"warning: {warning}", "yellow")
-    for note in comparison.notes:
-        line(note)
-    every = tables(comparison, choose_checkpoint(comparison))
-    show_tables([table for table in every if table.name in PRINTED], console)
+    for text in shared_lines(comparison):
+        line(text)
+    for group in comparison.groups:
+        if not group.is_alone:
+            line("")
+        if group.heading:
+            line(group.heading, "bold")
+        line(summary(group))
+        for warning in group.warnings:
+            line(f"warning: {warning}", "yellow")
+        for note in group.notes:
+            line(note)
+        every = tables(group, choose_checkpoint(group))
+        show_tables([table for table in every if table.name in PRINTED], console)
+    between = continuing(comparison)
+    show_tables([between] if between.rows else [], console)
 
 
 def show_tables(tables: Sequence[Table], console: Console) -> None:
@@ -69,9 +79,13 @@ def follow(
     def draw() -> RenderableType:
         if comparison is None:
             return ""
-        shown = [table(comparison) for table in (running, leaderboard, differences, plan)]
-        parts = [to_rich(table, view.console.width) for table in shown if table.rows]
-        return Group(Text(summary(comparison)), *itertools.chain(*parts))
+        parts: list[RenderableType] = []
+        for group in comparison.groups:
+            shown = [table(group) for table in (running, leaderboard, differences, plan)]
+            rich = (to_rich(table, view.console.width) for table in shown if table.rows)
+            heading = [Text(group.heading, "bold")] if group.heading else []
+            parts += [*heading, Text(summary(group)), *itertools.chain(*rich)]
+        return Group(*parts)
 
     view = LiveView(draw)
     states = None
@@ -84,8 +98,11 @@ def follow(
                     write_report(comparison, out, refresh=seconds)
                     view.refresh()
                     if not view.console.is_terminal:
-                        view.line(summary(comparison))
-                    if comparison.collection.has_ended:
+                        for group in comparison.groups:
+                            view.line(
+                                f"{group.objective}: " * (not group.is_alone) + summary(group)
+                            )
+                    if comparison.has_ended:
                         return comparison
                 time.sleep(seconds)
         except KeyboardInterrupt:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 
@@ -216,6 +217,19 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, p * (len(known) - rank)))
         adjusted[index] = largest
     return adjusted
+
+
+Key = TypeVar("Key")
+
+
+def corrected(differences: Mapping[Key, Difference]) -> dict[Key, Difference]:
+    """Return the differences with Holm's correction over all of them."""
+    ps = holm([difference.p for difference in differences.values()])
+    equivalence = holm([difference.p_tost for difference in differences.values()])
+    return {
+        key: replace(difference, p_holm=p, p_tost_holm=p_tost)
+        for (key, difference), p, p_tost in zip(differences.items(), ps, equivalence, strict=True)
+    }
 
 
 def not_significantly_worse(designs: Sequence[Seeds]) -> set[int]:

@@ -12,6 +12,7 @@ from minigpt.errors import UserError, first_line
 from minigpt.extras import install
 from minigpt.files import write_text
 from minigpt.report.comparison import LOSS, Comparison
+from minigpt.report.continuing import shared_lines
 from minigpt.report.designs import choices, varying, word
 from minigpt.report.results import summary
 
@@ -72,34 +73,45 @@ def build(comparison: Comparison, entity: str, project: str, title: str, online:
     """
     import wandb_workspaces.reports.v2.interface as wr
 
+    blocks: list[Any] = [wr.P(line) for line in shared_lines(comparison)]
+    for group in comparison.groups:
+        blocks += [wr.H1(text=group.heading)] if group.heading else []
+        blocks += _blocks(group, entity if online else "", project if online else "")
+    return wr.Report(
+        entity=entity,
+        project=project,
+        title=title[:128],  # the limit of W&B
+        description="; ".join(map(summary, comparison.groups)),
+        blocks=blocks,
+        width="fluid",
+    )
+
+
+def _blocks(comparison: Comparison, entity: str, project: str) -> list[Any]:
+    """Return what the report shows of the runs of an objective."""
+    import wandb_workspaces.reports.v2.interface as wr
+
     keys = choices(varying([d.config for d in comparison.designs]), comparison.own_keys)
     measure = comparison.measure
     warnings = [wr.UnorderedList(items=[*comparison.warnings])] if comparison.warnings else []
     grouped = ", ".join(word(key) for key in keys) or "nothing"
     unit = f"{measure.name} in {measure.unit}" if measure != LOSS else f"losses in {LOSS.unit}"
     run_set = wr.Runset(
-        entity=entity if online else "",
-        project=project if online else "",
-        name="designs",
+        entity=entity,
+        project=project,
+        name="designs" if comparison.is_alone else f"designs, {comparison.objective}",
         filters=_filter(comparison),
         groupby=[f"config.{key}" for key in keys if key != "data.text"][:MAX_GROUP_KEYS],
     )
-    return wr.Report(
-        entity=entity,
-        project=project,
-        title=title[:128],  # the limit of W&B
-        description=summary(comparison),
-        blocks=[
-            wr.P(
-                f"Runs are grouped by {grouped}. Lines are means and bands standard deviations "
-                f"over seeds, of tokens/s medians and ranges; {unit}. Intervals and tests are in "
-                f"the page of `minigpt report`."
-            ),
-            *warnings,
-            wr.PanelGrid(runsets=[run_set], panels=_panels(comparison)),
-        ],
-        width="fluid",
+    about = wr.P(
+        f"Runs are grouped by {grouped}. Lines are means and bands standard deviations "
+        f"over seeds, of tokens/s medians and ranges; {unit}. Intervals and tests are in "
+        f"the page of `minigpt report`."
     )
+    # Without a filter the panels would have the runs of every objective.
+    is_separate = comparison.is_alone or bool(_filter(comparison))
+    grid = [wr.PanelGrid(runsets=[run_set], panels=_panels(comparison))] if is_separate else []
+    return [about, *warnings, *grid]
 
 
 def _filter(comparison: Comparison) -> str:

@@ -6,6 +6,7 @@ import shlex
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from minigpt.config.schema import Config
 from minigpt.console import LiveView, PipeConsole, time_left
 from minigpt.errors import UserError
 from minigpt.files import file_state, read_json_lines, try_read_json
+from minigpt.loss_of import EVERY_TOKEN, NOT_COMPARED, grouped, tokens_note
 from minigpt.report.comparison import BITS, LOSS
 from minigpt.report.tables import Cell, Column, Table, print_table
 from minigpt.sweep.job import LOG
@@ -84,27 +86,13 @@ class Watch:
         return sum(status.state == state for status in self.statuses)
 
     def summary(self) -> None:
-        """Print a table of all jobs with their results."""
-        names = {j.config.tokenizer.name for j in self.jobs if isinstance(j.config, Config)}
-        measure = LOSS if len(names) < 2 else BITS  # nats/token depend on the tokenizer
-        columns = [
-            *map(Column, ("job", "status", "steps")),
-            Column(measure.key, f"val loss, {measure.unit}"),
-            Column("seconds", digits=1),
-            Column("note"),
-        ]
-        rows: list[list[Cell]] = [
-            [
-                job.label,
-                status.state,
-                status.step,
-                status.result.get(measure.key),
-                status.result.get("seconds"),
-                status.result.get("error", "")[:NOTE_LENGTH],  # the job's log has the full error
-            ]
-            for job, status in zip(self.jobs, self.statuses, strict=True)
-        ]
-        print_table(Table("jobs", "Jobs", columns, rows), self.view.console)
+        """Print a table of all jobs with their results, one for each objective."""
+        groups = grouped([*zip(self.jobs, self.statuses, strict=True)], _task)
+        for name, group in groups.items():
+            named = f", objective={name}" if len(groups) > 1 else ""
+            print_table(_results(f"Jobs{named}", group), self.view.console)
+        if len(groups) > 1:
+            self._line(NOT_COMPARED)
         seconds = time.perf_counter() - self.clock
         self._line(f"{self._counts()}; {seconds:.1f} s; in {self.directory}")
 
@@ -176,6 +164,34 @@ class Watch:
         return f"{self._counts()}  {self._time_left()}".rstrip()
 
 
+def _task(item: tuple[PlannedJob, Status]) -> dict[str, Any] | None:
+    config = item[0].config
+    return config.objective.task if isinstance(config, Config) else None
+
+
+def _results(title: str, jobs: Sequence[tuple[PlannedJob, Status]]) -> Table:
+    names = {job.config.tokenizer.name for job, _ in jobs if isinstance(job.config, Config)}
+    measure = LOSS if len(names) < 2 else BITS  # nats/token depend on the tokenizer
+    columns = [
+        *map(Column, ("job", "status", "steps")),
+        Column(measure.key, f"val loss, {measure.unit}"),
+        Column("seconds", digits=1),
+        Column("note"),
+    ]
+    rows: list[list[Cell]] = [
+        [
+            job.label,
+            status.state,
+            status.step,
+            status.result.get(measure.key),
+            status.result.get("seconds"),
+            status.result.get("error", "")[:NOTE_LENGTH],  # the job's log has the full error
+        ]
+        for job, status in jobs
+    ]
+    return Table("jobs", title, columns, rows)
+
+
 def list_jobs(jobs: list[PlannedJob], directory: Path) -> None:
     """Print a table of what a sweep would run. Raises UserError if a job has wrong overrides."""
     flags = (DRY_RUN, f"++{DRY_RUN}")
@@ -219,7 +235,8 @@ def _end_line(job: PlannedJob, status: Status, directory: str) -> str:
         log = Path(directory) / job.path.name / LOG
         return f"{job.label}  failed: {result.get('error')}  (log: {log})"
     loss = result.get("val_loss")
-    measured = "" if loss is None else f"  val loss {loss:.4f} nats/token"
+    of = tokens_note(result.get("loss_of", EVERY_TOKEN))
+    measured = "" if loss is None else f"  val loss {loss:.4f} nats/token{of}"
     return f"{job.label}  {status.state}{measured}  {result.get('seconds', 0):.1f} s"
 
 

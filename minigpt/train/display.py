@@ -17,6 +17,7 @@ from rich.panel import Panel
 
 from minigpt.console import Advance, LiveView, bar, described, duration, time_left
 from minigpt.evaluate.loss import Evaluation
+from minigpt.loss_of import EVERY_TOKEN, tokens_note
 from minigpt.run.directory import RunDirectory
 from minigpt.train.setup import Setup
 
@@ -74,6 +75,9 @@ class Display:
             "steps": setup.compilation.describe(),
             "run": str(run.path),
         }
+        if setup.objective.loss_of != EVERY_TOKEN:
+            losses = f"losses of {setup.objective.loss_of}"
+            facts["objective"] = f"{described(config.objective)}; {losses}"
         if config.init is not None:
             facts["init"] = config.init
         if "trained" in counts:
@@ -169,8 +173,9 @@ class Display:
         if val.loss > guessing:
             notes.append(f"above guessing (ln {self.vocabulary} = {guessing:.4f})")
         self.line(
-            f"step {step}/{self.max_steps}  val loss {val.loss:.4f} nats/token  perplexity "
-            f"{val.perplexity:.3f}  bits/byte {val.bits_per_byte:.4f}  {', '.join(notes)}".rstrip()
+            f"step {step}/{self.max_steps}  val loss {val.loss:.4f} nats/token"
+            f"{tokens_note(val.loss_of)}  perplexity {val.perplexity:.3f}  bits/byte "
+            f"{val.bits_per_byte:.4f}  {', '.join(notes)}".rstrip()
         )
 
     def sample(self, step: int, text: str) -> None:
@@ -213,6 +218,8 @@ class Display:
         """Print a table. `commands`: without the run directory, which is their last argument."""
         path = shlex.quote(str(run.path))
         rows = [heading]
+        if result["loss_of"] != EVERY_TOKEN:
+            rows.append(("losses", f"of {result['loss_of']}"))
         if result["val_loss"] is not None:
             measured = "full pass" if result["status"] == "finished" else "last evaluation"
             if "weights" in result:

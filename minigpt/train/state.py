@@ -46,6 +46,8 @@ class Progress:
     evaluated_at: int | None = None  # step of the latest evaluation, whose results follow
     val_loss: float | None = None
     val_bits_per_byte: float | None = None
+    val_continuation: float | None = None  # bits/byte, see `Evaluation`
+    best_val_continuation: float | None = None  # of the evaluation with the lowest loss
     weights: str = RAW  # with the lower validation loss: RAW or EMA
     val_losses: dict[str, float] = field(default_factory=dict)  # of both, with an EMA
     sampled_at: int | None = None

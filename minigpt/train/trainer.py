@@ -200,6 +200,8 @@ class Trainer:
         return {
             "status": status,
             "seed": self.config.seed,
+            "objective": self.config.objective.name,
+            "loss_of": self.objective.loss_of,
             "steps": progress.step,
             "best_step": progress.best_step,
             "train_loss": train_loss,
@@ -207,6 +209,7 @@ class Trainer:
             "best_val_loss": progress.best_val_loss,
             "val_perplexity": None if val_loss is None else perplexity(val_loss),
             "val_bits_per_byte": progress.val_bits_per_byte,
+            **self._continuation(),
             **test,
             **({"weights": progress.weights} if progress.val_losses else {}),
             **{f"val_loss_{name}": loss for name, loss in progress.val_losses.items()},
@@ -220,6 +223,14 @@ class Trainer:
             "backend": self.backend,
             **by_rank,
         }
+
+    def _continuation(self) -> dict[str, float]:
+        """Return bits/byte of continuing text, of the last and the best evaluation, if defined."""
+        values = {
+            "val_continuation_bits_per_byte": self.progress.val_continuation,
+            "best_val_continuation_bits_per_byte": self.progress.best_val_continuation,
+        }
+        return {key: value for key, value in values.items() if value is not None}
 
     def _by_rank(self, speed: float | None) -> dict[str, Any]:
         """Return what result.json says of the processes of a run."""
@@ -367,10 +378,12 @@ class Trainer:
             best = val.loss < progress.best_val_loss
             if best:
                 progress.best_val_loss, progress.best_step = val.loss, progress.step
+                progress.best_val_continuation = val.continuation_bits_per_byte
                 self.state.save_best(self.run.best)
             progress.stale_evaluations = 0 if best else progress.stale_evaluations + 1
             progress.evaluated_at = progress.step
             progress.val_loss, progress.val_bits_per_byte = val.loss, val.bits_per_byte
+            progress.val_continuation = val.continuation_bits_per_byte
             self._settle()
             both = {f"val_loss_{name}": loss for name, loss in progress.val_losses.items()}
             self._report({**val.metrics("val"), **both, "seconds": progress.seconds})
@@ -392,7 +405,7 @@ class Trainer:
             with whole as model, self.display.working("sampling", n) as advance:
                 text = (
                     self._continued(model, n, advance)
-                    if self.objective.continues_text
+                    if self.objective.can_continue
                     else filled_window(model, self.objective, self.data.val, self.runtime)
                 )
             self.run.append_sample(step, text)

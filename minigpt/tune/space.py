@@ -13,7 +13,7 @@ from ray.tune.search.sample import Categorical, Domain, Integer
 
 from minigpt.config.overrides import EXAMPLE, Interval, compose_overrides, parse_values, quoted
 from minigpt.config.pairs import Values, as_typed, parse_override
-from minigpt.config.schema import Config
+from minigpt.config.schema import Config, require_one_task
 from minigpt.errors import UserError, require
 from minigpt.run.initial import new_config
 from minigpt.tune.options import TuneOptions
@@ -130,6 +130,7 @@ def check_space(space: Space, options: TuneOptions) -> list[Config]:
             )
     if options.scheduler == "pbt":
         _require_changeable(space)
+    require_one_task(configs)
     names = {config.tokenizer.name for config in configs}
     if len(names) > 1 and options.metric == "val_loss":
         raise UserError(

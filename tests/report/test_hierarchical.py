@@ -97,6 +97,7 @@ def test_a_report_by_scheme_tests_over_widths(cli: Cli) -> None:
     assert float(row["difference"]) == pytest.approx(-0.2)
     assert float(row["p"]) == pytest.approx(p, rel=1e-3)
     assert "Differences to positional=learned over conditions" in done.out
+    assert '<section id="mixed">' in Path("page.html").read_text()
     assert not Path("other_mixed.csv").exists()
     assert cli("report", "runs", "--out", "other.html").code == 0
     assert not Path("other_mixed.csv").exists()  # every design is a condition of its own

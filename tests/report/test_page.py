@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,26 @@ def _luminance(colour: str) -> float:
 
 def _bright(rgb: str) -> bool:
     return sum(int(part) for part in rgb[rgb.index("(") + 1 : -1].split(",")[:3]) > 3 * 128
+
+
+@needs_browser
+def test_page_of_several_objectives(tmp_path: Path, browser: Browser) -> None:
+    for number, (name, seed) in enumerate(product(("causal", "masked"), (1, 2))):
+        for positional in ("learned", "rope"):
+            settings = config(positional, seed=seed)
+            settings["objective"] = {"name": name}
+            make_run(tmp_path / "runs" / f"{name}_{positional}_{seed}", settings, 1.5 + number / 9)
+    main([str(tmp_path / "runs")])
+    shown = browser.new_page()
+    said: list[str] = []
+    shown.on("console", lambda message: said.append(message.text))
+    shown.on("pageerror", lambda error: said.append(str(error)))
+    shown.goto((tmp_path / "runs" / "report.html").as_uri())
+    shown.wait_for_selector("body[data-drawn]", timeout=20_000)
+    assert said == []
+    names = shown.eval_on_selector_all(".plot", "plots => plots.map(plot => plot.id)")
+    assert len({*names}) == len(names) and "plot-learning_val_loss_masked" in names
+    count = "plot => plot.querySelectorAll('.scatterlayer .js-line').length"
+    for name in ("causal", "masked"):
+        lines = shown.eval_on_selector(f"#plot-learning_val_loss_{name}", count)
+        assert lines == 4  # line and band of its own two designs

@@ -41,6 +41,17 @@ def test_a_pipe_gets_plain_lines_and_files(cli: Cli, tmp_path: Path) -> None:
     assert "## Leaderboard" in Path("out/page.md").read_text()
 
 
+def test_the_page_has_losses_of_exact_contexts(cli: Cli, tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path / "sweep", POSITIONS)
+    for file in folder.rglob("eval.json"):
+        entries = json.loads(file.read_text())
+        entries["last"]["contexts"] = entries["last"]["lengths"]
+        file.write_text(json.dumps(entries))
+    assert cli("report", str(folder), "--out", "page.html").code == 0
+    page = Path("page.html").read_text()
+    assert '<section id="lengths">' in page and '<section id="contexts">' in page
+
+
 def test_a_terminal_gets_tables(tmp_path: Path) -> None:
     from rich.console import Console
 
