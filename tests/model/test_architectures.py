@@ -450,20 +450,37 @@ def test_all_outputs_depend_on_the_source(attention: str, options: Options) -> N
 @pytest.mark.parametrize("architecture", ["prefix_decoder", "encoder_decoder"])
 @pytest.mark.parametrize("scheme", ALLOWED_SCHEMES)
 def test_cached_equals_full(scheme: str, architecture: str) -> None:
-    """A prefill that holds both prefixes, and one token after another."""
-    config = small(architecture, scheme)
-    tokens, source, lengths = random_tokens(2, 9), source_of(config, 2), LENGTHS[architecture]
     for backend in TRAINABLE:
-        model = random_model(replace(config, backend=replace(config.backend, name=backend)))
-        expected = logits_of(model, tokens, lengths=lengths, source=source)
-        with torch.no_grad():
-            cache, n = KVCache(2, 12, torch.device("cpu")), torch.tensor(lengths)
-            memory = None if source is None else model.encode(source, n)
-            rest = {"lengths": n} if memory is None else {"memory": memory}
-            parts = [model(tokens[:, :4], cache=cache, **rest)]
-            for p in range(4, 9):
-                parts.append(model(tokens[:, p : p + 1], torch.full((1, 1), p), cache, **rest))
-        assert_equal(torch.cat(parts, dim=1), expected.detach())
+        assert_cached_equals_full(small(architecture, scheme, backend=backend))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("architecture", ["prefix_decoder", "encoder_decoder"])
+@each_attention
+def test_cached_attentions_equal_full(attention: str, options: Options, architecture: str) -> None:
+    if is_refused(attention, architecture):
+        return
+    for backend in backends_of(attention):
+        sizes: dict[str, Any] = {"n_head": 2, "n_embd": 8, "backend": backend}
+        sizes |= {"attention": attention, "attention_options": options}
+        assert_cached_equals_full(small(architecture, **sizes))
+
+
+@torch.no_grad()
+def assert_cached_equals_full(config: ModelConfig) -> None:
+    """Assert that a prefill that holds both prefixes, and single tokens, equal one full pass."""
+    tokens, source, lengths = (
+        random_tokens(2, 9),
+        source_of(config, 2),
+        LENGTHS[config.architecture],
+    )
+    model, n = random_model(config), torch.tensor(lengths)
+    cache = KVCache(2, 12, torch.device("cpu"))
+    rest = {"lengths": n} if source is None else {"memory": model.encode(source, n)}
+    parts = [model(tokens[:, :4], cache=cache, **rest)]
+    for p in range(4, 9):
+        parts.append(model(tokens[:, p : p + 1], torch.full((1, 1), p), cache, **rest))
+    assert_equal(torch.cat(parts, dim=1), logits_of(model, tokens, lengths=lengths, source=source))
 
 
 @pytest.mark.usefixtures("float64")
