@@ -9,9 +9,10 @@ from torch import Tensor
 def span_counts(length: int, fraction: float, span: float) -> tuple[int, int]:
     """Return the number of noise tokens in a window of `length`, and of their spans.
 
-    `fraction` of the tokens, one at least, in spans of mean length `span`.
+    `fraction` of the tokens, in spans of mean length `span`. One at least is noise, and one at
+    least stays if there are several.
     """
-    n_noise = min(length, max(1, round(fraction * length)))
+    n_noise = max(1, min(length - 1, round(fraction * length)))
     return n_noise, max(1, min(round(n_noise / span), length - n_noise))
 
 

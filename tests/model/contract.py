@@ -51,6 +51,9 @@ TRAINABLE = ["eager", "blockwise", "sdpa"]  # backends with a backward pass on C
 Results = tuple[Tensor, dict[str, Tensor]]
 """Logits, and the gradient of every parameter."""
 _expected: dict[str, Results] = {}
+Lengths = tuple[int, ...] | None
+"""One number per row, see `Stack.hidden` and `Memory`."""
+SOURCE_LENGTH = 4
 
 
 def assert_equal(actual: Any, expected: Any) -> None:
@@ -78,30 +81,77 @@ def variant_config(scheme: str, options: Mapping[str, Any], **changes: Any) -> M
     return tiny_config(scheme, options=options, **{"n_embd": 24, **changes})
 
 
-def expected_results(config: ModelConfig, model: GPT, tokens: Tensor, positions: Tensor) -> Results:
+def source_of(config: ModelConfig, batch: int) -> Tensor | None:
+    """Return random tokens (b, s) for the encoder beside a decoder, if there is one."""
+    if config.encoder is None:
+        return None
+    return random_tokens(batch, SOURCE_LENGTH, seed=2)
+
+
+def not_padding(config: ModelConfig, tokens: Tensor, lengths: Lengths) -> Tensor:
+    """Return the mask (b, t) of tokens that are not padding of an encoder."""
+    if config.architecture != "encoder" or lengths is None:
+        return torch.ones_like(tokens, dtype=torch.bool)
+    return torch.arange(tokens.shape[1]) < torch.tensor(lengths)[:, None]
+
+
+def logits_of(
+    model: GPT,
+    tokens: Tensor,
+    positions: Tensor | None = None,
+    lengths: Lengths = None,
+    source: Tensor | None = None,
+    **rest: Any,
+) -> Tensor:
+    """Return logits; `lengths` are those of the source, if there is one."""
+    n = None if lengths is None else torch.tensor(lengths)
+    if source is None:
+        return model(tokens, positions, lengths=n, **rest)
+    return model(tokens, positions, memory=model.encode(source, n), **rest)
+
+
+def expected_results(
+    config: ModelConfig,
+    model: GPT,
+    tokens: Tensor,
+    positions: Tensor,
+    lengths: Lengths,
+    source: Tensor | None,
+) -> Results:
     """Return the reference's results, cached by config and inputs."""
     config = replace(config, backend=BackendConfig("auto"))
-    key = repr((config, tokens.tolist(), positions.tolist()))
+    key = repr((config, tokens.tolist(), positions.tolist(), lengths))
     if key not in _expected:
         weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        logits = reference_logits(config, weights, N_VOCAB, tokens, positions)
-        loss = reference_loss(logits, random_tokens(*tokens.shape, seed=1))
+        parts = (weights, N_VOCAB, tokens, positions, lengths, source)
+        logits = reference_logits(config, *parts)
+        targets, text = random_tokens(*tokens.shape, seed=1), not_padding(config, tokens, lengths)
+        loss = reference_loss(logits[text][None], targets[text][None])
         _expected[key] = logits.detach(), gradients(loss, model)
     return _expected[key]
 
 
-def assert_equals_reference(config: ModelConfig, backend: str, length: int, per_row: bool) -> None:
-    """Assert that logits and, if the backend has them, gradients equal those of reference.py."""
+def assert_equals_reference(
+    config: ModelConfig, backend: str, length: int, per_row: bool, lengths: Lengths = None
+) -> None:
+    """Assert that logits and, if the backend has them, gradients equal those of reference.py.
+
+    `lengths`: of the prefixes, of the tokens before padding, or of the sources of both rows.
+    """
     with default_dtype(torch.float64):
         model, tokens = model_with_backend(config, backend), random_tokens(2, length)
         arange = torch.arange(length)
         positions = torch.stack((2 * arange, arange + 5)) if per_row else arange.expand(2, -1)
-        expected, expected_grads = expected_results(config, model, tokens, positions)
+        source = source_of(config, 2)
+        parts = (tokens, positions, lengths, source)
+        expected, expected_grads = expected_results(config, model, *parts)
         with torch.set_grad_enabled(backend in TRAINABLE):
-            logits = model(tokens, positions if per_row else None)
-        assert_equal(logits.detach(), expected)
+            logits = logits_of(model, tokens, positions if per_row else None, lengths, source)
+        text = not_padding(config, tokens, lengths)
+        assert_equal(logits[text].detach(), expected[text])
         if logits.requires_grad:
-            assert_equal(gradients(random_target_loss(logits), model), expected_grads)
+            losses = F.cross_entropy(logits[text], random_tokens(2, length, seed=1)[text])
+            assert_equal(gradients(losses, model), expected_grads)
 
 
 def assert_causal(config: ModelConfig, backend: str) -> None:
@@ -189,9 +239,12 @@ def assert_cached_equals_full(config: ModelConfig, backend: str) -> None:
 
 
 def assert_packed_equals_separate(
-    config: ModelConfig, backend: str, first_position: int = 0
+    config: ModelConfig, backend: str, first_position: int = 0, lengths: Lengths = None
 ) -> None:
-    """Assert that packed documents give the logits and gradients of separate forward passes."""
+    """Assert that packed documents give the logits and gradients of separate forward passes.
+
+    `lengths`: of the prefix of each document of a row.
+    """
     with default_dtype(torch.float64):
         model, eager = model_with_backend(config, backend), model_with_backend(config, "eager")
         tokens = random_tokens(len(DOCUMENT_LENGTHS), sum(DOCUMENT_LENGTHS[0]))
@@ -199,12 +252,16 @@ def assert_packed_equals_separate(
         offsets = [torch.cat([torch.arange(n) for n in lengths]) for lengths in DOCUMENT_LENGTHS]
         positions = torch.stack(offsets) + first_position
         rows = []
-        for row, row_positions, lengths in zip(tokens, positions, DOCUMENT_LENGTHS, strict=True):
-            documents = zip(row.split(lengths), row_positions.split(lengths), strict=True)
-            rows.append(torch.cat([eager(part[None], at[None])[0] for part, at in documents]))
+        for index, sizes in enumerate(DOCUMENT_LENGTHS):
+            row, row_positions = tokens[index].split(sizes), positions[index].split(sizes)
+            own = None if lengths is None else lengths[index : index + 1]
+            documents = zip(row, row_positions, strict=True)
+            parts = [logits_of(eager, part[None], at[None], own)[0] for part, at in documents]
+            rows.append(torch.cat(parts))
         separate = torch.stack(rows)
         with torch.set_grad_enabled(backend in TRAINABLE):
-            packed = model(tokens, positions if first_position else None, document_ids=row_ids)
+            places = positions if first_position else None
+            packed = logits_of(model, tokens, places, lengths, document_ids=row_ids)
         assert_equal(packed.detach(), separate.detach())
         if packed.requires_grad:
             expected_grads = gradients(random_target_loss(separate), eager)

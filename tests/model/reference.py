@@ -6,8 +6,8 @@ It shares no code with the package. `weights` are a model's parameters by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cmp_to_key
 from typing import Any, ClassVar
 
@@ -22,13 +22,29 @@ Vectors = list[Tensor]
 Options = Mapping[str, Any]
 FeedForward = Callable[[Vectors, Weights, str, Options], Vectors]
 """feed_forward(xs, weights, name, options): the outputs for the tokens of a text."""
+Sees = Callable[[int, int], bool]
+"""sees(i, j): whether a query at position i sees a key at position j, of those of the pattern."""
+
+
+def visible(config: ModelConfig, length: int | None) -> Sees:
+    """Keys up to the query's own; all, of an encoder; and a prefix (Raffel et al. 2020, 3.2.1)."""
+    if config.architecture == "encoder":
+        return lambda i, j: True
+    if config.architecture == "prefix_decoder" and length is not None:
+        return lambda i, j: j <= i or j < length
+    return lambda i, j: j <= i
+
+
+def has_later_keys(config: ModelConfig) -> bool:
+    """Whether a design has parameters for keys after the query."""
+    return config.architecture in ("prefix_decoder", "encoder")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A query (e,) at position i and a key at position j <= i, in one head of a layer.
+    """A query (e,) at position i and a key at position j that it sees, in one head of a layer.
 
-    `keys`: position and vector of every key that is not later than the query.
+    `keys`: position and vector of every key that it sees.
     """
 
     layer: int
@@ -54,6 +70,7 @@ class Positions:
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self.config, self.options = config, vars(config.positional)
+        self.two_sided = has_later_keys(config)
         self.weights = {
             name.removeprefix("positional."): weight
             for name, weight in weights.items()
@@ -222,6 +239,7 @@ class Alibi(Positions):
 
     For n heads the slopes m are the geometric sequence that starts at 2^(-8/n) with that ratio.
     Where n is no power of two: the closest lower power's, then every other one of its double's.
+    For later keys, the distance is as far as to earlier ones.
     """
 
     relative = True
@@ -232,7 +250,7 @@ class Alibi(Positions):
     def score(self, pair: Pair) -> Tensor | float:
         learned = self.options["slopes"] == "learned"
         slopes = self.weights["slopes"] if learned else self.slopes(self.config.n_head)
-        return slopes[pair.head] * (pair.j - pair.i)
+        return -slopes[pair.head] * abs(pair.j - pair.i)
 
     def slopes(self, n: int) -> list[float]:
         lower = 2 ** math.floor(math.log2(n))
@@ -262,7 +280,7 @@ class Integrated(Positions):
 class Relative(Positions):
     """e_ij = q_i . (k_j + a_ij) / sqrt(e), a_ij = w_clip(j - i, k) (Shaw et al. 2018, eq. 4).
 
-    Row n of the table is w_-n.
+    Row n of the table is w_-n; with later keys, w_k is the first row.
     """
 
     relative = True
@@ -270,42 +288,53 @@ class Relative(Positions):
     def score(self, pair: Pair) -> Tensor | float:
         longest = self.options["max_distance"]
         distance = pair.i - pair.j
-        if longest is not None and distance > longest:
-            distance = longest
-        vector = self.weights["table"][pair.layer, distance]
+        if longest is not None:
+            distance = max(-longest, min(longest, distance))
+        first = self.config.block_size - 1 if longest is None else longest
+        row = first + distance if self.two_sided else distance
+        vector = self.weights["table"][pair.layer, row]
         return (pair.query * vector).sum() / math.sqrt(len(vector))
 
 
 class RelativeBias(Positions):
-    """A number of the head and distance (Raffel et al. 2020, 2.1, a bucket for each distance)."""
+    """A number of the head and distance (Raffel et al. 2020, 2.1, a bucket for each distance).
 
-    relative = True
-
-    def score(self, pair: Pair) -> Tensor | float:
-        return self.own("bias", pair.layer)[pair.head, pair.i - pair.j]
-
-
-class T5(Positions):
-    """A number of the head and the distance's bucket (Raffel et al. 2020, 2.1, causal).
-
-    Half of the n buckets hold one distance each. The others divide n/2 to `max_distance` evenly in
-    logarithms; all from there on are in the last.
+    With later keys, the first is that of the last key for the first query.
     """
 
     relative = True
 
     def score(self, pair: Pair) -> Tensor | float:
-        n, longest, distance = (
-            self.options["buckets"],
-            self.options["max_distance"],
-            pair.i - pair.j,
-        )
-        half, bucket = n // 2, distance
-        if distance >= longest:
-            bucket = n - 1
-        elif distance >= half:
-            bucket = half + math.floor(half * math.log(distance / half) / math.log(longest / half))
+        first = self.config.block_size - 1 if self.two_sided else 0
+        return self.own("bias", pair.layer)[pair.head, first + pair.i - pair.j]
+
+
+class T5(Positions):
+    """A number of the head and the distance's bucket (Raffel et al. 2020, 2.1).
+
+    Half of the n buckets hold one distance each. The others divide n/2 to `max_distance` evenly in
+    logarithms; all from there on are in the last. With later keys, half of all buckets are theirs.
+    """
+
+    relative = True
+
+    def score(self, pair: Pair) -> Tensor | float:
+        n, distance = self.options["buckets"], pair.i - pair.j
+        if self.two_sided:
+            n //= 2
+            bucket = self.bucket(n, -distance) + n if distance < 0 else self.bucket(n, distance)
+        else:
+            bucket = self.bucket(n, distance)
         return self.own("bias", pair.layer)[pair.head, bucket]
+
+    def bucket(self, n: int, distance: int) -> int:
+        """Return the bucket, of n for one side, of a distance on it."""
+        longest, half = self.options["max_distance"], n // 2
+        if distance >= longest:
+            return n - 1
+        if distance < half:
+            return distance
+        return half + math.floor((n - half) * math.log(distance / half) / math.log(longest / half))
 
 
 class Kerple(Positions):
@@ -315,7 +344,7 @@ class Kerple(Positions):
 
     def score(self, pair: Pair) -> Tensor | float:
         r1, r2 = (self.own(name, pair.layer)[pair.head].exp() for name in ("log_p", "log_a"))
-        return -r1 * torch.log(1 + r2 * (pair.i - pair.j))
+        return -r1 * torch.log(1 + r2 * abs(pair.i - pair.j))
 
 
 class Fire(Positions):
@@ -323,14 +352,15 @@ class Fire(Positions):
 
     f is a network with one hidden ReLU layer and an output a head. As in the authors' code c and L
     are made positive by |.|, L is a learned factor times where it starts, and 10^-6 is added to
-    the divisor.
+    the divisor. With later keys: f(psi(|i - j|) / psi(max(L, i, j))), which is at most f(1).
     """
 
     def score(self, pair: Pair) -> Tensor | float:
         c, factor = (self.own(name, pair.layer).abs() for name in ("c", "length"))
         length = factor * self.options["threshold"] * self.config.block_size
-        longest = length if length > pair.i else torch.tensor(float(pair.i))
-        share = torch.log(c * (pair.i - pair.j) + 1) / (torch.log(c * longest + 1) + 1e-6)
+        last = max(pair.i, pair.j)  # the query's, unless the key is later
+        longest = length if length > last else torch.tensor(float(last))
+        share = torch.log(c * abs(pair.i - pair.j) + 1) / (torch.log(c * longest + 1) + 1e-6)
         up, bias = (self.own(name, pair.layer) for name in ("up", "up_bias"))
         return (self.own("down", pair.layer)[pair.head] * relu(up * share + bias)).sum()
 
@@ -381,14 +411,16 @@ class Head:
 
 
 class FullAttention:
-    """The attention of one head: a softmax over every key at or before the query."""
+    """The attention of one head: a softmax over every key that the query sees."""
 
-    def __init__(self, config: ModelConfig, scheme: Positions, weights: Weights) -> None:
-        self.config, self.scheme, self.weights = config, scheme, weights
-        self.options = vars(config.attention)
+    def __init__(
+        self, config: ModelConfig, scheme: Positions, weights: Weights, sees: Sees
+    ) -> None:
+        self.config, self.scheme, self.weights, self.sees = config, scheme, weights, sees
+        self.options, self.two_sided = vars(config.attention), has_later_keys(config)
 
     def attends(self, head: int, i: int, j: int) -> bool:
-        """Whether a query at position i attends to a key at j <= i."""
+        """Whether a query at position i attends to a key at j that it sees."""
         return True
 
     def landmarks(self, positions: list[int]) -> list[Row]:
@@ -403,20 +435,16 @@ class FullAttention:
             (at.position, self.scheme.rotate_key(key, at.position))
             for key, at in zip(head.keys, rows, strict=True)
         ]
-        earlier = [(j, key) for j, key in keys if j <= i]
+        seen = [(j, key) for j, key in keys if self.sees(i, j)]
         return {
-            other: self.score(Pair(head.layer, head.head, i, j, query, earlier), key)
+            other: self.score(Pair(head.layer, head.head, i, j, query, seen), key)
             for other, (j, key) in enumerate(keys)
-            if j <= i and self.attends(head.head, i, j)
+            if self.sees(i, j) and self.attends(head.head, i, j)
         }
 
     def score(self, pair: Pair, key: Tensor) -> Tensor:
         """Return the scaled, soft-capped product plus the bias."""
-        product = (pair.query * key).sum() / math.sqrt(len(key))
-        cap = self.config.logit_softcap
-        if cap is not None:
-            product = cap * torch.tanh(product / cap)
-        return product + self.scheme.score(pair)
+        return product_of(self.config, pair.query, key) + self.scheme.score(pair)
 
     def mix(self, head: Head, rows: list[Row]) -> Vectors:
         """Return the weighted mean of values for each row."""
@@ -425,6 +453,12 @@ class FullAttention:
             weights = softmax(self.scores(head, rows, row))
             result.append(sum_of(weights, head.values))
         return result
+
+
+def product_of(config: ModelConfig, query: Tensor, key: Tensor) -> Tensor:
+    """q . k / sqrt(e), between -c and c if it is capped: c tanh of it / c."""
+    product, cap = (query * key).sum() / math.sqrt(len(key)), config.logit_softcap
+    return product if cap is None else cap * torch.tanh(product / cap)
 
 
 def softmax(scores: Mapping[int, Tensor]) -> dict[int, Tensor]:
@@ -439,39 +473,53 @@ def sum_of(weights: Mapping[int, Tensor], values: Vectors) -> Tensor:
 
 
 class SlidingWindow(FullAttention):
-    """The last w keys, including the query's own (Jiang et al. 2023, section 2)."""
+    """The last w keys, including the query's own (Jiang et al. 2023, section 2).
+
+    Of later keys, as many (Beltagy et al. 2020, 3.1).
+    """
 
     def attends(self, head: int, i: int, j: int) -> bool:
-        return j in range(i - self.options["window"] + 1, i + 1)
+        window = self.options["window"]
+        return j in range(i - window + 1, i + window)
 
 
 class Chunked(FullAttention):
     """The keys of the query's chunk."""
 
     def attends(self, head: int, i: int, j: int) -> bool:
-        first = i - i % self.options["chunk"]
-        return first <= j
+        chunk = self.options["chunk"]
+        first = i - i % chunk
+        return j in range(first, first + chunk)
 
 
 class BigBird(FullAttention):
-    """Blocks: the last, the first and some random ones (Zaheer et al. 2020, section 2)."""
+    """Blocks: the last, the first and some random ones (Zaheer et al. 2020, section 2).
+
+    With later keys: the neighbours on both sides, random ones of the block size's, and first blocks
+    that see all and are seen by all.
+    """
 
     def attends(self, head: int, i: int, j: int) -> bool:
-        block, prime = self.options["block"], 2**31 - 1
+        block, prime, size = self.options["block"], 2**31 - 1, self.config.block_size
         own, other = i // block, j // block
         drawn = []
         for draw in range(self.options["n_random"]):
             x = own * 7919 + head * 104729 + draw * 1299709 + self.options["seed"] * 15485863 + 1
             x = pow(x % prime, 2, prime) * 48271 % prime
-            drawn.append(x * own // prime)
-        window = range(own - self.options["n_window"] + 1, own + 1)
-        return other in window or other < self.options["n_global"] or other in drawn
+            drawn.append(x * (math.ceil(size / block) if self.two_sided else own) // prime)
+        window, n_global = self.options["n_window"], self.options["n_global"]
+        if self.two_sided:
+            near = other in range(own - window + 1, own + window) or own < n_global
+        else:
+            near = other in range(own - window + 1, own + 1)
+        return near or other < n_global or other in drawn
 
 
 class Performer(FullAttention):
     """sum_j phi(q_i).phi(k_j) v_j over sum_j phi(q_i).phi(k_j) (Choromanski et al. 2020, eq. 5).
 
-    phi(x)_m = exp(w_m . x - |x|^2 / 2), positive features (lemma 1), of x over e^(1/4).
+    phi(x)_m = exp(w_m . x - |x|^2 / 2), positive features (lemma 1), of x over e^(1/4). The sum is
+    over earlier keys, or all (equation 4).
     """
 
     def mix(self, head: Head, rows: list[Row]) -> Vectors:
@@ -485,8 +533,11 @@ class Performer(FullAttention):
         for row, at in enumerate(rows):
             i, weights = at.position, {}
             query = phi(self.scheme.rotate_query(head.queries[row], i))
-            for other in range(row + 1):  # by the order of rows, not of positions
-                j = rows[other].position
+            for other, key in enumerate(rows):
+                j = key.position
+                # Earlier ones by the order of rows, not of positions.
+                if not (self.sees(i, j) if self.two_sided else other <= row):
+                    continue
                 weights[other] = (query * phi(self.scheme.rotate_key(head.keys[other], j))).sum()
             total = torch.stack(list(weights.values())).sum()
             result.append(sum_of({o: w / total for o, w in weights.items()}, head.values))
@@ -752,14 +803,48 @@ def linear(x: Tensor, weights: Weights, name: str) -> Tensor:
 
 
 def reference_logits(
-    config: ModelConfig, weights: Weights, n_vocab: int, tokens: Tensor, positions: Tensor
+    config: ModelConfig,
+    weights: Weights,
+    n_vocab: int,
+    tokens: Tensor,
+    positions: Tensor,
+    lengths: Sequence[int] | None = None,
+    source: Tensor | None = None,
 ) -> Tensor:
-    """Logits (b, t, n_vocab) of tokens (b, t) at positions (b, t)."""
-    texts = [
-        torch.stack(one_text(config, weights, *text))
-        for text in zip(tokens.tolist(), positions.tolist(), strict=True)
-    ]
+    """Logits (b, t, n_vocab) of tokens (b, t) at positions (b, t).
+
+    `lengths`: of the prefix of each row, or of what is followed by padding: in the tokens of an
+    encoder, or in the source (b, s) of an encoder and decoder. Logits of padding are 0.
+    """
+    texts = []
+    for row, (row_tokens, places) in enumerate(
+        zip(tokens.tolist(), positions.tolist(), strict=True)
+    ):
+        length = None if lengths is None else lengths[row]
+        read: Vectors = []
+        if source is not None:
+            read = encoded(config, weights, source[row, :length].tolist())
+            length = None
+        if config.architecture == "encoder":
+            row_tokens, places = row_tokens[:length], places[:length]
+        logits = one_text(config, weights, row_tokens, places, length, read)
+        padding = [torch.zeros(len(logits[0]))] * (tokens.shape[1] - len(logits))
+        texts.append(torch.stack(logits + padding))
     return torch.stack(texts)[:, :, :n_vocab]
+
+
+def encoded(config: ModelConfig, weights: Weights, tokens: list[int]) -> Vectors:
+    """What the encoder of an encoder and decoder makes of a source, without its padding.
+
+    Its weights are named `encoder.`; it has its own token table unless it shares the decoder's.
+    """
+    n_layer = config.n_layer if config.n_encoder_layer is None else config.n_encoder_layer
+    design = replace(config, architecture="encoder", n_layer=n_layer, n_encoder_layer=None)
+    own = {name: weight for name, weight in weights.items() if name.startswith("encoder.")}
+    own = {name.removeprefix("encoder."): weight for name, weight in own.items()}
+    if config.shared_embedding:
+        own["token_embedding.weight"] = weights["token_embedding.weight"]
+    return last_states(design, own, tokens, [*range(len(tokens))])
 
 
 def reference_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -781,11 +866,35 @@ def row_of(scheme: str) -> type[Positions]:
 
 
 def one_text(
-    config: ModelConfig, weights: Weights, tokens: list[int], positions: list[int]
+    config: ModelConfig,
+    weights: Weights,
+    tokens: list[int],
+    positions: list[int],
+    length: int | None,
+    source: Vectors,
 ) -> Vectors:
-    """Logits after each token of one text."""
+    """Logits at each token of one text, see `last_states`."""
+    xs = last_states(config, weights, tokens, positions, length, source)
+    head = weights["head.weight" if config.embedding.name == "untied" else "token_embedding.weight"]
+    logits, cap = [head @ x for x in xs], config.final_softcap
+    return logits if cap is None else [cap * torch.tanh(x / cap) for x in logits]
+
+
+def last_states(
+    config: ModelConfig,
+    weights: Weights,
+    tokens: list[int],
+    positions: list[int],
+    length: int | None = None,
+    source: Sequence[Tensor] = (),
+) -> Vectors:
+    """What the head reads, for each token of one text.
+
+    `length`: of a prefix. `source`: what the encoder made of the tokens of another text.
+    """
     scheme = row_of(config.positional.name)(config, weights)
-    own_attention = ATTENTIONS[config.attention.name](config, scheme, weights)
+    sees = visible(config, length)
+    own_attention = ATTENTIONS[config.attention.name](config, scheme, weights, sees)
     table = weights["token_embedding.weight"]
     marks = own_attention.landmarks(positions)
     rows = [*map(Row, positions), *marks]
@@ -809,15 +918,20 @@ def one_text(
         def attend(inputs: Vectors, layer: int = layer) -> Vectors:
             names = getattr(config.attention, "layers", [config.attention.name])
             own = names[layer % len(names)] == config.attention.name
-            of_layer = own_attention if own else FullAttention(config, scheme, weights)
+            of_layer = own_attention if own else FullAttention(config, scheme, weights, sees)
             return attention(of_layer, layer, inputs, rows, first_values)
 
         def feed_forward(inputs: Vectors, name: str = f"blocks.{layer}.ffn") -> Vectors:
             return FEED_FORWARDS[config.ffn.name](inputs, weights, name, vars(config.ffn))
 
+        def read(inputs: Vectors, name: str = f"blocks.{layer}.cross_attention") -> Vectors:
+            return cross_attention(config, weights, name, inputs, source)
+
         names = [f"blocks.{layer}.attention", f"blocks.{layer}.ffn"]
         if config.block == "sequential":
             xs = residual(config, weights, xs, attend, names[0])
+            if config.architecture == "encoder_decoder":
+                xs = residual(config, weights, xs, read, f"blocks.{layer}.cross_attention")
             xs = residual(config, weights, xs, feed_forward, names[1])
         else:
             norms = [f"{names[0] if config.block == 'parallel_shared' else n}_norm" for n in names]
@@ -830,9 +944,7 @@ def one_text(
         outputs.append(xs)
     if config.norm.placement != "post":
         xs = [normalised(config, x, weights, "final_norm") for x in xs]
-    head = weights["head.weight" if config.embedding.name == "untied" else "token_embedding.weight"]
-    logits, cap = [head @ x for x in xs[: len(tokens)]], config.final_softcap
-    return logits if cap is None else [cap * torch.tanh(x / cap) for x in logits]
+    return xs[: len(tokens)]
 
 
 def normalised(config: ModelConfig, x: Tensor, weights: Weights, name: str) -> Tensor:
@@ -894,11 +1006,7 @@ def attention(
         x = scheme.block_input(x, at.position, layer)
         if config.head_gates:
             gates.append(2 / (1 + torch.exp(-linear(x, weights, f"{name}.head_gates"))))
-        q, k, v = linear(x, weights, f"{name}.qkv").split(widths)
-        if config.qk_norm == "all_channels":
-            q = rmsnorm(q, weights, f"{name}.q_norm", config.norm.eps)
-            k = rmsnorm(k, weights, f"{name}.k_norm", config.norm.eps)
-        projected.append([q, k, v])
+        projected.append([*linear(x, weights, f"{name}.qkv").split(widths)])
     if config.value_residual == "x0" and layer > 0:
         for vectors, x0 in zip(projected, first_values, strict=True):
             vectors[2] = vectors[2] + linear(x0, weights, f"{name}.x0_values")
@@ -908,28 +1016,71 @@ def attention(
         own, first = weights[f"{name}.value_weights"]
         for vectors, first_value in zip(projected, first_values, strict=True):
             vectors[2] = own * vectors[2] + first * first_value
+    queries = [queries_of(config, weights, name, q) for q, _, _ in projected]
+    keys = [keys_of(config, weights, name, k) for _, k, _ in projected]
+    values = [v.split(size) for _, _, v in projected]
     heads = []
     for head in range(config.n_head):
         kv_head = head // (config.n_head // n_kv_head)
-        queries, keys, values = [], [], []
-        for q, k, v in projected:
-            q = q[head * size : (head + 1) * size]
-            k, v = (y[kv_head * size : (kv_head + 1) * size] for y in (k, v))
-            if config.qk_norm in (True, "gain"):
-                q, k = unit(q), unit(k)
-            if config.qk_norm == "gain":
-                q = q * weights[f"{name}.qk_gain"][head]
-            if config.score_scale is not None:  # instead of 1 / sqrt(size), which `score` applies
-                q = q * config.score_scale * math.sqrt(size)
-            queries.append(q)
-            keys.append(k)
-            values.append(v)
-        mixed = own_attention.mix(Head(layer, head, queries, keys, values), rows)
+        of_head = Head(
+            *(layer, head, [q[head] for q in queries]),
+            *([k[kv_head] for k in keys], [v[kv_head] for v in values]),
+        )
+        mixed = own_attention.mix(of_head, rows)
         if config.head_gates:
             mixed = [gate[head] * y for gate, y in zip(gates, mixed, strict=True)]
         heads.append(mixed)
     by_row = zip(*heads, strict=True)
     return [linear(torch.cat(of_row), weights, f"{name}.out") for of_row in by_row]
+
+
+def cross_attention(
+    config: ModelConfig, weights: Weights, name: str, xs: Vectors, source: Sequence[Tensor]
+) -> Vectors:
+    """Queries of the decoder, keys and values of the encoder's output (Vaswani et al. 2017, 3.2.3).
+
+    Without positions, which T5 has in self-attention only (Raffel et al. 2020, 2.1).
+    """
+    size = config.head_size or config.n_embd // config.n_head
+    n_kv_head = config.n_kv_head or config.n_head
+    both = [linear(y, weights, f"{name}.kv").split(n_kv_head * size) for y in source]
+    keys = [keys_of(config, weights, name, k) for k, _ in both]
+    values = [v.split(size) for _, v in both]
+    result = []
+    for x in xs:
+        heads = []
+        queries = queries_of(config, weights, name, linear(x, weights, f"{name}.q"))
+        for head, query in enumerate(queries):
+            kv_head = head // (config.n_head // n_kv_head)
+            scores = {j: product_of(config, query, key[kv_head]) for j, key in enumerate(keys)}
+            heads.append(sum_of(softmax(scores), [value[kv_head] for value in values]))
+        result.append(linear(torch.cat(heads), weights, f"{name}.out"))
+    return result
+
+
+def queries_of(config: ModelConfig, weights: Weights, name: str, q: Tensor) -> Vectors:
+    """The query of each head, from those of all together."""
+    size = config.head_size or config.n_embd // config.n_head
+    queries = []
+    if config.qk_norm == "all_channels":
+        q = rmsnorm(q, weights, f"{name}.q_norm", config.norm.eps)
+    for head, query in enumerate(q.split(size)):
+        if config.qk_norm in (True, "gain"):
+            query = unit(query)
+        if config.qk_norm == "gain":
+            query = query * weights[f"{name}.qk_gain"][head]
+        if config.score_scale is not None:  # instead of 1 / sqrt(size), which `product_of` applies
+            query = query * config.score_scale * math.sqrt(size)
+        queries.append(query)
+    return queries
+
+
+def keys_of(config: ModelConfig, weights: Weights, name: str, k: Tensor) -> Vectors:
+    """The key of each head of keys, from those of all together."""
+    if config.qk_norm == "all_channels":
+        k = rmsnorm(k, weights, f"{name}.k_norm", config.norm.eps)
+    keys = k.split(config.head_size or config.n_embd // config.n_head)
+    return [unit(key) if config.qk_norm in (True, "gain") else key for key in keys]
 
 
 def unit(x: Tensor) -> Tensor:
