@@ -55,8 +55,8 @@ class Objective(ABC):
 
     `architecture`: which keys a query of the model sees, see `ModelConfig`. `loss_of`: the tokens
     whose loss is reported. `predicts_all`: whether those are all of a split but the first.
-    `can_continue`: whether it has a `beginning`.
-    `predicts_continuation`: whether the second half of a window is predicted from what is before each token.
+    `can_continue`: whether it has a `beginning`. `predicts_continuation`: whether the second half
+    of a window is predicted from what is before each token.
     `needs_one_document`: why windows must not hold several documents; None if they may.
     """
 

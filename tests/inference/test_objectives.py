@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from minigpt.inference.fill import Filler
 from minigpt.inference.generate import Decoder, Sampling, context_start, generate
 from minigpt.inference.speculative import Draft, speculate
 from minigpt.model import GPT
+from minigpt.model.block import Block
 from minigpt.model.positional import POSITIONAL
 from minigpt.objective import OBJECTIVES, Objective
 from minigpt.runtime import choose_runtime
@@ -31,8 +33,8 @@ CPU = choose_runtime("cpu", "fp32")
 TEXT = "to be or not to be, that is the question"
 N_SPECIAL = 3
 SCHEMES = [name for name in POSITIONAL.names() if POSITIONAL.variant(name).has_two_sided_form]
-PREFIX = {"architecture": "prefix_decoder"}
-BOTH = {"architecture": "encoder_decoder", "n_special_tokens": N_SPECIAL}
+PREFIX: dict[str, Any] = {"architecture": "prefix_decoder"}
+BOTH: dict[str, Any] = {"architecture": "encoder_decoder", "n_special_tokens": N_SPECIAL}
 PROMPTS = [[3, 1, 4, 1, 5], [2, 7], [1, 8, 2, 8, 1, 8, 4]]
 SOURCES = [[3, 1, 4, 1, 5, 9], [2, 6], [5, 3, 5]]
 GREEDY = Sampling(temperature=0.0)
@@ -86,6 +88,7 @@ def test_an_encoder_decoder_decodes_with_its_caches(scheme: str, n_kv_head: int 
     model.encoder.final_norm.register_forward_hook(lambda *_: passes.append(1))
     projected: list[int] = []
     for block in model.blocks:
+        assert isinstance(block, Block) and block.cross_attention is not None
         block.cross_attention.kv.register_forward_hook(lambda *_: projected.append(1))
     decoder = Decoder(model, begin, 16, sources=SOURCES)
     steps = [decoder.next_logits.clone()]
@@ -155,7 +158,7 @@ def filler(objective_name: str, **changes: Any) -> Filler:
     config = composed_config([f"objective={objective_name}", "model.block_size=64"])
     objective: Objective = OBJECTIVES.build(config.objective, tokenizer, 64)
     design = objective.design(config.objective, 64)
-    model = random_model(tiny_config("rope", block_size=64, **design), tokenizer.n_vocab)
+    model = random_model(replace(tiny_config("rope", block_size=64), **design), tokenizer.n_vocab)
     return Filler(model, objective, tokenizer, CPU, **changes)
 
 
