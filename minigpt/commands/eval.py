@@ -31,6 +31,8 @@ OPTIONS = {
     **QUANTIZE,
     "--lengths N,N,...": "validation loss in windows of N tokens that do not overlap, for each N",
     "--contexts N,N,...": "validation loss of the same tokens, each with exactly N before it",
+    "--pseudo": "of objective=masked: pseudo-perplexity of about 4,096 tokens of the validation "
+    "split, each predicted from all others",
     "--by-position": "validation loss at each position of a window, or of a document in a window",
 }
 RANDOM_BATCHES = (
@@ -165,6 +167,8 @@ def _evaluate_run(
     if trained.run.data_sha256 is None:
         console.print(f"text: {_text(trained.config.data)}", soft_wrap=True)
     val = _evaluate_splits(trained, tokens, train, plain, quantization, console, progress)
+    if options.pseudo:
+        _print_pseudo(trained, tokens.val, console, progress)
     if options.random_batches is not None:
         _print_random_batches(trained, tokens.val, options.random_batches, console, progress)
     if lengths or contexts or options.by_position:
@@ -186,6 +190,11 @@ def _require_possible(objective: Objective, options: Namespace, lengths: list[in
     ):
         if value is not None and not objective.predicts_all:
             raise UserError(f"{flag}: {needs} {why}")
+    from minigpt.objective.masked import Masked
+
+    masks, name = isinstance(objective, Masked), objective.config.name
+    why = f"masks one token at a time, and objective={name} has no mask; leave it out"
+    require(masks or not options.pseudo, "--pseudo", "true", why)
 
 
 def _text(data: DataConfig) -> str:
@@ -256,6 +265,24 @@ def _extent(part: Split, tokens: TokenData) -> str:
     """Return how many tokens a part of a split has, and whether it has only the first ones."""
     n, total = len(part.tokens), len(getattr(tokens, part.name).tokens)
     return f"{n:,}" if n == total else f"first {n:,}"
+
+
+def _print_pseudo(trained: TrainedRun, split: Split, console: Console, progress: Progress) -> None:
+    """Print and save the pseudo-perplexity of a split."""
+    from minigpt.evaluate.loss import N_TARGETS
+    from minigpt.evaluate.pseudo import PSEUDO, evaluate_pseudo
+    from minigpt.evaluate.record import save_evaluation
+
+    progress.begin(_activity(trained, "each token masked alone"), N_TARGETS)
+    with progress:
+        parts = (trained.model, split, trained.objective, trained.runtime)
+        result, n = evaluate_pseudo(*parts, progress.advance)
+    console.print(
+        f"pseudo-perplexity {result.perplexity:.3f} ({result.loss:.4f} nats/token) of {n:,} "
+        f"tokens of the {split.name} split, each predicted from all others in its window",
+        soft_wrap=True,
+    )
+    save_evaluation(trained, {**result.metrics(PSEUDO), f"{PSEUDO}_tokens": n})
 
 
 def _print_random_batches(

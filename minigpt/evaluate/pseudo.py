@@ -11,24 +11,28 @@ from minigpt.console import Advance, ignore_progress
 from minigpt.data.tokens import Split
 from minigpt.evaluate.loss import N_TARGETS, Evaluation, windows_at_once
 from minigpt.model import GPT
+from minigpt.objective.base import Objective
 from minigpt.objective.masked import Masked
 from minigpt.runtime import Runtime
+
+PSEUDO = "pseudo"  # in the keys of eval.json
 
 
 def evaluate_pseudo(
     model: GPT,
     split: Split,
-    objective: Masked,
+    objective: Objective,
     runtime: Runtime,
     progress: Advance = ignore_progress,
-) -> Evaluation:
-    """Return the mean loss of tokens that are masked one at a time (Salazar et al. 2020).
+) -> tuple[Evaluation, int]:
+    """Return the mean loss of tokens that are masked one at a time, and the number of tokens.
 
-    In windows of block_size, spread evenly over the split, with about N_TARGETS tokens in all. Each
-    token takes a pass over its window. Its sum over a text is no log-likelihood, so it cannot be
-    compared with causal models. `by_position`: by the position in the window. `progress`: called
-    with the number of tokens of each batch.
+    Salazar et al. 2020, in windows of block_size, spread evenly over the split, with about
+    N_TARGETS tokens in all. Each token takes a pass over its window. The sum over a text is no
+    log-likelihood, so it cannot be compared with causal models. `by_position`: by the position in
+    the window. `progress`: called with the number of tokens of each batch.
     """
+    assert isinstance(objective, Masked)
     length = min(model.config.block_size, len(split.tokens) - 1)
     last = len(split.tokens) - 1 - length
     n_windows = min(max(1, N_TARGETS // length), max(1, last // length + 1))
@@ -52,9 +56,10 @@ def evaluate_pseudo(
                 nats[own.cpu()] += losses.double().cpu()
                 progress(len(own))
     total, n_bytes = float(nats.sum()), float(objective.token_bytes[windows.inputs.cpu()].sum())
-    return Evaluation(
+    result = Evaluation(
         loss=total / windows.inputs.numel(),
         bits_per_byte=total / math.log(2) / n_bytes,
         by_position=(nats / n_windows).tolist(),
         loss_of="each token, masked alone",
     )
+    return result, windows.inputs.numel()

@@ -51,6 +51,9 @@ DESIGNS = {
     "values": ["model.value_residual=first_layer", "embedding=untied"],
     "biases": ["model=t5"],
     "bigram": ["model=bigram", "model.n_layer=0"],
+    "prefix": ["objective=prefix", "trainer.batch_size=13"],
+    "masked": ["objective=masked", "trainer.grad_accum_steps=3"],
+    "denoise": ["objective=denoise", "positional=t5", "optimizer=muon"],
 }
 AVERAGE = ["optimizer=muon", "optimizer.ema=0.9"]
 DROPOUT = [*AVERAGE, "model.dropout=0.1"]
@@ -62,7 +65,7 @@ RESUMED = {
     "stopped": [*AVERAGE, "trainer.max_steps=20"],
 }
 RESUME = ["full", "half", "stopped"]
-SOME = ["plain", "uneven", "muon", "experts"]
+SOME = ["prefix", "uneven", "muon", "experts", "denoise"]
 Ways = dict[tuple[int | None, str], list[str]]
 # The runs in each number of processes and mode: some, and all.
 WAYS: Ways = {

@@ -19,8 +19,10 @@ from minigpt.model.attention import ATTENTION
 from minigpt.model.compatibility import choose_graph, graph_limit
 from minigpt.model.ffn import FFN
 from minigpt.model.positional import POSITIONAL
+from minigpt.objective import OBJECTIVES
 from minigpt.optim.optimizer import OPTIMIZERS
 from minigpt.runtime import choose_runtime
+from minigpt.tokenizer.char import CharTokenizer
 from minigpt.train.graph import STEPS, CapturedStep, EagerStep, StaticStep
 from tests.conftest import TINY, Cli, read_metrics
 from tests.train.test_resume import same_end, stop_at
@@ -34,6 +36,7 @@ STEADY = {
     "documents": [r"data.document_separator='\n'"],
     "bf16": ["trainer.precision=bf16", "optimizer=muon"],
     "average": ["optimizer.ema=0.9", "data.order=epochs"],
+    **{name: [f"objective={name}"] for name in OBJECTIVES.names() if name != "causal"},
 }
 
 
@@ -113,7 +116,11 @@ def batch_of(step: EagerStep, seed: int, documents: bool = False) -> list[Batch]
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(50, (4, length + 1), generator=generator).to(device)
     ids = (tokens[:, :-1] == 0).long().cumsum(1) if documents else None
-    return [Batch(tokens[:, :-1], tokens[:, 1:], ids)]
+    windows = Batch(tokens[:, :-1], tokens[:, 1:], ids)
+    tokenizer = CharTokenizer("".join(map(chr, range(40, 90))))
+    objective = OBJECTIVES.build(step.config.objective, tokenizer, length)
+    draws = {name: x.to(device) for name, x in objective.draw(4, length, generator).items()}
+    return [objective.apply(windows, draws)]
 
 
 DESIGNS = [
@@ -122,6 +129,7 @@ DESIGNS = [
     *(f"ffn={name}" for name in FFN.names()),
     *("optimizer=muon", "model.unet_skips=true", "model.value_residual=true", "backend=eager"),
     *("model.value_residual=x0", "model.head_gates=true"),
+    *(f"objective={name}" for name in OBJECTIVES.names() if name != "causal"),
     *("backend=sdpa", "model=bigram", "model.logit_softcap=20.0", "embedding=tied", "documents"),
 ]
 

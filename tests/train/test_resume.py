@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.model.attention import ATTENTION
+from minigpt.objective import OBJECTIVES
 from minigpt.optim.optimizer import OPTIMIZERS
 from minigpt.optim.schedule import SCHEDULES
 from minigpt.tokenizer import TOKENIZERS
@@ -92,6 +93,14 @@ def test_resume_within_an_epoch(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> No
     """An epoch of this text takes 6 steps: the run stops at step 7, in the second."""
     Path("text.txt").write_text(Path("text.txt").read_text()[:230])
     options = ["data.order=epochs", "trainer.grad_accum_steps=2", "model.dropout=0.1"]
+    assert_resume_is_exact(cli, monkeypatch, [*TINY, *options])
+
+
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES.names() if name != "causal"])
+def test_resume_restores_the_draws_of_an_objective(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    options = [f"objective={objective}", "trainer.grad_accum_steps=2", "model.dropout=0.1"]
     assert_resume_is_exact(cli, monkeypatch, [*TINY, *options])
 
 
