@@ -29,16 +29,18 @@ def grouped(items: Sequence[Item], task: Callable[[Item], Task | None]) -> dict[
     item whose task is not known (None) is in the first group.
     """
     tasks = [task(item) for item in items]
-    known = [*{repr(one): one for one in tasks if one is not None}.values()]
-    names = {repr(one): _name(one, known) for one in known} or {"": CAUSAL}
-    groups: dict[str, list[Item]] = {name: [] for name in names.values()}
-    first = next(iter(groups))
+    known: list[Task] = []
+    for one in tasks:
+        if one is not None and one not in known:
+            known.append(one)
+    names = [_name(one, known) for one in known] or [CAUSAL]
+    groups: dict[str, list[Item]] = {name: [] for name in names}
     for item, one in zip(items, tasks, strict=True):
-        groups[names.get(repr(one), first)].append(item)
+        groups[names[0 if one is None else known.index(one)]].append(item)
     return groups
 
 
 def _name(task: Task, tasks: Sequence[Task]) -> str:
     same = [other for other in tasks if other["name"] == task["name"]]
-    differing = (key for key in task if len({repr(other.get(key)) for other in same}) > 1)
+    differing = (key for key in task if any(other.get(key) != task[key] for other in same))
     return " ".join([task["name"], *(f"{key}={task[key]}" for key in differing)])

@@ -102,6 +102,7 @@ def test_tasks() -> None:
     }
     assert [*groups(other, masked)] == ["masked fraction=0.3", "masked fraction=0.15"]
     assert groups(None) == {"causal": [None]}
+    assert [*groups(masked, masked | {"span": 1.0})] == ["masked"]
     assert CausalConfig(teacher="a").task == CausalConfig().task
     assert DenoiseConfig("denoise", 0.15, 3).task != DenoiseConfig("denoise", 0.15, 4).task
 

@@ -103,6 +103,13 @@ def test_page_and_tables_of_several_objectives(cli: Cli, runs: Path) -> None:
     assert text.count("# objective=") == 3 and text.count("## Leaderboard") == 3
 
 
+def test_live_report_has_a_line_for_each_objective(cli: Cli, runs: Path) -> None:
+    done = cli("report", "runs", "--live", "--every", "0.1")
+    assert done.code == 0, done.err
+    for line, name in zip(done.out.splitlines(), NAMES, strict=False):
+        assert line.startswith(f"{name}: 4 of 4 runs finished, 2 designs")
+
+
 def test_continuing_text_compares_causal_and_prefix(runs: Path) -> None:
     comparison = compare(["runs"])
     table = continuing(comparison)
