@@ -140,6 +140,7 @@ def test_refused_choices_say_why() -> None:
 # --- against the reference
 
 
+@pytest.mark.medium
 @each_architecture
 @pytest.mark.parametrize(("scheme", "options"), ALLOWED_VARIANTS)
 def test_equals_the_reference(scheme: str, options: Options, architecture: str) -> None:
@@ -328,6 +329,7 @@ def test_rows_do_not_depend_on_each_other(
             assert_equal(again, together)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("backend", TRAINABLE)
 @pytest.mark.parametrize("architecture", ["prefix_decoder", "encoder"])
 @pytest.mark.parametrize("scheme", ALLOWED_SCHEMES)
