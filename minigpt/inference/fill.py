@@ -15,11 +15,9 @@ from minigpt.inference.generate import Decoder, decoding_runtime
 from minigpt.model import GPT
 from minigpt.objective.base import Objective
 from minigpt.objective.denoise import Denoise
-from minigpt.objective.masked import Masked
+from minigpt.objective.masked import MARK, Masked
 from minigpt.runtime import Runtime
 from minigpt.tokenizer import Tokenizer
-
-MARK = "[MASK]"
 
 
 @dataclass(frozen=True)
@@ -99,6 +97,15 @@ def filled_masks(filler: Filler, parts: list[list[int]]) -> list[list[Candidate]
 
 def filled_spans(filler: Filler, parts: list[list[int]]) -> list[list[Candidate]]:
     """Return the span of each gap that a decoder writes, with its probability."""
+    _, spans = write_spans(filler, parts)
+    decode = filler.tokenizer.decode
+    return [[Candidate(decode(tokens), math.exp(p))] for tokens, p in spans]
+
+
+def write_spans(
+    filler: Filler, parts: list[list[int]]
+) -> tuple[list[int], list[tuple[list[int], float]]]:
+    """Return the source of a text with gaps, and the tokens and log probability of each span."""
     objective, n_gaps = filler.objective, len(parts) - 1
     assert isinstance(objective, Denoise)
     most, why = objective.n_sentinels - 1, "gaps at most, as in training; fill fewer at once"
@@ -107,7 +114,7 @@ def filled_spans(filler: Filler, parts: list[list[int]]) -> list[list[Candidate]
     source = filler.with_gaps(parts, sentinels[:-1])
     limit = filler.model.config.block_size
     decoder = Decoder(filler.model, [sentinels[:1]], limit, sources=[source], may_end=True)
-    spans: list[list[Candidate]] = []
+    spans: list[tuple[list[int], float]] = []
     for end in sentinels[1:]:
         tokens: list[int] = []
         log_probability = 0.0
@@ -124,9 +131,8 @@ def filled_spans(filler: Filler, parts: list[list[int]]) -> list[list[Candidate]
             if token == end:
                 break
             tokens.append(token)
-        text = filler.tokenizer.decode(tokens)
-        spans.append([Candidate(text, math.exp(log_probability))])
-    return spans
+        spans.append((tokens, log_probability))
+    return source, spans
 
 
 def filled_window(model: GPT, objective: Objective, split: Split, runtime: Runtime) -> str:

@@ -78,6 +78,11 @@ class Objective(ABC):
         """
         return 0
 
+    @property
+    def special_names(self) -> list[str]:
+        """How the special tokens are shown, in the order of their ids."""
+        return []
+
     @classmethod
     def design(cls, config: Any, block_size: int) -> dict[str, Any]:
         """Return the values of a `ModelConfig` that the objective decides."""

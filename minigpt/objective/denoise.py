@@ -51,6 +51,10 @@ class Denoise(Objective):
     def n_special(cls, config: DenoiseConfig, block_size: int) -> int:
         return 1 + span_counts(block_size, config.fraction, config.span)[1]
 
+    @property
+    def special_names(self) -> list[str]:
+        return [f"<{number}>" for number in range(self.n_sentinels)]
+
     @classmethod
     def design(cls, config: DenoiseConfig, block_size: int) -> dict[str, Any]:
         n_noise, n_spans = span_counts(block_size, config.fraction, config.span)

@@ -13,6 +13,9 @@ from minigpt.objective.spans import random_spans, span_counts
 from minigpt.tokenizer import Tokenizer
 
 
+MARK = "[MASK]"  # stands for a gap in a text
+
+
 @dataclass
 class MaskedConfig(ObjectiveConfig):
     """`fraction` of the tokens are predicted, in spans of mean length `span`; 1: single tokens.
@@ -58,6 +61,10 @@ class Masked(Objective):
     @classmethod
     def n_special(cls, config: MaskedConfig, block_size: int) -> int:
         return 1
+
+    @property
+    def special_names(self) -> list[str]:
+        return [MARK]
 
     def beginning(self, prompt: list[int]) -> Beginning:
         why = "predicts tokens from both sides, and cannot continue a text; use minigpt fill"
