@@ -97,21 +97,21 @@ def filled_masks(filler: Filler, parts: list[list[int]]) -> list[list[Candidate]
 
 def filled_spans(filler: Filler, parts: list[list[int]]) -> list[list[Candidate]]:
     """Return the span of each gap that a decoder writes, with its probability."""
-    _, spans = write_spans(filler, parts)
+    n_gaps = len(parts) - 1
+    gaps = [filler.objective.n_ordinary + gap for gap in range(n_gaps)]
+    spans = written_spans(filler, filler.with_gaps(parts, gaps), n_gaps)
     decode = filler.tokenizer.decode
     return [[Candidate(decode(tokens), math.exp(p))] for tokens, p in spans]
 
 
-def write_spans(
-    filler: Filler, parts: list[list[int]]
-) -> tuple[list[int], list[tuple[list[int], float]]]:
-    """Return the source of a text with gaps, and the tokens and log probability of each span."""
-    objective, n_gaps = filler.objective, len(parts) - 1
+def written_spans(filler: Filler, source: list[int], n_gaps: int) -> list[tuple[list[int], float]]:
+    """Return the tokens that a decoder writes into each gap of a source, with their log
+    probability."""
+    objective = filler.objective
     assert isinstance(objective, Denoise)
     most, why = objective.n_sentinels - 1, "gaps at most, as in training; fill fewer at once"
     require(n_gaps <= most, "text", f"{n_gaps} gaps", f"the model knows {most} {why}")
     sentinels = [objective.first_sentinel + gap for gap in range(n_gaps + 1)]
-    source = filler.with_gaps(parts, sentinels[:-1])
     limit = filler.model.config.block_size
     decoder = Decoder(filler.model, [sentinels[:1]], limit, sources=[source], may_end=True)
     spans: list[tuple[list[int], float]] = []
@@ -132,7 +132,7 @@ def write_spans(
                 break
             tokens.append(token)
         spans.append((tokens, log_probability))
-    return source, spans
+    return spans
 
 
 def filled_window(model: GPT, objective: Objective, split: Split, runtime: Runtime) -> str:

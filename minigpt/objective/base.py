@@ -78,6 +78,10 @@ class Objective(ABC):
         """
         return 0
 
+    def gap(self, number: int) -> int | None:
+        """Return the token of a text's gap, counted from 0; None if texts cannot have gaps."""
+        return None
+
     @property
     def special_names(self) -> list[str]:
         """How the special tokens are shown, in the order of their ids."""

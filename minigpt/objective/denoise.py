@@ -51,6 +51,9 @@ class Denoise(Objective):
     def n_special(cls, config: DenoiseConfig, block_size: int) -> int:
         return 1 + span_counts(block_size, config.fraction, config.span)[1]
 
+    def gap(self, number: int) -> int:
+        return self.first_sentinel + number
+
     @property
     def special_names(self) -> list[str]:
         return [f"<{number}>" for number in range(self.n_sentinels)]
