@@ -202,7 +202,7 @@ def with_spans(trained: TrainedRun, tokens: Tensor, ids: Tensor | None) -> Promp
         spans = written_spans(filler, source, len(gaps))
     written = [token for gap, (span, _) in zip(gaps, spans, strict=True) for token in (gap, *span)]
     targets = [*written[1:], gaps[-1] + 1]
-    return Prompt(written, targets, source=source, origin=", written by the likeliest tokens")
+    return Prompt(written, targets, source=source, origin=", the likeliest ones")
 
 
 READ: dict[type[Objective], Callable[[TrainedRun, Tensor, Tensor | None], Prompt]] = {
@@ -237,7 +237,9 @@ def inspect_prompt(trained: TrainedRun, prompt: Prompt, top: int) -> list[Sectio
     labels, words = labels_of(prompt.tokens), WORDS[model.config.architecture]
     n_documents = len({*(prompt.document_ids or [0])})
     documents = f" in {n_documents} documents" if n_documents > 1 else ""
-    prefix = "" if prompt.prefix is None else f" with a prefix of {prompt.prefix}"
+    prefix = (
+        "" if prompt.prefix is None else f" with a prefix of {prompt.prefix} in both directions"
+    )
     heading = f"{words.tokens}: {len(labels)} tokens{documents}{prefix}{prompt.origin}"
     sections = [Section(heading, " ".join(labels))]
     parts = [Part(model, recording, labels, prefix=prefix)]
