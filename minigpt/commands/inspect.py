@@ -20,7 +20,8 @@ PRINTED_ROWS, PRINTED_TOP = 10, 5  # the last rows of the table of next tokens
 
 
 OPTIONS = {
-    "--prompt PROMPT": "default: the first model.block_size tokens of the validation text",
+    "--prompt PROMPT": "of objective=masked and denoise, [MASK] in it is a gap (default: the first "
+    "model.block_size tokens of the validation text, as an evaluation reads them)",
     "--out DIR": "default: RUN/inspect",
     "--top K": "number of most probable next tokens (default: 5)",
 }
@@ -35,6 +36,7 @@ def main(arguments: list[str]) -> None:
         [
             "minigpt inspect latest",
             "minigpt inspect runs/NAME --prompt 'To be, or not' --top 3 --out plots",
+            "minigpt inspect runs/DENOISE --prompt 'To be, or [MASK] be'",
         ],
     )
     add_run_arguments(parser)

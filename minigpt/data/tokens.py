@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -173,8 +173,16 @@ def split_documents(text: str, separator: str | None) -> list[str]:
     return [document + separator for document in whole] + ([rest] if rest else [])
 
 
+class Encoder(Protocol):
+    """What encodes text, such as a tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text. Raises UserError at a character that has no token."""
+        ...
+
+
 def encode_documents(
-    text: str, separator: str | None, tokenizer: Tokenizer
+    text: str, separator: str | None, tokenizer: Encoder
 ) -> tuple[Tensor, Tensor | None]:
     """Encode each document separately. Return `tokens` and `document_ids` as in `Split`."""
     texts = split_documents(text, separator)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,24 +13,48 @@ from torch import Tensor
 from minigpt.model import GPT
 from minigpt.model.attention import Attention
 from minigpt.model.bias import AttentionBias
+from minigpt.model.block import Block
 from minigpt.model.context import Auxiliary, ForwardContext
+from minigpt.model.cross_attention import CrossAttention
+from minigpt.model.memory import Memory
+from minigpt.model.stack import Stack
+from minigpt.model.visibility import everything
 from minigpt.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 VISIBLE = {"\n": "⏎", " ": "␣", "\t": "⇥"}
 MAX_LABEL = 12
 
 
 @dataclass(frozen=True)
-class Recording:
-    """The results of one forward pass, on the CPU: logits (t, n), and per layer the attention
-    weights and the bias of the scores (h, i, j), NaN where masked. `biases` is empty for a
-    positional scheme without a score_mod. `usage`: the fraction of each layer's assignments that
-    each expert got, one tensor (1, layer, e), or an empty list without experts."""
+class StackRecording:
+    """What a stack computed for `n_tokens` tokens, on the CPU: per layer the attention weights and
+    the bias of the scores (h, i, j), NaN where masked. `biases` is empty for a positional scheme
+    without a score_mod. `usage`: the fraction of each layer's assignments that each expert got, one
+    tensor (1, layer, e), or an empty list without experts. `cross`: per layer the weights (h, i, s)
+    of cross-attention, empty without."""
 
-    logits: Tensor
+    n_tokens: int
     weights: list[Tensor]
     biases: list[Tensor]
     usage: list[Tensor]
+    cross: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Recording(StackRecording):
+    """What a model computed: its own stack, its encoder if it has one, and logits (t, n)."""
+
+    logits: Tensor
+    encoder: StackRecording | None
+
+
+def label_of(token: int, tokenizer: Tokenizer, special: Sequence[str] = ()) -> str:
+    """Return the label of a token; `special`: the names of special tokens, by id."""
+    if token >= tokenizer.n_vocab:
+        return special[token - tokenizer.n_vocab]
+    return token_label(tokenizer.token_bytes(token))
 
 
 def token_label(content: bytes) -> str:
@@ -45,30 +70,78 @@ def token_label(content: bytes) -> str:
 
 @torch.no_grad()
 def record(
-    model: GPT, tokens: Sequence[int], document_ids: Sequence[int] | None = None
+    model: GPT,
+    tokens: Sequence[int],
+    document_ids: Sequence[int] | None = None,
+    prefix: int | None = None,
+    source: Sequence[int] | None = None,
 ) -> Recording:
     """Run the model on one text and record its attention and its routers.
 
-    `document_ids`: see `GPT.hidden`.
+    `document_ids`: see `GPT.hidden`. `prefix`: how many tokens are read in both directions.
+    `source`: what the encoder reads.
     """
-    device, original = model.head.weight.device, model.attention_by_layer
+    device = model.head.weight.device
+    inputs = torch.tensor([tokens], device=device)
+    ids = None if document_ids is None else torch.tensor([document_ids], device=device)
+    lengths = None if prefix is None else torch.tensor([prefix], device=device)
+    memory: Memory | None = None
+    encoder: StackRecording | None = None
+    if source is not None:
+        read = torch.tensor([source], device=device)
+        assert model.encoder is not None
+        memory, encoder = record_stack(
+            model.encoder, len(source), lambda auxiliary: model.encode(read, auxiliary=auxiliary)
+        )
+    logits, own = record_stack(
+        model,
+        len(tokens),
+        lambda auxiliary: model(inputs, None, None, ids, auxiliary, lengths, memory)[0],
+    )
+    return Recording(**vars(own), logits=logits.float().cpu(), encoder=encoder)
+
+
+def record_stack(
+    stack: Stack, n_tokens: int, compute: Callable[[Auxiliary], T]
+) -> tuple[T, StackRecording]:
+    """Return the result of `compute`, and what the stack computed for it."""
+    original = stack.attention_by_layer
     recorders = [Recorder(attention) for attention in original]
-    model.attention_by_layer = list[Attention](recorders)
+    cross: list[Tensor] = []
+    layers = [block.cross_attention for block in stack.blocks if isinstance(block, Block)]
+
+    def record_cross(layer: CrossAttention, inputs: Any, _: Tensor) -> None:
+        cross.append(cross_attention_weights(layer, *inputs)[0].float().cpu())
+
+    hooks = [layer.register_forward_hook(record_cross) for layer in layers if layer is not None]
+    stack.attention_by_layer = list[Attention](recorders)
     auxiliary = Auxiliary()
     try:
-        ids = None if document_ids is None else torch.tensor([document_ids], device=device)
-        inputs = torch.tensor([tokens], device=device)
-        logits = model(inputs, document_ids=ids, auxiliary=auxiliary)[0]
+        result = compute(auxiliary)
     finally:
-        model.attention_by_layer = original
-    has_bias = model.positional.overrides("score_mod")
+        stack.attention_by_layer = original
+        for hook in hooks:
+            hook.remove()
+    has_bias = stack.positional.overrides("score_mod")
     usage = [v for name, v in auxiliary.metrics.items() if name.startswith("expert_usage/")]
-    return Recording(
-        logits.float().cpu(),
+    return result, StackRecording(
+        n_tokens,
         [recorder.weights for recorder in recorders],
         [recorder.bias for recorder in recorders] if has_bias else [],
         [torch.stack(usage)[None].cpu()] if usage else [],
+        cross,
     )
+
+
+def cross_attention_weights(layer: CrossAttention, x: Tensor, ctx: ForwardContext) -> Tensor:
+    """Return the weights (b, h, t, s) of cross-attention for hidden states x (b, t, d)."""
+    q, k, v = layer.heads(x, ctx)
+    return layer.attend(q, k, one_hot(k.shape[2], k.shape[2], v), ctx)
+
+
+def one_hot(rows: int, n: int, v: Tensor) -> Tensor:
+    """Return values (b, h, rows, n) like `v` for which the output of attention is its weights."""
+    return torch.eye(rows, n, device=v.device, dtype=v.dtype).expand(*v.shape[:2], -1, -1)
 
 
 class Recorder(Attention):
@@ -84,10 +157,8 @@ class Recorder(Attention):
         self, q: Tensor, k: Tensor, v: Tensor, ctx: ForwardContext, layer: int, dropout: float
     ) -> Tensor:
         n, positions = ctx.n_tokens, ctx.positions
-        # With one-hot values, the attention output is the attention weights.
-        one_hot = torch.eye(q.shape[2], n, device=q.device, dtype=v.dtype)
-        one_hot = one_hot.expand(*v.shape[:2], -1, -1)
-        weights = self.attention(q, k, one_hot, ctx.without_side_effects(), layer, 0.0)
+        values = one_hot(q.shape[2], n, v)
+        weights = self.attention(q, k, values, ctx.without_side_effects(), layer, 0.0)
         rotated_q, rotated_k = ctx.positional.rotate(q, k, positions, layer)
         bias = self.attention.bias_of(ctx, positions, positions, ctx.in_order)
         dense = bias.dense(rotated_q, rotated_k, layer)[0, :, :n, :n]
@@ -98,32 +169,41 @@ class Recorder(Attention):
 
 
 def next_tokens(
-    recording: Recording, tokens: Sequence[int], tokenizer: Tokenizer, top: int
+    recording: Recording,
+    tokens: Sequence[int],
+    tokenizer: Tokenizer,
+    top: int,
+    targets: Sequence[int | None] | None = None,
+    special: Sequence[str] = (),
 ) -> list[list[tuple[str, float]]]:
     """Return for each token the actual and the `top` most probable next tokens, with probabilities.
 
-    The last token has no next token: ("", nan).
+    `targets`: what is predicted at each token, by default the token after it. If it is unknown, as
+    after the last token: ("", nan). `special`: see `label_of`.
     """
     rows = []
-    for index, p in enumerate(recording.logits.softmax(-1)):
-        shown = [*tokens[index + 1 : index + 2], *p.topk(min(top, len(p))).indices.tolist()]
-        row = [(token_label(tokenizer.token_bytes(token)), p[token].item()) for token in shown]
-        rows.append(row if index + 1 < len(tokens) else [("", math.nan), *row])
+    targets = [*tokens[1:], None] if targets is None else targets
+    for target, p in zip(targets, recording.logits.softmax(-1), strict=True):
+        best = p.topk(min(top, len(p))).indices.tolist()
+        shown = best if target is None else [target, *best]
+        row = [(label_of(token, tokenizer, special), p[token].item()) for token in shown]
+        rows.append([("", math.nan), *row] if target is None else row)
     return rows
 
 
 @torch.no_grad()
-def scheme_values(model: GPT, recording: Recording) -> dict[str, list[Tensor]]:
+def scheme_values(stack: Stack, recording: StackRecording) -> dict[str, list[Tensor]]:
     """Return the embeddings, rotations and biases of the positional scheme, by name of the figure.
 
     They are computed through the scheme's hooks. There is one tensor per layer, or a single one if
     layers do not differ: `embed`, `block_input` (1, position, channel), `angles`
     (h, position, pair), `decay`, `bias` (h, distance), `score` (h, i, j); h is 1 if heads do not
-    differ. There are max_length positions, or block_size if it is None.
+    differ. There are n positions: max_length, or block_size if it is None. Distances are 0 to
+    n - 1, of a two-sided scheme 1 - n to n - 1.
     """
-    scheme, config = model.positional, model.config
-    device = model.head.weight.device
-    n = scheme.max_length or max(config.block_size, len(recording.logits))
+    scheme, config = stack.positional, stack.config
+    device = stack.token_embedding.weight.device
+    n = scheme.max_length or max(config.block_size, recording.n_tokens)
     positions = torch.arange(n, device=device)[None]
     zeros = torch.zeros(1, n, config.n_embd, device=device)
     layers = range(config.n_layer)
@@ -134,10 +214,10 @@ def scheme_values(model: GPT, recording: Recording) -> dict[str, list[Tensor]]:
     if scheme.overrides("block_input"):
         figures["block_input"] = [scheme.block_input(zeros, positions, layer) for layer in layers]
     if scheme.overrides("rotate"):
-        figures["angles"] = [rotary_angles(model, positions, layer) for layer in layers]
-        figures["decay"] = [_rotary_decay(model, positions, layer) for layer in layers]
+        figures["angles"] = [rotary_angles(stack, positions, layer) for layer in layers]
+        figures["decay"] = [_rotary_decay(stack, positions, layer) for layer in layers]
     if scheme.bias_depends_on in ("positions", "layer"):
-        figures["bias"] = [_bias_by_distance(model, positions, layer) for layer in layers]
+        figures["bias"] = [_bias_by_distance(stack, positions, layer) for layer in layers]
     return {
         name: [v.cpu() for v in (values[:1] if _all_equal(values) else values)]
         for name, values in figures.items()
@@ -145,16 +225,16 @@ def scheme_values(model: GPT, recording: Recording) -> dict[str, list[Tensor]]:
     }
 
 
-def rotary_angles(model: GPT, positions: Tensor, layer: int) -> Tensor:
+def rotary_angles(stack: Stack, positions: Tensor, layer: int) -> Tensor:
     """Return the angles of channel pairs at positions (1, t): (h, t, pair), in (-pi, pi].
 
     Measured by rotating the unit vector of each channel: its partner is the other channel with the
     largest component. h is 1 if heads do not differ. There are no pairs if nothing is rotated.
     """
-    config, angles = model.config, []
+    config, angles = stack.config, []
     for channel, vector in enumerate(torch.eye(config.shape.head_size, device=positions.device)):
         q = vector.expand(1, config.n_head, positions.shape[1], -1)
-        rotated = model.positional.rotate(q, q[:, : config.shape.n_kv_head], positions, layer)[0][0]
+        rotated = stack.positional.rotate(q, q[:, : config.shape.n_kv_head], positions, layer)[0][0]
         component = rotated.abs().sum((0, 1))
         component[channel] = 0
         partner = int(component.argmax())
@@ -163,24 +243,40 @@ def rotary_angles(model: GPT, positions: Tensor, layer: int) -> Tensor:
     return _one_if_same(torch.stack(angles, -1) if angles else torch.zeros(1, 1, 0))
 
 
-def _rotary_decay(model: GPT, positions: Tensor, layer: int) -> Tensor:
-    """Return the mean over channels of a query of ones times a key of ones at 0: (h, distance)."""
-    config = model.config
+def _rotary_decay(stack: Stack, positions: Tensor, layer: int) -> Tensor:
+    """Return the mean over channels of a query of ones times a key of ones: (h, distance).
+
+    The key is at position 0, or for negative distances the query.
+    """
+    config = stack.config
     shape = (1, config.n_head, positions.shape[1], config.shape.head_size)
     ones = torch.ones(shape, device=positions.device)
-    q, k = model.positional.rotate(ones, ones[:, : config.shape.n_kv_head], positions, layer)
+    q, k = stack.positional.rotate(ones, ones[:, : config.shape.n_kv_head], positions, layer)
     k = k.repeat_interleave(config.n_head // config.shape.n_kv_head, dim=1)
-    return _one_if_same((q * k[:, :, :1]).mean(-1)[0])
+    decay = (q * k[:, :, :1]).mean(-1)[0]
+    if stack.positional.two_sided:
+        decay = torch.cat(((q[:, :, :1] * k[:, :, 1:]).mean(-1)[0].flip(-1), decay), -1)
+    return _one_if_same(decay)
 
 
-def _bias_by_distance(model: GPT, positions: Tensor, layer: int) -> Tensor:
-    """Return the bias between the last position and those before it: (h, distance)."""
-    config = model.config
+def _bias_by_distance(stack: Stack, positions: Tensor, layer: int) -> Tensor:
+    """Return the bias between the last position and those before it: (h, distance).
+
+    At negative distances, between the first position and those after it.
+    """
+    config = stack.config
     shape = (1, config.n_head, positions.shape[1], config.shape.head_size)
-    k = torch.zeros(shape, device=positions.device)
-    last = positions[:, -1:]
-    bias = AttentionBias(model.positional, config.n_head, last, positions, in_order=False)
-    return bias.dense(k[:, :, -1:], k, layer)[0, :, 0].flip(-1)
+    zeros = torch.zeros(shape, device=positions.device)
+
+    def of_query(position: Tensor) -> Tensor:
+        parts = (stack.positional, config.n_head, position, positions)
+        bias = AttentionBias(*parts, in_order=False, visible=everything)
+        return bias.dense(zeros[:, :, :1], zeros, layer)[0, :, 0].flip(-1)
+
+    values = of_query(positions[:, -1:])
+    if stack.positional.two_sided:
+        values = torch.cat((of_query(positions[:, :1])[:, :-1], values), -1)
+    return values
 
 
 def _one_if_same(by_head: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class FigureStyle:
 
     @property
     def of_tokens(self) -> bool:
-        """Whether both axes are the tokens of the prompt."""
+        """Whether both axes are tokens."""
         return self.x == "key"
 
 
@@ -38,6 +38,11 @@ FROM_ZEROS = ("The scheme applied to inputs of zeros.", "value", "channel", "pos
 STYLES = {
     "attention": FigureStyle(
         "Attention", "The weights of a query (a row) sum to 1.", "weight", "key", "query", "viridis"
+    ),
+    "cross": FigureStyle(
+        "Cross-attention",
+        "The weights of a token of the decoder (a row) for those of the source sum to 1.",
+        *("weight", "key", "query", "viridis"),
     ),
     "experts": FigureStyle(
         "Expert usage",
@@ -69,27 +74,45 @@ STYLES = {
 }
 
 
-def plot(style: FigureStyle, values: Tensor, labels: list[str]) -> Figure:
-    """Plot heat maps (h, y, x) or curves (h, x); `labels` are the tokens of the prompt."""
-    return _plot_maps(style, values, labels) if style.y else _plot_curves(style, values)
+def plot(
+    style: FigureStyle,
+    values: Tensor,
+    labels: list[str],
+    rows: list[str] | None = None,
+    first: int = 0,
+) -> Figure:
+    """Plot heat maps (h, y, x) or curves (h, x).
+
+    `labels` are the tokens of both axes; `rows` are those of y if it has others. `first`: the first
+    x of a curve.
+    """
+    if style.y:
+        return _plot_maps(style, values, labels, labels if rows is None else rows)
+    return _plot_curves(style, values, first)
 
 
-def _plot_curves(style: FigureStyle, values: Tensor) -> Figure:
+def _plot_curves(style: FigureStyle, values: Tensor, first: int) -> Figure:
     n = len(values)
     figure = Figure((9, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel=style.x, ylabel=style.unit)
     axes.grid(alpha=0.3)
     for head, line in enumerate(values.numpy()):
-        axes.plot(line, color=colormaps["viridis"](0.9 * head / n), label=f"head {head}")
+        axes.plot(
+            range(first, first + len(line)),
+            line,
+            color=colormaps["viridis"](0.9 * head / n),
+            label=f"head {head}",
+        )
     if n > 1:
         figure.legend(loc="outside right upper", fontsize=8)
     return figure
 
 
-def _plot_maps(style: FigureStyle, values: Tensor, labels: list[str]) -> Figure:
+def _plot_maps(style: FigureStyle, values: Tensor, labels: list[str], rows: list[str]) -> Figure:
     n = len(values)
-    side = min(max(1.2 + 0.16 * len(labels), 2.6), 6.2)
-    width, height = (side, side) if style.of_tokens else (PAGE_WIDTH - 3, 5.0)
+    width, height = PAGE_WIDTH - 3, 5.0
+    if style.of_tokens:
+        width, height = (min(max(1.2 + 0.16 * len(axis), 2.6), 6.2) for axis in (labels, rows))
     n_rows = -(-n // min(4, int(PAGE_WIDTH // width)))
     n_columns = -(-n // n_rows)
     figure = Figure((n_columns * width + 1.0, n_rows * (height + 0.2) + 0.3), layout="constrained")
@@ -108,21 +131,22 @@ def _plot_maps(style: FigureStyle, values: Tensor, labels: list[str]) -> Figure:
         axes.imshow(values[head].numpy(), **image)
         if n > 1:
             axes.set_title(f"head {head}", fontsize=10)
-        _style_map(axes, labels if style.of_tokens else None)
+        _style_map(axes, (labels, rows) if style.of_tokens else None)
     figure.supxlabel(style.x, fontsize=10)
     figure.supylabel(style.y, fontsize=10)
     figure.colorbar(grid[0].images[0], ax=grid, label=style.unit, shrink=0.8, aspect=30)
     return figure
 
 
-def _style_map(axes: Axes, labels: list[str] | None) -> None:
+def _style_map(axes: Axes, labels: tuple[list[str], list[str]] | None) -> None:
     axes.set_facecolor("0.85")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if labels is not None:
-        vertical = max(map(len, labels)) > 2 or len(labels) > MAX_TICKS
-        _label_ticks(axes.set_xticks, labels, rotation=90 if vertical else 0)
-        _label_ticks(axes.set_yticks, labels)
+        columns, rows = labels
+        vertical = max(map(len, columns)) > 2 or len(columns) > MAX_TICKS
+        _label_ticks(axes.set_xticks, columns, rotation=90 if vertical else 0)
+        _label_ticks(axes.set_yticks, rows)
 
 
 def _label_ticks(set_ticks: Any, labels: list[str], rotation: int = 0) -> None:
@@ -133,20 +157,33 @@ def _label_ticks(set_ticks: Any, labels: list[str], rotation: int = 0) -> None:
     set_ticks(indices, shown, fontsize=8, rotation=rotation, parse_math=False)
 
 
-def next_token_table(rows: list[list[tuple[str, float]]], labels: list[str]) -> list[list[str]]:
-    """Return the rows of `next_tokens` as text, headings first."""
+def next_token_table(
+    rows: list[list[tuple[str, float]]],
+    labels: list[str],
+    where: str = "after",
+    actual: str = "came next",
+) -> list[list[str]]:
+    """Return the rows of `next_tokens` as text, headings first.
+
+    `where`: a prediction is of the token `after` another, or `at` it; `actual`: that token.
+    """
 
     def cell(label: str, p: float) -> str:
         return "" if math.isnan(p) else f"{label} {100 * p:.1f}%"
 
-    head = ["after", "came next", *map(str, range(1, len(rows[0])))]
+    head = [where, actual, *map(str, range(1, len(rows[0])))]
     named = zip(labels, rows, strict=True)
     return [head, *([label, *(cell(*pair) for pair in row)] for label, row in named)]
 
 
-def plot_next_tokens(rows: list[list[tuple[str, float]]], labels: list[str]) -> Figure:
-    """Plot the probabilities of `next_tokens`, one row per token of the prompt."""
-    head, *cells = next_token_table(rows, labels)
+def plot_next_tokens(
+    rows: list[list[tuple[str, float]]],
+    labels: list[str],
+    where: str = "after",
+    actual: str = "came next",
+) -> Figure:
+    """Plot the probabilities of `next_tokens`, one row per token. See `next_token_table`."""
+    head, *cells = next_token_table(rows, labels, where, actual)
     figure = Figure((1.4 * len(head) + 0.1, 0.26 * len(rows) + 0.8), layout="constrained")
     axes = figure.add_subplot()
     probabilities = [[p for _, p in row] for row in rows]
@@ -158,6 +195,6 @@ def plot_next_tokens(rows: list[list[tuple[str, float]]], labels: list[str]) -> 
     axes.axvline(0.5, color="0.3", linewidth=1)
     axes.xaxis.tick_top()
     axes.set_xticks(range(len(head) - 1), head[1:], fontsize=9)
-    axes.set_yticks(range(len(rows)), [f"after {label}" for label in labels], parse_math=False)
+    axes.set_yticks(range(len(rows)), [f"{where} {label}" for label in labels], parse_math=False)
     figure.colorbar(image, ax=axes, label="probability", pad=0.02)
     return figure

@@ -15,11 +15,9 @@ from minigpt.inference.generate import Decoder, decoding_runtime
 from minigpt.model import GPT
 from minigpt.objective.base import Objective
 from minigpt.objective.denoise import Denoise
-from minigpt.objective.masked import Masked
+from minigpt.objective.masked import MARK, Masked
 from minigpt.runtime import Runtime
 from minigpt.tokenizer import Tokenizer
-
-MARK = "[MASK]"
 
 
 @dataclass(frozen=True)
@@ -99,15 +97,24 @@ def filled_masks(filler: Filler, parts: list[list[int]]) -> list[list[Candidate]
 
 def filled_spans(filler: Filler, parts: list[list[int]]) -> list[list[Candidate]]:
     """Return the span of each gap that a decoder writes, with its probability."""
-    objective, n_gaps = filler.objective, len(parts) - 1
+    n_gaps = len(parts) - 1
+    gaps = [filler.objective.n_ordinary + gap for gap in range(n_gaps)]
+    spans = written_spans(filler, filler.with_gaps(parts, gaps), n_gaps)
+    decode = filler.tokenizer.decode
+    return [[Candidate(decode(tokens), math.exp(p))] for tokens, p in spans]
+
+
+def written_spans(filler: Filler, source: list[int], n_gaps: int) -> list[tuple[list[int], float]]:
+    """Return the tokens that a decoder writes into each gap of a source, with their log
+    probability."""
+    objective = filler.objective
     assert isinstance(objective, Denoise)
     most, why = objective.n_sentinels - 1, "gaps at most, as in training; fill fewer at once"
     require(n_gaps <= most, "text", f"{n_gaps} gaps", f"the model knows {most} {why}")
     sentinels = [objective.first_sentinel + gap for gap in range(n_gaps + 1)]
-    source = filler.with_gaps(parts, sentinels[:-1])
     limit = filler.model.config.block_size
     decoder = Decoder(filler.model, [sentinels[:1]], limit, sources=[source], may_end=True)
-    spans: list[list[Candidate]] = []
+    spans: list[tuple[list[int], float]] = []
     for end in sentinels[1:]:
         tokens: list[int] = []
         log_probability = 0.0
@@ -124,8 +131,7 @@ def filled_spans(filler: Filler, parts: list[list[int]]) -> list[list[Candidate]
             if token == end:
                 break
             tokens.append(token)
-        text = filler.tokenizer.decode(tokens)
-        spans.append([Candidate(text, math.exp(log_probability))])
+        spans.append((tokens, log_probability))
     return spans
 
 

@@ -37,14 +37,20 @@ class CrossAttention(QKNorm):
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """Return the output (b, t, d) for hidden states x (b, t, d)."""
-        memory = ctx.memory
-        assert memory is not None, "a decoder with cross-attention needs a source"
+        return self.out(rearrange(self.attend(*self.heads(x, ctx), ctx), "b h t e -> b t (h e)"))
+
+    def heads(self, x: Tensor, ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the queries (b, h, t, e) of x (b, t, d), and the keys and values of the source."""
+        assert ctx.memory is not None, "a decoder with cross-attention needs a source"
         q = self.normed_queries(rearrange(self.q(x), "b t (h e) -> b h t e", e=self.head_size))
-        k, v = memory.keys_values(self.layer, self.keys_values)
+        return q, *ctx.memory.keys_values(self.layer, self.keys_values)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, ctx: ForwardContext) -> Tensor:
+        """Return the values (b, h or fewer, s, e), weighted for each query: (b, h, t, e)."""
+        memory = ctx.memory
+        assert memory is not None
         bias = ctx.once(CrossAttention, lambda: self.bias(ctx, memory))
-        dropout = self.dropout if self.training else 0.0
-        y = ctx.backend(q, k, v, bias, self.layer, dropout)
-        return self.out(rearrange(y, "b h t e -> b t (h e)"))
+        return ctx.backend(q, k, v, bias, self.layer, self.dropout if self.training else 0.0)
 
     def flops_per_query(self, n_keys: int) -> float:
         """Return the training FLOPs of a query, without those of the keys and values."""

@@ -86,6 +86,15 @@ class Objective(ABC):
         """
         return 0
 
+    def gap(self, number: int) -> int | None:
+        """Return the token of a text's gap, counted from 0; None if texts cannot have gaps."""
+        return None
+
+    @property
+    def special_names(self) -> list[str]:
+        """How the special tokens are shown, in the order of their ids."""
+        return []
+
     @classmethod
     def design(cls, config: Any, block_size: int) -> dict[str, Any]:
         """Return the values of a `ModelConfig` that the objective decides."""

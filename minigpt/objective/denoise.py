@@ -51,8 +51,17 @@ class Denoise(Objective):
     def n_special(cls, config: DenoiseConfig, block_size: int) -> int:
         return 1 + span_counts(block_size, config.fraction, config.span)[1]
 
+    def gap(self, number: int) -> int:
+        return self.first_sentinel + number
+
+    @property
+    def special_names(self) -> list[str]:
+        return [f"<{number}>" for number in range(self.n_sentinels)]
+
     @classmethod
     def design(cls, config: DenoiseConfig, block_size: int) -> dict[str, Any]:
+        why = "a window has a gap and tokens beside it; use 2 or more"
+        require(block_size >= 2, "model.block_size", block_size, f"with objective=denoise {why}")
         n_noise, n_spans = span_counts(block_size, config.fraction, config.span)
         lengths = (block_size - n_noise + n_spans, n_noise + n_spans)
         names = ("source_length", "target_length")

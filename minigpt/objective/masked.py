@@ -12,6 +12,8 @@ from minigpt.objective.base import OBJECTIVES, Beginning, Draws, Objective, Obje
 from minigpt.objective.spans import random_spans, span_counts
 from minigpt.tokenizer import Tokenizer
 
+MARK = "[MASK]"  # stands for a gap in a text
+
 
 @dataclass
 class MaskedConfig(ObjectiveConfig):
@@ -58,6 +60,13 @@ class Masked(Objective):
     @classmethod
     def n_special(cls, config: MaskedConfig, block_size: int) -> int:
         return 1
+
+    def gap(self, number: int) -> int:
+        return self.mask
+
+    @property
+    def special_names(self) -> list[str]:
+        return [MARK]
 
     def beginning(self, prompt: list[int]) -> Beginning:
         why = "predicts tokens from both sides, and cannot continue a text; use minigpt fill"

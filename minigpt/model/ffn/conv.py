@@ -31,7 +31,8 @@ class ConvFeedForward(FeedForward):
     """W2 f(sum_s c_s * W1 x_(t-s)), f = max(x, 0)^2: an MLP with a causal depthwise convolution.
 
     As in Primer (So et al. 2021), each hidden channel is convolved over the last `kernel` tokens.
-    The input is zero before the first token of a document. The convolution is initialised to the
+    The input is zero before the first token of a document. An encoder too is convolved over earlier
+    tokens. The convolution is initialised to the
     identity. A cache stores kernel - 1 hidden vectors.
     """
 
