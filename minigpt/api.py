@@ -36,9 +36,13 @@ class LoadedRun(TrainedRun):
     def logits(self, text: str) -> Tensor:
         """Return the next-token logits (t, n_vocab) after each of the t tokens of a text.
 
-        In fp32 on the CPU. Raises UserError if the text is empty, has characters that the
-        tokenizer lacks, or has more tokens than the positional scheme has positions.
+        Of an encoder (objective=masked), those of each token itself. A prefix model reads the text
+        without a prefix. In fp32 on the CPU. Raises UserError if the text is empty, has characters
+        that the tokenizer lacks, or has more tokens than the positional scheme has positions, and
+        for an encoder-decoder, which also needs a source.
         """
+        why = "reads a source beside the text; use generate, or minigpt fill"
+        require(self.model.encoder is None, "objective", self.config.objective.name, why)
         require(text != "", "text", repr(text), "must not be empty")
         tokens, documents = encode_documents(text, self.config.data.separator, self.tokenizer)
         device = self.runtime.device

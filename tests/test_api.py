@@ -171,3 +171,13 @@ def test_runs_without_pandas_raises_one_line(folder: Path) -> None:
     message = re.escape(f"runs: needs pandas; {install('pandas')}")
     with mock.patch.dict(sys.modules, {"pandas": None}), pytest.raises(UserError, match=message):
         runs()
+
+
+def test_logits_of_other_objectives(cli: Cli) -> None:
+    for objective in ("masked", "denoise"):
+        arguments = ("train", *TINY, f"objective={objective}", f"hydra.run.dir={objective}")
+        assert cli(*arguments).code == 0
+    masked = load_run("masked")
+    assert masked.logits("Line").shape == (4, masked.model.n_vocab)
+    with pytest.raises(ValueError, match="objective=denoise: reads a source beside the text"):
+        load_run("denoise").logits("Line")

@@ -102,7 +102,7 @@ def test_windows_hold_each_target_once(text: str, block_size: int, batch_size: i
     assert inputs == plain_inputs(encoded, text.endswith("\n"))[:-1]
 
 
-def test_draws_and_their_parts_are_slices(workdir: Path) -> None:
+def test_draws_are_slices(workdir: Path) -> None:
     tokens, documents = encode_documents(TEXT, "\n", make_tokenizer("gpt2", workdir))
     assert documents is not None
     split = Split("train", tokens, 0, documents)
@@ -112,13 +112,6 @@ def test_draws_and_their_parts_are_slices(workdir: Path) -> None:
     assert torch.equal(batch.targets, tokens[places.inputs + 1].long())
     assert batch.document_ids is not None
     assert torch.equal(batch.document_ids, documents[places.inputs].long())
-    for n in (1, 3):
-        parts = [*batch.chunk(n)]
-        assert len(parts) == n
-        for name in ("inputs", "targets", "document_ids"):
-            joined = torch.cat([getattr(part, name) for part in parts])
-            assert torch.equal(joined, getattr(batch, name))
-        assert all(part.document_ids is None for part in places.chunk(n))
 
 
 def test_the_head_of_documents(workdir: Path) -> None:
