@@ -20,7 +20,7 @@ from minigpt.api import LoadedRun
 from minigpt.cli import main
 from minigpt.errors import UserError
 from minigpt.extras import install
-from tests.conftest import TEXT, TINY
+from tests.conftest import TEXT, TINY, Cli
 
 DOCS = Path(__file__).parent.parent / "docs"
 
