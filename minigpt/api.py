@@ -19,8 +19,10 @@ from minigpt.errors import UserError, require, require_one_of
 from minigpt.evaluate.loss import Evaluation, evaluate
 from minigpt.extras import install
 from minigpt.files import matching_paths
+from minigpt.inference.fill import Filled, Filler, require_filler
 from minigpt.inference.generate import Context, Sampling, decoding_runtime
 from minigpt.inference.text import TextGenerator, default_stops
+from minigpt.objective.masked import MARK
 from minigpt.report.runs import find_runs
 from minigpt.run.load import TrainedRun
 
@@ -87,6 +89,20 @@ class LoadedRun(TrainedRun):
             generator = TextGenerator(self, tokens, max_tokens, sampling, context, stops)
             (text,) = generator.texts(seed)
             return "".join(text.pieces)
+
+    def fill(self, text: str, top: int = 5, max_tokens: int = 50, mark: str = MARK) -> Filled:
+        """Return a text with each gap, a `mark`, filled, and the candidates of each gap.
+
+        Of a run with objective=masked or denoise; see `Filler`. `top`: candidates of a masked
+        token. `max_tokens`: in a gap at most. Raises UserError for a text without gaps, and for
+        other objectives.
+        """
+        require(top >= 1, "top", top, "must be 1 or more")
+        require(max_tokens >= 1, "max_tokens", max_tokens, "must be 1 or more")
+        require(mark != "", "mark", repr(mark), "must not be empty")
+        require_filler(self.objective, self.config.objective.name)
+        parts = (self.model, self.objective, self.tokenizer, self.runtime)
+        return Filler(*parts, mark, top, max_tokens).fill(text)
 
     def evaluate(self, split: str = "val", length: int | None = None) -> Evaluation:
         """Return the loss of one full pass over a split, "train" or "val".

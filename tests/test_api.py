@@ -178,6 +178,11 @@ def test_logits_of_other_objectives(cli: Cli) -> None:
         arguments = ("train", *TINY, f"objective={objective}", f"hydra.run.dir={objective}")
         assert cli(*arguments).code == 0
     masked = load_run("masked")
+    (gap,) = masked.fill("Li[MASK]e", top=3).gaps
+    assert len(gap) == 3 and masked.fill("Li_e", mark="_").text == f"Li{gap[0].text}e"
+    assert (
+        len(masked.tokenizer.encode(load_run("denoise").fill("Li[MASK]e", max_tokens=2).text)) < 6
+    )
     assert masked.logits("Line").shape == (4, masked.model.n_vocab)
     with pytest.raises(ValueError, match="objective=denoise: reads a source beside the text"):
         load_run("denoise").logits("Line")

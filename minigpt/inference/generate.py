@@ -148,7 +148,7 @@ class Decoder:
 
     A prefix decoder reads the prompts, or what is left of them after a cut, in both directions.
     `sources`: what the encoder reads of each sequence, for a model that has one; it reads it once.
-    Special tokens are never likely, unless they `may_end` the text of a gap.
+    Special tokens have no probability, unless `may_end`: a sentinel ends the text of a gap.
 
     `next_logits`: (b, n_vocab) after each sequence.
     """
@@ -174,7 +174,7 @@ class Decoder:
         self.prompt_lengths = list(map(len, prompts))
         self.device = model.head.weight.device
         self.memory = None if sources is None else encoded(model, sources)
-        self.n_likely = model.n_vocab if may_end else model.n_ordinary
+        self.n_allowed = model.n_vocab if may_end else model.n_ordinary
         self.static_cache: StaticKVCache | None = None
         if static_tokens:
             longest = max(len(prompt) for prompt in prompts) + static_tokens
@@ -251,13 +251,13 @@ class Decoder:
         first = torch.tensor(lengths, device=self.device)[:, None] - n
         positions = first + torch.arange(n, device=self.device)
         new_tokens = torch.tensor(new, device=self.device)
-        return self._likely(self.model(new_tokens, positions, self.cache, memory=self.memory))
+        return self._allowed(self.model(new_tokens, positions, self.cache, memory=self.memory))
 
-    def _likely(self, logits: Tensor) -> Tensor:
-        """Return logits (..., n_vocab) in which special tokens have no probability."""
-        if self.n_likely == logits.shape[-1]:
+    def _allowed(self, logits: Tensor) -> Tensor:
+        """Return logits (..., n_vocab) in which only allowed tokens have a probability."""
+        if self.n_allowed == logits.shape[-1]:
             return logits
-        is_special = torch.arange(logits.shape[-1], device=logits.device) >= self.n_likely
+        is_special = torch.arange(logits.shape[-1], device=logits.device) >= self.n_allowed
         return logits.masked_fill(is_special, -torch.inf)
 
     def _prefill(self) -> None:
@@ -268,7 +268,7 @@ class Decoder:
         self.cache = self._empty_cache(lengths)
         padded = [tokens + [0] * (max(lengths) - len(tokens)) for tokens in contexts]
         parts = {"cache": self.cache, "lengths": self._prefixes(), "memory": self.memory}
-        logits = self._likely(self.model(torch.tensor(padded, device=self.device), **parts))
+        logits = self._allowed(self.model(torch.tensor(padded, device=self.device), **parts))
         self.next_logits = logits[torch.arange(len(contexts)), [n - 1 for n in lengths]]
 
     def _prefixes(self) -> Tensor | None:
