@@ -64,7 +64,9 @@ class Results:
     def differences(self) -> dict[Pair, Difference]:
         """Return the paired differences of all pairs of schemes, Holm-corrected."""
         pairs = [*combinations(SCHEMES, 2)]
-        return corrected({pair: paired(*map(self.seeds, pair)) for pair in pairs})
+        return corrected(
+            {(one, other): paired(self.seeds(one), self.seeds(other)) for one, other in pairs}
+        )
 
 
 def corrected(differences: Mapping[Pair, Difference | None]) -> dict[Pair, Difference]:
@@ -249,10 +251,14 @@ def losses(of: Results) -> Table:
 def continued(found: Mapping[str, Results]) -> Table:
     """Return the table of what causal and prefix models have in common."""
     causal, prefix = found["causal"], found["prefix"]
-    both = {
-        scheme: (of.seeds(scheme, CONTINUATION) for of in (prefix, causal)) for scheme in SCHEMES
-    }
-    differences = corrected({(scheme, ""): paired(*seeds) for scheme, seeds in both.items()})
+    differences = corrected(
+        {
+            (scheme, ""): paired(
+                prefix.seeds(scheme, CONTINUATION), causal.seeds(scheme, CONTINUATION)
+            )
+            for scheme in SCHEMES
+        }
+    )
     rows: list[list[Cell]] = []
     for scheme in SCHEMES:
         values = [interval([*of.seeds(scheme, CONTINUATION).values()]) for of in (causal, prefix)]
