@@ -50,7 +50,8 @@ class LoadedRun(TrainedRun):
         device = self.runtime.device
         ids = None if documents is None else documents[None].long().to(device)
         with self.model.evaluating(), decoding_runtime(self.model, self.runtime).autocast():
-            return self.model(tokens[None].long().to(device), document_ids=ids)[0].float().cpu()
+            logits = self.model(tokens[None].long().to(device), document_ids=ids)[0]
+            return logits[:, : self.model.n_ordinary].float().cpu()
 
     def generate(
         self,

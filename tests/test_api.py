@@ -183,6 +183,6 @@ def test_logits_of_other_objectives(cli: Cli) -> None:
     assert (
         len(masked.tokenizer.encode(load_run("denoise").fill("Li[MASK]e", max_tokens=2).text)) < 6
     )
-    assert masked.logits("Line").shape == (4, masked.model.n_vocab)
+    assert masked.logits("Line").shape == (4, masked.tokenizer.n_vocab)
     with pytest.raises(ValueError, match="objective=denoise: reads a source beside the text"):
         load_run("denoise").logits("Line")

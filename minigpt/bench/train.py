@@ -279,7 +279,7 @@ def _round(measured: Measured, steps: int, warmup: int) -> Round:
         if trainer.stopped_by is not None:
             raise Interrupted(trainer.stopped_by)
         started = time.perf_counter()  # the loop has evaluated before, so this is warm
-        evaluate(trainer.model, trainer.data.val, runtime)
+        evaluate(trainer.model, trainer.data.val, runtime, objective=trainer.objective)
         evaluation = time.perf_counter() - started
     measured.flops_per_token = trainer.model.flops_per_token(trainer.options.micro_batch_size)
     (_, start), (_, first) = clock.readings[:2]

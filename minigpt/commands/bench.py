@@ -15,6 +15,7 @@ from minigpt.commands.options import Parser
 from minigpt.config.pairs import parse_override
 from minigpt.errors import Failure, UserError, require
 from minigpt.files import require_writable
+from minigpt.loss_of import CAUSAL
 
 if TYPE_CHECKING:
     from minigpt.bench.measure import Design, Result
@@ -38,6 +39,7 @@ class Benchmark(NamedTuple):
 
 
 SET = "is set by this benchmark; leave it out"
+OF_EVERY_OBJECTIVE = ("train", "parallel")
 UNCOUNTED = "plans do not count what it changes; leave it out"
 
 
@@ -319,6 +321,9 @@ def _design(what: str, overrides: list[str]) -> Design:
         raise UserError(f"{' '.join(overrides)}: {why}")
     names = labels(jobs) if len(jobs) > 1 else [" ".join(overrides) or "default"]
     configs = [(name, composed_config(job)) for name, job in zip(names, jobs, strict=True)]
+    others = [c.objective.name for _, c in configs if c.objective.name != CAUSAL]
+    why = f"bench {what} measures causal models; use bench train for others"
+    require(not others or what in OF_EVERY_OBJECTIVE, "objective", others and others[0], why)
     trainer = configs[0][1].trainer
     why = "is measured by minigpt bench parallel; leave it out"
     require(trainer.parallel == "none", "trainer.parallel", trainer.parallel, why)

@@ -150,7 +150,8 @@ def _evaluate_run(
             trained, quantization = quantized(plain, options.quantize)
         train = FULL_TRAIN if options.full else TRAIN_SLICE
         test = [TEST] if trained.config.data.test_fraction else []
-        wanted = (trained, [train, VAL, *test], lengths, contexts, options.by_position)
+        curves = (lengths, contexts, options.by_position, options.pseudo)
+        wanted = (trained, [train, VAL, *test], *curves)
         skipped = skip_if_recorded and is_recorded(*wanted)
         tokens = None if skipped else trained.tokens()
     if tokens is None:

@@ -24,6 +24,9 @@ from minigpt.config.renamed import rename_keys
 from minigpt.config.schema import Config
 from minigpt.errors import UserError, first_line, require
 from minigpt.files import CONTENT, sha256, write_text
+from minigpt.model import ModelConfig
+from minigpt.model.positional import POSITIONAL
+from minigpt.objective import OBJECTIVES
 
 # What a resumed run may change: its length, which schedules scale to; what it writes; the machine.
 RESUME_MAY_CHANGE = (
@@ -134,10 +137,15 @@ def require_resumable(override: str) -> None:
 def initial_config(composed: Composed, saved: Config, path: str) -> Config:
     """Return the config of a run that starts from the weights of a `saved` one at `path`.
 
-    Its design and tokenizer are the saved ones, except for overrides among INITIAL_MAY_CHANGE.
-    Raises UserError for an override of any other part of them.
+    Its design and tokenizer are the saved ones, except for overrides among INITIAL_MAY_CHANGE, and
+    so is its objective, unless an override gives one. Raises UserError for an override of any other
+    part of them, and for an objective that needs another model.
     """
     values, plain = composed.values.copy(), _escaped(saved.to_dict())
+    if not any(is_below(parse_override(o).key, ("objective",)) for o in composed.overrides):
+        kind = OBJECTIVES.variant(saved.objective.name)
+        if not kind.predicts_all:  # a teacher is of the base's own training
+            values.objective = plain["objective"]
     values.model, values.tokenizer, values.init = plain["model"], plain["tokenizer"], _escaped(path)
     for override in composed.overrides:
         key, value = parse_override(override)
@@ -145,7 +153,22 @@ def initial_config(composed: Composed, saved: Config, path: str) -> Config:
         if is_below(key, INITIAL_MAY_CHANGE):
             key = "model.backend" if key == "backend" else key
             OmegaConf.update(values, key, OmegaConf.select(composed.values, key), merge=False)
-    return to_config(replace(composed, values=values, init=None))
+    config = to_config(replace(composed, values=values, init=None))
+    why = (
+        f"needs another model than objective={saved.objective.name}, with which {path} was trained"
+    )
+    fits = _same_weights(saved.model, config.model)
+    require(fits, "objective", config.objective.name, f"{why}; leave objective out")
+    return config
+
+
+def _same_weights(saved: ModelConfig, other: ModelConfig) -> bool:
+    """Return whether two designs that differ in what an objective decides have the same weights."""
+    if saved.n_special_tokens != other.n_special_tokens:
+        return False
+    decoders = {saved.architecture, other.architecture} == {"decoder", "prefix_decoder"}
+    by_sign = POSITIONAL.variant(saved.positional.name).by_signed_distance
+    return saved.architecture == other.architecture or (decoders and not by_sign)
 
 
 def _require_initial_design(override: str, key: str, value: str, init: str | None) -> None:

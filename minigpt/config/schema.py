@@ -169,6 +169,15 @@ class Config:
         )
 
     @property
+    def task(self) -> dict[str, Any]:
+        """What decides which tokens are predicted. Only losses of the same task compare."""
+        if OBJECTIVES.variant(self.objective.name).predicts_all:
+            return {"name": self.objective.name}
+        tokenizer = {f"tokenizer.{key}": x for key, x in dataclasses.asdict(self.tokenizer).items()}
+        windows = {"model.block_size": self.model.block_size}
+        return dataclasses.asdict(self.objective) | tokenizer | windows
+
+    @property
     def teacher(self) -> str | None:
         """The run whose predictions are learned too, if any."""
         return self.objective.teacher if isinstance(self.objective, CausalConfig) else None
@@ -180,7 +189,7 @@ class Config:
 
 def require_one_task(configs: Sequence[Config]) -> None:
     """Raise UserError unless the losses of all configs are of the same tokens."""
-    tasks = grouped(configs, lambda config: config.objective.task)
+    tasks = grouped(configs, lambda config: config.task)
     if len(tasks) > 1:
         raise UserError(f"objective={', '.join(tasks)}: {NOT_COMPARED} Use one")
 

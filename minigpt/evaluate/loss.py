@@ -38,7 +38,8 @@ RANDOM_BATCHES, RANDOM_BATCH_SIZE = 20, 12
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`loss`: the mean in nats/token. `bits_per_byte`: bits/byte, comparable across tokenizers.
+    """`loss`: the mean in nats/token. `bits_per_byte`: bits/byte, comparable across tokenizers if
+    all tokens are predicted; without those of special tokens.
 
     `by_position`: the mean loss of tokens with 1, 2, ... tokens of context. `loss_of`: which tokens
     these are the losses of, see `Objective`. `continuation_bits_per_byte`: of the second half of
@@ -95,7 +96,7 @@ def evaluate(
     n_bytes = losses.n_continued_bytes
     return Evaluation(
         loss=total / sum(losses.counts),
-        bits_per_byte=total / math.log(2) / losses.n_bytes,
+        bits_per_byte=(total - losses.special_nats) / math.log(2) / losses.n_bytes,
         by_position=losses.means,
         loss_of=EVERY_TOKEN if objective is None else objective.loss_of,
         continuation_bits_per_byte=continued / math.log(2) / n_bytes if n_bytes else None,
@@ -164,7 +165,8 @@ def random_batch_losses(
 class PositionLosses:
     """By position in the window: the summed cross-entropy, and the number of targets.
 
-    `n_bytes`: UTF-8 bytes of all targets. `n_continued_bytes`: of those after the first half of
+    `n_bytes`: UTF-8 bytes of all targets. `special_nats`: the part of `nats` of special tokens,
+    which have no bytes. `n_continued_bytes`: of those after the first half of
     each window; 0 if the objective does not predict them, or a window can hold several documents.
     """
 
@@ -172,6 +174,7 @@ class PositionLosses:
     counts: list[int]
     n_bytes: int
     n_continued_bytes: int
+    special_nats: float
 
     @property
     def means(self) -> list[float]:
@@ -195,7 +198,7 @@ def losses_by_position(
     batch_size = windows_at_once(model, runtime, length)
     nats = torch.zeros(length, dtype=torch.float64)
     counts = torch.zeros(length, dtype=torch.int64)
-    n_bytes, n_continued_bytes = torch.zeros(2, dtype=torch.float64)
+    n_bytes, n_continued_bytes, special_nats = torch.zeros(3, dtype=torch.float64)
     continues = objective is not None and objective.predicts_continuation
     continues = continues and length > 1 and split.document_ids is None
 
@@ -223,17 +226,20 @@ def losses_by_position(
             nats += positions.bincount(losses, length)  # in order: deterministic
             counts += positions.bincount(minlength=length)
             if objective is not None and is_chosen:
-                n_bytes += objective.token_bytes[targets.cpu()].sum()
+                of_target = objective.token_bytes[targets.flatten().cpu()]
+                n_bytes += of_target.sum()
+                special_nats += losses[of_target == 0].sum()
             if objective is not None and continues:
                 continued = batch.targets[:, first_continued(length) :].cpu()
                 n_continued_bytes += objective.token_bytes[continued].sum()
             progress(ranks.size * batch.inputs.numel())  # about; each has as many batches
     nats, counts = ranks.sum(nats, "an evaluation"), ranks.sum(counts, "an evaluation")
-    of_bytes = ranks.sum(torch.stack((n_bytes, n_continued_bytes)), "an evaluation")
-    n_chosen, n_continued = (int(n) for n in of_bytes)
-    total = n_chosen if is_chosen else split.target_bytes
+    sums = torch.stack((n_bytes, n_continued_bytes, special_nats))
+    n_chosen, n_continued, of_special = ranks.sum(sums, "an evaluation").tolist()
+    total = int(n_chosen) if is_chosen else split.target_bytes
     n_seen = int(counts.nonzero().max()) + 1  # below `length` if all documents are shorter
-    return PositionLosses(nats[:n_seen].tolist(), counts[:n_seen].tolist(), total, n_continued)
+    by_position = (nats[:n_seen].tolist(), counts[:n_seen].tolist())
+    return PositionLosses(*by_position, total, int(n_continued), of_special)
 
 
 def objective_batches(

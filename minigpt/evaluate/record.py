@@ -12,6 +12,7 @@ from filelock import FileLock
 from minigpt.data.tokens import Split
 from minigpt.errors import UserError
 from minigpt.evaluate.loss import Evaluation
+from minigpt.evaluate.pseudo import PSEUDO
 from minigpt.files import write_json
 from minigpt.run.load import TrainedRun
 
@@ -49,10 +50,12 @@ def is_recorded(
     lengths: list[int],
     contexts: list[int],
     by_position: bool,
+    pseudo: bool = False,
 ) -> bool:
     """Return whether eval.json has the losses of these weights and the requested curves.
 
-    `parts`: of the text. A loss without its number of tokens is of another part.
+    `parts`: of the text. A loss without its number of tokens is of another part. `pseudo`: also the
+    pseudo-perplexity.
     """
     entry = _read_entries(trained.run.evaluations).get(trained.label, {})
     known = entry.get(LENGTHS, {})
@@ -64,6 +67,7 @@ def is_recorded(
         and (not lengths or wanted <= known.keys())
         and {*map(str, contexts)} <= entry.get(CONTEXTS, {}).keys()
         and (not by_position or defined <= entry.get(BY_POSITION, {}).keys())
+        and (not pseudo or f"{PSEUDO}_loss" in entry)
     )
 
 

@@ -57,7 +57,7 @@ class Filler:
         """Return a filled text. Raises UserError for one without marks, or a longer one than the
         model reads."""
         parts = text.split(self.mark)
-        require(len(parts) > 1, "text", repr(text), f"has no {self.mark}; write one for each gap")
+        require(len(parts) > 1, "gaps", 0, f"there is no {self.mark}; write one for each gap")
         encoded = [self.tokenizer.encode(part) for part in parts]
         runtime = decoding_runtime(self.model, self.runtime)
         with self.model.evaluating(), runtime.autocast():
@@ -74,7 +74,7 @@ class Filler:
         tokens += parts[-1]
         limit = self.model.config.block_size
         why = f"more than model.block_size={limit}, which the model reads; shorten the text"
-        require(len(tokens) <= limit, "text", f"{len(tokens):,} tokens", why)
+        require(len(tokens) <= limit, "tokens", f"{len(tokens):,}", why)
         return tokens
 
     def likeliest(self, logits: Tensor) -> list[Candidate]:
@@ -110,10 +110,12 @@ def written_spans(filler: Filler, source: list[int], n_gaps: int) -> list[tuple[
     objective = filler.objective
     assert isinstance(objective, Denoise)
     most, why = objective.n_sentinels - 1, "gaps at most, as in training; fill fewer at once"
-    require(n_gaps <= most, "text", f"{n_gaps} gaps", f"the model knows {most} {why}")
+    require(n_gaps <= most, "gaps", n_gaps, f"the model knows {most} {why}")
     sentinels = [objective.first_sentinel + gap for gap in range(n_gaps + 1)]
-    limit = filler.model.config.block_size
-    decoder = Decoder(filler.model, [sentinels[:1]], limit, sources=[source], may_end=True)
+    written = 1 + n_gaps * (filler.limit + 1)
+    limit = filler.model.positional.max_length
+    context = written if limit is None else min(written, limit)
+    decoder = Decoder(filler.model, [sentinels[:1]], context, sources=[source], may_end=True)
     spans: list[tuple[list[int], float]] = []
     for end in sentinels[1:]:
         tokens: list[int] = []

@@ -342,6 +342,13 @@ def _architecture(config: ModelConfig) -> Iterator[Problem]:
     if architecture != "encoder_decoder" and config.n_encoder_layer is not None:
         why = f"model.architecture={architecture} has no encoder; use null, or objective=denoise"
         yield Problem("model.n_encoder_layer", config.n_encoder_layer, why)
+    if architecture != "encoder_decoder" and not config.shared_embedding:
+        why = f"model.architecture={architecture} has no encoder; use true, or objective=denoise"
+        yield Problem("model.shared_embedding", "false", why)
+    if config.encoder is not None:
+        for problem in _without_layers(config.encoder):
+            why = f"{problem.why}, or another model.n_encoder_layer"
+            yield Problem(problem.key, problem.value, why)
     if architecture == "decoder":
         return
     why = f"without blocks no token sees another one, as model.architecture={architecture} needs"

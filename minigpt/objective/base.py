@@ -8,7 +8,7 @@ draw the same numbers, and each reads its own windows alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -32,11 +32,6 @@ class ObjectiveConfig:
     """Options of every objective."""
 
     name: str
-
-    @property
-    def task(self) -> dict[str, Any]:
-        """The options that decide what is predicted. Only losses of the same task compare."""
-        return asdict(self)
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective", "objective", "minigpt.objective")
@@ -156,11 +151,6 @@ class CausalConfig(ObjectiveConfig):
         value = self.temperature
         require(value > 0, "objective.temperature", value, "must be above 0")
         require(0 <= self.weight <= 1, "objective.weight", self.weight, "must be from 0 to 1")
-
-    @property
-    def task(self) -> dict[str, Any]:
-        """The name alone: a teacher changes the training loss only."""
-        return {"name": self.name}
 
 
 @OBJECTIVES.register(CAUSAL, CausalConfig)

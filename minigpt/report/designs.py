@@ -25,6 +25,7 @@ TEXT = "data.text"  # the text's digest, in place of its path
 TEXT_PATHS = ("data.dir", "data.path")
 # Keys that depend on the device or another choice: listed as differences, not counted as choices.
 DERIVED_KEYS = ("model.backend.name", "model.architecture", "model.n_special_tokens")
+DERIVED_KEYS += ("model.source_length", "model.target_length")
 # Config groups that set another key than SECTION.name.
 GROUP_KEYS = {"norm": "model.norm.placement", "model": "model.name"}
 ABSENT = "absent"  # value of a key that an older version did not write

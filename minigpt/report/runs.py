@@ -34,6 +34,8 @@ from minigpt.run.sweep_file import Job, listed_jobs
 FILES = ("config.yaml", "manifest.json", "result.json", "metrics.jsonl", "eval.json", SWEEP, SEARCH)
 VALIDATION = ("val_loss", "val_bits_per_byte")
 CONTINUATION = "val_continuation_bits_per_byte"
+# What else decides which tokens are predicted, if not all are.
+OF_WINDOWS = {"tokenizer": "tokenizer.name", "block_size": "model.block_size"}
 DISTILLATION = ("objective.teacher", "objective.temperature", "objective.weight")
 
 
@@ -74,16 +76,24 @@ class Run:
 
     @property
     def task(self) -> dict[str, Any] | None:
-        """The objective with the options that decide what is predicted; None if unknown.
+        """The objective with what else decides which tokens are predicted; None if unknown.
 
-        Runs without one are of versions that had the causal one only.
+        These are its options, the tokenizer and the block size. Runs without one are of versions
+        that had the causal one only.
         """
         if not (self.config or self.result):
             return None
         name = self.config.get("objective.name", self.result.get("objective", CAUSAL))
         keys = {key for key in self.config if key.startswith("objective.")}
         options = sorted(keys - {"objective.name", *DISTILLATION})
-        return {"name": name, **{key.partition(".")[2]: self.config[key] for key in options}}
+        if name == CAUSAL:
+            return {"name": name}
+        windows = {key: self.config.get(of) for key, of in OF_WINDOWS.items()}
+        windows["vocabulary"] = self.manifest.get("vocabulary")
+        return {
+            "name": name,
+            **{key.partition(".")[2]: self.config[key] for key in options},
+        } | windows
 
     @property
     def loss_of(self) -> str | None:

@@ -166,7 +166,7 @@ class Watch:
 
 def _task(item: tuple[PlannedJob, Status]) -> dict[str, Any] | None:
     config = item[0].config
-    return config.objective.task if isinstance(config, Config) else None
+    return config.task if isinstance(config, Config) else None
 
 
 def _results(title: str, jobs: Sequence[tuple[PlannedJob, Status]]) -> Table:

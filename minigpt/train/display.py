@@ -18,6 +18,7 @@ from rich.panel import Panel
 from minigpt.console import Advance, LiveView, bar, described, duration, time_left
 from minigpt.evaluate.loss import Evaluation
 from minigpt.loss_of import EVERY_TOKEN, tokens_note
+from minigpt.objective.masked import MARK
 from minigpt.run.directory import RunDirectory
 from minigpt.train.setup import Setup
 
@@ -49,12 +50,15 @@ class Display:
         self.first_step = self.now = 0
         self.loss_shown: float | None = None
         self.status = self.activity = ""
+        self.use = "sample "  # the command, with its options, that uses the run
 
     def start(
         self, setup: Setup, run: RunDirectory, manifest: dict[str, Any], notices: dict[str, str]
     ) -> None:
         """Print the run's settings and `notices`, and start the bar."""
         config, state = setup.config, setup.state
+        if not setup.objective.can_continue:
+            self.use = f"fill --text '{MARK}' "
         model, counts = config.model, state.model.parameter_counts()
         packed = config.data.separator is not None
         documents = f" in {sum(manifest['documents'].values()):,} documents" if packed else ""
@@ -206,7 +210,7 @@ class Display:
         else:
             resumed = f", resumed at step {self.first_step}" if self.first_step else ""
             heading = ("finished", f"{steps} steps{resumed}")
-        self._summary(heading, run, result, ["sample ", "eval ", "report "])
+        self._summary(heading, run, result, [self.use, "eval ", "report "])
 
     def _summary(
         self,

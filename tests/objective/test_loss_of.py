@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from minigpt.config.compose import composed_config
 from minigpt.evaluate.loss import Evaluation, evaluate
 from minigpt.loss_of import EVERY_TOKEN, grouped
-from minigpt.objective.base import OBJECTIVES, CausalConfig
-from minigpt.objective.denoise import DenoiseConfig
+from minigpt.objective.base import OBJECTIVES
 from minigpt.run.load import TrainedRun
 from tests.conftest import TINY, Cli
 
@@ -103,8 +103,19 @@ def test_tasks() -> None:
     assert [*groups(other, masked)] == ["masked fraction=0.3", "masked fraction=0.15"]
     assert groups(None) == {"causal": [None]}
     assert [*groups(masked, masked | {"span": 1.0})] == ["masked"]
-    assert CausalConfig(teacher="a").task == CausalConfig().task
-    assert DenoiseConfig("denoise", 0.15, 3).task != DenoiseConfig("denoise", 0.15, 4).task
+
+
+def test_what_decides_the_tokens() -> None:
+    def task(*overrides: str) -> dict[str, Any]:
+        return composed_config(list(overrides)).task
+
+    assert task() == task("objective.teacher=runs/a", "model.block_size=64", "tokenizer=bpe")
+    for objective in ("prefix", "masked", "denoise"):
+        own = task(f"objective={objective}")
+        assert own == task(f"objective={objective}", "positional=alibi", "optimizer.lr=0.1")
+        for other in ("model.block_size=64", "tokenizer=bpe"):
+            assert own != task(f"objective={objective}", other)
+    assert task("objective=denoise") != task("objective=denoise", "objective.span=4")
 
 
 def test_evaluation_defaults_to_every_token() -> None:

@@ -181,7 +181,7 @@ def test_evaluation_equals_a_loop(name: str, options: dict[str, Any]) -> None:
     tokens = torch.randint(N, (9 * 4 + 8,), generator=seeded(), dtype=torch.int32)
     lengths = [len(TOKENIZER.token_bytes(token)) for token in tokens.tolist()]
     split = Split("val", tokens, sum(lengths[1:]))
-    nats, n, n_bytes = 0.0, 0, 0
+    nats, of_text, n, n_bytes = 0.0, 0.0, 0, 0
     for batch in objective_batches(split, objective, 9, 1, ALONE):
         rest: dict[str, Any] = {"lengths": batch.lengths}
         if batch.source is not None:
@@ -191,10 +191,12 @@ def test_evaluation_equals_a_loop(name: str, options: dict[str, Any]) -> None:
             if batch.weights is None or batch.weights[0, t] > 0:
                 nats -= log_p[t, target].item()
                 n += 1
-                n_bytes += 0 if target >= N else len(TOKENIZER.token_bytes(target))
+                if target < N:
+                    of_text -= log_p[t, target].item()
+                    n_bytes += len(TOKENIZER.token_bytes(target))
     evaluation = evaluate(model, split, runtime, objective=objective)
     assert evaluation.loss == pytest.approx(nats / n, rel=1e-5)
-    assert evaluation.bits_per_byte == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-5)
+    assert evaluation.bits_per_byte == pytest.approx(of_text / math.log(2) / n_bytes, rel=1e-5)
     assert evaluation.loss_of == objective.loss_of
 
 

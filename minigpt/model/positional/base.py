@@ -58,6 +58,7 @@ class PositionalScheme(nn.Module):
     `weight_decay`: whether weight decay applies to its tables; False for score biases.
     `has_two_sided_form`: whether it is defined for keys after the query. `two_sided`: whether some
     queries see such keys (see `ModelShape`), so that distances are negative for them.
+    `by_signed_distance`: whether its parameters have another meaning when it is two-sided.
     `reads_order_only`: whether `score_mod` uses only the order of positions. With packed documents
     it then receives positions that increase across documents instead of restarting at 0.
     """
@@ -67,6 +68,7 @@ class PositionalScheme(nn.Module):
     weight_decay: ClassVar[bool] = True
     reads_order_only: ClassVar[bool] = False
     has_two_sided_form: ClassVar[bool] = True
+    by_signed_distance: ClassVar[bool] = False
 
     def __init__(self, config: PositionalConfig, shape: ModelShape) -> None:
         super().__init__()

@@ -42,6 +42,7 @@ class RelativePositions(PositionalScheme):
     """
 
     bias_depends_on = "content"
+    by_signed_distance = True
 
     def __init__(self, config: RelativeConfig, shape: ModelShape) -> None:
         super().__init__(config, shape)

@@ -23,6 +23,8 @@ class RelativeBias(LearnedBiasScheme):
     per layer; defined up to block_size. Two-sided: 2 block_size - 1 numbers per head.
     """
 
+    by_signed_distance = True
+
     def __init__(self, config: LayerSharingConfig, shape: ModelShape) -> None:
         super().__init__(config, shape)
         self.max_length = shape.block_size

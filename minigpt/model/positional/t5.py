@@ -61,6 +61,7 @@ class T5Bias(LearnedBiasScheme):
     """
 
     bucket: Tensor
+    by_signed_distance = True
 
     def __init__(self, config: T5Config, shape: ModelShape) -> None:
         super().__init__(config, shape)
