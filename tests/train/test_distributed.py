@@ -328,7 +328,7 @@ def test_an_interruption_saves_once_and_the_run_continues(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [0.2, 1.0])
+@pytest.mark.parametrize("after", [pytest.param(0.2, marks=pytest.mark.exhaustive), 1.0])
 def test_an_interruption_while_ranks_start_prints_nothing(folder: Path, after: float) -> None:
     command = python("minigpt", "train", *LONG, *TWO, "hydra.run.dir=run")
     with training(folder, command, None) as process:
@@ -363,7 +363,7 @@ def test_ranks_save_and_end_when_torchrun_is_killed(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [0.2, 2.0])
+@pytest.mark.parametrize("after", [0.2, pytest.param(2.0, marks=pytest.mark.exhaustive)])
 def test_ranks_end_when_the_process_that_starts_them_is_killed(folder: Path, after: float) -> None:
     command = python("minigpt", "train", *LONG, *TWO, "hydra.run.dir=run")
     with training(folder, command, None) as process:
@@ -480,6 +480,7 @@ def test_the_error_of_ranks(
     assert type(found) is type(error) and str(found) == str(error)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_jobs_of_a_sweep_start_their_processes(folder: Path) -> None:
     """A stopped sweep saves each run once; the same command ends it like an uninterrupted one."""
