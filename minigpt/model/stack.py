@@ -94,7 +94,6 @@ class Stack(nn.Module):
         """
         if document_ids is not None:
             assert cache is None, "a cache holds one document per row"
-            assert memory is None, "a source is not split into documents"
             assert self.attention.supports_documents, "`compatibility` should have rejected this"
         no_cache = cache is None or cache.empty
         in_order = positions is None and document_ids is None and no_cache

@@ -182,9 +182,9 @@ MASKS = [
             {"attention": "sliding_window", "attention_options": {"window": 2}},
         ),
     ),
-    Break("one row", AttentionBias, "_n_rows", call(rows_without_lengths), "prefix_decoder"),
-    Break("one row", AttentionBias, "_n_rows", call(rows_without_lengths), "encoder"),
-    Break("one row", AttentionBias, "_n_rows", call(rows_without_lengths), "encoder_decoder"),
+    Break("one row", AttentionBias, "_mask_rows", call(rows_without_lengths), "prefix_decoder"),
+    Break("one row", AttentionBias, "_mask_rows", call(rows_without_lengths), "encoder"),
+    Break("one row", AttentionBias, "_mask_rows", call(rows_without_lengths), "encoder_decoder"),
     Break(
         *("documents are seen", AttentionBias, "mask_mod", call(without_documents), "encoder"),
         in_documents,

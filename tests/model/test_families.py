@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from minigpt.config.compose import composed_config
 from minigpt.errors import UserError
-from minigpt.model import GPT, ModelConfig, self_attention
+from minigpt.model import GPT, ModelConfig
 from minigpt.model.backends import BACKENDS
 from minigpt.model.block import Block
 from minigpt.model.config import BLOCKS, EmbeddingConfig
 from minigpt.model.norm import NormConfig, OffsetRMSNorm
+from minigpt.model.qk_norm import QKNorm
 from minigpt.model.self_attention import SelfAttention
 from tests.model.contract import (
     assert_cached_equals_full,
@@ -176,11 +177,13 @@ def broken_offset(patch: pytest.MonkeyPatch) -> None:
 
 
 def broken_norm_of_heads(patch: pytest.MonkeyPatch) -> None:
-    def per_head(norm: Any, x: Tensor) -> Tensor:
+    def per_head(self: QKNorm, x: Tensor, norm: Any) -> Tensor:
+        if norm is None:
+            return x
         gain = norm.weight.view(x.shape[1], 1, x.shape[3])
         return F.rms_norm(x, x.shape[-1:], eps=norm.eps) * gain
 
-    patch.setattr(self_attention, "_over_all_heads", per_head)
+    patch.setattr(QKNorm, "_normed", per_head)
 
 
 def broken_block(patch: pytest.MonkeyPatch) -> None:
