@@ -234,7 +234,7 @@ def check_gaps(cli: Cli, trained: TrainedRun) -> None:
     whole = encode_prompt(trained, "Line 1:")
     assert whole.source is not None and n in whole.source and not whole.origin
     for text, message in (
-        ("[MASK]a[MASK]", "--prompt: text=2 gaps: the model knows 1 gaps at most"),
+        ("[MASK]a[MASK]", "--prompt: gaps=2: the model knows 1 gaps at most"),
         ("Line 1: fo", "10 tokens, at most 8 can be plotted: more than model.block_size"),
     ):
         with pytest.raises(UserError, match=message.replace("[", r"\[")):
