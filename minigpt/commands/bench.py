@@ -321,9 +321,9 @@ def _design(what: str, overrides: list[str]) -> Design:
         raise UserError(f"{' '.join(overrides)}: {why}")
     names = labels(jobs) if len(jobs) > 1 else [" ".join(overrides) or "default"]
     configs = [(name, composed_config(job)) for name, job in zip(names, jobs, strict=True)]
-    others = [c.objective.name for _, c in configs if c.objective.name != CAUSAL]
+    other = next((c.objective.name for _, c in configs if c.objective.name != CAUSAL), None)
     why = f"bench {what} measures causal models; use bench train for others"
-    require(not others or what in OF_EVERY_OBJECTIVE, "objective", others and others[0], why)
+    require(other is None or what in OF_EVERY_OBJECTIVE, "objective", other, why)
     trainer = configs[0][1].trainer
     why = "is measured by minigpt bench parallel; leave it out"
     require(trainer.parallel == "none", "trainer.parallel", trainer.parallel, why)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from minigpt.commands.options import QUANTIZE, Parser, add_run_arguments, lines_of, set_threads
 from minigpt.errors import UserError, one_line_if_out_of_memory, require
 from minigpt.files import to_json
@@ -16,6 +18,7 @@ OPTIONS = {
     "--json": "one line of JSON per text: text, filled, gaps",
 }
 DEFAULTS = {"mark": "[MASK]", "top": 5, "max_new_tokens": 50}
+UNUSED = {"masked": "max_new_tokens", "denoise": "top"}  # the option of the other objective
 
 
 def main(arguments: list[str]) -> None:
@@ -55,9 +58,15 @@ def main(arguments: list[str]) -> None:
     set_threads(options)
     with Progress("loading"):
         trained = TrainedRun.load(options.run, options.checkpoint, options.device, options.set)
-        require_filler(trained.objective, trained.config.objective.name)
+        name = trained.config.objective.name
+        require_filler(trained.objective, name)
+        unused = UNUSED.get(name)
+        if unused is not None and getattr(options, unused) != DEFAULTS[unused]:
+            flag = "--" + unused.replace("_", "-")
+            raise UserError(f"{flag}: has no effect with objective={name}; leave it out")
         if options.quantize is not None:
-            trained, _ = quantized(trained, options.quantize)
+            trained, quantization = quantized(trained, options.quantize)
+            print(quantization.describe(), file=sys.stderr)
     parts = (trained.model, trained.objective, trained.tokenizer, trained.runtime)
     filler = Filler(*parts, options.mark, options.top, options.max_new_tokens)
     console = PipeConsole(highlight=False)

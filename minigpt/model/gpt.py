@@ -29,8 +29,8 @@ class GPT(Stack):
 
     `n_vocab`: these, and the special tokens of the objective, whose ids follow. It is padded up to
     a multiple of `config.vocab_multiple`; logits have exactly `n_vocab` columns. The design must be
-    free of `problems`. With an encoder, another stack reads
-    a source, and the blocks of this one attend to its output (Vaswani et al. 2017).
+    free of `problems`. With an encoder, another stack reads a source, and the blocks of this one
+    attend to its output (Vaswani et al. 2017).
     """
 
     def __init__(self, config: ModelConfig, n_ordinary: int) -> None:
@@ -110,7 +110,7 @@ class GPT(Stack):
     ) -> Tensor:
         """Return the cross-entropy in nats of `targets` (b, t): see `Batch`.
 
-        `reduction`: mean, weighted, or none: of each target, not weighted.
+        `reduction`: mean, weighted if there are weights, or none: of each target, not weighted.
         """
         memory = None if source is None else self.encode(source)
         x = self.hidden(inputs, document_ids=document_ids, lengths=lengths, memory=memory)
@@ -132,8 +132,8 @@ class GPT(Stack):
         """
         auxiliary = Auxiliary(total=self.total)
         memory = None if source is None else self.encode(source, auxiliary=auxiliary)
-        parts = (document_ids, auxiliary, lengths, memory)
-        x = self.hidden(inputs, None, None, *parts)
+        parts = {"document_ids": document_ids, "lengths": lengths, "memory": memory}
+        x = self.hidden(inputs, auxiliary=auxiliary, **parts)
         loss = self._cross_entropy(x, targets, weights, "mean")
         logged = {"train_loss": loss.detach()}
         for name, by_layer in auxiliary.losses.items():

@@ -270,6 +270,10 @@ def test_texts_of_a_file(cli: Cli) -> None:
         (("--text", "[MASK]", "--top", "0"), "--top=0: must be 1 or more"),
         (("--texts", "none.txt"), "--texts=none.txt: No such file"),
         (("--text", "[MASK]", "--mark", ""), "--mark=: empty"),
+        (
+            ("--text", "[MASK]", "--max-new-tokens", "3"),
+            "--max-new-tokens: has no effect with objective=masked; leave it out",
+        ),
     ):
         refused = cli("fill", "run", *arguments)
         assert refused.code == 2 and message in refused.err, refused.err
