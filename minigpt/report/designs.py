@@ -277,6 +277,32 @@ def model_labels(configs: Sequence[Values]) -> list[str]:
     return labels
 
 
+def short_labels(labels: Sequence[str]) -> dict[str, str]:
+    """Return each label without the section of its keys, and without a key that all begin with.
+
+    `positional=rope` is `rope` beside `positional=alibi`; `optimizer.lr=0.01` is `lr=0.01`, since a
+    number says nothing alone. Labels that would be equal stay as they are.
+    """
+    begin_alike = len({label.partition("=")[0] for label in labels}) == 1
+
+    def short(label: str) -> str:
+        first, *others = label.split(" ")
+        value = parse_override(first).value
+        is_word = bool(value) and not value[:1].isdigit() and value[:1] not in '-."['
+        start = value if begin_alike and is_word else _without_section(first)
+        return " ".join([start, *map(_without_section, others)])
+
+    shortened = [short(label) for label in labels]
+    is_unique = len({*shortened}) == len({*labels})
+    return dict(zip(labels, shortened if is_unique else labels, strict=True))
+
+
+def _without_section(part: str) -> str:
+    """Return `lr=0.01` for `optimizer.lr=0.01`; the part itself if it has no key."""
+    key, equals, value = part.partition("=")
+    return f"{key.rpartition('.')[2]}={value}" if equals else part
+
+
 def _determined(configs: Sequence[Values], key: str) -> bool:
     """Whether the model's name determines the value, in all designs."""
     pairs = {(c.get("model.name"), _value_of(c, key)) for c in configs}

@@ -11,12 +11,18 @@ from minigpt.report.comparison import LOSS, Comparison, count
 from minigpt.report.designs import Design, shown, varying, word
 from minigpt.report.evaluations import LENGTH_CURVES, at_length, lengths
 from minigpt.report.runs import Run
-from minigpt.report.statistics import CONFIDENCE, MAX_SEEDS, POWER, interval, seeds_to_detect
+from minigpt.report.statistics import (
+    ALPHA,
+    CONFIDENCE,
+    MAX_SEEDS,
+    POWER,
+    interval,
+    seeds_to_detect,
+)
 from minigpt.report.tables import Cell, Column, Table, markdown_text, to_markdown
 
 BEST, NOT_WORSE = "★", "≈"
 PERCENT = f"{CONFIDENCE:.0%}"
-ALPHA = 1 - CONFIDENCE
 YES = {None: "", True: "yes", False: "no"}
 
 
