@@ -61,6 +61,7 @@ TEST_BITS = Measure("test_bits_per_byte", "test loss", "bits/byte")
 class Comparison:
     """Designs in the order in which they were started, including the `baseline`.
 
+    `named_baseline`: whether the user chose the baseline.
     `differences`: each other design minus the baseline, by label, with Holm's correction over all.
     `equivalent`: the margin within which their equivalence is tested. `plan`: a difference, for
     which the seeds needed to detect it are shown. Both are in the unit of `measure`. `by`: the
@@ -97,6 +98,7 @@ class Comparison:
     loss_of: str | None = None
     others: list[Comparison] = field(default_factory=list)
     is_alone: bool = True
+    named_baseline: bool = False
 
     @property
     def groups(self) -> list[Comparison]:
@@ -180,9 +182,9 @@ def compare(
         for name, collection in collections.items()
     ]
     bases = _baselines(baseline, [draft.designs for draft in drafts])
-    margins = {"equivalent": equivalent, "plan": plan}
+    asked = {"equivalent": equivalent, "plan": plan, "named_baseline": baseline is not None}
     first, *others = [
-        _with_baseline(replace(draft, baseline=base, **margins), by)
+        _with_baseline(replace(draft, baseline=base, **asked), by)
         for draft, base in zip(drafts, bases, strict=True)
     ]
     return replace(first, others=others)

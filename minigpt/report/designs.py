@@ -27,6 +27,7 @@ TEXT_PATHS = ("data.dir", "data.path")
 DERIVED_KEYS = ("model.backend.name", "model.architecture", "model.n_special_tokens")
 # Config groups that set another key than SECTION.name.
 GROUP_KEYS = {"norm": "model.norm.placement", "model": "model.name"}
+NEARLY_ALL = 0.75  # of the designs: a part of so many labels is left out of short names
 ABSENT = "absent"  # value of a key that an older version did not write
 
 Values = Mapping[str, Any]
@@ -278,29 +279,25 @@ def model_labels(configs: Sequence[Values]) -> list[str]:
 
 
 def short_labels(labels: Sequence[str]) -> dict[str, str]:
-    """Return each label without the section of its keys, and without a key that all begin with.
+    """Return a short name for each label; labels whose names would be equal stay as they are.
 
-    `positional=rope` is `rope` beside `positional=alibi`; `optimizer.lr=0.01` is `lr=0.01`, since a
-    number says nothing alone. Labels that would be equal stay as they are.
+    Without the name of a config group whose variant says enough (`rope` of `positional=rope`), the
+    section of a key (`lr=0.01` of `optimizer.lr=0.01`), and what nearly all labels have.
     """
-    begin_alike = len({label.partition("=")[0] for label in labels}) == 1
-
-    def short(label: str) -> str:
-        first, *others = label.split(" ")
-        value = parse_override(first).value
-        is_word = bool(value) and not value[:1].isdigit() and value[:1] not in '-."['
-        start = value if begin_alike and is_word else _without_section(first)
-        return " ".join([start, *map(_without_section, others)])
-
-    shortened = [short(label) for label in labels]
-    is_unique = len({*shortened}) == len({*labels})
-    return dict(zip(labels, shortened if is_unique else labels, strict=True))
+    parts = [label.split(" ") for label in labels]
+    counts = Counter(part for label in parts for part in label)
+    common = {part for part, n in counts.items() if n >= NEARLY_ALL * len(labels) and n > 1}
+    names = [
+        " ".join(map(_short_part, [p for p in label if p not in common] or label))
+        for label in parts
+    ]
+    return dict(zip(labels, names if len({*names}) == len(names) else labels, strict=True))
 
 
-def _without_section(part: str) -> str:
-    """Return `lr=0.01` for `optimizer.lr=0.01`; the part itself if it has no key."""
+def _short_part(part: str) -> str:
     key, equals, value = part.partition("=")
-    return f"{key.rpartition('.')[2]}={value}" if equals else part
+    is_word = value[:1].isalpha() and value not in ("null", "true", "false", "none", ABSENT)
+    return value if is_word and "." not in key else f"{key.rpartition('.')[2]}{equals}{value}"
 
 
 def _determined(configs: Sequence[Values], key: str) -> bool:

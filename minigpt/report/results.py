@@ -23,6 +23,10 @@ from minigpt.report.tables import Cell, Column, Table, markdown_text, to_markdow
 
 BEST, NOT_WORSE = "★", "≈"
 PERCENT = f"{CONFIDENCE:.0%}"
+TEST = (  # what the words of a verdict mean
+    f"Beats: paired t-test over seeds, p below {ALPHA:.2f} after Holm's correction over all pairs "
+    f"of designs. Detect: with a power of {POWER:.0%}."
+)
 YES = {None: "", True: "yes", False: "no"}
 
 
@@ -354,6 +358,15 @@ def _value(design: Design, key: str) -> str:
     return ", ".join(sorted(values))
 
 
-def _command(run: Run) -> str:
+def commands(comparison: Comparison) -> dict[str, str]:
+    """Return the command of each design without the seed, by label; none of groups of designs."""
+    single = [design for design in comparison.designs if len(design.configs) == 1]
+    found = {design.label: _command(design.all_runs[0], ("seed=", "--seed=")) for design in single}
+    return {label: command for label, command in found.items() if command}
+
+
+def _command(run: Run, without: tuple[str, ...] = ()) -> str:
+    """Return the command of a run without the words that begin so."""
     words = run.manifest.get("command")
-    return shlex.join(map(str, words)) if isinstance(words, list) else ""
+    known = [*map(str, words)] if isinstance(words, list) else []
+    return shlex.join(word for word in known if not (without and word.startswith(without)))
