@@ -46,7 +46,8 @@ class Plot:
     """A figure under a heading. `choices`: buttons that switch its data; the first is drawn.
 
     `legend`: the styles of its labels, if they are not those of the designs. `rows`: the number of
-    designs in a plot that has a named row for each, so that it needs no labels.
+    designs in a plot that has a named row for each, so that it needs no labels. `start`: the part
+    of the x-axis whose values the y-axis leaves out.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Plot:
     choices: list[Choice] = field(default_factory=list)
     legend: dict[str, Style] = field(default_factory=dict)
     rows: int | None = None
+    start: float = 0.0
 
     @property
     def labels(self) -> list[str]:

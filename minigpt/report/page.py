@@ -19,7 +19,7 @@ from minigpt.report.continuing import continuing, shared_lines
 from minigpt.report.evaluations import choose_checkpoint
 from minigpt.report.figures import Plot, styles
 from minigpt.report.plots import plots
-from minigpt.report.results import TEST, commands, markdown, summary, tables
+from minigpt.report.results import MEANING, commands, markdown, summary, tables
 from minigpt.report.tables import Table, markdown_text, to_csv, to_latex, to_markdown
 from minigpt.report.verdict import verdict
 
@@ -56,7 +56,7 @@ def write_report(
         title=title(comparison),
         lines=lines,
         groups=groups,
-        meaning=TEST,
+        meaning=MEANING,
         shared_tables=shared,
         strokes=STROKES,
         most_beside=MOST_BESIDE,
@@ -152,7 +152,11 @@ def _plot_data(plots: list[Plot]) -> Markup:
     from plotly.utils import PlotlyJSONEncoder
 
     data = {
-        plot.name: {"figure": plot.figure.to_plotly_json(), "choices": [*map(vars, plot.choices)]}
+        plot.name: {
+            "figure": plot.figure.to_plotly_json(),
+            "choices": [*map(vars, plot.choices)],
+            "start": plot.start,
+        }
         for plot in plots
     }
     text = json.dumps(data, cls=PlotlyJSONEncoder, separators=(",", ":"))

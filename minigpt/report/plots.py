@@ -29,7 +29,6 @@ from minigpt.report.runs import Run
 from minigpt.report.statistics import CONFIDENCE, interval, spread
 
 START = 0.1  # of training, whose losses would flatten all that follow
-MARGIN = 0.05  # of the range of an axis
 MAX_POINTS = 300  # maximum per curve, to keep the page small
 LOG_RATIO = 10  # the x-axis is logarithmic if largest / smallest x reaches this
 
@@ -81,6 +80,7 @@ def forest(comparison: Comparison) -> Plot | None:
                 "color": style.colour,
                 "symbol": style.symbol,
                 "size": [0, 10, 0],
+                "opacity": 1,
                 "line": {"width": 0},
             },
             hovertemplate=f"%{{x:+.4f}}<extra>{plain(label)}</extra>",
@@ -135,9 +135,7 @@ def learning(comparison: Comparison, key: str) -> Plot | None:
     figure = figure_of(f"{name}, {unit}", AXES["step"])
     for label, lines in known.items():
         add_line(figure, label, by_label[label], lines["step"])
-    shown = _after_the_start([lines["step"] for lines in known.values()])
-    if shown is not None:
-        figure.update_yaxes(range=shown)
+    has_start = max(len(lines["step"].x) for lines in known.values()) >= 1 / START
     choices = [
         Choice(axis, *data_of([lines[axis] for lines in known.values()]), title)
         for axis, title in AXES.items()
@@ -147,7 +145,7 @@ def learning(comparison: Comparison, key: str) -> Plot | None:
         "Mean over seeds, up to the last step that all seeds of a design reached; band: interval. "
         "Seconds are medians over seeds."
     )
-    if shown is not None:
+    if has_start:
         text += f" The axis leaves out the losses of the first {START:.0%} of the steps."
     if is_training_loss:
         text += " Training loss is the mean since the previous logged step."
@@ -155,23 +153,8 @@ def learning(comparison: Comparison, key: str) -> Plot | None:
     if unfinished:
         text += f" Unfinished runs are drawn for {', '.join(unfinished)}."
     heading = f"{name.capitalize()} during training"
-    return Plot(f"learning_{key}", heading, text, figure, choices)
-
-
-def _after_the_start(lines: Sequence[Line]) -> list[float] | None:
-    """Return the range of losses after START of the steps; None for lines of few points."""
-    if max(len(line.x) for line in lines) < 1 / START:
-        return None
-    begin = START * max(line.x[-1] for line in lines)
-    ends = [
-        line.mean[place] + sign * (line.half[place] if line.half else 0)
-        for line in lines
-        for place in range(len(line.x))
-        if line.x[place] >= begin
-        for sign in (-1, 1)
-    ]
-    low, high = max(0.0, min(ends)), max(ends)
-    return [low - MARGIN * (high - low), high + MARGIN * (high - low)]
+    start = START if has_start else 0.0
+    return Plot(f"learning_{key}", heading, text, figure, choices, start=start)
 
 
 def _curves(runs: Sequence[Run], key: str) -> dict[str, Line]:

@@ -23,9 +23,10 @@ from minigpt.report.tables import Cell, Column, Table, markdown_text, to_markdow
 
 BEST, NOT_WORSE = "★", "≈"
 PERCENT = f"{CONFIDENCE:.0%}"
-TEST = (  # what the words of a verdict mean
+MEANING = (  # of the words of a verdict, and of a click
     f"Beats: paired t-test over seeds, p below {ALPHA:.2f} after Holm's correction over all pairs "
-    f"of designs. Detect: with a power of {POWER:.0%}."
+    f"of designs. Detect: with a power of {POWER:.0%}. A click on a name beside a line hides the "
+    f"design in all plots."
 )
 YES = {None: "", True: "yes", False: "no"}
 

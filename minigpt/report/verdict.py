@@ -121,9 +121,12 @@ def _chain(comparison: Comparison, tiers: Sequence[list[str]]) -> str:
 
 def _within(comparison: Comparison, tier: Sequence[str]) -> str:
     """Return what is known of the differences between the designs of a tier."""
-    pairs = _between(comparison, combinations(tier, 2))
+    pairs, names = _between(comparison, combinations(tier, 2)), _names(comparison, tier)
+    if not pairs:
+        return f"{names} are not compared, for want of 2 shared seeds"
     margin, n = comparison.equivalent, _seeds(pairs)
-    names = _names(comparison, tier)
+    if len(pairs) < math.comb(len(tier), 2):
+        names += ", where they share 2 seeds"
     beaten = {a: [b for b in tier if _beats(comparison, a, b)] for a in tier}
     n_significant = sum(map(len, beaten.values()))
     if n_significant == 0 and margin is not None and all(pair.equivalent for pair in pairs):

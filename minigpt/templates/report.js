@@ -1,8 +1,6 @@
 "use strict";
 // Draws the plots, switches what they show, and gives them the colours of the page.
 const plots = JSON.parse(document.getElementById("plots").textContent);
-const ranges = Object.fromEntries( // of the y-axis, before a reader zooms
-  Object.entries(plots).map(([name, { figure }]) => [name, figure.layout.yaxis.range?.slice()]));
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const remembered = "minigpt report " + location.pathname;
 const at = (name) => document.getElementById("plot-" + name);
@@ -25,16 +23,24 @@ function theme() {
   return layout;
 }
 
+// Leaves the start of training, whose losses would flatten all that follow, out of the y-axis.
+function fit(name) {
+  const shown = at(name).data.filter((trace) => trace.visible !== false && trace.x.length);
+  if (!plots[name].start || !shown.length) return Promise.resolve();
+  const begin = plots[name].start * Math.max(...shown.flatMap((trace) => trace.x));
+  const y = shown.flatMap((trace) => trace.y.filter((_, n) => trace.x[n] >= begin));
+  const low = Math.min(...y), high = Math.max(...y), margin = 0.05 * (high - low);
+  return Plotly.relayout(at(name), { "yaxis.range": [low - margin, high + margin] });
+}
+
 function choose(name, number) {
   const choice = plots[name].choices[number];
   if (choice === undefined) return Promise.resolve();
   for (const button of document.querySelectorAll(`[data-plot="${name}"]`))
     button.setAttribute("aria-pressed", String(Number(button.dataset.choice) === number));
-  const range = ranges[name];
   return Plotly.update(at(name), { x: choice.x, y: choice.y }, {
-    "xaxis.title.text": choice.title, "xaxis.autorange": true,
-    ...(range ? { "yaxis.range": [...range] } : { "yaxis.autorange": true }),
-  });
+    "xaxis.title.text": choice.title, "xaxis.autorange": true, "yaxis.autorange": true,
+  }).then(() => fit(name));
 }
 
 function toggle(design, visible) {
@@ -42,7 +48,7 @@ function toggle(design, visible) {
     if (button.dataset.design === design) button.setAttribute("aria-pressed", String(visible));
   for (const [name, plot] of Object.entries(plots)) {
     const traces = plot.figure.data.flatMap((trace, n) => (trace.name === design ? [n] : []));
-    if (traces.length) Plotly.restyle(at(name), { visible }, traces);
+    if (traces.length) Plotly.restyle(at(name), { visible }, traces).then(() => fit(name));
   }
 }
 
@@ -149,6 +155,7 @@ Promise.all(Object.entries(plots).map(async ([name, plot]) => {
   await Plotly.newPlot(at(name), plot.figure.data, plot.figure.layout, config);
   await Plotly.relayout(at(name), theme());
   at(name).on("plotly_afterplot", () => place(name));
+  await fit(name);
   place(name);
   if (state.choices[name] !== undefined) await choose(name, state.choices[name]);
 })).then(() => {

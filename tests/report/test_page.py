@@ -210,6 +210,28 @@ def _bright(rgb: str) -> bool:
 
 
 @needs_browser
+def test_the_axis_leaves_out_the_start_also_of_what_is_left(
+    tmp_path: Path, browser: Browser
+) -> None:
+    """The loss at step s is 20 / s above the last one."""
+    for name, loss in (("rope", 1.5), ("alibi", 2.5)):
+        make_run(tmp_path / name, config(name, trainer__max_steps=200), loss)
+    main([str(tmp_path)])
+    shown = browser.new_page()
+    shown.goto((tmp_path / "report.html").as_uri())
+    shown.wait_for_selector("body[data-drawn]")
+    assert "leaves out the losses of the first 10%" in (tmp_path / "report.html").read_text()
+    high = "document.getElementById('plot-learning_val_loss').layout.yaxis.range[1]"
+    low = high.replace("range[1]", "range[0]")
+    assert 3.5 < shown.evaluate(high) < 3.7 and 1.4 < shown.evaluate(low) < 1.6
+    shown.locator('[data-plot="learning_val_loss"]:text-is("seconds")').click()
+    shown.wait_for_function(f"{high} < 3.7")
+    shown.locator('[data-design="positional=alibi"]').first.click()
+    shown.wait_for_function(f"{high} < 2.7 && {low} > 1.4")
+    shown.close()
+
+
+@needs_browser
 def test_page_of_several_objectives(tmp_path: Path, browser: Browser) -> None:
     for number, (name, seed) in enumerate(product(("causal", "masked"), (1, 2))):
         for positional in ("learned", "rope"):

@@ -230,11 +230,3 @@ def test_designs_off_the_pareto_line_are_open(tmp_path: Path) -> None:
         "alibi": False,
     }
     assert against(comparison, "parameters") is None  # the same for all
-
-
-def test_curves_leave_out_the_start(tmp_path: Path) -> None:
-    make_run(tmp_path / "run", config(trainer__max_steps=200), 1.5)
-    plot = learning(compare([str(tmp_path)]), "val_loss")
-    assert plot is not None and "leaves out the losses of the first 10%" in plot.text
-    low, high = plot.figure.to_plotly_json()["layout"]["yaxis"]["range"]
-    assert 1.5 < low < 1.6 and 2.5 < high < 2.6  # the loss at step 20 is 1.5 + 20 / 20

@@ -196,6 +196,33 @@ def test_a_design_with_too_few_seeds_is_not_tested(tmp_path: Path) -> None:
     )
 
 
+def test_designs_of_other_seeds_that_beat_the_same(tmp_path: Path) -> None:
+    def some(values: list[float], *seeds: int) -> list[float | None]:
+        return [loss if seed in seeds else None for seed, loss in enumerate(values, 1)]
+
+    designs = {
+        "x": some([1.5, 1.511, 1.0, 1.0], 1, 2),
+        "y": some([1.0, 1.0, 1.6, 1.609], 3, 4),
+        "z": [9.0, 9.01, 9.02, 9.03],
+    }
+    assert verdict(compared(tmp_path, designs)) == (
+        "x and y beat z (by 7.4 to 7.5 nats/token); x and y are not compared, for want of 2 shared "
+        "seeds."
+    )
+
+
+def test_a_pair_that_is_not_tested_is_no_tie(tmp_path: Path) -> None:
+    first, second = losses(1.5, "a"), losses(1.5, "b")
+    designs = {
+        "x": [*first[:2], None, None],
+        "y": [None, None, *second[2:4]],
+        "z": losses(1.5, "c"),
+    }
+    found = verdict(compared(tmp_path, designs))
+    assert "2 seeds show no significant difference between " in found
+    assert ", where they share 2 seeds" in found
+
+
 def test_the_lowest_mean_over_other_seeds_beats_nobody(tmp_path: Path) -> None:
     """The second has the lower mean, since it lacks a hard seed; where both ran it loses."""
     designs = {"x": [2.0, 2.1, 2.05, 9.0], "y": [2.101, 2.2, 2.1505, None]}
