@@ -317,10 +317,11 @@ def against(comparison: Comparison, cost: str) -> Plot | None:
     if min(xs) > 0 and max(xs) / min(xs) >= LOG_RATIO:
         figure.update_xaxes(type="log", dtick="D2")
     text = (
-        f"A point for each design: median and range over seeds of the {what}, mean and interval of "
-        f"the loss. Grey: the lowest mean for as many {what} or fewer (Pareto line); the designs "
-        f"on it are filled."
+        f"A point for each design, with the interval of its loss over seeds. Grey: the lowest mean "
+        f"for as many {what} or fewer (Pareto line); the designs on it are filled."
     )
+    if any(x.high > x.low for x, _ in points.values()):
+        text += f" The {what} are medians over seeds, with their range."
     return Plot(cost, f"Loss against {what}", text, figure)
 
 

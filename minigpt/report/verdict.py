@@ -142,9 +142,9 @@ def _within(comparison: Comparison, tier: Sequence[str]) -> str:
     equal = [b for b in tier[1:] if b not in beaten[best]]
     wins = f"beats {_names(comparison, beaten[best])}, but " if beaten[best] else ""
     return (
-        f"{comparison.short[best]} {wins}does not differ significantly from "
-        f"{_names(comparison, equal)} with {n} ({n_significant} of {len(pairs)} differences "
-        f"between these {len(tier)} designs are significant)"
+        f"{comparison.short[best]}, the best mean of these {len(tier)} designs, {wins}does not "
+        f"differ significantly from {_names(comparison, equal)} with {n} ({n_significant} of their "
+        f"{len(pairs)} differences are significant)"
     )
 
 

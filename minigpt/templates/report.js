@@ -27,9 +27,10 @@ function theme() {
 function fit(name) {
   const shown = at(name).data.filter((trace) => trace.visible !== false && trace.x.length);
   if (!plots[name].start || !shown.length) return Promise.resolve();
-  const begin = plots[name].start * Math.max(...shown.flatMap((trace) => trace.x));
+  const largest = (values) => values.reduce((one, other) => Math.max(one, other));
+  const begin = plots[name].start * largest(shown.flatMap((trace) => trace.x));
   const y = shown.flatMap((trace) => trace.y.filter((_, n) => trace.x[n] >= begin));
-  const low = Math.min(...y), high = Math.max(...y), margin = 0.05 * (high - low);
+  const high = largest(y), low = -largest(y.map((value) => -value)), margin = 0.05 * (high - low);
   return Plotly.relayout(at(name), { "yaxis.range": [low - margin, high + margin] });
 }
 

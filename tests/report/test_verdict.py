@@ -181,10 +181,11 @@ def test_a_tangle_is_told_from_the_best(tmp_path: Path) -> None:
     best = {b for a, b in beats if a == "p"}
     assert best and best != {*"qrstu"} and ("q", "r") not in beats
     found = verdict(comparison)
-    count = f"({len(beats)} of 15 differences between these 6 designs are significant)."
-    assert found.startswith("p beats ") and found.endswith(count)
+    begin = "p, the best mean of these 6 designs, beats "
+    assert found.startswith(begin)
+    assert found.endswith(f"({len(beats)} of their 15 differences are significant).")
     wins, _, equal = found.partition(", but does not differ significantly from ")
-    assert all((name in wins.removeprefix("p beats ")) == (name in best) for name in "qrstu")
+    assert all((name in wins.removeprefix(begin)) == (name in best) for name in "qrstu")
     assert all((name in equal.split(" with ")[0]) == (name not in best) for name in "qrstu")
 
 
