@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from minigpt.commands.report import main
 from minigpt.report.figures import COLOURS, DASHES
-from minigpt.report.page import STROKES
+from minigpt.report.page import MOST_BESIDE, STROKES
 from tests.report.synthetic import POSITIONS, config, make_run, make_sweep
 
 CHROMIUM = next(
@@ -188,6 +188,19 @@ def test_page_without_a_browser(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert 'http-equiv="refresh"' not in text and HOSTILE not in text
     assert "The &lt;king&gt; &amp; seed 1." in text and "aaaaaaaa" in text
+
+
+def test_many_labels_are_above_the_plots(tmp_path: Path) -> None:
+    for n in range(MOST_BESIDE + 1):
+        make_run(tmp_path / str(n), config(model__n_embd=16 + n), 1.5 + n / 10)
+    main([str(tmp_path)])
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<div class="legend">' in text
+    (tmp_path / "0" / "result.json").unlink()
+    (tmp_path / "0" / "metrics.jsonl").unlink()
+    main([str(tmp_path)])
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<div class="legend beside">' in text and '<div class="legend">' not in text
 
 
 def test_styles_of_designs_differ() -> None:
