@@ -158,7 +158,8 @@ def add_line(figure: go.Figure, name: str, style: Style, line: Line, mode: str =
 
 def figure_of(y: str, x: str) -> go.Figure:
     """Return an empty figure with x from 0; report.js sets its colours."""
-    axis = {"automargin": True, "zeroline": False}
+    x_axis = {"automargin": "height", "zeroline": False, "rangemode": "nonnegative"}
+    y_axis = {"automargin": "left", "zeroline": False}  # report.js sets the right margin
     return go.Figure(
         layout={
             "template": "none",
@@ -167,8 +168,8 @@ def figure_of(y: str, x: str) -> go.Figure:
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
             "hovermode": "closest",
-            "xaxis": {"title": {"text": x}, "rangemode": "nonnegative", **axis},
-            "yaxis": {"title": {"text": y}, **axis},
+            "xaxis": {"title": {"text": x}, **x_axis},
+            "yaxis": {"title": {"text": y}, **y_axis},
         }
     )
 
