@@ -58,7 +58,7 @@ def forest(comparison: Comparison) -> Plot | None:
     """Return the plot of paired differences to the best design and to the baseline, by rank."""
     measure, base = comparison.measure, comparison.baseline
     designs = [d for d in comparison.ranked if d.interval(measure.key) is not None]
-    if len(designs) < 2 or base is None:
+    if not comparison.pairs or base is None:
         return None
     labels = [design.label for design in designs]
     references = [labels[0]] if comparison.comparable else []
