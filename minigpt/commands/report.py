@@ -89,9 +89,9 @@ def _fits(comparison: Comparison) -> Extra:
 def _options(arguments: list[str]) -> Namespace:
     parser = Parser(
         "report",
-        "Compare runs: a leaderboard of designs over seeds, paired differences to a baseline,\n"
-        "learning curves and configuration differences, in the terminal and as one HTML page\n"
-        "with tables beside it. Reads run directories only; the page needs no network.",
+        "Compare runs: which designs are better (paired tests over seeds), a leaderboard, paired\n"
+        "differences, learning curves and configuration differences, in the terminal and as one\n"
+        "HTML page with tables beside it. Reads run directories only; the page needs no network.",
         [
             "minigpt report latest",
             "minigpt report runs/sweep --baseline learned",

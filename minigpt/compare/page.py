@@ -11,8 +11,8 @@ from minigpt.compare.search import DesignSearch
 from minigpt.config.pairs import parse_override
 from minigpt.console import PipeConsole, duration
 from minigpt.report.comparison import LOSS, compare
+from minigpt.report.figures import Line, Plot, log_plot
 from minigpt.report.page import Extra, write_report
-from minigpt.report.plots import Line, Plot, log_plot
 from minigpt.report.show import show, show_tables
 from minigpt.report.tables import Cell, Column, Table
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from minigpt.errors import UserError, require
@@ -18,6 +19,7 @@ from minigpt.report.designs import (
     group,
     identities_without,
     pairs_with_several_choices,
+    short_labels,
     shown,
     varying,
     word,
@@ -29,7 +31,13 @@ from minigpt.report.hierarchical import (
     mixed_differences,
 )
 from minigpt.report.runs import Run, RunCollection, find_runs
-from minigpt.report.statistics import Difference, corrected, not_significantly_worse, paired
+from minigpt.report.statistics import (
+    Difference,
+    corrected,
+    every_pair,
+    not_significantly_worse,
+    paired,
+)
 
 LISTED = 4  # maximum number of runs or pairs in a warning; tables have all
 
@@ -53,11 +61,13 @@ TEST_BITS = Measure("test_bits_per_byte", "test loss", "bits/byte")
 class Comparison:
     """Designs in the order in which they were started, including the `baseline`.
 
+    `named_baseline`: whether the user chose the baseline.
     `differences`: each other design minus the baseline, by label, with Holm's correction over all.
     `equivalent`: the margin within which their equivalence is tested. `plan`: a difference, for
     which the seeds needed to detect it are shown. Both are in the unit of `measure`. `by`: the
     config keys that runs were grouped by, if they were given. `mixed`: the differences over several
     conditions, see `minigpt.report.hierarchical`.
+    `pairs`: the first design minus the second, by their labels, with Holm's correction over all.
     `best`: labels of the lowest mean and of designs not significantly worse than it; empty unless
     `comparable`, which is False if losses are of different texts. `objective`: of all runs; their
     losses are `loss_of` these tokens, None if unknown. `others`: the comparisons of runs with other
@@ -73,6 +83,7 @@ class Comparison:
     one_tokenizer: bool
     comparable: bool
     differences: dict[str, Difference]
+    pairs: dict[tuple[str, str], Difference]
     best: set[str]
     match: str | None
     matched: list[str]
@@ -87,6 +98,7 @@ class Comparison:
     loss_of: str | None = None
     others: list[Comparison] = field(default_factory=list)
     is_alone: bool = True
+    named_baseline: bool = False
 
     @property
     def groups(self) -> list[Comparison]:
@@ -124,6 +136,16 @@ class Comparison:
         """The labels of the designs, in order."""
         return [design.label for design in self.designs]
 
+    @cached_property
+    def short(self) -> dict[str, str]:
+        """A short name of each design, by its label."""
+        return short_labels(self.labels)
+
+    def difference(self, one: str, other: str) -> Difference | None:
+        """Return one design minus another, from `pairs`; None if they share no seed."""
+        pair, mirrored = self.pairs.get((one, other)), self.pairs.get((other, one))
+        return mirrored.reversed if mirrored is not None else pair
+
     @property
     def own_keys(self) -> list[str]:
         """Keys that have a value of their own in each design, and are not a choice to compare."""
@@ -156,13 +178,13 @@ def compare(
     collections = find_runs(names).by_objective()
     require_one_objective(f"--by={','.join(by)}", [*collections] if by else [])
     drafts = [
-        _compare(name, collection, by, len(collections) == 1)
+        _compare(name, collection, by, len(collections) == 1, equivalent)
         for name, collection in collections.items()
     ]
     bases = _baselines(baseline, [draft.designs for draft in drafts])
-    margins = {"equivalent": equivalent, "plan": plan}
+    asked = {"equivalent": equivalent, "plan": plan, "named_baseline": baseline is not None}
     first, *others = [
-        _with_baseline(replace(draft, baseline=base, **margins), by)
+        _with_baseline(replace(draft, baseline=base, **asked), by)
         for draft, base in zip(drafts, bases, strict=True)
     ]
     return replace(first, others=others)
@@ -176,7 +198,11 @@ def require_one_objective(what: str, objectives: Sequence[str]) -> None:
 
 
 def _compare(
-    objective: str, collection: RunCollection, by: Sequence[str], is_alone: bool
+    objective: str,
+    collection: RunCollection,
+    by: Sequence[str],
+    is_alone: bool,
+    margin: float | None,
 ) -> Comparison:
     """Return the comparison of the runs of an objective, without what depends on a baseline."""
     matches = {_match_of(run).get("what") for run in collection.runs if run.config}
@@ -189,7 +215,9 @@ def _compare(
     one_tokenizer = len(_values(finished, _tokenizer)) < 2
     comparable = len(_values(finished, _text)) < 2
     measure = _measure(finished, one_tokenizer)
-    best = not_significantly_worse([design.seeds(measure.key) for design in designs])
+    seeds = [design.seeds(measure.key) for design in designs]
+    pairs = every_pair(seeds, margin)
+    best = not_significantly_worse(seeds, pairs)
     return Comparison(
         collection=collection,
         designs=designs,
@@ -198,6 +226,7 @@ def _compare(
         one_tokenizer=one_tokenizer,
         comparable=comparable,
         differences={},
+        pairs={(designs[a].label, designs[b].label): pair for (a, b), pair in pairs.items()},
         best={designs[index].label for index in best} if comparable else set(),
         match=match,
         matched=matched,

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from minigpt.loss_of import NOT_COMPARED
 from minigpt.report.comparison import Comparison, comparable_runs
 from minigpt.report.designs import Design
-from minigpt.report.results import ALPHA, PERCENT, YES
+from minigpt.report.results import PERCENT, YES
 from minigpt.report.runs import CONTINUATION
-from minigpt.report.statistics import Difference, corrected, paired
+from minigpt.report.statistics import ALPHA, Difference, corrected, paired
 from minigpt.report.tables import Cell, Column, Table
 
 

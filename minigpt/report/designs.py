@@ -28,6 +28,7 @@ DERIVED_KEYS = ("model.backend.name", "model.architecture", "model.n_special_tok
 DERIVED_KEYS += ("model.source_length", "model.target_length")
 # Config groups that set another key than SECTION.name.
 GROUP_KEYS = {"norm": "model.norm.placement", "model": "model.name"}
+NEARLY_ALL = 0.75  # of the designs: a part of so many labels is left out of short names
 ABSENT = "absent"  # value of a key that an older version did not write
 
 Values = Mapping[str, Any]
@@ -276,6 +277,28 @@ def model_labels(configs: Sequence[Values]) -> list[str]:
         chosen = (f"{option}={shown(model[key])}" for option, key in pairs)
         labels.append(" ".join([name, *chosen]))
     return labels
+
+
+def short_labels(labels: Sequence[str]) -> dict[str, str]:
+    """Return a short name for each label; labels whose names would be equal stay as they are.
+
+    Without the name of a config group whose variant says enough (`rope` of `positional=rope`), the
+    section of a key (`lr=0.01` of `optimizer.lr=0.01`), and what nearly all labels have.
+    """
+    parts = [label.split(" ") for label in labels]
+    counts = Counter(part for label in parts for part in label)
+    common = {part for part, n in counts.items() if n >= NEARLY_ALL * len(labels) and n > 1}
+    names = [
+        " ".join(map(_short_part, [p for p in label if p not in common] or label))
+        for label in parts
+    ]
+    return dict(zip(labels, names if len({*names}) == len(names) else labels, strict=True))
+
+
+def _short_part(part: str) -> str:
+    key, equals, value = part.partition("=")
+    is_word = value[:1].isalpha() and value not in ("null", "true", "false", "none", ABSENT)
+    return value if is_word and "." not in key else f"{key.rpartition('.')[2]}{equals}{value}"
 
 
 def _determined(configs: Sequence[Values], key: str) -> bool:

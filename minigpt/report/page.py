@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +17,17 @@ from minigpt.html import render
 from minigpt.report.comparison import Comparison, count
 from minigpt.report.continuing import continuing, shared_lines
 from minigpt.report.evaluations import choose_checkpoint
-from minigpt.report.plots import Plot, plots, styles
-from minigpt.report.results import markdown, summary, tables
+from minigpt.report.figures import Plot, styles
+from minigpt.report.plots import plots
+from minigpt.report.results import MEANING, commands, markdown, summary, tables
 from minigpt.report.tables import Table, markdown_text, to_csv, to_latex, to_markdown
+from minigpt.report.verdict import verdict
 
 SAMPLE_CHARACTERS = 600
-# SVG dash patterns of a legend's lines, as the plots draw them.
+# SVG dash patterns of a label's line, as the plots draw them.
 STROKES = {"solid": "none", "dash": "7 4", "dot": "2 4", "dashdot": "7 3 2 3"}
+MOST_BESIDE = 16  # labels beside the lines; more are above the plot
+MOST_OPEN = 400  # characters of warnings and notes; more begin folded
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,11 @@ def write_report(
         title=title(comparison),
         lines=lines,
         groups=groups,
+        meaning=MEANING,
         shared_tables=shared,
         strokes=STROKES,
+        most_beside=MOST_BESIDE,
+        most_open=MOST_OPEN,
         refresh=None if refresh is None else f"{refresh:g}",
         plot_data=_plot_data([plot for group in groups for plot in group["plots"]]),
         plotly=Markup(get_plotlyjs()),
@@ -83,19 +91,34 @@ def write_report(
 def _group(comparison: Comparison, extra: Extra) -> dict[str, Any]:
     """Return what the page shows of the runs of an objective."""
     checkpoint = choose_checkpoint(comparison)
-    figures = [*extra.plots, *plots(comparison, checkpoint)]
     return {
         "suffix": comparison.suffix,
+        "objective": comparison.objective,
         "heading": comparison.heading,
+        "verdict": verdict(comparison),
         "summary": summary(comparison),
+        "remarks": _remarks(comparison),
         "warnings": comparison.warnings,
         "notes": comparison.notes,
         "tables": [*tables(comparison, checkpoint), *extra.tables],
-        "plots": [_named(plot, comparison) for plot in figures],
-        "extra_tables": [table.name for table in extra.tables],
+        "plots": [_named(plot, comparison) for plot in plots(comparison, checkpoint, extra.plots)],
         "styles": styles(comparison.labels),
+        "short": comparison.short | _short_paths(comparison),
+        "commands": commands(comparison),
         "samples": _samples(comparison),
     }
+
+
+def _remarks(comparison: Comparison) -> str:
+    counts = (("warning", comparison.warnings), ("note", comparison.notes))
+    return ", ".join(count(len(lines), what) for what, lines in counts if lines)
+
+
+def _short_paths(comparison: Comparison) -> dict[str, str]:
+    """Return the paths of runs without the folder that has all of them."""
+    paths = [run.path for run in comparison.collection.runs]
+    top = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    return {str(path): os.path.relpath(path, top) for path in paths}
 
 
 def _named(plot: Plot, comparison: Comparison) -> Plot:
@@ -129,7 +152,11 @@ def _plot_data(plots: list[Plot]) -> Markup:
     from plotly.utils import PlotlyJSONEncoder
 
     data = {
-        plot.name: {"figure": plot.figure.to_plotly_json(), "choices": [*map(vars, plot.choices)]}
+        plot.name: {
+            "figure": plot.figure.to_plotly_json(),
+            "choices": [*map(vars, plot.choices)],
+            "start": plot.start,
+        }
         for plot in plots
     }
     text = json.dumps(data, cls=PlotlyJSONEncoder, separators=(",", ":"))

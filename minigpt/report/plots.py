@@ -1,98 +1,117 @@
-"""The plots of a report: a line for each design, with its confidence interval over seeds."""
+"""The plots of a report, each a function of a comparison."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from minigpt.html import PARTS_OF_OCTAVE, by_octave
 from minigpt.report.comparison import LOSS, Comparison
 from minigpt.report.evaluations import BY_POSITION, LENGTH_CURVES, at_length, by_position, lengths
+from minigpt.report.figures import (
+    GREY,
+    Choice,
+    Line,
+    Plot,
+    add_line,
+    by_octaves,
+    data_of,
+    figure_of,
+    line_of,
+    plain,
+    rounded,
+    shortened,
+    styles,
+)
 from minigpt.report.runs import Run
-from minigpt.report.statistics import half_intervals, interval
+from minigpt.report.statistics import CONFIDENCE, interval, spread
 
-# Contrast of 3 or more with white and with black. Designs cycle through colours, then dashes.
-COLOURS = ("#2f7fd6", "#d9700f", "#2a9d4a", "#dc4450", "#9467d8", "#1597a5", "#8f8a1c")
-DASHES = ("solid", "dash", "dot", "dashdot")
-SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star")
-BAND_OPACITY = 0.18
+START = 0.1  # of training, whose losses would flatten all that follow
 MAX_POINTS = 300  # maximum per curve, to keep the page small
 LOG_RATIO = 10  # the x-axis is logarithmic if largest / smallest x reaches this
 
 
-@dataclass(frozen=True)
-class Style:
-    """The style of a design in every plot."""
+def plots(
+    comparison: Comparison, checkpoint: str | None, measured: Sequence[Plot] = ()
+) -> list[Plot]:
+    """Return the plots that have data, in the order of the page.
 
-    colour: str
-    dash: str
-    symbol: str
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The data shown by a button above a plot: x and y of each trace, and the x-axis title."""
-
-    name: str
-    x: list[Any]
-    y: list[Any]
-    title: str
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure under a heading. `choices`: buttons that switch its data; the first is drawn.
-
-    `legend`: the styles of its labels, if they are not those of the designs.
+    `measured`: plots of the command, such as the sensitivity to the learning rate.
     """
-
-    name: str
-    heading: str
-    text: str
-    figure: go.Figure
-    choices: list[Choice] = field(default_factory=list)
-    legend: dict[str, Style] = field(default_factory=dict)
-
-    @property
-    def labels(self) -> list[str]:
-        """Labels of the designs in the figure."""
-        return [trace["name"] for trace in self.figure.to_plotly_json()["data"]]
-
-
-@dataclass(frozen=True)
-class Line:
-    """A mean over seeds along x. `half`: half-width of its interval; None for one seed."""
-
-    x: list[float]
-    mean: list[float]
-    half: list[float] | None
-
-
-def styles(labels: Sequence[str]) -> dict[str, Style]:
-    """Return a style for each label of a design."""
-    colours, symbols = itertools.cycle(COLOURS), itertools.cycle(SYMBOLS)
-    dashes = itertools.cycle(dash for dash in DASHES for _ in COLOURS)
-    return dict(zip(labels, map(Style, colours, dashes, symbols), strict=False))
-
-
-def plots(comparison: Comparison, checkpoint: str | None) -> list[Plot]:
-    """Return the plots that have data, in the order of the page."""
-    drafts = [learning(comparison, comparison.validation.key)]
+    drafts = [forest(comparison), learning(comparison, comparison.validation.key)]
     if comparison.one_tokenizer:
         drafts.append(learning(comparison, "train_loss"))
+    drafts += [against(comparison, "flops"), *measured]
     if checkpoint is not None:
         drafts += [length_plot(comparison, checkpoint, curve) for curve in LENGTH_CURVES]
         drafts.append(position_plot(comparison, checkpoint))
-    drafts += [
-        against(comparison, "parameters", "parameters.total", "parameters"),
-        against(comparison, "time", "seconds", "seconds of training, median and range over seeds"),
-    ]
+    drafts += [against(comparison, "parameters"), against(comparison, "time")]
     return [plot for plot in drafts if plot is not None]
+
+
+# ---- differences ----
+
+
+def forest(comparison: Comparison) -> Plot | None:
+    """Return the plot of paired differences to the best design and to the baseline, by rank."""
+    measure, base = comparison.measure, comparison.baseline
+    designs = [d for d in comparison.ranked if d.interval(measure.key) is not None]
+    if not comparison.pairs or base is None:
+        return None
+    labels = [design.label for design in designs]
+    references = [labels[0]] if comparison.comparable else []
+    references = (
+        [base.label, *references] if comparison.named_baseline else [*references, base.label]
+    )
+    by_label = styles(comparison.labels)
+    choices = [_differences_to(comparison, one, labels) for one in dict.fromkeys(references)]
+    figure = figure_of("", choices[0].title)
+    for row, label in enumerate(labels):
+        style = by_label[label]
+        figure.add_scatter(
+            x=choices[0].x[row],
+            y=choices[0].y[row],
+            name=label,
+            mode="lines+markers",
+            line={"color": style.colour, "width": 2},
+            marker={
+                "color": style.colour,
+                "symbol": style.symbol,
+                "size": [0, 10, 0],
+                "opacity": 1,
+                "line": {"width": 0},
+            },
+            hovertemplate=f"%{{x:+.4f}}<extra>{plain(label)}</extra>",
+        )
+    rows = [-row for row in range(len(labels))]
+    names = [plain(shortened(comparison.short[label])) for label in labels]
+    figure.update_yaxes(tickmode="array", tickvals=rows, ticktext=names, showgrid=False)
+    line = {"zeroline": True, "zerolinewidth": 2, "zerolinecolor": GREY}
+    figure.update_xaxes(rangemode="normal", **line)
+    text = (
+        f"Each design minus the named one with the same seed: left of the line is better. "
+        f"Interval: {CONFIDENCE:.0%} t-interval over the shared seeds of this difference alone, "
+        f"not corrected for the number of designs; none for one seed."
+    )
+    heading = f"Differences of the {measure.name}"
+    return Plot("forest", heading, text, figure, choices, rows=len(labels))
+
+
+def _differences_to(comparison: Comparison, reference: str, labels: Sequence[str]) -> Choice:
+    """Return the ends and the mean of each row, which is empty without shared seeds."""
+    x: list[list[float]] = []
+    y: list[list[float]] = []
+    for row, label in enumerate(labels):
+        difference = comparison.difference(label, reference)
+        interval = None if difference is None else difference.interval
+        ends = [] if interval is None else [interval.low, interval.mean, interval.high]
+        x.append([0.0, 0.0, 0.0] if label == reference else rounded(ends))
+        y.append([float(-row)] * len(x[-1]))
+    name = comparison.short[reference]
+    title = f"minus {plain(shortened(name))}, {comparison.measure.unit}"
+    return Choice(f"minus {name}", x, y, title)
 
 
 # ---- during training ----
@@ -113,11 +132,12 @@ def learning(comparison: Comparison, key: str) -> Plot | None:
     if all(len(lines["step"].x) < 2 for lines in known.values()):  # the leaderboard has one value
         return None
     by_label = styles(comparison.labels)
-    figure = _figure(f"{name}, {unit}", AXES["step"])
+    figure = figure_of(f"{name}, {unit}", AXES["step"])
     for label, lines in known.items():
-        _add_line(figure, label, by_label[label], lines["step"])
+        add_line(figure, label, by_label[label], lines["step"])
+    has_start = max(len(lines["step"].x) for lines in known.values()) >= 1 / START
     choices = [
-        Choice(axis, *_data([lines[axis] for lines in known.values()]), title)
+        Choice(axis, *data_of([lines[axis] for lines in known.values()]), title)
         for axis, title in AXES.items()
         if all(axis in lines for lines in known.values())
     ]
@@ -125,13 +145,16 @@ def learning(comparison: Comparison, key: str) -> Plot | None:
         "Mean over seeds, up to the last step that all seeds of a design reached; band: interval. "
         "Seconds are medians over seeds."
     )
+    if has_start:
+        text += f" The axis leaves out the losses of the first {START:.0%} of the steps."
     if is_training_loss:
         text += " Training loss is the mean since the previous logged step."
     unfinished = [design.label for design, lines in curves if lines and not design.runs]
     if unfinished:
         text += f" Unfinished runs are drawn for {', '.join(unfinished)}."
     heading = f"{name.capitalize()} during training"
-    return Plot(f"learning_{key}", heading, text, figure, choices)
+    start = START if has_start else 0.0
+    return Plot(f"learning_{key}", heading, text, figure, choices, start=start)
 
 
 def _curves(runs: Sequence[Run], key: str) -> dict[str, Line]:
@@ -152,7 +175,7 @@ def _curves(runs: Sequence[Run], key: str) -> dict[str, Line]:
     means = np.array([np.mean(same, axis=0) for same in by_seed.values()])
     axes = [_axes(run, steps) for run, _ in known]
     return {
-        axis: _line(np.median([x[axis] for x in axes], axis=0).tolist(), means)
+        axis: line_of(np.median([x[axis] for x in axes], axis=0).tolist(), means)
         for axis in AXES
         if all(axis in x for x in axes)
     }
@@ -160,11 +183,11 @@ def _curves(runs: Sequence[Run], key: str) -> dict[str, Line]:
 
 def _axes(run: Run, steps: list[int]) -> dict[str, Sequence[float]]:
     """Return x of a run at its steps, by the name of the axis."""
-    batch, block = run.config.get("trainer.batch_size"), run.config.get("model.block_size")
+    per_step = run.tokens_per_step
     flops, seconds = run.number("flops_per_token"), run.logged("seconds")
     axes: dict[str, Sequence[float]] = {"step": steps}
-    if isinstance(batch, int) and isinstance(block, int):
-        axes["tokens"] = [step * batch * block for step in steps]
+    if per_step is not None:
+        axes["tokens"] = [step * per_step for step in steps]
         if flops is not None:
             axes["FLOPs"] = [tokens * flops for tokens in axes["tokens"]]
     if all(step in seconds for step in steps):
@@ -180,8 +203,8 @@ def length_plot(comparison: Comparison, checkpoint: str, curve: str) -> Plot | N
     measure = comparison.validation
     known = lengths(comparison.designs, checkpoint, curve)
     by_label = styles(comparison.labels)
-    figure = _figure(f"{measure.name}, {measure.unit}", "context length, tokens")
-    _by_octaves(figure, known)
+    figure = figure_of(f"{measure.name}, {measure.unit}", "context length, tokens")
+    by_octaves(figure, known)
     for design in comparison.designs:
         seeds = {n: at_length(design, checkpoint, n, measure, curve) for n in known}
         intervals = {n: interval([*values.values()]) for n, values in seeds.items() if values}
@@ -189,12 +212,12 @@ def length_plot(comparison: Comparison, checkpoint: str, curve: str) -> Plot | N
             means, halves = zip(*((i.mean, i.half) for i in intervals.values()), strict=True)
             half = [half or 0.0 for half in halves] if any(h is not None for h in halves) else None
             line = Line([*intervals], [*means], half)
-            _add_line(figure, design.label, by_label[design.label], line, mode="lines+markers")
+            add_line(figure, design.label, by_label[design.label], line, mode="lines+markers")
     if not figure.data:
         return None
     for size in {design.config.get("model.block_size") for design in comparison.designs}:
         if isinstance(size, int):
-            figure.add_vline(x=size, line={"dash": "dot", "width": 1, "color": "#888888"})
+            figure.add_vline(x=size, line={"dash": "dot", "width": 1, "color": GREY})
     heading, protocol = LENGTH_CURVES[curve]
     text = (
         f"{protocol}; weights: {checkpoint}. A line ends where its scheme is undefined. Band: "
@@ -219,11 +242,11 @@ def position_plot(comparison: Comparison, checkpoint: str) -> Plot | None:
 
     title = "position in the window"
     lines = {size: [_position_line(losses[size][label]) for label in labels] for size in sizes}
-    figure = _figure(f"{LOSS.name}, {LOSS.unit}", title)
-    _by_octaves(figure, [2**n for n in range(max(sizes).bit_length())])
+    figure = figure_of(f"{LOSS.name}, {LOSS.unit}", title)
+    by_octaves(figure, [2**n for n in range(max(sizes).bit_length())])
     for label, line in zip(labels, lines[sizes[0]], strict=True):
-        _add_line(figure, label, by_label[label], line)
-    choices = [Choice(f"windows of {size:,}", *_data(lines[size]), title) for size in sizes]
+        add_line(figure, label, by_label[label], line)
+    choices = [Choice(f"windows of {size:,}", *data_of(lines[size]), title) for size in sizes]
     text = (
         f"Mean over the tokens at each position, averaged over 1/{PARTS_OF_OCTAVE} octaves of "
         f"positions; band: interval over seeds."
@@ -235,22 +258,42 @@ def _position_line(seeds: list[list[float]]) -> Line:
     if not seeds:
         return Line([], [], None)
     positions = by_octave(seeds[0])[0]
-    return _line(positions, np.array([by_octave(losses)[1] for losses in seeds]))
+    return line_of(positions, np.array([by_octave(losses)[1] for losses in seeds]))
 
 
-def against(comparison: Comparison, name: str, key: str, title: str) -> Plot | None:
-    """Return the plot of the measure against another result, a point for each design."""
-    measure = comparison.measure
+COSTS: dict[str, tuple[str, Callable[[Run], float | None]]] = {
+    "flops": ("training FLOPs", lambda run: run.training_flops),
+    "parameters": ("parameters", lambda run: run.number("parameters.total")),
+    "time": ("seconds of training", lambda run: run.number("seconds")),
+}
+
+
+def against(comparison: Comparison, cost: str) -> Plot | None:
+    """Return the plot of the measure against a cost of COSTS, with the Pareto line."""
+    measure, (what, of_run) = comparison.measure, COSTS[cost]
     by_label = styles(comparison.labels)
-    figure = _figure(f"{measure.name}, {measure.unit}", title)
-    xs: list[float] = []
+    points = {}
     for design in comparison.designs:
-        x, y = design.spread(key), design.interval(measure.key)
-        if x is None or y is None:
-            continue
-        xs.append(x.median)
-        style = by_label[design.label]
+        costs, y = [*design.mean_by_seed(of_run).values()], design.interval(measure.key)
+        if costs and y is not None:
+            points[design.label] = spread(costs), y
+    xs = [x.median for x, _ in points.values()]
+    if len({*xs}) < 2:
+        return None
+    best = pareto({label: (x.median, y.mean) for label, (x, y) in points.items()})
+    figure = figure_of(f"{measure.name}, {measure.unit}", what)
+    figure.add_scatter(
+        x=[points[label][0].median for label in best],
+        y=[points[label][1].mean for label in best],
+        name="Pareto line",
+        mode="lines",
+        line={"color": GREY, "width": 1.5, "shape": "hv"},
+        hoverinfo="skip",
+    )
+    for label, (x, y) in points.items():
+        style = by_label[label]
         bars = {"type": "data", "color": style.colour, "thickness": 1.5}
+        half = y.half or 0.0
         figure.add_scatter(
             x=[x.median],
             y=[y.mean],
@@ -260,118 +303,32 @@ def against(comparison: Comparison, name: str, key: str, title: str) -> Plot | N
                 "arrayminus": [x.median - x.low],
                 "visible": x.high > x.low,
             },
-            error_y=bars | {"array": [y.half or 0.0], "visible": bool(y.half)},
-            name=design.label,
+            error_y=bars
+            | {"array": [half], "arrayminus": [min(half, y.mean)], "visible": half > 0},
+            name=label,
             mode="markers",
-            marker={"color": style.colour, "size": 10, "symbol": style.symbol},
-            hovertemplate="%{x:,.5~g}, %{y:.4f}<extra>%{fullData.name}</extra>",
+            marker={
+                "color": style.colour,
+                "size": 11,
+                "symbol": style.symbol if label in best else f"{style.symbol}-open",
+            },
+            hovertemplate=f"%{{x:,.5~g}}, %{{y:.4f}}<extra>{plain(label)}</extra>",
         )
-    if not xs:
-        return None
     if min(xs) > 0 and max(xs) / min(xs) >= LOG_RATIO:
-        figure.update_xaxes(type="log")
-    text = "One point for each design, with the interval of its loss over seeds."
-    return Plot(name, f"Loss against {name}", text, figure)
-
-
-def log_plot(
-    name: str,
-    heading: str,
-    text: str,
-    unit: str,
-    lines_by_axis: dict[str, dict[str, Line]],
-    modes: Mapping[str, str] | None = None,
-) -> Plot:
-    """Return a plot of lines by label over a logarithmic x-axis, with a button for each axis.
-
-    `modes`: of labels that are not lines with markers: "lines" or "markers".
-    """
-    first = next(iter(lines_by_axis))
-    figure = _figure(unit, first)
-    figure.update_xaxes(type="log")
-    by_label = styles([*lines_by_axis[first]])
-    for label, line in lines_by_axis[first].items():
-        mode = (modes or {}).get(label, "lines+markers")
-        _add_line(figure, label, by_label[label], line, mode)
-    axes = [Choice(axis, *_data([*lines.values()]), axis) for axis, lines in lines_by_axis.items()]
-    return Plot(name, heading, text, figure, axes, by_label)
-
-
-# ---- lines, bands, axes ----
-
-
-def _line(x: list[float], values: np.ndarray) -> Line:
-    """Return the line of values (seeds, points)."""
-    half = half_intervals(values.T).tolist() if len(values) > 1 else None
-    return Line(x, values.mean(axis=0).tolist(), half)
-
-
-def _data(lines: Sequence[Line]) -> tuple[list[list[float]], list[list[float]]]:
-    """Return x and y of every trace: of each line its band, if there is one, then its mean.
-
-    The outline of a band is its upper side, then its lower side backwards.
-    """
-    x: list[list[float]] = []
-    y: list[list[float]] = []
-    for line in lines:
-        mean, half = np.array(line.mean), np.array(line.half or [])
-        band = [*(mean + half), *(mean - half)[::-1]] if line.half else []
-        x += [_rounded((line.x + line.x[::-1])[: len(band)]), _rounded(line.x)]
-        y += [_rounded(band), _rounded(line.mean)]
-    return x, y
-
-
-def _add_line(figure: go.Figure, name: str, style: Style, line: Line, mode: str = "lines") -> None:
-    """Add the band, then the line, or a marker for a single point."""
-    (band_x, line_x), (band_y, line_y) = _data([line])
-    figure.add_scatter(
-        x=band_x,
-        y=band_y,
-        name=name,
-        mode="lines",
-        line={"width": 0},
-        fill="toself",
-        fillcolor=_transparent(style.colour),
-        hoverinfo="skip",
+        figure.update_xaxes(type="log", dtick="D2")
+    text = (
+        f"A point for each design, with the interval of its loss over seeds. Grey: the lowest mean "
+        f"for as many {what} or fewer (Pareto line); the designs on it are filled."
     )
-    figure.add_scatter(
-        x=line_x,
-        y=line_y,
-        name=name,
-        mode=mode if len(line.x) > 1 else "markers",
-        line={"color": style.colour, "dash": style.dash, "width": 2},
-        marker={"color": style.colour, "size": 7, "symbol": style.symbol},
-        hovertemplate="%{x:,.5~g}: %{y:.4f}<extra>%{fullData.name}</extra>",
-    )
+    if any(x.high > x.low for x, _ in points.values()):
+        text += f" The {what} are medians over seeds, with their range."
+    return Plot(cost, f"Loss against {what}", text, figure)
 
 
-def _figure(y: str, x: str) -> go.Figure:
-    """Return an empty figure with x from 0; report.js sets its colours."""
-    axis = {"automargin": True, "zeroline": False}
-    return go.Figure(
-        layout={
-            "template": "none",
-            "showlegend": False,  # report.html.j2 has the legend
-            "margin": {"l": 60, "r": 16, "t": 12, "b": 48},
-            "paper_bgcolor": "rgba(0,0,0,0)",
-            "plot_bgcolor": "rgba(0,0,0,0)",
-            "hovermode": "closest",
-            "xaxis": {"title": {"text": x}, "rangemode": "nonnegative", **axis},
-            "yaxis": {"title": {"text": y}, **axis},
-        }
-    )
-
-
-def _by_octaves(figure: go.Figure, ticks: Sequence[int]) -> None:
-    texts = [*map(str, ticks)]
-    figure.update_xaxes(type="log", tickmode="array", tickvals=[*ticks], ticktext=texts)
-
-
-def _transparent(colour: str) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{BAND_OPACITY})"
-
-
-def _rounded(values: Sequence[float]) -> list[float]:
-    """Round to six significant digits, to keep the page small."""
-    return [float(f"{value:.6g}") for value in values]
+def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Return the names of the points (cost, loss) that no point of as low a cost equals in loss."""
+    best: list[str] = []
+    for name in sorted(points, key=lambda name: points[name]):
+        if not best or points[name][1] < points[best[-1]][1]:
+            best.append(name)
+    return best

@@ -11,12 +11,23 @@ from minigpt.report.comparison import LOSS, Comparison, count
 from minigpt.report.designs import Design, shown, varying, word
 from minigpt.report.evaluations import LENGTH_CURVES, at_length, lengths
 from minigpt.report.runs import Run
-from minigpt.report.statistics import CONFIDENCE, MAX_SEEDS, POWER, interval, seeds_to_detect
+from minigpt.report.statistics import (
+    ALPHA,
+    CONFIDENCE,
+    MAX_SEEDS,
+    POWER,
+    interval,
+    seeds_to_detect,
+)
 from minigpt.report.tables import Cell, Column, Table, markdown_text, to_markdown
 
 BEST, NOT_WORSE = "★", "≈"
 PERCENT = f"{CONFIDENCE:.0%}"
-ALPHA = 1 - CONFIDENCE
+MEANING = (  # of the words of a verdict, and of a click
+    f"Beats: paired t-test over seeds, p below {ALPHA:.2f} after Holm's correction over all pairs "
+    f"of designs. Detect: with a power of {POWER:.0%}. A click on a name beside a line hides the "
+    f"design in all plots."
+)
 YES = {None: "", True: "yes", False: "no"}
 
 
@@ -348,6 +359,15 @@ def _value(design: Design, key: str) -> str:
     return ", ".join(sorted(values))
 
 
-def _command(run: Run) -> str:
+def commands(comparison: Comparison) -> dict[str, str]:
+    """Return the command of each design without the seed, by label; none of groups of designs."""
+    single = [design for design in comparison.designs if len(design.configs) == 1]
+    found = {design.label: _command(design.all_runs[0], ("seed=", "--seed=")) for design in single}
+    return {label: command for label, command in found.items() if command}
+
+
+def _command(run: Run, without: tuple[str, ...] = ()) -> str:
+    """Return the command of a run without the words that begin so."""
     words = run.manifest.get("command")
-    return shlex.join(map(str, words)) if isinstance(words, list) else ""
+    known = [*map(str, words)] if isinstance(words, list) else []
+    return shlex.join(word for word in known if not (without and word.startswith(without)))

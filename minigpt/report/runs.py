@@ -140,6 +140,25 @@ class Run:
             return value
         return best if value == last else value * best / last  # bits/byte, in proportion
 
+    @property
+    def tokens_per_step(self) -> int | None:
+        """The tokens of a training step; None if the config does not say."""
+        batch = self.config.get("trainer.batch_size")
+        block = self.config.get("model.block_size")
+        return batch * block if isinstance(batch, int) and isinstance(block, int) else None
+
+    @property
+    def training_tokens(self) -> float | None:
+        """The tokens of all its training steps; None if they are not recorded."""
+        steps, per_step = self.number("steps"), self.tokens_per_step
+        return None if steps is None or per_step is None else steps * per_step
+
+    @property
+    def training_flops(self) -> float | None:
+        """The FLOPs of all its training steps; None if they are not recorded."""
+        tokens, per_token = self.training_tokens, self.number("flops_per_token")
+        return None if tokens is None or per_token is None else tokens * per_token
+
     def _recorded(self, key: str) -> float | None:
         value: Any = self.result
         for part in key.split("."):

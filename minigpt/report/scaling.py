@@ -142,18 +142,13 @@ def _reason_against(run: Run) -> str | None:
 
 def _values(run: Run) -> dict[str, float | None]:
     """Return the value of each axis and the FLOPs; None for what the run did not record."""
-    steps, per_token = run.number("steps"), run.number("flops_per_token")
-    batch, block = run.config.get("trainer.batch_size"), run.config.get("model.block_size")
-    tokens = None
-    if steps is not None and isinstance(batch, int) and isinstance(block, int):
-        tokens = steps * batch * block
     sizes = run.manifest.get("tokens")
     unique = sizes.get("train") if isinstance(sizes, dict) else None
     return {
         "N": run.number("parameters.non_embedding"),
-        "D": tokens,
+        "D": run.training_tokens,
         "U": float(unique) if isinstance(unique, int) else None,
-        FLOPS: None if tokens is None or per_token is None else tokens * per_token,
+        FLOPS: run.training_flops,
     }
 
 

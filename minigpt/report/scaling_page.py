@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from minigpt.report.designs import word
+from minigpt.report.figures import Line, Plot, log_plot
 from minigpt.report.page import Extra
-from minigpt.report.plots import Line, Plot, log_plot
 from minigpt.report.power_law import DELTA, RESAMPLES, Fit, Point, PowerLaw
 from minigpt.report.results import PERCENT
 from minigpt.report.scaling import AXES, ENVELOPE, FLOPS, Scaling, Slice, largest_slice

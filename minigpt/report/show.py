@@ -18,6 +18,7 @@ from minigpt.report.page import write_report
 from minigpt.report.results import differences, leaderboard, plan, running, summary, tables
 from minigpt.report.runs import file_states
 from minigpt.report.tables import Table, print_table, to_rich
+from minigpt.report.verdict import verdict
 
 PRINTED = (
     "leaderboard",
@@ -44,6 +45,7 @@ def show(comparison: Comparison, console: Console) -> None:
             line("")
         if group.heading:
             line(group.heading, "bold")
+        line(verdict(group), "bold")
         line(summary(group))
         for warning in group.warnings:
             line(f"warning: {warning}", "yellow")
@@ -84,7 +86,8 @@ def follow(
             shown = [table(group) for table in (running, leaderboard, differences, plan)]
             rich = (to_rich(table, view.console.width) for table in shown if table.rows)
             heading = [Text(group.heading, "bold")] if group.heading else []
-            parts += [*heading, Text(summary(group)), *itertools.chain(*rich)]
+            lines = [Text(verdict(group), "bold"), Text(summary(group))]
+            parts += [*heading, *lines, *itertools.chain(*rich)]
         return Group(*parts)
 
     view = LiveView(draw)

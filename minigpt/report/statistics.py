@@ -10,12 +10,14 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations
 from typing import TypeVar
 
 import numpy as np
 
 CONFIDENCE = 0.95
+ALPHA = 1 - CONFIDENCE
 POWER = 0.8  # power of the paired t-test, for the minimum detectable effect and seeds to plan
 MAX_SEEDS = 10**6
 Seeds = dict[int, float]  # a number for each seed
@@ -79,20 +81,25 @@ class Difference:
 
     @property
     def significant(self) -> bool | None:
-        """Whether the corrected p is below 1 - CONFIDENCE; None without a p."""
-        return None if self.p_holm is None else self.p_holm < 1 - CONFIDENCE
+        """Whether the corrected p is below ALPHA; None without a p."""
+        return None if self.p_holm is None else self.p_holm < ALPHA
 
     @property
     def equivalent(self) -> bool | None:
-        """Whether the corrected p of the equivalence test is below 1 - CONFIDENCE."""
-        return None if self.p_tost_holm is None else self.p_tost_holm < 1 - CONFIDENCE
+        """Whether the corrected p of the equivalence test is below ALPHA."""
+        return None if self.p_tost_holm is None else self.p_tost_holm < ALPHA
+
+    @property
+    def reversed(self) -> Difference:
+        """The other design minus the one."""
+        return replace(self, interval=self.interval.times(-1))
 
 
-def quantile(df: float) -> float:
-    """Return t such that CONFIDENCE of Student's distribution lies within [-t, t]."""
+def quantile(df: float, alpha: float = ALPHA) -> float:
+    """Return t such that 1 - alpha of Student's distribution lies within [-t, t]."""
     from scipy import special
 
-    return float(special.stdtrit(df, (1 + CONFIDENCE) / 2))
+    return float(special.stdtrit(df, 1 - alpha / 2))
 
 
 def half_intervals(values: np.ndarray) -> np.ndarray:
@@ -183,25 +190,28 @@ def minimum_detectable_effect(differences: Sequence[float]) -> float | None:
     return None if n < 2 else detectable(n) * float(np.std(differences, ddof=1))
 
 
-def detectable(n: int) -> float:
+@cache
+def detectable(n: int, alpha: float = ALPHA) -> float:
     """Return the minimum detectable effect of n >= 2 differences of standard deviation 1.
 
     d with P(|T| > t) = POWER, where T is noncentral t with n - 1 degrees of freedom and
-    noncentrality d sqrt(n).
+    noncentrality d sqrt(n), and t is that of a test at level alpha. It may be nan for 2 differences
+    and a small alpha.
     """
     from scipy import special
 
     # P(T < -t) is negligible where P(T > t) = POWER.
-    return float(special.nctdtrinc(n - 1, 1 - POWER, quantile(n - 1))) / math.sqrt(n)
+    return float(special.nctdtrinc(n - 1, 1 - POWER, quantile(n - 1, alpha))) / math.sqrt(n)
 
 
-def seeds_to_detect(effect: float, deviation: float) -> int | None:
+def seeds_to_detect(effect: float, deviation: float, alpha: float = ALPHA) -> int | None:
     """Return the fewest seeds with which one paired t-test detects an effect with POWER.
 
-    `deviation`: standard deviation of the differences by seed. None for more than MAX_SEEDS.
+    `deviation`: standard deviation of the differences by seed. `alpha`: the level of the test.
+    None for more than MAX_SEEDS.
     """
     counts = range(2, MAX_SEEDS + 1)
-    place = bisect_left(counts, True, key=lambda n: detectable(n) * deviation <= effect)
+    place = bisect_left(counts, True, key=lambda n: detectable(n, alpha) * deviation <= effect)
     return counts[place] if place < len(counts) else None
 
 
@@ -232,23 +242,36 @@ def corrected(differences: Mapping[Key, Difference]) -> dict[Key, Difference]:
     }
 
 
-def not_significantly_worse(designs: Sequence[Seeds]) -> set[int]:
+def every_pair(
+    designs: Sequence[Seeds], margin: float | None = None
+) -> dict[tuple[int, int], Difference]:
+    """Return the first minus the second of every two designs that share a seed.
+
+    Holm's correction is over all of these pairs. `margin`: as in `paired`.
+    """
+    pairs = combinations(range(len(designs)), 2)
+    drafts = {(a, b): paired(designs[a], designs[b], margin) for a, b in pairs}
+    return corrected({pair: draft for pair, draft in drafts.items() if draft is not None})
+
+
+def not_significantly_worse(
+    designs: Sequence[Seeds], pairs: Mapping[tuple[int, int], Difference]
+) -> set[int]:
     """Return the indices of the lowest mean and of all designs not significantly worse than it.
 
-    The family of tests is every pair of designs, since the lowest mean was chosen among all of
-    them. A pair with fewer than two shared seeds is never significant.
+    `pairs`: from `every_pair`; the family of tests is all of them, since the lowest mean was chosen
+    among all designs. A pair with fewer than two shared seeds is never significant.
     """
     known = [index for index, seeds in enumerate(designs) if seeds]
     if not known:
         return set()
     best = min(known, key=lambda index: float(np.mean([*designs[index].values()])))
-    pairs = list(combinations(known, 2))
-    ps = holm([paired_p([*minus(designs[a], designs[b]).values()]) for a, b in pairs])
     worse = set()
-    for (a, b), p in zip(pairs, ps, strict=True):
-        if best in (a, b) and p is not None and p < 1 - CONFIDENCE:
-            other = b if a == best else a
-            # The lowest mean may be over other seeds.
-            if sum(minus(designs[other], designs[best]).values()) > 0:
+    for (a, b), difference in pairs.items():
+        if best in (a, b) and difference.significant:
+            other, rise = (
+                (b, -difference.interval.mean) if a == best else (a, difference.interval.mean)
+            )
+            if rise > 0:  # the lowest mean may be over other seeds
                 worse.add(other)
     return {*known} - worse

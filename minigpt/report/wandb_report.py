@@ -15,6 +15,7 @@ from minigpt.report.comparison import LOSS, Comparison
 from minigpt.report.continuing import shared_lines
 from minigpt.report.designs import choices, varying, word
 from minigpt.report.results import summary
+from minigpt.report.verdict import verdict
 
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2.interface as wr
@@ -111,7 +112,7 @@ def _blocks(comparison: Comparison, entity: str, project: str) -> list[Any]:
     # Without a filter the panels would have the runs of every objective.
     is_separate = comparison.is_alone or bool(_filter(comparison))
     grid = [wr.PanelGrid(runsets=[run_set], panels=_panels(comparison))] if is_separate else []
-    return [about, *warnings, *grid]
+    return [wr.P(verdict(comparison)), about, *warnings, *grid]
 
 
 def _filter(comparison: Comparison) -> str:

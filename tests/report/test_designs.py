@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.report.comparison import compare
+from minigpt.report.designs import short_labels
 from tests.conftest import Cli
 from tests.report.synthetic import POSITIONS, config, labels, make_run, make_sweep, warned
 
@@ -73,6 +74,28 @@ def test_backends_are_not_counted_as_choices(tmp_path: Path) -> None:
     found = compare([str(make_sweep(tmp_path, designs))], [], None)
     assert labels(found) == ["positional=rope", "positional=alibi"]
     assert not warned(found, "several choices")
+
+
+@pytest.mark.parametrize(
+    ("long", "short"),
+    [
+        (["positional=rope", "positional=alibi"], ["rope", "alibi"]),
+        (["optimizer.lr=0.01", "optimizer.lr=0.1"], ["lr=0.01", "lr=0.1"]),
+        (["norm=pre optimizer.lr=1", "norm=post optimizer.lr=1"], ["pre", "post"]),
+        (["model.bias=true", "model.bias=false"], ["bias=true", "bias=false"]),
+        (["embedding=tied ffn=gelu", "embedding=untied ffn=relu"], ["tied gelu", "untied relu"]),
+        (["norm=x norm.a=1", "norm=x model.a=1"], ["norm=x norm.a=1", "norm=x model.a=1"]),
+        (['a.b="\\n" x', "plain"], ['b="\\n" x', "plain"]),
+        (["model=rope"], ["rope"]),
+        ([], []),
+        (
+            ["m=g p=a e=4", "m=g p=b e=4", "m=g p=c e=4", "m=g p=a e=9", "m=b p=a e=4"],
+            ["a", "b", "c", "a e=9", "b a"],
+        ),
+    ],
+)
+def test_short_labels_are_unique(long: list[str], short: list[str]) -> None:
+    assert short_labels(long) == dict(zip(long, short, strict=True))
 
 
 def test_by_groups_designs_and_warns_of_differences_inside(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from minigpt.report.continuing import continuing, shared_lines
 from minigpt.report.listing import list_runs
 from minigpt.report.runs import CONTINUATION, read_run
 from minigpt.report.statistics import Interval, paired_p
+from minigpt.report.verdict import verdict
 from minigpt.report.wandb_report import build
 from tests.conftest import TEXT, TINY, Cli
 from tests.report.synthetic import config, make_run
@@ -68,6 +69,9 @@ def test_report_has_a_part_for_each_objective(cli: Cli, runs: Path) -> None:
     lines = done.out.splitlines()
     assert lines[0] == NOT_COMPARED and done.out.count(NOT_COMPARED) == 1
     assert [line for line in lines if line.startswith("objective=")] == HEADINGS
+    groups = compare(["runs"], equivalent=1.0, plan=0.1).groups
+    for heading, group in zip(HEADINGS, groups, strict=True):
+        assert lines[lines.index(heading) + 1] == verdict(group)
     for name in NAMES:
         for title in ("Leaderboard", "Differences to optimizer.lr=0.01"):
             assert any(line == f"{title}, {name}" for line in lines), title
@@ -86,6 +90,11 @@ def test_report_has_a_part_for_each_objective(cli: Cli, runs: Path) -> None:
 def test_page_and_tables_of_several_objectives(cli: Cli, runs: Path) -> None:
     assert cli("report", "runs").code == 0
     page = Path("runs/report.html").read_text()
+    verdicts = [line for line in page.splitlines() if line.startswith('<p class="verdict">')]
+    assert [f"<b>{name}:</b> " in line for name, line in zip(NAMES, verdicts, strict=True)] == [
+        True
+    ] * 3
+    assert page.index(verdicts[2]) < page.index(f">{HEADINGS[0]}</h2>")
     for name, heading in zip(NAMES, HEADINGS, strict=True):
         assert page.count(f">{heading}</h2>") == 1
         for what in ("leaderboard", "differences", "runs"):

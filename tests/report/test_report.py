@@ -13,8 +13,9 @@ import pytest
 
 from minigpt.report.comparison import compare
 from minigpt.report.evaluations import by_position
-from minigpt.report.plots import learning, plots
+from minigpt.report.plots import against, forest, learning, pareto, plots
 from minigpt.report.results import leaderboard
+from minigpt.report.statistics import Interval
 from tests.conftest import TINY, Cli
 from tests.report.synthetic import POSITIONS, config, make_run, make_sweep
 
@@ -23,6 +24,9 @@ def test_a_pipe_gets_plain_lines_and_files(cli: Cli, tmp_path: Path) -> None:
     folder = make_sweep(tmp_path / "sweep", POSITIONS)
     done = cli("report", str(folder), "--baseline", "rope", "--out", "out/page.html")
     assert done.code == 0, done.err
+    assert done.out.splitlines()[0] == (
+        "learned beats rope (by 0.099 nats/token), which beats alibi (by 0.10)."
+    )
     assert "9 of 9 runs finished, 3 designs; seeds: 1, 2, 3; baseline: positional=rope" in done.out
     assert not {"│", "┃", "\x1b"} & {*done.out}
     first = next(line for line in done.out.splitlines() if line.startswith("positional=learned "))
@@ -154,13 +158,75 @@ def test_times_are_medians_with_ranges_and_axes_start_at_zero(tmp_path: Path) ->
     (texts,) = table.texts()
     assert texts[table.head.index("tokens/s")] == "16,000 (200 to 20,000)"
     assert "±" in texts[table.head.index("val loss")]
+    make_run(tmp_path / "other", config("alibi"), 1.6, result={"seconds": 7.0})
+    comparison = compare([str(tmp_path)])
     by_name = {plot.name: plot for plot in plots(comparison, None)}
-    (point,) = by_name["time"].figure.to_plotly_json()["data"]
+    _, point, _ = by_name["time"].figure.to_plotly_json()["data"]
     assert point["x"] == [5.0]
     assert (point["error_x"]["arrayminus"], point["error_x"]["array"]) == ([1.0], [395.0])
-    for plot in by_name.values():
+    for name, plot in by_name.items():
         figure = plot.figure.to_plotly_json()
-        assert figure["layout"]["xaxis"]["rangemode"] == "nonnegative"
-        assert all(min(trace["x"], default=0) >= 0 for trace in figure["data"])
+        if name != "forest":
+            assert figure["layout"]["xaxis"]["rangemode"] == "nonnegative"
+            assert all(min(trace["x"], default=0) >= 0 for trace in figure["data"])
     (seconds_of_curve,) = (c for c in by_name["learning_val_loss"].choices if c.name == "seconds")
     assert seconds_of_curve.x[1][0] == pytest.approx(1.02)  # the median of 1.01, 1.02, 1.03
+
+
+def test_bands_and_bars_of_losses_end_at_zero(tmp_path: Path) -> None:
+    """Two seeds that disagree have an interval that reaches below 0, which no loss does."""
+    for seed, loss in ((1, 0.5), (2, 2.0)):
+        for n, name in enumerate(("rope", "alibi")):
+            cost = {"flops_per_token": 6000 + n}
+            make_run(tmp_path / f"{name}{seed}", config(name, seed), loss + n / 10, result=cost)
+    comparison = compare([str(tmp_path)])
+    half = comparison.designs[0].interval("val_loss")
+    assert half is not None and half.low < 0
+    curve, costs = learning(comparison, "val_loss"), against(comparison, "flops")
+    assert curve is not None and costs is not None
+    bands = [t for t in curve.figure.to_plotly_json()["data"] if t.get("fill")]
+    assert bands and all(min(band["y"]) == 0 for band in bands)
+    for point in costs.figure.to_plotly_json()["data"][1:]:
+        assert point["error_y"]["arrayminus"] == point["y"]
+        assert point["error_y"]["array"][0] > point["y"][0]
+
+
+def test_the_forest_has_paired_differences_by_rank(tmp_path: Path) -> None:
+    make_sweep(tmp_path, POSITIONS)
+    comparison = compare([str(tmp_path)], baseline="rope")
+    plot = forest(comparison)
+    assert plot is not None and [c.name for c in plot.choices] == ["minus rope", "minus learned"]
+    rows = [comparison.differences.get(design.label) for design in comparison.ranked]
+    for row, x, y in zip(rows, plot.choices[0].x, plot.choices[0].y, strict=True):
+        interval = Interval(0.0, 0.0, 3) if row is None else row.interval
+        assert x == pytest.approx([interval.low, interval.mean, interval.high], abs=1e-6)
+        assert len({*y}) == 1
+    assert [y[0] for y in plot.choices[1].y] == [0, -1, -2]  # the lowest loss is on top
+    layout = plot.figure.to_plotly_json()["layout"]
+    assert layout["yaxis"]["ticktext"] == ["learned", "rope", "alibi"]
+    first = forest(compare([str(tmp_path)]))
+    assert first is not None and [c.name for c in first.choices] == ["minus learned"]
+    one = make_run(tmp_path / "one" / "run", config())
+    assert forest(compare([str(one)])) is None
+
+
+def test_the_pareto_line() -> None:
+    points = {"a": (1.0, 2.0), "b": (2.0, 2.1), "c": (3.0, 1.5), "d": (3.0, 1.6), "e": (9.0, 1.5)}
+    assert pareto(points) == ["a", "c"]
+
+
+def test_designs_off_the_pareto_line_are_open(tmp_path: Path) -> None:
+    for name, loss, flops in (("learned", 1.5, 1), ("rope", 1.6, 2), ("alibi", 1.4, 3)):
+        make_run(tmp_path / name, config(name), loss, result={"flops_per_token": flops})
+    comparison = compare([str(tmp_path)])
+    plot = against(comparison, "flops")
+    assert plot is not None
+    line, *points = plot.figure.to_plotly_json()["data"]
+    assert line["y"] == [1.5, 1.4] and line["x"] == [40 * 4 * 8, 3 * 40 * 4 * 8]
+    symbols = {p["name"].partition("=")[2]: p["marker"]["symbol"] for p in points}
+    assert {name: symbol.endswith("-open") for name, symbol in symbols.items()} == {
+        "learned": False,
+        "rope": True,
+        "alibi": False,
+    }
+    assert against(comparison, "parameters") is None  # the same for all

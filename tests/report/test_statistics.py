@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from minigpt.report.statistics import (
     MAX_SEEDS,
     POWER,
     Interval,
+    Seeds,
     equivalence_p,
+    every_pair,
     half_intervals,
     holm,
     interval,
@@ -31,6 +34,10 @@ from minigpt.report.statistics import (
 few = settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 numbers = st.floats(-1e3, 1e3).map(lambda x: round(x, 6))
 lists = st.lists(numbers, min_size=2, max_size=12).filter(lambda x: np.std(x) > 1e-3)
+
+
+def best_of(designs: Sequence[Seeds]) -> set[int]:
+    return not_significantly_worse(designs, every_pair(designs))
 
 
 @few
@@ -111,6 +118,28 @@ def test_seeds_to_detect_equal_statsmodels(size: float, deviation: float) -> Non
     assert needed == 2 or power.power(size, needed - 1, 1 - CONFIDENCE) < POWER + 1e-4
 
 
+@few
+@given(st.floats(0.1, 1.5), st.floats(1e-3, 1), st.integers(1, 20))
+def test_seeds_for_one_of_several_tests(size: float, deviation: float, n_tests: int) -> None:
+    alpha = (1 - CONFIDENCE) / n_tests
+    needed = seeds_to_detect(size * deviation, deviation, alpha)
+    assert needed is not None and needed >= (seeds_to_detect(size, 1.0) or 0)
+    power = TTestPower()
+    assert power.power(size, needed, alpha) > POWER - 1e-4
+    assert needed == 2 or power.power(size, needed - 1, alpha) < POWER + 1e-4
+
+
+def test_every_pair_has_holms_correction_over_all() -> None:
+    designs = [{1: 1.0, 2: 1.2, 3: 1.1}, {1: 2.0, 2: 2.3, 3: 2.2}, {}, {1: 2.0, 2: 2.2, 9: 0.0}]
+    pairs = every_pair(designs)
+    assert [*pairs] == [(0, 1), (0, 3), (1, 3)]
+    expected = holm([pairs[0, 1].p, pairs[0, 3].p, pairs[1, 3].p])
+    assert [pair.p_holm for pair in pairs.values()] == expected
+    assert pairs[0, 1].interval.mean == pytest.approx(-3.2 / 3)
+    assert pairs[0, 1].reversed.interval.mean == pytest.approx(3.2 / 3)
+    assert pairs[0, 3].interval.n == 2
+
+
 def test_planned_seeds_make_the_effect_detectable() -> None:
     values = [0.01, 0.03, -0.02, 0.0]
     effect = minimum_detectable_effect(values)
@@ -164,7 +193,7 @@ def test_equal_designs_are_rarely_significantly_different() -> None:
     dropped = 0
     for _ in range(400):
         draws = generator.normal(1.5, 0.01, (5, 4))
-        dropped += len(not_significantly_worse([dict(enumerate(row)) for row in draws])) < 5
+        dropped += len(best_of([dict(enumerate(row)) for row in draws])) < 5
     assert dropped / 400 <= 0.05
 
 
@@ -174,15 +203,15 @@ def test_the_best_is_alone_only_if_it_is_significantly_better_than_all() -> None
     def design(mean: float, turn: int) -> dict[int, float]:
         return {seed: mean + jitter[(seed + turn) % 3] for seed in range(3)}
 
-    assert not_significantly_worse([design(1.5, 0), design(1.8, 1), design(2.0, 2)]) == {0}
-    assert not_significantly_worse([design(1.5, 0), design(1.5005, 1), design(2.0, 2)]) == {0, 1}
-    assert not_significantly_worse([{1: 1.5}, {1: 2.0}]) == {0, 1}  # one seed gives no test
-    assert not_significantly_worse([{1: 1.5, 2: 1.6}, {3: 2.0, 4: 2.1}]) == {
+    assert best_of([design(1.5, 0), design(1.8, 1), design(2.0, 2)]) == {0}
+    assert best_of([design(1.5, 0), design(1.5005, 1), design(2.0, 2)]) == {0, 1}
+    assert best_of([{1: 1.5}, {1: 2.0}]) == {0, 1}  # one seed gives no test
+    assert best_of([{1: 1.5, 2: 1.6}, {3: 2.0, 4: 2.1}]) == {
         0,
         1,
     }  # no seed is shared
-    assert not_significantly_worse([{}, design(1.5, 0)]) == {1}
-    assert not_significantly_worse([]) == set()
+    assert best_of([{}, design(1.5, 0)]) == {1}
+    assert best_of([]) == set()
 
 
 def test_edges() -> None:
@@ -208,5 +237,5 @@ def test_edges() -> None:
 
 def test_the_lowest_mean_over_other_seeds_excludes_no_better_design() -> None:
     # The second has the lower mean, since it lacks the seed that was hard; where both ran it loses.
-    marked = not_significantly_worse([{1: 2.0, 2: 2.1, 3: 3.0}, {1: 2.1, 2: 2.201}])
+    marked = best_of([{1: 2.0, 2: 2.1, 3: 3.0}, {1: 2.1, 2: 2.201}])
     assert marked == {0, 1}
