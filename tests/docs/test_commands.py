@@ -16,7 +16,14 @@ from minigpt.commands.options import Parser
 from minigpt.config.compose import composed_config, to_config
 from minigpt.config.explain import explained
 from minigpt.config.hydra_main import as_overrides, compose_multirun
-from minigpt.config.overrides import Interval, compose_overrides, parse_values
+from minigpt.config.overrides import (
+    Interval,
+    compose_overrides,
+    one_line_errors,
+    parse_values,
+    require_choices,
+)
+from minigpt.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -51,9 +58,32 @@ def test_every_command_is_on_a_page() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS_ON_PAGES)
 def test_a_command_on_a_page_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(command, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "minigpt train model=ropee",
+        "minigpt train seed=1,2",
+        "minigpt train -m norm=pre,pots",
+        "minigpt train --help positionl",
+        "minigpt eval latest --lenghts 32",
+        "minigpt bench train --step 3",
+        "minigpt bench train model.n_embd=100 model.n_head=3",
+        "minigpt tune optimizer.l='interval(1e-3,1e-2)'",
+    ],
+)
+def test_a_wrong_command_would_be_noticed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError):
+        check(command, monkeypatch)
+
+
+def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raise UserError for a command that minigpt would refuse before it reads a run or a text."""
     _, name, *arguments = shlex.split(command)
     if "--help" in arguments:
-        assert explained([topic for topic in arguments if topic != "--help"])
+        explained([topic for topic in arguments if topic != "--help"])
     elif name == "train":
         check_training(without_flags(as_overrides(arguments)), sweeps="-m" in arguments)
     else:
@@ -72,8 +102,10 @@ def check_training(overrides: list[str], sweeps: bool) -> None:
         sweep = compose_multirun(overrides)
         assert len(sweep.jobs) > 1
         for job in (sweep.jobs[0], sweep.jobs[-1]):
-            to_config(sweep.compose(job))
+            with one_line_errors(job):
+                to_config(sweep.compose(job))
         return
+    require_choices(overrides)
     composed = compose_overrides(overrides)
     assert not composed.swept
     if not any(override.partition("=")[0] in WITH_A_RUN for override in overrides):
@@ -91,9 +123,11 @@ def parsed(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> 
         raise Parsed(options)
 
     monkeypatch.setattr(Parser, "parse", stop)
-    with pytest.raises(Parsed) as caught:
+    try:
         importlib.import_module(f"minigpt.commands.{name}").main(arguments)
-    return caught.value.options
+    except Parsed as caught:
+        return caught.options
+    raise AssertionError(f"minigpt {name} has no parser")
 
 
 def check_designs(overrides: list[str]) -> None:
