@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 
 from minigpt.config.compose import composed_config
 from minigpt.model import ModelConfig
@@ -89,6 +90,7 @@ def objective_table(footnotes: Footnotes) -> list[list[str]]:
     return [*rows, row]
 
 
+@cache
 def _designs(group: str) -> dict[str, ModelConfig]:
     return {name: composed_config([f"{group}={name}"]).model for name in GROUPS[group]}
 

@@ -173,11 +173,11 @@ def with_types(group: Group, sections: dict[str, type]) -> Group:
     def typed(options: list[Option], choice: str) -> list[Option]:
         return [replace(one, type=_type_of(one.key, choice, sections)) for one in options]
 
-    choices = [replace(one, options=typed(one.options, _variant(one))) for one in group.choices]
+    choices = [replace(one, options=typed(one.options, variant_of(one))) for one in group.choices]
     return replace(group, choices=choices, options=typed(group.options, ""))
 
 
-def _variant(choice: Choice) -> str:
+def variant_of(choice: Choice) -> str:
     """Return the registered name that a choice selects: its own, or that in a user's file."""
     names = [one.default for one in choice.options if one.key.endswith(".name")]
     return names[0] or "" if names else choice.name
@@ -185,19 +185,25 @@ def _variant(choice: Choice) -> str:
 
 def _type_of(key: str, variant: str, sections: dict[str, type]) -> str:
     """Return the type of an option as text; `variant`: what the `name` of its section selects."""
-    from minigpt.config.schema import REGISTRIES, Config
-
     section, _, name = key.rpartition(".")
-    cls: Any = sections.get(section, Config)
-    if section in REGISTRIES:
-        cls = REGISTRIES[section].options(variant)
-    elif cls is Config:
-        for part in filter(None, section.split(".")):
-            cls = get_type_hints(cls)[part]
-    types = {**NO_FIELD, **get_type_hints(cls)}
+    types = {**NO_FIELD, **get_type_hints(class_of(section, variant, sections))}
     if name not in types:  # of a user's file
         raise UserError(f"{key}: no such option.{did_you_mean(name, types)}")
     return _as_text(types[name])
+
+
+def class_of(section: str, variant: str, sections: dict[str, type]) -> type:
+    """Return the dataclass of a section; `variant`: what its `name` selects."""
+    from minigpt.config.schema import REGISTRIES, Config
+
+    if section in sections:
+        return sections[section]
+    if section in REGISTRIES:
+        return REGISTRIES[section].options(variant)
+    cls: Any = Config
+    for part in filter(None, section.split(".")):
+        cls = get_type_hints(cls)[part]
+    return cls
 
 
 def _as_text(kind: Any) -> str:

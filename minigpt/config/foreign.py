@@ -100,7 +100,7 @@ OPTIONS = (
     Entry("wandb_log", "logger", "logger=wandb turns it on, logger=none off."),
     Entry("wandb_project logger.wandb.project", "logger.project"),
     Entry("report_to logger_name", "logger"),
-    Entry("init_from", "resume", "Weights of other models cannot be loaded."),
+    Entry("init_from", "resume", "init=PATH starts a new run from trained weights."),
     Entry("ckpt_path resume_from_checkpoint", "resume", "It is a run directory, or latest."),
     Entry("seed_everything random_seed manual_seed", "seed"),
     Entry("hparams_search", "", "Search with minigpt tune."),
