@@ -15,15 +15,16 @@ START, END = "<!-- written by python -m studies.claims.run -->", "<!-- end of re
 # The overrides of each row, and the design that they make.
 ROWS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "bigram": ("model=bigram model.n_layer=0", BIGRAM),
-    "sinusoidal positions": ("positional=sinusoidal", {POSITIONAL: "sinusoidal"}),
     "learned positions": ("positional=learned", {POSITIONAL: "learned"}),
     "rotary positions": ("positional=rope", {POSITIONAL: "rope"}),
     "T5's relative bias": ("positional=t5", {POSITIONAL: "t5"}),
+    "ALiBi": ("positional=alibi", {POSITIONAL: "alibi"}),
 }
 COLUMNS = [
     Column("model"),
     Column("parameters"),
     Column("loss", "validation loss, nats/character"),
+    Column("seconds", "seconds on one core", digits=0),
     Column("command", "minigpt train experiment=claims/posts ..."),
 ]
 
@@ -35,7 +36,8 @@ def results_table(results: Path) -> str:
     for name, (overrides, changes) in ROWS.items():
         design = evidence.design(changes)
         loss, parameters = design.interval("val_loss"), evidence.number(changes, "parameters.total")
-        rows.append([name, parameters, loss, overrides])
+        seconds = design.spread("seconds")
+        rows.append([name, parameters, loss, seconds and seconds.median, overrides])
     _, _, table = to_markdown(Table("results", "Results", COLUMNS, rows)).partition("\n\n")
     return table.strip()
 
