@@ -102,7 +102,7 @@ class LoadedRun(TrainedRun):
         require(max_tokens >= 1, "max_tokens", max_tokens, "must be 1 or more")
         require(mark != "", "mark", repr(mark), "must not be empty")
         require_filler(self.objective, self.config.objective.name)
-        parts = (self.model, self.objective, self.tokenizer, self.runtime)
+        parts = (self.model, self.objective, self.runtime)
         return Filler(*parts, mark, top, max_tokens).fill(text)
 
     def evaluate(self, split: str = "val", length: int | None = None) -> Evaluation:

@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
         if options.quantize is not None:
             trained, quantization = quantized(trained, options.quantize)
             print(quantization.describe(), file=sys.stderr)
-    parts = (trained.model, trained.objective, trained.tokenizer, trained.runtime)
+    parts = (trained.model, trained.objective, trained.runtime)
     filler = Filler(*parts, options.mark, options.top, options.max_new_tokens)
     console = PipeConsole(highlight=False)
     for key, text in texts:

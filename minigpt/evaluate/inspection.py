@@ -196,7 +196,7 @@ def with_spans(trained: TrainedRun, tokens: Tensor, ids: Tensor | None) -> Promp
         return as_evaluated(trained, tokens, ids)
     runtime = decoding_runtime(trained.model, trained.runtime)
     room = min(MAX_TOKENS, trained.config.model.block_size) // len(gaps) - 1
-    parts = (trained.model, objective, trained.tokenizer, runtime)
+    parts = (trained.model, objective, runtime)
     filler = Filler(*parts, limit=max(1, min(Filler.limit, room)))
     with trained.model.evaluating(), runtime.autocast():
         spans = written_spans(filler, source, len(gaps))

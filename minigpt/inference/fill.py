@@ -17,7 +17,6 @@ from minigpt.objective.base import Objective
 from minigpt.objective.denoise import Denoise
 from minigpt.objective.masked import MARK, Masked
 from minigpt.runtime import Runtime
-from minigpt.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,6 @@ class Filler:
 
     model: GPT
     objective: Objective
-    tokenizer: Tokenizer
     runtime: Runtime
     mark: str = MARK
     top: int = 5
@@ -58,7 +56,7 @@ class Filler:
         model reads."""
         parts = text.split(self.mark)
         require(len(parts) > 1, "gaps", 0, f"there is no {self.mark}; write one for each gap")
-        encoded = [self.tokenizer.encode(part) for part in parts]
+        encoded = [self.objective.tokenizer.encode(part) for part in parts]
         runtime = decoding_runtime(self.model, self.runtime)
         with self.model.evaluating(), runtime.autocast():
             gaps = FILLERS[type(self.objective)](self, encoded)
@@ -66,12 +64,13 @@ class Filler:
         whole = "".join(part + gap for part, gap in zip(parts, [*best, ""], strict=True))
         return Filled(whole, gaps)
 
-    def with_gaps(self, parts: list[list[int]], special: list[int]) -> list[int]:
+    def with_gaps(self, parts: list[list[int]]) -> list[int]:
         """Return the tokens of a text with a special token in each gap. Raises UserError."""
-        tokens = [
-            token for part, gap in zip(parts, special, strict=False) for token in [*part, gap]
-        ]
-        tokens += parts[-1]
+        tokens = [*parts[0]]
+        for number, part in enumerate(parts[1:]):
+            gap = self.objective.gap(number)
+            assert gap is not None
+            tokens += [gap, *part]
         limit = self.model.config.block_size
         why = f"more than model.block_size={limit}, which the model reads; shorten the text"
         require(len(tokens) <= limit, "tokens", f"{len(tokens):,}", why)
@@ -82,14 +81,15 @@ class Filler:
         probabilities = logits[: self.model.n_ordinary].float().softmax(-1)
         best = probabilities.topk(min(self.top, len(probabilities)))
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        return [Candidate(self.tokenizer.decode([token]), p) for p, token in pairs]
+        decode = self.objective.tokenizer.decode
+        return [Candidate(decode([token]), p) for p, token in pairs]
 
 
 def filled_masks(filler: Filler, parts: list[list[int]]) -> list[list[Candidate]]:
     """Return the likeliest tokens of each gap, from one pass of an encoder."""
     objective = filler.objective
     assert isinstance(objective, Masked)
-    tokens = filler.with_gaps(parts, [objective.mask] * (len(parts) - 1))
+    tokens = filler.with_gaps(parts)
     inputs = torch.tensor([tokens], device=filler.model.head.weight.device)
     logits = filler.model(inputs)[0]
     return [filler.likeliest(logits[i]) for i, t in enumerate(tokens) if t == objective.mask]
@@ -98,9 +98,8 @@ def filled_masks(filler: Filler, parts: list[list[int]]) -> list[list[Candidate]
 def filled_spans(filler: Filler, parts: list[list[int]]) -> list[list[Candidate]]:
     """Return the span of each gap that a decoder writes, with its probability."""
     n_gaps = len(parts) - 1
-    gaps = [filler.objective.n_ordinary + gap for gap in range(n_gaps)]
-    spans = written_spans(filler, filler.with_gaps(parts, gaps), n_gaps)
-    decode = filler.tokenizer.decode
+    spans = written_spans(filler, filler.with_gaps(parts), n_gaps)
+    decode = filler.objective.tokenizer.decode
     return [[Candidate(decode(tokens), math.exp(p))] for tokens, p in spans]
 
 
@@ -111,7 +110,7 @@ def written_spans(filler: Filler, source: list[int], n_gaps: int) -> list[tuple[
     assert isinstance(objective, Denoise)
     most, why = objective.n_sentinels - 1, "gaps at most, as in training; fill fewer at once"
     require(n_gaps <= most, "gaps", n_gaps, f"the model knows {most} {why}")
-    sentinels = [objective.first_sentinel + gap for gap in range(n_gaps + 1)]
+    sentinels = [objective.gap(number) for number in range(n_gaps + 1)]
     written = 1 + n_gaps * (filler.limit + 1)
     limit = filler.model.positional.max_length
     context = written if limit is None else min(written, limit)

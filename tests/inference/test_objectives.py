@@ -159,20 +159,22 @@ def filler(objective_name: str, **changes: Any) -> Filler:
     objective: Objective = OBJECTIVES.build(config.objective, tokenizer, 64)
     design = objective.design(config.objective, 64)
     model = random_model(replace(tiny_config("rope", block_size=64), **design), tokenizer.n_vocab)
-    return Filler(model, objective, tokenizer, CPU, **changes)
+    return Filler(model, objective, CPU, **changes)
 
 
 def test_masks_are_filled_with_the_likeliest_tokens() -> None:
     one = filler("masked", top=4)
     filled = one.fill("to [MASK]e or [MASK]ot")
-    encode, mask = one.tokenizer.encode, one.tokenizer.n_vocab
+    encode, mask = one.objective.tokenizer.encode, one.objective.tokenizer.n_vocab
     tokens = [*encode("to "), mask, *encode("e or "), mask, *encode("ot")]
     with torch.inference_mode():
         logits = one.model(torch.tensor([tokens]))[0]
     for gap, index in zip(filled.gaps, (3, 9), strict=True):
         probabilities = logits[index, : one.model.n_ordinary].softmax(-1)
         best = probabilities.argsort(descending=True)[:4].tolist()
-        assert [one.tokenizer.encode(candidate.text) for candidate in gap] == [[t] for t in best]
+        assert [one.objective.tokenizer.encode(candidate.text) for candidate in gap] == [
+            [t] for t in best
+        ]
         assert [c.probability for c in gap] == pytest.approx(probabilities[best].tolist())
     texts = [gap[0].text for gap in filled.gaps]
     assert filled.text == f"to {texts[0]}e or {texts[1]}ot"
@@ -183,7 +185,7 @@ def test_spans_are_filled_one_after_the_other() -> None:
     with torch.no_grad():  # so that spans end by themselves too
         one.model.head.weight[one.model.n_ordinary :] *= 1.5
     filled = one.fill("to [MASK] or not [MASK]")
-    encode, first = one.tokenizer.encode, one.tokenizer.n_vocab
+    encode, first = one.objective.tokenizer.encode, one.objective.tokenizer.n_vocab
     source = torch.tensor([[*encode("to "), first, *encode(" or not "), first + 1]])
     written, texts = [first], []
     with torch.inference_mode():
@@ -201,7 +203,7 @@ def test_spans_are_filled_one_after_the_other() -> None:
                 if token == end:
                     break
                 span.append(token)
-            texts.append((one.tokenizer.decode(span), probability))
+            texts.append((one.objective.tokenizer.decode(span), probability))
     assert [(gap[0].text, gap[0].probability) for gap in filled.gaps] == [
         (text, pytest.approx(probability, rel=1e-4)) for text, probability in texts
     ]
@@ -278,6 +280,13 @@ def test_texts_of_a_file(cli: Cli) -> None:
         refused = cli("fill", "run", *arguments)
         assert refused.code == 2 and message in refused.err, refused.err
         assert refused.err.count("\n") == 1
+
+
+def test_a_span_has_no_other_candidates(cli: Cli) -> None:
+    assert cli("train", *TINY, "objective=denoise", "hydra.run.dir=run").code == 0
+    refused = cli("fill", "run", "--text", "Li[MASK]", "--top", "3")
+    assert refused.code == 2
+    assert "--top: has no effect with objective=denoise; leave it out" in refused.err
 
 
 def test_a_run_names_the_command_that_uses_it(cli: Cli) -> None:
