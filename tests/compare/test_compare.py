@@ -200,7 +200,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     assert {*Path().iterdir()} == before
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_search_by_ray_tune(cli: Cli) -> None:
     """Six trials each, some of which ASHA stops; another call trains nothing again."""
     command = [*DESIGNS, "--search=tpe", "--budget=6", "--seeds=2", "--dir=all"]

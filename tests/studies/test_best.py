@@ -82,6 +82,7 @@ def test_no_option_helps(results: Path) -> None:
     assert "No option helps at this size" in best.page(results)
 
 
+@pytest.mark.exhaustive
 def test_training_continues_and_keeps_no_paths(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, workdir: Path
 ) -> None:

@@ -19,8 +19,11 @@ from tests.conftest import TINY, Cli, read_metrics
 from tests.sweep.helpers import HERE, runs, spawn
 
 
+SUBMITIT = pytest.param("submitit_local", marks=pytest.mark.exhaustive)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["processes", "joblib", "submitit_local", "ray"])
+@pytest.mark.parametrize("launcher", ["processes", "joblib", SUBMITIT, "ray"])
 def test_launchers_run_all_jobs(workdir: Path, launcher: str) -> None:
     process = spawn(f"hydra/launcher={launcher}", "seed=1,2", "optimizer.lr=1e-3,1e30")
     out, err = process.communicate(timeout=300)

@@ -143,7 +143,9 @@ def test_an_error_in_a_step_fails_all_runs(cli: Cli, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive), signal.SIGKILL]
+)
 def test_a_killed_sweep_resumes(cli: Cli, number: signal.Signals) -> None:
     options = ["seed=1,2,3", "trainer.max_steps=60", "trainer.precision=fp32"]
     options += ["trainer.checkpoint_every=5"]

@@ -306,7 +306,9 @@ def test_a_rank_that_has_ended_prints_no_interruption(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.exhaustive)]
+)
 def test_an_interruption_saves_once_and_the_run_continues(
     folder: Path, number: signal.Signals
 ) -> None:
