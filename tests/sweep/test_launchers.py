@@ -18,7 +18,6 @@ from minigpt.sweep.job import leased, leased_gpus
 from tests.conftest import TINY, Cli, read_metrics
 from tests.sweep.helpers import HERE, runs, spawn
 
-
 SUBMITIT = pytest.param("submitit_local", marks=pytest.mark.exhaustive)
 
 
