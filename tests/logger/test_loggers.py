@@ -702,8 +702,15 @@ def _kill_service() -> None:
 
 
 @contextmanager
-def server(status: Callable[[str], int | None], requests: list[str] | None = None) -> Iterator[str]:
-    """Run a fake W&B server that answers with status(path), or not at all if it is None."""
+def server(
+    status: Callable[[str], int | None],
+    requests: list[str] | None = None,
+    answer: Callable[[str], dict[str, Any]] = lambda request: {},
+) -> Iterator[str]:
+    """Run a fake W&B server that answers with status(path), or not at all if it is None.
+
+    `answer`: from a request to data that the answer has besides that of every run.
+    """
     closing = threading.Event()
     project = {"name": "a project", "entity": {"name": "me"}}
     data = {
@@ -713,14 +720,15 @@ def server(status: Callable[[str], int | None], requests: list[str] | None = Non
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            request = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            request = body.decode("utf-8", "replace")
             if requests is not None:
-                requests.append(request.decode("utf-8", "replace"))
+                requests.append(request)
             code = status(self.path)
             if code is None:
                 closing.wait()
                 return
-            body = json.dumps({"data": data}).encode()
+            body = json.dumps({"data": data | answer(request)}).encode()
             with suppress(OSError):
                 self.send_response(code)
                 self.send_header("Content-Length", str(len(body)))
