@@ -18,7 +18,7 @@ from typing import NoReturn
 from minigpt.config.pairs import is_below, parse_override
 from minigpt.errors import UserError, require_one_of
 from minigpt.files import read_json, read_json_lines, write_json
-from minigpt.report.designs import TEXT_PATHS
+from minigpt.run.design import TEXT_PATHS
 
 # In the order in which they are kept: a run with a result, and a group of runs with its file, is
 # complete.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ class RunInfo:
     config: dict[str, Any]  # nested plain values of config.yaml
     tracker_id: str | None  # the run's id in the tracker, if resumed
     in_group: bool = False  # a run of a sweep or a search
+    job_type: str = "train"
+    checkpoints: Mapping[str, Path] = field(
+        default_factory=dict
+    )  # "best" and "last"; may not exist
 
 
 class Logger:

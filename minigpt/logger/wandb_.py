@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import os
 import re
 import secrets
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.errors import UserError, require, require_one_of
+from minigpt.files import readable_directory
 from minigpt.logger.base import LOGGERS, Logger, LoggerConfig, RunInfo
 from minigpt.logger.wandb_checks import (
     MAX_LABEL,
@@ -34,27 +36,38 @@ if TYPE_CHECKING:
 
 # Limits for starting a run (requests) and finishing it (upload), as multiples of the timeout.
 START_TIMEOUTS, FINISH_TIMEOUTS = 5, 10
+UPLOAD_RATE = 1e6  # bytes/s; the limit for uploading a checkpoint is that for a slower network
+
+# Metrics whose summary is {"min": ..., "last": ...} from their first value on, so that a killed run
+# has it too. The others have their last value.
+WITH_MINIMUM = ("val_loss", "val_perplexity", "val_bits_per_byte")
 
 MODES: dict[str, list[Literal["online", "offline"]]] = {
     "auto": ["online", "offline"],  # tried in this order
     "online": ["online"],
     "offline": ["offline"],
 }
+LOGGED_CHECKPOINTS = {"none": [], "best": ["best"], "last": ["last"], "both": ["best", "last"]}
 
 
 @dataclass
 class WandbConfig(LoggerConfig):
-    """Project, entity (user or team) and mode. `timeout_seconds`: limit for a server response."""
+    """Project, entity (user or team) and mode. `timeout_seconds`: limit for a server response.
+
+    `log_model`: the checkpoints that become artifacts, a key of LOGGED_CHECKPOINTS.
+    """
 
     project: str
     entity: str | None
     mode: str
     timeout_seconds: float
+    log_model: str = "none"
 
     def __post_init__(self) -> None:
         require_one_of("logger.mode", self.mode, MODES)
         seconds = self.timeout_seconds
         require(seconds > 0, "logger.timeout_seconds", seconds, "must be above 0")
+        require_one_of("logger.log_model", self.log_model, LOGGED_CHECKPOINTS)
 
 
 @LOGGERS.register("wandb", WandbConfig)
@@ -67,6 +80,8 @@ class WandbLogger(Logger):
 
     The step is logged as a metric and used as the x-axis. W&B's own step must increase, so that
     steps a resumed run reports twice would be dropped.
+
+    The summary is the content of result.json, except that of WITH_MINIMUM.
     """
 
     @classmethod
@@ -128,15 +143,38 @@ class WandbLogger(Logger):
         if (run := self._run) is None:
             return
         with self._one_warning(run):
-            # Replace the summary, by default the last value of each metric, by the result.
-            for key in run.summary.keys():  # noqa: SIM118 (it is not a Mapping)
-                if not key.startswith("_") and key not in summary:
-                    del run.summary[key]
-            run.summary.update(summary)
+            self._summarize(run, summary)
+            self._log_checkpoints(run)
+        with self._one_warning(run):
             run.finish(exit_code=int(failed))
             return
         # Reached only after a failure: W&B's process may be dead, and the next run needs a new one.
         _end_service()
+
+    def _summarize(self, run: wandb.Run, result: dict[str, Any]) -> None:
+        """Replace the summary, by default the last value of each metric, by the result."""
+        for key in run.summary.keys():  # noqa: SIM118 (it is not a Mapping)
+            if not key.startswith("_") and key not in result:
+                del run.summary[key]
+        run.summary.update({k: v for k, v in result.items() if k not in WITH_MINIMUM})
+
+    def _log_checkpoints(self, run: wandb.Run) -> None:
+        """Log the chosen checkpoints as versions of an artifact; wait for their upload if online.
+
+        W&B copies their files, which a resumed run replaces.
+        """
+        import wandb
+
+        for name in LOGGED_CHECKPOINTS[self._options.log_model]:
+            folder = readable_directory(self._info.checkpoints[name])
+            if not folder.is_dir():  # the run ended before it saved one
+                continue
+            artifact = wandb.Artifact(f"model-{run.id}", type="model")
+            artifact.add_dir(str(folder))
+            run.log_artifact(artifact, aliases=[name])
+            if not run.offline:
+                seconds = FINISH_TIMEOUTS * self._options.timeout_seconds
+                artifact.wait(timeout=math.ceil(seconds + artifact.size / UPLOAD_RATE))
 
     def _open(self) -> list[str]:
         """Start the run in the first available mode. Return why earlier modes are not available."""
@@ -178,6 +216,7 @@ class WandbLogger(Logger):
                 resume=None if info.tracker_id is None else "allow",
                 name=info.name[:MAX_LABEL],  # the names that minigpt makes are shorter
                 group=info.group,
+                job_type=user_settings.run_job_type or info.job_type,  # WANDB_JOB_TYPE
                 tags=info.tags,
                 config=info.config,
                 reinit="create_new",  # the default reuses an unfinished run of this process
@@ -193,6 +232,8 @@ class WandbLogger(Logger):
             raise
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")
+        for name in WITH_MINIMUM:
+            run.define_metric(name, step_metric="step", summary="min,last")
         return run
 
     @contextmanager

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
-from pathlib import PurePath
 from typing import Any
 
 from minigpt.config.pairs import parse_override
 from minigpt.errors import UserError, did_you_mean
 from minigpt.report.runs import Run
 from minigpt.report.statistics import Interval, Seeds, Spread, interval, spread
+from minigpt.run.design import IGNORED_SECTIONS, Values, design_only, identity_of, with_text
 
-# Keys that are not part of a design: names, trackers, paths, the seed. `model.name` follows from
-# other keys; it may label a design.
-IGNORED_KEYS = {"seed", "name", "group", "tags", "resume", "defaults", "trainer.threads"}
-IGNORED_KEYS |= {"model.name"}
-IGNORED_SECTIONS = ("logger.", "hydra.")
-TEXT = "data.text"  # the text's digest, in place of its path
-TEXT_PATHS = ("data.dir", "data.path")
 # Keys that depend on the device or another choice: listed as differences, not counted as choices.
 DERIVED_KEYS = ("model.backend.name", "model.architecture", "model.n_special_tokens")
 DERIVED_KEYS += ("model.source_length", "model.target_length")
@@ -30,8 +23,6 @@ DERIVED_KEYS += ("model.source_length", "model.target_length")
 GROUP_KEYS = {"norm": "model.norm.placement", "model": "model.name"}
 NEARLY_ALL = 0.75  # of the designs: a part of so many labels is left out of short names
 ABSENT = "absent"  # value of a key that an older version did not write
-
-Values = Mapping[str, Any]
 
 
 @dataclass
@@ -106,8 +97,8 @@ def group(runs: Sequence[Run], by: Sequence[str], matched: Sequence[str] = ()) -
     groups: dict[str, Design] = {}
     members: dict[tuple[str, str], list[Run]] = {}  # by group and config
     for run, config in zip(known, configs, strict=True):
-        identity = _identity(_design_only(config))
-        chosen = _identity({k: config.get(k, ABSENT) for k in keys}) if keys else identity
+        identity = identity_of(design_only(config))
+        chosen = identity_of({k: config.get(k, ABSENT) for k in keys}) if keys else identity
         design = groups.setdefault(chosen, Design("", [], [], []))
         if (chosen, identity) not in members:
             design.configs.append(config)
@@ -138,30 +129,12 @@ def _add(design: Design, runs: list[Run]) -> None:
 
 def design_config(run: Run) -> dict[str, Any]:
     """Return a run's config with the digest of its text in place of its path."""
-    config = {k: v for k, v in run.config.items() if k not in TEXT_PATHS}
     digest = run.manifest.get("data_sha256")
-    path = run.config.get("data.path")
-    if isinstance(digest, str):
-        config[TEXT] = digest[:8]
-    elif path is not None:
-        config[TEXT] = PurePath(str(path)).name
-    return config
-
-
-def _design_only(config: Values) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in config.items()
-        if key not in IGNORED_KEYS and not key.startswith(IGNORED_SECTIONS)
-    }
-
-
-def _identity(values: Any) -> str:
-    return json.dumps(values, sort_keys=True, default=str)
+    return with_text(run.config, digest if isinstance(digest, str) else None)
 
 
 def _value_of(config: Values, key: str) -> str:
-    return _identity(config.get(key, ABSENT))
+    return identity_of(config.get(key, ABSENT))
 
 
 # ---- differences ----
@@ -176,7 +149,7 @@ def sections(configs: Iterable[Values]) -> dict[str, str]:
 
 def differences(one: Values, other: Values) -> list[str]:
     """Return the keys in which two designs differ; options of different variants are left out."""
-    a, b = _design_only(one), _design_only(other)
+    a, b = design_only(one), design_only(other)
     differing = {k for k in a.keys() | b.keys() if a.get(k, ABSENT) != b.get(k, ABSENT)}
     for name in sections((a, b)).values():
         if name in differing:
@@ -194,7 +167,7 @@ def varying(configs: Sequence[Values]) -> list[str]:
     """Return the keys that differ between any two configs with the same variant, in their order."""
     names = sections(configs).values()
     keys = []
-    for key in dict.fromkeys(key for config in configs for key in _design_only(config)):
+    for key in dict.fromkeys(key for config in configs for key in design_only(config)):
         owner = next((n for n in names if key != n and key.startswith(n.removesuffix("name"))), "")
         values: dict[str, set[str]] = {}
         for config in configs:
@@ -209,10 +182,10 @@ def identities_without(keys: Sequence[str], configs: Sequence[Values]) -> frozen
     """Return the identities of a group's designs without the `keys` it is grouped by."""
     below = tuple(key.removesuffix("name") for key in keys if key.endswith(".name"))
     others = [
-        {k: v for k, v in _design_only(c).items() if k not in keys and not k.startswith(below)}
+        {k: v for k, v in design_only(c).items() if k not in keys and not k.startswith(below)}
         for c in configs
     ]
-    return frozenset(map(_identity, others))
+    return frozenset(map(identity_of, others))
 
 
 def condition(run: Run, keys: Sequence[str]) -> str:
@@ -268,7 +241,7 @@ def model_labels(configs: Sequence[Values]) -> list[str]:
     models = [{k: v for k, v in config.items() if k.startswith("model.")} for config in configs]
     by_name: dict[str, dict[str, Values]] = {}
     for model in models:
-        by_name.setdefault(shown(model.get("model.name", ABSENT)), {})[_identity(model)] = model
+        by_name.setdefault(shown(model.get("model.name", ABSENT)), {})[identity_of(model)] = model
     keys = {name: choices(varying([*same.values()]), ()) for name, same in by_name.items()}
     labels = []
     for model in models:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 from minigpt.errors import UserError, first_line
 from minigpt.extras import install
 from minigpt.files import write_text
+from minigpt.logger.wandb_ import WITH_MINIMUM
 from minigpt.report.comparison import LOSS, Comparison
 from minigpt.report.continuing import shared_lines
 from minigpt.report.designs import choices, varying, word
-from minigpt.report.results import summary
+from minigpt.report.evaluations import LENGTH_CURVES, choose_checkpoint
+from minigpt.report.results import by_length, summary
+from minigpt.report.tables import to_markdown
 from minigpt.report.verdict import verdict
+from minigpt.run.design import TEXT
 
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2.interface as wr
@@ -95,14 +100,14 @@ def _blocks(comparison: Comparison, entity: str, project: str) -> list[Any]:
     keys = choices(varying([d.config for d in comparison.designs]), comparison.own_keys)
     measure = comparison.measure
     warnings = [wr.UnorderedList(items=[*comparison.warnings])] if comparison.warnings else []
-    grouped = ", ".join(word(key) for key in keys) or "nothing"
+    grouped = ", ".join(word(key) for key in keys) or "design"
     unit = f"{measure.name} in {measure.unit}" if measure != LOSS else f"losses in {LOSS.unit}"
     run_set = wr.Runset(
         entity=entity,
         project=project,
         name="designs" if comparison.is_alone else f"designs, {comparison.objective}",
         filters=_filter(comparison),
-        groupby=[f"config.{key}" for key in keys if key != "data.text"][:MAX_GROUP_KEYS],
+        groupby=_grouping(comparison, keys),
     )
     about = wr.P(
         f"Runs are grouped by {grouped}. Lines are means and bands standard deviations "
@@ -112,7 +117,27 @@ def _blocks(comparison: Comparison, entity: str, project: str) -> list[Any]:
     # Without a filter the panels would have the runs of every objective.
     is_separate = comparison.is_alone or bool(_filter(comparison))
     grid = [wr.PanelGrid(runsets=[run_set], panels=_panels(comparison))] if is_separate else []
-    return [wr.P(verdict(comparison)), about, *warnings, *grid]
+    return [wr.P(verdict(comparison)), about, *warnings, *grid, *_by_length(comparison)]
+
+
+def _grouping(comparison: Comparison, keys: Sequence[str]) -> list[str]:
+    """Return what W&B groups runs by: the keys that differ, or `design` where they do not suffice.
+
+    They do not if there are too many, or if the texts differ, whose digest is in no key.
+    """
+    tracked = [key for key in keys if key != TEXT][:MAX_GROUP_KEYS]
+    suffices = bool(keys) and len(tracked) == len(keys)
+    return [f"config.{key}" for key in tracked] if suffices or comparison.by else ["config.design"]
+
+
+def _by_length(comparison: Comparison) -> list[Any]:
+    """Return the tables of losses by context length, which are measured after W&B's run ended."""
+    import wandb_workspaces.reports.v2.interface as wr
+
+    checkpoint = choose_checkpoint(comparison)
+    curves = LENGTH_CURVES if checkpoint is not None else ()
+    tables = [by_length(comparison, str(checkpoint), curve) for curve in curves]
+    return [wr.MarkdownBlock(text=to_markdown(table)) for table in tables if table.rows]
 
 
 def _filter(comparison: Comparison) -> str:
@@ -123,7 +148,7 @@ def _filter(comparison: Comparison) -> str:
 
 
 def _panels(comparison: Comparison) -> list[Any]:
-    """Return curves, then bars, then scatter plots, in two columns."""
+    """Return curves, then bars, then scatter plots, in two columns: the plots of the page."""
     import wandb_workspaces.reports.v2.interface as wr
 
     measure = comparison.measure
@@ -135,15 +160,17 @@ def _panels(comparison: Comparison) -> list[Any]:
         for key in curves
         for x in ("step", *(["tokens"] if key == "train_loss" else []), "seconds")
     ]
+    key = measure.key
+    summary_key = f"{key}.last" if key in WITH_MINIMUM else key
     panels += [
-        wr.BarPlot(title=measure.key, metrics=[measure.key], **spread),
+        wr.BarPlot(title=key, metrics=[summary_key], **spread),
         wr.BarPlot(title="tokens_per_second", metrics=["tokens_per_second"], **extremes),
         wr.BarPlot(title="peak_memory_bytes", metrics=["peak_memory_bytes"], **spread),
     ]
-    key, y = measure.key, wr.SummaryMetric(measure.key)
+    y = wr.SummaryMetric(summary_key)
     panels += [
         wr.ScatterPlot(title=f"{key} against {x}", x=wr.SummaryMetric(x), y=y)
-        for x in ("parameters.total", "seconds")
+        for x in ("flops_per_token", "parameters.total", "seconds")
     ]
     for index, panel in enumerate(panels):
         panel.layout = wr.Layout(x=12 * (index % 2), y=8 * (index // 2), w=12, h=8)

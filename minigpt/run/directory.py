@@ -101,6 +101,17 @@ class RunDirectory:
         return any((self.path.parent / file).is_file() for file in (SWEEP, SEARCH))
 
     @property
+    def job_type(self) -> str:
+        """What trains it, from the files of the folders above: compare, search, sweep or train."""
+        folder = self.path.parent
+        is_compared = (folder.parent / COMPARISON).is_file()
+        if (folder / SEARCH).is_file() or (is_compared and folder.name == TRIALS):
+            return "search"
+        if is_compared and folder.name == FINAL:
+            return "compare"
+        return "sweep" if self.in_group else "train"
+
+    @property
     def data_sha256(self) -> str | None:
         """The sha256 of the text the run was trained on. Raises UserError without a manifest.
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from minigpt.config.pairs import flat
 from minigpt.config.saved import read_config, resolved_values, save_config
 from minigpt.config.schema import Config, TrainerConfig, request_sha256
 from minigpt.data.corpus import unescape
@@ -16,6 +17,7 @@ from minigpt.errors import Failure, UserError, first_line, one_line_if_out_of_me
 from minigpt.files import recover_directory
 from minigpt.logger import LOGGERS, Logger, LoggerConfig, RunInfo
 from minigpt.model.compatibility import require_compatible
+from minigpt.run.design import design_name, with_text
 from minigpt.run.directory import ObservedRun, RunDirectory
 from minigpt.run.load import Initial, as_trained, tokenizer_of, weights_used
 from minigpt.run.provenance import provenance
@@ -101,7 +103,7 @@ def training_session(
             manifest, notices = ranks.first(begin, "the start of the run")
 
             display = Display(config.trainer.max_steps, quiet=not ranks.is_main)
-            logger = open_tracker(run, setup, manifest)
+            logger = open_tracker(run, setup, requested, manifest)
             trainer = Trainer(setup, run, display, logger, stop, stopwatch, on_evaluation)
             with result_recorded(trainer):
                 run.write(run.manifest, manifest | {"tracker_id": logger.tracker_id})
@@ -265,21 +267,27 @@ def _changes_of_machine(
     return {"resumed": f"with {', '.join(changed)}: {why}"} if changed else {}
 
 
-def open_tracker(run: RunDirectory, setup: Setup, manifest: dict[str, Any]) -> Logger:
+def open_tracker(
+    run: RunDirectory, setup: Setup, requested: Config, manifest: dict[str, Any]
+) -> Logger:
     """Open the tracker's run, or continue the one that the manifest names.
 
-    Only the first of several processes has one.
+    Only the first of several processes has one. The design is that of the requested config: what
+    `auto` resolves to depends on the machine, and on compiled code that another seed left.
     """
     config = setup.config
-    values = config.to_dict() | {"parameters": setup.state.model.parameter_counts()}
+    design = design_name(with_text(flat(requested.to_dict()), manifest.get("data_sha256")))
+    parameters = setup.state.model.parameter_counts()
     info = RunInfo(
         directory=run.path,
         name=run.path.name,
         group=config.group,
         tags=config.tags,
-        config=values,
+        config=config.to_dict() | {"design": design, "parameters": parameters},
         tracker_id=manifest.get("tracker_id"),
         in_group=run.in_group,
+        job_type=job_type(run, config),
+        checkpoints={"best": run.best, "last": run.last},
     )
     try:
         main = setup.runtime.ranks.is_main
@@ -288,6 +296,12 @@ def open_tracker(run: RunDirectory, setup: Setup, manifest: dict[str, Any]) -> L
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         run.write(run.result, {"status": status, "error": first_line(error)})
         raise
+
+
+def job_type(run: RunDirectory, config: Config) -> str:
+    """Return what a tracker calls the run: compare, search, sweep, finetune or train."""
+    of_folder = run.job_type
+    return "finetune" if of_folder == "train" and config.init is not None else of_folder
 
 
 @contextmanager

@@ -62,16 +62,24 @@ def info(tmp_path: Path) -> RunInfo:
     directory = tmp_path / "a run"
     directory.mkdir()
     config = {"seed": 1, "model": {"d": 64, "rope": None, "layers": ["a", "b"]}}
-    return RunInfo(directory, "a run", "a group", ["tag1", "tag2"], config, None)
+    checkpoints = {name: directory / "checkpoints" / name for name in ("best", "last")}
+    return RunInfo(
+        directory, "a run", "a group", ["tag1", "tag2"], config, None, False, "sweep", checkpoints
+    )
 
 
 @pytest.fixture
 def open_wandb(info: RunInfo) -> Open:
     """Return a function that opens a W&B logger."""
 
-    def open_(mode: str = "auto", info: RunInfo = info, timeout_seconds: float = SECONDS) -> Logger:
-        options = LOGGERS.options("wandb")("wandb", "a project", None, mode, timeout_seconds)
-        return LOGGERS.build(options, info)
+    def open_(
+        mode: str = "auto",
+        info: RunInfo = info,
+        timeout_seconds: float = SECONDS,
+        log_model: str = "none",
+    ) -> Logger:
+        values = ("wandb", "a project", None, mode, timeout_seconds, log_model)
+        return LOGGERS.build(LOGGERS.options("wandb")(*values), info)
 
     return open_
 
@@ -124,7 +132,8 @@ def test_wandb_records_config_metrics_samples_and_summary(open_wandb: Open, info
     assert (summary["state"], summary["exit_code"]) == ("finished", 0)
 
     records = all_records(run)
-    assert next(r["run"] for r in records if r["type"] == "run")["run_group"] == "a group"
+    (description,) = of_type("run", records)
+    assert (description["run_group"], description["job_type"]) == ("a group", "sweep")
     # Every metric is plotted over the logged step.
     assert any(r["metric"].get("step_metric") == "step" for r in records if r["type"] == "metric")
     first, second, sample = history(run)
@@ -133,6 +142,94 @@ def test_wandb_records_config_metrics_samples_and_summary(open_wandb: Open, info
     assert sample["step"] == 20
     page = (run / "files" / sample["samples.path"]).read_text()
     assert "To be, &lt;or&gt;\nnot" in page
+
+
+def test_wandb_prefers_the_job_type_of_the_environment(open_wandb: Open, info: RunInfo) -> None:
+    os.environ["WANDB_JOB_TYPE"] = "mine"
+    open_wandb("offline").finish({}, failed=False)
+    (description,) = of_type("run", all_records(offline_runs(info)[0]))
+    assert description["job_type"] == "mine"
+
+
+def test_wandb_summarizes_a_finished_run_by_minimum_and_last_value(
+    open_wandb: Open, info: RunInfo
+) -> None:
+    logger = open_wandb("offline")
+    for step, loss in enumerate((3.0, 1.0, 2.0)):
+        logger.log({"val_loss": loss, "val_bits_per_byte": loss / 2, "lr": 0.1}, step)
+    logger.finish({"val_loss": 2.0, "best_val_loss": 1.0, "val_bits_per_byte": 1.0}, failed=False)
+    assert public(inspect(offline_runs(info)[0])["summary"]) == {
+        "val_loss": {"min": 1, "last": 2},
+        "val_bits_per_byte": {"min": 0.5, "last": 1},
+        "best_val_loss": 1,
+    }
+
+
+def test_wandb_summarizes_a_killed_run_by_its_minimum(info: RunInfo) -> None:
+    program = f"""
+import os, signal, time
+from pathlib import Path
+from minigpt.logger import LOGGERS, RunInfo
+options = LOGGERS.options("wandb")("wandb", "p", None, "offline", {SECONDS})
+logger = LOGGERS.build(options, RunInfo(Path({str(info.directory)!r}), "n", None, [], {{}}, None))
+for step, loss in enumerate([3.0, 1.0, *[2.0] * 500]):
+    logger.log({{"val_loss": loss, "val_perplexity": 2 * loss}}, step)
+time.sleep(1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGKILL
+    read = inspect(offline_runs(info)[0])
+    assert read["state"] == "running"  # W&B writes every 15 s, and each 32 KiB of the 500 steps
+    assert read["summary"]["val_loss"] == {"min": 1, "last": 2}
+    assert read["summary"]["val_perplexity"] == {"min": 2, "last": 4}
+
+
+@pytest.mark.parametrize(
+    ("log_model", "saved", "logged"),
+    [
+        ("none", ["best", "last"], []),
+        ("best", ["best", "last"], ["best"]),
+        ("last", ["best", "last"], ["last"]),
+        ("both", ["best", "last"], ["best", "last"]),
+        ("both", ["last"], ["last"]),
+    ],
+)
+def test_wandb_logs_the_chosen_checkpoints_once_as_artifacts(
+    log_model: str, saved: list[str], logged: list[str], open_wandb: Open, info: RunInfo
+) -> None:
+    for name in saved:
+        info.checkpoints[name].mkdir(parents=True)
+        (info.checkpoints[name] / "model.safetensors").write_text(f"weights of {name}")
+    logger = open_wandb("offline", log_model=log_model)
+    logger.log({"val_loss": 1.0}, 1)
+    logger.finish(SUMMARY, failed=False)
+    artifacts = of_type("artifact", all_records(offline_runs(info)[0]))
+    assert [{*artifact["aliases"]} - {"latest"} for artifact in artifacts] == [{n} for n in logged]
+    for name, artifact in zip(logged, artifacts, strict=True):
+        assert (artifact["type"], artifact["name"]) == ("model", f"model-{logger.tracker_id}")
+        (file,) = artifact["manifest"]["contents"]
+        assert file["path"] == "model.safetensors"
+        assert Path(file["local_path"]).read_text() == f"weights of {name}"
+
+
+def test_a_checkpoint_that_wandb_does_not_take_ends_in_one_warning(
+    open_wandb: Open, info: RunInfo, capfd: pytest.CaptureFixture[str]
+) -> None:
+    os.environ["WANDB_API_KEY"] = KEY
+    info.checkpoints["best"].mkdir(parents=True)
+    (info.checkpoints["best"] / "model.safetensors").write_text("weights")
+    sent: list[str] = []
+    with server(lambda path: 200, sent) as url:  # which answers nothing of artifacts
+        os.environ["WANDB_BASE_URL"] = url
+        logger = open_wandb("online", timeout_seconds=0.3, log_model="best")
+        start = time.monotonic()
+        with pytest.warns(RuntimeWarning, match=r"metrics\.jsonl is complete") as caught:
+            logger.finish(SUMMARY, failed=False)
+        assert time.monotonic() - start < 10
+    assert len(caught) == 1
+    assert any("best_val" in request or '"loss' in request for request in sent)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_wandb_marks_a_failed_run(open_wandb: Open, info: RunInfo) -> None:
@@ -481,7 +578,8 @@ def test_wandb_restores_signal_handlers_and_streams(open_wandb: Open) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("mode", "ofline"), ("mode", "disabled"), ("timeout_seconds", 0)]
+    ("key", "value"),
+    [("mode", "ofline"), ("mode", "disabled"), ("timeout_seconds", 0), ("log_model", "all")],
 )
 def test_wandb_rejects_invalid_options(key: str, value: Any, open_wandb: Open) -> None:
     with pytest.raises(UserError, match=f"^logger.{key}={value}: "):
@@ -561,6 +659,11 @@ def all_records(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in _leet(run).splitlines()]
 
 
+def of_type(kind: str, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the content of the records of a type."""
+    return [record[kind] for record in records if record["type"] == kind]
+
+
 def history(run: Path) -> list[dict[str, Any]]:
     """Return the logged metrics of a W&B run."""
     return [public(r["history"]["item"]) for r in all_records(run) if r["type"] == "history"]
@@ -599,8 +702,15 @@ def _kill_service() -> None:
 
 
 @contextmanager
-def server(status: Callable[[str], int | None], requests: list[str] | None = None) -> Iterator[str]:
-    """Run a fake W&B server that answers with status(path), or not at all if it is None."""
+def server(
+    status: Callable[[str], int | None],
+    requests: list[str] | None = None,
+    answer: Callable[[str], dict[str, Any]] = lambda request: {},
+) -> Iterator[str]:
+    """Run a fake W&B server that answers with status(path), or not at all if it is None.
+
+    `answer`: from a request to data that the answer has besides that of every run.
+    """
     closing = threading.Event()
     project = {"name": "a project", "entity": {"name": "me"}}
     data = {
@@ -610,14 +720,15 @@ def server(status: Callable[[str], int | None], requests: list[str] | None = Non
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            request = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            request = body.decode("utf-8", "replace")
             if requests is not None:
-                requests.append(request.decode("utf-8", "replace"))
+                requests.append(request)
             code = status(self.path)
             if code is None:
                 closing.wait()
                 return
-            body = json.dumps({"data": data}).encode()
+            body = json.dumps({"data": data | answer(request)}).encode()
             with suppress(OSError):
                 self.send_response(code)
                 self.send_header("Content-Length", str(len(body)))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,6 +90,30 @@ def test_wandb_without_network_leaves_a_spec(
     lines = [p["config"] for p in panels if p["viewType"] == "Run History Line Plot"]
     assert {m for line in lines for m in line["metrics"]} == {"val_loss", "train_loss"}
     assert all(line["groupAgg"] == "mean" and line["groupArea"] == "stddev" for line in lines)
+    assert {line.get("xAxis") for line in lines} == {"step", "tokens", "seconds"}
+    points = [p["config"] for p in panels if p["viewType"] == "Scatter Plot"]
+    costs = {"flops_per_token", "parameters.total", "seconds"}
+    assert {point["xAxis"] for point in points} == {f"summary:{cost}" for cost in costs}
+    assert {point["yAxis"] for point in points} == {"summary:val_loss.last"}
+    (table,) = [b for b in spec["spec"]["blocks"] if b["type"] == "markdown-block"]
+    assert "| positional=learned | 1.5" in table["content"]
+
+
+MANY = ("optimizer__lr", "optimizer__beta1", "trainer__batch_size")
+MANY += ("model__n_embd", "model__n_layer", "model__dropout")
+
+
+@pytest.mark.parametrize("designs", [{"a": {}}, {"a": {}, "b": dict.fromkeys(MANY, 3)}])
+def test_wandb_groups_by_design_where_few_keys_do_not_suffice(
+    designs: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    from minigpt.report.wandb_report import build
+
+    found = compare([str(make_sweep(tmp_path, designs))], [], None)
+    spec = build(found, "me", "mine", "t", online=False)._to_model().model_dump_json(by_alias=True)
+    (grid,) = [b for b in json.loads(spec)["spec"]["blocks"] if b["type"] == "panel-grid"]
+    (runset,) = grid["metadata"]["runSets"]
+    assert [key["name"] for key in runset["grouping"]] == ["design.value"]
 
 
 def test_wandb_without_an_answer_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
