@@ -111,7 +111,8 @@ def _positions(model: GPT, embedded: Tensor, scaled: str) -> Step:
         "score_mod": "a bias of the scores",
     }
     enter = [text for hook, text in places.items() if scheme.overrides(hook)]
-    why = " and ".join(enter) or "only the mask depends on the order of tokens"
+    what = "nothing" if model.config.architecture == "encoder" else "only the mask"
+    why = " and ".join(enter) or f"{what} depends on the order of tokens"
     formula = f"x = E[token]{scaled}"
     return Step("Positions", formula, note=f"None added here. {name}: {why}.")
 
