@@ -8,7 +8,7 @@ import io
 import math
 import statistics
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +33,26 @@ TEMPLATES = Environment(
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A row of a computation: its name, formula, shape, a small figure, and a note."""
+
+    name: str
+    formula: str
+    shape: str
+    note: str = ""
+    figure: Figure | None = None
+
+    @property
+    def image(self) -> str:
+        """The figure as SVG in base64."""
+        return "" if self.figure is None else encoded(self.figure)
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of a page: heading, paragraph, figure, and a table whose first row has the headings.
 
-    `name`: suffix of the figure's PNG file.
+    `name`: suffix of the figure's PNG file. `stages`: rows of a computation.
     """
 
     heading: str
@@ -44,6 +60,7 @@ class Section:
     name: str = ""
     figure: Figure | None = None
     table: list[list[str]] | None = None
+    stages: list[Stage] = field(default_factory=list)
 
 
 def render(template: str, **values: Any) -> str:
@@ -62,7 +79,7 @@ def write_page(path: Path, title: str, sections: list[Section]) -> list[Path]:
     for section in sections:
         if section.figure is None:
             continue
-        images[section.name] = base64.b64encode(drawn(section.figure, "svg")).decode()
+        images[section.name] = encoded(section.figure)
         section.figure.suptitle(f"{title}\n{section.heading}", fontsize=9)  # in the PNG only
         png = path.with_name(f"{path.stem}_{section.name}.png")
         write_bytes(png, drawn(section.figure, "png"))
@@ -80,6 +97,11 @@ def by_octave(losses: list[float]) -> tuple[list[float], list[float]]:
         [statistics.fmean(part) for part in parts.values()],
         [statistics.fmean(losses[p - 1] for p in part) for part in parts.values()],
     )
+
+
+def encoded(figure: Figure) -> str:
+    """Return the figure as SVG in base64."""
+    return base64.b64encode(drawn(figure, "svg")).decode()
 
 
 def drawn(figure: Figure, kind: str) -> bytes:

@@ -80,7 +80,7 @@ MEDIUM = (
     *("data/test_shards.py", "evaluate/test_eval_runs.py", "evaluate/test_inspect.py"),
     "evaluate/test_inspect_objectives.py",
     *("model/test_architecture_mutations.py", "model/test_designs.py"),
-    *("report/test_listing.py", "run/test_latest.py"),
+    *("report/test_listing.py", "report/test_serve.py", "run/test_latest.py"),
     *("run/test_removal.py", "test_api.py", "test_cli.py", "test_scripts.py", "test_use.py"),
 )
 

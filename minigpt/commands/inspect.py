@@ -31,8 +31,9 @@ def main(arguments: list[str]) -> None:
     """Write an HTML page and PNG files, and print the probabilities of the next tokens."""
     parser = Parser(
         "inspect",
-        "Plot what a trained run computes for a prompt: the attention of each layer and head, the\n"
-        "biases or rotations of its positional scheme, and the most probable next tokens.",
+        "Plot what a trained run computes for a prompt: one prediction step by step, the\n"
+        "attention of each layer and head, the biases or rotations of its positional scheme, and\n"
+        "the most probable next tokens.",
         [
             "minigpt inspect latest",
             "minigpt inspect runs/NAME --prompt 'To be, or not' --top 3 --out plots",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import webbrowser
 from argparse import Namespace
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 RESIDUALS = "residuals"  # a table for the page: it is as long as there are runs
 LIVE_SECONDS, MAX_SECONDS = 5.0, 86400.0
+PORTS = range(8642, 8662)  # of --serve: the first that is free
+MAX_PORT = 65535
 HELP = {
     "DIR": "a run, a folder searched for runs, or latest: the sweep or search of the newest run, "
     "or that run",
@@ -33,15 +37,28 @@ HELP = {
     "the compute-optimal line; minigpt train -m sweep=scaling trains runs for it",
     "--out": "the page (default: report.html in DIR, or in this folder for several DIR)",
     "--live": "update whenever a file changes, until every run, sweep and search has ended",
-    "--every": f"how often --live checks the files (default: {LIVE_SECONDS:g})",
+    "--every": f"how often --live and --serve check the files (default: {LIVE_SECONDS:g})",
     "--wandb": "also save a W&B report there (minigpt doctor says how to install it); without "
     "network or API key write its spec beside the page",
+    "--serve": "show the page at an address of this machine, which updates it while runs train; "
+    "write no files (DIR: default runs)",
+    "--port": f"of --serve (default: {PORTS[0]}, or the next one that is free; 0: any)",
+    "--open": "open the page of --serve in the browser",
+}
+WITHOUT_SERVE = {  # why --serve refuses an option
+    "--fit": "--serve would fit again at each change",
+    "--live": "--serve updates the page too",
+    "--out": "--serve writes no files",
+    "--wandb": "--serve writes no files",
 }
 
 
 def main(arguments: list[str]) -> None:
-    """Print the comparison, and write the page and the tables."""
+    """Print the comparison, and write the page and the tables, or serve the page."""
     options = _options(arguments)
+    if options.serve:
+        _serve(options)
+        return
     from minigpt.console import PipeConsole
     from minigpt.report.comparison import compare, require_one_objective, require_paired_seeds
     from minigpt.report.page import Extra, write_report
@@ -76,6 +93,25 @@ def main(arguments: list[str]) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
 
+def _serve(options: Namespace) -> None:
+    """Serve the page until Ctrl-C."""
+    from minigpt.report.comparison import compare
+    from minigpt.report.serve import Dashboard, listen
+    from minigpt.run.directory import RUNS, find_folder
+
+    folders = [str(find_folder(name)) for name in options.folders] or [str(RUNS)]
+    read = partial(compare, folders, options.by, options.baseline, options.equivalent, options.plan)
+    ports = PORTS if options.port is None else [options.port]
+    with listen(Dashboard(folders, read, options.every), ports) as server:
+        is_taken = ports is PORTS and server.server_port != PORTS[0]
+        note = f" (port {PORTS[0]} is taken)" * is_taken
+        print(f"{server.url} shows {', '.join(folders)}{note}; Ctrl-C ends it", flush=True)
+        if options.open:
+            webbrowser.open(server.url)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+
+
 def _fits(comparison: Comparison) -> Extra:
     """Return the tables and plots of the laws that the runs determine; add the notes on them."""
     from minigpt.report.scaling import fit_scaling
@@ -99,10 +135,11 @@ def _options(arguments: list[str]) -> Namespace:
             "minigpt report latest --equivalent 0.01 --plan 0.01",
             "minigpt report latest --fit",
             "minigpt report latest --live",
+            "minigpt report --serve --open",
         ],
     )
     add = parser.add_argument
-    add("folders", metavar="DIR", nargs="+", help=HELP["DIR"])
+    add("folders", metavar="DIR", nargs="*", help=HELP["DIR"])
     add("--by", action="append", default=[], metavar="KEY,...", help=HELP["--by"])
     add("--baseline", metavar="DESIGN", help=HELP["--baseline"])
     add("--equivalent", metavar="X", type=float, help=HELP["--equivalent"])
@@ -112,7 +149,13 @@ def _options(arguments: list[str]) -> Namespace:
     add("--live", action="store_true", help=HELP["--live"])
     add("--every", metavar="SECONDS", type=float, default=LIVE_SECONDS, help=HELP["--every"])
     add("--wandb", metavar="ENTITY/PROJECT", help=HELP["--wandb"])
+    add("--serve", action="store_true", help=HELP["--serve"])
+    add("--port", metavar="PORT", type=int, help=HELP["--port"])
+    add("--open", action="store_true", help=HELP["--open"])
     options = parser.parse(arguments)
+    if not options.folders and not options.serve:
+        parser.error("the following arguments are required: DIR")
+    _require_together(options)
     options.by = [key for group in options.by for key in group.split(",") if key]
     if not 0 < options.every <= MAX_SECONDS:
         raise UserError(f"--every={options.every:g}: must be above 0 and at most a day of seconds")
@@ -124,6 +167,23 @@ def _options(arguments: list[str]) -> Namespace:
         value, why = getattr(options, key), "must be a number above 0, such as 0.01"
         require(value is None or 0 < value < math.inf, f"--{key}", value, why)
     return options
+
+
+def _require_together(options: Namespace) -> None:
+    """Raise UserError for an option that has no effect with --serve, or only with it."""
+    given = {
+        f"--{key}"
+        for key, value in vars(options).items()
+        if value is not None and value is not False
+    }
+    for option, why in WITHOUT_SERVE.items():
+        if options.serve and option in given:
+            raise UserError(f"{option}: cannot be used with --serve: {why}; drop one")
+    port, why = options.port, f"must be from 0 (any) to {MAX_PORT}"
+    require(port is None or 0 <= port <= MAX_PORT, "--port", port, why)
+    for option in ("--port", "--open"):
+        if not options.serve and option in given:
+            raise UserError(f"{option}: is an option of --serve; add --serve, or drop it")
 
 
 def _out(out: Path | None, folders: list[str]) -> Path:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 MAX_TICKS = 40  # token labels on an axis
 PAGE_WIDTH = 13.0  # inches
+MAX_BARS = 1000  # drawn as shapes; more are an image
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,24 @@ def _label_ticks(set_ticks: Any, labels: list[str], rotation: int = 0) -> None:
     indices = range(0, len(labels), step)
     shown = labels if step == 1 else [f"{index} {labels[index]}" for index in indices]
     set_ticks(indices, shown, fontsize=8, rotation=rotation, parse_math=False)
+
+
+def plot_step(values: Tensor) -> Figure:
+    """Plot values (n,) as bars, or (rows, n) as a heat map, without axes, to stand beside text."""
+    figure = Figure((4.2, 0.6 if values.ndim == 1 else 1.1), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    numbers = values.nan_to_num().numpy()
+    most = float(abs(numbers).max()) or 1.0
+    if values.ndim == 1:
+        axes.fill_between(range(len(numbers) + 1), [*numbers, numbers[-1]], step="post", lw=0)
+        axes.axhline(0, color="0.5", linewidth=0.5)
+        axes.margins(x=0)
+        axes.set_rasterization_zorder(10 if len(numbers) > MAX_BARS else None)
+    else:
+        norm = Normalize(-most, most)
+        axes.imshow(numbers, cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest")
+    return figure
 
 
 def next_token_table(

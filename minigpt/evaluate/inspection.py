@@ -18,8 +18,15 @@ from minigpt.evaluate.inspect import (
     record,
     scheme_values,
 )
-from minigpt.evaluate.inspect_plots import STYLES, next_token_table, plot, plot_next_tokens
-from minigpt.html import Section
+from minigpt.evaluate.inspect_plots import (
+    STYLES,
+    next_token_table,
+    plot,
+    plot_next_tokens,
+    plot_step,
+)
+from minigpt.evaluate.steps import HEAD, LAYER, Step, Watch, steps
+from minigpt.html import Section, Stage
 from minigpt.inference.fill import Filler, written_spans
 from minigpt.inference.generate import decoding_runtime
 from minigpt.model.stack import Stack
@@ -32,6 +39,8 @@ from minigpt.runtime import Runtime
 from minigpt.tokenizer import Tokenizer
 
 MAX_TOKENS = 256  # maximum for a readable figure
+SHOWN_IDS = 16  # of the last tokens
+SHOWN_BEST = 5  # most probable tokens of the prediction step by step
 ALL_LAYERS = "A figure without a layer in its heading applies to all layers."
 NO_FIGURES = (
     "No figures: the scheme changes neither embeddings nor block inputs, queries, keys or scores. "
@@ -233,7 +242,9 @@ def inspect_prompt(trained: TrainedRun, prompt: Prompt, top: int) -> list[Sectio
 
     with inspection_runtime(trained).autocast():
         read = (prompt.tokens, prompt.document_ids, prompt.prefix, prompt.source)
-        recording = record(model, *read)
+        with Watch(model) as watch:
+            recording = record(model, *read)
+        computed = steps(watch, recording, place := explained(trained, prompt))
     labels, words = labels_of(prompt.tokens), WORDS[model.config.architecture]
     n_documents = len({*(prompt.document_ids or [0])})
     documents = f" in {n_documents} documents" if n_documents > 1 else ""
@@ -250,14 +261,52 @@ def inspect_prompt(trained: TrainedRun, prompt: Prompt, top: int) -> list[Sectio
         parts = [encoder, Part(model, recording, labels, "decoder_", source=source)]
         sections.insert(0, Section(f"Source: {len(source)} tokens", " ".join(source)))
     rows = next_tokens(recording, prompt.tokens, trained.tokenizer, top, prompt.targets, special)
+    best = next_tokens(recording, prompt.tokens, trained.tokenizer, SHOWN_BEST, None, special)
+    best = best[place][-SHOWN_BEST:]
     predictions = (rows, labels, words.where, words.actual)
     figure, table = plot_next_tokens(*predictions), next_token_table(*predictions)
     return [
         *sections,
+        _step_by_step(computed, place, labels[place], best, words),
         *(section for part in parts for section in part.forward_pass()),
         *(section for part in parts for section in part.positions()),
         Section(words.heading, words.text, "next", figure, table),
     ]
+
+
+def explained(trained: TrainedRun, prompt: Prompt) -> int:
+    """Return the position that is shown step by step: the last one, of an encoder the last mask."""
+    masks = [n for n, token in enumerate(prompt.tokens) if token >= trained.tokenizer.n_vocab]
+    is_encoder = trained.config.model.architecture == "encoder"
+    return masks[-1] if is_encoder and masks else len(prompt.tokens) - 1
+
+
+def _step_by_step(
+    computed: list[Step], place: int, label: str, best: list[tuple[str, float]], words: Words
+) -> Section:
+    stages = [_stage(step) for step in computed]
+    top = ", ".join(f"{token} {100 * p:.1f}%" for token, p in best)
+    stages.append(Stage("Most probable", "", "", top))
+    text = (
+        f"The prediction {words.where} token {place} ({label}), in values of the forward pass. "
+        f"Attention is that of head {HEAD} in layer {LAYER}. Axes: t tokens, d model, e head, "
+        f"n vocabulary. Red is above 0, blue below."
+    )
+    return Section(f"Step by step{words.of}", text, stages=stages)
+
+
+def _stage(step: Step) -> Stage:
+    """Return a step with a picture of its values, or its note alone; token ids are text."""
+    values = step.values
+    if values is None:
+        return Stage(step.name, step.formula, "", step.note)
+    if step.name == "Tokens":
+        ids = [f"{token:.0f}" for token in values[-SHOWN_IDS:]]
+        note = "… " * (len(values) > SHOWN_IDS) + ", ".join(ids)
+        return Stage(step.name, step.formula, step.shape, note)
+    low, high = values.nan_to_num().min(), values.nan_to_num().max()
+    note = step.note or f"From {low:.3g} to {high:.3g}."
+    return Stage(step.name, step.formula, step.shape, note, plot_step(values))
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from minigpt.report.statistics import (
     not_significantly_worse,
     paired,
 )
+from minigpt.run.directory import RUNNING
 
 LISTED = 4  # maximum number of runs or pairs in a warning; tables have all
 
@@ -393,7 +394,10 @@ def _unfinished(collection: RunCollection) -> list[str]:
     waiting = [str(job.path) for job in collection.jobs if job.path.resolve() not in started]
     if waiting:
         by_status["not started"] = waiting
-    return [
+    lines = []
+    if training := by_status.pop(RUNNING, []):
+        lines = [f"{count(len(training), 'run')} {_is(training)} training: {_shortened(training)}"]
+    return lines + [
         f"{count(len(paths), 'run')} did not finish and {_is(paths)} left out ({why}): "
         f"{_shortened(paths)}"
         for why, paths in by_status.items()

@@ -49,6 +49,11 @@ class Design:
         """Finished runs, then unfinished ones."""
         return [*self.runs, *self.unfinished]
 
+    @property
+    def training(self) -> list[Run]:
+        """Unfinished runs that train now."""
+        return [run for run in self.unfinished if run.is_running]
+
     @cached_property
     def by_seed(self) -> dict[int, list[Run]]:
         """Finished runs by seed."""
@@ -113,17 +118,23 @@ def group(runs: Sequence[Run], by: Sequence[str], matched: Sequence[str] = ()) -
 
 
 def _add(design: Design, runs: list[Run]) -> None:
-    """Add runs of one config: for each seed the newest finished run, or else the newest."""
+    """Add runs of one config: for each seed the newest finished run, or else the newest.
+
+    Runs that train now are added as unfinished too.
+    """
     by_seed: dict[Any, list[Run]] = {}
     for run in runs:
         by_seed.setdefault(run.seed if run.seed is not None else run.path, []).append(run)
     for seed, same in by_seed.items():
         newest = max(same, key=lambda run: (run.finished, run.started, run.order))
         (design.runs if newest.finished else design.unfinished).append(newest)
-        if len(same) > 1:
-            ignored = ", ".join(str(run.path) for run in same if run is not newest)
+        others = [run for run in same if run is not newest]
+        design.unfinished += [run for run in others if run.is_running]
+        ignored = [str(run.path) for run in others if not run.is_running]
+        if ignored:
             design.notes.append(
-                f"seed {seed} has {len(same)} runs: uses the newest, {newest.path}, not {ignored}"
+                f"seed {seed} has {len(ignored) + 1} runs: uses the newest, {newest.path}, not "
+                f"{', '.join(ignored)}"
             )
 
 

@@ -19,7 +19,7 @@ from minigpt.report.continuing import continuing, shared_lines
 from minigpt.report.evaluations import choose_checkpoint
 from minigpt.report.figures import Plot, styles
 from minigpt.report.plots import plots
-from minigpt.report.results import MEANING, commands, markdown, summary, tables
+from minigpt.report.results import MEANING, commands, markdown, summary, tables, unended
 from minigpt.report.tables import Table, markdown_text, to_csv, to_latex, to_markdown
 from minigpt.report.verdict import verdict
 
@@ -38,6 +38,14 @@ class Extra:
     plots: Sequence[Plot] = ()
 
 
+@dataclass(frozen=True)
+class Served:
+    """A page that asks every `seconds` for a newer one. `tag`: of what it shows, as in its ETag."""
+
+    tag: str
+    seconds: float
+
+
 def write_report(
     comparison: Comparison, out: Path, refresh: float | None = None, extra: Extra | None = None
 ) -> list[Path]:
@@ -45,26 +53,9 @@ def write_report(
 
     A browser reloads the page every `refresh` seconds.
     """
-    extra, between = extra or Extra(), continuing(comparison)
-    groups = [
-        _group(group, extra if group is comparison else Extra()) for group in comparison.groups
-    ]
-    shared = [between] if between.rows else []
+    groups, shared = _groups(comparison, extra or Extra()), _shared(comparison)
     lines = shared_lines(comparison)
-    page = render(
-        "report.html.j2",
-        title=title(comparison),
-        lines=lines,
-        groups=groups,
-        meaning=MEANING,
-        shared_tables=shared,
-        strokes=STROKES,
-        most_beside=MOST_BESIDE,
-        most_open=MOST_OPEN,
-        refresh=None if refresh is None else f"{refresh:g}",
-        plot_data=_plot_data([plot for group in groups for plot in group["plots"]]),
-        plotly=Markup(get_plotlyjs()),
-    )
+    page = _html(title(comparison), lines, groups, shared, refresh=refresh)
     all_tables = [
         replace(table, name=f"{table.name}{group['suffix']}")
         for group in groups
@@ -88,6 +79,53 @@ def write_report(
     return paths
 
 
+def served_page(comparison: Comparison, served: Served) -> str:
+    """Return the page of `write_report`, which updates itself."""
+    groups, lines = _groups(comparison, Extra()), shared_lines(comparison)
+    return _html(title(comparison), lines, groups, _shared(comparison), served=served)
+
+
+def served_message(line: str, served: Served) -> str:
+    """Return a page with one line, which updates itself."""
+    return _html("minigpt report", [line], [], [], served=served)
+
+
+def _html(
+    title: str,
+    lines: list[str],
+    groups: list[dict[str, Any]],
+    shared: list[Table],
+    refresh: float | None = None,
+    served: Served | None = None,
+) -> str:
+    return render(
+        "report.html.j2",
+        title=title,
+        lines=lines,
+        groups=groups,
+        meaning=MEANING,
+        shared_tables=shared,
+        strokes=STROKES,
+        most_beside=MOST_BESIDE,
+        most_open=MOST_OPEN,
+        refresh=None if refresh is None else f"{refresh:g}",
+        served=served,
+        plot_data=_plot_data([plot for group in groups for plot in group["plots"]]),
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def _groups(comparison: Comparison, extra: Extra) -> list[dict[str, Any]]:
+    """Return what the page shows of each objective; `extra` is of the first."""
+    extras = [extra, *(Extra() for _ in comparison.others)]
+    return [_group(*pair) for pair in zip(comparison.groups, extras, strict=True)]
+
+
+def _shared(comparison: Comparison) -> list[Table]:
+    table = continuing(comparison)
+    return [table] if table.rows else []
+
+
 def _group(comparison: Comparison, extra: Extra) -> dict[str, Any]:
     """Return what the page shows of the runs of an objective."""
     checkpoint = choose_checkpoint(comparison)
@@ -100,6 +138,7 @@ def _group(comparison: Comparison, extra: Extra) -> dict[str, Any]:
         "remarks": _remarks(comparison),
         "warnings": comparison.warnings,
         "notes": comparison.notes,
+        "unended": unended(comparison),
         "tables": [*tables(comparison, checkpoint), *extra.tables],
         "plots": [_named(plot, comparison) for plot in plots(comparison, checkpoint, extra.plots)],
         "styles": styles(comparison.labels),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from minigpt.html import PARTS_OF_OCTAVE, by_octave
 from minigpt.report.comparison import LOSS, Comparison
+from minigpt.report.designs import Design
 from minigpt.report.evaluations import BY_POSITION, LENGTH_CURVES, at_length, by_position, lengths
 from minigpt.report.figures import (
     GREY,
@@ -116,6 +118,7 @@ def _differences_to(comparison: Comparison, reference: str, labels: Sequence[str
 
 # ---- during training ----
 
+NO_LINE = Line([], [], None)
 AXES = {"step": "steps", "tokens": "tokens", "FLOPs": "FLOPs", "seconds": "seconds"}  # titles
 
 
@@ -125,21 +128,25 @@ def learning(comparison: Comparison, key: str) -> Plot | None:
     is_training_loss = key == "train_loss"
     name = "training loss" if is_training_loss else measure.name
     unit = LOSS.unit if is_training_loss else measure.unit
-    curves = [
-        (design, _curves(design.runs or design.unfinished, key)) for design in comparison.designs
-    ]
-    known = {design.label: lines for design, lines in curves if lines}
-    if all(len(lines["step"].x) < 2 for lines in known.values()):  # the leaderboard has one value
+    designs = comparison.designs
+    means = {d.label: lines for d in designs if (lines := _curves(_averaged(d), key))}
+    single = ((d.label, _curves([run], key)) for d in designs for run in d.training)
+    training = [(label, lines) for label, lines in single if lines]
+    drawn = [*training, *means.items()]
+    if all(len(lines["step"].x) < 2 for _, lines in drawn):  # the leaderboard has one value
         return None
     by_label = styles(comparison.labels)
     figure = figure_of(f"{name}, {unit}", AXES["step"])
-    for label, lines in known.items():
+    for label, lines in training:
+        add_line(figure, label, replace(by_label[label], dash="dot"), lines["step"])
+    for label, lines in means.items():
         add_line(figure, label, by_label[label], lines["step"])
-    has_start = max(len(lines["step"].x) for lines in known.values()) >= 1 / START
+    has_start = max(len(lines["step"].x) for _, lines in drawn) >= 1 / START
+    # A run that trains now has no count of FLOPs yet: it is left out of that axis.
     choices = [
-        Choice(axis, *data_of([lines[axis] for lines in known.values()]), title)
+        Choice(axis, *data_of([lines.get(axis, NO_LINE) for _, lines in drawn]), title)
         for axis, title in AXES.items()
-        if all(axis in lines for lines in known.values())
+        if all(axis in lines for lines in means.values() or (lines for _, lines in drawn))
     ]
     text = (
         "Mean over seeds, up to the last step that all seeds of a design reached; band: interval. "
@@ -149,12 +156,19 @@ def learning(comparison: Comparison, key: str) -> Plot | None:
         text += f" The axis leaves out the losses of the first {START:.0%} of the steps."
     if is_training_loss:
         text += " Training loss is the mean since the previous logged step."
-    unfinished = [design.label for design, lines in curves if lines and not design.runs]
+    if training:
+        text += " Dotted: single runs that train now."
+    unfinished = [d.label for d in designs if d.label in means and not d.runs]
     if unfinished:
         text += f" Unfinished runs are drawn for {', '.join(unfinished)}."
     heading = f"{name.capitalize()} during training"
     start = START if has_start else 0.0
     return Plot(f"learning_{key}", heading, text, figure, choices, start=start)
+
+
+def _averaged(design: Design) -> list[Run]:
+    """Return the finished runs; without one, those that ended otherwise or were killed."""
+    return design.runs or [run for run in design.unfinished if not run.is_running]
 
 
 def _curves(runs: Sequence[Run], key: str) -> dict[str, Line]:
@@ -256,7 +270,7 @@ def position_plot(comparison: Comparison, checkpoint: str) -> Plot | None:
 
 def _position_line(seeds: list[list[float]]) -> Line:
     if not seeds:
-        return Line([], [], None)
+        return NO_LINE
     positions = by_octave(seeds[0])[0]
     return line_of(positions, np.array([by_octave(losses)[1] for losses in seeds]))
 

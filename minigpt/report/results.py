@@ -20,6 +20,7 @@ from minigpt.report.statistics import (
     seeds_to_detect,
 )
 from minigpt.report.tables import Cell, Column, Table, markdown_text, to_markdown
+from minigpt.run.directory import NOT_STARTED
 
 BEST, NOT_WORSE = "★", "≈"
 PERCENT = f"{CONFIDENCE:.0%}"
@@ -318,19 +319,20 @@ def runs(comparison: Comparison) -> Table:
     return Table("runs", "Runs", columns, rows)
 
 
-def running(comparison: Comparison) -> Table:
-    """Return the progress of runs without a result."""
-    titles = {"run": "running", "step": "step", "steps": "of"}
+def unended(comparison: Comparison) -> Table:
+    """Return the progress of runs that train now or were killed, without a result."""
     losses = {key: f"{key.replace('_', ' ')}, nats/token" for key in ("train_loss", "val_loss")}
-    columns = [Column(key, title) for key, title in (titles | losses).items()]
+    columns = [*map(Column, ("run", "status", "step")), Column("steps", "of")]
+    columns += [Column(key, title) for key, title in losses.items()]
     rows: list[list[Cell]] = []
     for run in comparison.collection.runs:
-        if run.metrics and not run.has_ended:
+        if not run.has_ended and run.status != NOT_STARTED:
             steps = run.config.get("trainer.max_steps")
             of = steps if isinstance(steps, int) else None
+            step = run.metrics[-1]["step"] if run.metrics else None
             last = [next(reversed(run.logged(key).values()), None) for key in losses]
-            rows.append([run.path.name, run.metrics[-1]["step"], of, *last])
-    return Table("running", "Running", columns, rows)
+            rows.append([run.path.name, run.status, step, of, *last])
+    return Table("unended", "Runs that have not ended", columns, rows)
 
 
 def versions(comparison: Comparison) -> Table:

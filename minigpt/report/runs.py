@@ -21,22 +21,29 @@ from minigpt.files import read_json_lines, try_read_json
 from minigpt.loss_of import CAUSAL, EVERY_TOKEN, grouped
 from minigpt.run.directory import (
     COMPARISON,
+    RUNNING,
     SEARCH,
     SWEEP,
     TRIALS,
     RunDirectory,
     find_folder,
+    folders_of_runs,
     group_files,
     run_directories,
 )
 from minigpt.run.sweep_file import Job, listed_jobs
 
-FILES = ("config.yaml", "manifest.json", "result.json", "metrics.jsonl", "eval.json", SWEEP, SEARCH)
+FILES = ("config.yaml", "manifest.json", "result.json", "metrics.jsonl", "samples.txt", "eval.json")
+FILES += (SWEEP, SEARCH, COMPARISON)
 VALIDATION = ("val_loss", "val_bits_per_byte")
 CONTINUATION = "val_continuation_bits_per_byte"
 # What else decides which tokens are predicted, if not all are.
 OF_WINDOWS = {"tokenizer": "tokenizer.name", "block_size": "model.block_size"}
 DISTILLATION = ("objective.teacher", "objective.temperature", "objective.weight")
+
+
+class NoRuns(UserError):
+    """No folder has a run, a sweep or a search."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,11 @@ class Run:
     def status(self) -> str:
         """`status` in result.json, or without that running, killed or not started."""
         return str(self.result.get("status") or RunDirectory(self.path).unrecorded_status)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process of this machine trains it now."""
+        return self.status == RUNNING
 
     @property
     def task(self) -> dict[str, Any] | None:
@@ -238,7 +250,7 @@ def find_runs(names: Sequence[str]) -> RunCollection:
     """Read every run below the folders a user names; `latest` is the newest sweep or run.
 
     A run directory contains config.yaml or result.json. Of a comparison only the final runs are
-    read, unless its search is named. Raises UserError for a missing folder, and if no folder
+    read, unless its search is named. Raises UserError for a missing folder, and NoRuns if no folder
     contains a run or a sweep.
     """
     folders = [find_folder(name) for name in names]
@@ -253,7 +265,7 @@ def find_runs(names: Sequence[str]) -> RunCollection:
     files = _group_files(folders, SEARCH)
     searching = [f.parent for f in files if try_read_json(f, problems).get("status") == "running"]
     if not (runs or listed or searching):
-        raise UserError(
+        raise NoRuns(
             f"{' '.join(names)}: contains no run (a folder with config.yaml or result.json); "
             f"give a run, a sweep or a folder of them, or `latest`"
         )
@@ -266,9 +278,10 @@ def find_runs(names: Sequence[str]) -> RunCollection:
 
 
 def file_states(folders: Sequence[Path]) -> dict[Path, tuple[int, int]]:
-    """Return the modification time and size of every file that `find_runs` reads."""
+    """Return the modification time and size of every file that a report reads."""
     states = {}
-    for path in (path for top in folders for name in FILES for path in top.rglob(name)):
+    found = (pair for top in folders for pair in folders_of_runs(top))
+    for path in (folder / name for folder, names in found for name in FILES if name in names):
         with suppress(FileNotFoundError):  # deleted since it was listed
             stat = path.stat()
             states[path] = (stat.st_mtime_ns, stat.st_size)

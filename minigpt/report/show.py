@@ -15,7 +15,7 @@ from minigpt.report.comparison import Comparison
 from minigpt.report.continuing import continuing, shared_lines
 from minigpt.report.evaluations import choose_checkpoint
 from minigpt.report.page import write_report
-from minigpt.report.results import differences, leaderboard, plan, running, summary, tables
+from minigpt.report.results import differences, leaderboard, plan, summary, tables, unended
 from minigpt.report.runs import file_states
 from minigpt.report.tables import Table, print_table, to_rich
 from minigpt.report.verdict import verdict
@@ -83,7 +83,7 @@ def follow(
             return ""
         parts: list[RenderableType] = []
         for group in comparison.groups:
-            shown = [table(group) for table in (running, leaderboard, differences, plan)]
+            shown = [table(group) for table in (unended, leaderboard, differences, plan)]
             rich = (to_rich(table, view.console.width) for table in shown if table.rows)
             heading = [Text(group.heading, "bold")] if group.heading else []
             lines = [Text(verdict(group), "bold"), Text(summary(group))]

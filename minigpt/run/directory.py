@@ -301,14 +301,14 @@ def run_directories(top: Path) -> Iterator[RunDirectory]:
 
     A run directory contains config.yaml or result.json.
     """
-    for folder, files in _folders(top):
+    for folder, files in folders_of_runs(top):
         if _is_run(files):
             yield RunDirectory(folder)
 
 
 def group_files(top: Path, name: str) -> Iterator[Path]:
     """Yield the files SWEEP or SEARCH, as `name` says, in `top` and the folders of runs below."""
-    return (folder / name for folder, files in _folders(top) if name in files)
+    return (folder / name for folder, files in folders_of_runs(top) if name in files)
 
 
 def newest_first(runs: Iterable[RunDirectory]) -> list[RunDirectory]:
@@ -327,7 +327,7 @@ def _is_run(files: set[str]) -> bool:
     return bool({"config.yaml", "result.json"} & files)
 
 
-def _folders(top: Path) -> Iterator[tuple[Path, set[str]]]:
+def folders_of_runs(top: Path) -> Iterator[tuple[Path, set[str]]]:
     """Yield each folder with the names of its files, but not those inside runs and hidden ones."""
     seen = set()  # a link may lead back
     for parent, folders, names in os.walk(top, followlinks=True):

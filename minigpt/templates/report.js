@@ -1,56 +1,67 @@
 "use strict";
-// Draws the plots, switches what they show, and gives them the colours of the page.
-const plots = JSON.parse(document.getElementById("plots").textContent);
+// Draws the plots in the colours of the page and as the reader chose, and takes in newer pages.
+let plots = {}; // by name: a figure, its choices, and the start that its y-axis leaves out
+const margins = {}; // by name: what the labels beside the lines need, in pixels
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const remembered = "minigpt report " + location.pathname;
+const touch = matchMedia("(pointer: coarse)").matches; // a finger scrolls the page, it zooms nothing
+const config = {
+  responsive: true, displaylogo: false, displayModeBar: touch ? false : "hover",
+  modeBarButtons: [["toImage", "resetScale2d"]],
+};
 const at = (name) => document.getElementById("plot-" + name);
 
-function theme() {
+// A page that loads itself again keeps what its reader chose.
+const remembered = "minigpt report " + location.pathname;
+const state = { choices: {}, hidden: [], folds: {} };
+try {
+  Object.assign(state, JSON.parse(sessionStorage.getItem(remembered) ?? "{}"));
+} catch { /* a browser that keeps nothing for files */ }
+function remember() {
+  try { sessionStorage.setItem(remembered, JSON.stringify(state)); } catch { /* as above */ }
+}
+const isHidden = (design) => state.hidden.includes(design);
+const choiceOf = (name) =>
+  plots[name].choices.find((choice) => choice.name === state.choices[name]) ?? plots[name].choices[0];
+
+function themed({ xaxis, yaxis, ...layout }) {
   const value = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const axis = { gridcolor: value("--line"), linecolor: value("--line"), color: value("--text") };
-  const layout = {
-    "font.color": value("--text"),
-    "font.family": getComputedStyle(document.body).fontFamily,
-    "hoverlabel.bgcolor": value("--back"),
-    "hoverlabel.font.color": value("--text"),
-    "modebar.bgcolor": "rgba(0,0,0,0)",
-    "modebar.color": value("--faint"),
+  return {
+    ...layout,
+    font: { color: value("--text"), family: getComputedStyle(document.body).fontFamily },
+    hoverlabel: { bgcolor: value("--back"), font: { color: value("--text") } },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: value("--faint") },
+    xaxis: { ...xaxis, ...axis },
+    yaxis: { ...yaxis, ...axis },
   };
-  for (const [key, colour] of Object.entries(axis)) {
-    layout["xaxis." + key] = colour;
-    layout["yaxis." + key] = colour;
-  }
-  return layout;
 }
 
-// Leaves the start of training, whose losses would flatten all that follow, out of the y-axis.
-function fit(name) {
-  const shown = at(name).data.filter((trace) => trace.visible !== false && trace.x.length);
-  if (!plots[name].start || !shown.length) return Promise.resolve();
+// The range of y without the start of training, whose losses would flatten all that follow.
+function fit(data, start) {
+  const shown = data.filter((trace) => trace.visible && trace.x.length);
+  if (!start || !shown.length) return {};
   const largest = (values) => values.reduce((one, other) => Math.max(one, other));
-  const begin = plots[name].start * largest(shown.flatMap((trace) => trace.x));
+  const begin = start * largest(shown.flatMap((trace) => trace.x));
   const y = shown.flatMap((trace) => trace.y.filter((_, n) => trace.x[n] >= begin));
   const high = largest(y), low = -largest(y.map((value) => -value)), margin = 0.05 * (high - low);
-  return Plotly.relayout(at(name), { "yaxis.range": [low - margin, high + margin] });
+  return { range: [low - margin, high + margin] };
 }
 
-function choose(name, number) {
-  const choice = plots[name].choices[number];
-  if (choice === undefined) return Promise.resolve();
-  for (const button of document.querySelectorAll(`[data-plot="${name}"]`))
-    button.setAttribute("aria-pressed", String(Number(button.dataset.choice) === number));
-  return Plotly.update(at(name), { x: choice.x, y: choice.y }, {
-    "xaxis.title.text": choice.title, "xaxis.autorange": true, "yaxis.autorange": true,
-  }).then(() => fit(name));
-}
-
-function toggle(design, visible) {
-  for (const button of document.querySelectorAll("[data-design]"))
-    if (button.dataset.design === design) button.setAttribute("aria-pressed", String(visible));
-  for (const [name, plot] of Object.entries(plots)) {
-    const traces = plot.figure.data.flatMap((trace, n) => (trace.name === design ? [n] : []));
-    if (traces.length) Plotly.restyle(at(name), { visible }, traces).then(() => fit(name));
-  }
+// Draws a plot, or draws it again; the reader's zoom stays until the x-axis is another.
+async function draw(name) {
+  const plot = at(name), choice = choiceOf(name), { figure, start } = plots[name];
+  const data = figure.data.map((trace, n) => ({
+    ...trace, ...(choice && { x: choice.x[n], y: choice.y[n] }), visible: !isHidden(trace.name),
+  }));
+  const layout = themed(structuredClone(figure.layout)), isFirst = !plot._fullLayout;
+  layout.uirevision = choice?.name ?? name;
+  if (touch) layout.dragmode = false;
+  if (choice) layout.xaxis.title.text = choice.title;
+  if (margins[name]) layout.margin.r = margins[name];
+  Object.assign(layout.yaxis, fit(data, start));
+  await Plotly.react(plot, data, layout, config);
+  if (isFirst) plot.on("plotly_afterplot", () => place(name));
+  place(name);
 }
 
 // Puts each label beside the end of its line, moved apart where they would overlap.
@@ -61,6 +72,7 @@ function place(name) {
   const buttons = [...legend.querySelectorAll("button")];
   const right = Math.ceil(Math.max(...buttons.map((b) => b.offsetWidth))) + 24;
   if (plot.layout.margin.r !== right) { // drawing again places them
+    margins[name] = right;
     Plotly.relayout(plot, { "margin.r": right });
     return;
   }
@@ -108,58 +120,87 @@ async function copy(text) {
   }
 }
 
-// A page that loads itself again keeps what its reader chose.
-const state = { choices: {}, hidden: [], folds: {} };
-try {
-  Object.assign(state, JSON.parse(sessionStorage.getItem(remembered) ?? "{}"));
-} catch { /* a browser that keeps nothing for files */ }
-function remember() {
-  try { sessionStorage.setItem(remembered, JSON.stringify(state)); } catch { /* as above */ }
+// Draws all plots, and presses the buttons above and beside them.
+function redraw() {
+  for (const button of document.querySelectorAll("[data-plot], [data-design]")) {
+    const { plot, choice, design } = button.dataset;
+    const pressed = plot === undefined ? !isHidden(design) : choiceOf(plot).name === choice;
+    button.setAttribute("aria-pressed", String(pressed));
+  }
+  return Promise.all(Object.keys(plots).map(draw));
+}
+
+// Shows the content of the page as its reader left it.
+async function show() {
+  plots = JSON.parse(document.getElementById("plots").textContent);
+  for (const fold of document.querySelectorAll("details"))
+    fold.open = state.folds[fold.parentElement.id] ?? fold.open;
+  await redraw();
+  document.body.dataset.drawn = "true";
 }
 
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
-  if (button?.dataset.plot) {
-    state.choices[button.dataset.plot] = Number(button.dataset.choice);
-    choose(button.dataset.plot, Number(button.dataset.choice));
-  } else if (button?.dataset.design) {
-    const design = button.dataset.design;
-    const visible = state.hidden.includes(design);
-    state.hidden = visible ? state.hidden.filter((d) => d !== design) : [...state.hidden, design];
-    toggle(design, visible);
-  } else if (button?.dataset.copy) {
-    copy(button.dataset.copy).then(() => {
-      button.textContent = "copied";
-      setTimeout(() => (button.textContent = "copy"), 1500);
-    });
-  }
-  remember();
-});
-for (const fold of document.querySelectorAll("details")) {
-  fold.open = state.folds[fold.parentElement.id] ?? fold.open;
-  fold.addEventListener("toggle", () => {
-    state.folds[fold.parentElement.id] = fold.open;
+  const { plot, choice, design, copy: text } = button?.dataset ?? {};
+  if (plot) state.choices[plot] = choice;
+  if (design)
+    state.hidden = isHidden(design) ? state.hidden.filter((d) => d !== design) : [...state.hidden, design];
+  if (plot || design) {
     remember();
+    redraw();
+  }
+  if (text) copy(text).then(() => {
+    button.textContent = "copied";
+    setTimeout(() => (button.textContent = "copy"), 1500);
   });
-}
-dark.addEventListener("change", () => {
-  for (const name of Object.keys(plots)) Plotly.relayout(at(name), theme());
 });
+document.addEventListener("toggle", ({ target: fold }) => {
+  state.folds[fold.parentElement.id] = fold.open;
+  remember();
+}, true); // it does not bubble
+dark.addEventListener("change", redraw);
 
-const touch = matchMedia("(pointer: coarse)").matches; // a finger scrolls the page, it zooms nothing
-const config = {
-  responsive: true, displaylogo: false, displayModeBar: touch ? false : "hover",
-  modeBarButtons: [["toImage", "resetScale2d"]],
-};
-Promise.all(Object.entries(plots).map(async ([name, plot]) => {
-  if (touch) plot.figure.layout.dragmode = false;
-  await Plotly.newPlot(at(name), plot.figure.data, plot.figure.layout, config);
-  await Plotly.relayout(at(name), theme());
-  at(name).on("plotly_afterplot", () => place(name));
-  await fit(name);
-  place(name);
-  if (state.choices[name] !== undefined) await choose(name, state.choices[name]);
-})).then(() => {
-  for (const design of state.hidden) toggle(design, false);
-  document.body.dataset.drawn = "true";
+// ---- a page of minigpt report --serve ----
+
+// Takes in the content of a newer page. Plots stay, to be drawn again.
+function take(page) {
+  const old = document.querySelector("main"), main = document.adoptNode(page.querySelector("main"));
+  const { scrollX, scrollY } = window;
+  const tables = (root) => [...root.querySelectorAll("section[id] table")];
+  const lefts = new Map(tables(old).map((table) => [table.closest("section").id, table.scrollLeft]));
+  for (const empty of main.querySelectorAll(".plot")) {
+    const plot = document.getElementById(empty.id);
+    if (!plot) continue;
+    plot.style.height = empty.style.height;
+    empty.replaceWith(plot);
+  }
+  for (const plot of old.querySelectorAll(".plot")) Plotly.purge(plot);
+  old.replaceWith(main);
+  document.title = page.title;
+  document.querySelector("h1").textContent = page.querySelector("h1").textContent;
+  document.getElementById("plots").textContent = page.getElementById("plots").textContent;
+  const drawn = show(); // opens the folds at once
+  for (const table of tables(main)) table.scrollLeft = lefts.get(table.closest("section").id) ?? 0;
+  scrollTo(scrollX, scrollY);
+  return drawn;
+}
+
+// Asks for a newer page, again and again; a page that nobody sees does not.
+async function poll() {
+  const { tag, seconds } = document.querySelector("main").dataset;
+  const connection = document.getElementById("connection");
+  if (!document.hidden) {
+    const headers = { "If-None-Match": `"${tag}"` };
+    const answer = await fetch("/", { headers, cache: "no-store" }).catch(() => null);
+    const text = answer?.status === 200 ? await answer.text().catch(() => null) : null;
+    if (text) await take(new DOMParser().parseFromString(text, "text/html"));
+    if (text || answer?.status === 304) connection.textContent = "";
+    else connection.textContent ||=
+      `No answer since ${new Date().toLocaleTimeString()}: minigpt report --serve has ended.`;
+  }
+  setTimeout(poll, 1000 * seconds);
+}
+
+show().then(() => {
+  if (document.querySelector("main").dataset.tag) poll();
 });

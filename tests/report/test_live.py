@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from minigpt.report.comparison import compare
-from minigpt.report.results import running
+from minigpt.report.results import unended
 from tests.conftest import Cli
 from tests.report.synthetic import POSITIONS, config, make_run, make_sweep
 
@@ -48,8 +48,8 @@ def test_live_ends_with_the_last_job(tmp_path: Path) -> None:
 def test_live_shows_progress_of_runs(tmp_path: Path) -> None:
     make_sweep(tmp_path, {"rope": {}}, seeds=(1, 2))
     (tmp_path / "rope_seed=2" / "result.json").unlink()
-    table = running(compare([str(tmp_path)], [], None))
-    assert table.texts() == [["rope_seed=2", "40", "40", "2.0210", "2.0210"]]
+    table = unended(compare([str(tmp_path)], [], None))
+    assert table.texts() == [["rope_seed=2", "killed", "40", "40", "2.0210", "2.0210"]]
 
 
 def test_live_ends_at_ctrl_c_with_a_last_report(
