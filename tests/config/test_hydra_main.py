@@ -148,7 +148,7 @@ def test_sweeps_expand_globs_and_experiments(
     preset_jobs = capture_multirun(monkeypatch, "sweep=norm", "seed=7").jobs
     assert {tuple(job) for job in preset_jobs} == {
         (f"norm={name}", "seed=7", "sweep=norm")
-        for name in ("output", "peri", "post", "pre", "sandwich")
+        for name in ("no_residual", "output", "peri", "post", "pre", "sandwich")
     }
 
 
