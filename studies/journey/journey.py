@@ -66,9 +66,11 @@ def output(command: str) -> str:
 
 
 def runs_of(results: Path) -> dict[str, Run]:
-    """Return the runs that have finished, by step."""
+    """Return the newest finished run of each step."""
     found = find_runs([str(results)]).runs if results.is_dir() else []
-    return {run.path.name: run for run in found if run.finished}
+    found = sorted((run for run in found if run.finished), key=lambda run: run.started)
+    by_name = {run.config["model.name"]: run for run in found}
+    return {name: by_name[name] for name in steps() if name in by_name}
 
 
 if __name__ == "__main__":

@@ -78,12 +78,16 @@ def test_the_pages_show_the_kept_results(tmp_path: Path) -> None:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> dict[str, Run]:
-    """Three steps, of which one has no step before it."""
+    """Three steps, of which two lack the step before; an older run, and one that has not ended."""
     losses = {"06_flash_attention": 2.0, "07_subword_tokens": 3.0, "14_alibi": 2.5}
     for name, loss in losses.items():
         bits = {"val_bits_per_byte": loss / 2}
-        make_run(tmp_path / "results" / name, config(), loss=loss, result=bits)
-    make_run(tmp_path / "results/01_bigram", config(), status=None)  # has not ended
+        settings = config(model__name=name)
+        make_run(tmp_path / "results" / f"{name}_2", settings, loss=loss, result=bits)
+    older = {"started": "2026-01-01T10:00:00+00:00"}  # of earlier code
+    settings = config(model__name="14_alibi")
+    make_run(tmp_path / "results/14_alibi", settings, loss=9.0, manifest=older)
+    make_run(tmp_path / "results/01_bigram", config(model__name="01_bigram"), status=None)
     return study.runs_of(tmp_path / "results")
 
 
@@ -141,18 +145,15 @@ def test_pages_are_written_with_their_pictures(runs: dict[str, Run], tmp_path: P
 def test_a_tiny_journey(cli: Cli, monkeypatch: pytest.MonkeyPatch, workdir: Path) -> None:
     tiny: dict[str, Any] = {"data": "text", "data.path": "text.txt", "data.train_fraction": 0.8}
     tiny |= {"model.n_embd": 16, "model.block_size": 16, "trainer.batch_size": 4}
-    tiny |= {"trainer.max_steps": 2, "trainer.eval_every": 1}
+    tiny |= {"trainer.max_steps": 2, "trainer.eval_every": "null"}
     arguments = ["--train", "all", "--runs", "runs", "--out", "pages"]
     arguments += [f"{key}={value}" for key, value in tiny.items()]
     options = study_options("", ["steps"], study.RUNS, study.HERE, arguments)
     monkeypatch.setattr(study, "study_options", lambda *_: options)
     monkeypatch.setattr(study, "minigpt", lambda *command: cli(*command).code)
-    monkeypatch.setattr(study, "PRINTED", {"25_quantisation": ["eval {runs}/01_bigram"]})
+    monkeypatch.setattr(study, "PRINTED", {"25_quantisation": ["runs {runs}"]})
     study.main()
     assert {*study.runs_of(options.results)} == {*steps()}
     assert Path("runs/report.html").is_file() and not [*Path("pages").rglob("*.safetensors")]
-    assert "$ minigpt eval runs/01_bigram\n" in Path("pages/25_quantisation.md").read_text()
-    before = {file: file.read_bytes() for file in Path("pages").glob("*.md")}
-    assert b"| 27\\_accumulation |" in before[Path("pages/index.md")]
-    study.main()  # nothing is trained again
-    assert {file: file.read_bytes() for file in Path("pages").glob("*.md")} == before
+    assert "$ minigpt runs runs\n" in Path("pages/25_quantisation.md").read_text()
+    assert "| 27\\_accumulation |" in Path("pages/index.md").read_text()
