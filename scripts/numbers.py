@@ -38,7 +38,7 @@ CHOICES = {
     "positional": "learned sinusoidal nope integrated block_input relative relative_bias t5 rope "
     "alibi xpos kerple fire cope",
     "attention": "sliding_window chunked bigbird performer landmark",
-    "norm": "post sandwich peri output",
+    "norm": "post sandwich peri output no_residual",
     "ffn": "gelu relu swiglu geglu geglu_tanh conv moe",
 }
 DESIGNS: dict[str, list[str]] = {

@@ -14,6 +14,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import (
     ChoiceSweep,
@@ -292,12 +293,34 @@ def jobs_of(overrides: list[Override]) -> list[list[str]]:
         key = override.get_key_element()
         if not override.is_sweep_override():
             texts = [override.get_value_element_as_str()]
+        elif isinstance(override.value(), Glob):
+            texts = _matching(override)
         elif override.is_discrete_sweep():
             texts = list(override.sweep_string_iterator())
         else:
             raise HydraException(f"{override.input_line}: a sweep takes lists, not intervals")
         values[key] = [f"{key}={text}" for text in texts]
     return [list(job) for job in itertools.product(*values.values())]
+
+
+def _matching(override: Override) -> list[str]:
+    """Return the choices that a glob matches, also those in a folder: experiment=glob(claims/*).
+
+    Raises HydraException if there are none.
+    """
+    glob, loader = override.value(), override.config_loader
+    assert isinstance(glob, Glob)
+    if loader is None:
+        raise HydraException(f"{override.input_line}: a search takes lists, not globs")
+    names: list[str] = []
+    for folder in dict.fromkeys(pattern.rpartition("/")[0] for pattern in glob.include):
+        group = f"{override.key_or_group}/{folder}".rstrip("/")
+        found = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
+        names += [f"{folder}/{name}".lstrip("/") for name in found]
+    matching = glob.filter(names)
+    if not matching:
+        raise HydraException(f"{override.input_line}: no choice of {override.key_or_group} matches")
+    return matching
 
 
 def swept_keys(overrides: list[str]) -> list[str]:

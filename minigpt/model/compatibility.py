@@ -16,7 +16,7 @@ from minigpt.model.attention.landmark import LandmarkConfig
 from minigpt.model.backends import BACKENDS
 from minigpt.model.config import ModelConfig
 from minigpt.model.ffn import FeedForwardConfig
-from minigpt.model.norm import PLACEMENTS, post_norm
+from minigpt.model.norm import PLACEMENTS, no_residual, post_norm
 from minigpt.model.positional import POSITIONAL
 from minigpt.model.positional.block_input import BlockInputConfig
 from minigpt.model.positional.relative import RelativeConfig
@@ -252,6 +252,10 @@ def _block(config: ModelConfig) -> Iterator[Problem]:
     if block != "sequential" and PLACEMENTS[norm].residual is post_norm:
         why = f"norm={norm} normalises the sum after each sublayer, but parallel ones have one sum"
         yield Problem("model.block", block, f"{why}; use another norm, or sequential")
+    if block != "sequential" and PLACEMENTS[norm].residual is no_residual:
+        why = f"norm={norm} has no residual connection, to which parallel sublayers are added"
+        yield Problem("model.block", block, f"{why}; use another norm, or sequential")
+        return
     if block == "parallel_shared" and not PLACEMENTS[norm].on_input:
         why = f"norm={norm} has no norm of the input that the sublayers could share; use parallel"
         yield Problem("model.block", block, why)

@@ -9,7 +9,7 @@ from minigpt.errors import require, require_at_least, require_one_of
 from minigpt.model.attention import AttentionConfig
 from minigpt.model.backends import BackendConfig
 from minigpt.model.ffn import FeedForwardConfig
-from minigpt.model.norm import PLACEMENTS, NormConfig, post_norm
+from minigpt.model.norm import PLACEMENTS, NormConfig, no_residual, post_norm
 from minigpt.model.positional import PositionalConfig
 from minigpt.model.shape import INIT_STD, ModelShape
 
@@ -55,6 +55,7 @@ class ModelConfig:
     `vocab_multiple`: the vocabulary is padded up to a multiple of this.
     `residual_init`: initial scale of the last linear layer of each residual branch, or of the gain
     of its output norm: 1 / sqrt(2 n_layer) (scaled, GPT-2), zero, or that of other layers (normal).
+    No effect with norm=no_residual, which has no such branches.
     `logit_softcap`: see `AttentionBias`. `final_softcap`: bound of the output logits, c tanh(x / c)
     (Gemma 2, 2024). `qk_norm` (in QK_NORMS), `score_scale`, `value_residual` (in VALUE_RESIDUALS;
     true is first_layer), `head_gates`: see `SelfAttention`.
@@ -123,7 +124,9 @@ class ModelConfig:
 
     @property
     def residual_scale(self) -> float:
-        """Initial scale of a residual branch, see `residual_init`."""
+        """Initial scale of a residual branch, see `residual_init`; 1 where there are none."""
+        if PLACEMENTS[self.norm.placement].residual is no_residual:
+            return 1.0
         scaled = 1 / math.sqrt(2 * max(1, self.n_layer))
         return {"zero": 0.0, "scaled": scaled, "normal": 1.0}[self.residual_init]
 
@@ -164,6 +167,8 @@ class ModelConfig:
         """Return the initial RMS of the input of each layer's q, k and v projections."""
         placement = PLACEMENTS[self.norm.placement]
         first = 1.0 if self.norm.has_embedding_norm else embedding_rms
+        if placement.residual is no_residual:  # of the first layer: the others have smaller inputs
+            return [first] * self.n_layer
         if not placement.on_input:  # the residual stream: each output norm adds residual_scale
             added = 2 * self.residual_scale**2
             return [math.sqrt(first**2 + layer * added) for layer in range(self.n_layer)]

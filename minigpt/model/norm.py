@@ -111,13 +111,18 @@ def post_norm(x: Tensor, norm: nn.Module, sublayer: Sublayer) -> Tensor:
     return norm(x + sublayer(x))
 
 
+def no_residual(x: Tensor, norm: nn.Module, sublayer: Sublayer) -> Tensor:
+    """f(x): the output of a sublayer replaces its input."""
+    return sublayer(x)
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where a model has norms.
 
-    `residual`: pre_norm or post_norm, for each sublayer. `on_input`: the norm that this takes;
-    without, sublayers read the residual stream. `on_output`: a norm on the output of each sublayer.
-    `on_embeddings`, `final`: a norm after the embeddings, after the last block.
+    `residual`: pre_norm, post_norm or no_residual, for each sublayer. `on_input`: the norm that
+    this takes; without, sublayers read the residual stream. `on_output`: a norm on the output of
+    each sublayer. `on_embeddings`, `final`: a norm after the embeddings, after the last block.
     """
 
     residual: Callable[[Tensor, nn.Module, Sublayer], Tensor]
@@ -135,4 +140,6 @@ PLACEMENTS = {
     "peri": Placement(pre_norm, on_output=True, on_embeddings=True),
     # Swin v2 (Liu et al. 2021), OLMo 2 (2024)
     "output": Placement(pre_norm, on_input=False, on_output=True),
+    # the first models of Karpathy's lecture (Let's build GPT, 2023)
+    "no_residual": Placement(no_residual, on_input=False, final=False),
 }

@@ -89,10 +89,17 @@ def _require_not_swept(quantity: str | None, jobs: list[list[str]]) -> None:
 
 
 def labels(jobs: list[list[str]]) -> list[str]:
-    """Return a name for each job: its values of the keys that vary, with short keys if unique."""
+    """Return a name for each job: its values of the keys that vary, with short keys if unique.
+
+    If only `experiment` varies, it is the name of the experiment, without its folder if unique.
+    """
     columns = [[*map(parse_override, c)] for c in zip(*jobs, strict=True) if len(set(c)) > 1]
     if not columns:
         return [file_name("_".join(job)) for job in jobs]
+    if [column[0].key for column in columns] == ["experiment"]:
+        experiments = [override.unquoted for override in columns[0]]
+        names = [name.rpartition("/")[2] for name in experiments]
+        return [*map(file_name, names if len(set(names)) == len(set(experiments)) else experiments)]
     short = [column[0].short_key for column in columns]
     keys = [c[0].short_key if short.count(c[0].short_key) == 1 else c[0].key for c in columns]
     rows = [zip(keys, row, strict=True) for row in zip(*columns, strict=True)]

@@ -72,7 +72,7 @@ class Display:
             f"{manifest['tokens']['val']:,} validation; batch "
             f"{config.trainer.batch_size} x {model.block_size}",
             "device": setup.runtime.describe(),
-            "design": f"{model.positional.name} positions, {model.norm.placement}-norm "
+            "design": f"{model.positional.name} positions, norm={model.norm.placement} "
             f"({model.norm.kind}), {model.embedding.name} head",
             "ffn": described(model.ffn),
             "attention": f"{described(model.attention)}; {setup.backend}",

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minigpt.report.tables import Cell, Column, Table, to_markdown
+from minigpt.report.tables import Cell, Column
 from studies.claims.claims import BIGRAM, POSITIONAL
 from studies.claims.evidence import POSTS, Evidence
+from studies.written import table_of
 
 README = Path(__file__).parent.parent.parent / "README.md"
 START, END = "<!-- written by python -m studies.claims.run -->", "<!-- end of results -->"
@@ -38,13 +39,4 @@ def results_table(results: Path) -> str:
         loss, parameters = design.interval("val_loss"), evidence.number(changes, "parameters.total")
         seconds = design.spread("seconds")
         rows.append([name, parameters, loss, seconds and seconds.median, overrides])
-    _, _, table = to_markdown(Table("results", "Results", COLUMNS, rows)).partition("\n\n")
-    return table.strip()
-
-
-def with_table(readme: str, table: str) -> str:
-    """Return a README with the table between its two marks."""
-    before, _, rest = readme.partition(START)
-    _, _, after = rest.partition(END)
-    assert rest and after, "README.md has the marks of the results table"
-    return f"{before}{START}\n\n{table}\n\n{END}{after}"
+    return table_of(COLUMNS, rows)

@@ -17,10 +17,11 @@ from studies.claims.claims import CLAIMS
 from studies.claims.evidence import Evidence, NotTrained, is_complete
 from studies.claims.measured import MEASUREMENTS, measure
 from studies.claims.page import Findings, draw, page
-from studies.claims.readme import README, results_table, with_table
+from studies.claims.readme import END, README, START, results_table
 from studies.claims.trainings import TRAININGS
 from studies.claims.verdicts import Finding
 from studies.kept import keep, minigpt, refuse, study_options
+from studies.written import with_part
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/claims")
@@ -45,7 +46,8 @@ def main() -> None:
     (options.out / "results.md").write_text(page(findings, results), encoding="utf-8")
     print(f"written to {options.out / 'results.md'}")
     if options.out == HERE:
-        text = with_table(README.read_text(encoding="utf-8"), results_table(results))
+        table = results_table(results)
+        text = with_part(README.read_text(encoding="utf-8"), START, END, table)
         README.write_text(text, encoding="utf-8")
         print(f"results table written to {README}")
 

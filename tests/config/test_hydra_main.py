@@ -145,11 +145,23 @@ def test_sweeps_expand_globs_and_experiments(
     jobs = capture_multirun(monkeypatch, "norm=glob(p*)", "seed=1,2").jobs
     assert {job[0] for job in jobs} == {"norm=peri", "norm=post", "norm=pre"}
     assert len(jobs) == 6
+    jobs = capture_multirun(monkeypatch, "experiment=glob(claims/heads_*)").jobs
+    assert jobs == [[f"experiment=claims/heads_{n}"] for n in (1, 2, 4)]
     preset_jobs = capture_multirun(monkeypatch, "sweep=norm", "seed=7").jobs
     assert {tuple(job) for job in preset_jobs} == {
         (f"norm={name}", "seed=7", "sweep=norm")
-        for name in ("output", "peri", "post", "pre", "sandwich")
+        for name in ("no_residual", "output", "peri", "post", "pre", "sandwich")
     }
+
+
+def test_a_glob_without_a_match_is_an_error(cli: Cli, workdir: Path) -> None:
+    for override in ("norm=glob(x*)", "experiment=glob(claim/*)"):
+        refused = cli("train", "-m", override, "seed=1,2")
+        key = override.partition("=")[0]
+        assert refused.code == 2 and f"{override}: no choice of {key} matches" in refused.err
+        assert refused.err.count("\n") == 1
+    with pytest.raises(UserError, match="takes lists, not globs"):
+        combinations(["norm=glob(p*)"])
 
 
 @pytest.mark.parametrize(

@@ -942,7 +942,7 @@ def last_states(
             )
             xs = [x + sum(each_change) for x, each_change in zip(xs, changes, strict=True)]
         outputs.append(xs)
-    if config.norm.placement != "post":
+    if config.norm.placement not in ("post", "no_residual"):
         xs = [normalised(config, x, weights, "final_norm") for x in xs]
     return xs[: len(tokens)]
 
@@ -961,7 +961,9 @@ def residual(
     sublayer: Callable[[Vectors], Vectors],
     name: str,
 ) -> Vectors:
-    """x + f(norm(x)) (pre), norm(x + f(x)) (post), or one of `changes_of`."""
+    """f(x) (no_residual), norm(x + f(x)) (post), or x and one of `changes_of`."""
+    if config.norm.placement == "no_residual":
+        return sublayer(xs)
     if config.norm.placement == "post":
         sums = [x + y for x, y in zip(xs, sublayer(xs), strict=True)]
         return [normalised(config, x, weights, f"{name}_norm") for x in sums]

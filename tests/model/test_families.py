@@ -44,6 +44,7 @@ AXES: dict[str, list[Any]] = {
     "n_kv_head": [None, 1],
     "embedding.name": ["untied", "tied"],
     "embedding.scale": [False, True],
+    # Not no_residual: without norms, random weights overflow. tests/model/test_gpt.py compares it.
     "norm.placement": ["pre", "sandwich", "peri", "output", "post"],
     "norm.kind": ["rmsnorm", "layernorm"],
     "norm.unit_offset": [False, True],
@@ -286,6 +287,10 @@ def test_score_scale_of_the_default_changes_nothing() -> None:
         ("model.score_scale=0", "model.score_scale=0.0: must be above 0, or null for 1 / sqrt"),
         ("model.final_softcap=-1", "model.final_softcap=-1.0: must be above 0, or null for no so"),
         ("model.block=parallel norm=post", "model.block=parallel: norm=post normalises the sum"),
+        (
+            "model.block=parallel norm=no_residual",
+            "model.block=parallel: norm=no_residual has no residual connection",
+        ),
         (
             "model.block=parallel_shared norm=output",
             "model.block=parallel_shared: norm=output has no norm of the",

@@ -68,6 +68,8 @@ def test_equal_the_reference_with_every_attention(attention: str) -> None:
 )
 def test_equal_the_reference_with_every_norm(scheme: str, placement: str) -> None:
     skips: dict[str, Any] = {"n_layer": 3, "unet_skips": True, "qk_norm": "gain"}
+    if placement == "no_residual":  # without norms, the squares of relu2 overflow
+        skips["ffn"] = "gelu"
     config = tiny_config(scheme, placement=placement, **skips, **OPTIONS["both"])
     assert_equals_reference(config, "eager", 5, per_row=True)
 

@@ -18,7 +18,7 @@ from studies.claims import claims, measured, verdicts
 from studies.claims.claims import CLAIMS
 from studies.claims.evidence import BASE, POSTS, TUNED, Evidence, NotTrained, is_complete
 from studies.claims.page import draw, page
-from studies.claims.readme import README, ROWS, results_table, with_table
+from studies.claims.readme import END, README, ROWS, START, results_table
 from studies.claims.run import HERE, keep
 from studies.claims.run import judge as judge_all
 from studies.claims.trainings import BACKENDS, CACHE, TRAININGS
@@ -31,6 +31,7 @@ from studies.claims.verdicts import (
     Effect,
     Finding,
 )
+from studies.written import with_part
 from tests.report.synthetic import config, make_run
 from tests.studies.program import SMALL, run
 
@@ -425,7 +426,7 @@ def test_the_page_and_the_readme_show_the_committed_results() -> None:
     results = HERE / "results"
     table = results_table(results)
     text = README.read_text(encoding="utf-8")
-    assert with_table(text, table) == text and table.count("\n") == 1 + len(ROWS)
+    assert with_part(text, START, END, table) == text and table.count("\n") == 1 + len(ROWS)
     assert page(judge_all(results), results) == (HERE / "results.md").read_text(encoding="utf-8")
 
 

@@ -23,6 +23,12 @@ def test_labels_contain_the_overrides_that_vary() -> None:
         "b.lr=2_c.lr=2",
     ]
     assert labels([["model=rope"]]) == ["model=rope"]
+    assert labels([["experiment=x/a"], ["experiment=y/b"], ["experiment=x/a"]]) == ["a", "b", "a"]
+    assert labels([["experiment=x/a"], ["experiment=y/a"]]) == ["x_a", "y_a"]
+    assert labels([["experiment=x/a", "seed=1"], ["experiment=x/a", "seed=2"]]) == [
+        "seed=1",
+        "seed=2",
+    ]
     assert labels([["data.path=x/a"], ["data.path=x?a"]]) == ["path=x_a", "path=x_a"]
 
 
