@@ -2,11 +2,12 @@
 
     python scripts/pictures.py            # docs/training.svg and docs/report.png, about 7 minutes
 
-The trainings are those that the README and docs/howto/reports.md name. Runs go to runs/pictures;
-finished ones of the report are not trained again. Needs a Chromium, which playwright drives.
+The trainings are those that the README and docs/howto/reports.md name, in runs/pictures. Finished
+runs of the report are not trained again. Needs a Chromium, which playwright drives.
 """
 
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -17,7 +18,8 @@ from playwright.sync_api import sync_playwright
 from rich.console import Console
 from rich.text import Text
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 RUNS = Path("runs/pictures")
 COLUMNS = 100  # of the terminal
 FIRST, LAST = 12, 24  # lines of the training that are shown
@@ -32,11 +34,22 @@ POSITIONS = [
 
 def main() -> None:
     """Train, and write both pictures."""
-    printed = minigpt(*TRAINING)
+    os.chdir(ROOT)
+    browser = chromium()
+    printed = minigpt(*TRAINING, f"hydra.run.dir={RUNS / 'rope'}")
     (DOCS / "training.svg").write_text(terminal(printed), encoding="utf-8")
     minigpt(*POSITIONS)
     minigpt("report", str(RUNS / "positions"))
-    photograph(RUNS / "positions" / "report.html", DOCS / "report.png")
+    photograph(browser, RUNS / "positions" / "report.html", DOCS / "report.png")
+
+
+def chromium() -> str:
+    """Return the path of a browser."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        sys.exit(f"no browser: install one of {', '.join(names)}")
+    return browser
 
 
 def minigpt(*arguments: str) -> str:
@@ -67,22 +80,18 @@ def terminal(printed: str) -> str:
     return re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
 
 
-def photograph(page: Path, picture: Path) -> None:
+def photograph(browser: str, page: Path, picture: Path) -> None:
     """Write a PNG of the top of an HTML page."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    if browser is None:
-        sys.exit(f"no browser: install one of {', '.join(names)}")
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser)
-        window = chromium.new_page(
+        opened = playwright.chromium.launch(executable_path=browser)
+        window = opened.new_page(
             viewport={"width": REPORT_WIDTH, "height": REPORT_HEIGHT},
             device_scale_factor=PIXEL_RATIO,
         )
         window.goto(page.resolve().as_uri())
         window.wait_for_timeout(1000)  # plots are drawn by a script
         window.screenshot(path=picture)
-        chromium.close()
+        opened.close()
 
 
 if __name__ == "__main__":

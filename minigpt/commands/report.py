@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import webbrowser
 from argparse import Namespace
 from contextlib import suppress
@@ -106,9 +107,9 @@ def _serve(options: Namespace) -> None:
         is_taken = ports is PORTS and server.server_port != PORTS[0]
         note = f" (port {PORTS[0]} is taken)" * is_taken
         print(f"{server.url} shows {', '.join(folders)}{note}; Ctrl-C ends it", flush=True)
-        if options.open:
-            webbrowser.open(server.url)
         with suppress(KeyboardInterrupt):
+            if options.open:  # a browser in the terminal waits for the page
+                threading.Thread(target=webbrowser.open, args=[server.url], daemon=True).start()
             server.serve_forever()
 
 

@@ -82,6 +82,7 @@ def steps(watch: Watch, recording: Recording, position: int) -> list[Step]:
         Step("Tokens", "ids", "t", watch.read["token_embedding"][0][0]),
         Step("Embedding", "E[token]", "t, d", watch.returned["token_embedding"][0]),
         _positions(model, embedded[0, :n], scaled),
+        *_embedding_norm(watch, n),
         *_attention(watch, recording, position),
         Step("After the blocks", f"x after {_layers(model)}", "d", hidden[0, position]),
         _final_norm(model, watch.returned["final_norm"][0, position]),
@@ -104,7 +105,9 @@ def _positions(model: GPT, embedded: Tensor, scaled: str) -> Step:
     """Return the first input of the blocks, or where else positions enter."""
     scheme, name = model.positional, model.config.positional.name
     if scheme.overrides("embed"):
-        return Step("Positions", f"x = E[token]{scaled} + p(i), {name}", "t, d", embedded)
+        assert scheme.__doc__ is not None
+        formula = scheme.__doc__.partition("\n")[0]
+        return Step("Positions", f"{name} of x = E[token]{scaled}", "t, d", embedded, formula)
     places = {
         "block_input": "added to the input of each block",
         "rotate": "queries and keys are rotated",
@@ -115,6 +118,13 @@ def _positions(model: GPT, embedded: Tensor, scaled: str) -> Step:
     why = " and ".join(enter) or f"{what} depends on the order of tokens"
     formula = f"x = E[token]{scaled}"
     return Step("Positions", formula, note=f"None added here. {name}: {why}.")
+
+
+def _embedding_norm(watch: Watch, n: int) -> list[Step]:
+    if isinstance(watch.model.embedding_norm, nn.Identity):
+        return []
+    kind, values = watch.model.config.norm.kind, watch.returned["embedding_norm"][0, :n]
+    return [Step("Embedding norm", f"{kind}(x)", "t, d", values)]
 
 
 def _final_norm(model: GPT, values: Tensor) -> Step:
@@ -133,10 +143,12 @@ def _attention(watch: Watch, recording: Recording, i: int) -> list[Step]:
     weights = recording.weights[LAYER][HEAD, i]
     shared = HEAD * k.shape[1] // q.shape[1]  # the key-value head of this head
     attention = watch.model.attention_by_layer[LAYER]
-    name = watch.model.config.attention.name
+    config, name = watch.model.config, watch.model.config.attention.name
+    changed = ", with QK-norm" * bool(config.qk_norm)
+    changed += ", rotated" * ctx.positional.overrides("rotate")
     drafts = [
-        Step("Query", "q of the token", "e", rotated_q[0, HEAD, i]),
-        Step("Keys", "k of all tokens", "t, e", rotated_k[0, shared, :n]),
+        Step("Query", f"q of the token{changed}", "e", rotated_q[0, HEAD, i]),
+        Step("Keys", f"k of all tokens{changed}", "t, e", rotated_k[0, shared, :n]),
     ]
     if attention.uses_backend:
         drafts += _scores(attention, rotated_q, rotated_k, ctx, recording, i)

@@ -50,7 +50,7 @@ class Dashboard:
     ) -> None:
         self.folders, self.read, self.seconds = folders, read, seconds
         self._lock = threading.Lock()
-        self._page = Page("", b"")
+        self._page = Page("no page yet", b"")
         self._not_before = 0.0  # of the clock time.monotonic
 
     def page(self) -> Page:
@@ -65,8 +65,11 @@ class Dashboard:
             return self._page
 
     def _tag(self) -> str:
-        """Return a digest of all that a page depends on."""
-        states = file_states([Path(folder) for folder in self.folders])
+        """Return a digest of all that a page depends on; "" if a folder was deleted meanwhile."""
+        try:
+            states = file_states([Path(folder) for folder in self.folders])
+        except OSError:
+            return ""
         runs = {path.parent for path in states if path.name == "config.yaml"}
         ended = {path.parent for path in states if path.name == "result.json"}
         training = sorted(str(path) for path in runs - ended if RunDirectory(path).is_running)
@@ -75,20 +78,16 @@ class Dashboard:
     def _html(self, served: Served) -> str:
         """Return the page of the runs, or one that says why there is none."""
         try:
-            if any(map(os.path.isdir, self.folders)):
-                return served_page(self.read(), served)
-            line = _no_runs(self.folders)
+            if not any(map(os.path.isdir, self.folders)):
+                raise NoRuns
+            return served_page(self.read(), served)
         except NoRuns:
-            line = _no_runs(self.folders)
+            line = f"No runs yet in {', '.join(self.folders)}. They appear here once they train."
         except UserError as error:
             line = str(error)
         except Exception as error:  # a file of a run that nothing else expects; it may be mended
             line = f"The runs cannot be read ({type(error).__name__}: {first_line(error)})."
         return served_message(line, served)
-
-
-def _no_runs(folders: Sequence[str]) -> str:
-    return f"No runs yet in {', '.join(folders)}. They appear here once they train."
 
 
 class Server(ThreadingHTTPServer):
@@ -157,11 +156,11 @@ class Handler(BaseHTTPRequestHandler):
 
 def listen(dashboard: Dashboard, ports: Sequence[int]) -> Server:
     """Return a server at the first free port. Raises UserError if there is none."""
-    reasons = []
+    reason = ""
     for port in ports:
         try:
             return Server(dashboard, port)
         except OSError as error:
-            reasons.append(error.strerror or str(error))
+            reason = error.strerror or str(error)
     named = str(ports[0]) if len(ports) == 1 else f"{ports[0]} to {ports[-1]}"
-    raise UserError(f"--port={named}: {reasons[-1]}; choose another, or 0 for any free one")
+    raise UserError(f"--port={named}: {reason}; choose another, or 0 for any free one")

@@ -64,17 +64,18 @@ def _of_different_texts(comparison: Comparison) -> str:
     mixed, base = comparison.mixed, comparison.baseline
     if not mixed or base is None:
         return "The runs used different texts or splits, so no design can be called better."
-    name, words = comparison.short[base.label], {-1: [], 0: [], 1: []}
-    for label, one in mixed.items():
-        is_significant = one.p_holm is not None and one.p_holm < ALPHA
-        words[round(math.copysign(1, one.interval.mean)) * is_significant].append(label)
+    name = comparison.short[base.label]
+    differing = [k for k, one in mixed.items() if one.p_holm is not None and one.p_holm < ALPHA]
+    better = [label for label in differing if mixed[label].interval.mean < 0]
+    worse = [label for label in differing if label not in better]
+    others = [label for label in mixed if label not in differing]
     parts = []
-    if words[-1]:
-        parts.append(f"{_names(comparison, words[-1])} {_verb('beat', words[-1])} {name}")
-    if words[1]:
-        parts.append(f"{name} beats {_names(comparison, words[1])}")
-    if words[0]:
-        named = f"{_names(comparison, words[0])} {'does' if len(words[0]) == 1 else 'do'}"
+    if better:
+        parts.append(f"{_names(comparison, better)} {_verb('beat', better)} {name}")
+    if worse:
+        parts.append(f"{name} beats {_names(comparison, worse)}")
+    if others:
+        named = f"{_names(comparison, others)} {'does' if len(others) == 1 else 'do'}"
         parts.append(f"{named} not differ significantly from {name}")
     return f"Over several texts or sizes (mixed model): {'; '.join(parts)}."
 
@@ -156,8 +157,8 @@ def _between(comparison: Comparison, pairs: Iterable[tuple[str, str]]) -> list[D
 def _power(comparison: Comparison, pairs: Sequence[Difference]) -> str:
     """Return how many more seeds would detect a difference with a power of POWER.
 
-    The difference is `comparison.plan`, or else the largest one seen. The level of the test is that
-    of one of as many tests as there are pairs, the least of Holm's correction.
+    The difference is `comparison.plan`, or else the largest one seen. The level is ALPHA divided by
+    the number of tests, the strictest that Holm's correction uses.
     """
     tests = [pair for pair in comparison.pairs.values() if pair.p is not None]
     alpha, unit = ALPHA / len(tests), comparison.measure.unit

@@ -13,8 +13,10 @@ Values = Mapping[str, Any]  # by full key, such as optimizer.lr
 
 # Keys that are not part of a design: names, trackers, paths, the seed. `model.name` follows from
 # other keys; it may label a design.
-IGNORED_KEYS = {"seed", "name", "group", "tags", "resume", "defaults", "trainer.threads"}
-IGNORED_KEYS |= {"model.name"}
+IGNORED_KEYS = {
+    *("seed", "name", "group", "tags", "resume", "defaults"),
+    *("trainer.threads", "model.name"),
+}
 IGNORED_SECTIONS = ("logger.", "hydra.")
 TEXT = "data.text"  # the text's digest, in place of its path
 TEXT_PATHS = ("data.dir", "data.path")

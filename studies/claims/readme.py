@@ -26,7 +26,7 @@ COLUMNS = [
     Column("parameters"),
     Column("loss", "validation loss, nats/character"),
     Column("seconds", "seconds on one core", digits=0),
-    Column("command", "minigpt train experiment=claims/posts ..."),
+    Column("command", "options of minigpt train experiment=claims/posts"),
 ]
 
 

@@ -10,6 +10,7 @@ others into another --out, which then has the pages.
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -23,10 +24,11 @@ from studies.kept import StudyOptions, keep, minigpt, refuse, study_options
 
 HERE, RUNS = Path(__file__).parent, Path("runs/journey")
 ABOUT = "The journey: what each step of docs/journey changes, and what it gives."
-# Commands whose output is on a page, by page. {runs}: the folder of the runs.
 ROPE, PROMPT = "{runs}/13_rope", "--prompt ROMEO: --max-new-tokens 20"
+CACHED = "experiment=journey/13_rope,journey/17_multi_query model.block_size=512"
+# Commands whose output is on a page, by page. {runs}: the folder of the runs.
 PRINTED = {
-    "22_cache": ["bench decode experiment=journey/13_rope,journey/17_multi_query --tokens 256"],
+    "22_cache": [f"bench decode {CACHED} --tokens 256"],
     "23_beams": [f"sample {ROPE} {PROMPT} --beams {n} --json" for n in (1, 5)],
     "24_drafts": ["sample {runs}/06_flash_attention --draft {runs}/01_bigram"],
     "25_quantisation": [f"eval {ROPE} --quantize int8"],
@@ -54,14 +56,18 @@ def train(options: StudyOptions) -> None:
     keep(options.runs, options.results)
     minigpt("report", str(options.runs))
     for page, commands in PRINTED.items():
-        texts = [output(command.format(runs=options.runs)) for command in commands]
+        texts = [
+            output(command.format(runs=shlex.quote(str(options.runs)))) for command in commands
+        ]
         write_text(options.results / f"printed/{page}.txt", "\n".join(texts))
 
 
 def output(command: str) -> str:
-    """Return a minigpt command and what it prints, also if it fails."""
-    words = [sys.executable, "-m", "minigpt.cli", *command.split()]
-    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    """Return a minigpt command and its output. Raises UserError if it fails."""
+    words = [sys.executable, "-m", "minigpt.cli", *shlex.split(command)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, encoding="utf-8")
+    if done.returncode:
+        raise UserError(f"minigpt {command}: ended with exit code {done.returncode}")
     return f"$ minigpt {command}\n{done.stdout}"
 
 
@@ -69,7 +75,7 @@ def runs_of(results: Path) -> dict[str, Run]:
     """Return the newest finished run of each step."""
     found = find_runs([str(results)]).runs if results.is_dir() else []
     found = sorted((run for run in found if run.finished), key=lambda run: run.started)
-    by_name = {run.config["model.name"]: run for run in found}
+    by_name = {run.config.get("model.name"): run for run in found}
     return {name: by_name[name] for name in steps() if name in by_name}
 
 

@@ -84,7 +84,8 @@ def index(runs: Mapping[str, Run]) -> str:
     rows: list[list[Cell]] = []
     for step in steps().values():
         if step.name in runs:
-            values = [runs[name].number(BITS) or 0.0 for name in trained(step, runs)]
+            known = [runs[name].number(BITS) for name in trained(step, runs)]
+            values = [value for value in known if value is not None]
             difference = values[1] - values[0] if len(values) == 2 else None
             rows.append([step.name, *numbers(runs[step.name]), difference, step.before])
     if not rows:
