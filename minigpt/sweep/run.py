@@ -97,22 +97,24 @@ def run_jobs(
     else:
         compilation = common_compilation([*planned, *others], threads, at_once)
     directory.mkdir(parents=True, exist_ok=True)
-    write_sweep_file(directory, [*planned], command, options.name, options.match)
-
     stop_file = directory / f".stop_{uuid.uuid4().hex[:8]}"
     task = SweepJob(missing, stop_file, options.fail_fast, threads, compilation)
     watch = Watch(planned, shown(directory), later_steps)
     try:
         # Jobs in other processes see the file.
-        with stop_signals(StopRequest(), lambda number: stop_file.write_text(str(number))), watch:
-            if warning is not None:
-                watch.view.line(f"warning    {warning}")
-            if missing:
-                _launch(multirun, task, missing)
+        with stop_signals(StopRequest(), lambda number: stop_file.write_text(str(number))):
+            write_sweep_file(directory, [*planned], command, options.name, options.match)
+            try:
+                with watch:
+                    if warning is not None:
+                        watch.view.line(f"warning    {warning}")
+                    if missing:
+                        _launch(multirun, task, missing)
+            finally:
+                watch.summary()
         stopped_by = stop_file.read_text() if stop_file.exists() else ""
     finally:
         stop_file.unlink(missing_ok=True)
-        watch.summary()
     if stopped_by not in ("", FAILED):
         raise Interrupted(int(stopped_by))
     return watch

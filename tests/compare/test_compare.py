@@ -232,7 +232,7 @@ def test_a_search_by_ray_tune(cli: Cli) -> None:
     assert other.code == 2 and "contains a comparison with other options" in other.err
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_killed_comparison_ends_equal(cli: Cli) -> None:
     command = [*DESIGNS, "--space=optimizer.lr=0.004,0.02", *ONE_SEED]
     assert cli(*command).code == 0

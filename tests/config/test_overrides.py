@@ -28,7 +28,7 @@ from tests.conftest import TINY, Cli
 # Options of type str that take one of a few names, which are no numbers.
 CHOICES = {
     *("trainer.device", "trainer.precision", "trainer.graph", "logger.mode", "data.order"),
-    "trainer.parallel",
+    *("trainer.parallel", "logger.log_model"),
     *("model.positional.layers", "model.positional.scaling", "model.positional.table"),
     *("model.positional.slopes", "model.positional.heads", "model.ffn.expert"),
 }

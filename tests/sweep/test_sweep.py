@@ -220,7 +220,7 @@ def test_a_sweep_ends_with_commands_for_all_its_runs(cli: Cli) -> None:
     ask = f"{program} sync --dry-run {arguments}"
     asked = subprocess.run(ask, shell=True, capture_output=True, text=True, check=True)
     assert "Would sync 2 run(s)" in asked.stdout + asked.stderr
-    assert cli("report", "latest").out.startswith("2 of 2 runs finished")
+    assert "\n2 of 2 runs finished" in cli("report", "latest").out
     evaluated = cli("eval", "latest")
     assert evaluated.code == 0 and evaluated.out.count("written to runs/") == 2
     assert cli("train", *TINY, "hydra.run.dir=runs/newest").code == 0
