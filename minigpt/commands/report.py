@@ -103,14 +103,16 @@ def _serve(options: Namespace) -> None:
     folders = [str(find_folder(name)) for name in options.folders] or [str(RUNS)]
     read = partial(compare, folders, options.by, options.baseline, options.equivalent, options.plan)
     ports = PORTS if options.port is None else [options.port]
-    with listen(Dashboard(folders, read, options.every), ports) as server:
+    with (
+        listen(Dashboard(folders, read, options.every), ports) as server,
+        suppress(KeyboardInterrupt),
+    ):
         is_taken = ports is PORTS and server.server_port != PORTS[0]
         note = f" (port {PORTS[0]} is taken)" * is_taken
         print(f"{server.url} shows {', '.join(folders)}{note}; Ctrl-C ends it", flush=True)
-        with suppress(KeyboardInterrupt):
-            if options.open:  # a browser in the terminal waits for the page
-                threading.Thread(target=webbrowser.open, args=[server.url], daemon=True).start()
-            server.serve_forever()
+        if options.open:  # a browser in the terminal waits for the page
+            threading.Thread(target=webbrowser.open, args=[server.url], daemon=True).start()
+        server.serve_forever()
 
 
 def _fits(comparison: Comparison) -> Extra:
