@@ -138,7 +138,8 @@ def digests_of(source: str, designs: list[str]) -> dict[str, Any]:
             assert script.is_file(), f"{source} has no scripts/numbers.py"
             print(f"training the designs of {source} ...", flush=True)
             command = [sys.executable, str(script), "--out", str(out), *designs]
-            subprocess.run(command, check=True, cwd=tree)
+            if subprocess.run(command, cwd=tree).returncode:
+                sys.exit(f"{source}: its script failed; name designs that it has")
             return json.loads(out.read_text())
         finally:
             git("worktree", "remove", "--force", str(tree))

@@ -150,7 +150,7 @@ def _options(arguments: list[str]) -> Namespace:
     add("--fit", action="store_true", help=HELP["--fit"])
     add("--out", metavar="FILE.html", type=path_option, help=HELP["--out"])
     add("--live", action="store_true", help=HELP["--live"])
-    add("--every", metavar="SECONDS", type=float, default=LIVE_SECONDS, help=HELP["--every"])
+    add("--every", metavar="SECONDS", type=float, help=HELP["--every"])
     add("--wandb", metavar="ENTITY/PROJECT", help=HELP["--wandb"])
     add("--serve", action="store_true", help=HELP["--serve"])
     add("--port", metavar="PORT", type=int, help=HELP["--port"])
@@ -160,8 +160,12 @@ def _options(arguments: list[str]) -> Namespace:
         parser.error("the following arguments are required: DIR")
     _require_together(options)
     options.by = [key for group in options.by for key in group.split(",") if key]
-    if not 0 < options.every <= MAX_SECONDS:
-        raise UserError(f"--every={options.every:g}: must be above 0 and at most a day of seconds")
+    every = LIVE_SECONDS if options.every is None else options.every
+    if not 0 < every <= MAX_SECONDS:
+        raise UserError(f"--every={every:g}: must be above 0 and at most a day of seconds")
+    if options.every is not None and not (options.live or options.serve):
+        raise UserError("--every: is an option of --live and --serve; add one, or drop it")
+    options.every = every
     if options.fit and options.by:
         raise UserError(
             f"--fit: fits single designs, not the groups of --by={','.join(options.by)}; drop one"

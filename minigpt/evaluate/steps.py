@@ -138,7 +138,7 @@ def _attention(watch: Watch, recording: Recording, i: int) -> list[Step]:
     if "attention" not in watch.read:
         return [Step("Attention", "", note="None: the model has no layers.")]
     n = recording.n_tokens
-    q, k, _, ctx, layer, _ = watch.read["attention"]
+    q, k, _, ctx, layer, _ = watch.read["attention"]  # the arguments of Attention.forward
     rotated_q, rotated_k = ctx.positional.rotate(q, k, ctx.positions, layer)
     weights = recording.weights[LAYER][HEAD, i]
     shared = HEAD * k.shape[1] // q.shape[1]  # the key-value head of this head

@@ -134,6 +134,7 @@ def test_by_groups_designs_and_warns_of_differences_inside(tmp_path: Path) -> No
         ("made --baseline ropee", "--baseline=ropee: no such design. Did you mean rope"),
         ("made --out report.pdf", "--out=report.pdf: the page is HTML; name it report.html"),
         ("made --every 0", "--every=0: must be above 0 and at most a day"),
+        ("made --every 3", "--every: is an option of --live and --serve"),
         ("made --every nan", "--every=nan: must be above 0 and at most a day"),
         ("empty/../made/rope_seed=1/config.yaml", "config.yaml: is a file; give the folder"),
         ("made --wandb minigpt", "--wandb=minigpt: not ENTITY/PROJECT"),

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from minigpt.commands.report import main
 from minigpt.report.figures import COLOURS, DASHES
 from minigpt.report.page import MOST_BESIDE, STROKES
+from tests.report.conftest import needs_browser
 from tests.report.synthetic import POSITIONS, config, make_run, make_sweep
 
-CHROMIUM = next(
-    (
-        path
-        for name in ("chromium", "chromium-browser", "google-chrome")
-        if (path := shutil.which(name))
-    ),
-    None,
-)
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 HOSTILE = "</script><script>window.hacked=1</script>&_%"
 
 
@@ -37,14 +27,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_run(folder / f"<b>{seed}", settings, 1.9 + seed / 50, result=costs | {"seconds": 9.0})
     main([str(folder)])
     return folder / "report.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
 
 
 @needs_browser

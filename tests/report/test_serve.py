@@ -16,15 +16,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from minigpt.commands.report import PORTS
 from minigpt.report.comparison import Comparison, compare
 from minigpt.report.serve import Dashboard, Server
 from minigpt.run.directory import RunDirectory
 from tests.conftest import Cli
+from tests.report.conftest import needs_browser
 from tests.report.synthetic import POSITIONS, config, make_run, make_sweep
-from tests.report.test_page import CHROMIUM, needs_browser
 
 SECONDS = 30.0  # a page is made again after this time at most
 
@@ -225,14 +225,6 @@ def test_a_taken_port_is_one_line(cli: Cli) -> None:
         port = other.getsockname()[1]
         done = cli("report", ".", "--serve", "--port", str(port))
     assert done.code == 2 and f"--port={port}: {os.strerror(98)}; choose another" in done.err
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
 
 
 @needs_browser
