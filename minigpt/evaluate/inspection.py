@@ -300,8 +300,8 @@ def _stage(step: Step) -> Stage:
     values = step.values
     if values is None:
         return Stage(step.name, step.formula, "", step.note)
-    if step.name == "Tokens":
-        ids = [f"{token:.0f}" for token in values[-SHOWN_IDS:]]
+    if not values.is_floating_point():
+        ids = map(str, values[-SHOWN_IDS:].tolist())
         note = "… " * (len(values) > SHOWN_IDS) + ", ".join(ids)
         return Stage(step.name, step.formula, step.shape, note)
     low, high = values.nan_to_num().min(), values.nan_to_num().max()

@@ -22,7 +22,8 @@ LAYER, HEAD = 0, 0  # the layer that reads the embedding of the steps before it
 class Step:
     """A stage: its formula, the names and sizes of its axes, and its values.
 
-    `values` (n,) or (rows, n), on the CPU; None if the model has no such stage: `note` says why.
+    `values` (n,) or (rows, n), on the CPU, of token ids as integers; None if the model has no such
+    stage: `note` says why.
     """
 
     name: str
@@ -93,7 +94,10 @@ def steps(watch: Watch, recording: Recording, position: int) -> list[Step]:
 
 
 def _on_cpu(step: Step) -> Step:
-    return step if step.values is None else replace(step, values=step.values.float().cpu())
+    values = step.values
+    if values is None:
+        return step
+    return replace(step, values=(values.float() if values.is_floating_point() else values).cpu())
 
 
 def _layers(model: GPT) -> str:

@@ -21,6 +21,7 @@ from minigpt.report.runs import NoRuns, file_states
 from minigpt.run.directory import RunDirectory
 
 LOOPBACK = "127.0.0.1"
+HTTP_PORT = 80  # which browsers leave out of the Host header
 SHARE = 0.1  # of a core that making pages may take: the runs train on the same cores
 IDLE_SECONDS = 10.0  # after which a silent connection is closed
 HEADERS = {
@@ -102,7 +103,8 @@ class Server(ThreadingHTTPServer):
         super().__init__((LOOPBACK, port), Handler)
         self.dashboard = dashboard
         # A page of another site may have its own name point here (DNS rebinding), and sends it.
-        self.hosts = [[f"{name}:{self.server_port}"] for name in (LOOPBACK, "localhost")]
+        suffix = "" if self.server_port == HTTP_PORT else f":{self.server_port}"
+        self.hosts = [[f"{name}{suffix}"] for name in (LOOPBACK, "localhost")]
 
     @property
     def url(self) -> str:

@@ -63,12 +63,12 @@ def train(options: StudyOptions) -> None:
 
 
 def output(command: str) -> str:
-    """Return a minigpt command and its output. Raises UserError if it fails."""
+    """Return a minigpt command and what it printed. Raises UserError if it fails."""
     words = [sys.executable, "-m", "minigpt.cli", *shlex.split(command)]
-    done = subprocess.run(words, stdout=subprocess.PIPE, encoding="utf-8")
+    done = subprocess.run(words, capture_output=True, encoding="utf-8")
     if done.returncode:
-        raise UserError(f"minigpt {command}: ended with exit code {done.returncode}")
-    return f"$ minigpt {command}\n{done.stdout}"
+        raise UserError(f"minigpt {command}: exit code {done.returncode}: {done.stderr.strip()}")
+    return f"$ minigpt {command}\n{done.stdout}{done.stderr}"
 
 
 def runs_of(results: Path) -> dict[str, Run]:

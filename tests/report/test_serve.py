@@ -20,7 +20,7 @@ from playwright.sync_api import Browser
 
 from minigpt.commands.report import PORTS
 from minigpt.report.comparison import Comparison, compare
-from minigpt.report.serve import Dashboard, Server
+from minigpt.report.serve import HTTP_PORT, Dashboard, Server
 from minigpt.run.directory import RunDirectory
 from tests.conftest import Cli
 from tests.report.conftest import needs_browser
@@ -32,9 +32,9 @@ Answer = tuple[int, dict[str, str], str]
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Server]:
+def serving(folder: Path, port: int = 0) -> Iterator[Server]:
     dashboard = Dashboard([str(folder)], partial(compare, [str(folder)]), 0.2)
-    with Server(dashboard, 0) as server:
+    with Server(dashboard, port) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:
@@ -122,6 +122,15 @@ def test_another_host_is_refused(tmp_path: Path, host: str) -> None:
         assert status == 403 and text == ""
         for own in ("127.0.0.1", "localhost"):
             assert ask(server, Host=f"{own}:{server.server_port}")[0] == 200
+
+
+def test_browsers_leave_out_the_port_of_http(tmp_path: Path) -> None:
+    try:
+        with serving(tmp_path, HTTP_PORT) as server:
+            assert ask(server)[0] == 200  # http.client leaves it out, too
+            assert ask(server, Host="evil.example")[0] == 403
+    except OSError as error:
+        pytest.skip(f"port {HTTP_PORT}: {error.strerror}")
 
 
 @pytest.mark.parametrize(
