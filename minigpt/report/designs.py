@@ -23,6 +23,7 @@ DERIVED_KEYS += ("model.source_length", "model.target_length")
 GROUP_KEYS = {"norm": "model.norm.placement", "model": "model.name"}
 NEARLY_ALL = 0.75  # of the designs: a part of so many labels is left out of short names
 ABSENT = "absent"  # value of a key that an older version did not write
+NOT_NAMES = ("null", "true", "false", "none", ABSENT)  # values that need their key in short names
 
 
 @dataclass
@@ -281,8 +282,16 @@ def short_labels(labels: Sequence[str]) -> dict[str, str]:
 
 def _short_part(part: str) -> str:
     key, equals, value = part.partition("=")
-    is_word = value[:1].isalpha() and value not in ("null", "true", "false", "none", ABSENT)
+    is_word = value[:1].isalnum() and value not in NOT_NAMES and not _is_number(value)
     return value if is_word and "." not in key else f"{key.rpartition('.')[2]}{equals}{value}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _determined(configs: Sequence[Values], key: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -75,10 +74,16 @@ class Line:
 
 
 def styles(labels: Sequence[str]) -> dict[str, Style]:
-    """Return a style for each label of a design."""
-    colours, symbols = itertools.cycle(COLOURS), itertools.cycle(SYMBOLS)
-    dashes = itertools.cycle(dash for dash in DASHES for _ in COLOURS)
-    return dict(zip(labels, map(Style, colours, dashes, symbols), strict=False))
+    """Return a style for each label of a design.
+
+    Each has another pair of colour and symbol, up to the number of such pairs.
+    """
+    found = {}
+    for number, label in enumerate(labels):
+        turn, place = divmod(number, len(COLOURS))
+        dash, symbol = DASHES[turn % len(DASHES)], SYMBOLS[(place + turn) % len(SYMBOLS)]
+        found[label] = Style(COLOURS[place], dash, symbol)
+    return found
 
 
 def log_plot(

@@ -17,15 +17,16 @@ from minigpt.html import render
 from minigpt.report.comparison import Comparison, count
 from minigpt.report.continuing import continuing, shared_lines
 from minigpt.report.evaluations import choose_checkpoint
-from minigpt.report.figures import Plot, styles
+from minigpt.report.figures import SYMBOLS, Plot, styles
 from minigpt.report.plots import plots
 from minigpt.report.results import MEANING, commands, markdown, summary, tables, unended
 from minigpt.report.tables import Table, markdown_text, to_csv, to_latex, to_markdown
 from minigpt.report.verdict import verdict
 
 SAMPLE_CHARACTERS = 600
-# SVG dash patterns of a label's line, as the plots draw them.
-STROKES = {"solid": "none", "dash": "7 4", "dot": "2 4", "dashdot": "7 3 2 3"}
+# A label's line and marker, as the plots draw them.
+STROKES = {"solid": "none", "dash": "7 4", "dot": "2 4", "dashdot": "7 3 2 3"}  # SVG dash patterns
+GLYPHS = dict(zip(SYMBOLS, "●■◆✚✖▲★", strict=True))
 MOST_BESIDE = 16  # labels beside the lines; more are above the plot
 MOST_OPEN = 400  # characters of warnings and notes; more begin folded
 
@@ -106,6 +107,7 @@ def _html(
         meaning=MEANING,
         shared_tables=shared,
         strokes=STROKES,
+        glyphs=GLYPHS,
         most_beside=MOST_BESIDE,
         most_open=MOST_OPEN,
         refresh=None if refresh is None else f"{refresh:g}",

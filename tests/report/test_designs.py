@@ -87,6 +87,8 @@ def test_backends_are_not_counted_as_choices(tmp_path: Path) -> None:
         (["norm=x norm.a=1", "norm=x model.a=1"], ["norm=x norm.a=1", "norm=x model.a=1"]),
         (['a.b="\\n" x', "plain"], ['b="\\n" x', "plain"]),
         (["model=rope"], ["rope"]),
+        (["model=01_bigram", "model=2d"], ["01_bigram", "2d"]),
+        (["e=1e-3", "e=inf", "e=none"], ["e=1e-3", "e=inf", "e=none"]),
         ([], []),
         (
             ["m=g p=a e=4", "m=g p=b e=4", "m=g p=c e=4", "m=g p=a e=9", "m=b p=a e=4"],

@@ -9,8 +9,8 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from minigpt.commands.report import main
-from minigpt.report.figures import COLOURS, DASHES
-from minigpt.report.page import MOST_BESIDE, STROKES
+from minigpt.report.figures import COLOURS, DASHES, SYMBOLS, styles
+from minigpt.report.page import GLYPHS, MOST_BESIDE, STROKES
 from tests.report.conftest import needs_browser
 from tests.report.synthetic import POSITIONS, config, make_run, make_sweep
 
@@ -186,11 +186,15 @@ def test_many_labels_are_above_the_plots(tmp_path: Path) -> None:
 
 
 def test_styles_of_designs_differ() -> None:
-    """Each colour has contrast with white and black, and each dash a pattern in the legend."""
+    """Each colour has contrast with white and black, each dash and marker a sign in the legend."""
     for colour in COLOURS:
         light = _luminance(colour)
         assert 1.05 / (light + 0.05) >= 3 and (light + 0.05) / (_luminance("#14171a") + 0.05) >= 3
-    assert {*STROKES} == {*DASHES} and len(COLOURS) * len(DASHES) >= 14
+    assert {*STROKES} == {*DASHES} and {*GLYPHS} == {*SYMBOLS}
+    n_designs = len(COLOURS) * len(DASHES)
+    found = styles([*map(str, range(n_designs))]).values()
+    assert len({(style.colour, style.dash) for style in found}) == n_designs >= 14
+    assert len({(style.colour, style.symbol) for style in found}) == n_designs
 
 
 def _luminance(colour: str) -> float:
