@@ -71,9 +71,9 @@ def _digits(column: Column, cells: Sequence[Cell]) -> int:
 def _text(column: Column, cell: Cell, digits: int) -> str:
     if cell is None or isinstance(cell, str):
         return cell or ""
-    if isinstance(cell, Interval):
+    if isinstance(cell, Interval):  # z: what rounds to zero has no minus sign
         half = "" if cell.half is None else f" ± {cell.half:,.{digits}f}"
-        return f"{cell.mean:{column.sign},.{digits}f}{half}"
+        return f"{cell.mean:{column.sign}z,.{digits}f}{half}"
     if isinstance(cell, Spread):
         extremes = f" ({cell.low:,.{digits}f} to {cell.high:,.{digits}f})" if cell.n > 1 else ""
         return f"{cell.median:{column.sign},.{digits}f}{extremes}"
@@ -81,7 +81,7 @@ def _text(column: Column, cell: Cell, digits: int) -> str:
         return f"{cell:{column.sign},}"
     if column.is_p:
         return f"< {SMALLEST_P:g}" if cell < SMALLEST_P else f"{cell:.4f}"
-    return f"{cell:{column.sign},.{digits}f}"
+    return f"{cell:{column.sign}z,.{digits}f}"
 
 
 # ---- formats ----

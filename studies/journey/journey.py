@@ -28,7 +28,7 @@ ROPE, PROMPT = "{runs}/13_rope", "--prompt ROMEO: --max-new-tokens 20"
 CACHED = "experiment=journey/13_rope,journey/17_multi_query model.block_size=512"
 # Commands whose output is on a page, by page. {runs}: the folder of the runs.
 PRINTED = {
-    "22_cache": [f"bench decode {CACHED} --tokens 256"],
+    "22_cache": [f"bench decode {CACHED} --prompt 256 --tokens 256"],
     "23_beams": [f"sample {ROPE} {PROMPT} --beams {n} --json" for n in (1, 5)],
     "24_drafts": ["sample {runs}/06_flash_attention --draft {runs}/01_bigram"],
     "25_quantisation": [f"eval {ROPE} --quantize int8"],

@@ -50,6 +50,12 @@ def test_digits_follow_the_interval(half: float | None, text: str) -> None:
     assert table.texts()[0][1] == text
 
 
+def test_what_rounds_to_zero_has_no_minus_sign() -> None:
+    columns = [Column("a"), Column("b", digits=2, sign="+"), Column("c", digits=2)]
+    table = Table("t", "t", columns, [[Interval(-1e-6, None, 1), -1e-3, -0.006]])
+    assert table.texts() == [["0.0000", "+0.00", "-0.01"]]
+
+
 def test_a_spread_is_a_median_with_its_range() -> None:
     cells = [spread([30000.0, 100.4, 21407.0]), spread([7.0]), None]
     columns = [Column("a"), Column("speed", "tokens/s", 0)]

@@ -252,7 +252,7 @@ def test_text_that_is_seen_has_no_progress_lines_in_it(tiny_run: Path) -> None:
     ("command", "shown"),
     [
         (["inspect", "run"], "computing and plotting: "),
-        (["doctor", "--table", "positional"], "checking: "),
+        (["doctor", "--table", "objective"], "checking: "),
         (["data", "data=text", "data.path=text.txt"], "text as "),
         (["data", "--shards", "big", "data=text", "data.path=text.txt"], "encoding, "),
         (["bench", "attention", "--lengths", "8,16", "--repeats", "3"], "measuring: 50%, 0:"),
