@@ -157,7 +157,7 @@ def _options(arguments: list[str]) -> Namespace:
     add("--open", action="store_true", help=HELP["--open"])
     options = parser.parse(arguments)
     if not options.folders and not options.serve:
-        parser.error("DIR: is required; add one, such as latest, or add --serve")
+        parser.error("DIR: missing; give a folder, such as latest, or --serve")
     _require_together(options)
     options.by = [key for group in options.by for key in group.split(",") if key]
     every = LIVE_SECONDS if options.every is None else options.every

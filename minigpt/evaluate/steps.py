@@ -22,8 +22,8 @@ LAYER, HEAD = 0, 0  # the layer that reads the embedding of the steps before it
 class Step:
     """A stage: its formula, the names and sizes of its axes, and its values.
 
-    `values` (n,) or (rows, n), on the CPU, of token ids as integers; None if the model has no such
-    stage: `note` says why.
+    `values` (n,) or (rows, n), on the CPU: floats, or integers if they are token ids. None if the
+    model has no such stage: `note` says why.
     """
 
     name: str

@@ -12,10 +12,11 @@ import plotly.graph_objects as go
 
 from minigpt.report.statistics import half_intervals
 
-# Contrast of 3 or more with white and with black. Designs cycle through colours, then dashes.
+# Contrast of 3 or more with white and with black. Designs cycle through colours, then dashes and
+# symbols.
 COLOURS = ("#2f7fd6", "#d9700f", "#2a9d4a", "#dc4450", "#9467d8", "#1597a5", "#8f8a1c")
 DASHES = ("solid", "dash", "dot", "dashdot")
-SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star")
+SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down")
 BAND_OPACITY = 0.18
 NAME_CHARACTERS = 18  # maximum of a name beside a row
 GREY = "#888888"  # of lines that are no design, on light and on dark
@@ -76,7 +77,7 @@ class Line:
 def styles(labels: Sequence[str]) -> dict[str, Style]:
     """Return a style for each label of a design.
 
-    Each has another pair of colour and symbol, up to the number of such pairs.
+    No two have the same colour and dash, or the same colour and symbol, until all are used.
     """
     found = {}
     for number, label in enumerate(labels):

@@ -24,9 +24,9 @@ from minigpt.report.tables import Table, markdown_text, to_csv, to_latex, to_mar
 from minigpt.report.verdict import verdict
 
 SAMPLE_CHARACTERS = 600
-# A label's line and marker, as the plots draw them.
+# A label's line, and its marker in plots that have markers.
 STROKES = {"solid": "none", "dash": "7 4", "dot": "2 4", "dashdot": "7 3 2 3"}  # SVG dash patterns
-GLYPHS = dict(zip(SYMBOLS, "●■◆✚✖▲★", strict=True))
+GLYPHS = dict(zip(SYMBOLS, "●■◆✚✕▲▼", strict=True))
 MOST_BESIDE = 16  # labels beside the lines; more are above the plot
 MOST_OPEN = 400  # characters of warnings and notes; more begin folded
 

@@ -103,8 +103,8 @@ class Server(ThreadingHTTPServer):
         super().__init__((LOOPBACK, port), Handler)
         self.dashboard = dashboard
         # A page of another site may have its own name point here (DNS rebinding), and sends it.
-        suffix = "" if self.server_port == HTTP_PORT else f":{self.server_port}"
-        self.hosts = [[f"{name}{suffix}"] for name in (LOOPBACK, "localhost")]
+        suffixes = [f":{self.server_port}"] + [""] * (self.server_port == HTTP_PORT)
+        self.hosts = [[f"{n}{suffix}"] for n in (LOOPBACK, "localhost") for suffix in suffixes]
 
     @property
     def url(self) -> str:

@@ -71,17 +71,18 @@ def _digits(column: Column, cells: Sequence[Cell]) -> int:
 def _text(column: Column, cell: Cell, digits: int) -> str:
     if cell is None or isinstance(cell, str):
         return cell or ""
-    if isinstance(cell, Interval):  # z: what rounds to zero has no minus sign
+    style = f"{column.sign}z,.{digits}f"  # z: what rounds to zero has no minus sign
+    if isinstance(cell, Interval):
         half = "" if cell.half is None else f" ± {cell.half:,.{digits}f}"
-        return f"{cell.mean:{column.sign}z,.{digits}f}{half}"
+        return f"{cell.mean:{style}}{half}"
     if isinstance(cell, Spread):
         extremes = f" ({cell.low:,.{digits}f} to {cell.high:,.{digits}f})" if cell.n > 1 else ""
-        return f"{cell.median:{column.sign},.{digits}f}{extremes}"
+        return f"{cell.median:{style}}{extremes}"
     if isinstance(cell, int):
         return f"{cell:{column.sign},}"
     if column.is_p:
         return f"< {SMALLEST_P:g}" if cell < SMALLEST_P else f"{cell:.4f}"
-    return f"{cell:{column.sign}z,.{digits}f}"
+    return f"{cell:{style}}"
 
 
 # ---- formats ----

@@ -33,6 +33,7 @@ PRINTED = {
     "24_drafts": ["sample {runs}/06_flash_attention --draft {runs}/01_bigram"],
     "25_quantisation": [f"eval {ROPE} --quantize int8"],
 }
+WITH_STDERR = {"24_drafts"}  # stdout is the text, stderr how fast it was
 
 
 def main() -> None:
@@ -57,18 +58,21 @@ def train(options: StudyOptions) -> None:
     minigpt("report", str(options.runs))
     for page, commands in PRINTED.items():
         texts = [
-            output(command.format(runs=shlex.quote(str(options.runs)))) for command in commands
+            output(command.format(runs=shlex.quote(str(options.runs))), page in WITH_STDERR)
+            for command in commands
         ]
         write_text(options.results / f"printed/{page}.txt", "\n".join(texts))
 
 
-def output(command: str) -> str:
-    """Return a minigpt command and what it printed. Raises UserError if it fails."""
+def output(command: str, with_stderr: bool = False) -> str:
+    """Return a minigpt command and its output. Raises UserError if it fails."""
     words = [sys.executable, "-m", "minigpt.cli", *shlex.split(command)]
-    done = subprocess.run(words, capture_output=True, encoding="utf-8")
+    stderr = subprocess.PIPE if with_stderr else None
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8")
     if done.returncode:
-        raise UserError(f"minigpt {command}: exit code {done.returncode}: {done.stderr.strip()}")
-    return f"$ minigpt {command}\n{done.stdout}{done.stderr}"
+        why = f"ended with exit code {done.returncode} {(done.stderr or '').strip()}"
+        raise UserError(f"minigpt {command}: {why.strip()}")
+    return f"$ minigpt {command}\n{done.stdout}{done.stderr or ''}"
 
 
 def runs_of(results: Path) -> dict[str, Run]:

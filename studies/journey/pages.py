@@ -79,7 +79,7 @@ def numbers(run: Run) -> list[Cell]:
     return [run.number("parameters.total"), *map(run.number, (LOSS, BITS, "seconds"))]
 
 
-def number(name: str | None) -> str:
+def step_number(name: str | None) -> str:
     """Return the number of a step, as in the heading of its page; '' for none."""
     return "" if name is None else name.partition("_")[0].lstrip("0")
 
@@ -92,7 +92,9 @@ def index(runs: Mapping[str, Run]) -> str:
             known = [runs[name].number(BITS) for name in trained(step, runs)]
             values = [value for value in known if value is not None]
             difference = values[1] - values[0] if len(values) == 2 else None
-            rows.append([step.name, *numbers(runs[step.name]), difference, number(step.before)])
+            rows.append(
+                [step.name, *numbers(runs[step.name]), difference, step_number(step.before)]
+            )
     if not rows:
         return ""
     difference = Column("difference", "difference, bits/byte", sign="+")

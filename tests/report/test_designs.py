@@ -141,7 +141,7 @@ def test_by_groups_designs_and_warns_of_differences_inside(tmp_path: Path) -> No
         ("empty/../made/rope_seed=1/config.yaml", "config.yaml: is a file; give the folder"),
         ("made --wandb minigpt", "--wandb=minigpt: not ENTITY/PROJECT"),
         ("latest", "latest: no run under"),
-        ("", "DIR: is required; add one, such as latest, or add --serve"),
+        ("", "DIR: missing; give a folder, such as latest, or --serve"),
     ],
 )
 def test_mistakes_are_one_line(cli: Cli, workdir: Path, arguments: str, message: str) -> None:

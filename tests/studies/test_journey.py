@@ -11,7 +11,9 @@ import yaml
 
 from minigpt.config.groups import config_directory
 from minigpt.config.pairs import flat
+from minigpt.errors import UserError
 from minigpt.export.architecture import group_of
+from minigpt.report.designs import differences
 from minigpt.report.runs import Run
 from studies.journey import journey as study
 from studies.journey.pages import END, PAGES, START, changes, part_of, write_pages
@@ -62,6 +64,23 @@ def test_every_page_is_in_the_index_and_leads_to_the_next() -> None:
         assert f"]({following}.md)" in (PAGES / f"{name}.md").read_text(encoding="utf-8")
 
 
+def test_the_kept_results_are_of_the_steps_as_they_are() -> None:
+    runs = study.runs_of(study.HERE / "results")
+    assert {*runs} == {*steps()}
+    for name, run in runs.items():
+        asked = steps()[name].config
+        others = differences(run.config, asked)
+        assert [key for key in others if asked.get(key) not in ("auto", None)] == [], name
+
+
+def test_the_output_of_a_command(capfd: pytest.CaptureFixture[str]) -> None:
+    assert study.output("runs nowhere --help").startswith("$ minigpt runs nowhere --help\nusage: ")
+    for with_stderr, shown in ((True, ""), (False, "nowhere")):
+        with pytest.raises(UserError, match="minigpt eval nowhere: ended with exit code 2"):
+            study.output("eval nowhere", with_stderr)
+        assert shown in capfd.readouterr().err
+
+
 def test_the_pages_show_the_kept_results(tmp_path: Path) -> None:
     """`python -m studies.journey.journey` would change nothing."""
     results = study.HERE / "results"
@@ -82,11 +101,13 @@ def runs(tmp_path: Path) -> dict[str, Run]:
     losses = {"06_flash_attention": 2.0, "07_subword_tokens": 3.0, "14_alibi": 2.5}
     for name, loss in losses.items():
         bits = {"val_bits_per_byte": loss / 2}
-        settings = config(model__name=name)
-        make_run(tmp_path / "results" / f"{name}_2", settings, loss=loss, result=bits)
+        make_run(
+            tmp_path / "results" / f"{name}_2", config(model__name=name), loss=loss, result=bits
+        )
     older = {"started": "2026-01-01T10:00:00+00:00"}  # of earlier code
-    settings = config(model__name="14_alibi")
-    make_run(tmp_path / "results/14_alibi", settings, loss=9.0, manifest=older)
+    make_run(
+        tmp_path / "results/14_alibi", config(model__name="14_alibi"), loss=9.0, manifest=older
+    )
     make_run(tmp_path / "results/01_bigram", config(model__name="01_bigram"), status=None)
     return study.runs_of(tmp_path / "results")
 
