@@ -34,6 +34,7 @@ def test_kills(tmp_path: Path) -> None:
     assert not [*tmp_path.glob("storm_*")]
 
 
+@pytest.mark.exhaustive
 def test_damage(tmp_path: Path) -> None:
     done = storm(tmp_path, "--only", "damage", "--damages", "2")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -303,7 +303,7 @@ def test_bench_replicas(cli: Cli) -> None:
     assert done.code == 2 and "model.dropout=0.1: replicas would draw" in done.err
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_bench_busy(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two of the ways to wait, to save time."""
     monkeypatch.setattr(busy, "WAITING", dict([*WAITING.items()][:2]))
