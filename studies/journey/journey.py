@@ -65,14 +65,18 @@ def train(options: StudyOptions) -> None:
 
 
 def output(command: str, with_stderr: bool = False) -> str:
-    """Return a minigpt command and its output. Raises UserError if it fails."""
+    """Return a minigpt command and its output, with what it said beside it if asked to.
+
+    Raises UserError if it fails.
+    """
     words = [sys.executable, "-m", "minigpt.cli", *shlex.split(command)]
     stderr = subprocess.PIPE if with_stderr else None
     done = subprocess.run(words, stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8")
+    said = done.stderr or ""
     if done.returncode:
-        why = f"ended with exit code {done.returncode} {(done.stderr or '').strip()}"
-        raise UserError(f"minigpt {command}: {why.strip()}")
-    return f"$ minigpt {command}\n{done.stdout}{done.stderr or ''}"
+        why = f"ended with exit code {done.returncode}"
+        raise UserError(": ".join(filter(None, [f"minigpt {command}", why, said.strip()])))
+    return f"$ minigpt {command}\n{done.stdout}{said}"
 
 
 def runs_of(results: Path) -> dict[str, Run]:
